@@ -1,0 +1,1 @@
+"""Experiments: the only place that knows both packages, flags and configs."""

@@ -1,0 +1,104 @@
+"""The public chunk inverse: checks, the choice of gradient, dispatch."""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from neumann_jax import arithmetic, dispatch, masks
+from neumann_jax.spec import InverseSpec, resolve
+
+Gradient = Literal["implicit", "truncated"]
+
+
+def inverse(
+  a: jax.Array,
+  spec: InverseSpec = InverseSpec(),  # noqa: B008  (frozen)
+  *,
+  envelope: jax.Array | None = None,
+  gradient: Gradient = "implicit",
+  implementation: str = "auto",
+) -> jax.Array:
+  """T = (I + A)^-1 for strictly lower triangular A, by matrix products.
+
+  Args:
+    a: [..., C, C] floating point, C a power of two. The upper triangle and the
+      diagonal are ignored. Products run in float32 (float64 for float64 input
+      and precision "float32").
+    spec: method and arithmetic.
+    envelope: [..., C, C] from `neumann_jax.envelope`; its largest entry fixes
+      the scale of `QuantSpec(scale="envelope")`. None assumes beta <= 1:
+      magnitudes above 1 saturate.
+    gradient: "implicit" is the derivative of the exact inverse evaluated at
+      the computed T, -T^t G T^t; "truncated" is the derivative of what was
+      computed, straight-through at every rounding of an operand.
+    implementation: "auto", "tpu", "gpu", "xla" or "interpret".
+
+  Returns:
+    T, [..., C, C] in a's dtype, unit lower triangular.
+
+  Raises:
+    TypeError: if `a` is not floating point.
+    ValueError: if `a` is not square with C a power of two, if `envelope` does
+      not match it, or for an unknown name; all before any compilation.
+  """
+  _check(a, envelope, gradient)
+  spec = resolve(spec, a.shape[-1])
+  run = dispatch.select(implementation)
+  bound = None
+  if envelope is not None:
+    bound = jnp.max(envelope, axis=(-2, -1), keepdims=True)  # [..., 1, 1]
+    bound = lax.stop_gradient(bound.astype(jnp.float32))
+  wide = a.dtype == jnp.float64 and spec.precision == "float32"
+  wide = wide and spec.quant is None
+  x = a.astype(jnp.float64 if wide else jnp.float32)
+  if gradient == "implicit":
+    t = _implicit(run, spec, x, bound)
+  else:
+    t = run(x, spec, bound)
+  return t.astype(a.dtype)
+
+
+def _check(a: jax.Array, envelope: jax.Array | None, gradient: str) -> None:
+  if not jnp.issubdtype(a.dtype, jnp.floating):
+    raise TypeError(f"a must be floating point, got dtype {a.dtype}")
+  if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
+    raise ValueError(f"a must have shape [..., C, C], got {a.shape}")
+  if envelope is not None and envelope.shape[-2:] != a.shape[-2:]:
+    raise ValueError(
+      f"envelope must end in the shape of a, {a.shape[-2:]}, got "
+      f"{envelope.shape}"
+    )
+  if gradient not in ("implicit", "truncated"):
+    raise ValueError(
+      f'gradient must be "implicit" or "truncated", got {gradient!r}'
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _implicit(
+  run: dispatch.Inverse,
+  spec: InverseSpec,
+  a: jax.Array,
+  bound: jax.Array | None,
+) -> jax.Array:
+  return run(a, spec, bound)
+
+
+def _implicit_fwd(run, spec, a, bound):
+  t = run(a, spec, bound)
+  return t, t
+
+
+def _implicit_bwd(run, spec, t, cotangent):
+  """dL/dA = -T^t (dL/dT) T^t on the strictly lower part."""
+  del run, spec
+  transposed = jnp.swapaxes(t, -1, -2)
+  g = arithmetic.full_product(transposed, cotangent)
+  g = -arithmetic.full_product(g, transposed)
+  return jnp.where(masks.strictly_lower(t.shape[-1]), g, 0), None
+
+
+_implicit.defvjp(_implicit_fwd, _implicit_bwd)

@@ -1,0 +1,139 @@
+"""Integer operands: codes, scales, exact code products, straight-through grads.
+
+One definition serves the emulated ("fake") and the true integer product. An
+operand x becomes codes n = clip(floor(x / s + 0.5), -q, q); the left operand
+has one scale per row and the right one per column (`dynamic`), or both share
+one scale fixed by the envelope. The product of codes is exact and is scaled
+once, by s_left * s_right. INT16 codes split into two signed 8-bit limbs,
+n = 256 h + l, so q = 32639 = 127 * 256 + 127 there, and the four limb products
+combine in float32 as ((hh * 256) + (hl + lh)) * 256 + ll.
+
+The fake product keeps the codes in float32, the true one in int8 with int32
+sums. Sums of code products stay below 2^24, so the two agree bit for bit.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_LARGEST_CODE = {4: 7, 8: 127, 16: 32639}
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantSpec:
+  """How the operands of a product are quantised.
+
+  Attributes:
+    bits: 4, 8 or 16.
+    scale: "envelope" fixes one scale s = max(E) / q from the gates alone, no
+      data needed, codes beyond it saturate; "dynamic" takes the largest
+      magnitude of every row (left operand) or column (right operand).
+    integer: multiply int8 codes with int32 sums; otherwise the same codes are
+      multiplied in float32, with the same result.
+  """
+
+  bits: int = 8
+  scale: Literal["envelope", "dynamic"] = "envelope"
+  integer: bool = False
+
+  def __post_init__(self) -> None:
+    if self.bits not in _LARGEST_CODE:
+      raise ValueError(f"bits must be 4, 8 or 16, got {self.bits!r}")
+    if self.scale not in ("envelope", "dynamic"):
+      raise ValueError(
+        f'scale must be "envelope" or "dynamic", got {self.scale!r}'
+      )
+
+  @property
+  def largest_code(self) -> int:
+    """q: codes lie in [-q, q]."""
+    return _LARGEST_CODE[self.bits]
+
+
+def dynamic_scale(x: jax.Array, *, axis: int, bits: int) -> jax.Array:
+  """Scale that maps the largest magnitude along `axis` to the largest code.
+
+  Args:
+    x: any shape.
+    axis: the summed axis of the product: -1 for a left operand (one scale a
+      row), -2 for a right one (one a column).
+    bits: 4, 8 or 16.
+
+  Returns:
+    x's shape with `axis` reduced to 1, positive also where x is zero.
+  """
+  largest = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
+  tiny = jnp.finfo(x.dtype).tiny
+  return jnp.maximum(largest / _LARGEST_CODE[bits], tiny)
+
+
+def codes(x: jax.Array, scale: jax.Array, *, bits: int) -> jax.Array:
+  """Integer codes clip(floor(x / scale + 0.5), -q, q), held in x's dtype."""
+  q = _LARGEST_CODE[bits]
+  return jnp.clip(jnp.floor(x / scale + 0.5), -q, q)
+
+
+def fake_quantize(x: jax.Array, scale: jax.Array, *, bits: int) -> jax.Array:
+  """Rounds x to the grid of `bits` and back, straight-through in the gradient.
+
+  Args:
+    x: any shape, float.
+    scale: positive, broadcastable to x.
+    bits: 4, 8 or 16.
+
+  Returns:
+    codes(x) * scale. The derivative is 1 where the code does not saturate and
+    0 where it does; the scale is a constant to it.
+  """
+  scale = lax.stop_gradient(scale)
+  limit = (_LARGEST_CODE[bits] + 0.5) * scale
+  inside = jnp.clip(x, -limit, limit)
+  rounded = codes(x, scale, bits=bits) * scale
+  return inside + lax.stop_gradient(rounded - inside)
+
+
+def code_product(a: jax.Array, b: jax.Array, quant: QuantSpec) -> jax.Array:
+  """Product of two matrices of codes, [..., M, K] x [..., K, N], in float32.
+
+  Exact for 4 and 8 bits. For 16 bits the four exact limb products are combined
+  with two float32 roundings.
+
+  Args:
+    a: codes of at most `quant.bits` bits, held in a float dtype.
+    b: likewise.
+    quant: which product; `integer` selects int8 operands and int32 sums.
+
+  Returns:
+    [..., M, N] float32, the same bits for either value of `integer`.
+  """
+  dot = _int8_dot if quant.integer else _float_dot
+  if quant.bits <= 8:
+    return dot(a, b).astype(jnp.float32)
+  (a_high, a_low), (b_high, b_low) = _limbs(a), _limbs(b)
+  high = dot(a_high, b_high).astype(jnp.float32)
+  middle = dot(a_high, b_low) + dot(a_low, b_high)
+  low = dot(a_low, b_low).astype(jnp.float32)
+  return (high * 256 + middle.astype(jnp.float32)) * 256 + low
+
+
+def _limbs(n: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Splits codes n = 256 h + l with l in [-128, 127] and |h| <= 127."""
+  high = jnp.floor((n + 128) / 256)
+  return high, n - 256 * high
+
+
+def _float_dot(a: jax.Array, b: jax.Array) -> jax.Array:
+  return jnp.matmul(
+    a.astype(jnp.float32),
+    b.astype(jnp.float32),
+    precision=lax.Precision.HIGHEST,
+  )
+
+
+def _int8_dot(a: jax.Array, b: jax.Array) -> jax.Array:
+  return jnp.matmul(
+    a.astype(jnp.int8), b.astype(jnp.int8), preferred_element_type=jnp.int32
+  )

@@ -1,0 +1,1 @@
+"""Diffusion posterior sampling by noise-frequency continuation."""

@@ -1,0 +1,48 @@
+"""Fourier helpers on images [..., H, W, C]: filters and radial frequencies.
+
+A *transfer* or *spectrum* lives on the full FFT grid, [H, W] or [H, W, C], in
+numpy's FFT order, real and even. A power spectrum S holds the variance of each
+coefficient of the orthonormal FFT, so its mean is the variance of a pixel.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def radial_frequency(height: int, width: int) -> np.ndarray:
+  """Radius in cycles per pixel of every FFT bin, [H, W], from 0 to sqrt(1/2)."""
+  fy = np.fft.fftfreq(height)[:, None]
+  fx = np.fft.fftfreq(width)[None, :]
+  return np.hypot(fy, fx)
+
+
+def apply_transfer(x: jax.Array, transfer: jax.Array) -> jax.Array:
+  """Multiplies the 2-D spectrum of x by a real, even transfer function.
+
+  Args:
+    x: [..., H, W, C] real.
+    transfer: [], [H, W] or [H, W, C].
+
+  Returns:
+    [..., H, W, C], real, of x's dtype.
+  """
+  height, width = x.shape[-3:-1]
+  transfer = jnp.asarray(transfer, x.dtype)
+  if transfer.ndim == 0:
+    return x * transfer
+  if transfer.ndim == 2:
+    transfer = transfer[..., None]
+  half = transfer[:, : width // 2 + 1]  # [H, W//2+1, C or 1]
+  f = jnp.fft.rfft2(x, axes=(-3, -2))
+  return jnp.fft.irfft2(f * half, s=(height, width), axes=(-3, -2))
+
+
+def radial_bands(height: int, width: int, count: int) -> np.ndarray:
+  """Index of the radial band of every FFT bin, [H, W] int, 0 to count - 1.
+
+  Bands have equal width in radius; the corners beyond Nyquist (1/2 cycle per
+  pixel) join the last one.
+  """
+  radius = radial_frequency(height, width)
+  return np.minimum((radius / 0.5 * count).astype(int), count - 1)

@@ -1,0 +1,132 @@
+"""The contracts of the package: what flows between its parts.
+
+Axis letters: B posterior samples per observation, N observations, H W C image
+height, width and channels, h w measurement height and width. Pixels lie in
+[-1, 1]; every standard deviation (`sigma`, `noise_std`) is in that unit.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+
+# denoise(x [M, H, W, C], sigma [M]) -> E[x0 | x0 + sigma n = x] [M, H, W, C]
+Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class SolveInfo(NamedTuple):
+  """How a linear solve went.
+
+  Attributes:
+    iterations: int32 scalar, 0 for a closed form.
+    relative_residual: float32 scalar, worst ||b - K x|| / ||b|| of the batch.
+  """
+
+  iterations: jax.Array
+  relative_residual: jax.Array
+
+
+class Operator(abc.ABC):
+  """A linear measurement A of an image; concrete kinds are registered pytrees.
+
+  Arrays (kernels, masks, matrices) are leaves, so that new ones never retrace;
+  shapes and the kind are static. Every method accepts any leading axes.
+  """
+
+  image_shape: tuple[int, int, int]  # (H, W, C), static
+
+  @property
+  @abc.abstractmethod
+  def measurement_shape(self) -> tuple[int, int, int]:
+    """(h, w, C) of one measurement."""
+
+  @abc.abstractmethod
+  def forward(self, x: jax.Array) -> jax.Array:
+    """A x: [..., H, W, C] -> [..., h, w, C]."""
+
+  @abc.abstractmethod
+  def adjoint(self, y: jax.Array) -> jax.Array:
+    """The exact transpose A^T y: [..., h, w, C] -> [..., H, W, C]."""
+
+  @abc.abstractmethod
+  def normal_solve(
+    self,
+    rhs: jax.Array,
+    *,
+    precision: jax.Array,
+    noise_std: jax.Array,
+    tolerance: float = 1e-6,
+    max_iterations: int = 300,
+  ) -> tuple[jax.Array, SolveInfo]:
+    """Solves (A^T A / noise_std^2 + P) x = rhs, P diagonal in Fourier space.
+
+    Args:
+      rhs: [..., H, W, C].
+      precision: diagonal of P on the full FFT grid, [], [H, W] or [H, W, C],
+        positive, in 1/pixel^2.
+      noise_std: scalar measurement noise.
+      tolerance: relative residual at which conjugate gradients stop.
+      max_iterations: their limit.
+
+    Returns:
+      x [..., H, W, C] and how the solve went.
+    """
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Observation:
+  """What was measured: y = A x0 + noise_std n.
+
+  Attributes:
+    y: [N, h, w, C].
+    operator: the measurement A.
+    noise_std: scalar, > 0.
+  """
+
+  y: jax.Array
+  operator: Operator
+  noise_std: jax.Array | float
+
+
+class SamplerState(NamedTuple):
+  """What the next step needs.
+
+  Attributes:
+    x: [B, N, H, W, C] float32, the image at the noise of `level`.
+    level: int32 scalar, how many levels have been done.
+  """
+
+  x: jax.Array
+  level: jax.Array
+
+
+class Info(NamedTuple):
+  """Diagnostics of one step; stacked over steps by `run`.
+
+  Attributes:
+    sigma: noise level the step started from.
+    residual: [B, N] ||y - A x0||^2 / (m noise_std^2) of the step's image.
+    solve: how the inner linear solve went (zeros where there is none).
+  """
+
+  sigma: jax.Array
+  residual: jax.Array
+  solve: SolveInfo
+
+
+class Sampler(NamedTuple):
+  """A posterior sampler as pure functions.
+
+  Attributes:
+    init: (key, observation, batch) -> SamplerState.
+    step: (state, denoise, observation, key) -> (SamplerState, Info).
+    num_steps: how many steps a run takes.
+  """
+
+  init: Callable[[chex.PRNGKey, Observation, int], SamplerState]
+  step: Callable[..., tuple[SamplerState, Any]]
+  num_steps: int
