@@ -1,0 +1,81 @@
+"""Progress on stderr: a bar on a terminal, a plain line now and then elsewhere.
+
+Studies take a `Tick`, called with a few words before every unit of work, and
+know nothing of how it is shown.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+import tqdm
+
+Tick = Callable[[str], None]
+
+
+def silent(_: str) -> None:
+  """A tick that shows nothing."""
+
+
+class Progress:
+  """Counts units of work; an instance is a `Tick` and a context.
+
+  Attributes:
+    total: how many ticks are expected.
+  """
+
+  def __init__(
+    self,
+    total: int,
+    *,
+    label: str,
+    stream: TextIO | None = None,
+    every: float = 5.0,
+  ):
+    """Starts at zero.
+
+    Args:
+      total: how many ticks are expected.
+      label: stands before the bar.
+      stream: where to show it; None: stderr.
+      every: seconds between plain lines.
+    """
+    self.total = total
+    self._label = label
+    self._stream = sys.stderr if stream is None else stream
+    self._every = every
+    self._count = 0
+    self._last = -every
+    self._start = time.monotonic()
+    self._bar = None
+    if self._stream.isatty():
+      self._bar = tqdm.tqdm(
+        total=total, desc=label, file=self._stream, dynamic_ncols=True
+      )
+
+  def __call__(self, words: str) -> None:
+    """Says what comes next; the unit before it counts as done."""
+    now = time.monotonic() - self._start
+    if self._bar is not None:
+      self._bar.set_postfix_str(words, refresh=False)
+      self._bar.update(min(self._count, 1))
+    elif now - self._last >= self._every:
+      self._last = now
+      self._line(f"{words} ({now:.0f} s)")
+    self._count += 1
+
+  def __enter__(self) -> "Progress":
+    return self
+
+  def __exit__(self, kind: type | None, *_: object) -> None:
+    if self._bar is not None:
+      self._bar.update(min(self._count, 1))
+      self._bar.close()
+    elif kind is None:
+      seconds = time.monotonic() - self._start
+      self._line(f"done ({seconds:.0f} s)")
+
+  def _line(self, words: str) -> None:
+    count = f"{self._count}/{self.total}"
+    print(f"{self._label} {count} {words}", file=self._stream, flush=True)

@@ -1,0 +1,221 @@
+"""A self-contained HTML report: headings, text, tables and pictures.
+
+One file, no scripts, no network: pictures are embedded. A table always says
+on what its numbers were measured, and every number carries its full precision
+in `data-value`, so that a program can read the report too.
+"""
+
+import base64
+import html
+import io
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c1e21; --paper: #fdfdfc;
+  --soft: #62666d; --line: #d9dbde; --bad: #b3261e; --band: #f3f4f2; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e5e7; --paper: #16181b;
+  --soft: #9ca1a9; --line: #3a3e44; --bad: #ff8a80; --band: #1f2226; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 2.5rem 1.25rem 5rem; max-width: 62rem;
+  background: var(--paper); color: var(--ink);
+  font: 1rem/1.6 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .5rem; }
+h2 { font-size: 1.4rem; margin: 3.2rem 0 .6rem; padding-top: 1rem;
+  border-top: 1px solid var(--line); }
+h3 { font-size: 1.1rem; margin: 2.2rem 0 .4rem; }
+p { max-width: 46rem; margin: .6rem 0; }
+code { font: .9em ui-monospace, "DejaVu Sans Mono", monospace; }
+figure { margin: 1.4rem 0; }
+figcaption, .measured { color: var(--soft); font-size: .9rem;
+  max-width: 46rem; }
+figure img { max-width: 100%; height: auto; background: #fff;
+  border-radius: 4px; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .92rem;
+  font-variant-numeric: tabular-nums; margin: .4rem 0; }
+caption { text-align: left; font-weight: 600; padding: .3rem 0; }
+th, td { padding: .28rem .8rem; text-align: left; white-space: nowrap; }
+th { border-bottom: 1.5px solid var(--ink); vertical-align: bottom; }
+td { border-bottom: 1px solid var(--line); }
+td.number, th.number { text-align: right; }
+tbody tr:nth-child(even) { background: var(--band); }
+td.bad { color: var(--bad); font-weight: 600; }
+nav a { margin-right: 1.2rem; }
+a { color: inherit; }
+"""
+
+
+class Cell(NamedTuple):
+  """One entry of a table that wants more than its value.
+
+  Attributes:
+    value: what is shown; numbers are shortened, keeping `data-value` whole.
+    digits: decimals after the point; None: two significant digits.
+    bad: shown as a failure.
+  """
+
+  value: Any
+  digits: int | None = None
+  bad: bool = False
+
+
+class Report:
+  """Collects blocks in reading order and writes them as one file."""
+
+  def __init__(self, title: str, summary: str):
+    """Starts a report.
+
+    Args:
+      title: its heading.
+      summary: a paragraph below it, plain text.
+    """
+    self._title = title
+    self._summary = summary
+    self._sections: list[str] = []
+    self._blocks: list[str] = []
+
+  def section(self, title: str) -> None:
+    """Begins a part, listed at the top."""
+    self._sections.append(title)
+    anchor = f"part-{len(self._sections)}"
+    self._blocks.append(f'<h2 id="{anchor}">{html.escape(title)}</h2>')
+
+  def heading(self, title: str) -> None:
+    """Begins a sub-part."""
+    self._blocks.append(f"<h3>{html.escape(title)}</h3>")
+
+  def text(self, words: str) -> None:
+    """Adds a paragraph of plain text; `backquotes` mark code."""
+    self._blocks.append(f"<p>{_inline(words)}</p>")
+
+  def table(
+    self,
+    caption: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    measured_on: str,
+    name: str,
+  ) -> None:
+    """Adds a table.
+
+    Args:
+      caption: what it shows.
+      columns: headings.
+      rows: one entry a column: text, number, None (a dash) or `Cell`.
+      measured_on: the data, machine or count behind the numbers.
+      name: the table's HTML id.
+
+    Raises:
+      ValueError: a row's length differs from that of `columns`.
+    """
+    for row in rows:
+      if len(row) != len(columns):
+        raise ValueError(
+          f"table {name!r}: row {list(row)!r} has {len(row)} entries for "
+          f"{len(columns)} columns"
+        )
+    kinds = [
+      "number" if any(_is_number(row[i]) for row in rows) else "text"
+      for i in range(len(columns))
+    ]
+    head = "".join(
+      f'<th class="{kind}">{_inline(column)}</th>'
+      for kind, column in zip(kinds, columns)
+    )
+    body = "\n".join(
+      f"<tr>{''.join(_cell(entry) for entry in row)}</tr>" for row in rows
+    )
+    self._blocks.append(
+      f'<div class="scroll"><table id="{html.escape(name)}">'
+      f"<caption>{_inline(caption)}</caption>\n"
+      f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+      f'\n<p class="measured">Measured on: {_inline(measured_on)}</p>'
+    )
+
+  def figure(self, picture: Any, caption: str, *, dpi: int = 110) -> None:
+    """Embeds a matplotlib figure and closes it.
+
+    Args:
+      picture: the figure.
+      caption: what to see in it; also its alternative text.
+      dpi: pixels per inch.
+    """
+    data = base64.b64encode(png(picture, dpi=dpi)).decode()
+    words = _inline(caption)
+    self._blocks.append(
+      f'<figure><img alt="{html.escape(caption)}" '
+      f'src="data:image/png;base64,{data}">'
+      f"<figcaption>{words}</figcaption></figure>"
+    )
+
+  def write(self, path: pathlib.Path) -> pathlib.Path:
+    """Writes the report and returns its path."""
+    links = "".join(
+      f'<a href="#part-{i}">{html.escape(title)}</a>'
+      for i, title in enumerate(self._sections, 1)
+    )
+    body = "\n".join(self._blocks)
+    path.write_text(
+      '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+      '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+      f"<title>{html.escape(self._title)}</title><style>{STYLE}</style>"
+      f"</head>\n<body>\n<h1>{html.escape(self._title)}</h1>\n"
+      f"<p>{_inline(self._summary)}</p>\n<nav>{links}</nav>\n{body}\n"
+      "</body></html>\n",
+      encoding="utf-8",
+    )
+    return path
+
+
+def png(picture: Any, *, dpi: int) -> bytes:
+  """Renders a matplotlib figure to PNG bytes and closes it."""
+  import matplotlib.pyplot as plt
+
+  buffer = io.BytesIO()
+  picture.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight")
+  plt.close(picture)
+  return buffer.getvalue()
+
+
+def short(value: float) -> str:
+  """A number to two significant digits, in powers of ten where it is far."""
+  if math.isnan(value):
+    return "nan"
+  if math.isinf(value):
+    return "overflow" if value > 0 else "-inf"
+  if value == 0 or 1e-2 <= abs(value) < 1e4:
+    return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"
+  return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
+
+
+def _is_number(entry: Any) -> bool:
+  value = entry.value if isinstance(entry, Cell) else entry
+  return value is not None and not isinstance(value, str | bool)
+
+
+def _cell(entry: Any) -> str:
+  cell = entry if isinstance(entry, Cell) else Cell(entry)
+  value = cell.value
+  bad = " bad" if cell.bad else ""
+  if value is None:
+    return f'<td class="number{bad}">-</td>'
+  if not _is_number(value):
+    return f'<td class="text{bad}">{_inline(str(value))}</td>'
+  whole = isinstance(value, int)
+  number = float(value)
+  shown = str(value) if whole else short(number)
+  if cell.digits is not None and math.isfinite(number):
+    shown = f"{number:.{cell.digits}f}"
+  return f'<td class="number{bad}" data-value="{number!r}">{shown}</td>'
+
+
+def _inline(words: str) -> str:
+  """Escapes text and turns `code` into <code>."""
+  parts = html.escape(words).split("`")
+  return "".join(
+    f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts)
+  )
