@@ -50,7 +50,8 @@ def rounded_product(precision: str) -> Product:
   """The product of operands rounded to a floating-point format."""
   if precision == "float32":
     return full_product
-  return lambda a, b: _product(precision, a, b, None, None)
+  one = jnp.ones((), jnp.float32)  # formats with an exponent need no scale
+  return lambda a, b: _product(precision, a, b, one, one)
 
 
 def correction_product(
@@ -96,8 +97,8 @@ def _product(
   form: Format,
   a: jax.Array,
   b: jax.Array,
-  left: jax.Array | None,
-  right: jax.Array | None,
+  left: jax.Array,
+  right: jax.Array,
 ) -> jax.Array:
   if isinstance(form, quantize.QuantSpec):
     n = quantize.codes(a, left, bits=form.bits)
@@ -112,7 +113,7 @@ def _product(
 
 
 def _straight_through(
-  form: Format, x: jax.Array, scale: jax.Array | None
+  form: Format, x: jax.Array, scale: jax.Array
 ) -> jax.Array:
   if isinstance(form, quantize.QuantSpec):
     return quantize.fake_quantize(x, scale, bits=form.bits)

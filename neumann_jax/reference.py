@@ -67,6 +67,12 @@ def count_products(spec: InverseSpec, chunk_size: int) -> int:
   return count + 2 * spec.refine
 
 
+def _filled(spec: InverseSpec) -> tuple[int, int]:
+  """Order and residual steps of a spec that `resolve` has filled in."""
+  assert spec.order is not None and spec.residual_steps is not None
+  return spec.order, spec.residual_steps
+
+
 def _horner(
   a: jax.Array, order: int, dot: Product, *, mask_steps: bool
 ) -> jax.Array:
@@ -96,15 +102,15 @@ def _banded(a: jax.Array, spec: InverseSpec, dot: Product) -> jax.Array:
   With the band mask T0 does not commute with A: the series must stand right
   of T0. Exact once S (N + 1) >= C.
   """
-  start = _horner(a, spec.order, dot, mask_steps=spec.mask_every_step)
-  if spec.residual_steps == 1:
+  order, steps = _filled(spec)
+  start = _horner(a, order, dot, mask_steps=spec.mask_every_step)
+  if steps == 1:
     return start
   if not spec.mask_every_step:
-    residual = _residual(a, start, dot)
-    return dot(start, _geometric(residual, spec.residual_steps, dot))
-  c, x, width = a.shape[-1], start, spec.order
-  for _ in range(spec.residual_steps - 1):
-    width += spec.order + 1
+    return dot(start, _geometric(_residual(a, start, dot), steps, dot))
+  c, x, width = a.shape[-1], start, order
+  for _ in range(steps - 1):
+    width += order + 1
     x = jnp.where(masks.band(c, width), x + dot(start, _residual(a, x, dot)), 0)
   return x
 
@@ -131,9 +137,10 @@ def _newton(a: jax.Array, spec: InverseSpec, dot: Product) -> jax.Array:
   R is zero on the band already exact; only its new part is kept, so that
   rounding of the old part cannot feed back.
   """
-  c, width = a.shape[-1], spec.order
-  x = _horner(a, spec.order, dot, mask_steps=True)
-  for _ in range(spec.residual_steps):
+  order, steps = _filled(spec)
+  c, width = a.shape[-1], order
+  x = _horner(a, order, dot, mask_steps=True)
+  for _ in range(steps):
     known = masks.band(c, width)
     width = 2 * width + 1
     new = masks.band(c, width) & ~known

@@ -1,0 +1,121 @@
+"""Measures the rounding figures that `neumann_jax.plan` looks up.
+
+  python -m experiments.rounding_table
+
+takes about ten minutes on two CPU cores and rewrites
+`neumann_jax/assets/rounding.json`: for every exact product form and every
+arithmetic, twice the worst row sum of |T - X| over the adversarial key
+families, against the float64 inverse of the same float32 A.
+"""
+
+import itertools
+import json
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app
+from tqdm import tqdm
+
+import neumann_jax.assets
+from experiments import key_families
+from neumann_jax import bounds, planner, reference
+from neumann_jax.quantize import QuantSpec
+from neumann_jax.spec import PRECISIONS, InverseSpec
+
+CHUNK_SIZES = (16, 32, 64, 128)
+BETAS = {"beta<=1": (0.6, 1.0), "beta<=2": (1.0, 2.0)}
+SAFETY = 2.0
+DRAWS = 64  # chunks per family and decay
+
+
+def specs() -> Iterator[InverseSpec]:
+  """Every spec that has a row of its own."""
+  yield InverseSpec("exact")
+  quants = [
+    QuantSpec(bits, scale)
+    for bits, scale in itertools.product((4, 8, 16), ("envelope", "dynamic"))
+  ]
+  forms: list[dict] = [{"precision": p} for p in PRECISIONS]
+  forms += [{"quant": q} for q in quants]
+  for form in forms:
+    yield InverseSpec("ladder", **form)
+    yield InverseSpec("ladder", refine=1, **form)
+    yield InverseSpec("newton", **form)
+
+
+def hard_chunks(
+  chunk_size: int, beta: tuple[float, float], draws: int, seed: int = 0
+) -> key_families.Chunks:
+  """All families at all decays in one batch, `draws` chunks of each."""
+  parts = [
+    key_families.draw(
+      family,
+      seed=seed + 1000 * i,
+      count=draws,
+      chunk_size=chunk_size,
+      beta=beta,
+      decay=decay,
+    )
+    for family in key_families.FAMILIES
+    for i, decay in enumerate(key_families.DECAYS)
+  ]
+  return key_families.Chunks(
+    np.concatenate([p.keys for p in parts]),
+    np.concatenate([p.beta for p in parts]),
+    np.concatenate([p.log_decay for p in parts]),
+  )
+
+
+def worst_row_sum(
+  spec: InverseSpec, chunks: key_families.Chunks, truth: np.ndarray
+) -> float:
+  """Largest row sum of |T - X| over a batch; infinite if X is not finite."""
+  a = jnp.asarray(chunks.a, jnp.float32)
+  bound = None
+  if spec.quant is not None:
+    e = bounds.envelope(
+      jnp.asarray(chunks.beta, jnp.float32),
+      jnp.asarray(chunks.log_decay, jnp.float32),
+    )
+    bound = jnp.max(e, axis=(-2, -1), keepdims=True)
+  x = np.asarray(jax.jit(reference.invert, static_argnums=1)(a, spec, bound))
+  sums = np.abs(truth - x.astype(np.float64)).sum(-1).max()
+  return float(sums) if np.isfinite(sums) else float("inf")
+
+
+def measure(draws: int = DRAWS, chunk_sizes: tuple = CHUNK_SIZES) -> dict:
+  """The whole table, as stored."""
+  table: dict = {}
+  todo = list(itertools.product(chunk_sizes, BETAS))
+  for chunk_size, name in tqdm(todo, desc="rounding table"):
+    chunks = hard_chunks(chunk_size, BETAS[name], draws)
+    truth = key_families.exact_inverse(chunks.a.astype(np.float32))
+    for spec in specs():
+      row = table.setdefault(planner.rounding_key(spec), {})
+      worst = SAFETY * worst_row_sum(spec, chunks, truth)
+      row.setdefault(str(chunk_size), {})[name] = float(f"{worst:.3g}")
+  return {
+    "measured": (
+      f"{SAFETY:g} x the worst row sum of |T - X| over {draws} draws of each "
+      f"of {len(key_families.FAMILIES)} key families at decays "
+      f"{key_families.DECAYS}, width 128, beta uniform in {BETAS}; jax "
+      f"{jax.__version__} on {jax.devices()[0].platform}"
+    ),
+    "bounds": table,
+  }
+
+
+def main(argv: list[str]) -> None:
+  """Writes the asset."""
+  del argv
+  folder = pathlib.Path(neumann_jax.assets.__path__[0])
+  path = folder / "rounding.json"
+  path.write_text(json.dumps(measure(), indent=1) + "\n")
+  print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+  app.run(main)
