@@ -1,7 +1,8 @@
 """Fourier helpers on images [..., H, W, C]: filters and radial frequencies.
 
 A *transfer* or *spectrum* lives on the full FFT grid, [H, W] or [H, W, C], in
-numpy's FFT order, real and even. A power spectrum S holds the variance of each
+numpy's FFT order, and has the symmetry that keeps images real: even, or
+Hermitian where complex. A power spectrum S holds the variance of each
 coefficient of the orthonormal FFT, so its mean is the variance of a pixel.
 """
 
@@ -18,24 +19,25 @@ def radial_frequency(height: int, width: int) -> np.ndarray:
 
 
 def apply_transfer(x: jax.Array, transfer: jax.Array) -> jax.Array:
-  """Multiplies the 2-D spectrum of x by a real, even transfer function.
+  """Multiplies the 2-D spectrum of x by a transfer function.
 
   Args:
     x: [..., H, W, C] real.
-    transfer: [], [H, W] or [H, W, C].
+    transfer: [], [H, W] or [H, W, C], real and even or complex Hermitian.
 
   Returns:
     [..., H, W, C], real, of x's dtype.
   """
   height, width = x.shape[-3:-1]
-  transfer = jnp.asarray(transfer, x.dtype)
+  transfer = jnp.asarray(transfer)
   if transfer.ndim == 0:
-    return x * transfer
+    return x * transfer.astype(x.dtype)
   if transfer.ndim == 2:
     transfer = transfer[..., None]
   half = transfer[:, : width // 2 + 1]  # [H, W//2+1, C or 1]
   f = jnp.fft.rfft2(x, axes=(-3, -2))
-  return jnp.fft.irfft2(f * half, s=(height, width), axes=(-3, -2))
+  f = f * half.astype(f.dtype)
+  return jnp.fft.irfft2(f, s=(height, width), axes=(-3, -2))
 
 
 def radial_bands(height: int, width: int, count: int) -> np.ndarray:

@@ -1,0 +1,200 @@
+"""Inpainting: y = m x, pixels dropped in all channels together."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from posterior_jax import spectral
+from posterior_jax.operators import solve
+from posterior_jax.types import Operator, SolveInfo
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Inpainting(Operator):
+  """Keeps the pixels where `mask` is 1.
+
+  The measurement has the image's shape; noise is added on dropped pixels too,
+  and never read, because the adjoint masks it.
+
+  Attributes:
+    mask: [H, W, 1] float32 of zeros and ones.
+    image_shape: (H, W, C).
+    contiguous: whether the dropped pixels form a few holes, rather than being
+      scattered; chooses the solver, not the result.
+  """
+
+  mask: jax.Array
+  image_shape: tuple[int, int, int] = dataclasses.field(
+    metadata={"static": True}
+  )
+  contiguous: bool = dataclasses.field(default=False, metadata={"static": True})
+
+  @property
+  def measurement_shape(self) -> tuple[int, int, int]:
+    """(H, W, C)."""
+    return self.image_shape
+
+  def forward(self, x: jax.Array) -> jax.Array:
+    """m x."""
+    return self.mask.astype(x.dtype) * x
+
+  def adjoint(self, y: jax.Array) -> jax.Array:
+    """m y."""
+    return self.mask.astype(y.dtype) * y
+
+  def svd(self) -> solve.Svd:
+    """The mask itself: pixels are the singular vectors."""
+
+    def same(x: jax.Array) -> jax.Array:
+      return x
+
+    return solve.Svd(self.mask, same, same, same, same)
+
+  def normal_solve(
+    self,
+    rhs: jax.Array,
+    *,
+    precision: jax.Array,
+    noise_std: jax.Array,
+    tolerance: float = 1e-6,
+    max_iterations: int = 300,
+  ) -> tuple[jax.Array, SolveInfo]:
+    """Closed form for a scalar precision, else conjugate gradients.
+
+    A contiguous hole is solved for alone: with B = I / s^2 + P, diagonal in
+    Fourier space, and H the dropped pixels,
+
+      x = B^-1 (b + H h / s^2),  (I - H B^-1 H / s^2) h = H B^-1 b,
+
+    where the inverse of the Fourier-diagonal matrix, cut to the hole, is a far
+    better preconditioner than any diagonal of the full system. Scattered
+    pixels make that one poor and the mean of the mask a good one instead.
+    """
+    if jnp.ndim(precision) == 0:
+      return solve.closed_form(self.svd(), rhs, precision, noise_std)
+    solver = self._solve_hole if self.contiguous else self._solve_image
+    return solver(
+      rhs,
+      precision=precision,
+      noise_std=noise_std,
+      tolerance=tolerance,
+      max_iterations=max_iterations,
+    )
+
+  def _solve_image(
+    self, rhs: jax.Array, *, precision: jax.Array, noise_std: jax.Array, **stop
+  ) -> tuple[jax.Array, SolveInfo]:
+    return solve.normal_equations(
+      self.forward,
+      jnp.mean(self.mask),
+      rhs,
+      precision=precision,
+      noise_std=noise_std,
+      **stop,
+    )
+
+  def _solve_hole(
+    self, rhs: jax.Array, *, precision: jax.Array, noise_std: jax.Array, **stop
+  ) -> tuple[jax.Array, SolveInfo]:
+    weight = noise_std**2
+    wiener = 1.0 / (1.0 + weight * precision)  # B^-1 / s^2
+    hole = 1.0 - self.mask.astype(rhs.dtype)
+
+    def within(transfer: jax.Array) -> solve.Linear:
+      return lambda h: hole * spectral.apply_transfer(hole * h, transfer)
+
+    known = weight * rhs
+    h, iterations = solve.conjugate_gradients(
+      within(1.0 - wiener),
+      within(1.0 / (1.0 - wiener)),
+      hole * spectral.apply_transfer(known, wiener),
+      **stop,
+    )
+    x = spectral.apply_transfer(known + h, wiener)
+    image = self.forward(x) + spectral.apply_transfer(x, weight * precision)
+    return x, solve.report(known, image, iterations)
+
+
+def inpainting(
+  image_shape: tuple[int, int, int], mask: np.ndarray
+) -> Inpainting:
+  """Inpainting with a mask of one's own.
+
+  Args:
+    image_shape: (H, W, C).
+    mask: [H, W], 1 where the pixel is observed, 0 where it is dropped.
+
+  Raises:
+    ValueError: for a mask of another size, or with other values, or empty.
+  """
+  mask = np.asarray(mask)
+  if mask.shape != image_shape[:2]:
+    raise ValueError(
+      f"mask must have the image's size {image_shape[:2]}, got {mask.shape}"
+    )
+  if not np.isin(mask, (0, 1)).all():
+    raise ValueError("mask must hold only 0 (dropped) and 1 (observed)")
+  if not mask.any():
+    raise ValueError("mask must keep at least one pixel, it drops all")
+  edges = (mask[1:] != mask[:-1]).sum() + (mask[:, 1:] != mask[:, :-1]).sum()
+  # Scattered pixels have of the order of one edge each, holes far fewer.
+  contiguous = bool(edges < 0.25 * (mask == 0).sum())
+  leaf = jnp.asarray(mask, jnp.float32)[..., None]
+  return Inpainting(leaf, image_shape, contiguous)
+
+
+def box_inpainting(
+  image_shape: tuple[int, int, int],
+  *,
+  size: int = 128,
+  corner: tuple[int, int] | None = None,
+) -> Inpainting:
+  """Drops a square, 128 x 128 of 256 x 256 in the field's benchmark.
+
+  Args:
+    image_shape: (H, W, C).
+    size: side of the square in pixels.
+    corner: its top-left pixel (row, column); None centres it. The benchmark
+      draws it, 16 or more from the border; the frozen draw is
+      `frozen.box_corner()`.
+
+  Raises:
+    ValueError: if the square leaves the image or covers it.
+  """
+  height, width, _ = image_shape
+  row, col = corner or ((height - size) // 2, (width - size) // 2)
+  inside = 0 <= row <= height - size and 0 <= col <= width - size
+  if size < 1 or not inside:
+    raise ValueError(
+      f"box of size {size} at corner {(row, col)} must lie inside the image "
+      f"{image_shape[:2]}"
+    )
+  mask = np.ones((height, width), np.float32)
+  mask[row : row + size, col : col + size] = 0
+  return inpainting(image_shape, mask)
+
+
+def random_inpainting(
+  image_shape: tuple[int, int, int], *, fraction: float = 0.7, seed: int = 0
+) -> Inpainting:
+  """Drops exactly int(fraction H W) pixels, drawn without replacement.
+
+  Args:
+    image_shape: (H, W, C).
+    fraction: share of dropped pixels, in [0, 1).
+    seed: of numpy's default generator, so the mask is the same everywhere.
+
+  Raises:
+    ValueError: if the fraction is out of range.
+  """
+  if not 0 <= fraction < 1:
+    raise ValueError(f"fraction must lie in [0, 1), got {fraction}")
+  height, width, _ = image_shape
+  count = height * width
+  order = np.random.default_rng(seed).permutation(count)
+  mask = np.ones(count, np.float32)
+  mask[order[: int(fraction * count)]] = 0
+  return inpainting(image_shape, mask.reshape(height, width))

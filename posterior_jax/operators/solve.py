@@ -1,0 +1,154 @@
+"""Solves (A^T A / s^2 + P) x = b, P diagonal in Fourier space.
+
+Where A has a known singular value decomposition and P is a scalar, in closed
+form; otherwise by conjugate gradients with a Fourier-diagonal preconditioner.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from posterior_jax import spectral
+from posterior_jax.types import SolveInfo
+
+Linear = Callable[[jax.Array], jax.Array]
+_IMAGE = (-3, -2, -1)
+
+
+class Svd(NamedTuple):
+  """A = U diag(values) V^*, each factor as a function on images.
+
+  Attributes:
+    values: singular values, of the shape of the coefficients, >= 0.
+    to_right: x -> V^* x, [..., H, W, C] to coefficients.
+    from_right: coefficients -> V c.
+    to_left: y -> U^* y, [..., h, w, C] to coefficients.
+    from_left: coefficients -> U c.
+  """
+
+  values: jax.Array
+  to_right: Linear
+  from_right: Linear
+  to_left: Linear
+  from_left: Linear
+
+
+def closed_form(
+  svd: Svd, rhs: jax.Array, precision: jax.Array, noise_std: jax.Array
+) -> tuple[jax.Array, SolveInfo]:
+  """The solution for a scalar precision, from the singular values."""
+  inside = svd.to_right(rhs)
+  gain = 1.0 / (svd.values**2 / noise_std**2 + precision) - 1.0 / precision
+  x = rhs / precision + svd.from_right(gain * inside)
+  return x, SolveInfo(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+
+
+def normal_equations(
+  gram: Linear,
+  gram_gain: jax.Array,
+  rhs: jax.Array,
+  *,
+  precision: jax.Array,
+  noise_std: jax.Array,
+  tolerance: float,
+  max_iterations: int,
+) -> tuple[jax.Array, SolveInfo]:
+  """Solves (A^T A / s^2 + P) x = b with a Fourier-diagonal preconditioner.
+
+  Args:
+    gram: x -> A^T A x, [..., H, W, C].
+    gram_gain: Fourier diagonal of A^T A, [], [H, W] or [H, W, C], >= 0; the
+      preconditioner is (gram_gain / noise_std^2 + precision)^-1.
+    rhs: b, [..., H, W, C].
+    precision: Fourier diagonal of P, [], [H, W] or [H, W, C], > 0.
+    noise_std: scalar s.
+    tolerance: relative residual at which an element of the batch stops.
+    max_iterations: limit for all of them.
+
+  Returns:
+    x, and how it went.
+  """
+  weight = noise_std**2  # solve (A^T A + s^2 P) x = s^2 b
+  b = rhs * weight
+  scaled, gain = jnp.broadcast_arrays(
+    _on_grid(weight * precision), _on_grid(gram_gain)
+  )
+  inverse = 1.0 / (gain + scaled)
+
+  def matrix(x: jax.Array) -> jax.Array:
+    return gram(x) + spectral.apply_transfer(x, scaled)
+
+  x, iterations = conjugate_gradients(
+    matrix,
+    lambda r: spectral.apply_transfer(r, inverse),
+    b,
+    tolerance=tolerance,
+    max_iterations=max_iterations,
+  )
+  return x, report(b, matrix(x), iterations)
+
+
+def conjugate_gradients(
+  matrix: Linear,
+  precondition: Linear,
+  b: jax.Array,
+  *,
+  tolerance: float,
+  max_iterations: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Preconditioned conjugate gradients on a batch of images from zero.
+
+  Every element of the batch [..., H, W, C] stops on its own, so that a result
+  does not depend on the batch it is in.
+
+  Returns:
+    x [..., H, W, C] and the iterations of the slowest, int32 scalar.
+  """
+  limit = tolerance**2 * _dot(b, b)
+
+  def running(carry: tuple) -> jax.Array:
+    _, residual, _, _, k = carry
+    return jnp.any(_dot(residual, residual) > limit) & (k < max_iterations)
+
+  def step(carry: tuple) -> tuple:
+    x, residual, direction, rho, k = carry
+    active = _dot(residual, residual) > limit  # [..., 1, 1, 1]
+    image = matrix(direction)
+    curvature = _dot(direction, image)
+    alpha = jnp.where(active, rho / jnp.where(active, curvature, 1), 0)
+    x = x + alpha * direction
+    residual = residual - alpha * image
+    z = precondition(residual)
+    new = _dot(residual, z)
+    beta = jnp.where(active, new / jnp.where(active, rho, 1), 0)
+    direction = jnp.where(active, z + beta * direction, direction)
+    return x, residual, direction, jnp.where(active, new, rho), k + 1
+
+  z = precondition(b)
+  start = (jnp.zeros_like(b), b, z, _dot(b, z), jnp.zeros((), jnp.int32))
+  x, *_, iterations = lax.while_loop(running, step, start)
+  return x, iterations
+
+
+def report(b: jax.Array, image: jax.Array, iterations: jax.Array) -> SolveInfo:
+  """SolveInfo of K x = `image` against b, by the true residual."""
+  size = jnp.maximum(_norm(b), jnp.finfo(b.dtype).tiny)
+  worst = jnp.max(_norm(b - image) / size)
+  return SolveInfo(iterations, worst.astype(jnp.float32))
+
+
+def _on_grid(transfer: jax.Array) -> jax.Array:
+  """[], [H, W] or [H, W, C] -> broadcastable [H, W, C]."""
+  transfer = jnp.asarray(transfer)
+  return transfer[..., None] if transfer.ndim == 2 else transfer
+
+
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+  return jnp.sum(a * b, axis=_IMAGE, keepdims=True)
+
+
+def _norm(a: jax.Array) -> jax.Array:
+  return jnp.sqrt(_dot(a, a))

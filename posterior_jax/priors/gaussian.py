@@ -1,0 +1,138 @@
+"""A stationary Gaussian image prior: exact denoiser, draws and posterior mean.
+
+On a torus the covariance is diagonal in Fourier space, so everything about
+this prior is known in closed form; its spectrum can come from photographs.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from posterior_jax import spectral
+from posterior_jax.types import Denoiser, Observation, SolveInfo
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GaussianPrior:
+  """x0 ~ N(mean, F^* diag(spectrum) F), channels independent.
+
+  Attributes:
+    spectrum: [H, W] or [H, W, C], variance of every coefficient of the
+      orthonormal FFT, > 0 and even; its mean is the variance of a pixel.
+    mean: scalar or [C] or [H, W, C].
+  """
+
+  spectrum: jax.Array
+  mean: jax.Array
+
+  @property
+  def denoise(self) -> Denoiser:
+    """E[x0 | x] as a function whose arrays are leaves: no retrace for new."""
+    return jax.tree_util.Partial(_denoise, self)
+
+  def sample(
+    self, key: jax.Array, shape: tuple[int, ...], channels: int
+  ) -> jax.Array:
+    """Exact draws [*shape, H, W, channels]."""
+    height, width = self.spectrum.shape[:2]
+    white = jax.random.normal(key, (*shape, height, width, channels))
+    return self.mean + spectral.apply_transfer(white, jnp.sqrt(self.spectrum))
+
+
+def _denoise(prior: GaussianPrior, x: jax.Array, sigma: jax.Array) -> jax.Array:
+  """mean + S / (S + sigma^2) (x - mean); x [M, H, W, C], sigma [M]."""
+  spectrum = prior.spectrum
+  spectrum = spectrum[..., None] if spectrum.ndim == 2 else spectrum
+
+  def one(x: jax.Array, sigma: jax.Array) -> jax.Array:
+    gain = spectrum / (spectrum + sigma**2)
+    return prior.mean + spectral.apply_transfer(x - prior.mean, gain)
+
+  return jax.vmap(one)(x, sigma)
+
+
+def posterior_mean(
+  prior: GaussianPrior, observation: Observation, **solver
+) -> tuple[jax.Array, SolveInfo]:
+  """E[x0 | y], the Wiener estimate: [N, H, W, C].
+
+    m + (A^T A / s^2 + C^-1)^-1 A^T (y - A m) / s^2
+
+  Args:
+    prior: its spectrum is on the image's grid.
+    observation: y [N, h, w, C].
+    **solver: tolerance and max_iterations of `Operator.normal_solve`.
+
+  Returns:
+    The mean, and how the linear solve went.
+  """
+  operator, noise = observation.operator, observation.noise_std
+  mean = jnp.broadcast_to(prior.mean, operator.image_shape)
+  misfit = operator.adjoint(observation.y - operator.forward(mean)) / noise**2
+  shift, info = operator.normal_solve(
+    misfit, precision=1.0 / prior.spectrum, noise_std=noise, **solver
+  )
+  return mean + shift, info
+
+
+def estimate_spectrum(
+  images: Sequence[np.ndarray], height: int, width: int
+) -> np.ndarray:
+  """Radial power spectrum of photographs, on any grid.
+
+  Every channel is centred and weighted by a Hann window, its periodogram is
+  averaged over rings of radius, and the rings over images. The logarithm is
+  interpolated between ring centres and continued below the lowest ring by the
+  power law of the first octaves, down to half a cycle per image for the mean.
+
+  Args:
+    images: photographs [h, w, C] of any size in [-1, 1]; those for evaluation
+      must not be among them.
+    height: H of the spectrum's grid.
+    width: W.
+
+  Returns:
+    [H, W] float64 > 0, the spectrum of `GaussianPrior`.
+
+  Raises:
+    ValueError: if there is no image, or one is too small or not finite.
+  """
+  if not images:
+    raise ValueError("images must hold at least one photograph")
+  edges = np.geomspace(1 / 128, 0.5 * np.sqrt(2) + 1e-9, 24)
+  rings = np.log(np.mean([_ring_power(im, edges) for im in images], axis=0))
+  centre = np.log(np.sqrt(edges[:-1] * edges[1:]))
+  slope = np.polyfit(centre[:8], rings[:8], 1)[0]
+  radius = spectral.radial_frequency(height, width)
+  radius = np.log(np.maximum(radius, 0.5 / max(height, width)))
+  below = radius < centre[0]
+  inside = np.interp(radius, centre, rings)
+  return np.exp(
+    np.where(below, rings[0] + slope * (radius - centre[0]), inside)
+  )
+
+
+def _ring_power(image: np.ndarray, edges: np.ndarray) -> np.ndarray:
+  """Mean power per pixel in each ring of radius, over the channels."""
+  image = np.asarray(image, np.float64)
+  if image.ndim != 3 or min(image.shape[:2]) < 256:
+    raise ValueError(
+      f"every image must have shape [h, w, C], h and w at least 256; "
+      f"got {image.shape}"
+    )
+  if not np.isfinite(image).all():
+    raise ValueError("every image must be finite")
+  height, width, _ = image.shape
+  window = np.hanning(height)[:, None] * np.hanning(width)  # [h, w]
+  weight = window[..., None] / window.sum()
+  centred = image - (image * weight).sum((0, 1))
+  f = np.fft.fft2(centred * window[..., None], axes=(0, 1))
+  power = (np.abs(f) ** 2).mean(-1) / (window**2).sum()  # [h, w]
+  ring = np.digitize(spectral.radial_frequency(height, width), edges) - 1
+  inside = (ring >= 0) & (ring < len(edges) - 1)
+  total = np.bincount(ring[inside], power[inside], len(edges) - 1)
+  return total / np.bincount(ring[inside], minlength=len(edges) - 1)
