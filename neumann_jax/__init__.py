@@ -1,3 +1,47 @@
-"""Gated DeltaNet chunk inverse by matrix products alone."""
+"""Gated DeltaNet's chunk inverse by matrix products alone.
+
+Axis letters, one meaning each throughout the package:
+
+  B   batch                     T   tokens of a sequence
+  Hk  key heads                 Hv  value heads
+  R   value heads a key head    N   chunks of a sequence
+  C   tokens of a chunk         Dk, Dv  width of a key, of a value
+  W   taps of the short convolution
+
+The chunk matrix A_ij = beta_i <k_i, k_j> exp(G_i - G_j), i > j, has G the
+cumulative log decay inside the chunk; T = (I + A)^-1.
+"""
+
+from neumann_jax.bounds import certify as certify
+from neumann_jax.bounds import envelope as envelope
+from neumann_jax.cache import Cache as Cache
+from neumann_jax.chunks import ChunkMatrices as ChunkMatrices
+from neumann_jax.chunks import chunk_matrices as chunk_matrices
+from neumann_jax.delta_rule import gated_delta_rule as gated_delta_rule
+from neumann_jax.invert import inverse as inverse
+from neumann_jax.layers import GatedDeltaNet as GatedDeltaNet
+from neumann_jax.planner import Plan as Plan
+from neumann_jax.planner import plan as plan
+from neumann_jax.quantize import QuantSpec as QuantSpec
+from neumann_jax.recurrent import gated_delta_recurrent as gated_delta_recurrent
+from neumann_jax.recurrent import gated_delta_step as gated_delta_step
+from neumann_jax.spec import InverseSpec as InverseSpec
 
 __version__ = "0.1.0"
+
+__all__ = [
+  "Cache",
+  "ChunkMatrices",
+  "GatedDeltaNet",
+  "InverseSpec",
+  "Plan",
+  "QuantSpec",
+  "certify",
+  "chunk_matrices",
+  "envelope",
+  "gated_delta_recurrent",
+  "gated_delta_rule",
+  "gated_delta_step",
+  "inverse",
+  "plan",
+]

@@ -1,0 +1,179 @@
+"""The gated delta rule by chunks (arXiv 2412.06464).
+
+C tokens at once through T = (I + A)^-1, A_ij = beta_i <k_i, k_j> exp(G_i-G_j),
+with S [Dk, Dv] the state of a value head and G_C the decay of the whole chunk:
+
+  u = T (beta v),  w = T (beta exp(G) k),  x = u - w S,
+  o = scale (exp(G) q S + tril(q k^t exp(G_i - G_j)) x),
+  S <- exp(G_C) S + (exp(G_C - G) k)^t x.
+
+Everything is computed in float32 with products at highest precision, float64
+for float64 values; only the inverse follows its `InverseSpec`.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from neumann_jax import bounds, chunks, dispatch, operands
+from neumann_jax.invert import inverse
+from neumann_jax.operands import Operands
+from neumann_jax.spec import InverseSpec, resolve
+
+_einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+
+
+def gated_delta_rule(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  log_decay: jax.Array,
+  beta: jax.Array,
+  *,
+  scale: float | None = None,
+  initial_state: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+  chunk_size: int = 64,
+  spec: InverseSpec = InverseSpec(),  # noqa: B008  (frozen)
+  fused: bool = False,
+  implementation: str = "auto",
+) -> tuple[jax.Array, jax.Array]:
+  """The gated delta rule by chunks of C tokens.
+
+  Differentiable in every float operand; the inverse by its implicit gradient.
+  The backward pass keeps, per value head, Dk + 2 Dv + C numbers a token and one
+  state a chunk; A, T and the decays are computed again.
+
+  Args:
+    q: [B, T, Hk, Dk], normalised queries, T >= 1.
+    k: [B, T, Hk, Dk], normalised keys: the inverse is tame for |k| <= 1.
+    v: [B, T, Hv, Dv], Hv a whole multiple of Hk; value head h reads key head
+      h // (Hv / Hk).
+    log_decay: [B, T, Hv], log decay of each token, <= 0; -inf forgets.
+    beta: [B, T, Hv], write strength, in [0, 2].
+    scale: of the output; None is Dk^-0.5.
+    initial_state: [B, Hv, Dk, Dv], state before the first token; None is zero.
+    segment_ids: [B, T] integers, non-decreasing along a row. A document sees
+      nothing of the others, in value or gradient, except that a chunk shares
+      the one scale of an envelope-quantised inverse. initial_state enters the
+      first document and the final state leaves the last.
+    chunk_size: C, a power of two.
+    spec: method and arithmetic of the chunk inverse.
+    fused: computes the inverse inside one kernel with what surrounds it; no
+      back end of this version can.
+    implementation: "auto", "tpu", "gpu", "xla" or "interpret".
+
+  Returns:
+    out [B, T, Hv, Dv] in v's dtype, and the final state [B, Hv, Dk, Dv] in
+    float32 (float64 for float64 values).
+
+  Raises:
+    TypeError: for an operand of the wrong type.
+    ValueError: for a shape, a value or an option out of range; values are
+      checked on concrete arrays only.
+  """
+  arrays = Operands(q, k, v, log_decay, beta)
+  operands.check(arrays._asdict(), state=initial_state, segment_ids=segment_ids)
+  resolve(spec, chunk_size)
+  dispatch.select(implementation)
+  if fused:
+    raise ValueError(
+      "fused=True needs implementation 'tpu' or 'gpu', and this version has no "
+      "Pallas kernel for either; leave fused at False"
+    )
+  return _by_chunks(
+    arrays,
+    operands.output_scale(scale, q),
+    initial_state,
+    segment_ids,
+    chunk_size,
+    spec,
+    implementation,
+  )
+
+
+class _Prepared(NamedTuple):
+  """What the scan over chunks reads; all lead with [N, B, Hk]."""
+
+  q: jax.Array  # [N, B, Hk, C, Dk], scaled
+  k: jax.Array  # [N, B, Hk, C, Dk]
+  u: jax.Array  # [N, B, Hk, R, C, Dv]
+  w: jax.Array  # [N, B, Hk, R, C, Dk]
+  attention: jax.Array  # [N, B, Hk, R, C, C]
+  enter: jax.Array  # [N, B, Hk, R, C], weight of the incoming state
+  leave: jax.Array  # [N, B, Hk, R, C], weight in the outgoing state
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+def _by_chunks(
+  arrays: Operands,
+  scale: jax.Array,
+  initial_state: jax.Array | None,
+  segment_ids: jax.Array | None,
+  chunk_size: int,
+  spec: InverseSpec,
+  implementation: str,
+) -> tuple[jax.Array, jax.Array]:
+  dtype = arrays.v.dtype
+  length = arrays.v.shape[1]
+  q, k, v, log_decay, beta = operands.widened(arrays, scale)
+  heads = k.shape[2]
+  # A unit key rounded to a narrow format can be longer than 1 by its roundoff.
+  key_norm = 1.0 + float(jnp.finfo(arrays.k.dtype).eps) / 2
+  prepare = functools.partial(_prepare, spec, implementation, key_norm)
+  prepared = jax.checkpoint(prepare)(
+    chunks.split_keys(q, chunk_size),
+    chunks.split_keys(k, chunk_size),
+    chunks.split_values(v, chunk_size, heads),
+    chunks.split_gates(log_decay, chunk_size, heads),
+    chunks.split_gates(beta, chunk_size, heads),
+    chunks.split_documents(segment_ids, chunk_size),
+  )
+  state = operands.grouped_state(initial_state, k, v)
+  body = jax.checkpoint(_chunk, prevent_cse=False)
+  state, out = lax.scan(body, state, prepared)
+  out = chunks.merge_values(out, length)
+  return out.astype(dtype), operands.flat_state(state)
+
+
+def _prepare(
+  spec: InverseSpec,
+  implementation: str,
+  key_norm: float,
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  log_decay: jax.Array,
+  beta: jax.Array,
+  documents: jax.Array | None,
+) -> _Prepared:
+  """All chunks at once: the part of the rule that does not need the state."""
+  decay, enter = chunks.chunk_gates(log_decay, documents)
+  a = chunks.matrix(k, beta, decay)  # [N, B, Hk, R, C, C]
+  envelope = None
+  if spec.quant is not None and spec.quant.scale == "envelope":
+    envelope = bounds.envelope(beta, log_decay, key_norm=key_norm)
+  t = inverse(a, spec, envelope=envelope, implementation=implementation)
+  t = t * beta[..., None, :]
+  return _Prepared(
+    q=q,
+    k=k,
+    u=_einsum("nbhrij,nbhrjv->nbhriv", t, v),
+    w=_einsum("nbhrij,nbhjd->nbhrid", t * enter[..., None, :], k),
+    attention=_einsum("nbhid,nbhjd->nbhij", q, k)[:, :, :, None] * decay,
+    enter=enter,
+    leave=decay[..., -1, :],
+  )
+
+
+def _chunk(state: jax.Array, x: _Prepared) -> tuple[jax.Array, jax.Array]:
+  """Advances the state [B, Hk, R, Dk, Dv] by one chunk."""
+  new = x.u - _einsum("bhrcd,bhrdv->bhrcv", x.w, state)
+  read = _einsum("bhcd,bhrdv->bhrcv", x.q, state)
+  out = x.enter[..., None] * read
+  out = out + _einsum("bhrij,bhrjv->bhriv", x.attention, new)
+  written = _einsum("bhcd,bhrcv->bhrdv", x.k, x.leave[..., None] * new)
+  return x.enter[..., -1, None, None] * state + written, out

@@ -1,0 +1,44 @@
+"""The two normalisations of the Gated DeltaNet block."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+
+def unit_norm(x: jax.Array, *, eps: float = 1e-6) -> jax.Array:
+  """x / sqrt(|x|^2 + eps) over the last axis, in float32.
+
+  eps stands on the sum of squares, not on their mean: norms stay below 1.
+  """
+  x = x.astype(jnp.float32)
+  return x * lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + eps)
+
+
+class GatedRMSNorm(nnx.Module):
+  """x / rms(x) * weight * silu(gate): the norm acts before the gate.
+
+  Args:
+    dim: size of the last axis.
+    eps: added to the mean square.
+    param_dtype: of the weight, which starts at 1.
+  """
+
+  def __init__(
+    self,
+    dim: int,
+    *,
+    eps: float = 1e-6,
+    param_dtype: jnp.dtype = jnp.float32,
+  ) -> None:
+    self.eps = eps
+    self.weight = nnx.Param(jnp.ones(dim, param_dtype))
+
+  def __call__(self, x: jax.Array, gate: jax.Array) -> jax.Array:
+    """[..., dim] twice -> [..., dim] in x's dtype."""
+    wide = x.astype(jnp.float32)
+    square = jnp.mean(wide**2, axis=-1, keepdims=True)
+    normed = (wide * lax.rsqrt(square + self.eps)).astype(x.dtype)
+    scaled = self.weight[...].astype(x.dtype) * normed
+    gated = scaled.astype(jnp.float32) * nnx.silu(gate.astype(jnp.float32))
+    return gated.astype(x.dtype)

@@ -1,0 +1,212 @@
+"""What the delta rule accepts, and in which form it computes.
+
+Shapes and types are always checked. Values are checked on concrete arrays
+only, with numpy, so that nothing is staged or compiled before the sentence.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Operands(NamedTuple):
+  """The operands of the rule; one token has no T axis.
+
+  Attributes:
+    q: [B, T, Hk, Dk].
+    k: [B, T, Hk, Dk].
+    v: [B, T, Hv, Dv].
+    log_decay: [B, T, Hv].
+    beta: [B, T, Hv].
+  """
+
+  q: jax.Array
+  k: jax.Array
+  v: jax.Array
+  log_decay: jax.Array
+  beta: jax.Array
+
+
+_KEYS, _VALUES, _GATES = ("Hk", "Dk"), ("Hv", "Dv"), ("Hv",)
+_AXES = {
+  "q": _KEYS,
+  "k": _KEYS,
+  "v": _VALUES,
+  "log_decay": _GATES,
+  "beta": _GATES,
+}
+
+
+def check(
+  arrays: dict[str, jax.Array],
+  *,
+  tokens: bool = True,
+  state: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+) -> None:
+  """Raises unless the operands fit each other.
+
+  Args:
+    arrays: any of q, k, v, log_decay and beta, by name.
+    tokens: whether they have the token axis: [B, T, ...], else [B, ...].
+    state: [B, Hv, Dk, Dv] or None.
+    segment_ids: [B, T] or None.
+
+  Raises:
+    TypeError: for an operand of the wrong type.
+    ValueError: for a shape or a value out of range.
+  """
+  lead = ("B", "T") if tokens else ("B",)
+  sizes: dict[str, int] = {}
+  for name, array in arrays.items():
+    _check_floating(name, array)
+    _check_axes(name, array, lead + _AXES[name], sizes)
+  _check_sizes(sizes)
+  if state is not None:
+    name = "initial_state" if tokens else "state"
+    _check_floating(name, state)
+    _check_axes(name, state, ("B", "Hv", "Dk", "Dv"), sizes)
+  if segment_ids is not None:
+    _check_segments(segment_ids, sizes)
+  _check_range("beta", arrays["beta"], 0.0, 2.0, "lie in [0, 2]")
+  _check_range("log_decay", arrays["log_decay"], -np.inf, 0.0, "be at most 0")
+
+
+def check_hidden(
+  x: jax.Array,
+  hidden_size: int,
+  segment_ids: jax.Array | None,
+  mask: jax.Array | None,
+) -> None:
+  """Raises unless x is [B, T >= 1, hidden] and what goes with it [B, T].
+
+  Args:
+    x: hidden states, floating point.
+    hidden_size: of the layer.
+    segment_ids: [B, T] integers or None; its values are checked by `check`.
+    mask: [B, T] or None.
+
+  Raises:
+    TypeError: if x is not floating point.
+    ValueError: for a wrong shape, or segment_ids together with mask.
+  """
+  _check_floating("x", x)
+  if x.ndim != 3 or x.shape[-1] != hidden_size or x.shape[1] < 1:
+    raise ValueError(
+      f"x must have shape [B, T >= 1, {hidden_size}], got {x.shape}"
+    )
+  if segment_ids is not None and mask is not None:
+    raise ValueError(
+      "segment_ids and mask exclude each other: give padding a segment of its "
+      "own"
+    )
+  for name, array in (("segment_ids", segment_ids), ("mask", mask)):
+    if array is not None and array.shape != x.shape[:2]:
+      raise ValueError(
+        f"{name} must have shape [B, T] = {x.shape[:2]}, got {array.shape}"
+      )
+
+
+def compute_dtype(x: jax.Array) -> jnp.dtype:
+  """float64 stays; everything narrower is computed in float32."""
+  wide = jax.dtypes.canonicalize_dtype(x.dtype) == jnp.float64
+  return jnp.dtype(jnp.float64 if wide else jnp.float32)
+
+
+def output_scale(scale: float | None, q: jax.Array) -> float:
+  """The factor on the output: Dk^-0.5 unless given."""
+  return q.shape[-1] ** -0.5 if scale is None else scale
+
+
+def widened(arrays: Operands, scale: jax.Array) -> Operands:
+  """The operands in v's dtype of computation, with q scaled."""
+  dtype = compute_dtype(arrays.v)
+  wide = Operands(*(x.astype(dtype) for x in arrays))
+  return wide._replace(q=wide.q * jnp.asarray(scale, dtype))
+
+
+def grouped_state(
+  state: jax.Array | None, k: jax.Array, v: jax.Array
+) -> jax.Array:
+  """[B, Hv, Dk, Dv] or None (zero) -> [B, Hk, R, Dk, Dv] in v's dtype."""
+  (hk, dk), (hv, dv) = k.shape[-2:], v.shape[-2:]
+  shape = (v.shape[0], hk, hv // hk, dk, dv)
+  if state is None:
+    return jnp.zeros(shape, v.dtype)
+  return state.astype(v.dtype).reshape(shape)
+
+
+def flat_state(state: jax.Array) -> jax.Array:
+  """[B, Hk, R, Dk, Dv] -> [B, Hv, Dk, Dv]."""
+  return state.reshape(state.shape[0], -1, *state.shape[3:])
+
+
+def segment_starts(segment_ids: jax.Array) -> jax.Array:
+  """True where a document other than a row's first begins: [B, T] -> [B, T]."""
+  changed = segment_ids[:, 1:] != segment_ids[:, :-1]
+  return jnp.pad(changed, [(0, 0), (1, 0)])
+
+
+def _check_floating(name: str, array: jax.Array) -> None:
+  if not hasattr(array, "dtype") or not hasattr(array, "shape"):
+    raise TypeError(f"{name} must be an array, got {type(array).__name__}")
+  if not jnp.issubdtype(array.dtype, jnp.floating):
+    raise TypeError(f"{name} must be floating point, got dtype {array.dtype}")
+
+
+def _check_axes(
+  name: str,
+  array: jax.Array,
+  axes: tuple[str, ...],
+  sizes: dict[str, int],
+) -> None:
+  """Compares with the sizes seen so far, and adds the new ones."""
+  want = ", ".join(f"{a}={sizes[a]}" if a in sizes else a for a in axes)
+  fits = len(array.shape) == len(axes) and all(
+    sizes.get(axis, size) == size for axis, size in zip(axes, array.shape)
+  )
+  if not fits:
+    raise ValueError(f"{name} must have shape [{want}], got {array.shape}")
+  sizes.update(zip(axes, array.shape))
+
+
+def _check_sizes(sizes: dict[str, int]) -> None:
+  for axis, size in sizes.items():
+    if size < 1:
+      raise ValueError(f"axis {axis} must have at least one entry, got {size}")
+  if sizes["Hv"] % sizes["Hk"]:
+    raise ValueError(
+      "the value heads must be a whole multiple of the key heads, got "
+      f"Hv={sizes['Hv']} and Hk={sizes['Hk']}"
+    )
+
+
+def _check_segments(segment_ids: jax.Array, sizes: dict[str, int]) -> None:
+  integer = hasattr(segment_ids, "dtype") and jnp.issubdtype(
+    segment_ids.dtype, jnp.integer
+  )
+  if not integer:
+    raise TypeError("segment_ids must be an integer array")
+  _check_axes("segment_ids", segment_ids, ("B", "T"), sizes)
+  if isinstance(segment_ids, jax.core.Tracer):
+    return
+  if (np.diff(np.asarray(segment_ids), axis=-1) < 0).any():
+    raise ValueError(
+      "segment_ids must not decrease along a row: number the documents in "
+      "order, padding included"
+    )
+
+
+def _check_range(
+  name: str, array: jax.Array, low: float, high: float, phrase: str
+) -> None:
+  if isinstance(array, jax.core.Tracer):
+    return
+  values = np.asarray(array, np.float64)
+  outside = ~((values >= low) & (values <= high))  # NaN is outside
+  if outside.any():
+    raise ValueError(
+      f"{name} must {phrase} everywhere, got {values[outside].flat[0]:g}"
+    )

@@ -1,0 +1,65 @@
+"""Causal depthwise convolution of a few taps, with history and documents."""
+
+import jax
+import jax.numpy as jnp
+
+
+def short_conv(
+  x: jax.Array,
+  kernel: jax.Array,
+  *,
+  history: jax.Array,
+  segment_ids: jax.Array | None = None,
+  mask: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """y_t = sum_w kernel_w x_(t - W + 1 + w): the last tap is the current token.
+
+  Args:
+    x: [B, T, D], raw columns.
+    kernel: [W, D].
+    history: [B, D, W], the W columns before x, oldest first; zeros at a start.
+    segment_ids: [B, T] integers or None; taps do not cross documents, and the
+      history belongs to the first.
+    mask: [B, T] bool or None, True at real tokens. The new history ends at a
+      row's last real token.
+
+  Returns:
+    y [B, T, D] in float32, and the new history [B, D, W] in x's dtype.
+  """
+  width, length = kernel.shape[0], x.shape[1]
+  columns = jnp.concatenate(
+    [jnp.swapaxes(history.astype(x.dtype), 1, 2), x], axis=1
+  )  # [B, W + T, D]
+  documents = None
+  if segment_ids is not None:
+    segment_ids = jnp.asarray(segment_ids)
+    documents = jnp.pad(segment_ids, [(0, 0), (width, 0)], mode="edge")
+  y = jnp.zeros(x.shape, jnp.float32)
+  for tap in range(width):
+    window = slice(tap + 1, tap + 1 + length)
+    column = columns[:, window].astype(jnp.float32)
+    if documents is not None and segment_ids is not None:
+      same = documents[:, window] == segment_ids
+      column = jnp.where(same[..., None], column, 0)
+    y = y + kernel[tap].astype(jnp.float32) * column
+  return y, _last_columns(columns, documents, mask, width)
+
+
+def _last_columns(
+  columns: jax.Array,
+  documents: jax.Array | None,
+  mask: jax.Array | None,
+  width: int,
+) -> jax.Array:
+  """The W columns up to the last real token: [B, W + T, D] -> [B, D, W]."""
+  if documents is not None:
+    last = jnp.equal(documents[:, -1:], documents)
+    columns = jnp.where(last[..., None], columns, 0)
+  if mask is None:
+    kept = columns[:, -width:]
+  else:
+    position = jnp.arange(1, mask.shape[1] + 1, dtype=jnp.int32)
+    end = jnp.max(jnp.where(mask, position, 0), axis=1)  # [B], 0 if none
+    index = end[:, None] + jnp.arange(width, dtype=jnp.int32)  # [B, W]
+    kept = jnp.take_along_axis(columns, index[..., None], axis=1)
+  return jnp.swapaxes(kept, 1, 2)
