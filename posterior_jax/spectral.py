@@ -12,7 +12,7 @@ import numpy as np
 
 
 def radial_frequency(height: int, width: int) -> np.ndarray:
-  """Radius in cycles per pixel of every FFT bin, [H, W], from 0 to sqrt(1/2)."""
+  """Radius of every FFT bin in cycles per pixel, [H, W], 0 to sqrt(1/2)."""
   fy = np.fft.fftfreq(height)[:, None]
   fx = np.fft.fftfreq(width)[None, :]
   return np.hypot(fy, fx)
@@ -48,3 +48,27 @@ def radial_bands(height: int, width: int, count: int) -> np.ndarray:
   """
   radius = radial_frequency(height, width)
   return np.minimum((radius / 0.5 * count).astype(int), count - 1)
+
+
+def check_spectrum(spectrum: jax.Array | np.ndarray) -> None:
+  """Refuses what is no power spectrum of real images.
+
+  Raises:
+    ValueError: unless [H, W] or [H, W, C]; and, where values are known (not
+      traced), unless positive, finite and even.
+  """
+  if spectrum.ndim not in (2, 3):
+    raise ValueError(
+      f"spectrum must have shape [H, W] or [H, W, C], got {spectrum.shape}"
+    )
+  if isinstance(spectrum, jax.core.Tracer):
+    return
+  values = np.asarray(spectrum)
+  if not (np.isfinite(values).all() and (values > 0).all()):
+    raise ValueError("spectrum must be positive and finite everywhere")
+  mirrored = np.roll(values[::-1, ::-1], (1, 1), (0, 1))
+  if not np.allclose(values, mirrored, rtol=1e-3, atol=0):
+    raise ValueError(
+      "spectrum must be even, the same at every frequency and its negative, "
+      "in FFT order (zero frequency first)"
+    )

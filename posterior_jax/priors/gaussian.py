@@ -20,6 +20,8 @@ from posterior_jax.types import Denoiser, Observation, SolveInfo
 class GaussianPrior:
   """x0 ~ N(mean, F^* diag(spectrum) F), channels independent.
 
+  `gaussian_prior` makes one and checks it.
+
   Attributes:
     spectrum: [H, W] or [H, W, C], variance of every coefficient of the
       orthonormal FFT, > 0 and even; its mean is the variance of a pixel.
@@ -41,6 +43,39 @@ class GaussianPrior:
     height, width = self.spectrum.shape[:2]
     white = jax.random.normal(key, (*shape, height, width, channels))
     return self.mean + spectral.apply_transfer(white, jnp.sqrt(self.spectrum))
+
+
+def gaussian_prior(
+  spectrum: jax.Array | np.ndarray, mean: jax.Array | np.ndarray | float = 0.0
+) -> GaussianPrior:
+  """A checked `GaussianPrior`.
+
+  Args:
+    spectrum: [H, W] or [H, W, C], > 0, finite and even.
+    mean: scalar, [C] or [H, W, C], finite.
+
+  Returns:
+    The prior, float32.
+
+  Raises:
+    ValueError: for a wrong shape, or a wrong value where values are known (not
+      under a transformation that traces them).
+  """
+  spectrum = jnp.asarray(spectrum, jnp.float32)
+  mean = jnp.asarray(mean, jnp.float32)
+  spectral.check_spectrum(spectrum)
+  if mean.ndim not in (0, 1, 3):
+    raise ValueError(
+      f"mean must be a scalar, [C] or [H, W, C], got shape {mean.shape}"
+    )
+  if mean.ndim == 3 and mean.shape[:2] != spectrum.shape[:2]:
+    raise ValueError(
+      f"mean must have the spectrum's size {spectrum.shape[:2]}, got "
+      f"{mean.shape[:2]}"
+    )
+  if not isinstance(mean, jax.core.Tracer) and not np.isfinite(mean).all():
+    raise ValueError("mean must be finite everywhere")
+  return GaussianPrior(spectrum, mean)
 
 
 def _denoise(prior: GaussianPrior, x: jax.Array, sigma: jax.Array) -> jax.Array:
@@ -77,6 +112,25 @@ def posterior_mean(
     misfit, precision=1.0 / prior.spectrum, noise_std=noise, **solver
   )
   return mean + shift, info
+
+
+def power_law_spectrum(
+  height: int, width: int, *, pixel_std: float = 0.5, exponent: float = 2.4
+) -> jax.Array:
+  """A natural-image-like spectrum, proportional to (1 + f^2)^(-exponent / 2).
+
+  Args:
+    height: H.
+    width: W.
+    pixel_std: standard deviation of a pixel, > 0.
+    exponent: fall of the power at high frequency; photographs have about 2.
+
+  Returns:
+    [H, W] float32, f in cycles per image (of its longer side).
+  """
+  f = spectral.radial_frequency(height, width) * max(height, width)
+  power = (1 + f**2) ** (-exponent / 2)
+  return jnp.asarray(power * pixel_std**2 / power.mean(), jnp.float32)
 
 
 def estimate_spectrum(
