@@ -1,1 +1,46 @@
-"""Diffusion posterior sampling by noise-frequency continuation."""
+"""Diffusion posterior sampling by noise-frequency continuation.
+
+Pixels lie in [-1, 1], images are [N, H, W, C] and every standard deviation is
+in pixel units. Axis letters: B posterior samples, N observations, H W C image,
+h w measurement, M a flattened batch.
+
+  import jax, jax.numpy as jnp
+  import posterior_jax as pj
+
+  spectrum = pj.priors.power_law_spectrum(32, 32)
+  prior = pj.priors.GaussianPrior(spectrum, jnp.zeros(()))
+  truth = prior.sample(jax.random.key(0), (1,), channels=1)
+  operator = pj.operators.gaussian_blur((32, 32, 1), size=9, std=1.5)
+  noise = 0.05 * jax.random.normal(jax.random.key(1), truth.shape)
+  observation = pj.Observation(operator.forward(truth) + noise, operator, 0.05)
+  sampler = pj.nfc(pj.NFCConfig.calibrated(levels=10), spectrum=spectrum)
+  samples, info = pj.run(
+    sampler, prior.denoise, observation, jax.random.key(2), num_samples=4
+  )  # [4, 1, 32, 32, 1]
+"""
+
+from posterior_jax import metrics as metrics
+from posterior_jax import operators as operators
+from posterior_jax import priors as priors
+from posterior_jax.config import NFCConfig as NFCConfig
+from posterior_jax.sampler import nfc as nfc
+from posterior_jax.sampler import run as run
+from posterior_jax.types import Info as Info
+from posterior_jax.types import Observation as Observation
+from posterior_jax.types import Operator as Operator
+from posterior_jax.types import Sampler as Sampler
+from posterior_jax.types import SamplerState as SamplerState
+
+__all__ = (
+  "Info",
+  "NFCConfig",
+  "Observation",
+  "Operator",
+  "Sampler",
+  "SamplerState",
+  "metrics",
+  "nfc",
+  "operators",
+  "priors",
+  "run",
+)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 
 # denoise(x [M, H, W, C], sigma [M]) -> E[x0 | x0 + sigma n = x] [M, H, W, C]
 Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
@@ -42,6 +43,16 @@ class Operator(abc.ABC):
   @abc.abstractmethod
   def measurement_shape(self) -> tuple[int, int, int]:
     """(h, w, C) of one measurement."""
+
+  @property
+  def observed(self) -> jax.Array:
+    """1 where the measurement holds data, broadcastable to [h, w, C]."""
+    return jnp.ones((), jnp.float32)
+
+  @property
+  @abc.abstractmethod
+  def gram_gain(self) -> jax.Array:
+    """Fourier diagonal of A^T A: gain of each frequency, [] or [H, W]."""
 
   @abc.abstractmethod
   def forward(self, x: jax.Array) -> jax.Array:
@@ -90,6 +101,25 @@ class Observation:
   y: jax.Array
   operator: Operator
   noise_std: jax.Array | float
+
+
+def normalised_residual(observation: Observation, x: jax.Array) -> jax.Array:
+  """||y - A x||^2 / (m noise_std^2) over the m observed entries.
+
+  Near 1 for the true image and below 1 for one that fits the noise.
+
+  Args:
+    observation: y [N, h, w, C].
+    x: [..., N, H, W, C].
+
+  Returns:
+    [..., N].
+  """
+  operator = observation.operator
+  observed = jnp.broadcast_to(operator.observed, operator.measurement_shape)
+  misfit = observed * (observation.y - operator.forward(x))
+  total = jnp.sum(misfit**2, axis=(-3, -2, -1))
+  return total / (jnp.sum(observed) * observation.noise_std**2)
 
 
 class SamplerState(NamedTuple):

@@ -58,6 +58,11 @@ class Blur(Operator):
       precision=lax.Precision.HIGHEST,
     )
 
+  @property
+  def gram_gain(self) -> jax.Array:
+    """|transfer|^2, [H, W]: exact for circular borders."""
+    return jnp.abs(self.transfer) ** 2
+
   def forward(self, x: jax.Array) -> jax.Array:
     """Correlates the bordered image with the kernel."""
     if self.boundary == "circular":
@@ -107,7 +112,7 @@ class Blur(Operator):
     max_iterations: int = 300,
   ) -> tuple[jax.Array, SolveInfo]:
     """Closed form for circular borders, else conjugate gradients."""
-    gain = jnp.abs(self.transfer) ** 2  # [H, W]
+    gain = self.gram_gain
     if self.boundary == "circular":
       precision = jnp.asarray(precision)
       total = (gain[..., None] if precision.ndim == 3 else gain) / noise_std**2

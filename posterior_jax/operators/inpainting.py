@@ -37,6 +37,16 @@ class Inpainting(Operator):
     """(H, W, C)."""
     return self.image_shape
 
+  @property
+  def observed(self) -> jax.Array:
+    """The mask: what stands elsewhere in a measurement is never read."""
+    return self.mask
+
+  @property
+  def gram_gain(self) -> jax.Array:
+    """Share of observed pixels, at every frequency."""
+    return jnp.mean(self.mask)
+
   def forward(self, x: jax.Array) -> jax.Array:
     """m x."""
     return self.mask.astype(x.dtype) * x
@@ -89,7 +99,7 @@ class Inpainting(Operator):
   ) -> tuple[jax.Array, SolveInfo]:
     return solve.normal_equations(
       self.forward,
-      jnp.mean(self.mask),
+      self.gram_gain,
       rhs,
       precision=precision,
       noise_std=noise_std,

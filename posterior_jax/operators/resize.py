@@ -33,6 +33,15 @@ class Resize(Operator):
     """(h, w, C)."""
     return (self.rows.shape[0], self.columns.shape[0], self.image_shape[2])
 
+  @property
+  def gram_gain(self) -> jax.Array:
+    """Product of the two axes' gains, [H, W]; aliases are not coupled."""
+    rows, columns = (
+      _fourier_diagonal(self.rows),
+      _fourier_diagonal(self.columns),
+    )
+    return rows[:, None] * columns
+
   def forward(self, x: jax.Array) -> jax.Array:
     """W_h x W_w^T."""
     return _separable(self.rows, self.columns, x)
@@ -69,7 +78,7 @@ class Resize(Operator):
     columns = _matmul(self.columns.T, self.columns)  # [W, W]
     return solve.normal_equations(
       lambda x: _separable(rows, columns, x),
-      _fourier_diagonal(self.rows)[:, None] * _fourier_diagonal(self.columns),
+      self.gram_gain,
       rhs,
       precision=precision,
       noise_std=noise_std,

@@ -1,0 +1,183 @@
+"""The settings of noise-frequency continuation, and three named ones."""
+
+import dataclasses
+import typing
+from typing import Any, Literal
+
+from posterior_jax.bands import Blend, Shape
+from posterior_jax.predictor import Predictor
+
+Inner = Literal["exact", "mean", "gradient", "langevin"]
+Tie = Literal["sigma", "spectrum"]
+Cutoff = Literal["step", "log_sigma", "snr"]
+
+_CHOICES = {
+  "predictor": typing.get_args(Predictor),
+  "cutoff": typing.get_args(Cutoff),
+  "band_shape": typing.get_args(Shape),
+  "blend": typing.get_args(Blend),
+  "inner": typing.get_args(Inner),
+  "tie": typing.get_args(Tie),
+}
+_RANGES = {
+  "levels": (1, 10_000),
+  "rho": (1e-3, 100.0),
+  "predictor_steps": (1, 1000),
+  "cutoff_start": (1e-3, 1.0),
+  "cutoff_end": (1e-3, 1.0),
+  "blend_start": (0.0, 1.0),
+  "inner_steps": (1, 100_000),
+  "step_size_decay": (0.0, 1.0),
+  "tolerance": (1e-7, 1e-1),
+  "max_iterations": (1, 100_000),
+  "haar_levels": (1, 3),
+  "haar_low": (0.0, 1.0),
+  "haar_high": (0.0, 1.0),
+  "unlock_start": (0.0, 1.0),
+  "unlock_end": (0.0, 1.0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class NFCConfig:
+  """Settings of `nfc`; every standard deviation is in pixels of [-1, 1].
+
+  Attributes:
+    levels: noise levels, 1 to 10000.
+    sigma_max: first level.
+    sigma_min: where the polynomial ramp would end; the node itself is replaced
+      by 0 (`schedule.karras`).
+    rho: exponent of the ramp.
+    predictor: "denoise" (the posterior mean, one call a level), or the
+      probability-flow ODE by "euler", "heun" or "dpm_solver_2m".
+    predictor_steps: ODE steps a level; ignored by "denoise".
+    predictor_sigma_min: where the ODE stops, > 0; ignored by "denoise".
+    cutoff: how the band widens: linearly in the "step" or in "log_sigma", or
+      "snr": frequency by frequency as the prior's power rises above the noise.
+    cutoff_start: first cutoff, fraction of the largest radius; not for "snr".
+    cutoff_end: last cutoff; not for "snr".
+    band_shape: "hard", "butterworth" or "gaussian"; not for "snr".
+    blend: "convex" or "additive" mixing of the banded misfit.
+    blend_start: weight of the banded misfit at the first level, falling to 0
+      by a cosine; 0 turns the band off at every level.
+    inner: "exact" draws from the level's target, "mean" takes its minimiser,
+      "gradient" steepest descent towards it, "langevin" the paper's updates.
+    inner_steps: of "gradient" and "langevin".
+    step_size: of "langevin", in pixel^2.
+    step_size_decay: factor of the step size at the last level, reached
+      linearly.
+    inner_noise_std: tau, the noise that the likelihood assumes; None is the
+      observation's.
+    halved_misfit: whether the likelihood is exp(-|r|^2 / (2 tau^2)); False
+      leaves out the 2, as the code of DAPS does.
+    tie: width C of the tie to the prediction: "sigma" is sigma^2, "spectrum"
+      the prior's own S sigma^2 / (S + sigma^2), which needs a spectrum.
+    tolerance: relative residual of the linear solves of "exact" and "mean".
+    max_iterations: their limit.
+    haar_levels: 1 to 3.
+    haar_low: weight of the refined image in the low-low band.
+    haar_high: weight of the refined image in the details, w_H.
+    unlock_start: factor of haar_high at the first level.
+    unlock_end: factor of haar_high at the last level, reached linearly.
+
+  Raises:
+    ValueError: for a value out of range, by name.
+  """
+
+  levels: int = 200
+  sigma_max: float = 100.0
+  sigma_min: float = 0.1
+  rho: float = 7.0
+  predictor: Predictor = "denoise"
+  predictor_steps: int = 5
+  predictor_sigma_min: float = 0.01
+  cutoff: Cutoff = "step"
+  cutoff_start: float = 0.4
+  cutoff_end: float = 1.0
+  band_shape: Shape = "hard"
+  blend: Blend = "convex"
+  blend_start: float = 0.0
+  inner: Inner = "exact"
+  inner_steps: int = 200
+  step_size: float = 1e-4
+  step_size_decay: float = 1.0
+  inner_noise_std: float | None = None
+  halved_misfit: bool = True
+  tie: Tie = "spectrum"
+  tolerance: float = 1e-6
+  max_iterations: int = 500
+  haar_levels: int = 1
+  haar_low: float = 1.0
+  haar_high: float = 1.0
+  unlock_start: float = 1.0
+  unlock_end: float = 1.0
+
+  def __post_init__(self) -> None:
+    for name, choices in _CHOICES.items():
+      if getattr(self, name) not in choices:
+        raise ValueError(
+          f"{name} must be one of {', '.join(choices)}; "
+          f"got {getattr(self, name)!r}"
+        )
+    for name, (low, high) in _RANGES.items():
+      if not low <= getattr(self, name) <= high:
+        raise ValueError(
+          f"{name} must lie in [{low:g}, {high:g}], got {getattr(self, name)}"
+        )
+    if not 0 < self.sigma_min < self.sigma_max:
+      raise ValueError(
+        f"sigma_min must lie in (0, sigma_max), got {self.sigma_min} with "
+        f"sigma_max {self.sigma_max}"
+      )
+    for name in ("step_size", "predictor_sigma_min"):
+      if not getattr(self, name) > 0:
+        raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+    if self.inner_noise_std is not None and not self.inner_noise_std > 0:
+      raise ValueError(
+        f"inner_noise_std must be positive or None, got {self.inner_noise_std}"
+      )
+
+  @classmethod
+  def paper(cls, **changes: Any) -> "NFCConfig":
+    """As published (arXiv 2602.00176), its open choices as in DAPS.
+
+    200 levels of five Euler steps (1000 network evaluations), 200 Langevin
+    updates on the un-halved misfit with tau = 0.01, cutoff 0.4 to 1 by step,
+    blend 0.35 to 0, one Haar level with w_L = 1, w_H = 0.2, unlocked 0.05 to
+    1. tau, the step size and its decay are DAPS's: the paper states none.
+    """
+    published: dict[str, Any] = dict(
+      predictor="euler",
+      blend_start=0.35,
+      inner="langevin",
+      step_size=5e-5,
+      step_size_decay=0.01,
+      inner_noise_std=0.01,
+      halved_misfit=False,
+      tie="sigma",
+      haar_high=0.2,
+      unlock_start=0.05,
+    )
+    return cls(**(published | changes))
+
+  @classmethod
+  def restoration(cls, **changes: Any) -> "NFCConfig":
+    """For a single best image: no noise is drawn inside a level.
+
+    As `calibrated`, but each level takes the mean of its target instead of a
+    draw, so that the result stays near the posterior mean.
+    """
+    settings: dict[str, Any] = {"inner": "mean"} | changes
+    return cls(**settings)
+
+  @classmethod
+  def calibrated(cls, **changes: Any) -> "NFCConfig":
+    """For posterior samples: exact on a Gaussian prior at any level count.
+
+    One denoiser call a level; its mean is the centre and the prior's own
+    conditional variance the width of the tie, so that the inner draw is one
+    from p(x0 | x_sigma, y) and every level's state one from p(x_sigma | y).
+    The band is open at every level: any blend > 0 tempers the likelihood and
+    biases the levels at which it acts. Haar weights are 1.
+    """
+    return cls(**changes)

@@ -1,0 +1,302 @@
+"""Noise-frequency continuation as a pure-functional sampler, and its run.
+
+One level (arXiv 2602.00176; skeleton of DAPS, arXiv 2407.01521): predict the
+clean image, move the prediction by a band-limited likelihood, fuse the two in
+the Haar domain, add fresh noise of the next level.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from posterior_jax import bands, consistency, likelihood, predictor, schedule
+from posterior_jax.config import NFCConfig
+from posterior_jax.types import (
+  Denoiser,
+  Info,
+  Observation,
+  Operator,
+  Sampler,
+  SamplerState,
+  SolveInfo,
+  normalised_residual,
+)
+
+
+class _Levels(NamedTuple):
+  """What changes from level to level, each [levels] or, of one level, [].
+
+  `following` is the noise of the next level, 0 after the last.
+  """
+
+  sigma: jax.Array
+  following: jax.Array
+  cutoff: jax.Array
+  blend: jax.Array
+  unlock: jax.Array
+  step_size: jax.Array
+
+
+def nfc(
+  config: NFCConfig = NFCConfig(),  # noqa: B008  (frozen)
+  *,
+  spectrum: jax.Array | None = None,
+) -> Sampler:
+  """Diffusion posterior sampling by noise-frequency continuation.
+
+  Args:
+    config: see `NFCConfig` and its `paper`, `restoration` and `calibrated`.
+    spectrum: the prior's power spectrum on the image grid, [H, W] or
+      [H, W, C], > 0, as in `priors.GaussianPrior`; needed by tie="spectrum"
+      and cutoff="snr", ignored otherwise.
+
+  Returns:
+    Sampler(init, step, num_steps), for `run` or a loop of one's own.
+
+  Raises:
+    ValueError: if the spectrum is missing, has a wrong rank or is not
+      positive and finite.
+  """
+  spectrum = _checked_spectrum(config, spectrum)
+  levels = _levels(config)
+
+  def init(
+    key: jax.Array, observation: Observation, batch: int
+  ) -> SamplerState:
+    shape = (batch, observation.y.shape[0], *observation.operator.image_shape)
+    x = levels.sigma[0] * jax.random.normal(key, shape, jnp.float32)
+    return SamplerState(x, jnp.zeros((), jnp.int32))
+
+  def step(
+    state: SamplerState,
+    denoise: Denoiser,
+    observation: Observation,
+    key: jax.Array,
+  ) -> tuple[SamplerState, Info]:
+    key_inner, key_noise = jax.random.split(key)
+    now = jax.tree.map(lambda a: a[state.level], levels)
+    x0 = predictor.predict(
+      denoise,
+      state.x,
+      now.sigma,
+      kind=config.predictor,
+      steps=config.predictor_steps,
+      sigma_end=config.predictor_sigma_min,
+      rho=config.rho,
+    )
+    target = _target(config, spectrum, observation, x0, now)
+    z, solve = _refine(config, key_inner, target, now.step_size)
+    fused = consistency.fuse(
+      x0,
+      z,
+      low=config.haar_low,
+      high=config.haar_high * now.unlock,
+      levels=config.haar_levels,
+    )
+    residual = normalised_residual(observation, fused)
+    noise = jax.random.normal(key_noise, fused.shape, fused.dtype)
+    following = SamplerState(fused + now.following * noise, state.level + 1)
+    return following, Info(now.sigma, residual, solve)
+
+  return Sampler(init, step, config.levels)
+
+
+def _levels(config: NFCConfig) -> _Levels:
+  sigma = schedule.karras(
+    config.levels,
+    sigma_max=config.sigma_max,
+    sigma_min=config.sigma_min,
+    rho=config.rho,
+  )
+  by_step = bands.linear_progress(sigma[:-1], "step")
+  widening = by_step
+  if config.cutoff == "log_sigma":
+    widening = bands.linear_progress(sigma[:-1], "log_sigma")
+
+  def ramp(start: float, end: float, progress: np.ndarray) -> np.ndarray:
+    return start + (end - start) * progress
+
+  parts = (
+    sigma[:-1],
+    sigma[1:],
+    ramp(config.cutoff_start, config.cutoff_end, widening),
+    bands.cosine_blend(config.blend_start, by_step),
+    ramp(config.unlock_start, config.unlock_end, by_step),
+    config.step_size * ramp(1.0, config.step_size_decay, by_step),
+  )
+  return _Levels(*(jnp.asarray(part, jnp.float32) for part in parts))
+
+
+def _target(
+  config: NFCConfig,
+  spectrum: jax.Array | None,
+  observation: Observation,
+  x0: jax.Array,
+  now: _Levels,
+) -> likelihood.Target:
+  """The level's U: band, assumed noise and tie."""
+  if config.inner_noise_std is not None or not config.halved_misfit:
+    noise = config.inner_noise_std or observation.noise_std
+    noise = noise if config.halved_misfit else noise / np.sqrt(2)
+    observation = Observation(observation.y, observation.operator, noise)
+  if config.blend_start > 0:
+    shape = observation.operator.measurement_shape[:2]
+    if config.cutoff == "snr":
+      assert spectrum is not None  # _checked_spectrum refused that
+      band = bands.snr_band(spectrum, shape, now.sigma)
+    else:
+      band = bands.radial_band(shape, now.cutoff, config.band_shape)
+    weight = bands.weight(band, now.blend, config.blend)
+    observation = likelihood.apply_band(observation, weight)
+  variance = now.sigma**2
+  if config.tie == "spectrum":
+    assert spectrum is not None
+    variance = spectrum * variance / (spectrum + variance)
+  return likelihood.Target(observation, x0, variance)
+
+
+def _refine(
+  config: NFCConfig,
+  key: jax.Array,
+  target: likelihood.Target,
+  step_size: jax.Array,
+) -> tuple[jax.Array, SolveInfo]:
+  if config.inner == "exact":
+    return likelihood.draw(
+      key,
+      target,
+      tolerance=config.tolerance,
+      max_iterations=config.max_iterations,
+    )
+  if config.inner == "mean":
+    return likelihood.mean(
+      target, tolerance=config.tolerance, max_iterations=config.max_iterations
+    )
+  none = SolveInfo(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+  if config.inner == "gradient":
+    return likelihood.descend(target, steps=config.inner_steps), none
+  z = likelihood.langevin(
+    key, target, steps=config.inner_steps, step_size=step_size
+  )
+  return z, none
+
+
+def run(
+  sampler: Sampler,
+  denoise: Denoiser,
+  observation: Observation,
+  key: jax.Array,
+  *,
+  num_samples: int = 1,
+) -> tuple[jax.Array, Any]:
+  """Draws posterior samples: the package's only scan, compiled once.
+
+  New observations, operators of the same kind and shape, noise levels, keys
+  and denoisers that are pytrees (such as `GaussianPrior.denoise`) reuse the
+  compiled program. A plain function is part of it: pass the same object again.
+
+  Args:
+    sampler: from `nfc` or `baselines`; pass the same object to reuse it.
+    denoise: (x [M, H, W, C], sigma [M]) -> E[x0 | x] [M, H, W, C].
+    observation: y [N, h, w, C], its operator and noise.
+    key: the same key gives the same bits on one backend.
+    num_samples: B, posterior samples of every observation.
+
+  Returns:
+    Samples [B, N, H, W, C] float32 and the Info of every step, stacked.
+
+  Raises:
+    TypeError: if `denoise` is not callable.
+    ValueError: for a measurement of the wrong shape or not finite, a noise
+      level that is not positive, or num_samples < 1; before any compilation.
+  """
+  if not callable(denoise):
+    raise TypeError(f"denoise must be callable, got {type(denoise).__name__}")
+  if num_samples < 1:
+    raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+  check_observation(observation)
+  if jax.tree_util.all_leaves([denoise]):
+    denoise = jax.tree_util.Partial(denoise)
+  return _run(sampler, denoise, observation, key, num_samples)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _run(
+  sampler: Sampler,
+  denoise: Denoiser,
+  observation: Observation,
+  key: jax.Array,
+  num_samples: int,
+) -> tuple[jax.Array, Any]:
+  key_init, key_steps = jax.random.split(key)
+  state = sampler.init(key_init, observation, num_samples)
+
+  def body(state: SamplerState, key: jax.Array) -> tuple[SamplerState, Any]:
+    return sampler.step(state, denoise, observation, key)
+
+  keys = jax.random.split(key_steps, sampler.num_steps)
+  state, info = lax.scan(body, state, keys)
+  return state.x, info
+
+
+def check_observation(observation: Observation) -> None:
+  """Refuses an observation that no sampler can use, in one sentence.
+
+  Values are checked on concrete arrays only.
+
+  Args:
+    observation: y [N, h, w, C], its operator and noise.
+
+  Raises:
+    TypeError: if the operator is not an `Operator`.
+    ValueError: as `run`.
+  """
+  y, operator, noise_std = (
+    observation.y,
+    observation.operator,
+    observation.noise_std,
+  )
+  if not isinstance(operator, Operator):
+    raise TypeError(
+      f"operator must be a posterior_jax Operator, got "
+      f"{type(operator).__name__}"
+    )
+  expected = operator.measurement_shape
+  if y.ndim != 4 or y.shape[1:] != expected:
+    raise ValueError(
+      f"y must have shape [N, {', '.join(map(str, expected))}] for this "
+      f"operator, got {y.shape}"
+    )
+  concrete = not isinstance(noise_std, jax.core.Tracer)
+  if concrete and not (np.ndim(noise_std) == 0 and 0 < noise_std < np.inf):
+    raise ValueError(
+      f"noise_std must be a positive, finite scalar, got {noise_std}"
+    )
+  if not isinstance(y, jax.core.Tracer):
+    if not np.isfinite(np.asarray(y)).all():
+      raise ValueError("y must be finite everywhere, dropped pixels included")
+
+
+def _checked_spectrum(
+  config: NFCConfig, spectrum: jax.Array | None
+) -> jax.Array | None:
+  banded = config.blend_start > 0 and config.cutoff == "snr"
+  if config.tie != "spectrum" and not banded:
+    return None
+  if spectrum is None:
+    raise ValueError(
+      'spectrum is needed by tie="spectrum" and cutoff="snr"; pass the '
+      "prior's power spectrum [H, W] or [H, W, C]"
+    )
+  values = np.asarray(spectrum)
+  if values.ndim not in (2, 3):
+    raise ValueError(
+      f"spectrum must have shape [H, W] or [H, W, C], got {values.shape}"
+    )
+  if not (np.isfinite(values).all() and (values > 0).all()):
+    raise ValueError("spectrum must be positive and finite everywhere")
+  return jnp.asarray(values, jnp.float32)
