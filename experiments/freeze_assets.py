@@ -11,6 +11,7 @@ path length among 200.
 """
 
 import hashlib
+import itertools
 import json
 import pathlib
 
@@ -49,7 +50,7 @@ def random_path(rng: np.random.Generator) -> np.ndarray:
 def render(path: np.ndarray) -> np.ndarray:
   """Draws a path on the doubled canvas and reduces it, [61, 61], sum 1."""
   canvas = np.zeros((2 * SIZE, 2 * SIZE))
-  for start, end in zip(path[:-1], path[1:], strict=True):
+  for start, end in itertools.pairwise(path):
     count = max(int(8 * np.linalg.norm(end - start)), 1)
     points = start + (np.arange(count)[:, None] + 0.5) / count * (end - start)
     cells = np.clip(np.round(points).astype(int), 0, 2 * SIZE - 1)
@@ -73,7 +74,8 @@ def draw() -> tuple[dict[str, np.ndarray], dict[str, float]]:
   rng = np.random.default_rng(SEED)
   paths = [random_path(rng) for _ in range(DRAWS)]
   lengths = np.array([path_length(p) for p in paths])
-  arrays, chosen = {}, {}
+  arrays: dict[str, np.ndarray] = {}
+  chosen: dict[str, float] = {}
   for name, percentile in PERCENTILES.items():
     target = np.percentile(lengths, percentile)
     index = int(np.argmin(np.abs(lengths - target)))
@@ -91,7 +93,7 @@ def main(argv: list[str]) -> None:
   del argv
   arrays, lengths = draw()
   path = FOLDER / "frozen.npz"
-  np.savez_compressed(path, **arrays)
+  np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
   manifest = {
     "file": path.name,
     "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),

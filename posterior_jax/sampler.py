@@ -41,11 +41,7 @@ class _Levels(NamedTuple):
   step_size: jax.Array
 
 
-def nfc(
-  config: NFCConfig = NFCConfig(),  # noqa: B008  (frozen)
-  *,
-  spectrum: jax.Array | None = None,
-) -> Sampler:
+def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
   """Diffusion posterior sampling by noise-frequency continuation.
 
   Args:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # denoise(x [M, H, W, C], sigma [M]) -> E[x0 | x0 + sigma n = x] [M, H, W, C]
 Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
@@ -85,6 +86,21 @@ class Operator(abc.ABC):
     Returns:
       x [..., H, W, C] and how the solve went.
     """
+
+
+def check_image_shape(image_shape: tuple[int, int, int]) -> None:
+  """Refuses what is no image shape, before an operator is built on it.
+
+  Raises:
+    ValueError: unless (H, W, C), three positive integers.
+  """
+  shape = tuple(image_shape) if np.iterable(image_shape) else (image_shape,)
+  whole = all(isinstance(n, int | np.integer) and n > 0 for n in shape)
+  if len(shape) != 3 or not whole:
+    raise ValueError(
+      f"image_shape must be (H, W, C), three positive integers, got "
+      f"{image_shape}"
+    )
 
 
 @jax.tree_util.register_dataclass

@@ -3,6 +3,49 @@
 Problem builders and closed forms live here in float64; a section per concern.
 """
 
+import contextlib
+import functools
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import key_families
+
+# Most of a test's time is compilation: half of it without optimisation, which
+# changes the order of sums and nothing else.
+quick_jit = functools.partial(
+  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
+
+
+def error(found, truth):
+  """Largest error over the largest entry, worst over rows of the batch."""
+  found, truth = np.asarray(found, np.float64), np.asarray(truth, np.float64)
+  assert found.shape == truth.shape and np.isfinite(found).all()
+  axes = tuple(range(1, truth.ndim))
+  size = np.maximum(np.abs(truth).max(axes), 1e-30)
+  return (np.abs(found - truth).max(axes) / size).max()
+
+
+def assert_close(found, truth, tolerance):
+  """Two trees of arrays agree leaf by leaf, each to its own largest entry."""
+  found, truth = jax.tree.leaves(found), jax.tree.leaves(truth)
+  errors = [error(a, b) for a, b in zip(found, truth, strict=True)]
+  assert max(errors) <= tolerance, errors
+
+
+@contextlib.contextmanager
+def refused(kind, pattern):
+  """Exactly this kind of error, in one sentence that holds `pattern`."""
+  with pytest.raises(kind, match=pattern) as caught:
+    yield
+  assert caught.type is kind
+  text = str(caught.value)
+  assert "\n" not in text and ". " not in text, text
+
+
 # --- Chunk inverse -----------------------------------------------------------
 # Relative Frobenius errors of the strictly lower part, worst over the families
 # of experiments/key_families.py.
@@ -30,3 +73,324 @@ DESIGN_TABLE_BETA_2 = {
 # 1). 16 bits have 257 times finer codes; the scale doubles with beta <= 2.
 # Tests allow twice these.
 ENVELOPE_INVERSE = {8: 5e-2, 16: 5e-2 / 257}
+
+# --- Gated delta rule --------------------------------------------------------
+# The state is a sum of T rank-one terms under contractions, so float32 errors
+# add like sqrt(T): about 1e-6 of the largest output at T = 200 and 16 wide
+# heads. The foundation states 1e-5 for float32 and beta <= 1.
+FLOAT32_RULE = 1e-5
+# Gradients pass through the contractions twice (once forward, once backward)
+# and sum over value heads and keys: four times the allowance of the outputs,
+# relative to the largest entry of that gradient.
+FLOAT32_RULE_GRADIENT = 4e-5
+
+FAMILY_COUNT = len(key_families.FAMILIES)
+
+
+class Problem(NamedTuple):
+  """Operands of the rule and the state before the first token."""
+
+  q: np.ndarray
+  k: np.ndarray
+  v: np.ndarray
+  log_decay: np.ndarray
+  beta: np.ndarray
+  initial_state: np.ndarray
+
+  def under(self, rule, segment_ids=None, **options):
+    """What a form of the rule makes of it."""
+    options |= {"initial_state": self[5], "segment_ids": segment_ids}
+    return rule(*self[:5], **options)
+
+
+def problem(
+  length, *, ratio=2, seed=0, key_heads=2, dk=16, dv=12, beta=(0.6, 1.0)
+):
+  """One row a key family; decays 0, 0.001 and 0.01 alternate over heads."""
+  rng = np.random.default_rng([seed, length, ratio])
+  hv = key_heads * ratio
+  k = np.stack(
+    [
+      np.moveaxis(key_families.keys(family, rng, key_heads, length, dk), 0, 1)
+      for family in key_families.FAMILIES
+    ]
+  )  # [families, T, Hk, Dk]
+  own = rng.standard_normal(k.shape)
+  q = k + own / np.linalg.norm(own, axis=-1, keepdims=True)
+  q = q / np.linalg.norm(q, axis=-1, keepdims=True)
+  rows = (len(k), length, hv)
+  decay = np.resize(key_families.DECAYS, hv) * rng.uniform(0.5, 1.5, rows)
+  arrays = (
+    q,
+    k,
+    rng.standard_normal((*rows, dv)),
+    -decay,
+    rng.uniform(*beta, rows),
+    rng.standard_normal((len(k), hv, dk, dv)),
+  )
+  return Problem(*(x.astype(np.float32) for x in arrays))
+
+
+def documents(length, *, seed=0):
+  """Ids [families, T]: borders anywhere, single tokens and gaps included."""
+  rng = np.random.default_rng([seed, length])
+  return np.cumsum(
+    rng.integers(0, 40, (FAMILY_COUNT, length)) // 37, axis=1
+  ).astype(np.int32)
+
+
+class Tape(NamedTuple):
+  """The float64 token loop, with what its adjoint needs; lists run over T."""
+
+  out: np.ndarray  # [B, T, Hv, Dv]
+  states: list  # T + 1 of [B, Hv, Dk, Dv], before each token and at the end
+  decayed: list  # the state of a token after its decay
+  errors: list  # v - read, [B, Hv, Dv]
+
+
+def _delta_rule_arrays(q, k, v, log_decay, beta, segment_ids):
+  """float64, keys repeated over the value heads that read them; exp(g)."""
+  q, k, v, log_decay, beta = (
+    np.asarray(x, np.float64) for x in (q, k, v, log_decay, beta)
+  )
+  reads = np.arange(v.shape[2]) // (v.shape[2] // k.shape[2])
+  keep = np.exp(log_decay)  # [B, T, Hv]
+  if segment_ids is not None:
+    starts = np.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0
+    keep = np.where(starts[..., None], 0, keep)
+  return q[:, :, reads], k[:, :, reads], v, keep, beta
+
+
+def delta_rule_loop(
+  q,
+  k,
+  v,
+  log_decay,
+  beta,
+  *,
+  scale=None,
+  initial_state=None,
+  segment_ids=None,
+):
+  """The gated delta rule token by token in float64: a Tape.
+
+  Shapes as `neumann_jax.gated_delta_rule`.
+  """
+  q, k, v, keep, beta = _delta_rule_arrays(
+    q, k, v, log_decay, beta, segment_ids
+  )
+  scale = q.shape[-1] ** -0.5 if scale is None else scale
+  batch, length, heads, dk = k.shape
+  state = np.zeros((batch, heads, dk, v.shape[-1]))
+  if initial_state is not None:
+    state = np.asarray(initial_state, np.float64)
+  tape = Tape(np.zeros(v.shape), [state], [], [])
+  for t in range(length):
+    state = keep[:, t, :, None, None] * state
+    error = v[:, t] - np.einsum("bhd,bhdv->bhv", k[:, t], state)
+    tape.decayed.append(state)
+    tape.errors.append(error)
+    delta = beta[:, t, :, None] * error
+    state = state + k[:, t, ..., None] * delta[..., None, :]
+    tape.states.append(state)
+    tape.out[:, t] = scale * np.einsum("bhd,bhdv->bhv", q[:, t], state)
+  return tape
+
+
+def delta_rule(p, segment_ids=None):
+  """Output and final state of a Problem by `delta_rule_loop`."""
+  tape = p.under(delta_rule_loop, segment_ids)
+  return tape.out, tape.states[-1]
+
+
+def delta_rule_adjoint(
+  q, k, v, log_decay, beta, d_out, d_state, *, scale=None, **options
+):
+  """Gradients by the hand-written adjoint of the loop, in float64.
+
+  Args:
+    q: as all operands, as for `delta_rule_loop`.
+    k: likewise.
+    v: likewise.
+    log_decay: likewise.
+    beta: likewise.
+    d_out: cotangent of the output.
+    d_state: cotangent of the final state.
+    scale: of the output.
+    **options: initial_state and segment_ids.
+
+  Returns:
+    Gradients of q, k, v, log_decay, beta and the initial state.
+  """
+  tape = delta_rule_loop(q, k, v, log_decay, beta, scale=scale, **options)
+  key_shape = np.shape(k)
+  q, k, v, keep, beta = _delta_rule_arrays(
+    q, k, v, log_decay, beta, options.get("segment_ids")
+  )
+  scale = q.shape[-1] ** -0.5 if scale is None else scale
+  d_q, d_k, d_v = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
+  d_decay, d_beta = np.zeros_like(keep), np.zeros_like(beta)
+  for t in reversed(range(v.shape[1])):
+    after, decayed, error = tape.states[t + 1], tape.decayed[t], tape.errors[t]
+    d_q[:, t] = scale * np.einsum("bhdv,bhv->bhd", after, d_out[:, t])
+    d_state = d_state + scale * q[:, t, ..., None] * d_out[:, t, :, None]
+    d_delta = np.einsum("bhd,bhdv->bhv", k[:, t], d_state)
+    d_beta[:, t] = np.sum(d_delta * error, axis=-1)
+    d_v[:, t] = beta[:, t, :, None] * d_delta
+    delta = beta[:, t, :, None] * error
+    d_k[:, t] = np.einsum("bhdv,bhv->bhd", d_state, delta)
+    d_k[:, t] -= np.einsum("bhdv,bhv->bhd", decayed, d_v[:, t])
+    d_state = d_state - k[:, t, ..., None] * d_v[:, t, :, None]
+    d_decay[:, t] = np.sum(d_state * decayed, axis=(-1, -2))
+    d_state = keep[:, t, :, None, None] * d_state
+  batch, length, hk, dk = key_shape
+  group = (batch, length, hk, -1, dk)
+  d_q, d_k = d_q.reshape(group).sum(3), d_k.reshape(group).sum(3)
+  return d_q, d_k, d_v, d_decay, d_beta, d_state
+
+
+# --- Gated DeltaNet block ----------------------------------------------------
+# Float32 projections of at most 64 terms, two normalisations and the rule: the
+# same 1e-5 of the largest output.
+FLOAT32_BLOCK = 1e-5
+
+
+class Block(NamedTuple):
+  """What the block computes from a start; leaves run over what is cached."""
+
+  y: np.ndarray  # [B, T, hidden]
+  conv_state: np.ndarray  # [B, channels, W]
+  recurrent_state: np.ndarray  # [B, Hv, Dk, Dv]
+  operands: tuple  # q, k, v, log_decay, beta
+
+
+def silu(x):
+  return x / (1 + np.exp(-x))
+
+
+def causal_conv(x, taps, segment_ids=None, history=None):
+  """Sum over w of taps[w] x[t - W + 1 + w], and the last W columns.
+
+  Args:
+    x: [B, T, D].
+    taps: [W, D].
+    segment_ids: [B, T] or None; a column of another document counts as 0.
+    history: [B, W, D], columns before x that belong to its first document.
+
+  Returns:
+    [B, T, D] and [B, W, D].
+  """
+  (batch, length, dim), width = x.shape, len(taps)
+  if segment_ids is None:
+    segment_ids = np.zeros((batch, length))
+  if history is None:
+    history = np.zeros((batch, width, dim))
+  columns = np.concatenate([history, x], 1)
+  ids = np.concatenate([segment_ids[:, :1]] * width + [segment_ids], 1)
+  y = np.zeros((batch, length + 1, width, dim))  # the last one: what is kept
+  for b in range(batch):
+    for t in range(length + 1):
+      here = min(t, length - 1)
+      for w in range(width):
+        at = t + w + (t < length)
+        if ids[b, at] == segment_ids[b, here]:
+          y[b, t, w] = columns[b, at]
+  return np.einsum("btwd,wd->btd", y[:, :-1], taps), y[:, -1]
+
+
+def gated_delta_net(
+  x,
+  weights,
+  *,
+  key_heads,
+  value_heads,
+  key_dim,
+  value_dim,
+  eps=1e-6,
+  segment_ids=None,
+):
+  """The Qwen3.5 block in float64 from a checkpoint's own layout.
+
+  Args:
+    x: [B, T, hidden].
+    weights: by Hugging Face name; Linear weights [out, in], conv1d.weight
+      [channels, 1, W].
+    key_heads: Hk.
+    value_heads: Hv.
+    key_dim: Dk.
+    value_dim: Dv.
+    eps: of both normalisations.
+    segment_ids: [B, T] or None.
+  """
+  x = np.asarray(x, np.float64)
+  weights = {name: np.asarray(w, np.float64) for name, w in weights.items()}
+  batch, length, _ = x.shape
+  raw = x @ weights["in_proj_qkv.weight"].T  # [B, T, channels]
+  taps = weights["conv1d.weight"][:, 0].T  # [W, channels]
+  mixed, conv_state = causal_conv(raw, taps, segment_ids)
+  mixed = silu(mixed)
+  cut = key_heads * key_dim
+  q = mixed[..., :cut].reshape(batch, length, key_heads, key_dim)
+  k = mixed[..., cut : 2 * cut].reshape(batch, length, key_heads, key_dim)
+  v = mixed[..., 2 * cut :].reshape(batch, length, value_heads, value_dim)
+  q, k = (a / np.sqrt((a**2).sum(-1, keepdims=True) + eps) for a in (q, k))
+  beta = 1 / (1 + np.exp(-x @ weights["in_proj_b.weight"].T))
+  step = x @ weights["in_proj_a.weight"].T + weights["dt_bias"]
+  log_decay = -np.exp(weights["A_log"]) * np.log1p(np.exp(step))
+  operands = (q, k, v, log_decay, beta)
+  tape = delta_rule_loop(*operands, segment_ids=segment_ids)
+  out = tape.out
+  normed = out / np.sqrt((out**2).mean(-1, keepdims=True) + eps)
+  gate = x @ weights["in_proj_z.weight"].T
+  gated = weights["norm.weight"] * normed * silu(gate.reshape(out.shape))
+  y = gated.reshape(batch, length, -1) @ weights["out_proj.weight"].T
+  return Block(y, np.swapaxes(conv_state, 1, 2), tape.states[-1], operands)
+
+
+# --- Measurement operators ---------------------------------------------------
+# Float32 sums of at most 16 x 16 taps whose weights add up to about 1, on
+# pixels in [-1, 1]: a few units in the last place of 1. The foundation states
+# 1e-6 for super-resolution.
+FLOAT32_OPERATOR = 1e-6
+# Through a float32 FFT of at most 320 x 320, whose error grows with log2(size).
+FLOAT32_FFT = 2e-6
+
+
+def resizer_matrix(size, factor):
+  """The benchmark's 1-D reduction, tap by tap: [size // factor, size] float64.
+
+  Output o lies at (o + 1/2) factor - 1/2 of the input; the cubic (a = -1/2) is
+  stretched by the factor; beyond the border the image is mirrored with its
+  edge pixel repeated; each output's weights are divided by their sum.
+  """
+  a = -0.5
+  matrix = np.zeros((size // factor, size))
+  for o in range(size // factor):
+    centre = (o + 0.5) * factor - 0.5
+    weights = {}
+    for i in range(-3 * factor, size + 3 * factor):
+      t = abs(centre - i) / factor
+      if t < 1:
+        weights[i] = (a + 2) * t**3 - (a + 3) * t**2 + 1
+      elif t < 2:
+        weights[i] = a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a
+    total = sum(weights.values())
+    for i, weight in weights.items():
+      inside = i
+      while not 0 <= inside < size:
+        inside = -1 - inside if inside < 0 else 2 * size - 1 - inside
+      matrix[o, inside] += weight / total
+  return matrix
+
+
+def dense(forward, shape):
+  """Matrix of a linear map of numpy images [H, W]: [outputs, H * W]."""
+  basis = np.eye(shape[0] * shape[1]).reshape(-1, *shape)
+  return np.stack([np.ravel(forward(e)) for e in basis], 1)
+
+
+def fourier_diagonal(transfer):
+  """F^* diag(transfer) F as a real matrix [H * W, H * W]; transfer [H, W]."""
+  return dense(
+    lambda e: np.fft.ifft2(np.fft.fft2(e) * transfer).real, transfer.shape
+  )

@@ -12,7 +12,7 @@ from jax import lax
 
 from posterior_jax import spectral
 from posterior_jax.operators import frozen, solve
-from posterior_jax.types import Operator, SolveInfo
+from posterior_jax.types import Operator, SolveInfo, check_image_shape
 
 Boundary = Literal["reflect", "circular"]
 
@@ -86,20 +86,25 @@ class Blur(Operator):
         "svd needs boundary='circular': a mirrored blur has no fast one"
       )
     transfer = self.transfer[..., None]  # [H, W, 1]
-    phase = transfer / jnp.maximum(jnp.abs(transfer), 1e-30)
+    values = jnp.abs(transfer)
+    angle = jnp.angle(transfer)
+    phase = lax.complex(jnp.cos(angle), jnp.sin(angle))
 
     def to_fourier(x: jax.Array) -> jax.Array:
       return jnp.fft.fft2(x, axes=(-3, -2), norm="ortho")
+
+    def turned(f: jax.Array, by: jax.Array) -> jax.Array:
+      return f * by.astype(f.dtype)
 
     def to_image(f: jax.Array) -> jax.Array:
       return jnp.fft.ifft2(f, axes=(-3, -2), norm="ortho").real
 
     return solve.Svd(
-      values=jnp.abs(transfer),
+      values=values,
       to_right=to_fourier,
       from_right=to_image,
-      to_left=lambda y: jnp.conj(phase) * to_fourier(y),
-      from_left=lambda f: to_image(phase * f),
+      to_left=lambda y: turned(to_fourier(y), jnp.conj(phase)),
+      from_left=lambda f: to_image(turned(f, phase)),
     )
 
   def normal_solve(
@@ -112,10 +117,11 @@ class Blur(Operator):
     max_iterations: int = 300,
   ) -> tuple[jax.Array, SolveInfo]:
     """Closed form for circular borders, else conjugate gradients."""
-    gain = self.gram_gain
+    gain = self.gram_gain.astype(rhs.dtype)
     if self.boundary == "circular":
-      precision = jnp.asarray(precision)
-      total = (gain[..., None] if precision.ndim == 3 else gain) / noise_std**2
+      precision = jnp.asarray(precision, rhs.dtype)
+      gain = gain[..., None] if precision.ndim == 3 else gain
+      total = gain / jnp.asarray(noise_std, rhs.dtype) ** 2
       x = spectral.apply_transfer(rhs, 1.0 / (total + precision))
       done = SolveInfo(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
       return x, done
@@ -182,6 +188,7 @@ def blur(
     ValueError: for a kernel that is not such, one too wide for the mirror, or
       an unknown boundary.
   """
+  check_image_shape(image_shape)
   values = np.asarray(kernel, np.float64)
   square = values.ndim == 2 and values.shape[0] == values.shape[1]
   if not square or values.shape[0] % 2 == 0:

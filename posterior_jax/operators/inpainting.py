@@ -8,7 +8,7 @@ import numpy as np
 
 from posterior_jax import spectral
 from posterior_jax.operators import solve
-from posterior_jax.types import Operator, SolveInfo
+from posterior_jax.types import Operator, SolveInfo, check_image_shape
 
 
 @jax.tree_util.register_dataclass
@@ -109,7 +109,8 @@ class Inpainting(Operator):
   def _solve_hole(
     self, rhs: jax.Array, *, precision: jax.Array, noise_std: jax.Array, **stop
   ) -> tuple[jax.Array, SolveInfo]:
-    weight = noise_std**2
+    weight = jnp.asarray(noise_std, rhs.dtype) ** 2
+    precision = jnp.asarray(precision, rhs.dtype)
     wiener = 1.0 / (1.0 + weight * precision)  # B^-1 / s^2
     hole = 1.0 - self.mask.astype(rhs.dtype)
 
@@ -129,17 +130,23 @@ class Inpainting(Operator):
 
 
 def inpainting(
-  image_shape: tuple[int, int, int], mask: np.ndarray
+  image_shape: tuple[int, int, int],
+  mask: np.ndarray,
+  *,
+  contiguous: bool | None = None,
 ) -> Inpainting:
   """Inpainting with a mask of one's own.
 
   Args:
     image_shape: (H, W, C).
     mask: [H, W], 1 where the pixel is observed, 0 where it is dropped.
+    contiguous: whether the dropped pixels form a few holes; None decides by
+      the mask's edges. Masks that differ in it compile anew.
 
   Raises:
     ValueError: for a mask of another size, or with other values, or empty.
   """
+  check_image_shape(image_shape)
   mask = np.asarray(mask)
   if mask.shape != image_shape[:2]:
     raise ValueError(
@@ -149,9 +156,10 @@ def inpainting(
     raise ValueError("mask must hold only 0 (dropped) and 1 (observed)")
   if not mask.any():
     raise ValueError("mask must keep at least one pixel, it drops all")
-  edges = (mask[1:] != mask[:-1]).sum() + (mask[:, 1:] != mask[:, :-1]).sum()
-  # Scattered pixels have of the order of one edge each, holes far fewer.
-  contiguous = bool(edges < 0.25 * (mask == 0).sum())
+  if contiguous is None:
+    edges = (mask[1:] != mask[:-1]).sum() + (mask[:, 1:] != mask[:, :-1]).sum()
+    # Scattered pixels have of the order of one edge each, holes far fewer.
+    contiguous = bool(edges < 0.25 * (mask == 0).sum())
   leaf = jnp.asarray(mask, jnp.float32)[..., None]
   return Inpainting(leaf, image_shape, contiguous)
 
@@ -174,6 +182,7 @@ def box_inpainting(
   Raises:
     ValueError: if the square leaves the image or covers it.
   """
+  check_image_shape(image_shape)
   height, width, _ = image_shape
   row, col = corner or ((height - size) // 2, (width - size) // 2)
   inside = 0 <= row <= height - size and 0 <= col <= width - size
@@ -184,7 +193,7 @@ def box_inpainting(
     )
   mask = np.ones((height, width), np.float32)
   mask[row : row + size, col : col + size] = 0
-  return inpainting(image_shape, mask)
+  return inpainting(image_shape, mask, contiguous=True)
 
 
 def random_inpainting(
@@ -200,11 +209,12 @@ def random_inpainting(
   Raises:
     ValueError: if the fraction is out of range.
   """
+  check_image_shape(image_shape)
   if not 0 <= fraction < 1:
     raise ValueError(f"fraction must lie in [0, 1), got {fraction}")
   height, width, _ = image_shape
   count = height * width
   order = np.random.default_rng(seed).permutation(count)
-  mask = np.ones(count, np.float32)
-  mask[order[: int(fraction * count)]] = 0
-  return inpainting(image_shape, mask.reshape(height, width))
+  mask = np.ones((height, width), np.float32)
+  mask.flat[order[: int(fraction * count)]] = 0
+  return inpainting(image_shape, mask, contiguous=False)

@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 from posterior_jax.operators import solve
-from posterior_jax.types import Operator, SolveInfo
+from posterior_jax.types import Operator, SolveInfo, check_image_shape
 
 
 @jax.tree_util.register_dataclass
@@ -104,6 +104,7 @@ def super_resolution(
   Raises:
     ValueError: if the image is not divisible by the factor.
   """
+  check_image_shape(image_shape)
   height, width, _ = image_shape
   if factor < 2 or height % factor or width % factor:
     raise ValueError(

@@ -39,10 +39,19 @@ class Svd(NamedTuple):
 def closed_form(
   svd: Svd, rhs: jax.Array, precision: jax.Array, noise_std: jax.Array
 ) -> tuple[jax.Array, SolveInfo]:
-  """The solution for a scalar precision, from the singular values."""
+  """The solution for a scalar precision, from the singular values.
+
+  What A does not see is divided by the precision alone. It is projected twice:
+  where the precision is small, one rounding of what A does see would drown it.
+  """
+  values = svd.values.astype(rhs.dtype)
+  precision = jnp.asarray(precision, rhs.dtype)
+  weight = jnp.asarray(noise_std, rhs.dtype) ** 2
   inside = svd.to_right(rhs)
-  gain = 1.0 / (svd.values**2 / noise_std**2 + precision) - 1.0 / precision
-  x = rhs / precision + svd.from_right(gain * inside)
+  outside = rhs - svd.from_right(inside)
+  outside = outside - svd.from_right(svd.to_right(outside))
+  seen = inside * (weight / (values**2 + weight * precision))
+  x = svd.from_right(seen) + outside / precision
   return x, SolveInfo(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
 
 
@@ -71,10 +80,11 @@ def normal_equations(
   Returns:
     x, and how it went.
   """
-  weight = noise_std**2  # solve (A^T A + s^2 P) x = s^2 b
-  b = rhs * weight
+  weight = jnp.asarray(noise_std, rhs.dtype) ** 2
+  b = rhs * weight  # solve (A^T A + s^2 P) x = s^2 b
   scaled, gain = jnp.broadcast_arrays(
-    _on_grid(weight * precision), _on_grid(gram_gain)
+    _on_grid(weight * jnp.asarray(precision, rhs.dtype)),
+    _on_grid(gram_gain.astype(rhs.dtype)),
   )
   inverse = 1.0 / (gain + scaled)
 

@@ -105,7 +105,8 @@ def posterior_mean(
   Returns:
     The mean, and how the linear solve went.
   """
-  operator, noise = observation.operator, observation.noise_std
+  operator = observation.operator
+  noise = jnp.asarray(observation.noise_std, observation.y.dtype)
   mean = jnp.broadcast_to(prior.mean, operator.image_shape)
   misfit = operator.adjoint(observation.y - operator.forward(mean)) / noise**2
   shift, info = operator.normal_solve(

@@ -1,0 +1,353 @@
+"""Measurement operators against their definitions, and their linear solves."""
+
+import hashlib
+import importlib.resources
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from experiments import freeze_assets
+from posterior_jax import operators, priors
+from posterior_jax.operators import frozen
+from tests import oracles
+
+SHAPE = (24, 32, 3)
+SOLVED = (16, 16, 1)
+NOISE = 0.05
+LOPSIDED = np.random.default_rng(5).dirichlet(np.ones(49)).reshape(7, 7)
+
+
+def build(name, shape=SHAPE):
+  return {
+    "resize": lambda: operators.super_resolution(shape, factor=4),
+    "box": lambda: operators.box_inpainting(shape, size=6, corner=(3, 7)),
+    "random": lambda: operators.random_inpainting(shape),
+    "blur": lambda: operators.blur(shape, LOPSIDED),
+    "circular": lambda: operators.blur(shape, LOPSIDED, boundary="circular"),
+  }[name]()
+
+
+def define(name, shape):
+  """The same measurement of one channel [H, W] in numpy."""
+  height, width, _ = shape
+  if name == "resize":
+    rows = oracles.resizer_matrix(height, 4)
+    columns = oracles.resizer_matrix(width, 4)
+    return lambda x: rows @ x @ columns.T
+  if name in ("box", "random"):
+    mask = np.ones((height, width))
+    if name == "box":
+      mask[3:9, 7:13] = 0
+    else:
+      order = np.random.default_rng(0).permutation(height * width)
+      mask.ravel()[order[: int(0.7 * height * width)]] = 0
+    return lambda x: mask * x
+  mode = {"blur": "mirror", "circular": "wrap"}[name]
+  return lambda x: scipy.ndimage.correlate(x, LOPSIDED, mode=mode)
+
+
+NAMES = ("resize", "box", "random", "blur", "circular")
+every_operator = pytest.mark.parametrize("name", NAMES)
+
+
+def normal(shape, seed=0):
+  return np.random.default_rng(seed).standard_normal(shape)
+
+
+@every_operator
+def test_adjoint_float64(name):
+  with jax.enable_x64(True):
+    operator = build(name)
+    x = jnp.asarray(normal((2, *SHAPE)))
+    y = jnp.asarray(normal((2, *operator.measurement_shape), seed=1))
+    left = jnp.vdot(operator.forward(x), y)
+    right = jnp.vdot(x, operator.adjoint(y))
+    assert left.dtype == jnp.float64
+    np.testing.assert_allclose(left, right, rtol=1e-12)
+
+
+@every_operator
+def test_forward_is_the_definition(name):
+  x = normal((2, *SHAPE)).clip(-1, 1)
+  forward = define(name, SHAPE)
+  expected = np.stack(
+    [[forward(im[..., c]) for c in range(3)] for im in x]
+  )  # [2, C, h, w]
+  found = build(name).forward(jnp.asarray(x, jnp.float32))
+  atol = oracles.FLOAT32_FFT if "r" in name[-3:] else oracles.FLOAT32_OPERATOR
+  np.testing.assert_allclose(
+    found, np.moveaxis(expected, 1, -1), rtol=0, atol=atol
+  )
+
+
+def test_super_resolution_at_the_benchmark_size():
+  x = normal((256, 256)).clip(-1, 1)
+  w = oracles.resizer_matrix(256, 4)
+  operator = operators.super_resolution((256, 256, 1))
+  found = operator.forward(jnp.asarray(x, jnp.float32)[..., None])[..., 0]
+  np.testing.assert_allclose(found, w @ x @ w.T, rtol=0, atol=1e-6)
+  # Facts of the field's resizer: singular values, and an outside view of it.
+  values = np.linalg.svd(w, compute_uv=False)
+  np.testing.assert_allclose([values[0], values[-1]], [0.5, 0.3485], atol=1e-4)
+  library = jax.image.resize(
+    jnp.asarray(x, jnp.float32), (64, 64), "cubic", antialias=True
+  )
+  inner = (slice(2, -2), slice(2, -2))
+  np.testing.assert_allclose(found[inner], library[inner], rtol=0, atol=1e-6)
+  assert np.abs(found - library).max() > 1e-3  # the borders differ
+
+
+@pytest.mark.parametrize("boundary", ["reflect", "circular"])
+@pytest.mark.parametrize("kind", ["gaussian", "motion"])
+def test_blurs_at_the_benchmark_size(kind, boundary):
+  x = normal((256, 256)).clip(-1, 1)
+  shape = (256, 256, 1)
+  if kind == "gaussian":
+    operator = operators.gaussian_blur(shape, boundary=boundary)
+  else:
+    operator = operators.motion_blur(shape, "long", boundary=boundary)
+  mode = {"reflect": "mirror", "circular": "wrap"}[boundary]
+  kernel = np.asarray(operator.kernel, np.float64)
+  expected = scipy.ndimage.correlate(x, kernel, mode=mode)
+  found = operator.forward(jnp.asarray(x, jnp.float32)[..., None])[..., 0]
+  np.testing.assert_allclose(found, expected, rtol=0, atol=oracles.FLOAT32_FFT)
+
+
+def test_gaussian_kernel_is_the_benchmarks():
+  kernel = np.asarray(operators.gaussian_blur((64, 64, 3)).kernel, np.float64)
+  support = np.argwhere(kernel)
+  assert kernel.shape == (61, 61)
+  assert support.min(0).tolist() == [18, 18]
+  assert support.max(0).tolist() == [42, 42]
+  np.testing.assert_allclose(kernel.max(), 0.017685, atol=5e-7)
+  np.testing.assert_allclose(kernel.sum(), 1, atol=1e-6)
+  offset = np.arange(61) - 30
+  std = np.sqrt((kernel * offset**2).sum())
+  np.testing.assert_allclose(std, 2.9992, atol=1e-4)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.7, 0.92])
+def test_random_mask_drops_exactly(fraction):
+  operator = operators.random_inpainting((30, 41, 3), fraction=fraction)
+  assert int((operator.mask == 0).sum()) == int(fraction * 30 * 41)
+
+
+def test_box_is_where_it_was_put():
+  mask = operators.box_inpainting((256, 256, 3)).mask[..., 0]
+  hole = np.argwhere(np.asarray(mask) == 0)
+  assert len(hole) == 128**2
+  assert hole.min(0).tolist() == [64, 64]
+  assert hole.max(0).tolist() == [191, 191]
+  corner = frozen.box_corner()
+  assert all(32 <= place < 96 for place in corner)
+  mask = operators.box_inpainting((256, 256, 3), corner=corner).mask[..., 0]
+  assert np.argwhere(np.asarray(mask) == 0).min(0).tolist() == list(corner)
+
+
+@pytest.mark.parametrize("name", ["resize", "box", "random", "circular"])
+def test_svd_identities(name):
+  with jax.enable_x64(True):
+    operator = build(name)
+    svd = operator.svd()
+
+    def stretched(c):
+      return c * svd.values.astype(c.dtype)
+
+    x = jnp.asarray(normal(SHAPE))
+    y = jnp.asarray(normal(operator.measurement_shape, seed=1))
+    same = dict(rtol=0, atol=2e-6)  # factors are float32
+    forward, adjoint = operator.forward(x), operator.adjoint(y)
+    close = np.testing.assert_allclose
+    close(svd.from_left(stretched(svd.to_right(x))), forward, **same)
+    close(svd.from_right(stretched(svd.to_left(y))), adjoint, **same)
+    close(svd.to_left(forward), stretched(svd.to_right(x)), **same)
+    inside = svd.to_right(x)  # orthonormal rows: V^* V = 1
+    close(svd.to_right(svd.from_right(inside)), inside, **same)
+
+
+def precisions():
+  """Scalar ties, and those of a natural spectrum at three noise levels."""
+  yield "scalar", 1.0
+  yield "scalar", 100.0
+  s = np.asarray(priors.power_law_spectrum(*SOLVED[:2]), np.float64)
+  for sigma in (100.0, 1.0, 0.1):
+    yield "spectral", 1 / s + 1 / sigma**2
+
+
+def normal_matrix(name, precision):
+  a = oracles.dense(define(name, SOLVED), SOLVED[:2])
+  grid = np.broadcast_to(precision, SOLVED[:2])
+  return a.T @ a / NOISE**2 + oracles.fourier_diagonal(grid)
+
+
+@every_operator
+@pytest.mark.parametrize("case", range(5))
+def test_normal_solve_float64(name, case):
+  """To the accuracy of the float32 operator, by perturbation of the matrix."""
+  _, precision = list(precisions())[case]
+  matrix = normal_matrix(name, precision)
+  rhs = normal((2, *SOLVED))
+  with jax.enable_x64(True):
+    x, info = build(name, SOLVED).normal_solve(
+      jnp.asarray(rhs),
+      precision=jnp.asarray(precision),
+      noise_std=jnp.asarray(NOISE),
+      tolerance=1e-10,
+      max_iterations=1000,
+    )
+  assert float(info.relative_residual) <= 1e-9
+  expected = np.linalg.solve(matrix, rhs.reshape(2, -1).T).T
+  error = np.linalg.norm(np.asarray(x).reshape(2, -1) - expected, axis=1)
+  bound = np.linalg.cond(matrix) * 1e-7  # kernels and weights are float32
+  assert (error <= bound * np.linalg.norm(expected, axis=1)).all()
+
+
+@every_operator
+@pytest.mark.parametrize("case", range(5))
+def test_normal_solve_float32_reports_the_truth(name, case):
+  _, precision = list(precisions())[case]
+  matrix = normal_matrix(name, precision)
+  rhs = normal((2, *SOLVED)).astype(np.float32)
+  x, info = build(name, SOLVED).normal_solve(
+    jnp.asarray(rhs),
+    precision=jnp.asarray(precision, jnp.float32),
+    noise_std=jnp.float32(NOISE),
+  )
+  b = rhs.reshape(2, -1).astype(np.float64)
+  x = np.asarray(x, np.float64).reshape(2, -1)
+  residual = np.linalg.norm(b - x @ matrix, axis=1) / np.linalg.norm(b, axis=1)
+  # Rounding x alone moves the residual by eps |K| |x| / |b|.
+  rounding = 1e-7 * np.linalg.norm(matrix, 2) * np.linalg.norm(x, axis=1)
+  rounding = float((rounding / np.linalg.norm(b, axis=1)).max())
+  print(name, case, residual.max(), float(info.relative_residual), rounding)
+  assert abs(residual.max() - float(info.relative_residual)) <= 4 * rounding
+  assert residual.max() <= 2e-6 + 4 * rounding
+
+
+@pytest.mark.parametrize("name", ["resize", "box", "random", "circular"])
+def test_weak_scalar_tie_keeps_the_data(name):
+  """sigma = 100: the observed part must not drown in the free one's scale."""
+  operator = build(name, SOLVED)
+  truth = normal(SOLVED).clip(-1, 1).astype(np.float32)
+  y = operator.forward(jnp.asarray(truth))
+  x, _ = operator.normal_solve(
+    operator.adjoint(y) / NOISE**2,
+    precision=jnp.float32(1e-4),
+    noise_std=jnp.float32(NOISE),
+  )
+  misfit = np.abs(operator.forward(x) - y).max()
+  assert misfit <= 1e-3 * NOISE + 1e-4, misfit
+
+
+def test_solve_does_not_depend_on_the_batch():
+  precision = jnp.asarray(list(precisions())[3][1], jnp.float32)
+  scale = np.array([1e-3, 1.0, 1e3])[:, None, None, None]
+  rhs = jnp.asarray(scale * normal((3, *SOLVED)), jnp.float32)
+  for name in ("resize", "box", "random", "blur"):
+    operator = build(name, SOLVED)
+    solve = jax.jit(
+      lambda b, operator=operator: operator.normal_solve(
+        b, precision=precision, noise_std=jnp.float32(NOISE)
+      )[0]
+    )
+    together = np.asarray(solve(rhs))
+    alone = np.concatenate([solve(rhs[i : i + 1]) for i in range(3)])
+    size = np.abs(alone).max((1, 2, 3), keepdims=True)
+    np.testing.assert_allclose(together / size, alone / size, atol=1e-6)
+
+
+def test_frozen_file_is_verified():
+  folder = importlib.resources.files("posterior_jax") / "assets"
+  manifest = json.loads((folder / "frozen.json").read_text())
+  data = bytearray((folder / manifest["file"]).read_bytes())
+  assert hashlib.sha256(data).hexdigest() == manifest["sha256"]
+  frozen.verify(bytes(data), manifest["sha256"], "frozen.npz")
+  data[100] ^= 1
+  with pytest.raises(ValueError, match=r"frozen\.npz is not the frozen file"):
+    frozen.verify(bytes(data), manifest["sha256"], "frozen.npz")
+
+
+def test_frozen_draws_regenerate_bit_for_bit():
+  drawn, lengths = freeze_assets.draw()
+  assert lengths["short"] < lengths["medium"] < lengths["long"]
+  for name in frozen.PATHS:
+    kernel = frozen.motion_kernel(name)
+    np.testing.assert_array_equal(drawn[f"motion_{name}"], kernel)
+    np.testing.assert_allclose(kernel.sum(dtype=np.float64), 1, atol=1e-6)
+    assert kernel.shape == (61, 61) and kernel.min() >= 0
+  np.testing.assert_array_equal(drawn["random_mask"], frozen.random_mask())
+  assert int((frozen.random_mask() == 0).sum()) == int(0.7 * 256 * 256)
+  assert tuple(drawn["box_corner"]) == frozen.box_corner()
+
+
+def test_one_trace_for_new_kernels_and_masks():
+  def restore(operator, y, noise_std):
+    rhs = operator.adjoint(y)
+    return operator.normal_solve(
+      rhs, precision=jnp.ones((64, 64)), noise_std=noise_std
+    )[0]
+
+  shape = (64, 64, 1)
+  y = jnp.ones((1, *shape))
+  kinds = (
+    [operators.motion_blur(shape, name) for name in frozen.PATHS],
+    [operators.random_inpainting(shape, seed=seed) for seed in range(3)],
+    [
+      operators.box_inpainting(shape, size=16, corner=(place, 5))
+      for place in range(3)
+    ],
+  )
+  for kind in kinds:
+    chex.clear_trace_counter()
+    traced = jax.jit(chex.assert_max_traces(restore, n=1))
+    for i, operator in enumerate(kind):
+      traced(operator, y, jnp.float32(0.1 + i))
+
+
+@pytest.mark.parametrize(
+  ("call", "sentence"),
+  [
+    (lambda s: operators.super_resolution(s, factor=5), "factor must be at"),
+    (lambda s: operators.super_resolution(s, factor=1), "factor must be at"),
+    (lambda s: operators.inpainting(s, np.ones((4, 4))), "mask must have the"),
+    (lambda s: operators.inpainting(s, np.full(s[:2], 0.5)), "mask must hold"),
+    (lambda s: operators.inpainting(s, np.zeros(s[:2])), "mask must keep at"),
+    (lambda s: operators.inpainting(s, np.full(s[:2], np.nan)), "must hold"),
+    (lambda s: operators.box_inpainting(s, size=40), "box of size 40"),
+    (lambda s: operators.box_inpainting(s, size=0), "box of size 0"),
+    (
+      lambda s: operators.box_inpainting(s, size=4, corner=(-1, 0)),
+      "must lie inside the image",
+    ),
+    (lambda s: operators.random_inpainting(s, fraction=1.0), "fraction must"),
+    (lambda s: operators.random_inpainting(s, fraction=np.nan), "fraction"),
+    (lambda s: operators.blur(s, np.ones((4, 4)) / 16), "k odd"),
+    (lambda s: operators.blur(s, np.ones(5) / 5), r"shape \[k, k\]"),
+    (lambda s: operators.blur(s, np.ones((3, 3))), "kernel must sum to 1"),
+    (lambda s: operators.blur(s, -np.ones((3, 3)) / 9), "non-negative"),
+    (lambda s: operators.blur(s, np.full((3, 3), np.nan)), "finite"),
+    (
+      lambda s: operators.blur(s, LOPSIDED, boundary="zero"),
+      "boundary must be",
+    ),
+    (lambda s: operators.gaussian_blur((16, 16, 1)), "too wide to mirror"),
+    (lambda s: operators.gaussian_blur(s, size=4), "size must be odd"),
+    (lambda s: operators.gaussian_blur(s, std=0.0), "std must be positive"),
+    (lambda s: operators.motion_blur(s, "huge"), "short, medium, long"),
+    (lambda s: operators.blur(s, LOPSIDED).svd(), "needs boundary='circular'"),
+    (lambda s: operators.super_resolution((24, 24)), "image_shape must be"),
+    (lambda s: operators.random_inpainting((24, 24)), "image_shape must be"),
+    (lambda s: operators.box_inpainting((0, 8, 1)), "image_shape must be"),
+    (lambda s: operators.inpainting((8, 8), np.ones((8, 8))), "image_shape"),
+    (lambda s: operators.blur((24, 24.0, 3), LOPSIDED), "image_shape must be"),
+  ],
+)
+def test_bad_input_is_one_sentence(call, sentence):
+  with pytest.raises(ValueError, match=sentence) as caught:
+    call((40, 32, 3))
+  assert "\n" not in str(caught.value)
