@@ -41,14 +41,14 @@ setuptools.setup(
   ],
   extras_require={
     "plots": PLOTS,
-    "test": PLOTS
-    + [
-      "mypy>=1.13",
+    "test": [
+      *PLOTS,
+      "mypy>=2.4,<3",
       "nbformat>=5.10",
       "pytest>=8.0",
       "pytest-xdist>=3.6",
       "PyWavelets>=1.7",
-      "ruff>=0.8",
+      "ruff>=0.17,<0.18",
     ],
     "hf": ["safetensors>=0.5"],
     "tpu": ["jax[tpu]>=0.10,<0.13"],

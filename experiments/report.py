@@ -38,9 +38,12 @@ table { border-collapse: collapse; font-size: .92rem;
   font-variant-numeric: tabular-nums; margin: .4rem 0; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { padding: .28rem .8rem; text-align: left; white-space: nowrap; }
-th { border-bottom: 1.5px solid var(--ink); vertical-align: bottom; }
+th { border-bottom: 1.5px solid var(--ink); vertical-align: bottom;
+  white-space: normal; max-width: 9rem; line-height: 1.3; }
 td { border-bottom: 1px solid var(--line); }
 td.number, th.number { text-align: right; }
+td.text { white-space: normal; max-width: 22rem; }
+td.text:first-child { white-space: nowrap; }
 tbody tr:nth-child(even) { background: var(--band); }
 td.bad { color: var(--bad); font-weight: 600; }
 nav a { margin-right: 1.2rem; }
@@ -85,7 +88,7 @@ class Report:
 
   def heading(self, title: str) -> None:
     """Begins a sub-part."""
-    self._blocks.append(f"<h3>{html.escape(title)}</h3>")
+    self._blocks.append(f"<h3>{_inline(title)}</h3>")
 
   def text(self, words: str) -> None:
     """Adds a paragraph of plain text; `backquotes` mark code."""
@@ -136,19 +139,22 @@ class Report:
       f'\n<p class="measured">Measured on: {_inline(measured_on)}</p>'
     )
 
-  def figure(self, picture: Any, caption: str, *, dpi: int = 110) -> None:
+  def figure(
+    self, picture: Any, caption: str, *, photographic: bool = False
+  ) -> None:
     """Embeds a matplotlib figure and closes it.
 
     Args:
       picture: the figure.
       caption: what to see in it; also its alternative text.
-      dpi: pixels per inch.
+      photographic: as JPEG, for photographs; otherwise as PNG.
     """
-    data = base64.b64encode(png(picture, dpi=dpi)).decode()
+    kind = "jpeg" if photographic else "png"
+    data = base64.b64encode(render(picture, kind)).decode()
     words = _inline(caption)
     self._blocks.append(
       f'<figure><img alt="{html.escape(caption)}" '
-      f'src="data:image/png;base64,{data}">'
+      f'src="data:image/{kind};base64,{data}">'
       f"<figcaption>{words}</figcaption></figure>"
     )
 
@@ -171,12 +177,14 @@ class Report:
     return path
 
 
-def png(picture: Any, *, dpi: int) -> bytes:
-  """Renders a matplotlib figure to PNG bytes and closes it."""
+def render(picture: Any, kind: str) -> bytes:
+  """A matplotlib figure as "png" or "jpeg" bytes; closes it."""
   import matplotlib.pyplot as plt
 
+  photograph = {"dpi": 120, "pil_kwargs": {"quality": 85}}
+  settings: dict[str, Any] = photograph if kind == "jpeg" else {"dpi": 110}
   buffer = io.BytesIO()
-  picture.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight")
+  picture.savefig(buffer, format=kind, bbox_inches="tight", **settings)
   plt.close(picture)
   return buffer.getvalue()
 
@@ -189,7 +197,9 @@ def short(value: float) -> str:
     return "overflow" if value > 0 else "-inf"
   if value == 0 or 1e-2 <= abs(value) < 1e4:
     return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"
-  return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e")
+  return (
+    f"{value:.1e}".replace("e+", "e").replace("e0", "e").replace("e-0", "e-")
+  )
 
 
 def _is_number(entry: Any) -> bool:

@@ -11,6 +11,7 @@ families, against the float64 inverse of the same float32 A.
 import itertools
 import json
 import pathlib
+import typing
 from collections.abc import Iterator
 
 import jax
@@ -22,7 +23,7 @@ from tqdm import tqdm
 import neumann_jax.assets
 from experiments import key_families
 from neumann_jax import bounds, planner, reference
-from neumann_jax.quantize import QuantSpec
+from neumann_jax.quantize import QuantSpec, Scale
 from neumann_jax.spec import PRECISIONS, InverseSpec
 
 CHUNK_SIZES = (16, 32, 64, 128)
@@ -36,7 +37,7 @@ def specs() -> Iterator[InverseSpec]:
   yield InverseSpec("exact")
   quants = [
     QuantSpec(bits, scale)
-    for bits, scale in itertools.product((4, 8, 16), ("envelope", "dynamic"))
+    for bits, scale in itertools.product((4, 8, 16), typing.get_args(Scale))
   ]
   forms: list[dict] = [{"precision": p} for p in PRECISIONS]
   forms += [{"quant": q} for q in quants]

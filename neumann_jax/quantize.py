@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+Scale = Literal["envelope", "dynamic"]
+
 _LARGEST_CODE = {4: 7, 8: 127, 16: 32639}
 
 
@@ -36,7 +38,7 @@ class QuantSpec:
   """
 
   bits: int = 8
-  scale: Literal["envelope", "dynamic"] = "envelope"
+  scale: Scale = "envelope"
   integer: bool = False
 
   def __post_init__(self) -> None:

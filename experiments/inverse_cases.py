@@ -1,0 +1,64 @@
+"""The methods and operand formats that the inverse study compares."""
+
+from neumann_jax import InverseSpec, QuantSpec
+
+FORMATS: dict[str, dict] = {
+  "float32": {},
+  "bfloat16": {"precision": "bfloat16"},
+  "float16": {"precision": "float16"},
+  "INT16": {"quant": QuantSpec(bits=16, scale="dynamic")},
+  "INT8": {"quant": QuantSpec(bits=8, scale="dynamic")},
+}
+ENVELOPE_FORMATS: dict[str, dict] = {
+  "INT16 envelope": {"quant": QuantSpec(bits=16, scale="envelope")},
+  "INT8 envelope": {"quant": QuantSpec(bits=8, scale="envelope")},
+}
+METHODS: dict[str, dict] = {
+  "banded N3 S8 (paper, C=64)": {
+    "method": "banded",
+    "order": 3,
+    "residual_steps": 8,
+  },
+  "banded N3 S16": {"method": "banded", "order": 3, "residual_steps": 16},
+  "banded N3 S16, masked each step": {
+    "method": "banded",
+    "order": 3,
+    "residual_steps": 16,
+    "mask_every_step": True,
+  },
+  "newton": {"method": "newton"},
+  "ladder": {"method": "ladder"},
+  "newton + refine": {"method": "newton", "refine": 1},
+  "ladder + refine": {"method": "ladder", "refine": 1},
+  "doubling in 16-blocks + merge": {"method": "doubling", "block": 16},
+  "doubling": {"method": "doubling"},
+}
+Case = tuple[str, str, InverseSpec]  # method, format, spec
+
+PAPER_FORMATS = ("float32", "float16", "INT8")
+FIXED_SCALE = ("newton", "ladder", "newton + refine", "ladder + refine")
+
+
+def all_cases() -> list[Case]:
+  """Every approximation studied."""
+  rows = [("exact solve", "float32", InverseSpec(method="exact"))]
+  rows += [
+    (method, form, InverseSpec(**METHODS[method], **FORMATS[form]))
+    for method in METHODS
+    for form in FORMATS
+  ]
+  rows += [
+    (method, form, InverseSpec(**METHODS[method], **ENVELOPE_FORMATS[form]))
+    for method in FIXED_SCALE
+    for form in ENVELOPE_FORMATS
+  ]
+  return rows
+
+
+def paper_cases() -> list[Case]:
+  """The paper's setting for each chunk length, beside the ladder."""
+  return [
+    (method, form, InverseSpec(method=method, **FORMATS[form]))
+    for method in ("banded", "ladder")
+    for form in PAPER_FORMATS
+  ]

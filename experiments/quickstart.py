@@ -1,0 +1,128 @@
+"""Both systems at work on a CPU, in one HTML report.
+
+  python -m experiments.quickstart
+
+Settings: `configs/quickstart.py`. The last line printed names the report.
+"""
+
+import dataclasses
+import pathlib
+
+from experiments import (
+  bounds_report,
+  degradations,
+  inverse_cases,
+  inverse_report,
+  inverse_study,
+  record,
+  restoration_report,
+  restoration_study,
+  runner,
+  text_block,
+)
+from experiments import report as reports
+from experiments.inverse_study import InverseSettings
+from experiments.progress import Progress
+from experiments.restoration_study import RestorationSettings
+
+TITLE = "neumann-posterior: quickstart"
+PAPER_CHUNKS = (32, 64, 128)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of the quickstart.
+
+  Attributes:
+    inverse: of the chunk inverse's study.
+    restoration: of the photographs'.
+  """
+
+  inverse: InverseSettings
+  restoration: RestorationSettings
+
+
+def quickstart(settings: Settings, run: record.Run) -> None:
+  """Runs every study, writes tables and `report.html`, prints its path."""
+  report = reports.Report(TITLE, _summary(run))
+  total = len(inverse_cases.all_cases()) + len(degradations.OPERATORS)
+  total += len(PAPER_CHUNKS) * len(inverse_cases.paper_cases())
+  with Progress(total, label="quickstart") as tick:
+    _inverse(settings.inverse, run, report, tick)
+    _restoration(settings.restoration, run, report, tick)
+  path = report.write(run.folder / "report.html")
+  print(f"report: {_shown(path)}")
+
+
+def _inverse(
+  settings: InverseSettings,
+  run: record.Run,
+  report: reports.Report,
+  tick: Progress,
+) -> None:
+  fed, difficulty = text_block.block_group(settings)
+  groups = [*inverse_study.family_groups(settings), fed]
+  rows = inverse_study.study(groups, inverse_cases.all_cases(), tick)
+  block = [row for row in rows if row.family == text_block.FAMILY]
+  families = [row for row in rows if row.family != text_block.FAMILY]
+  by_size = [
+    row
+    for size in PAPER_CHUNKS
+    for row in inverse_study.study(
+      inverse_study.family_groups(
+        settings, chunk_size=size, betas=[(0.6, 1.0)]
+      ),
+      inverse_cases.paper_cases(),
+      tick,
+    )
+  ]
+  tables = {"families": families, "block": block, "paper_settings": by_size}
+  for table, found in tables.items():
+    for row in found:
+      run.write(table, row._asdict())
+  report.section("The chunk inverse of Gated DeltaNet")
+  inverse_report.add_families(report, families, settings.draws)
+  inverse_report.add_block(report, block, difficulty)
+  inverse_report.add_paper_settings(report, by_size, settings.draws)
+  bounds_report.add_certificate(report, rows)
+  bounds_report.add_plans(report, settings.chunk_size)
+
+
+def _restoration(
+  settings: RestorationSettings,
+  run: record.Run,
+  report: reports.Report,
+  tick: Progress,
+) -> None:
+  rows, pictures = restoration_study.study(settings, tick)
+  for row in rows:
+    run.write("restoration", row._asdict())
+  report.section("Photographs restored under a known prior")
+  restoration_report.add_restoration(report, rows, pictures, settings)
+  brief = restoration_report.panel(pictures, restoration_report.BRIEF)
+  (run.folder / "panel.jpg").write_bytes(reports.render(brief, "jpeg"))
+  (run.folder / "panel.txt").write_text(
+    restoration_report.caption(settings) + "\n"
+  )
+
+
+def _summary(run: record.Run) -> str:
+  found = run.environment
+  return (
+    f"Measured on {', '.join(found['devices'])} ({found['machine']}, "
+    f"{found['cpus']} CPUs) with jax {found['versions']['jax']} and Python "
+    f"{found['python']}; command: `{found['command']}`. Everything needed to "
+    "repeat it stands in `environment.json` beside this file, every number in "
+    "the `.jsonl` and `.csv` tables."
+  )
+
+
+def _shown(path: pathlib.Path) -> str:
+  """The path from here where it is below, else in full."""
+  here = pathlib.Path.cwd()
+  full = path.resolve()
+  return str(full.relative_to(here) if full.is_relative_to(here) else full)
+
+
+if __name__ == "__main__":
+  runner.main("quickstart", Settings, quickstart)

@@ -1,0 +1,225 @@
+"""The promises of the repository itself: names, commands, docs, hygiene."""
+
+import ast
+import importlib
+import inspect
+import itertools
+import json
+import pathlib
+import re
+import shlex
+import subprocess
+
+import pytest
+
+import neumann_jax
+import posterior_jax
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# The public surface with its parameters; a bare `*` starts keyword-only ones.
+SIGNATURES = {
+  "neumann_jax.InverseSpec": (
+    "method='ladder', order=None, residual_steps=None, mask_every_step=False, "
+    "block=None, refine=0, precision='float32', quant=None"
+  ),
+  "neumann_jax.QuantSpec": "bits=8, scale='envelope', integer=False",
+  "neumann_jax.inverse": (
+    "a, spec=InverseSpec(), *, envelope=None, gradient='implicit', "
+    "implementation='auto'"
+  ),
+  "neumann_jax.envelope": "beta, log_decay, *, key_norm=1.0",
+  "neumann_jax.certify": "a, t, envelope",
+  "neumann_jax.plan": (
+    "chunk_size, *, tolerance, precision='float32', quant=None, beta_max=1.0, "
+    "log_decay=None"
+  ),
+  "neumann_jax.gated_delta_rule": (
+    "q, k, v, log_decay, beta, *, scale=None, initial_state=None, "
+    "segment_ids=None, chunk_size=64, spec=InverseSpec(), fused=False, "
+    "implementation='auto'"
+  ),
+  "neumann_jax.gated_delta_step": (
+    "q, k, v, log_decay, beta, state, *, scale=None"
+  ),
+  "posterior_jax.Observation": "y, operator, noise_std",
+  "posterior_jax.nfc": "config, *, spectrum=None",
+  "posterior_jax.run": ("sampler, denoise, observation, key, *, num_samples=1"),
+}
+OPERATORS = (
+  "super_resolution",
+  "box_inpainting",
+  "random_inpainting",
+  "gaussian_blur",
+  "motion_blur",
+)
+
+
+def _find(path):
+  module, name = path.rsplit(".", 1)
+  return getattr(importlib.import_module(module), name)
+
+
+def _described(parameters):
+  """Names, keyword-only marks and defaults, without annotations."""
+  parts, keyword_only = [], False
+  for p in parameters.values():
+    if p.kind is p.KEYWORD_ONLY and not keyword_only:
+      parts.append("*")
+      keyword_only = True
+    default = p.default
+    if isinstance(default, neumann_jax.InverseSpec):
+      assert default == neumann_jax.InverseSpec()
+      parts.append(f"{p.name}=InverseSpec()")
+    else:
+      parts.append(p.name if default is p.empty else f"{p.name}={default!r}")
+  return ", ".join(parts)
+
+
+@pytest.mark.parametrize("path", SIGNATURES)
+def test_public_signature(path):
+  found = _described(inspect.signature(_find(path)).parameters)
+  assert found == SIGNATURES[path]
+
+
+def test_other_public_names():
+  from flax import nnx
+
+  assert issubclass(neumann_jax.GatedDeltaNet, nnx.Module)
+  plan = neumann_jax.plan(16, tolerance=1e-3)
+  fields = ("spec", "products", "truncation", "rounding", "reason")
+  assert plan._fields == fields
+  assert posterior_jax.Sampler._fields[:2] == ("init", "step")
+  for name in ("paper", "restoration", "calibrated"):
+    assert isinstance(
+      getattr(posterior_jax.NFCConfig, name)(), posterior_jax.NFCConfig
+    )
+  operator = posterior_jax.types.Operator
+  for name in OPERATORS:
+    build = getattr(posterior_jax.operators, name)
+    returned = inspect.signature(build).return_annotation
+    assert inspect.isclass(returned) and issubclass(returned, operator)
+  for name in ("forward", "adjoint", "normal_solve"):
+    assert callable(getattr(operator, name))
+  for name in ("psnr", "ssim"):
+    assert callable(getattr(posterior_jax.metrics, name))
+
+
+def test_packages_do_not_import_each_other():
+  for package, other in (
+    ("neumann_jax", "posterior_jax"),
+    ("posterior_jax", "neumann_jax"),
+  ):
+    for path in (ROOT / package).rglob("*.py"):
+      for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+          names = [alias.name for alias in node.names]
+          module = getattr(node, "module", None) or ""
+          assert not any(n.startswith(other) for n in [module, *names]), path
+          assert not module.startswith("jax._src"), path
+
+
+CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_says_command_time_and_expected(name):
+  module = importlib.import_module(f"configs.{name}")
+  for word in ("Command:", "Time:", "Expected:"):
+    assert word in module.__doc__
+  assert f"python -m experiments.{name}" in module.__doc__
+  assert importlib.util.find_spec(f"experiments.{name}") is not None
+  forms = re.findall(rf"configs/{name}\.py:(\w+)", module.__doc__)
+  for form in ["", *forms]:
+    assert module.get_config(form)
+  with pytest.raises(ValueError, match="form"):
+    module.get_config("no such form")
+
+
+def test_every_experiment_with_a_config_settles_into_its_dataclass():
+  from experiments import runner
+
+  for name in CONFIGS:
+    experiment = importlib.import_module(f"experiments.{name}")
+    config = importlib.import_module(f"configs.{name}").get_config()
+    runner.to_settings(experiment.Settings, config)
+
+
+def _commands(text):
+  """Lines of the bash blocks of a markdown text, comments cut off."""
+  for block in re.findall(r"```bash\n(.*?)```", text, re.S):
+    for line in block.replace("\\\n", " ").splitlines():
+      words = shlex.split(line, comments=True)
+      if words:
+        yield words
+
+
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md"])
+def test_documented_commands_name_real_things(file):
+  commands = list(_commands((ROOT / file).read_text()))
+  assert commands
+  setup = (ROOT / "setup.py").read_text()
+  for words in commands:
+    for before, word in itertools.pairwise(words):
+      if before == "-m" and word not in ("venv", "pip", "slow"):
+        assert importlib.util.find_spec(word) is not None, word
+      if match := re.fullmatch(r"\.\[([\w,]+)\]", word):
+        for extra in match[1].split(","):
+          assert f'"{extra}":' in setup, extra
+    for word in words:
+      if word.startswith("--config="):
+        assert (ROOT / word.split("=")[1].split(":")[0]).exists(), word
+      if word.startswith(".ci/"):
+        assert (ROOT / word).exists(), word
+
+
+def test_readme_and_ci_use_the_same_test_command():
+  readme = (ROOT / "README.md").read_text()
+  ci = (ROOT / ".ci/run").read_text().strip()
+  assert ci.endswith("\n.venv/bin/python -m pytest")
+  assert ".venv/bin/python -m pytest\n" in readme
+
+
+def test_readme_links_and_pictures_exist():
+  text = (ROOT / "README.md").read_text()
+  for target in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", text):
+    path = target[0] or target[1]
+    if not path.startswith("http"):
+      assert (ROOT / path).exists(), path
+      assert (ROOT / path).stat().st_size < 400_000, path
+
+
+def _tracked():
+  listed = subprocess.run(
+    ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True
+  )
+  if listed.returncode:
+    pytest.skip("not a git checkout")
+  return [ROOT / line for line in listed.stdout.splitlines()]
+
+
+def test_no_path_of_one_machine_in_tracked_files():
+  places = {str(ROOT), str(ROOT.parent), str(pathlib.Path.home())} - {"/"}
+  for path in _tracked():
+    if not path.is_file() or path.suffix in (".npz", ".png"):
+      continue
+    text = path.read_text(errors="replace")
+    for place in places:
+      found = re.search(re.escape(place) + r"(?=[/\s\"'])", text)
+      assert not found, f"{path.name} names {place}"
+
+
+def test_no_large_file_is_tracked():
+  for path in _tracked():
+    assert not path.is_file() or path.stat().st_size < 5_000_000, path
+
+
+def test_changelog_knows_the_version():
+  changelog = (ROOT / "CHANGELOG.md").read_text()
+  assert f"## [{neumann_jax.__version__}]" in changelog
+
+
+def test_notebooks_are_stripped():
+  for path in (ROOT / "notebooks").glob("*.ipynb"):
+    for cell in json.loads(path.read_text())["cells"]:
+      assert not cell.get("outputs") and not cell.get("execution_count")
