@@ -108,7 +108,8 @@ def variance_ratio(
 
   Each ratio is one of sums over Fourier coefficients, of the unbiased sample
   variances and of the exact ones. The standard error is that of the mean over
-  the B samples, so it needs no independence between coefficients.
+  the B samples, so it needs no independence between coefficients; it is
+  undefined (NaN) for 2 samples.
 
   Args:
     samples: [B, ..., H, W, C], independent over B, at least 2.
@@ -140,6 +141,15 @@ def variance_ratio(
     raise ValueError(
       f"variance must have the samples' size {(height, width)}, got shape "
       f"{variance.shape}"
+    )
+  fits = len(variance.shape) < samples.ndim and all(
+    one in (1, many)
+    for one, many in zip(variance.shape[::-1], samples.shape[:0:-1])
+  )
+  if not fits:
+    raise ValueError(
+      f"variance must have the shape of a sample {samples.shape[1:]} or one "
+      f"that broadcasts to it, got {variance.shape}"
     )
   index = _merged_bands(height, width, bands, least)
   count = int(index.max()) + 1
@@ -189,6 +199,8 @@ def sliced_wasserstein(
   Raises:
     ValueError: if the sets are not of the same shape [n, d].
   """
+  if directions < 1:
+    raise ValueError(f"directions must be at least 1, got {directions}")
   if x.ndim != 2 or x.shape != y.shape:
     raise ValueError(
       f"x and y must both have shape [n, d], got {x.shape} and {y.shape}"
@@ -227,11 +239,11 @@ def coverage(
   count = samples.shape[0]
   if not 0 < level < 1:
     raise ValueError(f"level must lie in (0, 1), got {level}")
-  tail = round((1 - level) / 2 * (count + 1))
+  tail = int(np.ceil((1 - level) / 2 * (count + 1) - 0.5 - 1e-9))  # nearest
   if tail < 1:
     raise ValueError(
-      f"level {level} needs more than {count} samples: at least "
-      f"{int(np.ceil(1 / (1 - level)))}"
+      f"level {level} needs at least "
+      f"{int(np.ceil(1 / (1 - level) - 1e-9))} samples, got {count}"
     )
   rank = jnp.sum(samples < truth, axis=0)
   inside = (rank >= tail) & (rank <= count - tail)
@@ -246,9 +258,17 @@ def _power(samples: jax.Array) -> jax.Array:
 
 
 def _mean_and_error(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Mean over axis 0 and its standard error."""
-  error = jnp.std(values, axis=0, ddof=1) / values.shape[0] ** 0.5
-  return jnp.mean(values, axis=0), error
+  """Mean over axis 0 of energies about their own mean, and its error.
+
+  Centring ties the B energies together: their spread falls short by
+  (B - 2) / (B - 1) for Gaussian samples, and says nothing for B = 2.
+  """
+  count = values.shape[0]
+  mean = jnp.mean(values, axis=0)
+  if count == 2:
+    return mean, jnp.full_like(mean, jnp.nan)
+  spread = jnp.std(values, axis=0, ddof=1) / count**0.5
+  return mean, spread * ((count - 1) / (count - 2)) ** 0.5
 
 
 def _merged_bands(

@@ -139,9 +139,14 @@ def _window(x: jax.Array) -> jax.Array:
 
 def _matching(x: jax.Array, truth: jax.Array) -> tuple[jax.Array, jax.Array]:
   x, truth = jnp.asarray(x), jnp.asarray(truth)
-  if min(x.ndim, truth.ndim) < 3 or x.shape[-3:] != truth.shape[-3:]:
+  lead = zip(x.shape[-4::-1], truth.shape[-4::-1])
+  fits = min(x.ndim, truth.ndim) >= 3 and all(
+    a == b or 1 in (a, b) for a, b in lead
+  )
+  if not fits or x.shape[-3:] != truth.shape[-3:]:
     raise ValueError(
-      f"x and truth must be images [..., H, W, C] of one size, got "
+      "x and truth must be images [..., H, W, C] of one size, leading axes "
+      "that broadcast, got "
       f"{x.shape} and {truth.shape}"
     )
   return x, truth

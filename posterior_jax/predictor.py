@@ -40,12 +40,21 @@ def predict(
 
   Returns:
     [..., H, W, C] float32.
+
+  Raises:
+    ValueError: if the denoiser returns something of another shape.
   """
 
   def clean(x: jax.Array, sigma: jax.Array) -> jax.Array:
     flat = x.reshape(-1, *x.shape[-3:])  # [M, H, W, C]
     levels = jnp.full(flat.shape[0], sigma, flat.dtype)
-    return denoise(flat, levels).astype(jnp.float32).reshape(x.shape)
+    found = denoise(flat, levels)
+    if getattr(found, "shape", None) != flat.shape:
+      raise ValueError(
+        f"denoise must return images of shape {flat.shape}, as it was given, "
+        f"got {getattr(found, 'shape', type(found).__name__)}"
+      )
+    return found.astype(jnp.float32).reshape(x.shape)
 
   if kind == "denoise":
     return clean(x, sigma)

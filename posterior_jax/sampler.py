@@ -13,7 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from posterior_jax import bands, consistency, likelihood, predictor, schedule
+from posterior_jax import (
+  bands,
+  consistency,
+  likelihood,
+  predictor,
+  schedule,
+  spectral,
+)
 from posterior_jax.config import NFCConfig
 from posterior_jax.types import (
   Denoiser,
@@ -63,6 +70,7 @@ def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
   def init(
     key: jax.Array, observation: Observation, batch: int
   ) -> SamplerState:
+    _check_image(config, spectrum, observation.operator.image_shape)
     shape = (batch, observation.y.shape[0], *observation.operator.image_shape)
     x = levels.sigma[0] * jax.random.normal(key, shape, jnp.float32)
     return SamplerState(x, jnp.zeros((), jnp.int32))
@@ -208,7 +216,9 @@ def run(
   Raises:
     TypeError: if `denoise` is not callable.
     ValueError: for a measurement of the wrong shape or not finite, a noise
-      level that is not positive, or num_samples < 1; before any compilation.
+      level that is not positive, num_samples < 1, an image that spectrum or
+      Haar levels do not fit, or a denoiser that returns another shape; before
+      any compilation.
   """
   if not callable(denoise):
     raise TypeError(f"denoise must be callable, got {type(denoise).__name__}")
@@ -288,11 +298,29 @@ def _checked_spectrum(
       'spectrum is needed by tie="spectrum" and cutoff="snr"; pass the '
       "prior's power spectrum [H, W] or [H, W, C]"
     )
-  values = np.asarray(spectrum)
-  if values.ndim not in (2, 3):
+  spectrum = jnp.asarray(spectrum, jnp.float32)
+  spectral.check_spectrum(spectrum)
+  return spectrum
+
+
+def _check_image(
+  config: NFCConfig,
+  spectrum: jax.Array | None,
+  shape: tuple[int, int, int],
+) -> None:
+  """Refuses an image that the spectrum or the Haar levels do not fit."""
+  if spectrum is not None and not (
+    spectrum.shape[:2] == shape[:2]
+    and (spectrum.ndim == 2 or spectrum.shape[2] in (1, shape[2]))
+  ):
     raise ValueError(
-      f"spectrum must have shape [H, W] or [H, W, C], got {values.shape}"
+      f"spectrum of shape {spectrum.shape} must be that of the image {shape}"
     )
-  if not (np.isfinite(values).all() and (values > 0).all()):
-    raise ValueError("spectrum must be positive and finite everywhere")
-  return jnp.asarray(values, jnp.float32)
+  unit = 2**config.haar_levels
+  whole = config.haar_low == config.haar_high == config.unlock_start == 1
+  if not (whole and config.unlock_end == 1):
+    if shape[0] % unit or shape[1] % unit:
+      raise ValueError(
+        f"image_shape {shape} must be divisible by {unit} for haar_levels = "
+        f"{config.haar_levels}"
+      )

@@ -30,13 +30,13 @@ def karras(
   """
   if levels < 1:
     raise ValueError(f"levels must be at least 1, got {levels}")
-  if not 0 < sigma_min < sigma_max:
+  if not 0 < sigma_min < sigma_max < np.inf:
     raise ValueError(
-      f"sigma_min must lie in (0, sigma_max), got sigma_min={sigma_min} and "
-      f"sigma_max={sigma_max}"
+      "sigma_min must lie in (0, sigma_max), sigma_max finite, got "
+      f"sigma_min={sigma_min} and sigma_max={sigma_max}"
     )
-  if not rho > 0:
-    raise ValueError(f"rho must be positive, got {rho}")
+  if not 0 < rho < np.inf:
+    raise ValueError(f"rho must be positive and finite, got {rho}")
   ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
   sigmas = np.linspace(*ends, levels + 1) ** rho
   sigmas[-1] = 0.0

@@ -47,7 +47,9 @@ def radial_bands(height: int, width: int, count: int) -> np.ndarray:
   pixel) join the last one.
   """
   radius = radial_frequency(height, width)
-  return np.minimum((radius / 0.5 * count).astype(int), count - 1)
+  # A bin on an edge belongs to the outer band, whatever its rounding.
+  index = np.floor(radius / 0.5 * count + 1e-9).astype(int)
+  return np.minimum(index, count - 1)
 
 
 def check_spectrum(spectrum: jax.Array | np.ndarray) -> None:

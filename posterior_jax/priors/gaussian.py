@@ -39,7 +39,18 @@ class GaussianPrior:
   def sample(
     self, key: jax.Array, shape: tuple[int, ...], channels: int
   ) -> jax.Array:
-    """Exact draws [*shape, H, W, channels]."""
+    """Exact draws [*shape, H, W, channels].
+
+    Raises:
+      ValueError: if the spectrum or the mean has other channels.
+    """
+    for name, array in (("spectrum", self.spectrum), ("mean", self.mean)):
+      of_channels = array.ndim == 3 or (name, array.ndim) == ("mean", 1)
+      if of_channels and array.shape[-1] not in (1, channels):
+        raise ValueError(
+          f"channels must be {array.shape[-1]}, those of the {name}; got "
+          f"{channels}"
+        )
     height, width = self.spectrum.shape[:2]
     white = jax.random.normal(key, (*shape, height, width, channels))
     return self.mean + spectral.apply_transfer(white, jnp.sqrt(self.spectrum))
@@ -73,6 +84,12 @@ def gaussian_prior(
       f"mean must have the spectrum's size {spectrum.shape[:2]}, got "
       f"{mean.shape[:2]}"
     )
+  if spectrum.ndim == 3 and mean.ndim > 0:
+    if mean.shape[-1] not in (1, spectrum.shape[-1]):
+      raise ValueError(
+        f"mean must have the spectrum's channels, {spectrum.shape[-1]}, got "
+        f"{mean.shape[-1]}"
+      )
   if not isinstance(mean, jax.core.Tracer) and not np.isfinite(mean).all():
     raise ValueError("mean must be finite everywhere")
   return GaussianPrior(spectrum, mean)
@@ -128,7 +145,12 @@ def power_law_spectrum(
 
   Returns:
     [H, W] float32, f in cycles per image (of its longer side).
+
+  Raises:
+    ValueError: if pixel_std is not positive.
   """
+  if not pixel_std > 0:
+    raise ValueError(f"pixel_std must be positive, got {pixel_std}")
   f = spectral.radial_frequency(height, width) * max(height, width)
   power = (1 + f**2) ** (-exponent / 2)
   return jnp.asarray(power * pixel_std**2 / power.mean(), jnp.float32)
@@ -141,8 +163,9 @@ def estimate_spectrum(
 
   Every channel is centred and weighted by a Hann window, its periodogram is
   averaged over rings of radius, and the rings over images. The logarithm is
-  interpolated between ring centres and continued below the lowest ring by the
-  power law of the first octaves, down to half a cycle per image for the mean.
+  interpolated between rings at their mean logarithmic radius, and continued by
+  a power law: below the lowest ring that of the first octaves, down to half a
+  cycle per image for the mean, and beyond the highest that of the last two.
 
   Args:
     images: photographs [h, w, C] of any size in [-1, 1]; those for evaluation
@@ -154,25 +177,26 @@ def estimate_spectrum(
     [H, W] float64 > 0, the spectrum of `GaussianPrior`.
 
   Raises:
-    ValueError: if there is no image, or one is too small or not finite.
+    ValueError: if there is no image, or one is too small, not finite or
+      constant.
   """
-  if not images:
+  if not len(images):
     raise ValueError("images must hold at least one photograph")
   edges = np.geomspace(1 / 128, 0.5 * np.sqrt(2) + 1e-9, 24)
-  rings = np.log(np.mean([_ring_power(im, edges) for im in images], axis=0))
-  centre = np.log(np.sqrt(edges[:-1] * edges[1:]))
+  power, centre = np.mean([_ring_power(im, edges) for im in images], axis=0)
+  rings = np.log(power)
   slope = np.polyfit(centre[:8], rings[:8], 1)[0]
+  last = (rings[-1] - rings[-2]) / (centre[-1] - centre[-2])
   radius = spectral.radial_frequency(height, width)
   radius = np.log(np.maximum(radius, 0.5 / max(height, width)))
-  below = radius < centre[0]
-  inside = np.interp(radius, centre, rings)
-  return np.exp(
-    np.where(below, rings[0] + slope * (radius - centre[0]), inside)
-  )
+  value = np.interp(radius, centre, rings)
+  value += slope * np.minimum(radius - centre[0], 0)
+  value += last * np.maximum(radius - centre[-1], 0)
+  return np.exp(value)
 
 
 def _ring_power(image: np.ndarray, edges: np.ndarray) -> np.ndarray:
-  """Mean power per pixel in each ring of radius, over the channels."""
+  """Of each ring: mean power per pixel and mean logarithmic radius, [2, K]."""
   image = np.asarray(image, np.float64)
   if image.ndim != 3 or min(image.shape[:2]) < 256:
     raise ValueError(
@@ -181,13 +205,19 @@ def _ring_power(image: np.ndarray, edges: np.ndarray) -> np.ndarray:
     )
   if not np.isfinite(image).all():
     raise ValueError("every image must be finite")
+  if image.max() == image.min():
+    raise ValueError("every image must hold something: one is constant")
   height, width, _ = image.shape
   window = np.hanning(height)[:, None] * np.hanning(width)  # [h, w]
   weight = window[..., None] / window.sum()
   centred = image - (image * weight).sum((0, 1))
   f = np.fft.fft2(centred * window[..., None], axes=(0, 1))
   power = (np.abs(f) ** 2).mean(-1) / (window**2).sum()  # [h, w]
-  ring = np.digitize(spectral.radial_frequency(height, width), edges) - 1
+  radius = spectral.radial_frequency(height, width)
+  ring = np.digitize(radius, edges) - 1
   inside = (ring >= 0) & (ring < len(edges) - 1)
-  total = np.bincount(ring[inside], power[inside], len(edges) - 1)
-  return total / np.bincount(ring[inside], minlength=len(edges) - 1)
+  sums = [
+    np.bincount(ring[inside], value[inside], len(edges) - 1)
+    for value in (power, np.log(np.maximum(radius, edges[0])))
+  ]
+  return np.stack(sums) / np.bincount(ring[inside], minlength=len(edges) - 1)

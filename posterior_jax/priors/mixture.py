@@ -57,12 +57,20 @@ class MixturePosterior(NamedTuple):
   Attributes:
     weights: [K], sum 1.
     means: [K, D].
-    covariances: [K, D, D].
+    roots: [K, D, D], R of the covariance R R^T: unlike it, they keep a variance
+      far below the largest one.
   """
 
   weights: jax.Array
   means: jax.Array
-  covariances: jax.Array
+  roots: jax.Array
+
+  @property
+  def covariances(self) -> jax.Array:
+    """R R^T, [K, D, D]."""
+    return jnp.einsum(
+      "kij,klj->kil", self.roots, self.roots, precision=_HIGHEST
+    )
 
   @property
   def mean(self) -> jax.Array:
@@ -75,10 +83,10 @@ class MixturePosterior(NamedTuple):
     which = jax.random.categorical(
       key_which, jnp.log(self.weights), shape=(count,)
     )
-    root = jnp.linalg.cholesky(self.covariances)[which]  # [count, D, D]
-    white = jax.random.normal(key_noise, root.shape[:2], root.dtype)
-    return self.means[which] + jnp.einsum(
-      "nij,nj->ni", root, white, precision=_HIGHEST
+    means = self.means[which]  # [count, D]
+    white = jax.random.normal(key_noise, means.shape, means.dtype)
+    return means + jnp.einsum(
+      "nij,nj->ni", self.roots[which], white, precision=_HIGHEST
     )
 
 
@@ -97,6 +105,8 @@ def gaussian_mixture(
       positive; values are read only where they are known, not when traced.
   """
   weights, means = jnp.asarray(weights), jnp.asarray(means)
+  if not jnp.issubdtype(means.dtype, jnp.floating):
+    means = means.astype(jnp.float32)
   std = jnp.asarray(std, means.dtype)
   if means.ndim != 4:
     raise ValueError(f"means must have shape [K, H, W, C], got {means.shape}")
@@ -125,7 +135,7 @@ def mixture_posterior(
   """The exact posterior for y = matrix x0 + noise_std n, in small dimensions.
 
     weights ~ w_k N(y; A m_k, s_k^2 A A^T + s^2 I), and per component the
-    Gaussian posterior, by the gain G_k = s_k^2 A^T (s_k^2 A A^T + s^2 I)^-1.
+    Gaussian posterior, by the singular value decomposition of A.
 
   Dense, K D^2 numbers; meant for D up to about 1000.
 
@@ -149,24 +159,25 @@ def mixture_posterior(
     raise ValueError(f"y must have shape {matrix.shape[:1]}, got {y.shape}")
   if not noise_std > 0:
     raise ValueError(f"noise_std must be positive, got {noise_std}")
-  eye_y = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
-  eye_x = jnp.eye(size, dtype=matrix.dtype)
-  gram = jnp.matmul(matrix, matrix.T, precision=_HIGHEST)
+  left, values, right = jnp.linalg.svd(matrix)  # [m, m], [min], [D, D]
+  noise = jnp.asarray(noise_std, means.dtype) ** 2
+  seen = jnp.pad(values, (0, y.size - values.size))  # [m]
+  known = jnp.pad(values, (0, size - values.size))  # [D]
 
   def one(mean: jax.Array, std: jax.Array) -> tuple[jax.Array, ...]:
-    root = jnp.linalg.cholesky(std**2 * gram + noise_std**2 * eye_y)
     misfit = y - jnp.matmul(matrix, mean, precision=_HIGHEST)
-    solved = jax.scipy.linalg.cho_solve((root, True), misfit)
-    log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(root)))
-    evidence = -0.5 * (jnp.vdot(misfit, solved, precision=_HIGHEST) + log_det)
-    gain = std**2 * jax.scipy.linalg.cho_solve((root, True), matrix).T
-    shift = jnp.matmul(gain, misfit, precision=_HIGHEST)
-    shrink = eye_x - jnp.matmul(gain, matrix, precision=_HIGHEST)
-    return evidence, mean + shift, std**2 * shrink
+    inside = jnp.matmul(left.T, misfit, precision=_HIGHEST)  # [m]
+    spread = std**2 * seen**2 + noise
+    evidence = -0.5 * jnp.sum(inside**2 / spread + jnp.log(spread))
+    gain = std**2 * values / spread[: values.size]
+    step = jnp.pad(gain * inside[: values.size], (0, size - values.size))
+    shift = jnp.matmul(right.T, step, precision=_HIGHEST)
+    variance = std**2 * noise / (std**2 * known**2 + noise)
+    return evidence, mean + shift, right.T * jnp.sqrt(variance)
 
-  evidence, means, covariances = jax.vmap(one)(means, prior.std)
+  evidence, means, roots = jax.vmap(one)(means, prior.std)
   weights = jax.nn.softmax(jnp.log(prior.weights) + evidence)
-  return MixturePosterior(weights, means, covariances)
+  return MixturePosterior(weights, means, roots)
 
 
 def _denoise(

@@ -1,0 +1,350 @@
+"""The sampler as a whole: its interface, its one scan, its refusals."""
+
+import dataclasses
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import posterior_jax
+from posterior_jax import (
+  NFCConfig,
+  Observation,
+  SamplerState,
+  metrics,
+  nfc,
+  operators,
+  priors,
+  run,
+)
+
+SHAPE = (16, 16, 1)
+PAPER = NFCConfig.paper(levels=4, inner_steps=5)
+CONFIGS = {
+  "calibrated": NFCConfig.calibrated(levels=4),
+  "restoration": NFCConfig.restoration(levels=4),
+  "paper": PAPER,
+  "gradient": NFCConfig(levels=4, inner="gradient", inner_steps=5),
+  "snr band": NFCConfig(
+    levels=4, cutoff="snr", blend_start=0.35, blend="additive"
+  ),
+  "log-sigma band": NFCConfig(
+    levels=4, cutoff="log_sigma", blend_start=0.35, band_shape="gaussian"
+  ),
+  "heun": NFCConfig(levels=3, predictor="heun", tie="sigma"),
+  "two-step solver": NFCConfig(
+    levels=3, predictor="dpm_solver_2m", haar_levels=2, band_shape="butterworth"
+  ),
+}
+OPERATORS = {
+  "resize": lambda: operators.super_resolution(SHAPE),
+  "box": lambda: operators.box_inpainting(SHAPE, size=6),
+  "random": lambda: operators.random_inpainting(SHAPE),
+  "blur": lambda: operators.gaussian_blur(SHAPE, size=5, std=1.0),
+}
+
+
+@pytest.fixture(scope="module")
+def prior():
+  spectrum = priors.power_law_spectrum(*SHAPE[:2])
+  return priors.GaussianPrior(spectrum, jnp.zeros(()))
+
+
+def observe(operator, prior, seed=0, noise_std=0.05, count=2):
+  keys = jax.random.split(jax.random.key(seed))
+  truth = prior.sample(keys[0], (count,), channels=1)
+  clean = operator.forward(truth)
+  noise = noise_std * jax.random.normal(keys[1], clean.shape)
+  return Observation(clean + noise, operator, noise_std)
+
+
+PAIRS = [("calibrated", operator) for operator in OPERATORS] + [
+  ("restoration", "box"),
+  ("paper", "random"),
+  ("paper", "resize"),
+  ("gradient", "resize"),
+  ("snr band", "resize"),
+  ("snr band", "box"),
+  ("log-sigma band", "blur"),
+  ("heun", "random"),
+  ("two-step solver", "blur"),
+]
+
+
+@pytest.mark.parametrize(("name", "operator"), PAIRS)
+def test_every_setting_samples(name, operator, prior):
+  config = CONFIGS[name]
+  observation = observe(OPERATORS[operator](), prior)
+  samples, info = run(
+    nfc(config, spectrum=prior.spectrum),
+    prior.denoise,
+    observation,
+    jax.random.key(1),
+    num_samples=3,
+  )
+  chex.assert_shape(samples, (3, 2, *SHAPE))
+  chex.assert_type(samples, jnp.float32)
+  chex.assert_tree_all_finite((samples, info))
+  chex.assert_shape(info.sigma, (config.levels,))
+  chex.assert_shape(info.residual, (config.levels, 3, 2))
+  assert info.sigma[0] == 100 and (jnp.diff(info.sigma) < 0).all()
+  # The step's last image is the sample itself: no noise is added after it.
+  last = metrics.measurement_residual(samples, observation)
+  np.testing.assert_allclose(info.residual[-1], last, rtol=1e-4)
+  if config.inner in ("exact", "mean"):
+    assert float(info.solve.relative_residual.max()) < 1e-4
+    if config.haar_high == 1:
+      assert float(last.max()) < 2  # reaches the measurement in a few levels
+
+
+def test_loop_of_steps_is_run(prior):
+  sampler = nfc(CONFIGS["calibrated"], spectrum=prior.spectrum)
+  observation = observe(OPERATORS["blur"](), prior)
+  key = jax.random.key(7)
+  samples, info = run(sampler, prior.denoise, observation, key, num_samples=2)
+  key_init, key_steps = jax.random.split(key)
+  state = sampler.init(key_init, observation, 2)
+  assert isinstance(state, SamplerState)
+  step = jax.jit(
+    lambda state, step_key: sampler.step(
+      state, prior.denoise, observation, step_key
+    )
+  )
+  residuals = []
+  for step_key in jax.random.split(key_steps, sampler.num_steps):
+    state, found = step(state, step_key)
+    residuals.append(found.residual)
+  np.testing.assert_allclose(state.x, samples, atol=2e-5)
+  np.testing.assert_allclose(
+    jnp.stack(residuals), info.residual, rtol=1e-3, atol=1e-5
+  )
+  assert int(state.level) == sampler.num_steps
+
+
+@pytest.mark.parametrize("name", ["calibrated", "paper"])
+def test_same_key_same_bits(name, prior):
+  observation = observe(OPERATORS["random"](), prior)
+
+  def draw(seed):
+    jax.clear_caches()
+    sampler = nfc(CONFIGS[name], spectrum=prior.spectrum)
+    key = jax.random.key(seed)
+    return np.asarray(run(sampler, prior.denoise, observation, key)[0])
+
+  first, again, other = draw(0), draw(0), draw(1)
+  assert first.tobytes() == again.tobytes()
+  assert np.abs(first - other).max() > 0.05
+
+
+def test_observations_and_samples_differ(prior):
+  sampler = nfc(CONFIGS["calibrated"], spectrum=prior.spectrum)
+  one = observe(OPERATORS["random"](), prior, count=1)
+  both = dataclasses.replace(one, y=jnp.concatenate([one.y, one.y]))
+  samples, _ = run(
+    sampler, prior.denoise, both, jax.random.key(0), num_samples=2
+  )
+  flat = np.asarray(samples).reshape(4, -1)
+  for i in range(4):
+    for j in range(i):
+      assert np.abs(flat[i] - flat[j]).max() > 0.05
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_one_trace_for_new_data(operator, prior):
+  """Observations, masks or kernels, noise, keys and spectra share a trace."""
+  traces = []
+
+  def denoise(x, sigma, spectrum):
+    traces.append(x.shape)
+    return priors.GaussianPrior(spectrum, jnp.zeros(())).denoise(x, sigma)
+
+  def build(i):
+    return {
+      "resize": lambda: operators.super_resolution(SHAPE),
+      "box": lambda: operators.box_inpainting(SHAPE, size=6, corner=(i, 1)),
+      "random": lambda: operators.random_inpainting(SHAPE, seed=i),
+      "blur": lambda: operators.gaussian_blur(SHAPE, size=5, std=1.0 + i),
+    }[operator]()
+
+  sampler = nfc(CONFIGS["calibrated"], spectrum=prior.spectrum)
+  for i in range(3):
+    partial = jax.tree_util.Partial(
+      denoise, spectrum=(1.0 + i) * prior.spectrum
+    )
+    observation = observe(build(i), prior, seed=i, noise_std=0.05 * (1 + i))
+    run(sampler, partial, observation, jax.random.key(i), num_samples=2)
+  assert len(traces) == 1, traces
+
+
+def test_a_plain_function_is_a_denoiser(prior):
+  sampler = nfc(CONFIGS["calibrated"], spectrum=prior.spectrum)
+  observation = observe(OPERATORS["blur"](), prior)
+  key = jax.random.key(0)
+  plain, _ = run(
+    sampler, lambda x, sigma: prior.denoise(x, sigma), observation, key
+  )
+  method, _ = run(sampler, prior.denoise, observation, key)
+  np.testing.assert_allclose(plain, method, atol=1e-5)
+
+
+def test_what_dropped_pixels_hold_is_never_read(prior):
+  sampler = nfc(CONFIGS["snr band"], spectrum=prior.spectrum)
+  observation = observe(OPERATORS["random"](), prior)
+  hole = 1 - observation.operator.mask
+  other = dataclasses.replace(observation, y=observation.y + 9 * hole)
+  key = jax.random.key(0)
+  same, first = run(sampler, prior.denoise, observation, key)
+  found, second = run(sampler, prior.denoise, other, key)
+  np.testing.assert_array_equal(same, found)
+  np.testing.assert_array_equal(first.residual, second.residual)
+
+
+def test_blend_zero_and_an_open_band_are_the_plain_likelihood(prior):
+  observation = observe(OPERATORS["blur"](), prior)
+  plain = nfc(NFCConfig(levels=3, inner="mean"), spectrum=prior.spectrum)
+  opened = nfc(
+    NFCConfig(levels=3, inner="mean", blend_start=0.5, cutoff_start=1.0),
+    spectrum=prior.spectrum,
+  )
+  key = jax.random.key(0)
+  expected, _ = run(plain, prior.denoise, observation, key)
+  found, _ = run(opened, prior.denoise, observation, key)
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_docstring_example_runs():
+  text = posterior_jax.__doc__
+  code = "\n".join(
+    line[2:] for line in text.splitlines() if line.startswith("  ")
+  )
+  names = {}
+  exec(code, names)
+  shape = re.search(r"# \[([\d, ]+)\]", text)[1]
+  assert names["samples"].shape == tuple(map(int, shape.split(",")))
+
+
+def test_named_settings_are_those_published():
+  paper = NFCConfig.paper()
+  assert (paper.levels, paper.rho) == (200, 7)
+  assert (paper.sigma_max, paper.sigma_min) == (100, 0.1)
+  assert (paper.predictor, paper.predictor_steps) == ("euler", 5)
+  assert (paper.inner, paper.inner_steps) == ("langevin", 200)
+  assert (paper.blend_start, paper.cutoff_start) == (0.35, 0.4)
+  assert (paper.haar_high, paper.unlock_start, paper.unlock_end) == (
+    0.2,
+    0.05,
+    1.0,
+  )
+  assert (paper.tie, paper.halved_misfit) == ("sigma", False)
+  assert NFCConfig.calibrated(levels=7).levels == 7
+  assert NFCConfig.restoration().inner == "mean"
+  assert NFCConfig.paper(inner_steps=3).inner_steps == 3
+
+
+BAD_CONFIGS = {
+  "levels": (dict(levels=0), r"levels must lie in \[1, 10000\], got 0"),
+  "predictor": (dict(predictor="rk4"), "predictor must be one of denoise,"),
+  "cutoff": (dict(cutoff="fast"), "cutoff must be one of step, log_sigma"),
+  "cutoff_start": (dict(cutoff_start=0.0), "cutoff_start must lie in"),
+  "blend": (dict(blend_start=1.5), "blend_start must lie in"),
+  "nan": (dict(rho=float("nan")), "rho must lie in"),
+  "sigma": (dict(sigma_min=200.0), "sigma_min must lie in"),
+  "step": (dict(step_size=0.0), "step_size must be positive"),
+  "tau": (dict(inner_noise_std=-1.0), "inner_noise_std must be positive"),
+  "haar": (dict(haar_levels=4), "haar_levels must lie in"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_bad_settings_are_one_sentence(case):
+  changes, sentence = BAD_CONFIGS[case]
+  with pytest.raises(ValueError, match=sentence) as caught:
+    NFCConfig(**changes)
+  assert "\n" not in str(caught.value)
+
+
+BAD_SPECTRA = {
+  "missing": (lambda s: None, "spectrum is needed by"),
+  "rank": (lambda s: s[0], r"spectrum must have shape \[H, W\]"),
+  "negative": (lambda s: -s, "spectrum must be positive and finite"),
+  "not even": (lambda s: s.at[0, 1].set(9.0), "must be even"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SPECTRA)
+def test_bad_spectra_are_one_sentence(case, prior):
+  change, sentence = BAD_SPECTRA[case]
+  with pytest.raises(ValueError, match=sentence):
+    nfc(NFCConfig(), spectrum=change(prior.spectrum))
+
+
+def refuse(prior, sentence, error=ValueError, **changes):
+  """The sentence must come before the denoiser is ever traced."""
+  called = []
+
+  def denoise(x, sigma):
+    called.append(1)
+    return x
+
+  arguments = {
+    "sampler": nfc(CONFIGS["calibrated"], spectrum=prior.spectrum),
+    "denoise": denoise,
+    "observation": observe(OPERATORS["blur"](), prior),
+    "key": jax.random.key(0),
+    "num_samples": 1,
+  } | changes
+  with pytest.raises(error, match=sentence) as caught:
+    run(**arguments)
+  assert "\n" not in str(caught.value)
+  assert not called
+
+
+def test_bad_calls_are_one_sentence(prior):
+  good = observe(OPERATORS["blur"](), prior)
+
+  def changed(**fields):
+    return {"observation": dataclasses.replace(good, **fields)}
+
+  refuse(prior, "num_samples must be at least 1", num_samples=0)
+  refuse(prior, "denoise must be callable", TypeError, denoise=3)
+  refuse(prior, r"y must have shape \[N, 16", **changed(y=good.y[0]))
+  refuse(prior, r"y must have shape", **changed(y=good.y[:, :8]))
+  refuse(prior, "y must be finite", **changed(y=good.y.at[0].set(jnp.nan)))
+  for noise in (0.0, -1.0, np.nan, np.ones(3)):
+    refuse(prior, "noise_std must be a positive", **changed(noise_std=noise))
+  refuse(
+    prior,
+    "operator must be a posterior_jax Operator",
+    TypeError,
+    **changed(operator=lambda x: x),
+  )
+
+
+def test_denoiser_of_another_shape(prior):
+  sampler = nfc(CONFIGS["calibrated"], spectrum=prior.spectrum)
+  observation = observe(OPERATORS["blur"](), prior)
+  for wrong in (lambda x, sigma: x[:1], lambda x, sigma: (x, x)):
+    with pytest.raises(ValueError, match="denoise must return images"):
+      run(sampler, wrong, observation, jax.random.key(0))
+
+
+def test_images_that_do_not_fit_the_settings(prior):
+  """A spectrum of another size, and an odd image under Haar weights."""
+  wide = (18, 16, 1)
+  operator = operators.gaussian_blur(wide, size=5, std=1.0)
+  observation = Observation(jnp.zeros((1, *wide)), operator, 0.1)
+  refuse(
+    prior, r"spectrum .*must be that of the image", observation=observation
+  )
+  odd = (15, 16, 1)
+  operator = operators.gaussian_blur(odd, size=5, std=1.0)
+  sampler = nfc(dataclasses.replace(PAPER, haar_levels=2))
+  refuse(
+    prior,
+    "divisible by 4",
+    sampler=sampler,
+    observation=Observation(jnp.zeros((1, *odd)), operator, 0.1),
+  )
