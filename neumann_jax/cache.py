@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class Cache(NamedTuple):
@@ -19,9 +20,13 @@ class Cache(NamedTuple):
 
 
 def check_cache(cache: Cache, like: Cache) -> None:
-  """Raises ValueError unless every array of `cache` has the shape in `like`."""
+  """Raises ValueError unless arrays have the shape and kind of `like`'s."""
   for name, found, want in zip(Cache._fields, cache, like):
     if found.shape != want.shape:
       raise ValueError(
         f"cache.{name} must have shape {want.shape}, got {found.shape}"
+      )
+    if not jnp.issubdtype(found.dtype, jnp.floating):
+      raise ValueError(
+        f"cache.{name} must be floating point, got dtype {found.dtype}"
       )

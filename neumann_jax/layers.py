@@ -257,10 +257,11 @@ class GatedDeltaNet(nnx.Module):
 
   def _check_options(self, decay_init: str) -> None:
     for name in _SIZES:
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"{name} must be at least 1, got {getattr(self, name)}"
-        )
+      size = getattr(self, name)
+      if not isinstance(size, int):
+        raise ValueError(f"{name} must be an integer, got {size!r}")
+      if size < 1:
+        raise ValueError(f"{name} must be at least 1, got {size}")
     if self.num_value_heads % self.num_key_heads:
       raise ValueError(
         "num_value_heads must be a whole multiple of num_key_heads, got "

@@ -103,7 +103,12 @@ def check_hidden(
       "own"
     )
   for name, array in (("segment_ids", segment_ids), ("mask", mask)):
-    if array is not None and array.shape != x.shape[:2]:
+    if array is None:
+      continue
+    if name == "segment_ids":
+      _check_integers(name, array)
+    _check_array(name, array)
+    if array.shape != x.shape[:2]:
       raise ValueError(
         f"{name} must have shape [B, T] = {x.shape[:2]}, got {array.shape}"
       )
@@ -149,9 +154,20 @@ def segment_starts(segment_ids: jax.Array) -> jax.Array:
   return jnp.pad(changed, [(0, 0), (1, 0)])
 
 
-def _check_floating(name: str, array: jax.Array) -> None:
+def _check_array(name: str, array: jax.Array) -> None:
   if not hasattr(array, "dtype") or not hasattr(array, "shape"):
     raise TypeError(f"{name} must be an array, got {type(array).__name__}")
+
+
+def _check_integers(name: str, array: jax.Array) -> None:
+  dtype = getattr(array, "dtype", None)
+  if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
+    found = type(array).__name__ if dtype is None else f"dtype {dtype}"
+    raise TypeError(f"{name} must be an integer array, got {found}")
+
+
+def _check_floating(name: str, array: jax.Array) -> None:
+  _check_array(name, array)
   if not jnp.issubdtype(array.dtype, jnp.floating):
     raise TypeError(f"{name} must be floating point, got dtype {array.dtype}")
 
@@ -184,11 +200,7 @@ def _check_sizes(sizes: dict[str, int]) -> None:
 
 
 def _check_segments(segment_ids: jax.Array, sizes: dict[str, int]) -> None:
-  integer = hasattr(segment_ids, "dtype") and jnp.issubdtype(
-    segment_ids.dtype, jnp.integer
-  )
-  if not integer:
-    raise TypeError("segment_ids must be an integer array")
+  _check_integers("segment_ids", segment_ids)
   _check_axes("segment_ids", segment_ids, ("B", "T"), sizes)
   if isinstance(segment_ids, jax.core.Tracer):
     return

@@ -20,8 +20,8 @@ def short_conv(
     history: [B, D, W], the W columns before x, oldest first; zeros at a start.
     segment_ids: [B, T] integers or None; taps do not cross documents, and the
       history belongs to the first.
-    mask: [B, T] bool or None, True at real tokens. The new history ends at a
-      row's last real token.
+    mask: [B, T] bool or None, True at real tokens. The history comes right
+      before a row's first real token, the new one ends at its last.
 
   Returns:
     y [B, T, D] in float32, and the new history [B, D, W] in x's dtype.
@@ -30,6 +30,8 @@ def short_conv(
   columns = jnp.concatenate(
     [jnp.swapaxes(history.astype(x.dtype), 1, 2), x], axis=1
   )  # [B, W + T, D]
+  if mask is not None:
+    columns = _history_to_tokens(columns, mask, width)
   documents = None
   if segment_ids is not None:
     segment_ids = jnp.asarray(segment_ids)
@@ -43,6 +45,17 @@ def short_conv(
       column = jnp.where(same[..., None], column, 0)
     y = y + kernel[tap].astype(jnp.float32) * column
   return y, _last_columns(columns, documents, mask, width)
+
+
+def _history_to_tokens(
+  columns: jax.Array, mask: jax.Array, width: int
+) -> jax.Array:
+  """Moves the first W columns past a row's left padding: [B, W + T, D]."""
+  start = jnp.argmax(mask, axis=1)[:, None]  # [B, 1], 0 if none is real
+  place = jnp.arange(columns.shape[1])
+  inside = jnp.maximum(place - start, 0)  # [B, W + T]
+  index = jnp.where(place < start + width, inside, place)
+  return jnp.take_along_axis(columns, index[..., None], axis=1)
 
 
 def _last_columns(

@@ -122,7 +122,8 @@ class InverseSpec:
 
 def check_chunk_size(chunk_size: int, *, name: str = "chunk_size") -> None:
   """Raises ValueError unless `chunk_size` is a power of two, at least 1."""
-  if chunk_size < 1 or chunk_size & (chunk_size - 1):
+  whole = isinstance(chunk_size, int)
+  if not whole or chunk_size < 1 or chunk_size & (chunk_size - 1):
     raise ValueError(f"{name} must be a power of two, got {chunk_size}")
 
 
