@@ -394,3 +394,31 @@ def fourier_diagonal(transfer):
   return dense(
     lambda e: np.fft.ifft2(np.fft.fft2(e) * transfer).real, transfer.shape
   )
+
+
+def dense_operator(operator):
+  """Matrix of a one-channel Operator: [h * w, H * W] float64."""
+  height, width, _ = operator.image_shape
+  basis = np.eye(height * width, dtype=np.float32)
+  images = operator.forward(basis.reshape(-1, height, width, 1))
+  return np.asarray(images, np.float64).reshape(len(basis), -1).T
+
+
+def gaussian_posterior(prior, observation):
+  """Of a zero-mean, one-channel prior: mean [D] and covariance [D, D]."""
+  a = dense_operator(observation.operator)
+  precision = fourier_diagonal(1 / np.asarray(prior.spectrum, np.float64))
+  noise = float(observation.noise_std) ** 2
+  covariance = np.linalg.inv(a.T @ a / noise + precision)
+  y = np.asarray(observation.y, np.float64).ravel()
+  return covariance @ (a.T @ y) / noise, covariance
+
+
+def coefficient_variances(covariance, shape):
+  """Variance of every orthonormal Fourier coefficient, [H, W]."""
+  size = shape[0] * shape[1]
+  rows = np.fft.fft2(covariance.reshape(size, *shape), norm="ortho")
+  both = np.fft.fft2(
+    rows.reshape(size, size).T.conj().reshape(size, *shape), norm="ortho"
+  )
+  return np.diag(both.reshape(size, size)).real.reshape(shape)
