@@ -99,7 +99,7 @@ def _restoration(
     run.write("restoration", row._asdict())
   report.section("Photographs restored under a known prior")
   restoration_report.add_restoration(report, rows, pictures, settings)
-  brief = restoration_report.panel(pictures, restoration_report.BRIEF)
+  brief = restoration_report.brief(pictures)
   (run.folder / "panel.jpg").write_bytes(reports.render(brief, "jpeg"))
   (run.folder / "panel.txt").write_text(
     restoration_report.caption(settings) + "\n"

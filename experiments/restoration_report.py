@@ -26,6 +26,11 @@ COLUMNS = {
   "paper": "paper's, shrunk",
 }
 BRIEF = ("truth", "degraded", "wiener", "sample", "std")
+BRIEF_OPERATORS = (
+  "super-resolution x4",
+  "random inpainting 70 %",
+  "motion blur",
+)
 METHODS = (DEGRADED, WIENER, CALIBRATED, PAPER)
 
 
@@ -107,8 +112,13 @@ def add_restoration(
   )
 
 
+def brief(pictures: Mapping[str, Pictures]) -> Any:
+  """A smaller `panel`, for README."""
+  return panel({o: pictures[o] for o in BRIEF_OPERATORS}, BRIEF)
+
+
 def caption(settings: RestorationSettings) -> str:
-  """What the panel shows."""
+  """What the panels show."""
   return (
     f"The photograph {settings.photographs[0]} under each operator, noise "
     f"{settings.noise_std:g}; the exact posterior mean under a Gaussian prior "

@@ -1,0 +1,217 @@
+"""The quickstart from the command line to its report, and its parts."""
+
+import csv
+import json
+import math
+import pathlib
+import re
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import (
+  degradations,
+  inverse_cases,
+  inverse_study,
+  key_families,
+  photographs,
+  quickstart,
+  readme,
+  report,
+  restoration_study,
+  runner,
+  text_block,
+)
+from neumann_jax import InverseSpec
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """A finished debug run: its folder and what it printed."""
+  folder = tmp_path_factory.mktemp("quickstart") / "run"
+  config = pathlib.Path(runner.CONFIGS) / "quickstart.py:debug"
+  argv = ["quickstart", f"--config={config}", f"--workdir={folder}"]
+  written = []
+
+  class Stream:
+    write = written.append
+    flush = staticmethod(lambda: None)
+
+  before, sys.stdout = sys.stdout, Stream()
+  try:
+    runner.main(
+      "quickstart", quickstart.Settings, quickstart.quickstart, argv=argv
+    )
+  finally:
+    sys.stdout = before
+  return folder, "".join(written)
+
+
+def _rows(folder, name):
+  with (folder / f"{name}.jsonl").open() as file:
+    return [json.loads(line) for line in file]
+
+
+def test_last_line_names_the_report(finished):
+  folder, said = finished
+  assert said.splitlines()[-1] == f"report: {folder / 'report.html'}"
+
+
+def test_report_is_self_contained_and_says_what_was_measured(finished):
+  text = (finished[0] / "report.html").read_text()
+  assert "<script" not in text
+  assert not re.findall(r'(?:src|href)="(?!data:|#)', text)
+  assert text.count("<table") == text.count('class="measured"') >= 8
+  assert text.count("<figure>") == 2
+  for operator in degradations.OPERATORS:
+    assert text.count(f">{operator}<") >= 4
+  for method in inverse_cases.METHODS:
+    assert f">{method}<" in text
+  environment = json.loads((finished[0] / "environment.json").read_text())
+  assert environment["status"] == "finished"
+  assert environment["versions"]["jax"] == jax.__version__ in text
+
+
+def test_report_shows_the_papers_failure(finished):
+  """Its setting for 64 tokens in red, the ladder beside it not."""
+  text = (finished[0] / "report.html").read_text()
+  table = text[text.index('id="families"') :]
+  rows = {}
+  for row in re.findall(r"<tr>(.*?)</tr>", table[: table.index("</table>")]):
+    cells = re.findall(r"<td([^>]*)>([^<]*)<", row)  # attributes and text
+    if cells:
+      rows[cells[0][1]] = cells[2:]
+  banded = rows["banded N3 S8 (paper, C=64)"]
+  assert all("bad" in mark for mark, _ in banded)
+  for name in ("ladder", "newton", "ladder + refine", "exact solve"):
+    assert not any("bad" in mark for mark, _ in rows[name])
+
+
+def test_tables_on_disk_agree(finished):
+  for name in ("families", "block", "paper_settings", "restoration"):
+    rows = _rows(finished[0], name)
+    with (finished[0] / f"{name}.csv").open(newline="") as file:
+      lines = list(csv.DictReader(file))
+    assert len(rows) == len(lines) > 0
+    for row, line in zip(rows, lines):
+      for field, value in row.items():
+        assert line[field] == ("" if value is None else str(value))
+  assert sum(row["violations"] for row in _rows(finished[0], "families")) == 0
+
+
+def test_every_photograph_is_restored_from_every_operator(finished):
+  rows = _rows(finished[0], "restoration")
+  found = {(r["operator"], r["photograph"], r["method"]) for r in rows}
+  assert len(found) == len(rows) == 5 * 3 * 4
+  assert all(math.isfinite(row["psnr"]) for row in rows)
+  wiener = [r for r in rows if r["method"] == restoration_study.WIENER]
+  degraded = [r for r in rows if r["method"] == restoration_study.DEGRADED]
+  gains = [a["psnr"] - b["psnr"] for a, b in zip(wiener, degraded)]
+  assert np.mean(gains) > 1
+
+
+def test_readme_block_comes_from_the_run(finished):
+  block = readme.block(finished[0])
+  rows = _rows(finished[0], "families")
+  for method in readme.METHODS:
+    chosen = [
+      float(r["worst"])
+      for r in rows
+      if (r["method"], r["format"]) == (method, "INT8")
+      and r["beta"] != "0 to 2"
+    ]
+    line = next(x for x in block.splitlines() if x.startswith(f"| {method} |"))
+    assert line.endswith(f" {report.short(max(chosen))} |")
+  assert f"]({readme.PICTURE})" in block
+
+
+def test_settings_refuse_in_one_sentence():
+  for build, sentence in (
+    (lambda: inverse_study.InverseSettings(draws=0), "draws must be"),
+    (lambda: inverse_study.InverseSettings(tokens=65), "tokens must be"),
+    (lambda: restoration_study.RestorationSettings(size=32), "size must lie"),
+    (
+      lambda: restoration_study.RestorationSettings(num_samples=1),
+      "num_samples must be",
+    ),
+    (
+      lambda: restoration_study.RestorationSettings(photographs=("rocket",)),
+      "must not be among the prior's own",
+    ),
+  ):
+    with pytest.raises(ValueError, match=sentence):
+      build()
+
+
+def test_study_measures_the_error_it_says():
+  """Against the inverse by numpy, and an error put in on purpose."""
+  settings = inverse_study.InverseSettings(draws=2)
+  groups = inverse_study.family_groups(settings, betas=[(0.6, 1.0)])[:4]
+  spec = InverseSpec(method="ladder", precision="bfloat16")
+  rows = inverse_study.study(groups, [("ladder", "bfloat16", spec)])
+  for row, group in zip(rows, groups):
+    exact = np.linalg.inv(np.eye(64) + np.tril(group.a, -1).astype(np.float64))
+    wrong = exact * (1 + 1e-3)
+    found = key_families.relative_error(wrong, exact)
+    np.testing.assert_allclose(found, 1e-3, rtol=1e-6)
+    assert (row.family, row.decay) == (group.family, group.decay)
+    assert 0 < row.median <= row.worst < 0.1 and row.products == 10
+    assert row.violations == 0 and row.entry <= row.certified
+
+
+def test_block_matrices_are_hard():
+  """Slow decay and near-equal keys, or the study would show nothing."""
+  settings = inverse_study.InverseSettings(tokens=128)
+  group, difficulty = text_block.block_group(settings)
+  assert group.a.shape == (4 * 4 * 2, 64, 64)
+  assert difficulty.decay < 0.05 and difficulty.row_sum > 5
+  text = text_block.text_bytes(64)
+  assert bytes(text[0]).startswith(b"#") and text.shape == (4, 64)
+
+
+def test_photographs_are_disjoint_and_in_range():
+  assert not set(photographs.RESTORED) & set(photographs.PRIOR)
+  images = photographs.stack(photographs.RESTORED, 64)
+  assert images.shape == (3, 64, 64, 3) and images.dtype == np.float32
+  assert images.min() >= -1 and images.max() <= 1
+  # Averaging down keeps the mean of the centre square.
+  large = photographs.load("astronaut", 512)
+  np.testing.assert_allclose(
+    photographs.load("astronaut", 64).mean((0, 1)),
+    large.mean((0, 1)),
+    atol=1e-4,
+  )
+  with pytest.raises(ValueError, match="name must be one of"):
+    photographs.load("lena", 64)
+  with pytest.raises(ValueError, match="fewer than"):
+    photographs.load("chelsea", 4000)
+
+
+@pytest.mark.parametrize(
+  ("value", "shown"),
+  [
+    (3.2e10, "3.2e10"),
+    (1.1e7, "1.1e7"),
+    (1.6e-7, "1.6e-7"),
+    (1e-12, "1.0e-12"),
+    (0.066, "0.066"),
+    (123.4, "123"),
+    (0.0, "0"),
+    (math.inf, "overflow"),
+    (math.nan, "nan"),
+  ],
+)
+def test_short_numbers(value, shown):
+  assert report.short(value) == shown
+
+
+def test_report_escapes_and_refuses_ragged_rows(tmp_path):
+  page = report.Report("a < b", "x & `code <`")
+  page.table("t", ["one"], [["<b>"]], measured_on="nothing", name="n")
+  with pytest.raises(ValueError, match="1 entries for 2 columns"):
+    page.table("t", ["one", "two"], [[1]], measured_on="", name="n")
+  text = page.write(tmp_path / "r.html").read_text()
+  assert "a &lt; b" in text and "<code>code &lt;</code>" in text
+  assert "&lt;b&gt;" in text and "<b>" not in text
