@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import neumann_jax
-from experiments.inverse_cases import ENVELOPE_FORMATS, FORMATS
 from experiments.inverse_study import Row
 from experiments.report import Report
 
@@ -21,7 +20,7 @@ def add_certificate(report: Report, rows: Sequence[Row]) -> None:
     if np.isfinite(row.entry) and np.isfinite(row.certified)
   ]
   figure, axes = plt.subplots(figsize=(6.4, 4.6))
-  for form in (*FORMATS, *ENVELOPE_FORMATS):
+  for form in dict.fromkeys(form for _, _, form in points):
     chosen = [point[:2] for point in points if point[2] == form]
     axes.loglog(*np.array(chosen).T, ".", label=form, markersize=4)
   ends = np.array([1e-8, max(bound for _, bound, _ in points)])

@@ -95,7 +95,7 @@ def worst_table(
 ) -> None:
   """Adds methods x formats, the worst over the rows' groups."""
   table = []
-  for method in ("exact solve", *METHODS):
+  for method in dict.fromkeys(row.method for row in rows):
     cells = [_worst(rows, method=method, format=form) for form in FORMATS]
     products = next(r.products for r in rows if r.method == method)
     table.append([method, products or None, *cells])

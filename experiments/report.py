@@ -164,17 +164,27 @@ class Report:
       f'<a href="#part-{i}">{html.escape(title)}</a>'
       for i, title in enumerate(self._sections, 1)
     )
-    body = "\n".join(self._blocks)
     path.write_text(
       '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
       '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
       f"<title>{html.escape(self._title)}</title><style>{STYLE}</style>"
-      f"</head>\n<body>\n<h1>{html.escape(self._title)}</h1>\n"
-      f"<p>{_inline(self._summary)}</p>\n<nav>{links}</nav>\n{body}\n"
-      "</body></html>\n",
+      f"</head>\n<body>\n{self._head()}\n<nav>{links}</nav>\n"
+      f"{self._content()}\n</body></html>\n",
       encoding="utf-8",
     )
     return path
+
+  def _repr_html_(self) -> str:
+    """What a notebook shows: the page without its style and links."""
+    return f"{self._head()}\n{self._content()}"
+
+  def _head(self) -> str:
+    return (
+      f"<h1>{html.escape(self._title)}</h1>\n<p>{_inline(self._summary)}</p>"
+    )
+
+  def _content(self) -> str:
+    return "\n".join(self._blocks)
 
 
 def render(picture: Any, kind: str) -> bytes:

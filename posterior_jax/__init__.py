@@ -4,11 +4,11 @@ Pixels lie in [-1, 1], images are [N, H, W, C] and every standard deviation is
 in pixel units. Axis letters: B posterior samples, N observations, H W C image,
 h w measurement, M a flattened batch.
 
-  import jax, jax.numpy as jnp
+  import jax
   import posterior_jax as pj
 
   spectrum = pj.priors.power_law_spectrum(32, 32)
-  prior = pj.priors.GaussianPrior(spectrum, jnp.zeros(()))
+  prior = pj.priors.gaussian_prior(spectrum)
   truth = prior.sample(jax.random.key(0), (1,), channels=1)
   operator = pj.operators.gaussian_blur((32, 32, 1), size=9, std=1.5)
   noise = 0.05 * jax.random.normal(jax.random.key(1), truth.shape)

@@ -180,6 +180,19 @@ def test_readme_and_ci_use_the_same_test_command():
   assert ".venv/bin/python -m pytest\n" in readme
 
 
+def test_readme_examples_run():
+  text = (ROOT / "README.md").read_text()
+  examples = re.findall(r"```python\n(.*?)```", text, re.S)
+  assert len(examples) == 2
+  inverse, restoration = ({} for _ in examples)
+  exec(examples[0], inverse)
+  assert inverse["bound"].shape == inverse["t"].shape
+  assert (inverse["bound"] < 0.1).all()
+  exec(examples[1], restoration)
+  shown = re.search(r"# \[([\d, ]+)\]", examples[1])[1]
+  assert restoration["samples"].shape == tuple(map(int, shown.split(",")))
+
+
 def test_readme_links_and_pictures_exist():
   text = (ROOT / "README.md").read_text()
   for target in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", text):
