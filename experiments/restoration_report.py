@@ -68,6 +68,18 @@ def add_restoration(
     "at its published cost.",
     photographic=True,
   )
+  _add_quality(report, rows, measured, settings.workers)
+  _add_agreement(
+    report,
+    rows,
+    pictures,
+    f"the photograph {settings.photographs[0]} of {measured}",
+  )
+
+
+def _add_quality(
+  report: Report, rows: Sequence[Row], measured: str, workers: int
+) -> None:
   report.heading("Quality, mean over the photographs")
   report.text(
     "For images drawn from the prior the posterior mean would have the highest "
@@ -81,11 +93,23 @@ def add_restoration(
   report.table(
     "Restoration",
     ["operator", "answer", "PSNR [dB]", "SSIM", "residual", "seconds"],
-    [_quality(rows, o, m) for o in pictures for m in METHODS],
+    [
+      _quality(rows, operator, method)
+      for operator in dict.fromkeys(row.operator for row in rows)
+      for method in METHODS
+    ],
     measured_on=f"{measured} Seconds: all photographs and samples, compiled, "
-    f"{settings.workers} operators at a time on this machine's CPU.",
+    f"{workers} operators at a time.",
     name="restoration",
   )
+
+
+def _add_agreement(
+  report: Report,
+  rows: Sequence[Row],
+  pictures: Mapping[str, Pictures],
+  measured: str,
+) -> None:
   report.heading("Samples against the exact posterior mean")
   report.text(
     "For m exact samples the squared distance of their mean from the posterior "
@@ -106,8 +130,7 @@ def add_restoration(
       "distance / expected",
     ],
     [_agreement(rows, o, shown) for o, shown in pictures.items()],
-    measured_on=f"the photograph {settings.photographs[0]}, unclipped for the "
-    "ratio; " + measured,
+    measured_on=measured,
     name="agreement",
   )
 

@@ -137,20 +137,7 @@ def variance_ratio(
     )
   height, width = samples.shape[-3:-1]
   variance = variance[..., None] if variance.ndim == 2 else variance
-  if variance.ndim < 3 or variance.shape[-3:-1] != (height, width):
-    raise ValueError(
-      f"variance must have the samples' size {(height, width)}, got shape "
-      f"{variance.shape}"
-    )
-  fits = len(variance.shape) < samples.ndim and all(
-    one in (1, many)
-    for one, many in zip(variance.shape[::-1], samples.shape[:0:-1])
-  )
-  if not fits:
-    raise ValueError(
-      f"variance must have the shape of a sample {samples.shape[1:]} or one "
-      f"that broadcasts to it, got {variance.shape}"
-    )
+  _check_variance(variance, samples)
   index = _merged_bands(height, width, bands, least)
   count = int(index.max()) + 1
   power = _power(samples)
@@ -284,6 +271,23 @@ def _merged_bands(
     merged[band] = merged[band - 1] + closed
     held = 0 if closed else held
   return merged[index]
+
+
+def _check_variance(variance: jax.Array, samples: jax.Array) -> None:
+  size = samples.shape[-3:-1]
+  if variance.ndim < 3 or variance.shape[-3:-1] != size:
+    raise ValueError(
+      f"variance must have the samples' size {size}, got shape {variance.shape}"
+    )
+  fits = variance.ndim < samples.ndim and all(
+    one in (1, many)
+    for one, many in zip(variance.shape[::-1], samples.shape[:0:-1])
+  )
+  if not fits:
+    raise ValueError(
+      f"variance must have the shape of a sample {samples.shape[1:]} or one "
+      f"that broadcasts to it, got {variance.shape}"
+    )
 
 
 def _check_samples(samples: jax.Array, one: jax.Array, name: str) -> None:

@@ -15,18 +15,17 @@ from jax import lax
 
 from posterior_jax import (
   bands,
+  checks,
   consistency,
   likelihood,
   predictor,
   schedule,
-  spectral,
 )
 from posterior_jax.config import NFCConfig
 from posterior_jax.types import (
   Denoiser,
   Info,
   Observation,
-  Operator,
   Sampler,
   SamplerState,
   SolveInfo,
@@ -64,13 +63,13 @@ def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
     ValueError: if the spectrum is missing, has a wrong rank or is not
       positive and finite.
   """
-  spectrum = _checked_spectrum(config, spectrum)
+  spectrum = checks.checked_spectrum(config, spectrum)
   levels = _levels(config)
 
   def init(
     key: jax.Array, observation: Observation, batch: int
   ) -> SamplerState:
-    _check_image(config, spectrum, observation.operator.image_shape)
+    checks.check_image(config, spectrum, observation.operator.image_shape)
     shape = (batch, observation.y.shape[0], *observation.operator.image_shape)
     x = levels.sigma[0] * jax.random.normal(key, shape, jnp.float32)
     return SamplerState(x, jnp.zeros((), jnp.int32))
@@ -150,7 +149,7 @@ def _target(
   if config.blend_start > 0:
     shape = observation.operator.measurement_shape[:2]
     if config.cutoff == "snr":
-      assert spectrum is not None  # _checked_spectrum refused that
+      assert spectrum is not None  # checked_spectrum refused that
       band = bands.snr_band(spectrum, shape, now.sigma)
     else:
       band = bands.radial_band(shape, now.cutoff, config.band_shape)
@@ -224,7 +223,7 @@ def run(
     raise TypeError(f"denoise must be callable, got {type(denoise).__name__}")
   if num_samples < 1:
     raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-  check_observation(observation)
+  checks.check_observation(observation)
   if jax.tree_util.all_leaves([denoise]):
     denoise = jax.tree_util.Partial(denoise)
   return _run(sampler, denoise, observation, key, num_samples)
@@ -247,80 +246,3 @@ def _run(
   keys = jax.random.split(key_steps, sampler.num_steps)
   state, info = lax.scan(body, state, keys)
   return state.x, info
-
-
-def check_observation(observation: Observation) -> None:
-  """Refuses an observation that no sampler can use, in one sentence.
-
-  Values are checked on concrete arrays only.
-
-  Args:
-    observation: y [N, h, w, C], its operator and noise.
-
-  Raises:
-    TypeError: if the operator is not an `Operator`.
-    ValueError: as `run`.
-  """
-  y, operator, noise_std = (
-    observation.y,
-    observation.operator,
-    observation.noise_std,
-  )
-  if not isinstance(operator, Operator):
-    raise TypeError(
-      f"operator must be a posterior_jax Operator, got "
-      f"{type(operator).__name__}"
-    )
-  expected = operator.measurement_shape
-  if y.ndim != 4 or y.shape[1:] != expected:
-    raise ValueError(
-      f"y must have shape [N, {', '.join(map(str, expected))}] for this "
-      f"operator, got {y.shape}"
-    )
-  concrete = not isinstance(noise_std, jax.core.Tracer)
-  if concrete and not (np.ndim(noise_std) == 0 and 0 < noise_std < np.inf):
-    raise ValueError(
-      f"noise_std must be a positive, finite scalar, got {noise_std}"
-    )
-  if not isinstance(y, jax.core.Tracer):
-    if not np.isfinite(np.asarray(y)).all():
-      raise ValueError("y must be finite everywhere, dropped pixels included")
-
-
-def _checked_spectrum(
-  config: NFCConfig, spectrum: jax.Array | None
-) -> jax.Array | None:
-  banded = config.blend_start > 0 and config.cutoff == "snr"
-  if config.tie != "spectrum" and not banded:
-    return None
-  if spectrum is None:
-    raise ValueError(
-      'spectrum is needed by tie="spectrum" and cutoff="snr"; pass the '
-      "prior's power spectrum [H, W] or [H, W, C]"
-    )
-  spectrum = jnp.asarray(spectrum, jnp.float32)
-  spectral.check_spectrum(spectrum)
-  return spectrum
-
-
-def _check_image(
-  config: NFCConfig,
-  spectrum: jax.Array | None,
-  shape: tuple[int, int, int],
-) -> None:
-  """Refuses an image that the spectrum or the Haar levels do not fit."""
-  if spectrum is not None and not (
-    spectrum.shape[:2] == shape[:2]
-    and (spectrum.ndim == 2 or spectrum.shape[2] in (1, shape[2]))
-  ):
-    raise ValueError(
-      f"spectrum of shape {spectrum.shape} must be that of the image {shape}"
-    )
-  unit = 2**config.haar_levels
-  whole = config.haar_low == config.haar_high == config.unlock_start == 1
-  if not (whole and config.unlock_end == 1):
-    if shape[0] % unit or shape[1] % unit:
-      raise ValueError(
-        f"image_shape {shape} must be divisible by {unit} for haar_levels = "
-        f"{config.haar_levels}"
-      )
