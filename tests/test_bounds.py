@@ -63,7 +63,6 @@ def test_envelope_by_its_formula():
 
 @pytest.mark.parametrize("beta", [(0.6, 1.0), (1.0, 2.0)])
 def test_key_norm_covers_keys_rounded_to_bfloat16(beta):
-  rng = np.random.default_rng(0)
   c = key_families.draw(
     "identical", seed=3, count=200, chunk_size=64, dim=16, beta=beta
   )
@@ -74,7 +73,6 @@ def test_key_norm_covers_keys_rounded_to_bfloat16(beta):
   truth = np.abs(key_families.exact_inverse(exact.a))
   e = np.asarray(nb.envelope(*gates(c), key_norm=float(norm)), np.float64)
   assert (truth <= e * (1 + 1e-5)).all()
-  del rng
   with pytest.raises(ValueError, match="key_norm must be at least 1"):
     nb.envelope(*gates(c), key_norm=0.5)
 

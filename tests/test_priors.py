@@ -126,10 +126,14 @@ def measurement(name):
 
 @pytest.mark.parametrize(
   ("name", "per_channel"),
-  zip(
-    ["resize", "resize", "box", "random", "reflect", "circular"],
-    [False, True, True, True, False, True],
-  ),
+  [
+    ("resize", False),
+    ("resize", True),
+    ("box", True),
+    ("random", True),
+    ("reflect", False),
+    ("circular", True),
+  ],
 )
 def test_posterior_mean_is_the_dense_one(name, per_channel):
   """m + C A^T (A C A^T + s^2)^-1 (y - A m): the form in measurement space."""
