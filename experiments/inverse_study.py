@@ -19,6 +19,7 @@ from experiments import key_families, progress
 from experiments.inverse_cases import Case
 from neumann_jax import InverseSpec
 from neumann_jax.reference import count_products
+from neumann_jax.spec import check_chunk_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ class InverseSettings:
   def __post_init__(self) -> None:
     if self.draws < 1:
       raise ValueError(f"draws must be at least 1, got {self.draws}")
+    check_chunk_size(self.chunk_size)
     if self.tokens < 1 or self.tokens % self.chunk_size:
       raise ValueError(
         "tokens must be a positive multiple of chunk_size = "

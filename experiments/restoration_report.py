@@ -73,7 +73,7 @@ def add_restoration(
     report,
     rows,
     pictures,
-    f"the photograph {settings.photographs[0]} of {measured}",
+    f"{settings.photographs[0]} only; otherwise as above.",
   )
 
 

@@ -57,6 +57,20 @@ class RestorationSettings:
   workers: int = 2
 
   def __post_init__(self) -> None:
+    for name in ("levels", "paper_levels", "paper_inner_steps", "workers"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name} must be at least 1: {getattr(self, name)}")
+    if not self.noise_std > 0:
+      raise ValueError(f"noise_std must be positive, got {self.noise_std}")
+    if not 1e-7 <= self.tolerance <= 0.1:
+      raise ValueError(
+        f"tolerance must lie in [1e-7, 0.1], got {self.tolerance}"
+      )
+    if not self.photographs or set(self.photographs) - set(photographs.FILES):
+      raise ValueError(
+        f"photographs must be among {', '.join(photographs.FILES)}; got "
+        f"{', '.join(self.photographs) or 'none'}"
+      )
     if not 64 <= self.size <= 256:
       raise ValueError(f"size must lie in [64, 256], got {self.size}")
     if self.num_samples < 2:

@@ -9,9 +9,9 @@ the diagonal: the *envelope*. From T - X = T R, R = I - (I + A) X, follows the
 entrywise certificate |T - X| <= E |R| for any approximation X.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from neumann_jax import masks
@@ -37,11 +37,14 @@ def envelope(
     [..., C, C] float32: E below the diagonal, 1 on it, 0 above.
 
   Raises:
-    ValueError: if key_norm < 1.
+    ValueError: if key_norm < 1, if the shapes differ, or for a value out of
+      range where values are known (not traced).
   """
   if key_norm < 1.0:
     raise ValueError(f"key_norm must be at least 1, got {key_norm}")
-  chex.assert_equal_shape([beta, log_decay])
+  _check_same(beta=beta, log_decay=log_decay)
+  check_range("beta", beta, 0.0, 2.0, "lie in [0, 2]")
+  check_range("log_decay", log_decay, -np.inf, 0.0, "be at most 0")
   c = beta.shape[-1]
   beta = beta.astype(jnp.float32)
   decay = masks.decay_matrix(log_decay.astype(jnp.float32))  # [..., C, C]
@@ -72,8 +75,11 @@ def certify(a: jax.Array, t: jax.Array, envelope: jax.Array) -> jax.Array:
 
   Returns:
     [..., C, C] float32, infinite where `t` is not finite.
+
+  Raises:
+    ValueError: if the shapes differ.
   """
-  chex.assert_equal_shape([a, t, envelope])
+  _check_same(a=a, t=t, envelope=envelope)
   c = a.shape[-1]
   eye = jnp.eye(c, dtype=jnp.float32)
   a = jnp.where(masks.strictly_lower(c), a, 0).astype(jnp.float32)
@@ -120,6 +126,31 @@ def required_band(envelope: jax.Array, tolerance: float) -> jax.Array:
   """Smallest band m whose provable tail is within tolerance: [...] int32."""
   tail = truncation_tail(envelope)
   return jnp.argmax(tail <= tolerance, axis=-1).astype(jnp.int32)
+
+
+def check_range(
+  name: str, array: jax.Array, low: float, high: float, phrase: str
+) -> None:
+  """Raises ValueError for a concrete entry outside [low, high] or NaN."""
+  if isinstance(array, jax.core.Tracer):
+    return
+  values = np.asarray(array, np.float64)
+  outside = ~((values >= low) & (values <= high))  # NaN is outside
+  if outside.any():
+    raise ValueError(
+      f"{name} must {phrase} everywhere, got {values[outside].flat[0]:g}"
+    )
+
+
+def _check_same(**arrays: jax.Array) -> None:
+  shapes = {}
+  for name, array in arrays.items():
+    if not hasattr(array, "dtype") or not hasattr(array, "shape"):
+      raise TypeError(f"{name} must be an array, got {type(array).__name__}")
+    shapes[name] = array.shape
+  if len(set(shapes.values())) > 1:
+    found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    raise ValueError(f"shapes must be equal, got {found}")
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:

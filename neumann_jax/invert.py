@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from neumann_jax import arithmetic, dispatch, masks
-from neumann_jax.spec import InverseSpec, resolve
+from neumann_jax.spec import InverseSpec, check_spec, resolve
 
 Gradient = Literal["implicit", "truncated"]
 
@@ -37,14 +37,15 @@ def inverse(
     implementation: "auto", "tpu", "gpu", "xla" or "interpret".
 
   Returns:
-    T, [..., C, C] in a's dtype, unit lower triangular.
+    T, [..., C, C] in a's dtype, unit lower triangular. It has reverse-mode
+    derivatives only.
 
   Raises:
-    TypeError: if `a` is not floating point.
+    TypeError: if `a` is not floating point or `spec` no InverseSpec.
     ValueError: if `a` is not square with C a power of two, if `envelope` does
       not match it, or for an unknown name; all before any compilation.
   """
-  _check(a, envelope, gradient)
+  _check(a, spec, envelope, gradient)
   spec = resolve(spec, a.shape[-1])
   run = dispatch.select(implementation)
   bound = None
@@ -61,16 +62,24 @@ def inverse(
   return t.astype(a.dtype)
 
 
-def _check(a: jax.Array, envelope: jax.Array | None, gradient: str) -> None:
+def _check(
+  a: jax.Array, spec: InverseSpec, envelope: jax.Array | None, gradient: str
+) -> None:
+  if not hasattr(a, "dtype") or not hasattr(a, "shape"):
+    raise TypeError(f"a must be an array, got {type(a).__name__}")
   if not jnp.issubdtype(a.dtype, jnp.floating):
     raise TypeError(f"a must be floating point, got dtype {a.dtype}")
+  check_spec(spec)
   if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
     raise ValueError(f"a must have shape [..., C, C], got {a.shape}")
-  if envelope is not None and envelope.shape[-2:] != a.shape[-2:]:
-    raise ValueError(
-      f"envelope must end in the shape of a, {a.shape[-2:]}, got "
-      f"{envelope.shape}"
-    )
+  if envelope is not None:
+    fits = envelope.ndim <= a.ndim and envelope.shape[-2:] == a.shape[-2:]
+    lead = zip(envelope.shape[-3::-1], a.shape[-3::-1])
+    if not fits or any(one not in (1, many) for one, many in lead):
+      raise ValueError(
+        f"envelope must have the shape of a, {a.shape}, or one that "
+        f"broadcasts to it, got {envelope.shape}"
+      )
   if gradient not in ("implicit", "truncated"):
     raise ValueError(
       f'gradient must be "implicit" or "truncated", got {gradient!r}'

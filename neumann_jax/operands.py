@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from neumann_jax import bounds
+
 
 class Operands(NamedTuple):
   """The operands of the rule; one token has no T axis.
@@ -70,8 +72,10 @@ def check(
     _check_axes(name, state, ("B", "Hv", "Dk", "Dv"), sizes)
   if segment_ids is not None:
     _check_segments(segment_ids, sizes)
-  _check_range("beta", arrays["beta"], 0.0, 2.0, "lie in [0, 2]")
-  _check_range("log_decay", arrays["log_decay"], -np.inf, 0.0, "be at most 0")
+  bounds.check_range("beta", arrays["beta"], 0.0, 2.0, "lie in [0, 2]")
+  bounds.check_range(
+    "log_decay", arrays["log_decay"], -np.inf, 0.0, "be at most 0"
+  )
 
 
 def check_hidden(
@@ -208,17 +212,4 @@ def _check_segments(segment_ids: jax.Array, sizes: dict[str, int]) -> None:
     raise ValueError(
       "segment_ids must not decrease along a row: number the documents in "
       "order, padding included"
-    )
-
-
-def _check_range(
-  name: str, array: jax.Array, low: float, high: float, phrase: str
-) -> None:
-  if isinstance(array, jax.core.Tracer):
-    return
-  values = np.asarray(array, np.float64)
-  outside = ~((values >= low) & (values <= high))  # NaN is outside
-  if outside.any():
-    raise ValueError(
-      f"{name} must {phrase} everywhere, got {values[outside].flat[0]:g}"
     )

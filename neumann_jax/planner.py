@@ -56,8 +56,9 @@ def plan(
   """The cheapest spec with truncation + rounding <= tolerance.
 
   Runs on the host, on concrete gates. Candidates are masked Newton cut to a
-  band, the full ladder, and both with one refinement; where none suffices,
-  the plan is `exact`, with the reason.
+  band and the full ladder, without and with one refinement; where none
+  suffices, the plan is `exact`, with the reason. Rounding was tabulated for
+  Newton from order 1, which takes the most products one after another.
 
   Args:
     chunk_size: C, a power of two.
@@ -196,6 +197,10 @@ def _check(
     raise ValueError(f"beta_max must lie in (0, 2], got {beta_max}")
   if log_decay is None:
     return
+  if not hasattr(log_decay, "shape"):
+    raise TypeError(
+      f"log_decay must be an array, got {type(log_decay).__name__}"
+    )
   if isinstance(log_decay, jax.core.Tracer):
     raise TypeError("log_decay must be concrete: plan runs on the host")
   if log_decay.ndim < 1 or log_decay.shape[-1] != chunk_size:

@@ -106,6 +106,17 @@ class InverseSpec:
         "precision must stay 'float32' when quant is set: the operands are "
         f"integers; got {self.precision!r}"
       )
+    for name in ("order", "residual_steps"):
+      value = getattr(self, name)
+      if value is not None and not isinstance(value, int):
+        raise ValueError(f"{name} must be an integer or None, got {value!r}")
+    if self.quant is not None and not isinstance(
+      self.quant, quantize.QuantSpec
+    ):
+      raise ValueError(
+        f"quant must be a QuantSpec, as QuantSpec(8), or None, got "
+        f"{self.quant!r}"
+      )
     if self.order is not None and self.order < 1:
       raise ValueError(f"order must be at least 1, got {self.order}")
     fewest = 1 if self.method == "banded" else 0
@@ -118,6 +129,14 @@ class InverseSpec:
       raise ValueError(f"refine must be 0 or 1, got {self.refine!r}")
     if self.block is not None:
       check_chunk_size(self.block, name="block")
+
+
+def check_spec(spec: InverseSpec) -> None:
+  """Raises TypeError unless `spec` is an `InverseSpec`."""
+  if not isinstance(spec, InverseSpec):
+    raise TypeError(
+      f"spec must be an InverseSpec, as InverseSpec('ladder'), got {spec!r}"
+    )
 
 
 def check_chunk_size(chunk_size: int, *, name: str = "chunk_size") -> None:
@@ -142,18 +161,20 @@ def resolve(spec: InverseSpec, chunk_size: int) -> InverseSpec:
     ValueError: if the chunk size is not a power of two, or if `banded` has no
       default for it and none was given.
   """
+  check_spec(spec)
   check_chunk_size(chunk_size)
   order, steps, block = spec.order, spec.residual_steps, spec.block
   if spec.method == "banded" and None in (order, steps):
-    if chunk_size not in _BANDED_DEFAULTS:
+    size = min(chunk_size, block or chunk_size)
+    if size not in _BANDED_DEFAULTS:
       raise ValueError(
         f"order and residual_steps of method 'banded' have no default at "
-        f"chunk size {chunk_size}, only at 16, 32, 64 and 128: give both"
+        f"chunk size {size}, only at 16, 32, 64 and 128: give both"
       )
-    defaults = _BANDED_DEFAULTS[min(chunk_size, block or chunk_size)]
+    defaults = _BANDED_DEFAULTS[size]
     order = defaults[0] if order is None else order
-    if steps is None:
-      steps, block = defaults[1], block or defaults[2]
+    steps = defaults[1] if steps is None else steps
+    block = defaults[2] if block is None else block
   if block is not None and block >= chunk_size:
     block = None
   if spec.method == "newton":

@@ -63,7 +63,8 @@ class NFCConfig:
     inner: "exact" draws from the level's target, "mean" takes its minimiser,
       "gradient" steepest descent towards it, "langevin" the paper's updates.
     inner_steps: of "gradient" and "langevin".
-    step_size: of "langevin", in pixel^2.
+    step_size: of "langevin", in pixel^2; it diverges above 2 over the largest
+      curvature, about 2 tau^2 for an operator of norm 1.
     step_size_decay: factor of the step size at the last level, reached
       linearly.
     inner_noise_std: tau, the noise that the likelihood assumes; None is the
@@ -113,6 +114,15 @@ class NFCConfig:
   unlock_end: float = 1.0
 
   def __post_init__(self) -> None:
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.type == "int" or field.type is int:
+        if isinstance(value, bool) or not isinstance(value, int):
+          raise ValueError(f"{field.name} must be an integer, got {value!r}")
+    if not isinstance(self.halved_misfit, bool):
+      raise ValueError(
+        f"halved_misfit must be True or False, got {self.halved_misfit!r}"
+      )
     for name, choices in _CHOICES.items():
       if getattr(self, name) not in choices:
         raise ValueError(
@@ -136,6 +146,17 @@ class NFCConfig:
       raise ValueError(
         f"inner_noise_std must be positive or None, got {self.inner_noise_std}"
       )
+
+  @property
+  def fuses(self) -> bool:
+    """Whether any Haar weight differs from 1, so that fusion does something."""
+    weights = (
+      self.haar_low,
+      self.haar_high,
+      self.unlock_start,
+      self.unlock_end,
+    )
+    return any(weight != 1 for weight in weights)
 
   @classmethod
   def paper(cls, **changes: Any) -> "NFCConfig":

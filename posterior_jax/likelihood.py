@@ -128,8 +128,10 @@ def draw(
   key_data, key_tie = jax.random.split(key)
   observation, centre, variance = target
   shape = centre.shape[:-3] + observation.operator.measurement_shape
-  data = observation.noise_std * jax.random.normal(key_data, shape)
-  tie = jax.random.normal(key_tie, centre.shape)
+  data = observation.noise_std * jax.random.normal(
+    key_data, shape, centre.dtype
+  )
+  tie = jax.random.normal(key_tie, centre.shape, centre.dtype)
   return _solve(
     target,
     data,
@@ -212,7 +214,7 @@ def langevin(
   spread = jnp.sqrt(2 * step_size)
 
   def body(i: jax.Array, z: jax.Array) -> jax.Array:
-    noise = jax.random.normal(jax.random.fold_in(key, i), z.shape)
+    noise = jax.random.normal(jax.random.fold_in(key, i), z.shape, z.dtype)
     return z - step_size * gradient(target, z) + spread * noise
 
   return lax.fori_loop(0, steps, body, target.centre)

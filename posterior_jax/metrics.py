@@ -24,7 +24,11 @@ from posterior_jax.calibration import (
 )
 from posterior_jax.calibration import sliced_wasserstein as sliced_wasserstein
 from posterior_jax.calibration import variance_ratio as variance_ratio
-from posterior_jax.types import Observation, normalised_residual
+from posterior_jax.types import (
+  Observation,
+  check_observation,
+  normalised_residual,
+)
 
 __all__ = (
   "Coverage",
@@ -114,6 +118,7 @@ def measurement_residual(x: jax.Array, observation: Observation) -> jax.Array:
   Returns:
     [..., N].
   """
+  check_observation(observation)
   return normalised_residual(observation, x)
 
 
@@ -149,4 +154,12 @@ def _matching(x: jax.Array, truth: jax.Array) -> tuple[jax.Array, jax.Array]:
       "that broadcast, got "
       f"{x.shape} and {truth.shape}"
     )
-  return x, truth
+  for name, image in (("x", x), ("truth", truth)):
+    if not jnp.issubdtype(image.dtype, jnp.floating):
+      raise TypeError(
+        f"{name} must be floating point, pixels in [-1, 1], got dtype "
+        f"{image.dtype}"
+      )
+  wide = jnp.float64 in (x.dtype, truth.dtype)
+  dtype = jnp.float64 if wide else jnp.float32
+  return x.astype(dtype), truth.astype(dtype)

@@ -29,6 +29,7 @@ from posterior_jax.types import (
   Sampler,
   SamplerState,
   SolveInfo,
+  check_observation,
   normalised_residual,
 )
 
@@ -93,13 +94,15 @@ def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
     )
     target = _target(config, spectrum, observation, x0, now)
     z, solve = _refine(config, key_inner, target, now.step_size)
-    fused = consistency.fuse(
-      x0,
-      z,
-      low=config.haar_low,
-      high=config.haar_high * now.unlock,
-      levels=config.haar_levels,
-    )
+    fused = z
+    if config.fuses:
+      fused = consistency.fuse(
+        x0,
+        z,
+        low=config.haar_low,
+        high=config.haar_high * now.unlock,
+        levels=config.haar_levels,
+      )
     residual = normalised_residual(observation, fused)
     noise = jax.random.normal(key_noise, fused.shape, fused.dtype)
     following = SamplerState(fused + now.following * noise, state.level + 1)
@@ -203,7 +206,7 @@ def run(
   compiled program. A plain function is part of it: pass the same object again.
 
   Args:
-    sampler: from `nfc` or `baselines`; pass the same object to reuse it.
+    sampler: from `nfc`; pass the same object to reuse it.
     denoise: (x [M, H, W, C], sigma [M]) -> E[x0 | x] [M, H, W, C].
     observation: y [N, h, w, C], its operator and noise.
     key: the same key gives the same bits on one backend.
@@ -213,7 +216,8 @@ def run(
     Samples [B, N, H, W, C] float32 and the Info of every step, stacked.
 
   Raises:
-    TypeError: if `denoise` is not callable.
+    TypeError: if `denoise` is not callable, the operator is no `Operator`, y
+      no array, or num_samples no integer.
     ValueError: for a measurement of the wrong shape or not finite, a noise
       level that is not positive, num_samples < 1, an image that spectrum or
       Haar levels do not fit, or a denoiser that returns another shape; before
@@ -221,9 +225,16 @@ def run(
   """
   if not callable(denoise):
     raise TypeError(f"denoise must be callable, got {type(denoise).__name__}")
+  if not isinstance(num_samples, int):
+    raise TypeError(f"num_samples must be an integer, got {num_samples!r}")
   if num_samples < 1:
     raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-  checks.check_observation(observation)
+  check_observation(observation)
+  observation = Observation(
+    jnp.asarray(observation.y, jnp.float32),
+    observation.operator,
+    jnp.asarray(observation.noise_std, jnp.float32),
+  )
   if jax.tree_util.all_leaves([denoise]):
     denoise = jax.tree_util.Partial(denoise)
   return _run(sampler, denoise, observation, key, num_samples)

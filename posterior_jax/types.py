@@ -7,7 +7,7 @@ height, width and channels, h w measurement height and width. Pixels lie in
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -88,11 +88,11 @@ class Operator(abc.ABC):
     """
 
 
-def check_image_shape(image_shape: tuple[int, int, int]) -> None:
-  """Refuses what is no image shape, before an operator is built on it.
+def check_image_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
+  """(H, W, C) as integers, before an operator is built on it.
 
   Raises:
-    ValueError: unless (H, W, C), three positive integers.
+    ValueError: unless three positive integers.
   """
   shape = tuple(image_shape) if np.iterable(image_shape) else (image_shape,)
   whole = all(isinstance(n, int | np.integer) and n > 0 for n in shape)
@@ -100,6 +100,31 @@ def check_image_shape(image_shape: tuple[int, int, int]) -> None:
     raise ValueError(
       f"image_shape must be (H, W, C), three positive integers, got "
       f"{image_shape}"
+    )
+  height, width, channels = map(int, shape)
+  return height, width, channels
+
+
+def check_batch(name: str, x: jax.Array, shape: tuple[int, int, int]) -> None:
+  """Refuses what is no floating-point batch of the given shape.
+
+  Args:
+    name: of the argument.
+    x: [..., *shape].
+    shape: expected last three axes.
+
+  Raises:
+    TypeError: if x is not a floating-point array.
+    ValueError: for another shape.
+  """
+  dtype = getattr(x, "dtype", None)
+  if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+    found = type(x).__name__ if dtype is None else f"dtype {dtype}"
+    raise TypeError(f"{name} must be a floating-point array, got {found}")
+  if x.ndim < 3 or x.shape[-3:] != shape:
+    raise ValueError(
+      f"{name} must have shape [..., {', '.join(map(str, shape))}], got "
+      f"{x.shape}"
     )
 
 
@@ -117,6 +142,51 @@ class Observation:
   y: jax.Array
   operator: Operator
   noise_std: jax.Array | float
+
+
+def check_observation(observation: Observation) -> None:
+  """Refuses an observation that no sampler can use, in one sentence.
+
+  Values are checked on concrete arrays only.
+
+  Args:
+    observation: y [N, h, w, C], its operator and noise.
+
+  Raises:
+    TypeError: if the operator is not an `Operator` or y is no array.
+    ValueError: for a measurement of the wrong shape or not finite, or a noise
+      level that is not positive.
+  """
+  y, operator, noise_std = (
+    observation.y,
+    observation.operator,
+    observation.noise_std,
+  )
+  if not hasattr(y, "dtype") or not hasattr(y, "shape"):
+    raise TypeError(f"y must be an array, got {type(y).__name__}")
+  if not isinstance(operator, Operator):
+    raise TypeError(
+      f"operator must be a posterior_jax Operator, got "
+      f"{type(operator).__name__}"
+    )
+  expected = operator.measurement_shape
+  if y.ndim != 4 or y.shape[1:] != expected:
+    raise ValueError(
+      f"y must have shape [N, {', '.join(map(str, expected))}] for this "
+      f"operator, got {y.shape}"
+    )
+  if y.shape[0] < 1:
+    raise ValueError("y must hold at least one observation, N is 0")
+  if not isinstance(noise_std, jax.core.Tracer):
+    number = np.asarray(noise_std)
+    numeric = number.ndim == 0 and number.dtype.kind in "fiu"
+    if not (numeric and 0 < number < np.inf):
+      raise ValueError(
+        f"noise_std must be a positive, finite scalar, got {noise_std!r}"
+      )
+  if not isinstance(y, jax.core.Tracer):
+    if not np.isfinite(np.asarray(y)).all():
+      raise ValueError("y must be finite everywhere, dropped pixels included")
 
 
 def normalised_residual(observation: Observation, x: jax.Array) -> jax.Array:

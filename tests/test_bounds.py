@@ -262,3 +262,17 @@ def test_rounding_table_regenerates():
     for size, by_beta in sizes.items():
       for beta, value in by_beta.items():
         assert value <= 1.5 * shipped[key][size][beta], (key, size, beta)
+
+
+@pytest.mark.parametrize(
+  ("beta", "log_decay", "sentence"),
+  [
+    (jnp.full(4, 3.0), jnp.zeros(4), r"beta must lie in \[0, 2\]"),
+    (jnp.full(4, -0.5), jnp.zeros(4), r"beta must lie in \[0, 2\]"),
+    (jnp.ones(4), jnp.ones(4), "log_decay must be at most 0"),
+    (jnp.ones(4), jnp.zeros(5), "shapes must be equal"),
+  ],
+)
+def test_gates_out_of_range_have_no_envelope(beta, log_decay, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    nb.envelope(beta, log_decay)

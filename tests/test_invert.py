@@ -213,7 +213,7 @@ def test_implementations_that_cannot_run_say_why(name):
       jnp.zeros((16, 16)),
       {"envelope": jnp.ones((8, 8))},
       ValueError,
-      "envelope must end in the shape of a",
+      "envelope must have the shape of a",
     ),
     (
       jnp.zeros((16, 16)),
@@ -281,3 +281,36 @@ def test_decay_matrix_segments_and_gradients():
   chex.assert_trees_all_close(
     np.asarray(slope), np.array([0, 0, 0, np.exp(-0.2)], np.float32), atol=1e-6
   )
+
+
+@pytest.mark.parametrize(
+  ("call", "error", "sentence"),
+  [
+    (lambda a: ni.inverse([[0.0]]), TypeError, "a must be an array, got list"),
+    (
+      lambda a: ni.inverse(a, "ladder"),
+      TypeError,
+      "spec must be an InverseSpec",
+    ),
+    (
+      lambda a: ni.inverse(a, envelope=jnp.ones((5, 16, 16))),
+      ValueError,
+      "envelope must have the shape of a",
+    ),
+    (
+      lambda a: ni.inverse(a, InverseSpec("banded", block=8)),
+      ValueError,
+      "no default at chunk size 8",
+    ),
+    (lambda a: InverseSpec(quant="int8"), ValueError, "must be a QuantSpec"),
+    (
+      lambda a: InverseSpec("newton", order=2.0),
+      ValueError,
+      "order must be an integer or None, got 2.0",
+    ),
+  ],
+)
+def test_wrong_kinds_are_one_sentence(call, error, sentence):
+  with pytest.raises(error, match=sentence) as caught:
+    call(jnp.zeros((16, 16)))
+  assert "\n" not in str(caught.value)

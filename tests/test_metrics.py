@@ -397,3 +397,13 @@ def test_bad_input_is_one_sentence(name, args, sentence):
   with pytest.raises(ValueError, match=sentence) as caught:
     getattr(metrics, name)(*(args[:2] if options else args), **options)
   assert "\n" not in str(caught.value)
+
+
+def test_integer_images_are_refused_and_narrow_ones_widened():
+  x, y = np.full((8, 8, 3), 100, np.uint8), np.full((8, 8, 3), 90, np.uint8)
+  with pytest.raises(TypeError, match="x must be floating point, pixels in"):
+    metrics.psnr(x, y)
+  a = jnp.linspace(-1, 1, 192).reshape(8, 8, 3)
+  b = (a + 0.01).astype(jnp.bfloat16)
+  expected = metrics.psnr(b.astype(jnp.float32), a)
+  np.testing.assert_array_equal(metrics.psnr(b, a), expected)

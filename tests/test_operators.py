@@ -309,6 +309,26 @@ def test_one_trace_for_new_kernels_and_masks():
       traced(operator, y, jnp.float32(0.1 + i))
 
 
+@every_operator
+def test_wrong_images_are_refused(name):
+  operator = build(name)
+  x = jnp.zeros((2, *SHAPE))
+  y = jnp.zeros((2, *operator.measurement_shape))
+  for apply, good in ((operator.forward, x), (operator.adjoint, y)):
+    for wrong in (good[:, :-1], good[..., :1], good[0, 0]):
+      with pytest.raises(ValueError, match=r"must have shape \[\.\.\., "):
+        apply(wrong)
+    with pytest.raises(TypeError, match="must be a floating-point array"):
+      apply(good.astype(jnp.uint8))
+    assert apply(good.astype(jnp.bfloat16)).shape == apply(good).shape
+
+
+def test_image_shape_may_be_any_sequence():
+  one = operators.gaussian_blur([16, 16, 1], size=5, std=1.0)
+  other = operators.gaussian_blur((16, np.int64(16), 1), size=5, std=1.0)
+  assert one.image_shape == other.image_shape == (16, 16, 1)
+
+
 @pytest.mark.parametrize(
   ("call", "sentence"),
   [

@@ -309,6 +309,18 @@ def test_mixture_posterior_sample_moments():
   check_clusters(np.asarray(x, np.float64), weights, means, covariances)
 
 
+def test_posterior_mean_refuses_noise_and_sizes():
+  prior = priors.gaussian_prior(priors.power_law_spectrum(8, 8))
+  operator = operators.gaussian_blur((8, 8, 1), size=3, std=1.0)
+  y = jnp.zeros((1, 8, 8, 1))
+  for noise in (0.0, -0.1, np.nan):
+    with pytest.raises(ValueError, match="noise_std must be a positive"):
+      priors.posterior_mean(prior, Observation(y, operator, noise))
+  other = priors.gaussian_prior(priors.power_law_spectrum(6, 8))
+  with pytest.raises(ValueError, match="spectrum of shape"):
+    priors.posterior_mean(other, Observation(y, operator, 0.1))
+
+
 def test_mixture_posterior_keeps_small_variances():
   """Noise 1e-4: what is measured well, in float32, beside what is free."""
   parts, noise = mixture(0.4), 1e-4

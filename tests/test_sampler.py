@@ -179,6 +179,36 @@ def test_one_trace_for_new_data(operator, prior):
   assert len(traces) == 1, traces
 
 
+@pytest.mark.parametrize("name", ["calibrated", "restoration"])
+def test_odd_images_under_weights_of_one(name):
+  shape = (15, 13, 1)
+  spectrum = priors.power_law_spectrum(*shape[:2])
+  prior = priors.gaussian_prior(spectrum)
+  operator = operators.gaussian_blur(shape, size=5, std=1.0)
+  samples, _ = run(
+    nfc(CONFIGS[name], spectrum=spectrum),
+    prior.denoise,
+    observe(operator, prior),
+    jax.random.key(0),
+  )
+  assert samples.shape == (1, 2, *shape)
+  assert np.isfinite(samples).all()
+
+
+@pytest.mark.parametrize("name", ["calibrated", "paper"])
+def test_float64_mode_changes_nothing(name, prior):
+  sampler = nfc(CONFIGS[name], spectrum=prior.spectrum)
+  observation = observe(OPERATORS["random"](), prior)
+  key = jax.random.key(3)
+  expected, _ = run(sampler, prior.denoise, observation, key)
+  with jax.enable_x64(True):
+    y = np.asarray(observation.y, np.float64)
+    wide = Observation(jnp.asarray(y), observation.operator, 0.05)
+    found, _ = run(sampler, prior.denoise, wide, key)
+    assert found.dtype == jnp.float32
+  np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
 def test_a_plain_function_is_a_denoiser(prior):
   sampler = nfc(CONFIGS["calibrated"], spectrum=prior.spectrum)
   observation = observe(OPERATORS["blur"](), prior)
@@ -255,6 +285,8 @@ BAD_CONFIGS = {
   "step": (dict(step_size=0.0), "step_size must be positive"),
   "tau": (dict(inner_noise_std=-1.0), "inner_noise_std must be positive"),
   "haar": (dict(haar_levels=4), "haar_levels must lie in"),
+  "whole": (dict(levels=2.5), "levels must be an integer, got 2.5"),
+  "switch": (dict(halved_misfit="no"), "halved_misfit must be True or False"),
 }
 
 
@@ -309,11 +341,14 @@ def test_bad_calls_are_one_sentence(prior):
     return {"observation": dataclasses.replace(good, **fields)}
 
   refuse(prior, "num_samples must be at least 1", num_samples=0)
+  refuse(prior, "must be an integer", TypeError, num_samples=2.5)
+  refuse(prior, "y must be an array", TypeError, **changed(y=[1.0]))
+  refuse(prior, "at least one observation", **changed(y=good.y[:0]))
   refuse(prior, "denoise must be callable", TypeError, denoise=3)
   refuse(prior, r"y must have shape \[N, 16", **changed(y=good.y[0]))
   refuse(prior, r"y must have shape", **changed(y=good.y[:, :8]))
   refuse(prior, "y must be finite", **changed(y=good.y.at[0].set(jnp.nan)))
-  for noise in (0.0, -1.0, np.nan, np.ones(3)):
+  for noise in (0.0, -1.0, np.nan, np.ones(3), None, "0.1"):
     refuse(prior, "noise_std must be a positive", **changed(noise_std=noise))
   refuse(
     prior,

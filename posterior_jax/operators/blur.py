@@ -12,7 +12,12 @@ from jax import lax
 
 from posterior_jax import spectral
 from posterior_jax.operators import frozen, solve
-from posterior_jax.types import Operator, SolveInfo, check_image_shape
+from posterior_jax.types import (
+  Operator,
+  SolveInfo,
+  check_batch,
+  check_image_shape,
+)
 
 Boundary = Literal["reflect", "circular"]
 
@@ -65,12 +70,14 @@ class Blur(Operator):
 
   def forward(self, x: jax.Array) -> jax.Array:
     """Correlates the bordered image with the kernel."""
+    x = self._checked("x", x)
     if self.boundary == "circular":
       return spectral.apply_transfer(x, self.transfer)
     return self._correlate(x, self._padded_transfer(x.dtype))
 
   def adjoint(self, y: jax.Array) -> jax.Array:
     """Convolves, then folds the border back onto the image."""
+    y = self._checked("y", y)
     if self.boundary == "circular":
       return spectral.apply_transfer(y, jnp.conj(self.transfer))
     return self._transposed(y, self._padded_transfer(y.dtype))
@@ -136,6 +143,11 @@ class Blur(Operator):
       max_iterations=max_iterations,
     )
 
+  def _checked(self, name: str, x: jax.Array) -> jax.Array:
+    """x in the float32 or float64 that Fourier transforms take."""
+    check_batch(name, x, self.image_shape)
+    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
+
   def _padded_size(self) -> tuple[int, int]:
     height, width, _ = self.image_shape
     border = self.kernel.shape[0] - 1
@@ -188,7 +200,7 @@ def blur(
     ValueError: for a kernel that is not such, one too wide for the mirror, or
       an unknown boundary.
   """
-  check_image_shape(image_shape)
+  image_shape = check_image_shape(image_shape)
   values = np.asarray(kernel, np.float64)
   square = values.ndim == 2 and values.shape[0] == values.shape[1]
   if not square or values.shape[0] % 2 == 0:

@@ -8,7 +8,12 @@ import numpy as np
 
 from posterior_jax import spectral
 from posterior_jax.operators import solve
-from posterior_jax.types import Operator, SolveInfo, check_image_shape
+from posterior_jax.types import (
+  Operator,
+  SolveInfo,
+  check_batch,
+  check_image_shape,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -49,10 +54,12 @@ class Inpainting(Operator):
 
   def forward(self, x: jax.Array) -> jax.Array:
     """m x."""
+    check_batch("x", x, self.image_shape)
     return self.mask.astype(x.dtype) * x
 
   def adjoint(self, y: jax.Array) -> jax.Array:
     """m y."""
+    check_batch("y", y, self.image_shape)
     return self.mask.astype(y.dtype) * y
 
   def svd(self) -> solve.Svd:
@@ -146,7 +153,7 @@ def inpainting(
   Raises:
     ValueError: for a mask of another size, or with other values, or empty.
   """
-  check_image_shape(image_shape)
+  image_shape = check_image_shape(image_shape)
   mask = np.asarray(mask)
   if mask.shape != image_shape[:2]:
     raise ValueError(
@@ -182,7 +189,7 @@ def box_inpainting(
   Raises:
     ValueError: if the square leaves the image or covers it.
   """
-  check_image_shape(image_shape)
+  image_shape = check_image_shape(image_shape)
   height, width, _ = image_shape
   row, col = corner or ((height - size) // 2, (width - size) // 2)
   inside = 0 <= row <= height - size and 0 <= col <= width - size
@@ -209,7 +216,7 @@ def random_inpainting(
   Raises:
     ValueError: if the fraction is out of range.
   """
-  check_image_shape(image_shape)
+  image_shape = check_image_shape(image_shape)
   if not 0 <= fraction < 1:
     raise ValueError(f"fraction must lie in [0, 1), got {fraction}")
   height, width, _ = image_shape

@@ -8,7 +8,12 @@ import numpy as np
 from jax import lax
 
 from posterior_jax.operators import solve
-from posterior_jax.types import Operator, SolveInfo, check_image_shape
+from posterior_jax.types import (
+  Operator,
+  SolveInfo,
+  check_batch,
+  check_image_shape,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -44,10 +49,12 @@ class Resize(Operator):
 
   def forward(self, x: jax.Array) -> jax.Array:
     """W_h x W_w^T."""
+    check_batch("x", x, self.image_shape)
     return _separable(self.rows, self.columns, x)
 
   def adjoint(self, y: jax.Array) -> jax.Array:
     """W_h^T y W_w."""
+    check_batch("y", y, self.measurement_shape)
     return _separable(self.rows.T, self.columns.T, y)
 
   def svd(self) -> solve.Svd:
@@ -104,7 +111,7 @@ def super_resolution(
   Raises:
     ValueError: if the image is not divisible by the factor.
   """
-  check_image_shape(image_shape)
+  image_shape = check_image_shape(image_shape)
   height, width, _ = image_shape
   if factor < 2 or height % factor or width % factor:
     raise ValueError(

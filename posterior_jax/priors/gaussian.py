@@ -12,7 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from posterior_jax import spectral
-from posterior_jax.types import Denoiser, Observation, SolveInfo
+from posterior_jax.types import (
+  Denoiser,
+  Observation,
+  SolveInfo,
+  check_observation,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -52,7 +57,9 @@ class GaussianPrior:
           f"{channels}"
         )
     height, width = self.spectrum.shape[:2]
-    white = jax.random.normal(key, (*shape, height, width, channels))
+    white = jax.random.normal(
+      key, (*shape, height, width, channels), self.spectrum.dtype
+    )
     return self.mean + spectral.apply_transfer(white, jnp.sqrt(self.spectrum))
 
 
@@ -121,8 +128,19 @@ def posterior_mean(
 
   Returns:
     The mean, and how the linear solve went.
+
+  Raises:
+    TypeError: if the operator is not an `Operator`.
+    ValueError: for an observation that does not fit its operator, or a
+      spectrum of another size.
   """
+  check_observation(observation)
   operator = observation.operator
+  if prior.spectrum.shape[:2] != operator.image_shape[:2]:
+    raise ValueError(
+      f"prior's spectrum of shape {prior.spectrum.shape} must be that of the "
+      f"image {operator.image_shape}"
+    )
   noise = jnp.asarray(observation.noise_std, observation.y.dtype)
   mean = jnp.broadcast_to(prior.mean, operator.image_shape)
   misfit = operator.adjoint(observation.y - operator.forward(mean)) / noise**2
