@@ -11,10 +11,9 @@ entrywise certificate |T - X| <= E |R| for any approximation X.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from neumann_jax import masks
+from neumann_jax import checks, masks
 
 UNIT_ROUNDOFF = 2.0**-24  # of float32
 
@@ -43,8 +42,7 @@ def envelope(
   if key_norm < 1.0:
     raise ValueError(f"key_norm must be at least 1, got {key_norm}")
   _check_same(beta=beta, log_decay=log_decay)
-  check_range("beta", beta, 0.0, 2.0, "lie in [0, 2]")
-  check_range("log_decay", log_decay, -np.inf, 0.0, "be at most 0")
+  checks.check_gates(beta, log_decay)
   c = beta.shape[-1]
   beta = beta.astype(jnp.float32)
   decay = masks.decay_matrix(log_decay.astype(jnp.float32))  # [..., C, C]
@@ -128,25 +126,10 @@ def required_band(envelope: jax.Array, tolerance: float) -> jax.Array:
   return jnp.argmax(tail <= tolerance, axis=-1).astype(jnp.int32)
 
 
-def check_range(
-  name: str, array: jax.Array, low: float, high: float, phrase: str
-) -> None:
-  """Raises ValueError for a concrete entry outside [low, high] or NaN."""
-  if isinstance(array, jax.core.Tracer):
-    return
-  values = np.asarray(array, np.float64)
-  outside = ~((values >= low) & (values <= high))  # NaN is outside
-  if outside.any():
-    raise ValueError(
-      f"{name} must {phrase} everywhere, got {values[outside].flat[0]:g}"
-    )
-
-
 def _check_same(**arrays: jax.Array) -> None:
   shapes = {}
   for name, array in arrays.items():
-    if not hasattr(array, "dtype") or not hasattr(array, "shape"):
-      raise TypeError(f"{name} must be an array, got {type(array).__name__}")
+    checks.check_array(name, array)
     shapes[name] = array.shape
   if len(set(shapes.values())) > 1:
     found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())

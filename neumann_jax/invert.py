@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from neumann_jax import arithmetic, dispatch, masks
-from neumann_jax.spec import InverseSpec, check_spec, resolve
+from neumann_jax import arithmetic, checks, dispatch, masks
+from neumann_jax.spec import InverseSpec, resolve
 
 Gradient = Literal["implicit", "truncated"]
 
@@ -45,7 +45,7 @@ def inverse(
     ValueError: if `a` is not square with C a power of two, if `envelope` does
       not match it, or for an unknown name; all before any compilation.
   """
-  _check(a, spec, envelope, gradient)
+  _check(a, envelope, gradient)
   spec = resolve(spec, a.shape[-1])
   run = dispatch.select(implementation)
   bound = None
@@ -62,14 +62,8 @@ def inverse(
   return t.astype(a.dtype)
 
 
-def _check(
-  a: jax.Array, spec: InverseSpec, envelope: jax.Array | None, gradient: str
-) -> None:
-  if not hasattr(a, "dtype") or not hasattr(a, "shape"):
-    raise TypeError(f"a must be an array, got {type(a).__name__}")
-  if not jnp.issubdtype(a.dtype, jnp.floating):
-    raise TypeError(f"a must be floating point, got dtype {a.dtype}")
-  check_spec(spec)
+def _check(a: jax.Array, envelope: jax.Array | None, gradient: str) -> None:
+  checks.check_floating("a", a)
   if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
     raise ValueError(f"a must have shape [..., C, C], got {a.shape}")
   if envelope is not None:

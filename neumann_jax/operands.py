@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from neumann_jax import bounds
+from neumann_jax import checks
 
 
 class Operands(NamedTuple):
@@ -63,19 +63,16 @@ def check(
   lead = ("B", "T") if tokens else ("B",)
   sizes: dict[str, int] = {}
   for name, array in arrays.items():
-    _check_floating(name, array)
+    checks.check_floating(name, array)
     _check_axes(name, array, lead + _AXES[name], sizes)
   _check_sizes(sizes)
   if state is not None:
     name = "initial_state" if tokens else "state"
-    _check_floating(name, state)
+    checks.check_floating(name, state)
     _check_axes(name, state, ("B", "Hv", "Dk", "Dv"), sizes)
   if segment_ids is not None:
     _check_segments(segment_ids, sizes)
-  bounds.check_range("beta", arrays["beta"], 0.0, 2.0, "lie in [0, 2]")
-  bounds.check_range(
-    "log_decay", arrays["log_decay"], -np.inf, 0.0, "be at most 0"
-  )
+  checks.check_gates(arrays["beta"], arrays["log_decay"])
 
 
 def check_hidden(
@@ -96,7 +93,7 @@ def check_hidden(
     TypeError: if x is not floating point.
     ValueError: for a wrong shape, or segment_ids together with mask.
   """
-  _check_floating("x", x)
+  checks.check_floating("x", x)
   if x.ndim != 3 or x.shape[-1] != hidden_size or x.shape[1] < 1:
     raise ValueError(
       f"x must have shape [B, T >= 1, {hidden_size}], got {x.shape}"
@@ -106,13 +103,12 @@ def check_hidden(
       "segment_ids and mask exclude each other: give padding a segment of its "
       "own"
     )
+  if segment_ids is not None:
+    checks.check_integers("segment_ids", segment_ids)
+  if mask is not None:
+    checks.check_array("mask", mask)
   for name, array in (("segment_ids", segment_ids), ("mask", mask)):
-    if array is None:
-      continue
-    if name == "segment_ids":
-      _check_integers(name, array)
-    _check_array(name, array)
-    if array.shape != x.shape[:2]:
+    if array is not None and array.shape != x.shape[:2]:
       raise ValueError(
         f"{name} must have shape [B, T] = {x.shape[:2]}, got {array.shape}"
       )
@@ -158,24 +154,6 @@ def segment_starts(segment_ids: jax.Array) -> jax.Array:
   return jnp.pad(changed, [(0, 0), (1, 0)])
 
 
-def _check_array(name: str, array: jax.Array) -> None:
-  if not hasattr(array, "dtype") or not hasattr(array, "shape"):
-    raise TypeError(f"{name} must be an array, got {type(array).__name__}")
-
-
-def _check_integers(name: str, array: jax.Array) -> None:
-  dtype = getattr(array, "dtype", None)
-  if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
-    found = type(array).__name__ if dtype is None else f"dtype {dtype}"
-    raise TypeError(f"{name} must be an integer array, got {found}")
-
-
-def _check_floating(name: str, array: jax.Array) -> None:
-  _check_array(name, array)
-  if not jnp.issubdtype(array.dtype, jnp.floating):
-    raise TypeError(f"{name} must be floating point, got dtype {array.dtype}")
-
-
 def _check_axes(
   name: str,
   array: jax.Array,
@@ -204,7 +182,7 @@ def _check_sizes(sizes: dict[str, int]) -> None:
 
 
 def _check_segments(segment_ids: jax.Array, sizes: dict[str, int]) -> None:
-  _check_integers("segment_ids", segment_ids)
+  checks.check_integers("segment_ids", segment_ids)
   _check_axes("segment_ids", segment_ids, ("B", "T"), sizes)
   if isinstance(segment_ids, jax.core.Tracer):
     return

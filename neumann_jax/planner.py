@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from neumann_jax import bounds
+from neumann_jax import bounds, checks
 from neumann_jax.quantize import QuantSpec
 from neumann_jax.reference import count_products
 from neumann_jax.spec import (
@@ -197,10 +197,7 @@ def _check(
     raise ValueError(f"beta_max must lie in (0, 2], got {beta_max}")
   if log_decay is None:
     return
-  if not hasattr(log_decay, "shape"):
-    raise TypeError(
-      f"log_decay must be an array, got {type(log_decay).__name__}"
-    )
+  checks.check_array("log_decay", log_decay)
   if isinstance(log_decay, jax.core.Tracer):
     raise TypeError("log_decay must be concrete: plan runs on the host")
   if log_decay.ndim < 1 or log_decay.shape[-1] != chunk_size:

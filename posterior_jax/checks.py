@@ -50,13 +50,8 @@ def check_image(
   Raises:
     ValueError: if one of them does not fit.
   """
-  if spectrum is not None and not (
-    spectrum.shape[:2] == shape[:2]
-    and (spectrum.ndim == 2 or spectrum.shape[2] in (1, shape[2]))
-  ):
-    raise ValueError(
-      f"spectrum of shape {spectrum.shape} must be that of the image {shape}"
-    )
+  if spectrum is not None:
+    spectral.check_grid(spectrum, shape)
   unit = 2**config.haar_levels
   if config.fuses:
     if shape[0] % unit or shape[1] % unit:

@@ -116,9 +116,8 @@ class NFCConfig:
   def __post_init__(self) -> None:
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      if field.type == "int" or field.type is int:
-        if isinstance(value, bool) or not isinstance(value, int):
-          raise ValueError(f"{field.name} must be an integer, got {value!r}")
+      if field.type is int and type(value) is not int:
+        raise ValueError(f"{field.name} must be an integer, got {value!r}")
     if not isinstance(self.halved_misfit, bool):
       raise ValueError(
         f"halved_misfit must be True or False, got {self.halved_misfit!r}"

@@ -74,3 +74,16 @@ def check_spectrum(spectrum: jax.Array | np.ndarray) -> None:
       "spectrum must be even, the same at every frequency and its negative, "
       "in FFT order (zero frequency first)"
     )
+
+
+def check_grid(spectrum: jax.Array, shape: tuple[int, int, int]) -> None:
+  """Refuses a spectrum that is not on the grid of an image (H, W, C).
+
+  Raises:
+    ValueError: unless [H, W], [H, W, 1] or [H, W, C].
+  """
+  channels = spectrum.shape[2:]
+  if spectrum.shape[:2] != shape[:2] or channels not in ((), (1,), shape[2:]):
+    raise ValueError(
+      f"spectrum of shape {spectrum.shape} must be that of the image {shape}"
+    )

@@ -189,6 +189,18 @@ def rule_with(p, inverses):
   return np.swapaxes(out, 1, 2)
 
 
+def outputs_and_inverses(p, spec):
+  """The rule's outputs under a spec, and its inverses of the chunks."""
+
+  @oracles.quick_jit
+  def run(p):
+    a = neumann_jax.chunk_matrices(p.k, p.log_decay, p.beta).a
+    rule = functools.partial(neumann_jax.gated_delta_rule, spec=spec)
+    return p.under(rule)[0], neumann_jax.inverse(a, spec)
+
+  return run(p)
+
+
 @pytest.mark.parametrize(
   "spec, exact",
   [
@@ -215,13 +227,7 @@ def test_outputs_inherit_the_error_of_the_inverse(spec, exact):
   """
   p = oracles.problem(128)
 
-  @oracles.quick_jit
-  def run(p):
-    a = neumann_jax.chunk_matrices(p.k, p.log_decay, p.beta).a
-    rule = functools.partial(neumann_jax.gated_delta_rule, spec=spec)
-    return p.under(rule)[0], neumann_jax.inverse(a, spec)
-
-  out, inverses = run(p)
+  out, inverses = outputs_and_inverses(p, spec)
   found = error(out, oracles.delta_rule(p)[0])
   if exact:
     assert found <= oracles.FLOAT32_RULE
@@ -238,13 +244,7 @@ def test_the_envelope_scale_comes_from_the_gates():
   p = oracles.problem(128, beta=(1.9, 2.0))
   spec = InverseSpec(quant=QuantSpec(16, "envelope"))
 
-  @oracles.quick_jit
-  def run(p):
-    a = neumann_jax.chunk_matrices(p.k, p.log_decay, p.beta).a
-    rule = functools.partial(neumann_jax.gated_delta_rule, spec=spec)
-    return p.under(rule)[0], neumann_jax.inverse(a, spec)
-
-  out, saturated = run(p)
+  out, saturated = outputs_and_inverses(p, spec)
   truth = oracles.delta_rule(p)[0]
   assert error(out, truth) <= 1e-2
   assert error(rule_with(p, np.float64(saturated)), truth) > 1e-1

@@ -136,11 +136,7 @@ def posterior_mean(
   """
   check_observation(observation)
   operator = observation.operator
-  if prior.spectrum.shape[:2] != operator.image_shape[:2]:
-    raise ValueError(
-      f"prior's spectrum of shape {prior.spectrum.shape} must be that of the "
-      f"image {operator.image_shape}"
-    )
+  spectral.check_grid(prior.spectrum, operator.image_shape)
   noise = jnp.asarray(observation.noise_std, observation.y.dtype)
   mean = jnp.broadcast_to(prior.mean, operator.image_shape)
   misfit = operator.adjoint(observation.y - operator.forward(mean)) / noise**2
