@@ -16,38 +16,33 @@ def _row_col(chunk_size: int) -> tuple[jax.Array, jax.Array]:
   return row, col
 
 
+def in_band(row: jax.Array, col: jax.Array, width: int) -> jax.Array:
+  """Whether entries lie on the diagonal or `width` sub-diagonals below it.
+
+  Like `same_block` and `joined` for row and column numbers of any kind: jax
+  arrays, also inside a kernel, or numpy arrays while tracing.
+  """
+  return (row >= col) & (row - col <= width)
+
+
+def same_block(row: jax.Array, col: jax.Array, level: int) -> jax.Array:
+  """Whether entries lie in one diagonal block of size 2**level."""
+  return (row >> level) == (col >> level)
+
+
+def joined(row: jax.Array, col: jax.Array, level: int) -> jax.Array:
+  """Whether entries lie in a pair of blocks that the ladder joins at `level`.
+
+  That is the lower-left block, 2**level wide, of a diagonal block of size
+  2**(level + 1): level 0 joins single rows, log2(C) - 1 the halves of a chunk.
+  """
+  return ((row ^ col) >> level == 1) & (row > col)
+
+
 def strictly_lower(chunk_size: int) -> jax.Array:
   """True below the diagonal, [C, C] bool."""
   row, col = _row_col(chunk_size)
   return row > col
-
-
-def band(chunk_size: int, width: int) -> jax.Array:
-  """True on the diagonal and the `width` sub-diagonals below, [C, C] bool."""
-  row, col = _row_col(chunk_size)
-  return (row >= col) & (row - col <= width)
-
-
-def diagonal_blocks(chunk_size: int, level: int) -> jax.Array:
-  """True inside the diagonal blocks of size 2**level, [C, C] bool."""
-  row, col = _row_col(chunk_size)
-  return (row >> level) == (col >> level)
-
-
-def joined_blocks(chunk_size: int, level: int) -> jax.Array:
-  """True in the lower-left block of every diagonal block of size 2**(level+1).
-
-  These are the pairs that the ladder joins at `level`: 2**level wide each.
-
-  Args:
-    chunk_size: C.
-    level: 0 joins single rows, log2(C) - 1 the two halves of the chunk.
-
-  Returns:
-    [C, C] bool.
-  """
-  row, col = _row_col(chunk_size)
-  return ((row ^ col) >> level == 1) & (row > col)
 
 
 def same_segment(segment_ids: jax.Array) -> jax.Array:

@@ -121,9 +121,13 @@ def code_product(a: jax.Array, b: jax.Array, quant: QuantSpec) -> jax.Array:
   return (high * 256 + middle.astype(jnp.float32)) * 256 + low
 
 
+def high_limb(n: jax.Array) -> jax.Array:
+  """h of codes n = 256 h + l with l in [-128, 127] and |h| <= 127."""
+  return jnp.floor((n + 128) / 256)
+
+
 def _limbs(n: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Splits codes n = 256 h + l with l in [-128, 127] and |h| <= 127."""
-  high = jnp.floor((n + 128) / 256)
+  high = high_limb(n)
   return high, n - 256 * high
 
 

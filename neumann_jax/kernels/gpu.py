@@ -1,0 +1,126 @@
+"""The chunk inverse on an NVIDIA GPU: Pallas through Triton, in this file only.
+
+One program inverts one matrix, cut into tiles that one warp holds in
+registers; tiles above the diagonal are never read. Tiles are 16 wide, but 32
+for int8, whose products contract 32 entries at least.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from neumann_jax.kernels import body, formats
+from neumann_jax.kernels.formats import Unit
+from neumann_jax.kernels.tiles import Tiles
+from neumann_jax.spec import InverseSpec, resolve
+
+CHUNK_SIZES = (16, 32, 64, 128)
+
+
+def refusal(spec: InverseSpec, chunk_size: int) -> str | None:
+  """Why the kernel cannot run `spec`, as a clause, or None if it can."""
+  if spec.method in ("exact", "doubling"):
+    return f'method "{spec.method}" has no kernel'
+  if chunk_size not in CHUNK_SIZES:
+    return f"chunk size {chunk_size} is not one of 16, 32, 64 and 128"
+  if spec.quant is not None and spec.quant.integer and chunk_size < 32:
+    return "int8 products on a GPU need a chunk size of at least 32, got 16"
+  return None
+
+
+def invert(
+  a: jax.Array,
+  spec: InverseSpec,
+  bound: jax.Array | None = None,
+  *,
+  interpret: bool = False,
+) -> jax.Array:
+  """T = (I + A)^-1 as `reference.invert`, in one kernel.
+
+  Args:
+    a: [..., C, C] float32, bfloat16 or float16, C as `refusal` allows; only
+      the strictly lower part is read.
+    spec: which method, in which arithmetic.
+    bound: [..., 1, 1] or scalar, the largest entry of the envelope; 1 when
+      None.
+    interpret: runs the body on the CPU instead, exactly rounded.
+
+  Returns:
+    [..., C, C] of a's dtype. Float32 products are taken in three tf32 parts.
+  """
+  lead, c = a.shape[:-2], a.shape[-1]
+  spec = resolve(spec, c)
+  a = a.reshape(-1, c, c)
+  whole = pl.BlockSpec((1, c, c), lambda n: (n, 0, 0))
+  arrays, in_specs = [a], [whole]
+  if bound is not None:
+    bound = jnp.broadcast_to(bound, (*lead, 1, 1)).reshape(-1)
+    arrays.append(bound.astype(jnp.float32))
+    in_specs.append(pl.BlockSpec((1,), lambda n: (n,)))
+  out = pl.pallas_call(
+    functools.partial(_kernel, spec=spec, interpret=interpret),
+    out_shape=jax.ShapeDtypeStruct(a.shape, a.dtype, vma=jax.typeof(a).vma),
+    grid=(a.shape[0],),
+    in_specs=in_specs,
+    out_specs=whole,
+    compiler_params=triton.CompilerParams(num_warps=_warps(c), num_stages=1),
+    interpret=interpret,
+    name=f"neumann_{spec.method}_{c}",
+  )(*arrays)
+  return out.reshape(*lead, c, c)
+
+
+def _warps(c: int) -> int:
+  return 1 if c <= 64 else 4
+
+
+def _tile(spec: InverseSpec, c: int) -> int:
+  int8 = spec.quant is not None and spec.quant.integer
+  return min(c, 32) if int8 else 16
+
+
+def _kernel(a_ref, *refs, spec: InverseSpec, interpret: bool) -> None:
+  bound = refs[0][0] if len(refs) == 2 else None
+  out_ref = refs[-1]
+  c = a_ref.shape[-1]
+  t = _tile(spec, c)
+  at = [pl.ds(i * t, t) for i in range(c // t)]
+  a: Tiles = {
+    (i, j): a_ref[0, at[i], at[j]].astype(jnp.float32)
+    for i in range(c // t)
+    for j in range(i + 1)
+  }
+  unit = functools.partial(_multiply, interpret=interpret)
+  x = body.invert(a, spec, formats.products(spec, unit, bound), c)
+  zero = jnp.zeros((t, t), jnp.float32)
+  for i, rows in enumerate(at):
+    for j, cols in enumerate(at):
+      out_ref[0, rows, cols] = x.get((i, j), zero).astype(out_ref.dtype)
+
+
+def _multiply(
+  x: jax.Array, y: jax.Array, kind: Unit, *, interpret: bool
+) -> jax.Array:
+  """x y on the tensor cores, or what they compute in interpret mode.
+
+  `precision=HIGHEST` would leave the tensor cores, a hundred times slower:
+  float32 operands are multiplied in three tf32 products.
+  """
+  precision = lax.Precision.DEFAULT
+  if kind == "float32":
+    precision = lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+  if interpret:
+    precision = lax.Precision.HIGHEST
+    if kind == "tf32":
+      x, y = (lax.reduce_precision(z, 8, 10) for z in (x, y))
+  return lax.dot_general(
+    x,
+    y,
+    (((1,), (0,)), ((), ())),
+    precision=precision,
+    preferred_element_type=jnp.int32 if kind == "int8" else jnp.float32,
+  )
