@@ -63,7 +63,9 @@ def invert(
     in_specs.append(pl.BlockSpec((1,), lambda n: (n,)))
   out = pl.pallas_call(
     functools.partial(_kernel, spec=spec, interpret=interpret),
-    out_shape=jax.ShapeDtypeStruct(a.shape, a.dtype, vma=jax.typeof(a).vma),
+    out_shape=jax.ShapeDtypeStruct(
+      a.shape, a.dtype, manual_axis_type=jax.typeof(a).manual_axis_type
+    ),
     grid=(a.shape[0],),
     in_specs=in_specs,
     out_specs=whole,
