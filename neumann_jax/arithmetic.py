@@ -81,8 +81,7 @@ def _scale(
 ) -> jax.Array:
   if quant.scale == "dynamic":
     return quantize.dynamic_scale(x, axis=axis, bits=quant.bits)
-  largest = jnp.ones((), x.dtype) if bound is None else bound
-  return largest / quant.largest_code
+  return quantize.fixed_scale(bound, bits=quant.bits).astype(x.dtype)
 
 
 def _operand(x: jax.Array, precision: str) -> jax.Array:

@@ -21,7 +21,7 @@ from jax import lax
 from neumann_jax import bounds, chunks, dispatch, operands
 from neumann_jax.invert import inverse
 from neumann_jax.operands import Operands
-from neumann_jax.spec import InverseSpec, resolve
+from neumann_jax.spec import InverseSpec
 
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
@@ -77,8 +77,8 @@ def gated_delta_rule(
   """
   arrays = Operands(q, k, v, log_decay, beta)
   operands.check(arrays._asdict(), state=initial_state, segment_ids=segment_ids)
-  resolve(spec, chunk_size)
-  dispatch.select(implementation)
+  dtype = operands.compute_dtype(v)
+  dispatch.check(implementation, spec, chunk_size, dtype)
   if fused:
     raise ValueError(
       "fused=True needs implementation 'tpu' or 'gpu', and this version has no "

@@ -47,19 +47,14 @@ def inverse(
   """
   _check(a, envelope, gradient)
   spec = resolve(spec, a.shape[-1])
-  run = dispatch.select(implementation)
+  dispatch.check(implementation, spec, a.shape[-1], a.dtype)
   bound = None
   if envelope is not None:
     bound = jnp.max(envelope, axis=(-2, -1), keepdims=True)  # [..., 1, 1]
     bound = lax.stop_gradient(bound.astype(jnp.float32))
-  wide = a.dtype == jnp.float64 and spec.precision == "float32"
-  wide = wide and spec.quant is None
-  x = a.astype(jnp.float64 if wide else jnp.float32)
   if gradient == "implicit":
-    t = _implicit(run, spec, x, bound)
-  else:
-    t = run(x, spec, bound)
-  return t.astype(a.dtype)
+    return _implicit(a, bound, spec, implementation)
+  return dispatch.invert(a, bound, spec, implementation)
 
 
 def _check(a: jax.Array, envelope: jax.Array | None, gradient: str) -> None:
@@ -80,28 +75,32 @@ def _check(a: jax.Array, envelope: jax.Array | None, gradient: str) -> None:
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _implicit(
-  run: dispatch.Inverse,
-  spec: InverseSpec,
   a: jax.Array,
   bound: jax.Array | None,
+  spec: InverseSpec,
+  implementation: str,
 ) -> jax.Array:
-  return run(a, spec, bound)
+  return dispatch.invert(a, bound, spec, implementation)
 
 
-def _implicit_fwd(run, spec, a, bound):
-  t = run(a, spec, bound)
+def _implicit_fwd(a, bound, spec, implementation):
+  t = dispatch.invert(a, bound, spec, implementation)
   return t, t
 
 
-def _implicit_bwd(run, spec, t, cotangent):
+def _implicit_bwd(spec, implementation, t, cotangent):
   """dL/dA = -T^t (dL/dT) T^t on the strictly lower part."""
-  del run, spec
+  del spec, implementation
+  dtype = t.dtype
+  wide = jnp.promote_types(dtype, jnp.float32)
+  t, cotangent = t.astype(wide), cotangent.astype(wide)
   transposed = jnp.swapaxes(t, -1, -2)
   g = arithmetic.full_product(transposed, cotangent)
   g = -arithmetic.full_product(g, transposed)
-  return jnp.where(masks.strictly_lower(t.shape[-1]), g, 0), None
+  g = jnp.where(masks.strictly_lower(t.shape[-1]), g, 0)
+  return g.astype(dtype), None
 
 
 _implicit.defvjp(_implicit_fwd, _implicit_bwd)

@@ -20,7 +20,7 @@ from neumann_jax.norms import GatedRMSNorm, unit_norm
 from neumann_jax.operands import Operands
 from neumann_jax.recurrent import gated_delta_step
 from neumann_jax.short_conv import short_conv
-from neumann_jax.spec import InverseSpec, resolve
+from neumann_jax.spec import InverseSpec
 
 _SIZES = (
   "hidden_size",
@@ -271,8 +271,7 @@ class GatedDeltaNet(nnx.Module):
       raise ValueError(
         f'decay_init must be "qwen" or "slow", got {decay_init!r}'
       )
-    resolve(self.spec, self.chunk_size)
-    dispatch.select(self.implementation)
+    dispatch.check(self.implementation, self.spec, self.chunk_size)
 
   def _check_inputs(
     self,

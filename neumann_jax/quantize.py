@@ -55,6 +55,18 @@ class QuantSpec:
     return _LARGEST_CODE[self.bits]
 
 
+def fixed_scale(bound: jax.Array | None, *, bits: int) -> jax.Array:
+  """Scale that maps magnitude `bound` (None: 1) to the largest code.
+
+  The compiler is kept from seeing a constant: it would turn the division of
+  `codes` into a product with the reciprocal, and codes would depend on where
+  they were computed.
+  """
+  if bound is None:
+    bound = lax.optimization_barrier(jnp.ones((), jnp.float32))
+  return bound * (1 / _LARGEST_CODE[bits])
+
+
 def dynamic_scale(x: jax.Array, *, axis: int, bits: int) -> jax.Array:
   """Scale that maps the largest magnitude along `axis` to the largest code.
 
@@ -67,9 +79,13 @@ def dynamic_scale(x: jax.Array, *, axis: int, bits: int) -> jax.Array:
   Returns:
     x's shape with `axis` reduced to 1, positive also where x is zero.
   """
-  largest = jnp.max(jnp.abs(x), axis=axis, keepdims=True)
-  tiny = jnp.finfo(x.dtype).tiny
-  return jnp.maximum(largest / _LARGEST_CODE[bits], tiny)
+  return scale_of(jnp.max(jnp.abs(x), axis=axis, keepdims=True), bits=bits)
+
+
+def scale_of(largest: jax.Array, *, bits: int) -> jax.Array:
+  """Scale that maps `largest` >= 0 to the largest code; positive also for 0."""
+  tiny = float(jnp.finfo(largest.dtype).tiny)
+  return jnp.maximum(largest * (1 / _LARGEST_CODE[bits]), tiny)
 
 
 def codes(x: jax.Array, scale: jax.Array, *, bits: int) -> jax.Array:

@@ -106,7 +106,9 @@ def _banded(
   if steps == 1:
     return start
   if not spec.mask_every_step:
-    return dot(start, _geometric(_residual(a, start, eye, dot), steps, dot, eye))
+    return dot(
+      start, _geometric(_residual(a, start, eye, dot), steps, dot, eye)
+    )
   x, width = start, order
   for _ in range(steps - 1):
     width = min(width + order + 1, c - 1)

@@ -25,15 +25,15 @@ MatrixUnit = Callable[[jax.Array, jax.Array, Unit], jax.Array]
 
 
 def products(
-  spec: InverseSpec, unit: MatrixUnit, bound: jax.Array | None = None
+  spec: InverseSpec, unit: MatrixUnit, scale: jax.Array | None = None
 ) -> body.Products:
   """The products of `spec` on a matrix unit.
 
   Args:
     spec: its `precision` and `quant` are read.
     unit: multiplies two tiles of the named type.
-    bound: the largest entry of the envelope, broadcastable to a tile; 1 when
-      None.
+    scale: of every operand when the envelope fixes it, broadcastable to a
+      tile; from `quantize.fixed_scale`, outside the kernel.
   """
 
   def full(x: Tiles, y: Tiles) -> Tiles:
@@ -47,15 +47,14 @@ def products(
     return body.Products(dot, full, dot, lambda x: x)
   quant = spec.quant
 
-  def quantised(x: Tiles, y: Tiles, scale: quantize.Scale) -> Tiles:
-    left = _scales(x, -1, quant, quant.scale, bound)
-    right = _scales(y, -2, quant, scale, bound)
+  def quantised(x: Tiles, y: Tiles, right: jax.Array | None) -> Tiles:
+    left, right = _scales(x, -1, quant, scale), _scales(y, -2, quant, right)
     return _quantised_product(x, y, left, right, quant, unit)
 
   return body.Products(
-    operand=lambda x, y: quantised(x, y, quant.scale),
+    operand=lambda x, y: quantised(x, y, scale),
     residual=full,
-    correction=lambda x, y: quantised(x, y, "dynamic"),
+    correction=lambda x, y: quantised(x, y, None),
     rounded=lambda x: x,
   )
 
@@ -95,23 +94,18 @@ def _widen(x: Tiles) -> Tiles:
 
 
 def _scales(
-  x: Tiles,
-  axis: int,
-  quant: quantize.QuantSpec,
-  scale: quantize.Scale,
-  bound: jax.Array | None,
+  x: Tiles, axis: int, quant: quantize.QuantSpec, scale: jax.Array | None
 ) -> dict[int, jax.Array]:
-  """The scale of every tile row (axis -1) or tile column (axis -2) of x."""
-  if scale == "dynamic":
-    largest = tiles.largest(x, axis)
-    tiny = float(jnp.finfo(jnp.float32).tiny)
-    return {
-      at: jnp.maximum(top / quant.largest_code, tiny)
-      for at, top in largest.items()
-    }
-  one = 1.0 if bound is None else bound
-  fixed = jnp.float32(one / quant.largest_code)
-  return {at: fixed for index in x for at in index}
+  """The scale of every tile row (axis -1) or tile column (axis -2) of x.
+
+  That is `scale` for all, or the dynamic one where it is None.
+  """
+  if scale is not None:
+    return {at: scale for index in x for at in index}
+  return {
+    at: quantize.scale_of(largest, bits=quant.bits)
+    for at, largest in tiles.largest(x, axis).items()
+  }
 
 
 def _quantised_product(
@@ -139,9 +133,7 @@ def _quantised_product(
     total = _widen(product(_narrow(n, kind), _narrow(m, kind)))
   else:
     total = _limb_product(n, m, kind, product)
-  return {
-    (i, j): tile * (left[i] * right[j]) for (i, j), tile in total.items()
-  }
+  return {(i, j): tile * (left[i] * right[j]) for (i, j), tile in total.items()}
 
 
 def _limb_product(

@@ -13,6 +13,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from neumann_jax import quantize
 from neumann_jax.kernels import body, formats
 from neumann_jax.kernels.formats import Unit
 from neumann_jax.kernels.tiles import Tiles
@@ -57,9 +58,9 @@ def invert(
   a = a.reshape(-1, c, c)
   whole = pl.BlockSpec((1, c, c), lambda n: (n, 0, 0))
   arrays, in_specs = [a], [whole]
-  if bound is not None:
-    bound = jnp.broadcast_to(bound, (*lead, 1, 1)).reshape(-1)
-    arrays.append(bound.astype(jnp.float32))
+  if spec.quant is not None and spec.quant.scale == "envelope":
+    scale = quantize.fixed_scale(bound, bits=spec.quant.bits)
+    arrays.append(jnp.broadcast_to(scale, (*lead, 1, 1)).reshape(-1))
     in_specs.append(pl.BlockSpec((1,), lambda n: (n,)))
   out = pl.pallas_call(
     functools.partial(_kernel, spec=spec, interpret=interpret),
@@ -86,7 +87,7 @@ def _tile(spec: InverseSpec, c: int) -> int:
 
 
 def _kernel(a_ref, *refs, spec: InverseSpec, interpret: bool) -> None:
-  bound = refs[0][0] if len(refs) == 2 else None
+  scale = refs[0][0] if len(refs) == 2 else None
   out_ref = refs[-1]
   c = a_ref.shape[-1]
   t = _tile(spec, c)
@@ -97,7 +98,7 @@ def _kernel(a_ref, *refs, spec: InverseSpec, interpret: bool) -> None:
     for j in range(i + 1)
   }
   unit = functools.partial(_multiply, interpret=interpret)
-  x = body.invert(a, spec, formats.products(spec, unit, bound), c)
+  x = body.invert(a, spec, formats.products(spec, unit, scale), c)
   zero = jnp.zeros((t, t), jnp.float32)
   for i, rows in enumerate(at):
     for j, cols in enumerate(at):

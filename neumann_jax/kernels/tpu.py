@@ -1,0 +1,97 @@
+"""The chunk inverse on a TPU: Pallas through Mosaic.
+
+A grid step holds a block of matrices in vector memory and multiplies them as a
+batch on the matrix unit.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from neumann_jax import quantize
+from neumann_jax.kernels import body, formats
+from neumann_jax.kernels.formats import Unit
+from neumann_jax.spec import InverseSpec, resolve
+
+CHUNK_SIZES = (16, 32, 64, 128)
+# Matrices a grid step.
+BLOCK = 8
+
+
+def refusal(spec: InverseSpec, chunk_size: int) -> str | None:
+  """Why the kernel cannot run `spec`, as a clause, or None if it can."""
+  if spec.method in ("exact", "doubling"):
+    return f'method "{spec.method}" has no kernel'
+  if chunk_size not in CHUNK_SIZES:
+    return f"chunk size {chunk_size} is not one of 16, 32, 64 and 128"
+  if spec.precision in ("float16", "tf32"):
+    return f"a TPU has no {spec.precision} products, only bfloat16 and float32"
+  return None
+
+
+def invert(
+  a: jax.Array,
+  spec: InverseSpec,
+  bound: jax.Array | None = None,
+  *,
+  interpret: bool | pltpu.InterpretParams = False,
+) -> jax.Array:
+  """T = (I + A)^-1 as `reference.invert`, in one kernel.
+
+  Args:
+    a: [..., C, C] float32 or bfloat16, C as `refusal` allows; only the
+      strictly lower part is read.
+    spec: which method, in which arithmetic.
+    bound: [..., 1, 1] or scalar, the largest entry of the envelope; 1 when
+      None.
+    interpret: True or InterpretParams runs the body on the CPU instead.
+
+  Returns:
+    [..., C, C] of a's dtype.
+  """
+  lead, c = a.shape[:-2], a.shape[-1]
+  spec = resolve(spec, c)
+  a = a.reshape(-1, c, c)
+  block = min(BLOCK, a.shape[0])
+  in_specs = [pl.BlockSpec((block, c, c), lambda n: (n, 0, 0))]
+  arrays = [a]
+  if spec.quant is not None and spec.quant.scale == "envelope":
+    scale = quantize.fixed_scale(bound, bits=spec.quant.bits)
+    arrays.append(jnp.broadcast_to(scale, (*lead, 1, 1)).reshape(-1, 1, 1))
+    in_specs.append(pl.BlockSpec((block, 1, 1), lambda n: (n, 0, 0)))
+  out = pl.pallas_call(
+    functools.partial(_kernel, spec=spec),
+    out_shape=jax.ShapeDtypeStruct(
+      a.shape, a.dtype, manual_axis_type=jax.typeof(a).manual_axis_type
+    ),
+    grid=(pl.cdiv(a.shape[0], block),),
+    in_specs=in_specs,
+    out_specs=in_specs[0],
+    interpret=interpret,
+    name=f"neumann_{spec.method}_{c}",
+  )(*arrays)
+  return out.reshape(*lead, c, c)
+
+
+def _kernel(a_ref, *refs, spec: InverseSpec) -> None:
+  scale = refs[0][...] if len(refs) == 2 else None
+  c = a_ref.shape[-1]
+  a = {(0, 0): a_ref[...].astype(jnp.float32)}
+  x = body.invert(a, spec, formats.products(spec, _multiply, scale), c)
+  refs[-1][...] = x[0, 0].astype(refs[-1].dtype)
+
+
+def _multiply(x: jax.Array, y: jax.Array, kind: Unit) -> jax.Array:
+  """x y for a batch of matrices, [N, C, C], on the matrix unit."""
+  exact = kind in ("float32", "int8")
+  return lax.dot_general(
+    x,
+    y,
+    (((2,), (1,)), ((0,), (0,))),
+    precision=lax.Precision.HIGHEST if exact else lax.Precision.DEFAULT,
+    preferred_element_type=jnp.int32 if kind == "int8" else jnp.float32,
+  )
