@@ -4,6 +4,7 @@ The one definition of the methods. `neumann_jax.reference` runs it on one tile
 with differentiable products, the kernels on their own tiles and formats.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -54,7 +55,7 @@ def invert(
     x = _METHODS[spec.method](a, eye, spec, dot, c)
   else:
     level = spec.block.bit_length() - 1
-    blocks = tiles.keep(a, lambda row, col: masks.same_block(row, col, level))
+    blocks = tiles.keep(a, functools.partial(masks.same_block, level=level))
     x = _METHODS[spec.method](blocks, eye, spec, dot, spec.block)
     x = _climb(x, a, level, dot, c)
   return _refine(x, a, eye, products) if spec.refine else x
@@ -153,17 +154,20 @@ def _newton(
 def _ladder(
   a: Tiles, eye: Tiles, spec: InverseSpec, dot: Product, c: int
 ) -> Tiles:
-  pairs = tiles.keep(a, lambda row, col: masks.joined(row, col, 0))
+  pairs = tiles.keep(a, functools.partial(masks.joined, level=0))
   return _climb(tiles.subtract(eye, pairs), a, 1, dot, c)
 
 
 def _climb(x: Tiles, a: Tiles, level: int, dot: Product, c: int) -> Tiles:
-  """X <- X - X (A o M_l) X from `level` on, X inverse on blocks of 2**level."""
+  """X <- X - X (A o M_l) X from `level` on, X inverse on blocks of 2**level.
+
+  The sign goes to A, so that a product is added to what a matrix unit
+  accumulates in.
+  """
+  minus = tiles.each(a, lambda tile: -tile)
   while 1 << level < c:
-    joined = tiles.keep(
-      a, lambda row, col, level=level: masks.joined(row, col, level)
-    )
-    x = tiles.subtract(x, dot(x, dot(joined, x)))
+    joined = tiles.keep(minus, functools.partial(masks.joined, level=level))
+    x = tiles.add(x, dot(x, dot(joined, x)))
     level += 1
   return x
 

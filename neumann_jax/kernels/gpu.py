@@ -1,8 +1,9 @@
 """The chunk inverse on an NVIDIA GPU: Pallas through Triton, in this file only.
 
-One program inverts one matrix, cut into tiles that one warp holds in
-registers; tiles above the diagonal are never read. Tiles are 16 wide, but 32
-for int8, whose products contract 32 entries at least.
+One program inverts one matrix, cut into tiles; those above the diagonal are
+never read. One warp with 16-wide tiles is fastest up to C = 64. int8 products
+contract 32 entries at least and C = 128 does not fit the registers of a warp:
+both take 32-wide tiles and four warps.
 """
 
 import functools
@@ -28,7 +29,7 @@ def refusal(spec: InverseSpec, chunk_size: int) -> str | None:
     return f'method "{spec.method}" has no kernel'
   if chunk_size not in CHUNK_SIZES:
     return f"chunk size {chunk_size} is not one of 16, 32, 64 and 128"
-  if spec.quant is not None and spec.quant.integer and chunk_size < 32:
+  if formats.operand_kind(spec) == "int8" and chunk_size < 32:
     return "int8 products on a GPU need a chunk size of at least 32, got 16"
   return None
 
@@ -70,27 +71,26 @@ def invert(
     grid=(a.shape[0],),
     in_specs=in_specs,
     out_specs=whole,
-    compiler_params=triton.CompilerParams(num_warps=_warps(c), num_stages=1),
+    compiler_params=triton.CompilerParams(
+      num_warps=_launch(spec, c)[1], num_stages=1
+    ),
     interpret=interpret,
     name=f"neumann_{spec.method}_{c}",
   )(*arrays)
   return out.reshape(*lead, c, c)
 
 
-def _warps(c: int) -> int:
-  return 1 if c <= 64 else 4
-
-
-def _tile(spec: InverseSpec, c: int) -> int:
-  int8 = spec.quant is not None and spec.quant.integer
-  return min(c, 32) if int8 else 16
+def _launch(spec: InverseSpec, c: int) -> tuple[int, int]:
+  """Width of a tile and warps a program: the fastest of those measured."""
+  wide = c == 128 or formats.operand_kind(spec) == "int8"
+  return (32, 4) if wide else (16, 1)
 
 
 def _kernel(a_ref, *refs, spec: InverseSpec, interpret: bool) -> None:
   scale = refs[0][0] if len(refs) == 2 else None
   out_ref = refs[-1]
   c = a_ref.shape[-1]
-  t = _tile(spec, c)
+  t = _launch(spec, c)[0]
   at = [pl.ds(i * t, t) for i in range(c // t)]
   a: Tiles = {
     (i, j): a_ref[0, at[i], at[j]].astype(jnp.float32)
@@ -113,7 +113,7 @@ def _multiply(
   `precision=HIGHEST` would leave the tensor cores, a hundred times slower:
   float32 operands are multiplied in three tf32 products.
   """
-  precision = lax.Precision.DEFAULT
+  precision: lax.PrecisionLike = lax.Precision.DEFAULT
   if kind == "float32":
     precision = lax.DotAlgorithmPreset.TF32_TF32_F32_X3
   if interpret:

@@ -9,6 +9,7 @@ Axes: C chunk, t tile.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from jax import lax
 
 Tiles = dict[tuple[int, int], jax.Array]
 # (row, column) of entries to whether they are kept, for numpy and jax arrays.
-Keep = Callable[[jax.Array, jax.Array], jax.Array]
+Keep = Callable[[Any, Any], Any]
 TileProduct = Callable[[jax.Array, jax.Array], jax.Array]
 
 
