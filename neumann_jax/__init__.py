@@ -26,6 +26,7 @@ from neumann_jax.quantize import QuantSpec as QuantSpec
 from neumann_jax.recurrent import gated_delta_recurrent as gated_delta_recurrent
 from neumann_jax.recurrent import gated_delta_step as gated_delta_step
 from neumann_jax.spec import InverseSpec as InverseSpec
+from neumann_jax.wy import wy_representation as wy_representation
 
 __version__ = "0.1.0"
 
@@ -44,4 +45,5 @@ __all__ = [
   "gated_delta_step",
   "inverse",
   "plan",
+  "wy_representation",
 ]

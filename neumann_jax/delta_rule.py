@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from neumann_jax import bounds, chunks, dispatch, operands
-from neumann_jax.invert import inverse
+from neumann_jax import chunks, dispatch, operands, wy
 from neumann_jax.operands import Operands
 from neumann_jax.spec import InverseSpec
 
@@ -62,8 +61,8 @@ def gated_delta_rule(
       first document and the final state leaves the last.
     chunk_size: C, a power of two.
     spec: method and arithmetic of the chunk inverse.
-    fused: computes the inverse inside one kernel with what surrounds it; no
-      back end of this version can.
+    fused: takes u and w from the kernel of `wy_representation`, which
+      multiplies k and v in their own type, and never writes A or T.
     implementation: "auto", "tpu", "gpu", "xla" or "interpret".
 
   Returns:
@@ -80,10 +79,7 @@ def gated_delta_rule(
   dtype = operands.compute_dtype(v)
   dispatch.check(implementation, spec, chunk_size, dtype)
   if fused:
-    raise ValueError(
-      "fused=True needs implementation 'tpu' or 'gpu', and this version has no "
-      "Pallas kernel for either; leave fused at False"
-    )
+    wy.check(implementation, spec, chunk_size, k, v)
   return _by_chunks(
     arrays,
     operands.output_scale(scale, q),
@@ -92,6 +88,7 @@ def gated_delta_rule(
     chunk_size,
     spec,
     implementation,
+    fused,
   )
 
 
@@ -107,7 +104,7 @@ class _Prepared(NamedTuple):
   leave: jax.Array  # [N, B, Hk, R, C], weight in the outgoing state
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7))
 def _by_chunks(
   arrays: Operands,
   scale: jax.Array,
@@ -116,14 +113,30 @@ def _by_chunks(
   chunk_size: int,
   spec: InverseSpec,
   implementation: str,
+  fused: bool,
 ) -> tuple[jax.Array, jax.Array]:
   dtype = arrays.v.dtype
   length = arrays.v.shape[1]
   q, k, v, log_decay, beta = operands.widened(arrays, scale)
   heads = k.shape[2]
-  # A unit key rounded to a narrow format can be longer than 1 by its roundoff.
-  key_norm = 1.0 + float(jnp.finfo(arrays.k.dtype).eps) / 2
-  prepare = functools.partial(_prepare, spec, implementation, key_norm)
+  given = None
+  if fused:
+    u, w = wy.wy_representation(
+      arrays.k,
+      arrays.v,
+      arrays.log_decay,
+      arrays.beta,
+      segment_ids=segment_ids,
+      chunk_size=chunk_size,
+      spec=spec,
+      implementation=implementation,
+    )
+    given = (
+      chunks.split_values(u.astype(v.dtype), chunk_size, heads),
+      chunks.split_values(w.astype(v.dtype), chunk_size, heads),
+    )
+  norm = wy.key_norm(arrays.k)
+  prepare = functools.partial(_prepare, spec, implementation, norm)
   prepared = jax.checkpoint(prepare)(
     chunks.split_keys(q, chunk_size),
     chunks.split_keys(k, chunk_size),
@@ -131,6 +144,7 @@ def _by_chunks(
     chunks.split_gates(log_decay, chunk_size, heads),
     chunks.split_gates(beta, chunk_size, heads),
     chunks.split_documents(segment_ids, chunk_size),
+    given,
   )
   state = operands.grouped_state(initial_state, k, v)
   body = jax.checkpoint(_chunk, prevent_cse=False)
@@ -149,20 +163,29 @@ def _prepare(
   log_decay: jax.Array,
   beta: jax.Array,
   documents: jax.Array | None,
+  given: tuple[jax.Array, jax.Array] | None,
 ) -> _Prepared:
-  """All chunks at once: the part of the rule that does not need the state."""
-  decay, enter = chunks.chunk_gates(log_decay, documents)
-  a = chunks.matrix(k, beta, decay)  # [N, B, Hk, R, C, C]
-  envelope = None
-  if spec.quant is not None and spec.quant.scale == "envelope":
-    envelope = bounds.envelope(beta, log_decay, key_norm=key_norm)
-  t = inverse(a, spec, envelope=envelope, implementation=implementation)
-  t = t * beta[..., None, :]
+  """All chunks at once: the part of the rule that does not need the state.
+
+  `given` is u and w where a fused kernel has computed them.
+  """
+  gates = chunks.chunk_gates(log_decay, documents)
+  u, w = given or wy.of_chunks(
+    k,
+    v,
+    beta,
+    log_decay,
+    gates,
+    spec=spec,
+    implementation=implementation,
+    key_norm=key_norm,
+  )
+  decay, enter = gates
   return _Prepared(
     q=q,
     k=k,
-    u=_einsum("nbhrij,nbhrjv->nbhriv", t, v),
-    w=_einsum("nbhrij,nbhjd->nbhrid", t * enter[..., None, :], k),
+    u=u,
+    w=w,
     attention=_einsum("nbhid,nbhjd->nbhij", q, k)[:, :, :, None] * decay,
     enter=enter,
     leave=decay[..., -1, :],

@@ -23,7 +23,7 @@ IMPLEMENTATIONS = ("auto", "tpu", "gpu", "xla", "interpret")
 
 _KERNELS = {"tpu": tpu, "gpu": gpu}
 # What jax calls the platform of a kernel when it lowers for it.
-_PLATFORMS = {"tpu": "tpu", "gpu": "cuda"}
+PLATFORMS = {"tpu": "tpu", "gpu": "cuda"}
 
 
 def check(
@@ -44,11 +44,7 @@ def check(
     ValueError: for an unknown name, a spec that does not fit the chunk, or a
       kernel that cannot run it, with the reason.
   """
-  if implementation not in IMPLEMENTATIONS:
-    raise ValueError(
-      f"implementation must be one of {', '.join(IMPLEMENTATIONS)}; "
-      f"got {implementation!r}"
-    )
+  check_name(implementation)
   spec = resolve(spec, chunk_size)
   if implementation in ("auto", "xla"):
     return
@@ -59,6 +55,23 @@ def check(
       f"implementation={implementation!r} cannot run: {reason}; use 'auto' or "
       "'xla'"
     )
+
+
+def check_name(implementation: str) -> None:
+  """Raises ValueError unless `implementation` is one of IMPLEMENTATIONS."""
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(
+      f"implementation must be one of {', '.join(IMPLEMENTATIONS)}; "
+      f"got {implementation!r}"
+    )
+
+
+def wrong_platform(implementation: str) -> str:
+  """What `platforms.only_on` says of a kernel lowered for another platform."""
+  return (
+    f"implementation={implementation!r} runs on {PLATFORMS[implementation]} "
+    "only, but the program is lowered for {platforms}; use 'auto' or 'xla'"
+  )
 
 
 def refusal(
@@ -136,16 +149,12 @@ def _kernels(
   if implementation == "interpret":
     return tpu.invert(a, spec, bound, interpret=pltpu.InterpretParams())
   if implementation in _KERNELS:
-    platform = _PLATFORMS[implementation]
     a = platforms.only_on(
-      a,
-      platform,
-      f"implementation={implementation!r} runs on {platform} only, but the "
-      "program is lowered for {platforms}; use 'auto' or 'xla'",
+      a, PLATFORMS[implementation], wrong_platform(implementation)
     )
     return _KERNELS[implementation].invert(a, spec, bound)
   branches = {
-    _PLATFORMS[n]: functools.partial(_branch, _KERNELS[n].invert, spec)
+    PLATFORMS[n]: functools.partial(_branch, _KERNELS[n].invert, spec)
     for n in names
   }
   return lax.platform_dependent(

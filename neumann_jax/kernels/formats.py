@@ -7,7 +7,7 @@ already in its format. Integer codes are those of `neumann_jax.quantize`.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import jax
 
@@ -19,6 +19,11 @@ from neumann_jax.spec import InverseSpec
 Unit = Literal["float32", "tf32", "bfloat16", "float16", "int8"]
 # The matrix unit of a back end: operands of that type -> float32 or int32.
 MatrixUnit = Callable[[jax.Array, jax.Array, Unit], jax.Array]
+
+
+def kind_of(x: jax.Array) -> Unit:
+  """The type of an array as the matrix unit knows it."""
+  return cast(Unit, str(x.dtype))
 
 
 def operand_kind(spec: InverseSpec) -> Unit:

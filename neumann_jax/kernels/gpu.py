@@ -97,7 +97,7 @@ def _kernel(a_ref, *refs, spec: InverseSpec, interpret: bool) -> None:
     for i in range(c // t)
     for j in range(i + 1)
   }
-  unit = functools.partial(_multiply, interpret=interpret)
+  unit = functools.partial(multiply, interpret=interpret)
   x = body.invert(a, spec, formats.products(spec, unit, scale), c)
   zero = jnp.zeros((t, t), jnp.float32)
   for i, rows in enumerate(at):
@@ -105,7 +105,7 @@ def _kernel(a_ref, *refs, spec: InverseSpec, interpret: bool) -> None:
       out_ref[0, rows, cols] = x.get((i, j), zero).astype(out_ref.dtype)
 
 
-def _multiply(
+def multiply(
   x: jax.Array, y: jax.Array, kind: Unit, *, interpret: bool
 ) -> jax.Array:
   """x y on the tensor cores, or what they compute in interpret mode.

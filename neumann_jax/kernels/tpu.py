@@ -1,7 +1,8 @@
 """The chunk inverse on a TPU: Pallas through Mosaic.
 
-A grid step holds a block of matrices in vector memory and multiplies them as a
-batch on the matrix unit.
+A grid step holds a block of matrices in vector memory. The ladder without
+integers has a kernel of its own, `tpu_ladder`; every other method multiplies
+the block as a batch on the matrix unit.
 """
 
 import functools
@@ -13,13 +14,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from neumann_jax import quantize
-from neumann_jax.kernels import body, formats
+from neumann_jax.kernels import body, formats, tpu_ladder
 from neumann_jax.kernels.formats import Unit
 from neumann_jax.spec import InverseSpec, resolve
 
 CHUNK_SIZES = (16, 32, 64, 128)
-# Matrices a grid step.
+# Matrices a grid step, at most.
 BLOCK = 8
+LADDER_BLOCK = 128
+# Every kind of TPU has 64 MiB of vector memory or more; the default limit of
+# some is below what the blocks of the ladder need.
+VMEM_LIMIT = 50 * 2**20
 
 
 def refusal(spec: InverseSpec, chunk_size: int) -> str | None:
@@ -42,6 +47,9 @@ def invert(
 ) -> jax.Array:
   """T = (I + A)^-1 as `reference.invert`, in one kernel.
 
+  The ladder without integers inverts its blocks of 16 in float32 whatever the
+  precision, so it is closer to the inverse than the reference.
+
   Args:
     a: [..., C, C] float32 or bfloat16, C as `refusal` allows; only the
       strictly lower part is read.
@@ -56,7 +64,8 @@ def invert(
   lead, c = a.shape[:-2], a.shape[-1]
   spec = resolve(spec, c)
   a = a.reshape(-1, c, c)
-  block = min(BLOCK, a.shape[0])
+  fast = spec.method == "ladder" and spec.quant is None
+  block = _ladder_block(a.shape[0]) if fast else min(BLOCK, a.shape[0])
   in_specs = [pl.BlockSpec((block, c, c), lambda n: (n, 0, 0))]
   arrays = [a]
   if spec.quant is not None and spec.quant.scale == "envelope":
@@ -64,34 +73,50 @@ def invert(
     arrays.append(jnp.broadcast_to(scale, (*lead, 1, 1)).reshape(-1, 1, 1))
     in_specs.append(pl.BlockSpec((block, 1, 1), lambda n: (n, 0, 0)))
   out = pl.pallas_call(
-    functools.partial(_kernel, spec=spec),
+    functools.partial(_ladder_kernel if fast else _kernel, spec=spec),
     out_shape=jax.ShapeDtypeStruct(
       a.shape, a.dtype, manual_axis_type=jax.typeof(a).manual_axis_type
     ),
     grid=(pl.cdiv(a.shape[0], block),),
     in_specs=in_specs,
     out_specs=in_specs[0],
+    compiler_params=pltpu.CompilerParams(
+      dimension_semantics=("parallel",), vmem_limit_bytes=VMEM_LIMIT
+    ),
     interpret=interpret,
     name=f"neumann_{spec.method}_{c}",
   )(*arrays)
   return out.reshape(*lead, c, c)
 
 
+def _ladder_block(batch: int) -> int:
+  """Whole groups a step, the steps even; one small step for a small batch."""
+  if batch <= tpu_ladder.GROUP:
+    return batch
+  groups = pl.cdiv(batch, tpu_ladder.GROUP)
+  steps = pl.cdiv(batch, LADDER_BLOCK)
+  return pl.cdiv(groups, steps) * tpu_ladder.GROUP
+
+
 def _kernel(a_ref, *refs, spec: InverseSpec) -> None:
   scale = refs[0][...] if len(refs) == 2 else None
   c = a_ref.shape[-1]
   a = {(0, 0): a_ref[...].astype(jnp.float32)}
-  x = body.invert(a, spec, formats.products(spec, _multiply, scale), c)
+  x = body.invert(a, spec, formats.products(spec, multiply, scale), c)
   refs[-1][...] = x[0, 0].astype(refs[-1].dtype)
 
 
-def _multiply(x: jax.Array, y: jax.Array, kind: Unit) -> jax.Array:
-  """x y for a batch of matrices, [N, C, C], on the matrix unit."""
+def _ladder_kernel(a_ref, out_ref, *, spec: InverseSpec) -> None:
+  products = formats.products(spec, multiply)
+  tpu_ladder.kernel(a_ref, out_ref, products=products, refine=spec.refine == 1)
+
+
+def multiply(x: jax.Array, y: jax.Array, kind: Unit) -> jax.Array:
+  """x y for matrices or batches of them, on the matrix unit."""
   exact = kind in ("float32", "int8")
-  return lax.dot_general(
+  return jnp.matmul(
     x,
     y,
-    (((2,), (1,)), ((0,), (0,))),
     precision=lax.Precision.HIGHEST if exact else lax.Precision.DEFAULT,
     preferred_element_type=jnp.int32 if kind == "int8" else jnp.float32,
   )

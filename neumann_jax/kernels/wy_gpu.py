@@ -1,0 +1,158 @@
+"""u = T (beta v) and w = T (beta exp(G) k) of a chunk in one GPU kernel.
+
+A and T never reach memory: one warp builds A from keys and gates, inverts it in
+registers and multiplies. Keys and values are read in slices of columns in a
+loop that Triton pipelines, so that a warp does not wait for memory.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from neumann_jax.kernels import body, formats, gpu
+from neumann_jax.kernels.tiles import Tiles
+from neumann_jax.spec import InverseSpec
+
+TILE = 16
+# Columns of k or v a step; with two stages the fastest measured at width 128.
+_COLUMNS = 64
+
+
+def refusal(
+  spec: InverseSpec,
+  chunk_size: int,
+  dtype: jnp.dtype,
+  widths: tuple[int, int],
+) -> str | None:
+  """Why the kernel cannot run, as a clause, or None if it can."""
+  if chunk_size not in (16, 32, 64):
+    return f"chunk size {chunk_size} is not one of 16, 32 and 64"
+  if formats.operand_kind(spec) == "int8":
+    return "16-wide tiles are too narrow for int8 products"
+  if dtype == jnp.float64:
+    return "float64 operands have no kernel"
+  if any(width < 16 or width & (width - 1) for width in widths):
+    return f"Dk and Dv must be powers of two from 16 up, got {widths}"
+  return gpu.refusal(spec, chunk_size)
+
+
+def wy(
+  k: jax.Array,
+  v: jax.Array,
+  log_decay: jax.Array,
+  beta: jax.Array,
+  *,
+  spec: InverseSpec,
+  chunk_size: int,
+  interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+  """The WY representation of every chunk.
+
+  Args:
+    k: [B, T, Hk, Dk], T a multiple of the chunk size.
+    v: [B, T, Hv, Dv] of k's type.
+    log_decay: [B, T, Hv], finite, >= -200.
+    beta: [B, T, Hv].
+    spec: a resolved spec.
+    chunk_size: C.
+    interpret: runs the body on the CPU instead.
+
+  Returns:
+    u [B, T, Hv, Dv] and w [B, T, Hv, Dk] in v's type.
+  """
+  b, t, hk, dk = k.shape
+  hv, dv = v.shape[2:]
+  # Base-2 exponents summed within a tile: exp2 is one instruction, and a sum
+  # over a whole chunk would lose digits after a token that forgets.
+  gates = log_decay.astype(jnp.float32).reshape(b, -1, TILE, hv)
+  prefix = jnp.cumsum(gates, axis=2).reshape(b, t, hv) * math.log2(math.e)
+  arrays = (k, v, beta.astype(jnp.float32), prefix)
+
+  def block(width: int, heads: int) -> pl.BlockSpec:
+    return pl.BlockSpec(
+      (1, chunk_size, 1, width), lambda h, n, b: (b, n, h // heads, 0)
+    )
+
+  gate = pl.BlockSpec((1, chunk_size, 1), lambda h, n, b: (b, n, h))
+  vma = jax.typeof(k).manual_axis_type
+  return pl.pallas_call(
+    functools.partial(_kernel, spec=spec, interpret=interpret),
+    out_shape=[
+      jax.ShapeDtypeStruct((b, t, hv, d), v.dtype, manual_axis_type=vma)
+      for d in (dv, dk)
+    ],
+    grid=(hv, t // chunk_size, b),
+    in_specs=[block(dk, hv // hk), block(dv, 1), gate, gate],
+    out_specs=[block(dv, 1), block(dk, 1)],
+    compiler_params=triton.CompilerParams(num_warps=1, num_stages=2),
+    interpret=interpret,
+    name=f"neumann_wy_{chunk_size}",
+  )(*arrays)
+
+
+def _kernel(
+  k_ref, v_ref, beta_ref, prefix_ref, u_ref, w_ref, *, spec, interpret
+):
+  c = k_ref.shape[1]
+  unit = functools.partial(gpu.multiply, interpret=interpret)
+  rows = [pl.ds(i * TILE, TILE) for i in range(c // TILE)]
+  beta = [beta_ref[0, at, 0] for at in rows]
+  prefix = [prefix_ref[0, at, 0] for at in rows]
+  total = [prefix_ref[0, at.start + TILE - 1, 0] for at in rows]
+  a = _matrix([k_ref[0, at, 0, :] for at in rows], beta, prefix, total, unit)
+  t = body.invert(a, spec, formats.products(spec, unit), c)
+  enter, before = [], jnp.float32(0)
+  for i in range(len(rows)):
+    enter.append(jnp.exp2(prefix[i] + before))
+    before = before + total[i]
+  _apply(_scaled(t, beta, v_ref.dtype), v_ref, u_ref, rows, unit)
+  weights = [x * y for x, y in zip(beta, enter)]
+  _apply(_scaled(t, weights, k_ref.dtype), k_ref, w_ref, rows, unit)
+
+
+def _matrix(k, beta, prefix, total, unit) -> Tiles:
+  """A_ij = beta_i <k_i, k_j> 2^(G_i - G_j); its upper triangle is arbitrary."""
+  a: Tiles = {}
+  for i, x in enumerate(k):
+    row = beta[i] * jnp.exp2(prefix[i])
+    for j, y in enumerate(k[: i + 1]):
+      gram = unit(x, y.T, formats.kind_of(x))  # [16, 16]
+      if i == j:
+        exponent = prefix[i][:, None] - prefix[i][None, :]
+        decay = jnp.exp2(jnp.minimum(exponent, 0.0))
+        a[i, j] = gram * decay * beta[i][:, None]
+      else:
+        # Exponents of different tiles only ever add: nothing cancels.
+        rest = total[j] - prefix[j] + sum(total[j + 1 : i], jnp.float32(0))
+        a[i, j] = gram * row[:, None] * jnp.exp2(rest)[None, :]
+  return a
+
+
+def _scaled(t: Tiles, scale, dtype) -> Tiles:
+  """T diag(scale), rounded to the type of what it multiplies."""
+  return {
+    (i, j): (x * scale[j][None, :]).astype(dtype) for (i, j), x in t.items()
+  }
+
+
+def _apply(t: Tiles, in_ref, out_ref, rows, unit) -> None:
+  """out = T in, a slice of columns at a time."""
+  width = min(_COLUMNS, in_ref.shape[-1])
+  kind = formats.kind_of(in_ref)
+
+  def step(n: jax.Array, carry: None) -> None:
+    columns = pl.ds(n * width, width)
+    x = [in_ref[0, at, 0, columns] for at in rows]
+    for i, at in enumerate(rows):
+      out = unit(t[i, 0], x[0], kind)
+      for j in range(1, i + 1):
+        out = out + unit(t[i, j], x[j], kind)
+      out_ref[0, at, 0, columns] = out.astype(out_ref.dtype)
+    return carry
+
+  lax.fori_loop(0, in_ref.shape[-1] // width, step, None)
