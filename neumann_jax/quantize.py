@@ -56,15 +56,9 @@ class QuantSpec:
 
 
 def fixed_scale(bound: jax.Array | None, *, bits: int) -> jax.Array:
-  """Scale that maps magnitude `bound` (None: 1) to the largest code.
-
-  The compiler is kept from seeing a constant: it would turn the division of
-  `codes` into a product with the reciprocal, and codes would depend on where
-  they were computed.
-  """
-  if bound is None:
-    bound = lax.optimization_barrier(jnp.ones((), jnp.float32))
-  return bound * (1 / _LARGEST_CODE[bits])
+  """Scale that maps magnitude `bound` (None: 1) to the largest code."""
+  largest = jnp.ones((), jnp.float32) if bound is None else bound
+  return largest * (1 / _LARGEST_CODE[bits])
 
 
 def dynamic_scale(x: jax.Array, *, axis: int, bits: int) -> jax.Array:
@@ -89,9 +83,14 @@ def scale_of(largest: jax.Array, *, bits: int) -> jax.Array:
 
 
 def codes(x: jax.Array, scale: jax.Array, *, bits: int) -> jax.Array:
-  """Integer codes clip(floor(x / scale + 0.5), -q, q), held in x's dtype."""
+  """Integer codes clip(floor(x / scale + 0.5), -q, q), held in x's dtype.
+
+  The quotient is the product with the rounded reciprocal: compilers divide by
+  a broadcast in that way or not as they see fit, and a code on the border
+  between two would depend on it.
+  """
   q = _LARGEST_CODE[bits]
-  return jnp.clip(jnp.floor(x / scale + 0.5), -q, q)
+  return jnp.clip(jnp.floor(x * (1 / scale) + 0.5), -q, q)
 
 
 def fake_quantize(x: jax.Array, scale: jax.Array, *, bits: int) -> jax.Array:

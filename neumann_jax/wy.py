@@ -20,7 +20,7 @@ from neumann_jax.spec import InverseSpec, check_chunk_size, resolve
 
 _KERNELS = {"tpu": wy_tpu, "gpu": wy_gpu}
 # exp of it is 0 in float32, and sums of it within a chunk stay finite.
-_FORGET = -200.0
+_FORGET = -104.0
 
 
 def wy_representation(

@@ -194,14 +194,6 @@ def test_envelope_sets_the_integer_scale():
   assert key_families.relative_error(without, truth).max() > 0.1
 
 
-@pytest.mark.parametrize("name", ["tpu", "gpu", "interpret"])
-def test_implementations_that_cannot_run_say_why(name):
-  a, _ = problem()
-  sentence = f"implementation='{name}' cannot run: this version has no Pallas"
-  with pytest.raises(ValueError, match=sentence):
-    ni.inverse(jnp.asarray(a), implementation=name)
-
-
 @pytest.mark.parametrize(
   "a, kwargs, error, sentence",
   [

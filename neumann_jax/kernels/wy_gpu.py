@@ -56,7 +56,7 @@ def wy(
   Args:
     k: [B, T, Hk, Dk], T a multiple of the chunk size.
     v: [B, T, Hv, Dv] of k's type.
-    log_decay: [B, T, Hv], finite, >= -200.
+    log_decay: [B, T, Hv], finite, >= -104.
     beta: [B, T, Hv].
     spec: a resolved spec.
     chunk_size: C.
@@ -75,7 +75,7 @@ def wy(
 
   def block(width: int, heads: int) -> pl.BlockSpec:
     return pl.BlockSpec(
-      (1, chunk_size, 1, width), lambda h, n, b: (b, n, h // heads, 0)
+      (1, chunk_size, 1, width), lambda h, n, b: (b, n, lax.div(h, heads), 0)
     )
 
   gate = pl.BlockSpec((1, chunk_size, 1), lambda h, n, b: (b, n, h))

@@ -57,7 +57,7 @@ def wy(
 
   def block(width: int, heads: int) -> pl.BlockSpec:
     return pl.BlockSpec(
-      (1, 1, step, width), lambda b, h, n: (b, h // heads, n, 0)
+      (1, 1, step, width), lambda b, h, n: (b, lax.div(h, heads), n, 0)
     )
 
   vma = jax.typeof(k).manual_axis_type

@@ -1,0 +1,135 @@
+"""Times calls that return before their work is done.
+
+The inputs rotate among several sets that no cache holds together, so that no
+call finds its own input there; calls are enqueued back to back and waited for
+once, so that what a call costs the host is hidden behind the device.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+
+T = TypeVar("T")
+
+INPUT_SETS = 3
+# Above twice the second-level cache of the largest GPU known here (60 MB).
+LEAST_BYTES = 128_000_000
+# A measurement of a slow call is cut to about this long, but one call at least.
+LONGEST_S = 1.0
+
+
+class Job(NamedTuple):
+  """One thing to time and to judge.
+
+  Attributes:
+    name: what rows call it.
+    implementation: where it runs.
+    run: returns its Timing and the columns that judge its output.
+    reason: why it cannot run here, or None.
+  """
+
+  name: str
+  implementation: str
+  run: Callable[[], tuple["Timing", dict[str, Any]]]
+  reason: str | None = None
+
+
+class Timing(NamedTuple):
+  """Milliseconds a call, over several measurements.
+
+  Attributes:
+    median_ms: of the measurements.
+    lowest_ms: the fastest.
+    highest_ms: the slowest.
+    calls: back-to-back calls in a measurement.
+    first_s: seconds of the very first call, which compiles.
+  """
+
+  median_ms: float
+  lowest_ms: float
+  highest_ms: float
+  calls: int
+  first_s: float
+
+
+def measure(
+  call: Callable[..., Any],
+  inputs: Sequence[tuple],
+  *,
+  repeats: int,
+  inner: int,
+  wait: Callable[[Any], object] = jax.block_until_ready,
+  clock: Callable[[], float] = time.perf_counter,
+) -> Timing:
+  """Times a call.
+
+  Args:
+    call: enqueues the work and returns its output.
+    inputs: sets of arguments, taken in turn.
+    repeats: measurements, >= 1.
+    inner: most calls in a measurement, >= 1.
+    wait: given the last output, returns once everything enqueued is done.
+    clock: seconds.
+
+  Returns:
+    Its times, after one call a set and one unmeasured round.
+  """
+  turn = itertools.cycle(inputs)
+
+  def seconds(calls: int) -> float:
+    start = clock()
+    for _ in range(calls):
+      out = call(*next(turn))
+    wait(out)
+    return clock() - start
+
+  first = seconds(1)
+  seconds(len(inputs))
+  one = seconds(len(inputs)) / len(inputs)
+  calls = inner
+  if one * inner > LONGEST_S:
+    calls = max(1, int(LONGEST_S / one))
+  seconds(calls)
+  return of([seconds(calls) for _ in range(repeats)], calls, first)
+
+
+def of(seconds: Sequence[float], calls: int, first: float = 0.0) -> Timing:
+  """Statistics of measurements of `calls` calls each."""
+  each = [1e3 * s / calls for s in seconds]
+  return Timing(statistics.median(each), min(each), max(each), calls, first)
+
+
+def attempt(job: Callable[[], T]) -> tuple[T | None, str]:
+  """The job's result, or None and why: one failure must not end a study."""
+  try:
+    return job(), ""
+  except Exception as error:
+    lines = str(error).strip().splitlines() or [""]
+    return None, f"failed, {type(error).__name__}: {lines[0][:200]}"
+
+
+def run(job: Job) -> tuple[Timing | None, dict[str, Any], str]:
+  """Runs a job: its timing, what judges it, and why either is missing."""
+  if job.reason:
+    return None, {}, job.reason
+  result, note = attempt(job.run)
+  timing, judged = (None, {}) if result is None else result
+  return timing, judged, note
+
+
+def columns(timing: Timing | None) -> dict[str, Any]:
+  """The fields of a timing as a row has them, None where there is none."""
+  if timing is None:
+    return dict.fromkeys(Timing._fields)
+  return timing._asdict()
+
+
+def ratio(timing: Timing | None, other: Timing | None) -> float | None:
+  """How many times as long as the other, by medians."""
+  if timing is None or other is None:
+    return None
+  return timing.median_ms / other.median_ms

@@ -1,0 +1,171 @@
+"""Back ends by name: transformations, lowering elsewhere, named refusals."""
+
+import functools
+import logging
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export, lax
+from jax.sharding import PartitionSpec as P
+
+import neumann_jax
+from experiments import key_families
+from neumann_jax import InverseSpec, QuantSpec, dispatch
+from tests import oracles
+
+GPU_CALL = "__gpu$xla.gpu.triton"
+
+
+@functools.cache
+def problem(heads=4, chunk_size=16):
+  """A [4, heads, C, C] and its float64 inverse."""
+  rows = [
+    key_families.draw(
+      family, seed=1, count=heads, chunk_size=chunk_size, beta=(0.6, 1.0)
+    ).a
+    for family in ("rank_4", "period_7", "identical", "cosine_0.7")
+  ]
+  a = np.stack(rows)
+  return np.float32(a), key_families.exact_inverse(a)
+
+
+def _scan(f, a):
+  return lax.scan(lambda carry, x: (carry, f(x)), 0, a)[1]
+
+
+def _mapped(spec, f, a):
+  auto = (jax.sharding.AxisType.Auto,) * 2
+  mesh = jax.make_mesh((2, 2), ("batch", "heads"), axis_types=auto)
+  return jax.shard_map(f, mesh=mesh, in_specs=spec, out_specs=spec)(a)
+
+
+TRANSFORMS = {
+  "jit": lambda f, a: jax.jit(f)(a),
+  "vmap": lambda f, a: jax.vmap(jax.vmap(f))(a),
+  "vmap over heads": lambda f, a: jax.vmap(f, in_axes=1, out_axes=1)(a),
+  "scan": _scan,
+  "remat": lambda f, a: jax.checkpoint(f)(a),
+  "shard_map": functools.partial(_mapped, P("batch", "heads")),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("implementation", ["auto", "xla"])
+def test_transformations(implementation, name):
+  a, truth = problem()
+  f = functools.partial(neumann_jax.inverse, implementation=implementation)
+  found = jax.jit(functools.partial(TRANSFORMS[name], f))(jnp.asarray(a))
+  error = key_families.relative_error(np.asarray(found), truth)
+  assert error.max() <= oracles.FLOAT32_INVERSE
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("implementation", ["auto", "xla"])
+@pytest.mark.parametrize("gradient", ["implicit", "truncated"])
+def test_gradients_under_transformations(implementation, name, gradient):
+  a, truth = problem()
+  weights = np.random.default_rng(0).standard_normal(a.shape)
+  f = functools.partial(
+    neumann_jax.inverse, implementation=implementation, gradient=gradient
+  )
+  loss = lambda a: jnp.sum(TRANSFORMS[name](f, a) * np.float32(weights))  # noqa: E731
+  found = jax.jit(jax.grad(loss))(jnp.asarray(a))
+  tt = np.swapaxes(truth, -1, -2)
+  want = -np.tril(tt @ weights @ tt, -1)
+  assert np.abs(found - want).max() <= 1e-5 * np.abs(want).max()
+
+
+SPECS = {
+  "ladder": InverseSpec(),
+  "newton": InverseSpec("newton", precision="bfloat16"),
+  "int8": InverseSpec(quant=QuantSpec(8, "dynamic", integer=True)),
+}
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(
+  "platform, implementation, call",
+  [
+    ("tpu", "tpu", "tpu_custom_call"),
+    ("tpu", "auto", "tpu_custom_call"),
+    ("cuda", "gpu", GPU_CALL),
+    ("cuda", "auto", GPU_CALL),
+  ],
+)
+def test_export_from_a_cpu_host(platform, implementation, call, spec):
+  """The kernel is in what a CPU host exports for another platform."""
+  allowed = [export.DisabledSafetyCheck.custom_call(GPU_CALL)]
+  f = functools.partial(
+    neumann_jax.inverse, spec=SPECS[spec], implementation=implementation
+  )
+  a = jax.ShapeDtypeStruct((5, 64, 64), jnp.float32)
+  exported = export.export(
+    jax.jit(f), platforms=[platform], disabled_checks=allowed
+  )(a)
+  assert call in exported.mlir_module()
+  assert exported.out_avals[0].shape == a.shape
+
+
+@pytest.mark.parametrize("form", [lambda f: f, jax.jit, jax.vmap])
+@pytest.mark.parametrize(
+  "implementation, platform", [("tpu", "tpu"), ("gpu", "cuda")]
+)
+def test_an_explicit_back_end_on_a_cpu_is_refused(
+  implementation, platform, form
+):
+  a = jnp.asarray(problem()[0])
+  f = functools.partial(neumann_jax.inverse, implementation=implementation)
+  said = f"implementation='{implementation}' runs on {platform} only, but the"
+  with oracles.refused(ValueError, said + " program is lowered for cpu"):
+    form(f)(a)
+
+
+TENSOR_CORES = "TPU has no float16 products"
+REFUSALS = [
+  ("tpu", 8, InverseSpec(), "chunk size 8 is not one of 16, 32, 64 and 128"),
+  ("gpu", 256, InverseSpec(), "chunk size 256 is not one of"),
+  ("interpret", 8, InverseSpec(), "chunk size 8 is not one of"),
+  ("tpu", 64, InverseSpec("exact"), 'method "exact" has no kernel'),
+  ("gpu", 64, InverseSpec("doubling"), 'method "doubling" has no kernel'),
+  ("tpu", 64, InverseSpec(precision="float16"), TENSOR_CORES),
+  ("gpu", 16, SPECS["int8"], "int8 products on a GPU need a chunk size of"),
+]
+
+
+@pytest.mark.parametrize("implementation, chunk_size, spec, reason", REFUSALS)
+def test_refusals_by_name(implementation, chunk_size, spec, reason):
+  a = jax.ShapeDtypeStruct((chunk_size, chunk_size), jnp.float32)
+  said = f"implementation='{implementation}' cannot run: .*{reason}"
+  with oracles.refused(ValueError, said):
+    jax.eval_shape(
+      functools.partial(
+        neumann_jax.inverse, spec=spec, implementation=implementation
+      ),
+      a,
+    )
+  # "auto" takes XLA for the same request.
+  found = neumann_jax.inverse(jnp.zeros(a.shape), spec)
+  chex.assert_trees_all_equal(found, jnp.eye(chunk_size))
+
+
+@pytest.mark.parametrize("bits", [None, 12, "8"])
+def test_an_integer_spec_without_bits_is_refused(bits):
+  with oracles.refused(ValueError, "bits must be 4, 8 or 16, got"):
+    InverseSpec(quant=QuantSpec(bits=bits, integer=True))
+
+
+def test_auto_logs_a_fallback_once(caplog):
+  spec = InverseSpec(precision="tf32")
+  dispatch._log_fallback.cache_clear()
+  a = jnp.asarray(problem()[0])
+  with caplog.at_level(logging.INFO, logger="absl"):
+    for _ in range(2):
+      neumann_jax.inverse(a, spec)
+  said = [r.getMessage() for r in caplog.records if "takes XLA" in r.message]
+  assert said == [
+    "implementation 'auto' takes XLA on a tpu: a TPU has no tf32 products, "
+    "only bfloat16 and float32"
+  ]

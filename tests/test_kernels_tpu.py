@@ -1,0 +1,306 @@
+"""The TPU kernels: their bodies interpreted, and compiled for every kind."""
+
+import functools
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.experimental.pallas import tpu as pltpu
+
+import neumann_jax
+from experiments import key_families
+from neumann_jax import InverseSpec, QuantSpec, reference
+from neumann_jax.kernels import tpu
+from tests import oracles
+
+# pallas has two interpreters: the body as plain XLA, and a simulated TPU
+# whose memory holds NaN until it is written.
+INTERPRETERS = {"plain": True, "simulated": pltpu.InterpretParams()}
+FORMS = {
+  "float32": {},
+  "bfloat16": {"precision": "bfloat16"},
+  "int8": {"quant": QuantSpec(8, "dynamic", integer=True)},
+  "int16": {"quant": QuantSpec(16, "dynamic", integer=True)},
+}
+METHODS = {
+  "ladder": {},
+  "newton": {"order": 3},
+  "banded": {"order": 3, "residual_steps": 16, "mask_every_step": True},
+}
+COUNT = len(key_families.FAMILIES)
+
+
+@functools.cache
+def problem(chunk_size):
+  """A [2 families + 3, C, C] with garbage on and above the diagonal; inverses.
+
+  The first matrices have beta <= 1, the others beta <= 2: a batch that is no
+  multiple of a block of any kernel.
+  """
+  rows = []
+  for beta in (1.0, 2.0):
+    for i, family in enumerate(key_families.FAMILIES):
+      draw = functools.partial(
+        key_families.draw, family, chunk_size=chunk_size, seed=3
+      )
+      count = 2 if beta == 2 and i < 3 else 1
+      rows.append(draw(count=count, beta=(0.6 * beta, beta), decay=0.01 * i).a)
+  a = np.float32(np.concatenate(rows))
+  garbage = np.array([np.nan, np.inf, -np.inf], np.float32)
+  garbage = np.resize(garbage, a.shape)
+  upper = np.triu(np.ones(a.shape[1:], bool))
+  return np.where(upper, garbage, a), key_families.exact_inverse(a)
+
+
+def kernel(a, spec, bound=None, interpreter="plain"):
+  interpret = INTERPRETERS[interpreter]
+  form = oracles.quick_jit(
+    lambda a, b: tpu.invert(a, spec, b, interpret=interpret)
+  )
+  return np.asarray(form(jnp.asarray(a), bound))
+
+
+def by_reference(a, spec, bound=None):
+  form = oracles.quick_jit(lambda a, b: reference.invert(a, spec, b))
+  return np.asarray(form(jnp.asarray(a), bound))
+
+
+def limits(form, refine=0):
+  """Largest relative error by matrix: twice the design's."""
+  one, two = oracles.DESIGN_TABLE[refine], oracles.DESIGN_TABLE_BETA_2
+  if form == "float32":
+    one, two = {form: oracles.FLOAT32_INVERSE / 2}, two
+  # A refined int8 or bfloat16 inverse squares the error of the plain one.
+  by_beta = one[form], two[form] if not refine else 20 * one[form]
+  return 2 * np.repeat(by_beta, (COUNT, COUNT + 3))
+
+
+def check(chunk_size, spec, form, interpreter="plain"):
+  a, truth = problem(chunk_size)
+  found = kernel(a, spec, interpreter=interpreter)
+  error = key_families.relative_error(found, truth)
+  assert (error <= limits(form, spec.refine)).all(), error
+  eye = np.broadcast_to(np.eye(chunk_size, dtype=np.float32), found.shape)
+  chex.assert_trees_all_equal(np.triu(found), eye)
+  want = by_reference(a, spec)
+  if form.startswith("int"):
+    chex.assert_trees_all_equal(found, want)
+  else:
+    apart = key_families.relative_error(found, want.astype(np.float64))
+    assert (apart <= limits(form, spec.refine)).all(), apart
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("method", METHODS)
+def test_kernel_is_the_reference(method, form):
+  check(16, InverseSpec(method, **METHODS[method], **FORMS[form]), form)
+
+
+@pytest.mark.parametrize("integer", [True, False])
+@pytest.mark.parametrize("scale", ["envelope", "dynamic"])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_integers_are_bit_identical(bits, scale, integer):
+  a, _ = problem(16)
+  bound = jnp.linspace(1.0, 2.0, len(a))[:, None, None]
+  spec = InverseSpec(quant=QuantSpec(bits, scale, integer=integer))
+  found = kernel(a, spec, bound, "simulated")
+  chex.assert_trees_all_equal(found, by_reference(a, spec, bound))
+
+
+@pytest.mark.parametrize("form", ["int8", "float32"])
+def test_generic_kernel_on_the_simulated_tpu(form):
+  check(16, InverseSpec("newton", **FORMS[form]), form, "simulated")
+
+
+@pytest.mark.parametrize(
+  "chunk_size, form, refine, interpreter",
+  [
+    (64, "bfloat16", 0, "simulated"),
+    (64, "float32", 0, "plain"),
+    (64, "bfloat16", 1, "plain"),
+    (32, "float32", 1, "simulated"),
+  ],
+)
+def test_ladder(chunk_size, form, refine, interpreter):
+  spec = InverseSpec(refine=refine, **FORMS[form])
+  check(chunk_size, spec, form, interpreter)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("interpreter", INTERPRETERS)
+@pytest.mark.parametrize("refine", [0, 1])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("chunk_size", [32, 64])
+def test_every_kernel_is_the_reference(
+  chunk_size, method, form, refine, interpreter
+):
+  spec = InverseSpec(method, refine=refine, **METHODS[method], **FORMS[form])
+  check(chunk_size, spec, form, interpreter)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_ladder_at_128(form):
+  a, truth = problem(128)
+  found = kernel(a, InverseSpec(**FORMS[form]))
+  # Twice the size of the design's table: one level more.
+  error = key_families.relative_error(found, truth)
+  assert (error <= 2 * limits(form)).all(), error
+
+
+def test_blocks_of_the_ladder_do_not_matter(monkeypatch):
+  """Three steps whose last is half empty, or all matrices in one."""
+  a = np.concatenate([problem(16)[0]] * 2)
+  whole = kernel(a, InverseSpec(precision="bfloat16"))
+  monkeypatch.setitem(tpu.LADDER_BLOCK, "bfloat16", 16)
+  for interpreter in INTERPRETERS:
+    cut = kernel(a, InverseSpec(precision="bfloat16"), interpreter=interpreter)
+    chex.assert_trees_all_equal(cut, whole)
+
+
+@pytest.mark.parametrize("form", ["bfloat16", "float32"])
+def test_matrices_that_share_lanes_never_mix(form):
+  spec = InverseSpec(**FORMS[form])
+  a = problem(32)[0][:5]
+  spoilt = a.copy()
+  spoilt[2, 20, 3], spoilt[2, 9, 2] = np.nan, np.inf
+  form = oracles.quick_jit(lambda a: tpu.invert(a, spec, interpret=True))
+  found, clean = np.array(form(spoilt)), np.array(form(a))
+  assert not np.isfinite(found[2]).all()
+  found[2] = clean[2]
+  chex.assert_trees_all_equal(found, clean)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("method", ["ladder", "newton"])
+def test_narrow_input_and_output(method, dtype):
+  narrow = jnp.asarray(problem(16)[0][:6], dtype).reshape(2, 1, 3, 16, 16)
+  found = kernel(narrow, InverseSpec(method))
+  assert found.dtype == dtype and found.shape == narrow.shape
+  wide = np.asarray(narrow.astype(jnp.float32)).reshape(-1, 16, 16)
+  truth = key_families.exact_inverse(wide)
+  found = found.reshape(-1, 16, 16).astype(np.float64)
+  # One rounding of the result: half the distance between neighbours.
+  limit = float(jnp.finfo(dtype).eps) / 2 + oracles.FLOAT32_INVERSE
+  assert key_families.relative_error(found, truth).max() <= limit
+
+
+def test_a_single_matrix():
+  a, truth = problem(16)
+  found = kernel(a[0], InverseSpec(), interpreter="simulated")
+  error = key_families.relative_error(found, truth[0])
+  assert error <= oracles.FLOAT32_INVERSE
+
+
+# --- Compiled without a TPU, by libtpu ---------------------------------------
+
+KINDS = {
+  "v5e": "v5e:2x2",
+  "v6e": "v6e:2x2",
+  "v5p": "v5p:2x2x1",
+  "7x": "tpu7x:2x2x1",
+}
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+INT8, INT16 = (
+  InverseSpec(quant=QuantSpec(bits, "envelope", integer=True))
+  for bits in (8, 16)
+)
+BFLOAT16 = InverseSpec(precision="bfloat16")
+# name: spec and the shape of A.
+COMPILED = {
+  "ladder bfloat16": (BFLOAT16, (20, 64, 64)),
+  "ladder float32": (InverseSpec(), (2, 4, 64, 64)),
+  "ladder refined": (InverseSpec(refine=1), (3, 32, 32)),
+  "ladder 16": (BFLOAT16, (5, 16, 16)),
+  "ladder 128": (BFLOAT16, (4, 128, 128)),
+  "newton": (InverseSpec("newton"), (9, 64, 64)),
+  "banded": (InverseSpec("banded", precision="bfloat16"), (9, 64, 64)),
+  "int8": (INT8, (9, 64, 64)),
+  "int16": (INT16, (9, 64, 64)),
+}
+# The full blocks, which must fit the vector memory of every kind.
+COMPILED_SLOWLY = {
+  f"{form} {c} refine={r} {dtype}": (
+    InverseSpec(refine=r, **FORMS[form]),
+    (256, c, c),
+    dtype,
+  )
+  for form in ("bfloat16", "float32")
+  for c in (16, 32, 64, 128)
+  for r in (0, 1)
+  for dtype in ("float32", "bfloat16")
+} | {
+  f"{method} {form} {c}": (
+    InverseSpec(method, refine=1, **FORMS[form]),
+    (16, c, c),
+  )
+  for method in METHODS
+  for form in FORMS
+  for c in (16, 32, 64, 128)
+}
+
+
+def compile_all(topology, name):
+  """Prints what became of every case: runs in a process of its own."""
+  device = topologies.get_topology_desc(topology, "tpu").devices[0]
+  sharding = jax.sharding.SingleDeviceSharding(device)
+  said = {}
+  for case, (spec, shape, *dtype) in globals()[name].items():
+    a = jax.ShapeDtypeStruct(shape, *(dtype or ["float32"]), sharding=sharding)
+    form = functools.partial(
+      neumann_jax.inverse, spec=spec, implementation="tpu"
+    )
+    try:
+      text = jax.jit(form).lower(a).compile().as_text()
+      said[case] = "" if "neumann_" in text else "no kernel in the program"
+    except Exception as error:
+      said[case] = str(error)[:500]
+  print(json.dumps(said))
+
+
+def compiled(kind, name):
+  """Case to why it did not compile, "" if it did."""
+  if importlib.util.find_spec("libtpu") is None:
+    pytest.skip("needs the compiler of the extra `tpu`, libtpu")
+  code = (
+    "from tests import test_kernels_tpu as t; "
+    f"t.compile_all({KINDS[kind]!r}, {name!r})"
+  )
+  env = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # other tests compile beside this one
+  }
+  run = subprocess.run(
+    [sys.executable, "-c", code],
+    cwd=ROOT,
+    env=env,
+    capture_output=True,
+    text=True,
+  )
+  assert run.returncode == 0, run.stderr[-2000:]
+  return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiles_for_every_kind_of_tpu(kind):
+  assert compiled(kind, "COMPILED") == dict.fromkeys(COMPILED, "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_full_blocks_compile_for_every_kind_of_tpu(kind):
+  found = compiled(kind, "COMPILED_SLOWLY")
+  assert found == dict.fromkeys(COMPILED_SLOWLY, "")
