@@ -9,7 +9,8 @@ without a GPU one sentence says so.
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 
@@ -144,7 +145,7 @@ def inverse_speed(settings: Settings, run: record.Run) -> None:
     )
     return
   run.environment["versions"] |= gpu_rivals.versions()
-  parts = {
+  parts: dict[str, tuple[Callable[..., Iterator[Any]], tuple[str, ...]]] = {
     "inverse": (speed_parts.inverse_part, settings.specs),
     "stage": (speed_stage.stage_part, settings.stage_specs),
     "sweep": (speed_sweep.sweep_part, settings.sweep_specs),
@@ -155,8 +156,9 @@ def inverse_speed(settings: Settings, run: record.Run) -> None:
   with Progress(total, label="inverse_speed") as tick:
     for name in settings.parts:
       measure, names = parts[name]
-      found[name] = measure(settings, settings.cases(names), tick)
-      for row in found[name]:
+      found[name] = []
+      for row in measure(settings, settings.cases(names), tick):
+        found[name].append(row)
         run.write(name, row._asdict())
   report = speed_report.build(found, settings, run.environment)
   print(speed_tables.closing(found, settings))

@@ -6,7 +6,7 @@ easy numbers.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -136,7 +136,9 @@ def errors(found: Base, t: jax.Array) -> tuple[float, float]:
   return float(relative[: m // 2].max()), float(relative[m // 2 :].max())
 
 
-def inverse_part(settings: Any, cases: Sequence[Case], tick: Tick) -> list:
+def inverse_part(
+  settings: Any, cases: Sequence[Case], tick: Tick
+) -> Iterator[InverseRow]:
   """Times the copies, fla and every case on the same buffers.
 
   Args:
@@ -144,8 +146,8 @@ def inverse_part(settings: Any, cases: Sequence[Case], tick: Tick) -> list:
     cases: what to time.
     tick: called before each.
 
-  Returns:
-    One `InverseRow` each: the copies, fla, the cases in their order.
+  Yields:
+    One row each: the copies, fla, the cases in their order.
   """
   tick("inverse: drawing")
   found = base(settings.seed, settings.draws, settings.chunk_size)
@@ -159,26 +161,23 @@ def inverse_part(settings: Any, cases: Sequence[Case], tick: Tick) -> list:
     )
     for c in cases
   ]
-  rows, known = [], {}
+  known = {}
   for job in [*_rivals(found, sets, settings.chunk_size, time), *ours]:
     tick(f"inverse: {job.name}")
     timing, judged, note = gpu_timing.run(job)
     known[job.name] = timing
-    rows.append(
-      InverseRow(
-        name=job.name,
-        implementation=job.implementation,
-        matrices=settings.count,
-        chunk_size=settings.chunk_size,
-        device=device_name(),
-        to_copy=gpu_timing.ratio(timing, known[COPY]),
-        to_fla=gpu_timing.ratio(timing, known.get(FLA)),
-        note=note,
-        **gpu_timing.columns(timing),
-        **dict.fromkeys(_JUDGED) | judged,
-      )
+    yield InverseRow(
+      name=job.name,
+      implementation=job.implementation,
+      matrices=settings.count,
+      chunk_size=settings.chunk_size,
+      device=device_name(),
+      to_copy=gpu_timing.ratio(timing, known[COPY]),
+      to_fla=gpu_timing.ratio(timing, known.get(FLA)),
+      note=note,
+      **gpu_timing.columns(timing),
+      **dict.fromkeys(_JUDGED) | judged,
     )
-  return rows
 
 
 _JUDGED = ("error_beta_1", "error_beta_2", "nonfinite")

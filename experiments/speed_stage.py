@@ -1,7 +1,7 @@
 """The stage k, v, log_decay, beta -> u, w of the speed study, beside fla's."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -150,7 +150,7 @@ def judge(
 
 def stage_part(
   settings: Any, cases: Sequence[Case], tick: Tick
-) -> list[StageRow]:
+) -> Iterator[StageRow]:
   """Times a copy, fla's stage and every case on the same buffers.
 
   Args:
@@ -158,7 +158,7 @@ def stage_part(
     cases: specs of the inverse inside the stage.
     tick: called before each.
 
-  Returns:
+  Yields:
     One row each: the copy of k, the byte limit, fla, the cases.
   """
   tick("stage: drawing")
@@ -173,28 +173,23 @@ def stage_part(
   tick("stage: copy")
   copy = time(jax.jit(jnp.copy), [(x.k,) for x in sets])
   limit = limit_ms(sets[0], copy)
-  rows = [
-    _row(settings, f"{COPY} of k", "xla", **gpu_timing.columns(copy)),
-    _row(settings, LIMIT, "bytes", median_ms=limit, to_limit=1.0),
-  ]
+  yield _row(settings, f"{COPY} of k", "xla", **gpu_timing.columns(copy))
+  yield _row(settings, LIMIT, "bytes", median_ms=limit, to_limit=1.0)
   rival: Timing | None = None
   for job in _jobs(sets, cases, settings.chunk_size, time):
     tick(f"stage: {job.name}")
     timing, judged, note = gpu_timing.run(job)
     rival = timing if job.name == FLA else rival
-    rows.append(
-      _row(
-        settings,
-        job.name,
-        job.implementation,
-        to_limit=None if timing is None else timing.median_ms / limit,
-        to_fla=gpu_timing.ratio(timing, rival),
-        note=note,
-        **gpu_timing.columns(timing),
-        **judged,
-      )
+    yield _row(
+      settings,
+      job.name,
+      job.implementation,
+      to_limit=None if timing is None else timing.median_ms / limit,
+      to_fla=gpu_timing.ratio(timing, rival),
+      note=note,
+      **gpu_timing.columns(timing),
+      **judged,
     )
-  return rows
 
 
 def _shape(settings: Any) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """How often each inverse overflows, over a million matrices of all families."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -41,7 +41,9 @@ class SweepRow(NamedTuple):
   note: str
 
 
-def sweep_part(settings: Any, cases: Sequence[Case], tick: Tick) -> list:
+def sweep_part(
+  settings: Any, cases: Sequence[Case], tick: Tick
+) -> Iterator[SweepRow]:
   """Counts entries that are not finite over at least `sweep_count` matrices.
 
   Blocks have the timed part's shape, so that nothing is compiled twice; every
@@ -52,29 +54,25 @@ def sweep_part(settings: Any, cases: Sequence[Case], tick: Tick) -> list:
     cases: what to count.
     tick: called before each.
 
-  Returns:
-    Two `SweepRow` a case, one for each range of SWEPT_BETAS.
+  Yields:
+    Two rows a case, one for each range of SWEPT_BETAS.
   """
-  rows = []
   for case in cases:
     tick(f"sweep: {case.name}")
     job = functools.partial(_sweep, settings, case)
     result, note = gpu_timing.attempt(job)
     for i, beta in enumerate(SWEPT_BETAS):
       matrices, bad = result[i] if result else (0, None)
-      rows.append(
-        SweepRow(
-          case.name,
-          case.implementation,
-          f"{beta[0]:g} to {beta[1]:g}",
-          matrices,
-          bad,
-          not case.paper,
-          device_name(),
-          note,
-        )
+      yield SweepRow(
+        case.name,
+        case.implementation,
+        f"{beta[0]:g} to {beta[1]:g}",
+        matrices,
+        bad,
+        not case.paper,
+        device_name(),
+        note,
       )
-  return rows
 
 
 def _sweep(settings: Any, case: Case) -> list[tuple[int, int]]:

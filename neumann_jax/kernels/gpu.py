@@ -3,7 +3,9 @@
 One program inverts one matrix, cut into tiles; those above the diagonal are
 never read. One warp with 16-wide tiles is fastest up to C = 64. int8 products
 contract 32 entries at least and C = 128 does not fit the registers of a warp:
-both take 32-wide tiles and four warps.
+both take 32-wide tiles and four warps. The banded form that masks every step
+has no zero tiles to skip, and its thirty products of small tiles take minutes
+to compile: it runs on whole matrices.
 """
 
 import functools
@@ -82,6 +84,8 @@ def invert(
 
 def _launch(spec: InverseSpec, c: int) -> tuple[int, int]:
   """Width of a tile and warps a program: the fastest of those measured."""
+  if spec.mask_every_step:
+    return min(c, 64), 4
   wide = c == 128 or formats.operand_kind(spec) == "int8"
   return (32, 4) if wide else (16, 1)
 

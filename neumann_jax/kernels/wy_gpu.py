@@ -116,15 +116,14 @@ def _kernel(
 
 
 def _matrix(k, beta, prefix, total, unit) -> Tiles:
-  """A_ij = beta_i <k_i, k_j> 2^(G_i - G_j); its upper triangle is arbitrary."""
+  """A_ij = beta_i <k_i, k_j> 2^(G_i - G_j); arbitrary above its diagonal."""
   a: Tiles = {}
   for i, x in enumerate(k):
     row = beta[i] * jnp.exp2(prefix[i])
     for j, y in enumerate(k[: i + 1]):
       gram = unit(x, y.T, formats.kind_of(x))  # [16, 16]
       if i == j:
-        exponent = prefix[i][:, None] - prefix[i][None, :]
-        decay = jnp.exp2(jnp.minimum(exponent, 0.0))
+        decay = jnp.exp2(prefix[i][:, None] - prefix[i][None, :])
         a[i, j] = gram * decay * beta[i][:, None]
       else:
         # Exponents of different tiles only ever add: nothing cancels.
