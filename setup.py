@@ -10,6 +10,9 @@ VERSION = re.search(
   r'__version__ = "([^"]+)"', (ROOT / "neumann_jax/__init__.py").read_text()
 ).group(1)
 
+# The TPU compiler, which needs no TPU: kernels are compiled by the tests.
+LIBTPU = 'jax[tpu]>=0.10,<0.13; sys_platform == "linux" and '
+LIBTPU += 'platform_machine == "x86_64"'
 PLOTS = ["matplotlib>=3.8", "scikit-image>=0.24", "scikit-learn>=1.4"]
 
 setuptools.setup(
@@ -43,6 +46,7 @@ setuptools.setup(
     "plots": PLOTS,
     "test": [
       *PLOTS,
+      LIBTPU,
       "mypy>=2.4,<3",
       "nbformat>=5.10",
       "pytest>=8.0",
@@ -51,7 +55,7 @@ setuptools.setup(
       "ruff>=0.17,<0.18",
     ],
     "hf": ["safetensors>=0.5"],
-    "tpu": ["jax[tpu]>=0.10,<0.13"],
+    "tpu": [LIBTPU],
     "cuda": ["jax[cuda13]>=0.10,<0.13"],
   },
   classifiers=[

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from neumann_jax.kernels import body
@@ -59,6 +60,11 @@ def _finish(pieces: Pieces) -> None:
 
 def _iota(shape: tuple[int, int], axis: int) -> jax.Array:
   return lax.broadcasted_iota(jnp.int32, shape, axis)
+
+
+def _where(keep: jax.Array, value: float) -> jax.Array:
+  """`value` or 0 in float32, also where wider types are enabled."""
+  return jnp.where(keep, np.float32(value), np.float32(0))
 
 
 def _load(a_ref, at: int, row: int, size: int) -> jax.Array:
@@ -110,7 +116,7 @@ def _start(a_ref, group: range, out: list[jax.Array]) -> Pieces:
     own = (lane & ~7) + k
     return jnp.stack([jnp.take_along_axis(x, own, axis=1) for x in parts])
 
-  eye = jnp.where(lane & 7 == row, 1.0, 0.0)
+  eye = _where(lane & 7 == row, 1.0)
   top = bottom = jnp.broadcast_to(eye, (c // 16, 8, width))
   corner = jnp.zeros_like(top)  # rows 8 to 15, columns 0 to 7
   kept = {}
@@ -193,7 +199,7 @@ def _join(
     right.append(jnp.concatenate([y for pair in parts for y in pair], 0))
   product = [dot(x, y) for x, y in zip(left, right)]
   yield
-  sign = [jnp.where(block == b, -1.0, 0.0) for b in evens]
+  sign = [_where(block == b, -1.0) for b in evens]
   right = []
   for x in product:
     parts = [(zero, x * s) for s in sign]
@@ -213,7 +219,7 @@ def _refine(
   """X + X R with R = I - X - A X, as the generic body refines."""
   c = a_ref.shape[-1]
   row, lane = _iota((c, c), 0), _iota((c, c), 1)
-  eye = jnp.where(row == lane, 1.0, 0.0)
+  eye = _where(row == lane, 1.0)
   residuals = []
   for i, at in enumerate(group):
     a = jnp.where(row > lane, _load(a_ref, at, 0, c), 0.0)
