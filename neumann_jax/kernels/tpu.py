@@ -45,6 +45,7 @@ def invert(
   spec: InverseSpec,
   bound: jax.Array | None = None,
   *,
+  block: int | None = None,
   interpret: bool | pltpu.InterpretParams = False,
 ) -> jax.Array:
   """T = (I + A)^-1 as `reference.invert`, in one kernel.
@@ -59,21 +60,24 @@ def invert(
     spec: which method, in which arithmetic.
     bound: [..., 1, 1] or scalar, the largest entry of the envelope; 1 when
       None.
+    block: matrices a grid step; None is the best of those compiled.
     interpret: True or InterpretParams runs the body on the CPU instead.
 
   Returns:
     [..., C, C] of a's dtype.
   """
   if a.dtype not in (jnp.float32, jnp.bfloat16):
-    wide = invert(a.astype(jnp.float32), spec, bound, interpret=interpret)
+    wide = invert(
+      a.astype(jnp.float32), spec, bound, block=block, interpret=interpret
+    )
     return wide.astype(a.dtype)
   lead, c = a.shape[:-2], a.shape[-1]
   spec = resolve(spec, c)
   a = a.reshape(-1, c, c)
   fast = spec.method == "ladder" and spec.quant is None
-  block = min(BLOCK, a.shape[0])
-  if fast:
+  if block is None and fast:
     block = _ladder_block(a.shape[0], LADDER_BLOCK[spec.precision])
+  block = min(block or BLOCK, a.shape[0])
   in_specs = [pl.BlockSpec((block, c, c), lambda n: (n, 0, 0))]
   arrays = [a]
   if spec.quant is not None and spec.quant.scale == "envelope":

@@ -1,0 +1,117 @@
+"""Schedules read from dumps, the rivals' arithmetic, and the command."""
+
+import importlib.util
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import (
+  key_families,
+  runner,
+  tpu_cycles,
+  tpu_kernels,
+  tpu_rivals,
+  tpu_schedule,
+)
+from tests import oracles
+
+SLOTS = """== CAPACTIY:
+MXU, XLU, VALU
+4 3 4
+== UTILIZATION:
+0 0 2
+4 0 4
+0 0 0
+"""
+
+
+def test_slots_by_unit():
+  capacity, used = tpu_schedule.slot_use(SLOTS)
+  assert capacity == {"MXU": 4, "XLU": 3, "VALU": 4}
+  assert [row["VALU"] for row in used] == [2, 4, 0]
+
+
+@pytest.mark.parametrize("text", ["", "== UTILIZATION:\n1 2\n"])
+def test_slots_that_cannot_be_read_are_refused(text):
+  with oracles.refused(tpu_schedule.ScheduleError, "slots in use cannot be"):
+    tpu_schedule.slot_use(text)
+
+
+def test_total_of_bundles():
+  text = "Schedule analysis:\n\ttotal scheduled bundles:    214\n"
+  assert tpu_schedule.total_bundles(text) == 214
+  with oracles.refused(tpu_schedule.ScheduleError, "states no total"):
+    tpu_schedule.total_bundles("nothing")
+
+
+@pytest.mark.parametrize("rival", ["rows_in_lanes", "batch_in_lanes"])
+def test_rivals_are_right(rival):
+  """C = 16: the same code, compiled in seconds."""
+  a = np.concatenate(
+    [
+      key_families.draw(f, seed=0, count=1, chunk_size=16, beta=(0.6, 1.0)).a
+      for f in key_families.FAMILIES
+    ]
+  )
+  call = getattr(tpu_rivals, rival)
+  found = np.asarray(call(jnp.asarray(a, jnp.float32), 8, interpret=True))
+  truth = key_families.exact_inverse(a)
+  error = key_families.relative_error(found, truth).max()
+  assert error <= oracles.FLOAT32_INVERSE
+
+
+@pytest.mark.parametrize(
+  "override, sentence",
+  [
+    ("kinds=('v4',)", "kinds must be among v5e; v5p; v6e; 7x, got 'v4'"),
+    ("kernels=('fast',)", "kernels must be among ladder bfloat16;"),
+    ("batches=(12,)", "batches must be multiples of 8"),
+    ("draws=0", "draws must be at least 1, got 0"),
+  ],
+)
+def test_refusals(override, sentence, tmp_path, capsys):
+  argv = ["tpu_cycles", f"--config.{override}", f"--workdir={tmp_path / 'run'}"]
+  with pytest.raises(SystemExit) as caught:
+    tpu_cycles.main(argv)
+  assert caught.value.code == 2
+  assert sentence in capsys.readouterr().err
+
+
+def test_without_libtpu_one_sentence(monkeypatch, tmp_path, capsys):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  tpu_cycles.main(
+    [
+      "tpu_cycles",
+      f"--config={runner.CONFIGS / 'tpu_cycles.py'}:debug",
+      f"--workdir={tmp_path / 'run'}",
+    ]
+  )
+  assert "because libtpu is not installed here" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
+)
+def test_debug_form(tmp_path, capsys):
+  tpu_cycles.main(
+    [
+      "tpu_cycles",
+      f"--config={runner.CONFIGS / 'tpu_cycles.py'}:debug",
+      f"--workdir={tmp_path / 'run'}",
+    ]
+  )
+  assert "compiled by libtpu" in capsys.readouterr().out
+  rows = (tmp_path / "run/tpu_cycles.csv").read_text().splitlines()
+  header, ladder, rows_in_lanes = rows
+  column = header.split(",").index("bundles")
+  ours, other = (
+    float(next(iter([part.split(",")[column]])))
+    for part in (
+      ladder,
+      rows_in_lanes.replace('"substitution, rows in lanes"', "r"),
+    )
+  )
+  assert 0 < ours < other
+  assert len(tpu_kernels.NAMES) == 10
