@@ -2,8 +2,8 @@
 
 Command: python -m experiments.tpu_cycles
   --config=configs/tpu_cycles.py:debug takes one kind, one batch, two kernels.
-Time: about 20 minutes on 2 CPU cores; `:debug` 1 minute; at once where libtpu
-is not installed, which one sentence says.
+Time: about an hour on 2 CPU cores, most of it batches of 128; `:debug` 1
+minute; at once where libtpu is not installed, which one sentence says.
 Expected: report.html, whose path is printed last, after a table of scheduled
 bundles a matrix by kernel, kind of TPU and batch. The bfloat16 ladder takes the
 fewest at an error of 2e-2; the paper's own banded form is wrong by more than

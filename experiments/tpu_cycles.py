@@ -60,7 +60,7 @@ class CyclesRow(NamedTuple):
     batch: matrices a grid step.
     bundles: scheduled, a matrix; a loop's as often as it runs.
     to_tokamax: bundles over those of tokamax at the same batch.
-    to_substitution: over row-wise substitution at the same batch.
+    to_substitution: over the better row-wise substitution at the same batch.
     vector: mean part of the vector ALU's slots in use.
     matrix: likewise of the matrix unit's.
     error_beta_1: worst relative error over key families, beta in 0.6 to 1.
@@ -83,12 +83,6 @@ class CyclesRow(NamedTuple):
 
 def tpu_cycles(settings: Settings, run: record.Run) -> None:
   """Compiles everything, writes the table and `report.html`."""
-  if importlib.util.find_spec("libtpu") is None:
-    print(
-      "tpu_cycles: nothing was compiled, because libtpu is not installed here; "
-      "pip install -e '.[tpu]' brings it"
-    )
-    return
   libtpu = importlib.metadata.version("libtpu")
   run.environment["versions"]["libtpu"] = libtpu
   missing = tpu_kernels.reason_without(settings.kernels)
@@ -103,9 +97,9 @@ def tpu_cycles(settings: Settings, run: record.Run) -> None:
     rows = []
     for kind in settings.kinds:
       measured = _compile(kind, settings, tick)
-      rows += [_row(kind, key, measured, errors) for key in measured]
-  for row in rows:
-    run.write("tpu_cycles", row._asdict())
+      for key in measured:
+        rows.append(_row(kind, key, measured, errors))
+        run.write("tpu_cycles", rows[-1]._asdict())
   report = _report(rows, settings, run.environment, libtpu)
   print(_closing(rows, libtpu))
   print(f"report: {report.write(run.folder / 'report.html')}")
@@ -156,9 +150,10 @@ def _row(kind: str, key: tuple, found: Mapping, errors: Mapping) -> CyclesRow:
   kernel, batch = key
   ours = _bundles(found, kernel, batch)
 
-  def ratio(rival: str) -> float | None:
-    other = _bundles(found, rival, batch)
-    return None if ours is None or other is None else ours / other
+  def ratio(*rivals: str) -> float | None:
+    others = [_bundles(found, rival, batch) for rival in rivals]
+    known = [other for other in others if other is not None]
+    return None if ours is None or not known else ours / min(known)
 
   error = [errors[kernel].get(beta) for beta in BETAS]
   said = found[key]
@@ -168,7 +163,7 @@ def _row(kind: str, key: tuple, found: Mapping, errors: Mapping) -> CyclesRow:
     batch,
     ours,
     ratio(TOKAMAX),
-    ratio(SUBSTITUTIONS[0]),
+    ratio(*SUBSTITUTIONS),
     said.get("vector"),
     said.get("matrix"),
     error[0],
@@ -243,7 +238,17 @@ def _closing(rows: Sequence[CyclesRow], libtpu: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Runs the experiment from a command line; see `runner.main`."""
+  """Runs the experiment where libtpu is installed.
+
+  Args:
+    argv: as of `runner.main`.
+  """
+  if importlib.util.find_spec("libtpu") is None:
+    print(
+      "tpu_cycles: nothing was compiled, because libtpu is not installed here; "
+      "pip install -e '.[tpu]' brings it"
+    )
+    return
   runner.main("tpu_cycles", Settings, tpu_cycles, argv)
 
 

@@ -59,8 +59,15 @@ class Resize(Operator):
 
   def svd(self) -> solve.Svd:
     """Kronecker product of the two factors' decompositions."""
-    u_h, s_h, v_h = jnp.linalg.svd(self.rows, full_matrices=False)
-    u_w, s_w, v_w = jnp.linalg.svd(self.columns, full_matrices=False)
+    # As wide as arrays may be: a float32 decomposition is a few roundings off,
+    # how many depends on the machine's LAPACK.
+    widest = jax.dtypes.canonicalize_dtype(jnp.float64)
+    u_h, s_h, v_h = jnp.linalg.svd(
+      self.rows.astype(widest), full_matrices=False
+    )
+    u_w, s_w, v_w = jnp.linalg.svd(
+      self.columns.astype(widest), full_matrices=False
+    )
     return solve.Svd(
       values=(s_h[:, None] * s_w)[..., None],  # [h, w, 1]
       to_right=lambda x: _separable(v_h, v_w, x),
