@@ -34,7 +34,10 @@ def inverse(
     gradient: "implicit" is the derivative of the exact inverse evaluated at
       the computed T, -T^t G T^t; "truncated" is the derivative of what was
       computed, straight-through at every rounding of an operand.
-    implementation: "auto", "tpu", "gpu", "xla" or "interpret".
+    implementation: "auto", "tpu", "gpu", "xla" or "interpret", see
+      `dispatch.invert`. A CPU host exports for one platform at a time;
+      `jax.export` for CUDA needs its check of the Triton custom call
+      disabled, and from jax 0.12 an abstract GPU in `use_abstract_mesh`.
 
   Returns:
     T, [..., C, C] in a's dtype, unit lower triangular. It has reverse-mode

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
+from jax import export
 
 from experiments import key_families
 
@@ -44,6 +45,25 @@ def refused(kind, pattern):
   assert caught.type is kind
   text = str(caught.value)
   assert "\n" not in text and ". " not in text, text
+
+
+# The custom call of a Triton kernel, which `jax.export` does not vouch for.
+GPU_CALL = "__gpu$xla.gpu.triton"
+
+
+def exported(f, platform, *shapes):
+  """What a CPU host exports for "tpu" or "cuda"."""
+  context = contextlib.nullcontext()
+  if platform == "cuda":  # jax 0.12 asks for a device to lower Triton for
+    device = jax.sharding.AbstractDevice("NVIDIA H200", None, "cuda")
+    context = jax.sharding.use_abstract_mesh(
+      jax.sharding.AbstractMesh((), (), abstract_device=device)
+    )
+  allowed = [export.DisabledSafetyCheck.custom_call(GPU_CALL)]
+  with context:
+    return export.export(
+      jax.jit(f), platforms=[platform], disabled_checks=allowed
+    )(*shapes)
 
 
 # --- Chunk inverse -----------------------------------------------------------

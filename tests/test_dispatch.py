@@ -8,15 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import export, lax
+from jax import lax
 from jax.sharding import PartitionSpec as P
 
 import neumann_jax
 from experiments import key_families
 from neumann_jax import InverseSpec, QuantSpec, dispatch
 from tests import oracles
-
-GPU_CALL = "__gpu$xla.gpu.triton"
 
 
 @functools.cache
@@ -91,20 +89,17 @@ SPECS = {
   [
     ("tpu", "tpu", "tpu_custom_call"),
     ("tpu", "auto", "tpu_custom_call"),
-    ("cuda", "gpu", GPU_CALL),
-    ("cuda", "auto", GPU_CALL),
+    ("cuda", "gpu", oracles.GPU_CALL),
+    ("cuda", "auto", oracles.GPU_CALL),
   ],
 )
 def test_export_from_a_cpu_host(platform, implementation, call, spec):
   """The kernel is in what a CPU host exports for another platform."""
-  allowed = [export.DisabledSafetyCheck.custom_call(GPU_CALL)]
   f = functools.partial(
     neumann_jax.inverse, spec=SPECS[spec], implementation=implementation
   )
   a = jax.ShapeDtypeStruct((5, 64, 64), jnp.float32)
-  exported = export.export(
-    jax.jit(f), platforms=[platform], disabled_checks=allowed
-  )(a)
+  exported = oracles.exported(f, platform, a)
   assert call in exported.mlir_module()
   assert exported.out_avals[0].shape == a.shape
 
