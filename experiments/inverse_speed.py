@@ -8,7 +8,6 @@ without a GPU one sentence says so.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -27,6 +26,7 @@ from experiments import (
   speed_tables,
 )
 from experiments.progress import Progress
+from experiments.report import shown
 from neumann_jax.spec import check_chunk_size
 
 PARTS = ("inverse", "stage", "sweep")
@@ -162,13 +162,7 @@ def inverse_speed(settings: Settings, run: record.Run) -> None:
         run.write(name, row._asdict())
   report = speed_report.build(found, settings, run.environment)
   print(speed_tables.closing(found, settings))
-  print(f"report: {_shown(report.write(run.folder / 'report.html'))}")
-
-
-def _shown(path: pathlib.Path) -> str:
-  """The path from here where it is below, else in full."""
-  here, full = pathlib.Path.cwd(), path.resolve()
-  return str(full.relative_to(here) if full.is_relative_to(here) else full)
+  print(f"report: {shown(report.write(run.folder / 'report.html'))}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

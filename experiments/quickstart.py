@@ -6,7 +6,6 @@ Settings: `configs/quickstart.py`. The last line printed names the report.
 """
 
 import dataclasses
-import pathlib
 
 from experiments import (
   bounds_report,
@@ -51,7 +50,7 @@ def quickstart(settings: Settings, run: record.Run) -> None:
     _inverse(settings.inverse, run, report, tick)
     _restoration(settings.restoration, run, report, tick)
   path = report.write(run.folder / "report.html")
-  print(f"report: {_shown(path)}")
+  print(f"report: {reports.shown(path)}")
 
 
 def _inverse(
@@ -115,13 +114,6 @@ def _summary(run: record.Run) -> str:
     "repeat it stands in `environment.json` beside this file, every number in "
     "the `.jsonl` and `.csv` tables."
   )
-
-
-def _shown(path: pathlib.Path) -> str:
-  """The path from here where it is below, else in full."""
-  here = pathlib.Path.cwd()
-  full = path.resolve()
-  return str(full.relative_to(here) if full.is_relative_to(here) else full)
 
 
 if __name__ == "__main__":

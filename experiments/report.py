@@ -199,6 +199,12 @@ def render(picture: Any, kind: str) -> bytes:
   return buffer.getvalue()
 
 
+def shown(path: pathlib.Path) -> str:
+  """The path from here where it is below, else in full."""
+  here, full = pathlib.Path.cwd(), path.resolve()
+  return str(full.relative_to(here) if full.is_relative_to(here) else full)
+
+
 def short(value: float) -> str:
   """A number to two significant digits, in powers of ten where it is far."""
   if math.isnan(value):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from experiments import record, runner, tpu_kernels, tpu_schedule
 from experiments.inverse_study import InverseSettings
 from experiments.progress import Progress
-from experiments.report import Report
+from experiments.report import Report, shown
 from experiments.tpu_kernels import BETAS, SUBSTITUTIONS, TOKAMAX
 
 
@@ -102,7 +102,7 @@ def tpu_cycles(settings: Settings, run: record.Run) -> None:
         run.write("tpu_cycles", rows[-1]._asdict())
   report = _report(rows, settings, run.environment, libtpu)
   print(_closing(rows, libtpu))
-  print(f"report: {report.write(run.folder / 'report.html')}")
+  print(f"report: {shown(report.write(run.folder / 'report.html'))}")
 
 
 def _check_names(

@@ -16,7 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from neumann_jax import bounds, chunks, dispatch, operands, platforms
 from neumann_jax.invert import inverse
 from neumann_jax.kernels import wy_gpu, wy_tpu
-from neumann_jax.spec import InverseSpec, check_chunk_size, resolve
+from neumann_jax.spec import InverseSpec, resolve
 
 _KERNELS = {"tpu": wy_tpu, "gpu": wy_gpu}
 # exp of it is 0 in float32, and sums of it within a chunk stay finite.
@@ -80,7 +80,6 @@ def check(
   v: jax.Array,
 ) -> None:
   """Raises ValueError unless the fused computation can run."""
-  check_chunk_size(chunk_size)
   dispatch.check_name(implementation)
   spec = resolve(spec, chunk_size)
   if implementation in ("auto", "xla"):

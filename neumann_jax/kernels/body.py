@@ -16,6 +16,9 @@ from neumann_jax.spec import InverseSpec
 Product = Callable[[Tiles, Tiles], Tiles]
 
 
+CHUNK_SIZES = (16, 32, 64, 128)
+
+
 class Products(NamedTuple):
   """The products of a method.
 
@@ -32,6 +35,15 @@ class Products(NamedTuple):
   residual: Product
   correction: Product
   rounded: Callable[[Tiles], Tiles]
+
+
+def refusal(spec: InverseSpec, chunk_size: int) -> str | None:
+  """Why no kernel runs `spec`, as a clause; None where a kernel may."""
+  if spec.method in ("exact", "doubling"):
+    return f'method "{spec.method}" has no kernel'
+  if chunk_size not in CHUNK_SIZES:
+    return f"chunk size {chunk_size} is not one of 16, 32, 64 and 128"
+  return None
 
 
 def invert(

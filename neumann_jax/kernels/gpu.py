@@ -22,18 +22,15 @@ from neumann_jax.kernels.formats import Unit
 from neumann_jax.kernels.tiles import Tiles
 from neumann_jax.spec import InverseSpec, resolve
 
-CHUNK_SIZES = (16, 32, 64, 128)
-
 
 def refusal(spec: InverseSpec, chunk_size: int) -> str | None:
   """Why the kernel cannot run `spec`, as a clause, or None if it can."""
-  if spec.method in ("exact", "doubling"):
-    return f'method "{spec.method}" has no kernel'
-  if chunk_size not in CHUNK_SIZES:
-    return f"chunk size {chunk_size} is not one of 16, 32, 64 and 128"
-  if formats.operand_kind(spec) == "int8" and chunk_size < 32:
+  reason = body.refusal(spec, chunk_size)
+  if (
+    reason is None and formats.operand_kind(spec) == "int8" and chunk_size < 32
+  ):
     return "int8 products on a GPU need a chunk size of at least 32, got 16"
-  return None
+  return reason
 
 
 def invert(

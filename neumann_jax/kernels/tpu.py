@@ -18,7 +18,6 @@ from neumann_jax.kernels import body, formats, tpu_ladder
 from neumann_jax.kernels.formats import Unit
 from neumann_jax.spec import InverseSpec, resolve
 
-CHUNK_SIZES = (16, 32, 64, 128)
 # Matrices a grid step, at most.
 BLOCK = 8
 # The same for the ladder, by precision. More groups overlap better: 128 take 10
@@ -32,13 +31,10 @@ VMEM_LIMIT = 50 * 2**20
 
 def refusal(spec: InverseSpec, chunk_size: int) -> str | None:
   """Why the kernel cannot run `spec`, as a clause, or None if it can."""
-  if spec.method in ("exact", "doubling"):
-    return f'method "{spec.method}" has no kernel'
-  if chunk_size not in CHUNK_SIZES:
-    return f"chunk size {chunk_size} is not one of 16, 32, 64 and 128"
-  if spec.precision in ("float16", "tf32"):
+  reason = body.refusal(spec, chunk_size)
+  if reason is None and spec.precision in ("float16", "tf32"):
     return f"a TPU has no {spec.precision} products, only bfloat16 and float32"
-  return None
+  return reason
 
 
 def invert(
