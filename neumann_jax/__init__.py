@@ -15,11 +15,15 @@ cumulative log decay inside the chunk; T = (I + A)^-1.
 from neumann_jax.bounds import certify as certify
 from neumann_jax.bounds import envelope as envelope
 from neumann_jax.cache import Cache as Cache
+from neumann_jax.cache import ModelCache as ModelCache
 from neumann_jax.chunks import ChunkMatrices as ChunkMatrices
 from neumann_jax.chunks import chunk_matrices as chunk_matrices
 from neumann_jax.delta_rule import gated_delta_rule as gated_delta_rule
 from neumann_jax.invert import inverse as inverse
 from neumann_jax.layers import GatedDeltaNet as GatedDeltaNet
+from neumann_jax.model import LanguageModel as LanguageModel
+from neumann_jax.model_config import Execution as Execution
+from neumann_jax.model_config import ModelConfig as ModelConfig
 from neumann_jax.planner import Plan as Plan
 from neumann_jax.planner import plan as plan
 from neumann_jax.quantize import QuantSpec as QuantSpec
@@ -33,8 +37,12 @@ __version__ = "0.1.0"
 __all__ = [
   "Cache",
   "ChunkMatrices",
+  "Execution",
   "GatedDeltaNet",
   "InverseSpec",
+  "LanguageModel",
+  "ModelCache",
+  "ModelConfig",
   "Plan",
   "QuantSpec",
   "certify",

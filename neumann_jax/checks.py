@@ -30,6 +30,23 @@ def check_integers(name: str, array: jax.Array) -> None:
     raise TypeError(f"{name} must be an integer array, got {found}")
 
 
+def check_tokens(tokens: jax.Array, vocab_size: int) -> None:
+  """Raises unless tokens are [B >= 1, T >= 1] integers in [0, vocab_size)."""
+  check_integers("tokens", tokens)
+  if tokens.ndim != 2 or 0 in tokens.shape:
+    raise ValueError(
+      f"tokens must have shape [B >= 1, T >= 1], got {tokens.shape}"
+    )
+  if isinstance(tokens, jax.core.Tracer):
+    return
+  values = np.asarray(tokens)
+  outside = (values < 0) | (values >= vocab_size)
+  if outside.any():
+    raise ValueError(
+      f"tokens must lie in [0, {vocab_size}), got {values[outside].flat[0]}"
+    )
+
+
 def check_gates(beta: jax.Array, log_decay: jax.Array) -> None:
   """Raises ValueError unless beta is in [0, 2] and log_decay at most 0."""
   _check_range("beta", beta, 0.0, 2.0, "lie in [0, 2]")

@@ -1,4 +1,4 @@
-"""The two normalisations of the Gated DeltaNet block."""
+"""The normalisations of the Gated DeltaNet block and of the model around it."""
 
 import jax
 import jax.numpy as jnp
@@ -42,3 +42,30 @@ class GatedRMSNorm(nnx.Module):
     scaled = self.weight[...].astype(x.dtype) * normed
     gated = scaled.astype(jnp.float32) * nnx.silu(gate.astype(jnp.float32))
     return gated.astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+  """x / rms(x) * (1 + weight): the zero-centred norm of Qwen3-Next and 3.5.
+
+  Args:
+    dim: size of the last axis.
+    eps: added to the mean square.
+    param_dtype: of the weight, which starts at 0.
+  """
+
+  def __init__(
+    self,
+    dim: int,
+    *,
+    eps: float = 1e-6,
+    param_dtype: jnp.dtype = jnp.float32,
+  ) -> None:
+    self.eps = eps
+    self.weight = nnx.Param(jnp.zeros(dim, param_dtype))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., dim] -> [..., dim] in x's dtype; everything in float32."""
+    wide = x.astype(jnp.float32)
+    square = jnp.mean(wide**2, axis=-1, keepdims=True)
+    scale = 1.0 + self.weight[...].astype(jnp.float32)
+    return (wide * lax.rsqrt(square + self.eps) * scale).astype(x.dtype)

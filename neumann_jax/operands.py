@@ -98,6 +98,25 @@ def check_hidden(
     raise ValueError(
       f"x must have shape [B, T >= 1, {hidden_size}], got {x.shape}"
     )
+  check_marks(x.shape[:2], segment_ids, mask)
+
+
+def check_marks(
+  shape: tuple[int, ...],
+  segment_ids: jax.Array | None,
+  mask: jax.Array | None,
+) -> None:
+  """Raises unless segment_ids or mask, not both, mark tokens of a shape.
+
+  Args:
+    shape: [B, T] of the tokens.
+    segment_ids: [B, T] integers or None; its values are checked by `check`.
+    mask: [B, T] or None.
+
+  Raises:
+    TypeError: for a mark of the wrong type.
+    ValueError: for a wrong shape, or segment_ids together with mask.
+  """
   if segment_ids is not None and mask is not None:
     raise ValueError(
       "segment_ids and mask exclude each other: give padding a segment of its "
@@ -108,9 +127,9 @@ def check_hidden(
   if mask is not None:
     checks.check_array("mask", mask)
   for name, array in (("segment_ids", segment_ids), ("mask", mask)):
-    if array is not None and array.shape != x.shape[:2]:
+    if array is not None and array.shape != shape:
       raise ValueError(
-        f"{name} must have shape [B, T] = {x.shape[:2]}, got {array.shape}"
+        f"{name} must have shape [B, T] = {shape}, got {array.shape}"
       )
 
 

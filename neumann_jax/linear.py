@@ -1,0 +1,43 @@
+"""The linear map of every block: kernel [in, out], usually without a bias."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+
+def linear(
+  in_features: int,
+  out_features: int,
+  *,
+  rngs: nnx.Rngs,
+  use_bias: bool = False,
+  std: float | None = None,
+  dtype: jnp.dtype = jnp.float32,
+  param_dtype: jnp.dtype = jnp.float32,
+  preferred_element_type: jnp.dtype | None = None,
+) -> nnx.Linear:
+  """An `nnx.Linear` whose float32 products are float32 on every platform.
+
+  Args:
+    in_features: size of the last axis of the input.
+    out_features: of the output.
+    rngs: source of the initial kernel.
+    use_bias: whether a bias is added.
+    std: standard deviation of the kernel; None is in_features^-0.5.
+    dtype: of operands.
+    param_dtype: of the parameters.
+    preferred_element_type: of sums and results; None: dtype.
+  """
+  return nnx.Linear(
+    in_features,
+    out_features,
+    use_bias=use_bias,
+    dtype=dtype,
+    param_dtype=param_dtype,
+    precision=lax.Precision.HIGHEST,
+    preferred_element_type=preferred_element_type,
+    kernel_init=nnx.initializers.normal(
+      in_features**-0.5 if std is None else std
+    ),
+    rngs=rngs,
+  )

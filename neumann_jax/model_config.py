@@ -1,0 +1,228 @@
+"""What a Qwen3.5 or Qwen3-Next text model is, and how it is computed."""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+
+from neumann_jax.spec import InverseSpec
+
+LAYER_TYPES = ("linear_attention", "full_attention")
+REMAT = ("none", "dots", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Architecture of a hybrid text model, by the names of its `config.json`.
+
+  The defaults are a dense model of the Qwen3.5 family at a small width.
+
+  Attributes:
+    vocab_size: rows of the embedding.
+    hidden_size: width of the residual stream.
+    num_hidden_layers: depth.
+    layer_types: "linear_attention" (Gated DeltaNet) or "full_attention" for
+      every layer; empty means every fourth is full attention.
+    intermediate_size: width of a dense feed-forward layer; 0 where there is
+      none.
+    num_attention_heads: query heads of full attention.
+    num_key_value_heads: its key and value heads.
+    head_dim: its width of a head.
+    attention_bias: whether its projections have biases.
+    rope_theta: base of the rotary frequencies.
+    partial_rotary_factor: share of head_dim that is rotated.
+    linear_num_key_heads: Hk of Gated DeltaNet.
+    linear_num_value_heads: Hv.
+    linear_key_head_dim: Dk.
+    linear_value_head_dim: Dv.
+    linear_conv_kernel_dim: W, taps of its short convolution.
+    num_experts: of a sparse feed-forward layer; 0 for a dense model.
+    num_experts_per_tok: experts that see a token.
+    moe_intermediate_size: width of an expert.
+    shared_expert_intermediate_size: width of the expert that sees all tokens.
+    norm_topk_prob: whether the weights of the chosen experts add up to 1.
+    mlp_only_layers: indices of layers that stay dense in a sparse model.
+    decoder_sparse_step: every so many layers one is sparse.
+    rms_norm_eps: of every norm.
+    tie_word_embeddings: whether the embedding is the output matrix too.
+    max_position_embeddings: longest sequence of training; not enforced.
+    initializer_range: standard deviation of fresh weights.
+  """
+
+  vocab_size: int = 256
+  hidden_size: int = 256
+  num_hidden_layers: int = 4
+  layer_types: tuple[str, ...] = ()
+  intermediate_size: int = 768
+  num_attention_heads: int = 4
+  num_key_value_heads: int = 2
+  head_dim: int = 64
+  attention_bias: bool = False
+  rope_theta: float = 1e7
+  partial_rotary_factor: float = 0.25
+  linear_num_key_heads: int = 4
+  linear_num_value_heads: int = 8
+  linear_key_head_dim: int = 32
+  linear_value_head_dim: int = 32
+  linear_conv_kernel_dim: int = 4
+  num_experts: int = 0
+  num_experts_per_tok: int = 0
+  moe_intermediate_size: int = 0
+  shared_expert_intermediate_size: int = 0
+  norm_topk_prob: bool = True
+  mlp_only_layers: tuple[int, ...] = ()
+  decoder_sparse_step: int = 1
+  rms_norm_eps: float = 1e-6
+  tie_word_embeddings: bool = False
+  max_position_embeddings: int = 32768
+  initializer_range: float = 0.02
+
+  def __post_init__(self) -> None:
+    """Fills layer_types in; raises ValueError for what does not fit."""
+    if not self.layer_types:
+      types = tuple(
+        LAYER_TYPES[(i + 1) % 4 == 0] for i in range(self.num_hidden_layers)
+      )
+      object.__setattr__(self, "layer_types", types)
+    self._check_sizes()
+    self._check_layers()
+
+  @property
+  def rotary_dim(self) -> int:
+    """Components of a head that are rotated."""
+    return int(self.head_dim * self.partial_rotary_factor)
+
+  def is_sparse(self, index: int) -> bool:
+    """Whether layer `index` has experts."""
+    return (
+      self.num_experts > 0
+      and index not in self.mlp_only_layers
+      and (index + 1) % self.decoder_sparse_step == 0
+    )
+
+  @property
+  def period(self) -> int:
+    """Layers after which the kinds of layers repeat."""
+    depth = self.num_hidden_layers
+    kinds = [(self.layer_types[i], self.is_sparse(i)) for i in range(depth)]
+    return next(
+      p
+      for p in range(1, depth + 1)
+      if depth % p == 0 and kinds == kinds[:p] * (depth // p)
+    )
+
+  def _check_sizes(self) -> None:
+    for name in _SIZES:
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f"{name} must be at least 1, got {getattr(self, name)}"
+        )
+    for queries, keys in _GROUPS:
+      if getattr(self, queries) % getattr(self, keys):
+        raise ValueError(
+          f"{queries} must be a whole multiple of {keys}, got "
+          f"{getattr(self, queries)} and {getattr(self, keys)}"
+        )
+    if self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
+      raise ValueError(
+        "head_dim * partial_rotary_factor must be even and in (0, head_dim], "
+        f"got {self.head_dim} * {self.partial_rotary_factor}"
+      )
+
+  def _check_layers(self) -> None:
+    if len(self.layer_types) != self.num_hidden_layers:
+      raise ValueError(
+        f"layer_types must name all {self.num_hidden_layers} layers, got "
+        f"{len(self.layer_types)}"
+      )
+    for kind in self.layer_types:
+      if kind not in LAYER_TYPES:
+        raise ValueError(
+          f"layer_types must be of {', '.join(LAYER_TYPES)}, got {kind!r}"
+        )
+    sparse = [self.is_sparse(i) for i in range(self.num_hidden_layers)]
+    if not all(sparse) and self.intermediate_size < 1:
+      raise ValueError(
+        "intermediate_size must be at least 1 where a layer is dense, got "
+        f"{self.intermediate_size}"
+      )
+    if any(sparse):
+      for name in ("moe_intermediate_size", "shared_expert_intermediate_size"):
+        if getattr(self, name) < 1:
+          raise ValueError(
+            f"{name} must be at least 1 where a layer has experts, got "
+            f"{getattr(self, name)}"
+          )
+      if not 1 <= self.num_experts_per_tok <= self.num_experts:
+        raise ValueError(
+          f"num_experts_per_tok must be in [1, {self.num_experts}], got "
+          f"{self.num_experts_per_tok}"
+        )
+
+
+_SIZES = (
+  "vocab_size",
+  "hidden_size",
+  "num_hidden_layers",
+  "num_attention_heads",
+  "num_key_value_heads",
+  "head_dim",
+  "linear_num_key_heads",
+  "linear_num_value_heads",
+  "linear_key_head_dim",
+  "linear_value_head_dim",
+  "linear_conv_kernel_dim",
+  "decoder_sparse_step",
+)
+_GROUPS = (
+  ("num_attention_heads", "num_key_value_heads"),
+  ("linear_num_value_heads", "linear_num_key_heads"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+  """How a model is computed; its parameters mean the same under any.
+
+  Attributes:
+    dtype: of activations and products. Norms, gates, softmax, router, states
+      and logits are float32 whatever it is.
+    param_dtype: of parameters, except A_log and dt_bias, which are float32.
+    chunk_size: C of the chunk-wise rule, a power of two.
+    spec: method and arithmetic of its inverse.
+    implementation: "auto", "tpu", "gpu", "xla" or "interpret", of the inverse.
+    query_block: full attention takes so many queries at a time, so that its
+      memory grows with T and not with T^2.
+    scan_layers: holds the parameters of equal layers as one stack and runs it
+      by `lax.scan`: one compilation for any depth.
+    remat: what the backward pass computes again, a layer at a time: "none",
+      "dots" (everything but products with weights) or "full".
+    sequence_axis: name of the mesh axis that the tokens are split over when
+      the model runs inside `jax.shard_map` over it; None: they are not split.
+  """
+
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+  chunk_size: int = 64
+  spec: InverseSpec = InverseSpec()  # noqa: RUF009  (frozen)
+  implementation: str = "auto"
+  query_block: int = 1024
+  scan_layers: bool = False
+  remat: Literal["none", "dots", "full"] = "none"
+  sequence_axis: str | None = None
+
+  def __post_init__(self) -> None:
+    """Raises ValueError for an option out of range."""
+    for name in ("dtype", "param_dtype"):
+      value = jnp.dtype(getattr(self, name))
+      if not jnp.issubdtype(value, jnp.floating):
+        raise ValueError(f"{name} must be floating point, got {value}")
+      object.__setattr__(self, name, value)
+    if self.query_block < 1:
+      raise ValueError(
+        f"query_block must be at least 1, got {self.query_block}"
+      )
+    if self.remat not in REMAT:
+      raise ValueError(
+        f"remat must be one of {', '.join(REMAT)}, got {self.remat!r}"
+      )
