@@ -75,24 +75,36 @@ def gated_delta_rule(
       checked on concrete arrays only.
   """
   arrays = Operands(q, k, v, log_decay, beta)
+  how = Form(chunk_size, spec, implementation, fused)
+  check(arrays, initial_state, segment_ids, how)
+  scale = operands.output_scale(scale, q)
+  return _by_chunks(arrays, scale, initial_state, segment_ids, how)
+
+
+class Form(NamedTuple):
+  """How the rule is computed: the static options of `gated_delta_rule`."""
+
+  chunk_size: int
+  spec: InverseSpec
+  implementation: str
+  fused: bool
+
+
+def check(
+  arrays: Operands,
+  initial_state: jax.Array | None,
+  segment_ids: jax.Array | None,
+  how: Form,
+) -> None:
+  """Raises what `gated_delta_rule` raises for the same arguments."""
   operands.check(arrays._asdict(), state=initial_state, segment_ids=segment_ids)
-  dtype = operands.compute_dtype(v)
-  dispatch.check(implementation, spec, chunk_size, dtype)
-  if fused:
-    wy.check(implementation, spec, chunk_size, k, v)
-  return _by_chunks(
-    arrays,
-    operands.output_scale(scale, q),
-    initial_state,
-    segment_ids,
-    chunk_size,
-    spec,
-    implementation,
-    fused,
-  )
+  dtype = operands.compute_dtype(arrays.v)
+  dispatch.check(how.implementation, how.spec, how.chunk_size, dtype)
+  if how.fused:
+    wy.check(how.implementation, how.spec, how.chunk_size, arrays.k, arrays.v)
 
 
-class _Prepared(NamedTuple):
+class Prepared(NamedTuple):
   """What the scan over chunks reads; all lead with [N, B, Hk]."""
 
   q: jax.Array  # [N, B, Hk, C, Dk], scaled
@@ -104,53 +116,83 @@ class _Prepared(NamedTuple):
   leave: jax.Array  # [N, B, Hk, R, C], weight in the outgoing state
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7))
+@functools.partial(jax.jit, static_argnums=4)
 def _by_chunks(
   arrays: Operands,
   scale: jax.Array,
   initial_state: jax.Array | None,
   segment_ids: jax.Array | None,
-  chunk_size: int,
-  spec: InverseSpec,
-  implementation: str,
-  fused: bool,
+  how: Form,
 ) -> tuple[jax.Array, jax.Array]:
-  dtype = arrays.v.dtype
-  length = arrays.v.shape[1]
+  state = operands.grouped_state(initial_state, arrays)
+  prepared = prepare(arrays, scale, segment_ids, how)
+  state, out = advance(state, prepared)
+  out = chunks.merge_values(out, arrays.v.shape[1])
+  return out.astype(arrays.v.dtype), operands.flat_state(state)
+
+
+def prepare(
+  arrays: Operands,
+  scale: jax.Array,
+  segment_ids: jax.Array | None,
+  how: Form,
+) -> Prepared:
+  """The part of the rule that does not need the state, all chunks at once.
+
+  Args:
+    arrays: the operands.
+    scale: of the output.
+    segment_ids: [B, T] or None.
+    how: the static options.
+
+  Returns:
+    What `advance` reads, in the dtype of computation.
+  """
+  c, heads = how.chunk_size, arrays.k.shape[2]
   q, k, v, log_decay, beta = operands.widened(arrays, scale)
-  heads = k.shape[2]
   given = None
-  if fused:
+  if how.fused:
     u, w = wy.wy_representation(
-      arrays.k,
-      arrays.v,
-      arrays.log_decay,
-      arrays.beta,
+      *arrays[1:],
       segment_ids=segment_ids,
-      chunk_size=chunk_size,
-      spec=spec,
-      implementation=implementation,
+      chunk_size=c,
+      spec=how.spec,
+      implementation=how.implementation,
     )
     given = (
-      chunks.split_values(u.astype(v.dtype), chunk_size, heads),
-      chunks.split_values(w.astype(v.dtype), chunk_size, heads),
+      chunks.split_values(u.astype(v.dtype), c, heads),
+      chunks.split_values(w.astype(v.dtype), c, heads),
     )
   norm = wy.key_norm(arrays.k)
-  prepare = functools.partial(_prepare, spec, implementation, norm)
-  prepared = jax.checkpoint(prepare)(
-    chunks.split_keys(q, chunk_size),
-    chunks.split_keys(k, chunk_size),
-    chunks.split_values(v, chunk_size, heads),
-    chunks.split_gates(log_decay, chunk_size, heads),
-    chunks.split_gates(beta, chunk_size, heads),
-    chunks.split_documents(segment_ids, chunk_size),
+  split = functools.partial(_prepare, how.spec, how.implementation, norm)
+  return jax.checkpoint(split)(
+    chunks.split_keys(q, c),
+    chunks.split_keys(k, c),
+    chunks.split_values(v, c, heads),
+    chunks.split_gates(log_decay, c, heads),
+    chunks.split_gates(beta, c, heads),
+    chunks.split_documents(segment_ids, c),
     given,
   )
-  state = operands.grouped_state(initial_state, k, v)
+
+
+def advance(
+  state: jax.Array, prepared: Prepared
+) -> tuple[jax.Array, jax.Array]:
+  """Takes a state through all chunks.
+
+  Args:
+    state: [B, Hk, R, Dk, D], D >= Dv. The columns from Dv on meet no values:
+      they end as what becomes of an incoming state, so that the columns of an
+      identity end as the propagator of the sequence.
+    prepared: from `prepare`.
+
+  Returns:
+    The state after the last token, and what the tokens read of it on the way,
+    [N, B, Hk, R, C, D].
+  """
   body = jax.checkpoint(_chunk, prevent_cse=False)
-  state, out = lax.scan(body, state, prepared)
-  out = chunks.merge_values(out, length)
-  return out.astype(dtype), operands.flat_state(state)
+  return lax.scan(body, state, prepared)
 
 
 def _prepare(
@@ -164,11 +206,8 @@ def _prepare(
   beta: jax.Array,
   documents: jax.Array | None,
   given: tuple[jax.Array, jax.Array] | None,
-) -> _Prepared:
-  """All chunks at once: the part of the rule that does not need the state.
-
-  `given` is u and w where a fused kernel has computed them.
-  """
+) -> Prepared:
+  """`given` is u and w where a fused kernel has computed them."""
   gates = chunks.chunk_gates(log_decay, documents)
   u, w = given or wy.of_chunks(
     k,
@@ -181,7 +220,7 @@ def _prepare(
     key_norm=key_norm,
   )
   decay, enter = gates
-  return _Prepared(
+  return Prepared(
     q=q,
     k=k,
     u=u,
@@ -192,9 +231,11 @@ def _prepare(
   )
 
 
-def _chunk(state: jax.Array, x: _Prepared) -> tuple[jax.Array, jax.Array]:
-  """Advances the state [B, Hk, R, Dk, Dv] by one chunk."""
-  new = x.u - _einsum("bhrcd,bhrdv->bhrcv", x.w, state)
+def _chunk(state: jax.Array, x: Prepared) -> tuple[jax.Array, jax.Array]:
+  """Advances the state [B, Hk, R, Dk, D] by one chunk."""
+  extra = state.shape[-1] - x.u.shape[-1]
+  u = jnp.pad(x.u, [(0, 0)] * (x.u.ndim - 1) + [(0, extra)])
+  new = u - _einsum("bhrcd,bhrdv->bhrcv", x.w, state)
   read = _einsum("bhcd,bhrdv->bhrcv", x.q, state)
   out = x.enter[..., None] * read
   out = out + _einsum("bhrij,bhrjv->bhriv", x.attention, new)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from neumann_jax import checks
 
@@ -151,15 +152,25 @@ def widened(arrays: Operands, scale: jax.Array) -> Operands:
   return wide._replace(q=wide.q * jnp.asarray(scale, dtype))
 
 
-def grouped_state(
-  state: jax.Array | None, k: jax.Array, v: jax.Array
-) -> jax.Array:
-  """[B, Hv, Dk, Dv] or None (zero) -> [B, Hk, R, Dk, Dv] in v's dtype."""
-  (hk, dk), (hv, dv) = k.shape[-2:], v.shape[-2:]
-  shape = (v.shape[0], hk, hv // hk, dk, dv)
+def grouped_state(state: jax.Array | None, arrays: Operands) -> jax.Array:
+  """[B, Hv, Dk, Dv] or None (zero) -> [B, Hk, R, Dk, Dv], as computed with.
+
+  Under `jax.shard_map` a scan asks that a state vary over the mesh axes over
+  which the operands do, even if it starts the same everywhere.
+  """
+  (hk, dk), (hv, dv) = arrays.k.shape[-2:], arrays.v.shape[-2:]
+  shape = (arrays.v.shape[0], hk, hv // hk, dk, dv)
+  dtype = compute_dtype(arrays.v)
   if state is None:
-    return jnp.zeros(shape, v.dtype)
-  return state.astype(v.dtype).reshape(shape)
+    state = jnp.zeros(shape, dtype)
+  return varying_as(state.astype(dtype).reshape(shape), arrays)
+
+
+def varying_as(x: jax.Array, arrays: Operands) -> jax.Array:
+  """x, marked as varying over every mesh axis over which an operand does."""
+  axes = [jax.typeof(a).manual_axis_type.varying for a in (x, *arrays)]
+  missing = frozenset().union(*axes[1:]) - axes[0]
+  return lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
 
 
 def flat_state(state: jax.Array) -> jax.Array:
