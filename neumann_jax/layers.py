@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from neumann_jax import chunks, dispatch, operands
+from neumann_jax import chunks, dispatch, operands, sequence_axis
 from neumann_jax.cache import Cache, check_cache
-from neumann_jax.delta_rule import gated_delta_rule
 from neumann_jax.norms import GatedRMSNorm, unit_norm
 from neumann_jax.operands import Operands
 from neumann_jax.recurrent import gated_delta_step
+from neumann_jax.sequence_parallel import rule_over
 from neumann_jax.short_conv import short_conv
 from neumann_jax.spec import InverseSpec
 
@@ -57,6 +57,9 @@ class GatedDeltaNet(nnx.Module):
     chunk_size: C of the chunk-wise rule.
     spec: its inverse.
     implementation: its back end.
+    sequence_axis: mesh axis that splits the tokens, or None. Calls are then
+      made inside `jax.shard_map`, on a shard's tokens, at least W of them; the
+      cache is the same in all shards.
     dtype: of the activations.
     param_dtype: of the parameters except A_log and dt_bias, which are float32.
     rngs: source of the initial parameters.
@@ -79,6 +82,7 @@ class GatedDeltaNet(nnx.Module):
     chunk_size: int = 64,
     spec: InverseSpec = InverseSpec(),  # noqa: B008  (frozen)
     implementation: str = "auto",
+    sequence_axis: str | None = None,
     dtype: jnp.dtype = jnp.float32,
     param_dtype: jnp.dtype = jnp.float32,
     rngs: nnx.Rngs,
@@ -88,6 +92,7 @@ class GatedDeltaNet(nnx.Module):
     self.key_head_dim, self.value_head_dim = key_head_dim, value_head_dim
     self.chunk_size, self.spec = chunk_size, spec
     self.implementation, self.dtype = implementation, dtype
+    self.sequence_axis = sequence_axis
     self._check_options(decay_init)
     linear = functools.partial(
       nnx.Linear,
@@ -155,7 +160,7 @@ class GatedDeltaNet(nnx.Module):
     Raises:
       TypeError: if x is not floating point.
       ValueError: for a shape or a value out of range, or if both segment_ids
-        and mask are given.
+        and mask are given, or mask with a sequence_axis.
     """
     self._check_inputs(x, cache, segment_ids, mask)
     if cache is None:
@@ -163,12 +168,12 @@ class GatedDeltaNet(nnx.Module):
     x, mask = self._masked(x, mask)
     inputs, conv_state = self._operands(x, cache.conv_state, segment_ids, mask)
     state = cache.recurrent_state
-    if x.shape[1] == 1:
+    if x.shape[1] == 1 and self.sequence_axis is None:
       token = Operands(*(operand[:, 0] for operand in inputs))
       out, state = gated_delta_step(*token, state)
       out = out[:, None]  # [B, 1, Hv, Dv]
     else:
-      out, state = gated_delta_rule(
+      out, state = rule_over(self.sequence_axis)(
         *inputs,
         initial_state=state,
         segment_ids=segment_ids,
@@ -227,6 +232,7 @@ class GatedDeltaNet(nnx.Module):
       history=history,
       segment_ids=segment_ids,
       mask=mask,
+      axis_name=self.sequence_axis,
     )
     qkv = nnx.silu(qkv).astype(self.dtype)  # [B, T, 2 Hk Dk + Hv Dv]
     keys = self.num_key_heads * self.key_head_dim
@@ -280,6 +286,7 @@ class GatedDeltaNet(nnx.Module):
     segment_ids: jax.Array | None,
     mask: jax.Array | None,
   ) -> None:
+    sequence_axis.check(self.sequence_axis, mask)
     operands.check_hidden(x, self.hidden_size, segment_ids, mask)
     if cache is not None:
       check_cache(cache, self.init_cache(x.shape[0]))

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from neumann_jax import sequence_axis
+
 
 def short_conv(
   x: jax.Array,
@@ -11,6 +13,7 @@ def short_conv(
   history: jax.Array,
   segment_ids: jax.Array | None = None,
   mask: jax.Array | None = None,
+  axis_name: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """y_t = sum_w kernel_w x_(t - W + 1 + w): the last tap is the current token.
 
@@ -22,10 +25,20 @@ def short_conv(
       history belongs to the first.
     mask: [B, T] bool or None, True at real tokens. The history comes right
       before a row's first real token, the new one ends at its last.
+    axis_name: mesh axis that splits the tokens, inside `jax.shard_map`, or
+      None. x is one shard's then; the history comes before the first and the
+      new one, the same in all, ends with the last.
 
   Returns:
     y [B, T, D] in float32, and the new history [B, D, W] in x's dtype.
+
+  Raises:
+    ValueError: for a mask with an axis, an unknown axis, or a shard of less
+      than W tokens.
   """
+  sequence_axis.check(axis_name, mask)
+  if axis_name is not None:
+    history = sequence_axis.conv_history(x, history, segment_ids, axis_name)
   width, length = kernel.shape[0], x.shape[1]
   columns = jnp.concatenate(
     [jnp.swapaxes(history.astype(x.dtype), 1, 2), x], axis=1
@@ -44,7 +57,10 @@ def short_conv(
       same = documents[:, window] == segment_ids
       column = jnp.where(same[..., None], column, 0)
     y = y + kernel[tap].astype(jnp.float32) * column
-  return y, _last_columns(columns, documents, mask, width)
+  kept = _last_columns(columns, documents, mask, width)
+  if axis_name is not None:
+    kept = sequence_axis.from_last(kept, axis_name)
+  return y, kept
 
 
 def _history_to_tokens(
