@@ -1,0 +1,560 @@
+"""Tokens split over virtual devices against one device and float64.
+
+Operands are hard by default: one row a family of keys (aligned, repeated,
+periodic, ...), slow decays, documents with borders anywhere.
+"""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+import neumann_jax
+from neumann_jax import InverseSpec, QuantSpec, sequence_axis
+from neumann_jax.sequence_parallel import sharded_delta_rule
+from neumann_jax.short_conv import short_conv
+from tests import oracles
+from tests.oracles import FAMILY_COUNT, Problem, assert_close
+
+TOKENS = P(None, "tokens")
+SPECS = Problem(*[TOKENS] * 5, P())
+
+
+def mesh_of(shards, rows=1):
+  devices = np.array(jax.devices()[: rows * shards]).reshape(rows, shards)
+  return jax.sharding.Mesh(devices, ("rows", "tokens"))
+
+
+def over(shards, f, in_specs, out_specs, **options):
+  return jax.shard_map(
+    f, mesh=mesh_of(shards), in_specs=in_specs, out_specs=out_specs, **options
+  )
+
+
+def sharded(p, segment_ids=None, *, shards, check_vma=True, **options):
+  """The rule on a Problem whose tokens are split."""
+  options = {"chunk_size": 16, "axis_name": "tokens"} | options
+  form = over(
+    shards,
+    lambda p, ids: p.under(sharded_delta_rule, ids, **options),
+    (SPECS, TOKENS),
+    (TOKENS, P()),
+    check_vma=check_vma,
+  )
+  return form(p, segment_ids)
+
+
+def single(p, segment_ids=None, **options):
+  options = {"chunk_size": 16} | options
+  return p.under(neumann_jax.gated_delta_rule, segment_ids, **options)
+
+
+@functools.cache
+def values_of(shards, **options):
+  """The rule over shards, None for one device, compiled once."""
+  rule = functools.partial(sharded, shards=shards) if shards else single
+  return oracles.quick_jit(functools.partial(rule, **options))
+
+
+@functools.cache
+def derivatives_of(shards, **options):
+  """(p, ids, cotangents) -> values and gradients, compiled once."""
+  rule = functools.partial(sharded, shards=shards) if shards else single
+
+  @oracles.quick_jit
+  def run(p, segment_ids, g):
+    values, pull = jax.vjp(lambda p: rule(p, segment_ids, **options), p)
+    return values, pull(g)[0]
+
+  return run
+
+
+def cotangents(p, seed=2):
+  rng = np.random.default_rng(seed)
+  shapes = p.v.shape, p.initial_state.shape
+  return tuple(rng.standard_normal(s).astype(np.float32) for s in shapes)
+
+
+def one_document(length):
+  return np.zeros((FAMILY_COUNT, length), np.int32)
+
+
+def gradients_of(p, segment_ids):
+  d_out, d_state = map(np.float64, cotangents(p))
+  adjoint = functools.partial(
+    oracles.delta_rule_adjoint, d_out=d_out, d_state=d_state
+  )
+  return Problem(*p.under(adjoint, segment_ids))
+
+
+def assert_rule(p, ids, shards, *, allowance=1, check_vma=True, chunk_size=16):
+  """Values and gradients are those of one device and of float64."""
+  g = cotangents(p)
+  form = derivatives_of(shards, chunk_size=chunk_size, check_vma=check_vma)
+  found = form(p, ids, g)
+  one = derivatives_of(None, chunk_size=chunk_size)(p, ids, g)
+  values, gradients = oracles.delta_rule(p, ids), gradients_of(p, ids)
+  tolerance = allowance * oracles.FLOAT32_RULE
+  assert_close(found, one, tolerance)
+  assert_close(found[0], values, tolerance)
+  tolerance = allowance**2 * oracles.FLOAT32_RULE_GRADIENT
+  assert_close(found[1], gradients, tolerance)
+
+
+# --- The rule ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_values_and_gradients(packed):
+  """Eight shards, each half a chunk."""
+  ids = oracles.documents(64) if packed else one_document(64)
+  assert_rule(oracles.problem(64), ids, 8)
+
+
+def test_negative_eigenvalues():
+  """beta up to 2, where T may reach 2: the allowance of one device."""
+  p = oracles.problem(64, beta=(1.0, 2.0))
+  assert_rule(p, one_document(64), 8, allowance=2)
+
+
+def test_tokens_that_forget_all_next_to_tokens_that_keep_all():
+  p = oracles.problem(64)
+  rng = np.random.default_rng(5)
+  strength = rng.choice([0.0, -1e-3, -20.0, -1e3, -np.inf], p.log_decay.shape)
+  p = p._replace(log_decay=strength.astype(np.float32))
+  assert_rule(p, one_document(64), 8)
+
+
+def test_chunks_that_are_not_those_of_one_device():
+  p = oracles.problem(80, ratio=3, key_heads=1)
+  assert_rule(p, oracles.documents(80), 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [1, 8])
+@pytest.mark.parametrize("check_vma", [False, True])
+def test_a_token_a_shard(shards, check_vma):
+  """With and without the check of what varies over the mesh."""
+  p, ids = oracles.problem(shards), oracles.documents(shards)
+  assert_rule(p, ids, shards, check_vma=check_vma)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("chunk_size", [1, 16, 64])
+@pytest.mark.parametrize("shards", [2, 4, 8])
+@pytest.mark.parametrize("length", [16, 136, 256, 512])
+def test_more_values_and_gradients(length, shards, chunk_size, packed):
+  p = oracles.problem(length, seed=1)
+  ids = oracles.documents(length, seed=1) if packed else one_document(length)
+  assert_rule(p, ids, shards, chunk_size=chunk_size)
+
+
+def test_derivatives_taken_inside():
+  """Of a loss summed over shards: the state's gradient is the sum as well."""
+  p, ids = oracles.problem(32), oracles.documents(32)
+  g = cotangents(p)
+
+  def gradients(p, ids, g):
+    def loss(p):
+      out, state = p.under(
+        sharded_delta_rule, ids, axis_name="tokens", chunk_size=16
+      )
+      own = jnp.sum(out * g[0])
+      return lax.psum(own, "tokens") + jnp.sum(state * g[1])
+
+    return jax.grad(loss)(p)
+
+  form = over(4, gradients, (SPECS, TOKENS, (TOKENS, P())), SPECS)
+  found = oracles.quick_jit(form)(p, ids, g)
+  want = gradients_of(p, ids)
+  assert_close(found, want, oracles.FLOAT32_RULE_GRADIENT)
+
+
+def test_rows_split_as_well():
+  p, ids = oracles.problem(32), oracles.documents(32)
+  both = P("rows", "tokens")
+  rule = functools.partial(
+    sharded_delta_rule, axis_name="tokens", chunk_size=16
+  )
+
+  def run(state, p, ids):
+    p = p._replace(initial_state=p.initial_state if state else None)
+    return p.under(rule, ids)
+
+  for state in (True, False):
+    form = jax.shard_map(
+      functools.partial(run, state),
+      mesh=mesh_of(4, rows=2),
+      in_specs=(Problem(*[both] * 5, P("rows")), both),
+      out_specs=(both, P("rows")),
+    )
+    found = oracles.quick_jit(form)(p, ids)
+    start = p.initial_state if state else np.zeros_like(p.initial_state)
+    want = oracles.delta_rule(p._replace(initial_state=start), ids)
+    assert_close(found, want, oracles.FLOAT32_RULE)
+
+
+@pytest.mark.parametrize("form", ["gated_delta_rule", "gated_delta_recurrent"])
+def test_rows_split_without_a_state(form):
+  """The zero state of a scan has to vary as its operands do."""
+  p = oracles.problem(20)
+  run = jax.shard_map(
+    lambda *operands: getattr(neumann_jax, form)(*operands),
+    mesh=mesh_of(1, rows=8),
+    in_specs=P("rows"),
+    out_specs=P("rows"),
+  )
+  want = oracles.delta_rule(p._replace(initial_state=0 * p.initial_state))
+  assert_close(oracles.quick_jit(run)(*p[:5]), want, oracles.FLOAT32_RULE)
+
+
+def test_a_rounded_inverse_is_that_of_one_device():
+  """Whole chunks a shard: the matrices, and so their errors, are the same."""
+  p, ids = oracles.problem(64), oracles.documents(64)
+  spec = InverseSpec(quant=QuantSpec(8))
+  found, one = (values_of(n, spec=spec)(p, ids) for n in (4, None))
+  assert_close(found, one, oracles.FLOAT32_RULE)
+  assert oracles.error(one[0], oracles.delta_rule(p, ids)[0]) > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"fused": True},
+    {"scale": 3.0},
+    {"implementation": "interpret"},
+    {"spec": InverseSpec(precision="bfloat16")},
+    {"spec": InverseSpec("newton", residual_steps=2)},
+  ],
+)
+def test_options_reach_the_rule(options):
+  p, ids = oracles.problem(64), oracles.documents(64)
+  found, one, other = (
+    values_of(n, **o)(p, ids)
+    for n, o in ((4, options), (None, options), (4, {}))
+  )
+  assert_close(found, one, oracles.FLOAT32_RULE)
+  assert (np.asarray(found[0]) != np.asarray(other[0])).any()
+
+
+@pytest.mark.slow
+def test_narrow_operands_are_rounded_once():
+  """Sums stay float32, so the output is off by its own rounding, 2^-9, and at
+  most twice that where the two runs round to different sides."""
+  p, ids = oracles.problem(64), one_document(64)
+  p = Problem(*(jnp.asarray(x, jnp.bfloat16) for x in p[:5]), p.initial_state)
+  found, one = (values_of(n)(p, ids) for n in (8, None))
+  assert found[0].dtype == jnp.bfloat16 and found[1].dtype == jnp.float32
+  assert_close(found[1], one[1], oracles.FLOAT32_RULE)
+  found, one = (x[0].astype(jnp.float32) for x in (found, one))
+  assert_close(found, one, 2.0**-8)
+
+
+def test_tokens_that_write_nothing():
+  """beta = 0 and no decay leave the state bit for bit."""
+  p = oracles.problem(64)
+  p = p._replace(beta=0 * p.beta, log_decay=0 * p.log_decay)
+  found = values_of(8)(p, one_document(64))
+  chex.assert_trees_all_equal(np.asarray(found[1]), p.initial_state)
+
+
+def test_same_bits_again_and_in_every_shard():
+  p, ids = oracles.problem(64), oracles.documents(64)
+  first, again = (values_of(8)(p, ids) for _ in range(2))
+  chex.assert_trees_all_equal(first, again)
+  copies = [np.asarray(s.data) for s in first[1].addressable_shards]
+  assert len(copies) == 8
+  chex.assert_trees_all_equal(*copies)
+
+
+# --- Documents ---------------------------------------------------------------
+
+# Shards of 8: a document of three shards, a border between two shards, one
+# token alone, and one whose last token opens the last shard.
+SIZES = (19, 5, 1, 7, 25, 7)
+IDS = np.tile(np.repeat(np.int32([0, 1, 4, 5, 6, 9]), SIZES), (FAMILY_COUNT, 1))
+ENDS = np.cumsum(SIZES)
+
+
+def test_documents_are_sequences_alone():
+  p = oracles.problem(64)
+  out, state = values_of(8)(p, IDS)
+  for stop, size in zip(ENDS, SIZES):
+    alone = Problem(
+      *(x[:, stop - size : stop] for x in p[:5]),
+      p.initial_state if stop == size else np.zeros_like(p.initial_state),
+    )
+    want, last = oracles.delta_rule(alone)
+    found = out[:, stop - size : stop]
+    assert_close(found, want, oracles.FLOAT32_RULE)
+  assert_close(state, last, oracles.FLOAT32_RULE)
+
+
+def test_documents_read_nothing_of_each_other():
+  """Bit for bit: other neighbours, and another state before them."""
+  p, other = oracles.problem(64), oracles.problem(64, seed=7)
+  one = values_of(8)(p, IDS)[0]
+  for stop, size in zip(ENDS[1:], SIZES[1:]):
+    own = np.zeros(64, bool)
+    own[stop - size : stop] = True
+    mixed = Problem(
+      *(
+        np.where(own.reshape(-1, *[1] * (a.ndim - 2)), a, b)
+        for a, b in zip(p[:5], other)
+      ),
+      other.initial_state,
+    )
+    found = values_of(8)(mixed, IDS)[0]
+    chex.assert_trees_all_equal(found[:, own], one[:, own])
+    assert oracles.error(found[:, ~own], one[:, ~own]) > 1e-2
+
+
+def test_no_gradient_crosses_a_border():
+  """Exactly zero, not small, whichever document is asked."""
+  p = oracles.problem(64)
+
+  for stop, size in zip(ENDS, SIZES):
+    own = np.zeros(64, bool)
+    own[stop - size : stop] = True
+    d_out, d_state = cotangents(p)
+    d_out = np.where(own[:, None, None], d_out, 0)
+    g = (d_out, d_state if stop == 64 else 0 * d_state)
+    _, found = derivatives_of(8, chunk_size=16, check_vma=True)(p, IDS, g)
+    for name, gradient in found._asdict().items():
+      gradient = np.asarray(gradient)
+      if name == "initial_state":
+        assert gradient.any() == (stop == size)
+      else:
+        assert not gradient[:, ~own].any(), name
+        assert gradient[:, own].any() or (name, size) == ("log_decay", 1)
+
+
+# --- Convolution -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width, shards", [(1, 8), (2, 8), (4, 4)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_convolution_reaches_into_the_shard_before(width, shards, packed):
+  """Shards down to W tokens; values, the new history, and derivatives."""
+  rng = np.random.default_rng([width, packed])
+  x, taps, history = (
+    rng.standard_normal(shape).astype(np.float32)
+    for shape in ((3, 16, 5), (width, 5), (3, 5, width))
+  )
+  ids = None
+  if packed:
+    ids = np.cumsum(rng.integers(0, 4, (3, 16)) // 3, 1).astype(np.int32)
+
+  def split(x, taps, history):
+    conv = functools.partial(short_conv, axis_name="tokens")
+    form = over(
+      shards,
+      lambda x, taps, h, i: conv(x, taps, history=h, segment_ids=i),
+      (TOKENS, P(), P(), TOKENS),
+      (TOKENS, P()),
+    )
+    return form(x, taps, history, ids)
+
+  def whole(x, taps, history):
+    return short_conv(x, taps, history=history, segment_ids=ids)
+
+  g = tuple(
+    rng.standard_normal(s).astype(np.float32) for s in (x.shape, history.shape)
+  )
+
+  @functools.partial(oracles.quick_jit, static_argnums=0)
+  def run(form, *arrays):
+    values, pull = jax.vjp(form, *arrays)
+    return values, pull(g)
+
+  found, one = run(split, x, taps, history), run(whole, x, taps, history)
+  assert_close(found, one, 1e-6)
+  y, kept = oracles.causal_conv(x, taps, ids, history.swapaxes(1, 2))
+  assert_close(found[0], (y, kept.swapaxes(1, 2)), 1e-6)
+
+
+# --- The block ---------------------------------------------------------------
+
+HIDDEN = 24
+
+
+def blocks(**options):
+  """The same block for split tokens and for one device."""
+  options = {"conv_width": 4, "chunk_size": 16, "decay_init": "slow"} | options
+  return (
+    neumann_jax.GatedDeltaNet(
+      HIDDEN,
+      num_key_heads=2,
+      num_value_heads=4,
+      key_head_dim=8,
+      value_head_dim=6,
+      sequence_axis=axis,
+      rngs=nnx.Rngs(0),
+      **options,
+    )
+    for axis in ("tokens", None)
+  )
+
+
+def hidden_states(*shape, seed=1):
+  x = np.random.default_rng(seed).standard_normal((*shape, HIDDEN))
+  return x.astype(np.float32)
+
+
+def on(shards, layer):
+  """A call of the layer as (params, x, cache, ids) -> (y, cache)."""
+  graph, _ = nnx.split(layer)
+
+  def call(state, x, cache, ids):
+    return nnx.merge(graph, state)(x, cache=cache, segment_ids=ids)
+
+  if shards is None:
+    return call
+  return over(shards, call, (P(), TOKENS, P(), TOKENS), (TOKENS, P()))
+
+
+@pytest.mark.parametrize(
+  "shards, length", [(8, 32), pytest.param(4, 64, marks=pytest.mark.slow)]
+)
+def test_block_is_that_of_one_device(shards, length):
+  """A cache in and out, documents, all gradients: parameters, x and cache."""
+  many, one = blocks()
+  state = nnx.split(one)[1]
+  x, ids = hidden_states(2, length), np.zeros((2, length), np.int32)
+  ids[0], ids[1] = np.arange(length) // 11, np.arange(length) > 5
+  rng = np.random.default_rng(3)
+  draw = lambda a: rng.standard_normal(a.shape).astype(np.float32)  # noqa: E731
+  cache, g_cache = (jax.tree.map(draw, one.init_cache(2)) for _ in range(2))
+  g_y = draw(x)
+
+  @functools.partial(oracles.quick_jit, static_argnums=0)
+  def run(form, *arrays):
+    call = lambda state, x, cache: form(state, x, cache, ids)  # noqa: E731
+    values, pull = jax.vjp(call, *arrays)
+    return values, pull((g_y, g_cache))
+
+  found = run(on(shards, many), state, x, cache)
+  want = run(on(None, one), state, x, cache)
+  assert_close(found[0], want[0], oracles.FLOAT32_BLOCK)
+  assert_close(found[1], want[1], oracles.FLOAT32_RULE_GRADIENT)
+  assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(found))
+  chex.assert_trees_all_equal_shapes_and_dtypes(found[0], want[0])
+
+
+# --- Attention ---------------------------------------------------------------
+
+
+def attend(q, k, v, ids, first):
+  """Causal softmax attention; q at positions first, first + 1, ..."""
+  scores = jnp.einsum("bthd,bshd->bhts", q, k[:, :, :]) * q.shape[-1] ** -0.5
+  query = first + jnp.arange(q.shape[1])
+  seen = query[:, None] >= jnp.arange(k.shape[1])
+  own = lax.dynamic_slice_in_dim(ids, first, q.shape[1], 1)
+  seen = seen & (own[:, :, None] == ids[:, None])
+  scores = jnp.where(seen[:, None], scores, -jnp.inf)
+  return jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(scores, -1), v)
+
+
+def test_attention_over_gathered_keys():
+  """Values against float64, derivatives against one device."""
+  q, k, v, g = np.random.default_rng(0).standard_normal((4, 2, 32, 3, 8))
+  k[:, 8:] = k[:, :1]  # keys that repeat over shards
+  ids = np.repeat(np.int32([[0, 1], [2, 3]]), [19, 13], 1)
+  q, k, v, g = np.float32([q, k, v, g])
+
+  def here(q, k, v, ids):
+    gather = functools.partial(sequence_axis.gather_tokens, axis_name="tokens")
+    first = sequence_axis.token_offset(q.shape[1], "tokens")
+    return attend(q, *map(gather, (k, v, ids)), first)
+
+  def split(q, k, v):
+    return over(8, here, (TOKENS,) * 4, TOKENS)(q, k, v, ids)
+
+  def whole(q, k, v):
+    return attend(q, k, v, ids, 0)
+
+  @functools.partial(oracles.quick_jit, static_argnums=0)
+  def run(form, *arrays):
+    y, pull = jax.vjp(form, *arrays)
+    return y, pull(g)
+
+  found, one = run(split, q, k, v), run(whole, q, k, v)
+  assert_close(found, one, 1e-5)
+  weights = np.exp(np.einsum("bthd,bshd->bhts", *np.float64([q, k])) / 8**0.5)
+  weights *= np.tril(ids[:, :, None] == ids[:, None])[:, None]
+  weights /= weights.sum(-1, keepdims=True)
+  want = np.einsum("bhts,bshd->bthd", weights, np.float64(v))
+  assert_close(found[0], want, 1e-5)
+
+
+def test_offsets_are_positions():
+  def positions(x):
+    return sequence_axis.token_offset(x.shape[0], "tokens") + jnp.arange(
+      x.shape[0]
+    )
+
+  found = over(4, positions, P("tokens"), P("tokens"))(jnp.zeros(20))
+  chex.assert_trees_all_equal(np.asarray(found), np.arange(20, dtype=np.int32))
+
+
+# --- Refusals ----------------------------------------------------------------
+
+
+def test_tokens_a_shard():
+  mesh = mesh_of(4)
+  assert sequence_axis.local_length(64, mesh, "tokens") == 16
+  with oracles.refused(ValueError, "multiple of the 4 shards .* got 66"):
+    sequence_axis.local_length(66, mesh, "tokens")
+  with oracles.refused(ValueError, "4 shards .* got 0"):
+    sequence_axis.local_length(0, mesh, "tokens")
+  with oracles.refused(ValueError, "axes rows, tokens; got 'heads'"):
+    sequence_axis.local_length(64, mesh, "heads")
+
+
+def test_an_axis_that_is_not_there():
+  p, many = oracles.problem(8), next(iter(blocks()))
+  x = hidden_states(2, 8)
+  for call in (
+    lambda: sharded_delta_rule(*p[:5], axis_name="tokens"),
+    lambda: many(x),
+    lambda: many.chunk_matrices(x),
+    lambda: sequence_axis.token_offset(8, "tokens"),
+    lambda: sequence_axis.gather_tokens(x, "tokens"),
+  ):
+    with oracles.refused(ValueError, "'tokens' is unknown .* jax.shard_map"):
+      call()
+  with oracles.refused(ValueError, "axis 'heads' is unknown here"):
+    sharded(p, shards=4, axis_name="heads")
+
+
+def test_a_shard_shorter_than_the_convolution():
+  many, one = blocks()
+  with oracles.refused(ValueError, "at least the 4 tokens .* got 3"):
+    on(4, many)(nnx.split(one)[1], hidden_states(2, 12), None, None)
+
+
+def test_padding_masks():
+  many, _ = blocks()
+  x, mask = hidden_states(2, 16), np.ones((2, 16), bool)
+  call = over(
+    4, lambda x, mask: many(x, mask=mask)[0], (TOKENS, TOKENS), TOKENS
+  )
+  with oracles.refused(ValueError, "mask cannot be given .* 'tokens' splits"):
+    call(x, mask)
+
+
+def test_operands_are_checked_as_on_one_device():
+  p = oracles.problem(8)
+  short = p._replace(v=p.v[:, :4])
+  with oracles.refused(ValueError, "v must have shape"):
+    sharded(short, shards=4)
+  with oracles.refused(ValueError, "chunk_size must be a power of two, got 3"):
+    sharded(p, shards=4, chunk_size=3)
