@@ -228,7 +228,7 @@ def test_a_rounded_inverse_is_that_of_one_device():
 @pytest.mark.parametrize(
   "options",
   [
-    {"fused": True},
+    {"fused": True, "implementation": "interpret"},
     {"scale": 3.0},
     {"implementation": "interpret"},
     {"spec": InverseSpec(precision="bfloat16")},
