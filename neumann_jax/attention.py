@@ -17,6 +17,7 @@ from neumann_jax.model_config import Execution, ModelConfig
 from neumann_jax.norms import RMSNorm
 from neumann_jax.positions import Positions
 from neumann_jax.rotary import rotate
+from neumann_jax.sequence_axis import gather_tokens
 
 
 class GatedAttention(nnx.Module):
@@ -74,7 +75,8 @@ class GatedAttention(nnx.Module):
     Args:
       x: [B, T, hidden], finite at padding.
       positions: places of the tokens; padding is neither seen nor stored.
-      cache: of the calls before, or None.
+      cache: of the calls before, or None; none where the tokens are split over
+        `execution.sequence_axis`.
 
     Returns:
       y [B, T, hidden], and the cache with the tokens added (None for None).
@@ -86,6 +88,9 @@ class GatedAttention(nnx.Module):
       cache = _store(cache, k, v, positions.slot)
       k, v = cache
       key_slot = jnp.arange(k.shape[1], dtype=jnp.int32)[None]
+    axis = self.execution.sequence_axis
+    if axis is not None:
+      k, v, key_slot = (gather_tokens(x, axis) for x in (k, v, key_slot))
     out = causal_attention(
       q, k, v, positions, key_slot, query_block=self.execution.query_block
     )

@@ -118,6 +118,7 @@ def _delta_net(
     chunk_size=execution.chunk_size,
     spec=execution.spec,
     implementation=execution.implementation,
+    sequence_axis=execution.sequence_axis,
     dtype=execution.dtype,
     param_dtype=execution.param_dtype,
     rngs=rngs,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from neumann_jax import checks, chunks, dispatch, operands
+from neumann_jax import checks, chunks, dispatch, operands, sequence_axis
 from neumann_jax.attention import GatedAttention
 from neumann_jax.cache import ModelCache, check_room
 from neumann_jax.decoder import Tokens, make_layers, run_layers
@@ -22,7 +22,7 @@ from neumann_jax.layers import GatedDeltaNet
 from neumann_jax.linear import linear
 from neumann_jax.model_config import Execution, ModelConfig
 from neumann_jax.norms import RMSNorm
-from neumann_jax.positions import positions
+from neumann_jax.positions import Positions, positions, shard_positions
 
 # What a model can change after it was made; the rest is in its parameters.
 CHANGEABLE = (
@@ -153,16 +153,7 @@ class LanguageModel(nnx.Module):
     """What `logits` reads, [B, T, hidden]; arguments as for a call."""
     self._check(tokens, cache, segment_ids, mask)
     mask = None if mask is None else jnp.asarray(mask).astype(bool)
-    stored = start = None
-    if cache is not None:
-      stored, start = cache.stored, cache.start
-    places = positions(
-      *tokens.shape,
-      stored=stored,
-      start=start,
-      segment_ids=segment_ids,
-      mask=mask,
-    )
+    places = self._positions(tokens.shape, cache, segment_ids, mask)
     known = Tokens(places, segment_ids, mask)
     x = self.embed_tokens(tokens)
     layers = None if cache is None else cache.layers
@@ -214,7 +205,7 @@ class LanguageModel(nnx.Module):
       )
     self._check(tokens, None, segment_ids, mask)
     mask = None if mask is None else jnp.asarray(mask).astype(bool)
-    places = positions(*tokens.shape, segment_ids=segment_ids, mask=mask)
+    places = self._positions(tokens.shape, None, segment_ids, mask)
     known = Tokens(places, segment_ids, mask)
     x, found = self.embed_tokens(tokens), []
     for layer in self.layers:
@@ -253,7 +244,29 @@ class LanguageModel(nnx.Module):
       if isinstance(node, GatedDeltaNet):
         node.chunk_size, node.spec = execution.chunk_size, execution.spec
         node.implementation = execution.implementation
+        node.sequence_axis = execution.sequence_axis
     return model
+
+  def _positions(
+    self,
+    shape: tuple[int, ...],
+    cache: ModelCache | None,
+    segment_ids: jax.Array | None,
+    mask: jax.Array | None,
+  ) -> Positions:
+    batch, length = shape
+    axis = self.execution.sequence_axis
+    if axis is not None:
+      return shard_positions(batch, length, segment_ids, axis)
+    stored, start = (None, None) if cache is None else cache[1:]
+    return positions(
+      batch,
+      length,
+      stored=stored,
+      start=start,
+      segment_ids=segment_ids,
+      mask=mask,
+    )
 
   def _check(
     self,
@@ -264,5 +277,12 @@ class LanguageModel(nnx.Module):
   ) -> None:
     checks.check_tokens(tokens, self.config.vocab_size)
     operands.check_marks(tokens.shape, segment_ids, mask)
+    axis = self.execution.sequence_axis
+    sequence_axis.check(axis, mask)
+    if axis is not None and cache is not None:
+      raise ValueError(
+        f"cache cannot be given where mesh axis {axis!r} splits the tokens: "
+        "prefill without it"
+      )
     if cache is not None:
       check_room(cache, tokens.shape, mask)

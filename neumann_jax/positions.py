@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from neumann_jax import operands
+from neumann_jax import operands, sequence_axis
 
 # The slot of padding: past every cache, so that writes to it are dropped, and
 # after every token, so that no token sees it.
@@ -68,3 +68,27 @@ def positions(
     slot = jnp.where(mask, slot, PADDING)
     rotary = jnp.maximum(rotary, 0)  # padding on the left stands at -1
   return Positions(slot, first, rotary)
+
+
+def shard_positions(
+  batch: int, length: int, segment_ids: jax.Array | None, axis_name: str
+) -> Positions:
+  """Places of one shard's tokens among those of all, in `jax.shard_map`.
+
+  Args:
+    batch: B.
+    length: T / shards.
+    segment_ids: [B, T / shards] integers of this shard, or None.
+    axis_name: the mesh axis that splits the tokens.
+
+  Raises:
+    ValueError: if the axis is unknown.
+  """
+  offset = sequence_axis.token_offset(length, axis_name)
+  if segment_ids is not None:
+    segment_ids = sequence_axis.gather_tokens(segment_ids, axis_name)
+  total = length * sequence_axis.axis_size(axis_name)
+  places = positions(batch, total, segment_ids=segment_ids)
+  return Positions(
+    *(lax.dynamic_slice_in_dim(x, offset, length, axis=1) for x in places)
+  )

@@ -1,0 +1,74 @@
+"""Small language models for the tests, with gates as training leaves them."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import neumann_jax
+
+VOCABULARY = 64
+
+_DENSE = neumann_jax.ModelConfig(
+  vocab_size=VOCABULARY,
+  hidden_size=64,
+  num_hidden_layers=4,
+  intermediate_size=96,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  head_dim=16,
+  rope_theta=1e4,
+  linear_num_key_heads=2,
+  linear_num_value_heads=4,
+  linear_key_head_dim=16,
+  linear_value_head_dim=16,
+  initializer_range=0.1,
+)
+CONFIGS = {
+  "dense": _DENSE,
+  "tied": dataclasses.replace(
+    _DENSE, tie_word_embeddings=True, attention_bias=True
+  ),
+  "sparse": dataclasses.replace(
+    _DENSE,
+    num_experts=6,
+    num_experts_per_tok=2,
+    moe_intermediate_size=32,
+    shared_expert_intermediate_size=48,
+    mlp_only_layers=(1,),
+  ),
+  # Two periods of two layers, so that layers can be scanned.
+  "deep": dataclasses.replace(
+    _DENSE, layer_types=("linear_attention", "full_attention") * 2
+  ),
+}
+
+
+def make(kind, execution=None, seed=0):
+  """A fresh model with chunks short enough to matter."""
+  execution = execution or neumann_jax.Execution(chunk_size=16)
+  return neumann_jax.LanguageModel(
+    CONFIGS[kind], execution, rngs=nnx.Rngs(seed)
+  )
+
+
+def trained_like(kind, execution=None, seed=0):
+  """Decays that remember, and no parameter at its start of 0 or 1.
+
+  A fresh block mostly forgets: its outputs are single products of queries and
+  keys, which can cancel to anything, and the norm after them makes rounding
+  errors of the whole.
+  """
+  model = make(kind, execution, seed)
+  rng = np.random.default_rng(seed)
+  for path, variable in nnx.to_flat_state(nnx.state(model)):
+    value = variable[...]
+    if path[-1] == "A_log":
+      new = np.log(rng.uniform(0.001, 0.01, value.shape))
+    elif path[-1] in ("dt_bias", "weight", "bias"):
+      new = np.asarray(value) + rng.uniform(-0.3, 0.3, value.shape)
+    else:
+      continue
+    variable[...] = jnp.asarray(new, value.dtype)
+  return model
