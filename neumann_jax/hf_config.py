@@ -187,6 +187,10 @@ def _options(text: Mapping[str, Any], family: str) -> dict[str, Any]:
   if types is None:
     interval = text.get("full_attention_interval", _INTERVAL)
     interval = _typed("full_attention_interval", interval, int)
+    if interval < 1:
+      raise ValueError(
+        f"full_attention_interval must be at least 1, got {interval}"
+      )
     depth = _typed("num_hidden_layers", text["num_hidden_layers"], int)
     types = [
       "linear_attention" if (i + 1) % interval else "full_attention"

@@ -1,8 +1,10 @@
 """Models from and to folders of Orbax, with their config beside."""
 
+import contextlib
 import dataclasses
 import pathlib
 import shutil
+from collections.abc import Iterator
 
 import jax
 import orbax.checkpoint as ocp
@@ -77,24 +79,29 @@ def restore_orbax(
   path = pathlib.Path(path).absolute()
   if not path.is_dir():
     raise FileNotFoundError(f"path must be a folder of save_orbax, got {path}")
-  with ocp.StandardCheckpointer() as checkpointer:
-    try:
-      metadata = checkpointer.metadata(path).custom_metadata or {}
-      config = hf_config.from_json(metadata["config"])
-      scanned = metadata["scan_layers"]
-      stored = dataclasses.replace(execution, scan_layers=scanned)
-      model = abstract_model(config, stored)
-      same = scanned == execution.scan_layers
-      places = flat_shardings(model, shardings if same else None)
-      found = checkpointer.restore(path, _targets(model, places))
-    except (KeyError, OSError, TypeError, ValueError) as error:
-      reason = str(error).split("\n")[0]
-      raise ValueError(
-        f"{path} is no complete folder of save_orbax ({reason})"
-      ) from None
-  named = {key: found[_name(key)] for key in places}
-  model = with_params(model, named)
+  with ocp.StandardCheckpointer() as checkpointer, _whole(path):
+    metadata = checkpointer.metadata(path).custom_metadata
+    config = hf_config.from_json(metadata["config"])
+    scanned = bool(metadata["scan_layers"])
+  stored = dataclasses.replace(execution, scan_layers=scanned)
+  model = abstract_model(config, stored)
+  same = scanned == execution.scan_layers
+  places = flat_shardings(model, shardings if same else None)
+  with ocp.StandardCheckpointer() as checkpointer, _whole(path):
+    found = checkpointer.restore(path, _targets(model, places))
+  model = with_params(model, {key: found[_name(key)] for key in places})
   return model if same else _turned(model, shardings)
+
+
+@contextlib.contextmanager
+def _whole(path: pathlib.Path) -> Iterator[None]:
+  """Whatever Orbax finds wrong with a folder, in one sentence."""
+  try:
+    yield
+  except Exception as error:  # it raises Exception itself for lost data
+    raise ValueError(
+      f"{path} is damaged, or was not written by save_orbax"
+    ) from error
 
 
 def _turned(model: LanguageModel, shardings: Shardings | None) -> LanguageModel:
