@@ -5,6 +5,7 @@ projections of Gated DeltaNet key head by key head, q|k|v|z and b|a; Qwen3.5
 all heads of q, then k, then v, and z, b and a apart, as `GatedDeltaNet` does.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -51,6 +52,7 @@ class Tensor(NamedTuple):
   pieces: tuple[Piece, ...] = ()
 
 
+@functools.lru_cache(maxsize=8)
 def tensors(config: ModelConfig) -> tuple[Tensor, ...]:
   """All tensors of a checkpoint of `config`, in the model's order."""
   model = nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))

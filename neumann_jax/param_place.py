@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from neumann_jax.hf_names import Path
@@ -161,4 +162,4 @@ def _of_row(sharding: Sharding) -> Sharding:
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _set_row(stack: jax.Array, value: jax.Array, row: int) -> jax.Array:
-  return stack.at[row].set(value)
+  return lax.dynamic_update_index_in_dim(stack, value, row, 0)

@@ -4,8 +4,9 @@
 
 needs torch and transformers (5.17 wrote the committed files). Each file is a
 small random model as `save_pretrained` stores it, and what it does to random
-tokens: logits of a prefill and of single tokens after it, the caches after each,
-outputs of the blocks, logits of a padded batch. Decay is slow, as in trained models.
+tokens: logits of a prefill and of single tokens after it, caches after both,
+outputs of the blocks, logits of a padded batch. Decay is slow, as in trained
+models.
 """
 
 import json

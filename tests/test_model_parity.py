@@ -196,8 +196,11 @@ def test_saved_models_load_in_transformers(tmp_path, family, scan_layers):
   )
   assert type(again) is type(theirs)
   assert not any(info.values()), info
+  weights = again.state_dict()
+  for name, weight in theirs.state_dict().items():
+    np.testing.assert_array_equal(weights[name], weight)
   want, found = make.record(theirs), make.record(again.eval())
-  for name in want:
-    np.testing.assert_array_equal(found[name], want[name])
+  # Their experts run by another implementation after `from_pretrained`.
+  oracles.assert_close(found["logits"], want["logits"], oracles.PARITY)
   logits, _, _ = prefill_and_decode(model, want["tokens"], make.PREFILL)
   oracles.assert_close(logits, want["logits"], oracles.PARITY)
