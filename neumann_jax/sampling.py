@@ -70,7 +70,7 @@ def sample(
     [B] int32.
 
   Raises:
-    TypeError: if logits are not floating point.
+    TypeError: if logits are not floating point, or key is no key.
     ValueError: for a wrong shape, a top_k above V or a missing key; and, on
       concrete logits, for NaN, +inf or a row of -inf.
   """
@@ -119,7 +119,7 @@ def candidates(
 def check_draws(
   spec: SamplingSpec, key: jax.Array | None, vocab_size: int
 ) -> None:
-  """Raises ValueError unless `spec` can draw from V tokens with this key."""
+  """Raises unless `spec` can draw from V tokens with this key."""
   if spec.top_k is not None and spec.top_k > vocab_size:
     raise ValueError(
       f"top_k must be at most the {vocab_size} tokens there are, got "
@@ -129,6 +129,18 @@ def check_draws(
     raise ValueError(
       "key must be given unless temperature is 0, which is greedy"
     )
+  if key is not None:
+    _check_key(key)
+
+
+def _check_key(key: jax.Array) -> None:
+  try:
+    jax.eval_shape(lambda: jax.random.fold_in(key, 0))
+  except (TypeError, ValueError) as error:
+    raise TypeError(
+      f"key must be one key of jax.random, got {type(key).__name__} of shape "
+      f"{np.shape(key)}"
+    ) from error
 
 
 def check_logits(logits: jax.Array) -> None:
