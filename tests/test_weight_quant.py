@@ -248,7 +248,11 @@ def _logits(model, tokens, cache=None):
 
 @pytest.mark.parametrize(
   "kind",
-  ["dense", "scanned", pytest.param("experts", marks=pytest.mark.slow)],
+  [
+    "dense",
+    pytest.param("experts", marks=pytest.mark.slow),
+    pytest.param("scanned", marks=pytest.mark.slow),
+  ],
 )
 def test_a_quantised_model_is_the_model_of_the_quantised_weights(kind):
   config, execution = KINDS[kind]
