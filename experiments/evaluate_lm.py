@@ -206,14 +206,18 @@ def random_model(
   config: ModelConfig, execution: Execution, seed: int
 ) -> LanguageModel:
   """Random weights whose decays are as slow as trained ones can be."""
-  model = LanguageModel(config, execution, rngs=nnx.Rngs(seed))
-  key = jax.random.key(seed)
-  for layer in model.layers:
-    if layer.is_linear:
-      rate = layer.linear_attn.A_log
-      drawn = jax.random.uniform(key, rate.shape, minval=1e-3, maxval=1e-2)
-      rate[...] = jnp.log(drawn)
-  return model
+
+  def make() -> LanguageModel:
+    model = LanguageModel(config, execution, rngs=nnx.Rngs(seed))
+    for layer in model.layers:
+      if layer.is_linear:
+        rate = layer.linear_attn.A_log
+        key = jax.random.key(seed)
+        drawn = jax.random.uniform(key, rate.shape, minval=1e-3, maxval=1e-2)
+        rate[...] = jnp.log(drawn)
+    return model
+
+  return nnx.jit(make)()
 
 
 def evaluate_lm(evaluation: Evaluation, run: record.Run) -> None:
