@@ -9,6 +9,7 @@ from neumann_jax.spec import InverseSpec
 
 LAYER_TYPES = ("linear_attention", "full_attention")
 REMAT = ("none", "dots", "full")
+FAMILIES = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +19,8 @@ class ModelConfig:
   The defaults are a dense model of the Qwen3.5 family at a small width.
 
   Attributes:
+    model_type: the family whose checkpoints it has, one of `FAMILIES`; empty
+      means the first one that allows its feed-forward layers.
     vocab_size: rows of the embedding.
     hidden_size: width of the residual stream.
     num_hidden_layers: depth.
@@ -49,6 +52,7 @@ class ModelConfig:
     initializer_range: standard deviation of fresh weights.
   """
 
+  model_type: str = ""
   vocab_size: int = 256
   hidden_size: int = 256
   num_hidden_layers: int = 4
@@ -78,7 +82,7 @@ class ModelConfig:
   initializer_range: float = 0.02
 
   def __post_init__(self) -> None:
-    """Fills layer_types in; raises ValueError for what does not fit."""
+    """Fills in what is empty; raises ValueError for what does not fit."""
     if not self.layer_types:
       types = tuple(
         LAYER_TYPES[(i + 1) % 4 == 0] for i in range(self.num_hidden_layers)
@@ -86,6 +90,14 @@ class ModelConfig:
       object.__setattr__(self, "layer_types", types)
     self._check_sizes()
     self._check_layers()
+    possible = self._families()
+    if not self.model_type:
+      object.__setattr__(self, "model_type", possible[0])
+    if self.model_type not in possible:
+      raise ValueError(
+        f"model_type of these feed-forward layers must be one of "
+        f"{', '.join(possible)}, got {self.model_type!r}"
+      )
 
   @property
   def rotary_dim(self) -> int:
@@ -110,6 +122,15 @@ class ModelConfig:
       for p in range(1, depth + 1)
       if depth % p == 0 and kinds == kinds[:p] * (depth // p)
     )
+
+  def _families(self) -> tuple[str, ...]:
+    """Families that allow its feed-forward layers."""
+    sparse = [self.is_sparse(i) for i in range(self.num_hidden_layers)]
+    if self.num_experts == 0:
+      return "qwen3_5_text", "qwen3_next"
+    if all(sparse) and self.norm_topk_prob:
+      return "qwen3_5_moe_text", "qwen3_next"
+    return ("qwen3_next",)
 
   def _check_sizes(self) -> None:
     for name in _SIZES:

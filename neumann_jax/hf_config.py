@@ -1,0 +1,222 @@
+"""The `config.json` of a Hugging Face directory <-> `ModelConfig`."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from neumann_jax.model_config import FAMILIES, ModelConfig
+
+# Vision-language configs hold the text model's under `text_config`.
+_NESTED = {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text"}
+_CLASSES = dict(
+  zip(
+    FAMILIES,
+    ("Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM", "Qwen3NextForCausalLM"),
+  )
+)
+_SIZES = (
+  "vocab_size",
+  "hidden_size",
+  "num_hidden_layers",
+  "num_attention_heads",
+  "num_key_value_heads",
+  "head_dim",
+  "linear_num_key_heads",
+  "linear_num_value_heads",
+  "linear_key_head_dim",
+  "linear_value_head_dim",
+  "linear_conv_kernel_dim",
+)
+_EXPERT_SIZES = (
+  "num_experts",
+  "num_experts_per_tok",
+  "moe_intermediate_size",
+  "shared_expert_intermediate_size",
+)
+_FAMILY_SIZES = {
+  "qwen3_5_text": (*_SIZES, "intermediate_size"),
+  "qwen3_5_moe_text": (*_SIZES, *_EXPERT_SIZES),
+  "qwen3_next": (*_SIZES, *_EXPERT_SIZES, "intermediate_size"),
+}
+# What a file may leave out, and what transformers then takes.
+_DEFAULTS: dict[str, Any] = {
+  "attention_bias": False,
+  "rms_norm_eps": 1e-6,
+  "max_position_embeddings": 32768,
+  "initializer_range": 0.02,
+}
+_NEXT_DEFAULTS: dict[str, Any] = {
+  "norm_topk_prob": True,
+  "decoder_sparse_step": 1,
+  "mlp_only_layers": [],
+}
+_INTERVAL = 4
+_ROPE_DEFAULTS = {"rope_theta": 1e4, "partial_rotary_factor": 0.25}
+# The only values that this package computes.
+_FIXED: dict[str, Any] = {
+  "hidden_act": "silu",
+  "attn_output_gate": True,
+  "mamba_ssm_dtype": "float32",
+}
+
+
+def read_config(path: str | pathlib.Path) -> ModelConfig:
+  """The architecture that a Hugging Face directory's `config.json` describes.
+
+  Args:
+    path: the directory. Model types are `qwen3_5`, `qwen3_5_moe` (whose vision
+      part is left out), `qwen3_5_text`, `qwen3_5_moe_text` and `qwen3_next`.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: if it is not JSON, lacks a size, or asks for anything that this
+      package does not compute.
+  """
+  file = pathlib.Path(path) / "config.json"
+  if not file.is_file():
+    raise FileNotFoundError(f"path must hold a config.json, got {path}")
+  try:
+    found = json.loads(file.read_text())
+  except ValueError as error:
+    raise ValueError(f"{file} is not JSON ({error})") from None
+  if not isinstance(found, dict):
+    raise ValueError(f"{file} must hold a JSON object")
+  try:
+    return from_json(found)
+  except ValueError as error:
+    raise ValueError(f"{file}: {error}") from None
+
+
+def from_json(found: Mapping[str, Any]) -> ModelConfig:
+  """`ModelConfig` of the contents of a `config.json`.
+
+  Raises:
+    ValueError: as `read_config`.
+  """
+  outer = found.get("model_type")
+  known = (*_NESTED, *FAMILIES)
+  if outer not in known:
+    raise ValueError(
+      f"model_type must be one of {', '.join(known)}, got {outer!r}"
+    )
+  if found.get("quantization_config"):
+    raise ValueError(
+      "quantization_config must be absent: quantised weights are not read"
+    )
+  family: str = outer
+  text: Any = found
+  if outer in _NESTED:
+    family, text = _NESTED[outer], found.get("text_config")
+    if not isinstance(text, dict):
+      raise ValueError(f"text_config must be an object for model_type {outer}")
+    if text.get("model_type", family) != family:
+      raise ValueError(
+        f"model_type of text_config must be {family}, got "
+        f"{text['model_type']!r}"
+      )
+  _check_fixed(text, family)
+  tied = found.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+  return ModelConfig(
+    model_type=family,
+    tie_word_embeddings=_typed("tie_word_embeddings", tied or False, bool),
+    **_sizes(text, family),
+    **_options(text, family),
+    **_rope(text),
+  )
+
+
+def to_json(config: ModelConfig, dtype: jnp.dtype) -> dict[str, Any]:
+  """Contents of the `config.json` of a text model.
+
+  Args:
+    config: the architecture.
+    dtype: that most parameters are stored in.
+  """
+  family = config.model_type
+  rope = {name: getattr(config, name) for name in _ROPE_DEFAULTS}
+  names = [*_FAMILY_SIZES[family], *_DEFAULTS, "tie_word_embeddings"]
+  if family == "qwen3_next":
+    names += _NEXT_DEFAULTS
+  else:
+    rope = {"rope_parameters": {"rope_type": "default"} | rope}
+  return {
+    "architectures": [_CLASSES[family]],
+    "model_type": family,
+    "dtype": jnp.dtype(dtype).name,
+    "hidden_act": _FIXED["hidden_act"],
+    "layer_types": list(config.layer_types),
+    **{name: getattr(config, name) for name in names},
+    **rope,
+  }
+
+
+def _check_fixed(text: Mapping[str, Any], family: str) -> None:
+  fixed = dict(_FIXED)
+  if family != "qwen3_next":
+    fixed |= _NEXT_DEFAULTS
+  for name, value in fixed.items():
+    if text.get(name, value) not in (value, None):
+      raise ValueError(
+        f"{name} must be {json.dumps(value)} for model_type {family}, got "
+        f"{json.dumps(text[name])}"
+      )
+
+
+def _sizes(text: Mapping[str, Any], family: str) -> dict[str, Any]:
+  names = _FAMILY_SIZES[family]
+  missing = [name for name in names if text.get(name) is None]
+  if missing:
+    raise ValueError(f"a {family} model needs {', '.join(missing)}")
+  sizes = {name: _typed(name, text[name], int) for name in names}
+  return {"intermediate_size": 0} | sizes
+
+
+def _options(text: Mapping[str, Any], family: str) -> dict[str, Any]:
+  defaults = dict(_DEFAULTS)
+  if family == "qwen3_next":
+    defaults |= _NEXT_DEFAULTS
+  options = {}
+  for name, default in defaults.items():
+    value = text.get(name)
+    value = default if value is None else value
+    options[name] = _typed(name, value, type(default))
+  types = text.get("layer_types")
+  if types is None:
+    interval = text.get("full_attention_interval", _INTERVAL)
+    interval = _typed("full_attention_interval", interval, int)
+    depth = _typed("num_hidden_layers", text["num_hidden_layers"], int)
+    types = [
+      "linear_attention" if (i + 1) % interval else "full_attention"
+      for i in range(depth)
+    ]
+  options["layer_types"] = tuple(_typed("layer_types", types, list))
+  if "mlp_only_layers" in options:
+    options["mlp_only_layers"] = tuple(options["mlp_only_layers"])
+  return options
+
+
+def _rope(text: Mapping[str, Any]) -> dict[str, Any]:
+  """Rotary options: those of a dictionary before those beside it."""
+  given = text.get("rope_scaling") or text.get("rope_parameters") or {}
+  given = _typed("rope_parameters", given, dict)
+  kind = given.get("rope_type", given.get("type", "default"))
+  if kind != "default":
+    raise ValueError(f'rope_type must be "default", got {json.dumps(kind)}')
+  return {
+    name: _typed(name, given.get(name, text.get(name, default)), float)
+    for name, default in _ROPE_DEFAULTS.items()
+  }
+
+
+def _typed(name: str, value: Any, kind: type) -> Any:
+  """The value, if it has the JSON type; integers are numbers too."""
+  allowed: tuple[type, ...] = (int, float) if kind is float else (kind,)
+  wrong_bool = isinstance(value, bool) and kind is not bool
+  if wrong_bool or not isinstance(value, allowed):
+    words = {int: "an integer", float: "a number", bool: "true or false"}
+    words |= {list: "a list", dict: "an object"}
+    raise ValueError(f"{name} must be {words[kind]}, got {json.dumps(value)}")
+  return kind(value)

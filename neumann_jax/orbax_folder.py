@@ -1,0 +1,120 @@
+"""Models from and to folders of Orbax, with their config beside."""
+
+import dataclasses
+import pathlib
+import shutil
+
+import jax
+import orbax.checkpoint as ocp
+
+from neumann_jax import hf_config
+from neumann_jax.layer_stack import stack_layers, unstack_layers
+from neumann_jax.model import LanguageModel
+from neumann_jax.model_config import Execution
+from neumann_jax.param_place import (
+  Path,
+  Shardings,
+  abstract_model,
+  flat_params,
+  flat_shardings,
+  with_params,
+)
+
+
+def save_orbax(model: LanguageModel, path: str | pathlib.Path) -> None:
+  """Writes the parameters with Orbax, each where its devices are.
+
+  Args:
+    model: of separate or of scanned layers.
+    path: a new folder, in one that exists. It is there complete or not at all.
+
+  Raises:
+    FileExistsError: if something is at `path`; it stays as it was.
+    FileNotFoundError: if the folder above does not exist.
+  """
+  path = pathlib.Path(path).absolute()
+  if not path.parent.is_dir():
+    raise FileNotFoundError(
+      f"path must lie in a folder that exists, got {path}"
+    )
+  if path.exists():
+    raise FileExistsError(f"path must be new, got {path}")
+  metadata = {
+    "config": hf_config.to_json(model.config, model.execution.param_dtype),
+    "scan_layers": model.execution.scan_layers,
+  }
+  params = {_name(key): x for key, x in flat_params(model).items()}
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      checkpointer.save(path, params, custom_metadata=metadata)
+  except BaseException:
+    for unfinished in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
+      shutil.rmtree(unfinished)
+    raise
+
+
+def restore_orbax(
+  path: str | pathlib.Path,
+  execution: Execution = Execution(),  # noqa: B008  (frozen)
+  *,
+  shardings: Shardings | None = None,
+) -> LanguageModel:
+  """The model that `save_orbax` wrote.
+
+  Layers may be scanned in one and separate in the other; then the parameters
+  are on the devices twice for a while.
+
+  Args:
+    path: the folder.
+    execution: how it is computed; parameters are cast to its `param_dtype`,
+      A_log and dt_bias to float32.
+    shardings: as for `load`.
+
+  Raises:
+    FileNotFoundError: if there is no such folder.
+    ValueError: if it was not written by `save_orbax`, or is damaged.
+  """
+  path = pathlib.Path(path).absolute()
+  if not path.is_dir():
+    raise FileNotFoundError(f"path must be a folder of save_orbax, got {path}")
+  with ocp.StandardCheckpointer() as checkpointer:
+    try:
+      metadata = checkpointer.metadata(path).custom_metadata or {}
+      config = hf_config.from_json(metadata["config"])
+      scanned = metadata["scan_layers"]
+      stored = dataclasses.replace(execution, scan_layers=scanned)
+      model = abstract_model(config, stored)
+      same = scanned == execution.scan_layers
+      places = flat_shardings(model, shardings if same else None)
+      found = checkpointer.restore(path, _targets(model, places))
+    except (KeyError, OSError, TypeError, ValueError) as error:
+      reason = str(error).split("\n")[0]
+      raise ValueError(
+        f"{path} is no complete folder of save_orbax ({reason})"
+      ) from None
+  named = {key: found[_name(key)] for key in places}
+  model = with_params(model, named)
+  return model if same else _turned(model, shardings)
+
+
+def _turned(model: LanguageModel, shardings: Shardings | None) -> LanguageModel:
+  """Separate layers of scanned ones, or the other way, where they belong."""
+  turn = unstack_layers if model.execution.scan_layers else stack_layers
+  model = turn(model)
+  places = flat_shardings(model, shardings)
+  params = flat_params(model)
+  moved = {key: jax.device_put(params[key], places[key]) for key in places}
+  return with_params(model, moved)
+
+
+def _targets(
+  model: LanguageModel, places: dict[Path, jax.sharding.Sharding]
+) -> dict[str, jax.ShapeDtypeStruct]:
+  return {
+    _name(key): jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[key])
+    for key, x in flat_params(model).items()
+  }
+
+
+def _name(path: Path) -> str:
+  return ".".join(map(str, path))
