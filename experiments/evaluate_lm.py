@@ -9,12 +9,9 @@ float32 inverse under the same weights. `--resume` goes on after the rows that
 """
 
 import dataclasses
-import pathlib
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from experiments import (
   evaluate_report,
@@ -23,6 +20,7 @@ from experiments import (
   record,
   runner,
   speed_cases,
+  text_model,
   text_tokens,
 )
 from experiments.evaluate_sweep import AS_TRAINED, Case
@@ -31,14 +29,11 @@ from experiments.report import shown
 from neumann_jax import (
   Execution,
   LanguageModel,
-  ModelConfig,
-  checkpoint,
   weight_quant,
 )
 from neumann_jax.spec import check_chunk_size
 
 EXACT = "exact float32"
-RANDOM = "random"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,11 +149,9 @@ def prepare(settings: Settings) -> Evaluation:
     ImportError: its tokenizer needs a package that is not there.
     ValueError: a file is corrupt, or the text is too short.
   """
-  folder, config = None, random_config()
-  if settings.checkpoint != RANDOM:
-    folder = _folder(settings.checkpoint)
-    config = checkpoint.read_config(folder)
-  tokenizer = text_tokens.load_tokenizer(folder, config.vocab_size)
+  source = text_model.find(settings.checkpoint)
+  config = source.config
+  tokenizer = text_tokens.load_tokenizer(source.folder, config.vocab_size)
   text = evaluate_text.read_text(settings.text, tokenizer, settings.max_tokens)
   settings.check_chunks(len(text.tokens), "the text's")
   execution = Execution(
@@ -168,56 +161,8 @@ def prepare(settings: Settings) -> Evaluation:
     spec=speed_cases.parse(EXACT, settings.chunk_sizes[0], "xla").spec,
     scan_layers=config.period < config.num_hidden_layers,
   )
-  if folder is None:
-    model = random_model(config, execution, settings.seed)
-  else:
-    model = checkpoint.load(folder, execution)
+  model = text_model.load(source, execution, settings.seed)
   return Evaluation(settings, model, text)
-
-
-def _folder(path: str) -> pathlib.Path:
-  if not path:
-    raise ValueError(
-      "checkpoint must name a folder: give --config.checkpoint=DIR"
-    )
-  folder = pathlib.Path(path)
-  if not folder.is_dir():
-    raise ValueError(f"checkpoint {path!r} is not a folder")
-  return folder
-
-
-def random_config() -> ModelConfig:
-  """A small model that reads bytes."""
-  return ModelConfig(
-    hidden_size=64,
-    num_hidden_layers=4,
-    layer_types=("linear_attention", "full_attention") * 2,
-    intermediate_size=128,
-    head_dim=32,
-    linear_num_key_heads=2,
-    linear_num_value_heads=4,
-    linear_key_head_dim=32,
-    linear_value_head_dim=32,
-    initializer_range=0.1,
-  )
-
-
-def random_model(
-  config: ModelConfig, execution: Execution, seed: int
-) -> LanguageModel:
-  """Random weights whose decays are as slow as trained ones can be."""
-
-  def make() -> LanguageModel:
-    model = LanguageModel(config, execution, rngs=nnx.Rngs(seed))
-    for layer in model.layers:
-      if layer.is_linear:
-        rate = layer.linear_attn.A_log
-        key = jax.random.key(seed)
-        drawn = jax.random.uniform(key, rate.shape, minval=1e-3, maxval=1e-2)
-        rate[...] = jnp.log(drawn)
-    return model
-
-  return nnx.jit(make)()
 
 
 def evaluate_lm(evaluation: Evaluation, run: record.Run) -> None:

@@ -20,6 +20,7 @@ from experiments import (
   evaluate_text,
   key_families,
   runner,
+  text_model,
   text_tokens,
 )
 from neumann_jax import InverseSpec, checkpoint
@@ -277,8 +278,8 @@ def test_numbers_are_those_of_float64_logits(tmp_path):
   run_main(tmp_path / "o", *TINY, BANDED)
   exact, found = _rows(tmp_path / "o/cases.jsonl")
   text = evaluate_text.read_text("", BYTES, 70).tokens
-  model = evaluate_lm.random_model(
-    evaluate_lm.random_config(),
+  model = text_model.random_model(
+    text_model.random_config(),
     neumann_jax.Execution(
       chunk_size=32, spec=InverseSpec("exact"), scan_layers=True
     ),
