@@ -112,9 +112,9 @@ def decode(
     newest = lax.dynamic_slice_in_dim(
       found.tokens, jnp.max(found.lengths) - 1, 1, axis=1
     )
-    hidden, cache = model.hidden_states(
-      newest, cache=cache, mask=~found.finished[:, None]
-    )
+    # Rows that have ended go on with pad_token: there is room, and nobody reads
+    # their caches.
+    hidden, cache = model.hidden_states(newest, cache=cache)
     return cache, _append(found, model.logits(hidden[:, 0]), rule, key)
 
   return lax.while_loop(going, step, (cache, found))
