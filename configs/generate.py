@@ -22,7 +22,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(
     {
       "checkpoint": "random" if debug else "",
-      "prompt": "def prefill(" if debug else "",
+      "prompt": "def prefill(" if debug else "The capital of France is",
       "max_new_tokens": 12 if debug else 256,
       "temperature": 0.7,
       "top_k": 20,

@@ -68,9 +68,7 @@ class Settings:
 
   def __post_init__(self) -> None:
     if not self.prompt:
-      raise ValueError(
-        "prompt must not be empty: give --config.prompt='some text'"
-      )
+      raise ValueError("prompt must not be empty")
     for name, least in (
       ("max_new_tokens", 1),
       ("top_k", 0),

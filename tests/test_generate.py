@@ -234,7 +234,7 @@ def test_all_rows_ended_end_the_loop():
 
 
 def test_the_same_key_draws_the_same_tokens():
-  spec = SamplingSpec(temperature=1e6, top_k=50, top_p=0.99)  # hardly a choice
+  spec = SamplingSpec(temperature=1e6)  # noise decides, not the model
   draw = functools.partial(generate, model_of(), spec=spec)
   found = draw(key=jax.random.key(4))
   chex.assert_trees_all_equal(found, draw(key=jax.random.key(4)))
