@@ -24,6 +24,7 @@ from typing import Any, TextIO
 
 import jax
 
+ENVIRONMENT = "environment.json"
 PACKAGES = (
   "neumann-posterior",
   "jax",
@@ -71,6 +72,31 @@ def open_folder(workdir: pathlib.Path) -> pathlib.Path:
   return folder
 
 
+def check_resumable(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+  """Raises ValueError where a run of another config, or no run, is in the way.
+
+  Args:
+    workdir: of the run to go on with; new or empty means a fresh start.
+    config: what the run goes on with.
+  """
+  if not workdir.exists() or (workdir.is_dir() and not any(workdir.iterdir())):
+    return
+  try:
+    kept = json.loads((workdir / ENVIRONMENT).read_text())["config"]
+  except (OSError, ValueError, LookupError, TypeError) as error:
+    raise ValueError(
+      f"workdir {str(workdir)!r} holds no run that could be resumed"
+    ) from error
+  now = json.loads(json.dumps(dict(config), default=str))
+  for name in sorted(kept.keys() | now.keys()):
+    if kept.get(name) != now.get(name):
+      raise ValueError(
+        f"workdir {str(workdir)!r} holds a run whose {name} is "
+        f"{kept.get(name)!r}, not {now.get(name)!r}: resume it with its own "
+        "config or give another --workdir"
+      )
+
+
 def environment(command: Sequence[str], config: Mapping[str, Any]) -> dict:
   """Versions, devices, source revision, command and config, ready for JSON."""
   return {
@@ -90,11 +116,13 @@ class Table:
   """One table on disk, as JSON lines and as CSV, appended row by row.
 
   The first row fixes the columns. Opening a table that exists goes on with it;
-  half a line left by a run that was killed is dropped first.
+  half a line left by a run that was killed is dropped first, and so is a row
+  that only one of the two files has.
   """
 
   def __init__(self, stem: pathlib.Path):
     """Opens `stem.jsonl` and `stem.csv`, making them where they are not."""
+    _drop_unpaired(stem)
     self._json = _open_whole_lines(stem.with_suffix(".jsonl"))
     self._csv = _open_whole_lines(stem.with_suffix(".csv"))
     self._csv.seek(0)
@@ -127,6 +155,13 @@ class Table:
     self._csv.flush()
     self._json.flush()
 
+  def rows(self) -> list[dict[str, Any]]:
+    """All rows so far, as JSON holds them."""
+    self._json.seek(0)
+    found = [json.loads(line) for line in self._json]
+    self._json.seek(0, os.SEEK_END)
+    return found
+
   def close(self) -> None:
     """Closes both files."""
     self._csv.close()
@@ -147,19 +182,49 @@ class Run:
     *,
     command: Sequence[str] = (),
     config: Mapping[str, Any] = types.MappingProxyType({}),
+    resume: bool = False,
   ):
-    """Opens the folder (see `open_folder`) and writes the first record."""
-    self.folder = open_folder(pathlib.Path(workdir))
+    """Opens the folder and writes the first record.
+
+    Args:
+      workdir: see `open_folder`.
+      command: that started the run.
+      config: of the run.
+      resume: goes on with the run that `workdir` holds, in place; its record
+        stays under `earlier` of the new one.
+
+    Raises:
+      ValueError: the folder cannot be written, or `resume` does not fit (see
+        `check_resumable`).
+    """
+    workdir = pathlib.Path(workdir)
+    earlier = []
+    if resume:
+      check_resumable(workdir, config)
+      earlier = _earlier(workdir)
+    self.folder = workdir if earlier else open_folder(workdir)
     self.environment = environment(command, config)
+    if earlier:
+      self.environment["earlier"] = earlier
     self._tables: dict[str, Table] = {}
     self._start = time.monotonic()
     self._save("running")
 
   def write(self, table: str, row: Mapping[str, Any]) -> None:
     """Appends a row to `table`.jsonl and `table`.csv."""
-    if table not in self._tables:
-      self._tables[table] = Table(self.folder / table)
-    self._tables[table].write(row)
+    self._table(table).write(row)
+
+  def rows(self, table: str) -> list[dict[str, Any]]:
+    """The rows of a table so far, those of a run gone on with included.
+
+    Numbers that are infinite or undefined are the strings of `Table.write`.
+    """
+    return self._table(table).rows()
+
+  def _table(self, name: str) -> Table:
+    if name not in self._tables:
+      self._tables[name] = Table(self.folder / name)
+    return self._tables[name]
 
   def seconds(self) -> float:
     """Time since the run began."""
@@ -171,7 +236,7 @@ class Run:
       "seconds": round(self.seconds(), 1),
     }
     text = json.dumps(self.environment, indent=2, default=str)
-    (self.folder / "environment.json").write_text(text + "\n")
+    (self.folder / ENVIRONMENT).write_text(text + "\n")
 
   def __enter__(self) -> "Run":
     return self
@@ -204,6 +269,33 @@ def _open_whole_lines(path: pathlib.Path) -> TextIO:
     if whole != text:
       path.write_bytes(whole)
   return path.open("a+", encoding="utf-8", newline="")
+
+
+def _drop_unpaired(stem: pathlib.Path) -> None:
+  """Cuts both files to the rows that both have."""
+  with (
+    _open_whole_lines(stem.with_suffix(".jsonl")) as lines,
+    _open_whole_lines(stem.with_suffix(".csv")) as cells,
+  ):
+    lines.seek(0)
+    cells.seek(0)
+    rows, records = lines.readlines(), list(csv.reader(cells))
+    count = min(len(rows), max(len(records) - 1, 0))
+    if len(rows) > count:
+      lines.truncate(0)
+      lines.writelines(rows[:count])
+    if len(records) > count + 1:
+      cells.truncate(0)
+      cells.writelines(_csv_line(record) for record in records[: count + 1])
+
+
+def _earlier(workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """The records of the runs that a folder's tables come from, oldest first."""
+  path = workdir / ENVIRONMENT
+  if not path.exists():
+    return []
+  last = json.loads(path.read_text())
+  return [*last.pop("earlier", []), last]
 
 
 def _version(package: str) -> str | None:

@@ -1,12 +1,14 @@
 """The one entry of every experiment.
 
     python -m experiments.NAME [--config=configs/NAME.py[:debug]]
-        [--config.FIELD=VALUE ...] [--workdir=DIR]
+        [--config.FIELD=VALUE ...] [--workdir=DIR] [--resume]
 
 Without `--config` the experiment's own `configs/NAME.py` is read. The config
 is locked: a field it does not have is refused. Without `--workdir` results go
 to `runs/NAME`. A folder that holds anything is never written over: the run
-then gets `DIR/2`, `DIR/3`, ... and says so.
+then gets `DIR/2`, `DIR/3`, ... and says so. With `--resume`, which only long
+experiments have, the run goes on in `DIR` with the rows that are there, under
+the same config; where nothing is there, it starts.
 
 Usage errors end in one sentence on stderr and exit code 2. ConfigDicts stop
 here: experiments see frozen dataclasses.
@@ -42,17 +44,22 @@ class Command(NamedTuple):
   Attributes:
     config: the locked config with the command line's overrides.
     workdir: where results go.
+    resume: whether to go on with the run that is there.
   """
 
   config: ml_collections.ConfigDict
   workdir: pathlib.Path
+  resume: bool
 
 
 def main(
   name: str,
   settings_type: type[S],
-  experiment: Callable[[S, record.Run], None],
+  experiment: Callable[[Any, record.Run], None],
   argv: Sequence[str] | None = None,
+  *,
+  prepare: Callable[[S], Any] | None = None,
+  resumable: bool = False,
 ) -> None:
   """Parses the command line and runs the experiment in a recorded folder.
 
@@ -60,8 +67,12 @@ def main(
     name: the experiment's module name; its default config is
       `configs/<name>.py`.
     settings_type: frozen dataclass the config becomes.
-    experiment: called with the settings and the open run.
+    experiment: called with the settings, or with what `prepare` made of them,
+      and the open run.
     argv: the command line with the program's name first; None: the process's.
+    prepare: reads the files that the settings name, before the run's folder is
+      made; what it refuses is a usage error.
+    resumable: whether the experiment leaves out the rows that its tables have.
   """
   argv = list(sys.argv if argv is None else argv)
   if any(arg in ("-h", "--help", "-help") for arg in argv[1:]):
@@ -70,10 +81,15 @@ def main(
   try:
     command = parse(argv, name)
     settings = to_settings(settings_type, command.config)
+    config = command.config.to_dict()
+    if command.resume:
+      _check_resume(name, command.workdir, config, resumable=resumable)
+    given = settings if prepare is None else _prepared(prepare, settings)
     run = record.Run(
       command.workdir,
       command=record.command_line(),
-      config=command.config.to_dict(),
+      config=config,
+      resume=command.resume,
     )
   except ValueError as error:
     print(f"{name}: {error}", file=sys.stderr)
@@ -81,7 +97,7 @@ def main(
   if run.folder != command.workdir:
     print(f"{command.workdir} is in use; this run goes to {run.folder}")
   with run:
-    experiment(settings, run)
+    experiment(given, run)
 
 
 def usage(name: str) -> str:
@@ -109,8 +125,12 @@ def parse(argv: Sequence[str], name: str) -> Command:
   for arg in argv[1:]:
     if match := re.match(r"--?(?:no)?config\.([^=]+)", arg):
       _check_field(base, match[1])
-  config, workdir = _parse_flags(argv, name)
-  return Command(config, pathlib.Path(workdir))
+  config, values = _parse_flags(argv, name)
+  return Command(
+    config,
+    pathlib.Path(str(values["workdir"].value)),
+    bool(values["resume"].value),
+  )
 
 
 def to_settings(settings_type: type[S], config: Mapping[str, Any]) -> S:
@@ -144,6 +164,25 @@ def to_settings(settings_type: type[S], config: Mapping[str, Any]) -> S:
     raise UsageError(str(error)) from error
 
 
+def _check_resume(
+  name: str,
+  workdir: pathlib.Path,
+  config: Mapping[str, Any],
+  *,
+  resumable: bool,
+) -> None:
+  if not resumable:
+    raise UsageError(f"{name} has no --resume: it is run as a whole")
+  record.check_resumable(workdir, config)
+
+
+def _prepared(prepare: Callable[[S], Any], settings: S) -> Any:
+  try:
+    return prepare(settings)
+  except (ImportError, OSError, ValueError) as error:
+    raise UsageError(str(error)) from error
+
+
 def _config_argument(argv: Sequence[str]) -> Sequence[str]:
   """The part of the command line that names the config file."""
   for i, arg in enumerate(argv[1:], 1):
@@ -156,7 +195,7 @@ def _config_argument(argv: Sequence[str]) -> Sequence[str]:
 
 def _parse_flags(
   argv: Sequence[str], name: str
-) -> tuple[ml_collections.ConfigDict, str]:
+) -> tuple[ml_collections.ConfigDict, flags.FlagValues]:
   """Flag parsing by absl, with its many kinds of error made one."""
   values = flags.FlagValues()
   try:
@@ -170,6 +209,9 @@ def _parse_flags(
     flags.DEFINE_string(
       "workdir", f"runs/{name}", "folder of results", flag_values=values
     )
+    flags.DEFINE_bool(
+      "resume", False, "go on with the run in workdir", flag_values=values
+    )
     rest = values(list(argv))
     config: Any = values["config"].value
     config.to_dict()  # a file that could not be read complains only now
@@ -180,7 +222,7 @@ def _parse_flags(
     raise UsageError(_last_line(error)) from error
   if len(rest) > 1:
     raise UsageError(f"unexpected argument {rest[1]!r}; see --help")
-  return config, str(values["workdir"].value)
+  return config, values
 
 
 def _check_field(config: ml_collections.ConfigDict, path: str) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 import neumann_jax
 from neumann_jax import InverseSpec, QuantSpec, dispatch
+from neumann_jax.spec import resolve
 
 FORMATS: dict[str, dict] = {
   "float32": {},
@@ -50,8 +51,9 @@ def parse(name: str, chunk_size: int, implementation: str) -> Case:
   """The case that a name stands for.
 
   Args:
-    name: "[xla] METHOD FORMAT [refine]"; `banded` is the paper's N=3 S=8,
-      `banded-masked` N=3 S=C/4 with the band masked at every step.
+    name: "[xla] METHOD FORMAT [refine]"; `banded` is the paper's setting
+      for this chunk size, N=3 S=8 at 64, and `banded-masked` N=3 S=C/4 with
+      the band masked at every step.
     chunk_size: C.
     implementation: "gpu" or "xla"; a name that begins with "xla" stays there.
 
@@ -101,7 +103,13 @@ def compiled(
 
 def _method_fields(method: str, chunk_size: int) -> dict:
   if method == "banded":
-    return {"method": "banded", "order": 3, "residual_steps": 8}
+    paper = resolve(InverseSpec("banded"), chunk_size)
+    return {
+      "method": "banded",
+      "order": paper.order,
+      "residual_steps": paper.residual_steps,
+      "block": paper.block,
+    }
   if method == "banded-masked":
     return {
       "method": "banded",

@@ -45,14 +45,22 @@ def text_bytes(length: int) -> np.ndarray:
   Raises:
     ValueError: if a file is shorter than `length`.
   """
-  folder = pathlib.Path(sysconfig.get_paths()["stdlib"])
   rows = []
-  for name in FILES:
-    data = (folder / name).read_bytes()
+  for name, data in zip(FILES, _sources()):
     if len(data) < length:
       raise ValueError(f"{name} has {len(data)} bytes, fewer than {length}")
     rows.append(np.frombuffer(data[:length], np.uint8))
   return np.stack(rows)
+
+
+def source_text() -> str:
+  """All of the source files, one after another."""
+  return "".join(data.decode() for data in _sources())
+
+
+def _sources() -> list[bytes]:
+  folder = pathlib.Path(sysconfig.get_paths()["stdlib"])
+  return [(folder / name).read_bytes() for name in FILES]
 
 
 def block_group(settings: InverseSettings) -> tuple[Group, Difficulty]:

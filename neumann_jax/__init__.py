@@ -18,7 +18,9 @@ from neumann_jax.cache import Cache as Cache
 from neumann_jax.cache import ModelCache as ModelCache
 from neumann_jax.chunks import ChunkMatrices as ChunkMatrices
 from neumann_jax.chunks import chunk_matrices as chunk_matrices
+from neumann_jax.decoding import Generated as Generated
 from neumann_jax.delta_rule import gated_delta_rule as gated_delta_rule
+from neumann_jax.generation import generate as generate
 from neumann_jax.invert import inverse as inverse
 from neumann_jax.layers import GatedDeltaNet as GatedDeltaNet
 from neumann_jax.model import LanguageModel as LanguageModel
@@ -29,6 +31,7 @@ from neumann_jax.planner import plan as plan
 from neumann_jax.quantize import QuantSpec as QuantSpec
 from neumann_jax.recurrent import gated_delta_recurrent as gated_delta_recurrent
 from neumann_jax.recurrent import gated_delta_step as gated_delta_step
+from neumann_jax.sampling import SamplingSpec as SamplingSpec
 from neumann_jax.spec import InverseSpec as InverseSpec
 from neumann_jax.wy import wy_representation as wy_representation
 
@@ -39,18 +42,21 @@ __all__ = [
   "ChunkMatrices",
   "Execution",
   "GatedDeltaNet",
+  "Generated",
   "InverseSpec",
   "LanguageModel",
   "ModelCache",
   "ModelConfig",
   "Plan",
   "QuantSpec",
+  "SamplingSpec",
   "certify",
   "chunk_matrices",
   "envelope",
   "gated_delta_recurrent",
   "gated_delta_rule",
   "gated_delta_step",
+  "generate",
   "inverse",
   "plan",
   "wy_representation",

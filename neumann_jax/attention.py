@@ -145,7 +145,12 @@ def causal_attention(
     q, slot, first = block
     seen = key_slot[:, None] <= slot[:, :, None]  # [B, T, S]
     seen &= key_slot[:, None] >= first[:, :, None]
-    with jax.default_matmul_precision("highest"):
+    # The function mixes half precision with float32, which a caller who forbids
+    # promotion need not know.
+    with (
+      jax.default_matmul_precision("highest"),
+      jax.numpy_dtype_promotion("standard"),
+    ):
       return jax.nn.dot_product_attention(q, k, v, mask=seen[:, None])
 
   operands = q, positions.slot, positions.first

@@ -22,7 +22,7 @@ def check_floating(name: str, array: jax.Array) -> None:
     raise TypeError(f"{name} must be floating point, got dtype {array.dtype}")
 
 
-def check_integers(name: str, array: jax.Array) -> None:
+def check_integers(name: str, array: jax.Array | np.ndarray) -> None:
   """Raises TypeError unless an integer array."""
   dtype = getattr(array, "dtype", None)
   if dtype is None or not jnp.issubdtype(dtype, jnp.integer):

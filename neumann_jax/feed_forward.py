@@ -57,7 +57,7 @@ class Experts(nnx.Module):
   def __init__(
     self, config: ModelConfig, execution: Execution, *, rngs: nnx.Rngs
   ) -> None:
-    self.dtype = execution.dtype
+    self.dtype, self.num_experts = execution.dtype, config.num_experts
     hidden, width = config.hidden_size, config.moe_intermediate_size
     init = nnx.initializers.normal(config.initializer_range)
     make = lambda *shape: nnx.Param(  # noqa: E731
@@ -86,19 +86,32 @@ class Experts(nnx.Module):
     count, k = chosen.shape
     order = jnp.argsort(chosen.reshape(-1))  # stable: [M K]
     token = order // k
-    experts = self.gate_up_proj.shape[0]
-    sizes = jnp.bincount(chosen.reshape(-1), length=experts)
-    product = functools.partial(
-      lax.ragged_dot,
-      group_sizes=sizes.astype(jnp.int32),
-      precision=lax.Precision.HIGHEST,
-    )
-    both = product(x[token], self.gate_up_proj[...].astype(self.dtype))
+    sizes = jnp.bincount(chosen.reshape(-1), length=self.num_experts)
+    sizes = sizes.astype(jnp.int32)
+    both = self.multiply("gate_up_proj", x[token], sizes)
     gate, up = jnp.split(both, 2, axis=-1)  # [M K, width] each
-    out = product(nnx.silu(gate) * up, self.down_proj[...].astype(self.dtype))
+    out = self.multiply("down_proj", nnx.silu(gate) * up, sizes)
     out = out.astype(jnp.float32) * weights.reshape(-1)[order][:, None]
     summed = jax.ops.segment_sum(out, token, num_segments=count)
     return summed.astype(x.dtype)
+
+  def multiply(self, name: str, x: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Rows sorted by expert times the matrix of their expert.
+
+    Args:
+      name: of the matrices, "gate_up_proj" or "down_proj".
+      x: [M, in].
+      sizes: [E] int32, how many rows each expert has.
+
+    Returns:
+      [M, out].
+    """
+    return lax.ragged_dot(
+      x,
+      getattr(self, name)[...].astype(self.dtype),
+      sizes,
+      precision=lax.Precision.HIGHEST,
+    )
 
 
 class SparseExperts(nnx.Module):

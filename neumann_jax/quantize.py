@@ -129,7 +129,7 @@ def code_product(a: jax.Array, b: jax.Array, quant: QuantSpec) -> jax.Array:
   dot = _int8_dot if quant.integer else _float_dot
   if quant.bits <= 8:
     return dot(a, b).astype(jnp.float32)
-  (a_high, a_low), (b_high, b_low) = _limbs(a), _limbs(b)
+  (a_high, a_low), (b_high, b_low) = limbs(a), limbs(b)
   high = dot(a_high, b_high).astype(jnp.float32)
   middle = dot(a_high, b_low) + dot(a_low, b_high)
   low = dot(a_low, b_low).astype(jnp.float32)
@@ -141,7 +141,8 @@ def high_limb(n: jax.Array) -> jax.Array:
   return jnp.floor((n + 128) / 256)
 
 
-def _limbs(n: jax.Array) -> tuple[jax.Array, jax.Array]:
+def limbs(n: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """(h, l) of codes n = 256 h + l, both in [-128, 127]."""
   high = high_limb(n)
   return high, n - 256 * high
 

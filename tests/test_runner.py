@@ -258,6 +258,108 @@ def test_table_goes_on_after_a_kill(tmp_path):
   assert (tmp_path / "t.csv").read_text() == "step,loss\n1,0.5\n2,0.25\n"
 
 
+def test_a_row_of_one_file_only_is_dropped(tmp_path):
+  table = record.Table(tmp_path / "t")
+  table.write({"words": "two\nlines", "loss": 0.5})
+  table.write({"words": "a", "loss": math.inf})
+  table.close()
+  with open(tmp_path / "t.csv", "a") as file:  # killed between the two writes
+    file.write('"b\n",0.2\n')
+  table = record.Table(tmp_path / "t")
+  assert table.rows() == [
+    {"words": "two\nlines", "loss": 0.5},
+    {"words": "a", "loss": "inf"},
+  ]
+  table.write({"words": "b", "loss": 0.3})
+  assert len(table.rows()) == 3
+  table.close()
+  with open(tmp_path / "t.csv", newline="") as file:
+    words = [row["words"] for row in csv.DictReader(file)]
+  assert words == ["two\nlines", "a", "b"]
+
+
+def _counting(settings, run):
+  """Three rows; stops after two where `stop` is in the folder's parent."""
+  done = {row["step"] for row in run.rows("steps")}
+  for step in sorted({1, 2, 3} - done):
+    if step == 3 and (run.folder.parent / "stop").exists():
+      raise KeyboardInterrupt
+    run.write("steps", {"step": step, "seed": settings.seed})
+
+
+def _resumed(config_file, workdir, *arguments, **options):
+  options = {"resumable": True} | options
+  runner.main(
+    "quickstart",
+    Settings,
+    _counting,
+    [
+      "quickstart",
+      f"--config={config_file}",
+      f"--workdir={workdir}",
+      "--resume",
+      *arguments,
+    ],
+    **options,
+  )
+
+
+def test_a_resumed_run_goes_on_in_its_folder(config_file, tmp_path):
+  workdir = tmp_path / "o"
+  (tmp_path / "stop").touch()
+  with pytest.raises(KeyboardInterrupt):
+    _resumed(config_file, workdir)  # nothing there yet: a start
+  (tmp_path / "stop").unlink()
+  _resumed(config_file, workdir)
+  lines = (workdir / "steps.jsonl").read_text().splitlines()
+  assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+  kept = json.loads((workdir / "environment.json").read_text())
+  assert kept["status"] == "finished"
+  assert [e["status"] for e in kept["earlier"]] == [
+    "stopped by KeyboardInterrupt"
+  ]
+  before = (workdir / "steps.csv").read_bytes()
+  _resumed(config_file, workdir)
+  assert (workdir / "steps.csv").read_bytes() == before
+  kept = json.loads((workdir / "environment.json").read_text())
+  assert len(kept["earlier"]) == 2 and "earlier" not in kept["earlier"][1]
+  assert not (workdir / "2").exists()
+
+
+def _said(capsys, *arguments, **options):
+  with pytest.raises(SystemExit) as stop:
+    _resumed(*arguments, **options)
+  assert stop.value.code == 2
+  captured = capsys.readouterr()
+  assert captured.out == "" and captured.err.count("\n") == 1
+  return captured.err
+
+
+def test_what_cannot_be_resumed(config_file, tmp_path, capsys):
+  workdir = tmp_path / "o"
+  _resumed(config_file, workdir)
+  before = (workdir / "environment.json").read_bytes()
+  said = _said(capsys, config_file, workdir, "--config.seed=4")
+  assert "holds a run whose seed is 3, not 4" in said
+  said = _said(capsys, config_file, workdir, resumable=False)
+  assert "quickstart has no --resume" in said
+  assert (workdir / "environment.json").read_bytes() == before
+  (tmp_path / "mine").mkdir()
+  (tmp_path / "mine/notes.txt").write_text("precious")
+  said = _said(capsys, config_file, tmp_path / "mine")
+  assert "holds no run that could be resumed" in said
+  assert len(list((tmp_path / "mine").iterdir())) == 1
+
+
+def test_what_prepare_refuses_leaves_nothing(config_file, tmp_path, capsys):
+  def prepare(settings):
+    raise FileNotFoundError(f"no file for seed {settings.seed}")
+
+  said = _said(capsys, config_file, tmp_path / "o", prepare=prepare)
+  assert said == "quickstart: no file for seed 3\n"
+  assert not (tmp_path / "o").exists()
+
+
 class _Stream(list):
   def __init__(self, tty):
     self.isatty = lambda: tty

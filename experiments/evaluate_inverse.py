@@ -1,0 +1,144 @@
+"""How wrong the inverses of a model's own chunk matrices are, by layer."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import neumann_jax
+from experiments import key_families
+from neumann_jax import InverseSpec
+from neumann_jax.chunks import ChunkMatrices
+from neumann_jax.layer_stack import unstack_layers
+
+
+class LayerRow(NamedTuple):
+  """One inverse on the matrices of one Gated DeltaNet layer.
+
+  Attributes:
+    weights: name of the weights' quantisation.
+    chunk_size: C.
+    spec: name of the inverse.
+    layer: number among the Gated DeltaNet layers.
+    matrices: how many.
+    error: worst relative Frobenius error of the strictly lower part, against
+      the float64 inverse of the same float32 matrix.
+    row_sum: largest row sum of |T - X|.
+    certified: largest row sum of the certificate, which bounds row_sum.
+    violations: entries whose error exceeds their certificate.
+    planned: what `plan` takes in this arithmetic for the layer's gates.
+    planned_products: its C x C products.
+  """
+
+  weights: str
+  chunk_size: int
+  spec: str
+  layer: int
+  matrices: int
+  error: float
+  row_sum: float
+  certified: float
+  violations: int
+  planned: str
+  planned_products: int
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def matrices(
+  graph: nnx.GraphDef, state: nnx.State, tokens: jax.Array, mask: jax.Array
+) -> tuple[ChunkMatrices, ...]:
+  """The matrices that each Gated DeltaNet layer inverts; any kind of layers."""
+  model = nnx.merge(graph, state)
+  if model.execution.scan_layers:
+    model = unstack_layers(model)
+  return model.chunk_matrices(tokens, mask=mask)
+
+
+def layer_rows(
+  found: tuple[ChunkMatrices, ...],
+  specs: Mapping[str, InverseSpec],
+  *,
+  weights: str,
+  tolerance: float,
+  implementation: str,
+) -> Iterator[LayerRow]:
+  """Measures every inverse on every layer.
+
+  Args:
+    found: from `matrices`.
+    specs: by name.
+    weights: name of the weights' quantisation.
+    tolerance: of `plan`: the largest row sum of |T - X|.
+    implementation: of the inverse.
+
+  Yields:
+    One row a layer and spec, layers outermost.
+  """
+  for layer, part in enumerate(found):
+    size = part.a.shape[-1]
+    a = part.a.reshape(-1, size, size)
+    envelope = neumann_jax.envelope(part.beta, part.log_decay)
+    envelope = envelope.reshape(a.shape)
+    truth = key_families.exact_inverse(np.asarray(a))
+    for name, spec in specs.items():
+      x, bound = _approximate(a, envelope, spec, implementation)
+      plan = _plan(part, spec, tolerance)
+      yield LayerRow(
+        weights,
+        size,
+        name,
+        layer,
+        len(a),
+        **_judged(np.asarray(x), truth, np.asarray(bound, np.float64)),
+        planned=described(plan.spec),
+        planned_products=plan.products,
+      )
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _approximate(
+  a: jax.Array, envelope: jax.Array, spec: InverseSpec, implementation: str
+) -> tuple[jax.Array, jax.Array]:
+  x = neumann_jax.inverse(
+    a, spec, envelope=envelope, implementation=implementation
+  )
+  return x, neumann_jax.certify(a, x, envelope)
+
+
+def _judged(x: np.ndarray, truth: np.ndarray, bound: np.ndarray) -> dict:
+  off = np.abs(np.where(np.isfinite(x), x, np.inf) - truth)
+  return {
+    "error": float(key_families.relative_error(x, truth).max()),
+    "row_sum": float(off.sum(axis=-1).max()),
+    "certified": float(bound.sum(axis=-1).max()),
+    "violations": int((off > bound).sum()),
+  }
+
+
+def _plan(
+  part: ChunkMatrices, spec: InverseSpec, tolerance: float
+) -> neumann_jax.Plan:
+  return neumann_jax.plan(
+    part.a.shape[-1],
+    tolerance=tolerance,
+    precision=spec.precision,
+    quant=spec.quant,
+    beta_max=float(jnp.max(part.beta)),
+    log_decay=part.log_decay,
+  )
+
+
+def described(spec: InverseSpec) -> str:
+  """The method and its order, as "newton N3 S4" or "ladder refine"."""
+  shown = {"order": "N", "residual_steps": "S", "block": "block "}
+  words: list[str] = [spec.method]
+  for field in dataclasses.fields(spec):
+    value = getattr(spec, field.name)
+    if field.name in shown and value is not None:
+      words.append(f"{shown[field.name]}{value}")
+  return " ".join(words + ["refine"] * spec.refine)

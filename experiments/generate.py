@@ -1,0 +1,239 @@
+"""Text from a Qwen3.5 or Qwen3-Next checkpoint under any chunk inverse.
+
+  python -m experiments.generate --config.checkpoint=DIR --config.prompt=TEXT
+
+Settings: `configs/generate.py`. The text appears as it is written; the last
+lines printed say how fast, on what. The prompt is read as it stands: no chat
+template is put around it.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import record, runner, speed_cases, text_model, text_tokens
+from experiments.text_tokens import Tokenizer
+from neumann_jax import Execution, Generated, SamplingSpec, generation
+from neumann_jax.spec import check_chunk_size
+
+DTYPES = ("float32", "bfloat16")
+# Ends a text whose last character is not whole yet.
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What is written, by what.
+
+  Attributes:
+    checkpoint: a Hugging Face folder, or "random" for a small model of random
+      weights, which knows nothing: for the tests.
+    prompt: the text to go on with.
+    max_new_tokens: the text ends after so many, if no stop token came.
+    temperature: at least 0; 0 is greedy.
+    top_k: tokens to draw from, 0 for all.
+    top_p: share of the mass to draw from, in (0, 1]; 1 for all.
+    seed: of the draws, and of random weights.
+    spec: name of the inverse, see `speed_cases.parse`.
+    chunk_size: C of the chunk-wise rule.
+    implementation: of the inverse.
+    dtype: of activations and of parameters.
+    prefill_chunk: tokens of a piece of the prompt, at most all; 0 for all.
+    scan_layers: equal layers are compiled once, but every token then copies
+      their caches.
+    every: tokens between two looks at the text.
+  """
+
+  checkpoint: str
+  prompt: str
+  max_new_tokens: int
+  temperature: float
+  top_k: int
+  top_p: float
+  seed: int
+  spec: str
+  chunk_size: int
+  implementation: str
+  dtype: str
+  prefill_chunk: int
+  scan_layers: bool
+  every: int
+
+  def __post_init__(self) -> None:
+    if not self.prompt:
+      raise ValueError("prompt must not be empty")
+    for name, least in (
+      ("max_new_tokens", 1),
+      ("top_k", 0),
+      ("prefill_chunk", 0),
+      ("every", 1),
+    ):
+      if getattr(self, name) < least:
+        raise ValueError(
+          f"{name} must be at least {least}, got {getattr(self, name)}"
+        )
+    if self.dtype not in DTYPES:
+      raise ValueError(
+        f"dtype must be {' or '.join(DTYPES)}, got {self.dtype!r}"
+      )
+    check_chunk_size(self.chunk_size)
+    self.execution()
+    self.sampling()
+
+  def sampling(self) -> SamplingSpec:
+    """How tokens are drawn."""
+    top_p = None if self.top_p == 1 else self.top_p
+    return SamplingSpec(self.temperature, self.top_k or None, top_p)
+
+  def execution(self) -> Execution:
+    """How the model is computed."""
+    case = speed_cases.parse(self.spec, self.chunk_size, self.implementation)
+    return Execution(
+      dtype=jnp.dtype(self.dtype),
+      param_dtype=jnp.dtype(self.dtype),
+      chunk_size=self.chunk_size,
+      spec=case.spec,
+      implementation=case.implementation,
+      scan_layers=self.scan_layers,
+    )
+
+
+class Writer(NamedTuple):
+  """Everything that was read.
+
+  Attributes:
+    settings: of the run.
+    tokenizer: of the checkpoint.
+    prompt: [T] int32.
+    looks: begins to write: what there is after the prompt, and so on.
+  """
+
+  settings: Settings
+  tokenizer: Tokenizer
+  prompt: np.ndarray
+  looks: Callable[[], Iterator[Generated]]
+
+
+class Written(NamedTuple):
+  """The text, and how long it took.
+
+  Attributes:
+    text: without the prompt.
+    found: the same in tokens, on the host.
+    prefill_s: seconds from the prompt to the first token.
+    decode_s: seconds of the tokens after it.
+  """
+
+  text: str
+  found: Generated
+  prefill_s: float
+  decode_s: float
+
+
+def prepare(settings: Settings) -> Writer:
+  """Reads the checkpoint and the prompt.
+
+  Raises:
+    FileNotFoundError: a file of the checkpoint is missing.
+    ImportError: its tokenizer needs a package that is not there.
+    ValueError: a file is corrupt, or a setting does not fit.
+  """
+  source = text_model.find(settings.checkpoint)
+  tokenizer = text_tokens.load_tokenizer(
+    source.folder, source.config.vocab_size
+  )
+  prompt = tokenizer.encode(settings.prompt)
+  model = text_model.load(source, settings.execution(), settings.seed)
+  looks = functools.partial(
+    generation.stream,
+    model,
+    [prompt],
+    every=settings.every,
+    max_new_tokens=settings.max_new_tokens,
+    spec=settings.sampling(),
+    stop_tokens=tokenizer.stop_tokens,
+    key=jax.random.key(settings.seed),
+    prefill_chunk=settings.prefill_chunk or None,
+  )
+  looks()  # refuses what does not fit; nothing is computed before the first
+  return Writer(settings, tokenizer, prompt, looks)
+
+
+def generate(writer: Writer, run: record.Run) -> None:
+  """Writes the text to stdout and, with its times, to `generation.jsonl`."""
+  settings = writer.settings
+  start = time.perf_counter()
+  for _, found in zip(range(2), writer.looks()):
+    jax.block_until_ready(found)
+  compile_s = time.perf_counter() - start
+  print(settings.prompt, end="", flush=True)
+  written = write(writer, lambda text: print(text, end="", flush=True))
+  print("\n")
+  row = _row(writer, written)
+  run.write("generation", row | {"first_s": compile_s})
+  devices = ", ".join(run.environment["devices"])
+  print(
+    f"prefill {_speed(row, 'prefill')}; decode {_speed(row, 'decode')}, with "
+    f"a look at the text every {settings.every}; batch 1, {settings.dtype}, "
+    f"inverse {settings.spec!r}, measured on {devices} after a first run of "
+    f"{compile_s:.1f} s, which compiles"
+  )
+
+
+def write(writer: Writer, show: Callable[[str], None]) -> Written:
+  """Generates the text.
+
+  Args:
+    writer: from `prepare`.
+    show: called with each new part of the text; characters that are not whole
+      wait.
+  """
+  shown, text, first_s = "", "", math.nan
+  start = time.perf_counter()
+  for look in writer.looks():
+    found = jax.device_get(look)
+    if math.isnan(first_s):
+      first_s = time.perf_counter() - start
+    text = writer.tokenizer.decode(found.tokens[0, : found.lengths[0]])
+    whole = text.rstrip(UNFINISHED)
+    show(whole[len(shown) :])
+    shown = whole
+  total_s = time.perf_counter() - start
+  show(text[len(shown) :])
+  return Written(text, found, first_s, total_s - first_s)
+
+
+def _row(writer: Writer, written: Written) -> dict:
+  count = int(written.found.lengths[0])
+  row = dataclasses.asdict(writer.settings) | {
+    "text": written.text,
+    "tokenizer": writer.tokenizer.name,
+    "token_ids": " ".join(map(str, written.found.tokens[0, :count])),
+    "mean_logprob": written.found.logprobs[0, :count].mean(),
+    "stopped": bool(written.found.finished[0]),
+  }
+  for name, tokens, seconds in (
+    ("prefill", len(writer.prompt), written.prefill_s),
+    ("decode", count - 1, written.decode_s),
+  ):
+    row[f"{name}_tokens"] = tokens
+    row[f"{name}_s"] = seconds
+    row[f"{name}_tokens_per_s"] = tokens / seconds if tokens else None
+  return row
+
+
+def _speed(row: dict, part: str) -> str:
+  speed = row[f"{part}_tokens_per_s"]
+  tokens = f"{row[f'{part}_tokens']} tokens"
+  return tokens if speed is None else f"{tokens}, {speed:,.1f} tokens/s"
+
+
+if __name__ == "__main__":
+  runner.main("generate", Settings, generate, prepare=prepare)

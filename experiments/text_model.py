@@ -1,0 +1,103 @@
+"""The model that an experiment names: a checkpoint's, or a small random one."""
+
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from neumann_jax import Execution, LanguageModel, ModelConfig, checkpoint
+
+RANDOM = "random"
+
+
+class Source(NamedTuple):
+  """Where a model comes from.
+
+  Attributes:
+    folder: of the checkpoint, None for random weights.
+    config: the architecture.
+  """
+
+  folder: pathlib.Path | None
+  config: ModelConfig
+
+
+def find(name: str) -> Source:
+  """The model that a config's `checkpoint` names; no weights are read.
+
+  Args:
+    name: a Hugging Face folder, or "random" for a small model of random
+      weights, which knows nothing: for the tests.
+
+  Raises:
+    FileNotFoundError: the folder has no `config.json`.
+    ValueError: there is no such folder, or its config does not fit.
+  """
+  if name == RANDOM:
+    return Source(None, random_config())
+  folder = _folder(name)
+  return Source(folder, checkpoint.read_config(folder))
+
+
+def load(source: Source, execution: Execution, seed: int) -> LanguageModel:
+  """The model with its weights.
+
+  Args:
+    source: from `find`.
+    execution: how it is computed.
+    seed: of random weights.
+
+  Raises:
+    FileNotFoundError: a file of the checkpoint is missing.
+    ValueError: a file of the checkpoint is corrupt.
+  """
+  if source.folder is None:
+    return random_model(source.config, execution, seed)
+  return checkpoint.load(source.folder, execution)
+
+
+def random_config() -> ModelConfig:
+  """A small model that reads bytes."""
+  return ModelConfig(
+    hidden_size=64,
+    num_hidden_layers=4,
+    layer_types=("linear_attention", "full_attention") * 2,
+    intermediate_size=128,
+    head_dim=32,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=32,
+    linear_value_head_dim=32,
+    initializer_range=0.1,
+  )
+
+
+def random_model(
+  config: ModelConfig, execution: Execution, seed: int
+) -> LanguageModel:
+  """Random weights whose decays are as slow as trained ones can be."""
+
+  def make() -> LanguageModel:
+    model = LanguageModel(config, execution, rngs=nnx.Rngs(seed))
+    for layer in model.layers:
+      if layer.is_linear:
+        rate = layer.linear_attn.A_log
+        key = jax.random.key(seed)
+        drawn = jax.random.uniform(key, rate.shape, minval=1e-3, maxval=1e-2)
+        rate[...] = jnp.log(drawn)
+    return model
+
+  return nnx.jit(make)()
+
+
+def _folder(path: str) -> pathlib.Path:
+  if not path:
+    raise ValueError(
+      "checkpoint must name a folder: give --config.checkpoint=DIR"
+    )
+  folder = pathlib.Path(path)
+  if not folder.is_dir():
+    raise ValueError(f"checkpoint {path!r} is not a folder")
+  return folder

@@ -1,0 +1,148 @@
+"""Text to tokens and back: a checkpoint's own tokenizer, or plain bytes."""
+
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+TOKENIZER = "tokenizer.json"
+# Where a checkpoint says which tokens end a text; the first that does counts.
+STOPS = ("generation_config.json", "config.json")
+
+
+class Tokenizer(NamedTuple):
+  """Text to token ids and back.
+
+  Attributes:
+    name: what rows and reports call it.
+    encode: text -> [T] int32 ids, nothing put before or after the text.
+    decode: ids -> text; special tokens give none, and bytes that are not whole
+      characters give U+FFFD.
+    stop_tokens: ids after which a text is finished; often none.
+  """
+
+  name: str
+  encode: Callable[[str], np.ndarray]
+  decode: Callable[[Sequence[int] | np.ndarray], str]
+  stop_tokens: tuple[int, ...]
+
+
+def load_tokenizer(
+  checkpoint: pathlib.Path | None, vocab_size: int
+) -> Tokenizer:
+  """The tokenizer of a checkpoint's directory.
+
+  Where the directory has no `tokenizer.json`, or there is no directory, tokens
+  are the bytes of the text in UTF-8: ids 0 to 255, so that a model of at least
+  256 tokens can be fed without one.
+
+  Args:
+    checkpoint: a directory as Hugging Face writes it, or None.
+    vocab_size: V of the model.
+
+  Returns:
+    The tokenizer, with the stop tokens of `generation_config.json`, else of
+    `config.json`, where they name any.
+
+  Raises:
+    ImportError: there is a `tokenizer.json`, but no `tokenizers` package.
+    ValueError: the directory is none, a file in it cannot be read, or it and
+      the model do not fit.
+  """
+  if vocab_size < 1:
+    raise ValueError(f"vocab_size must be at least 1, got {vocab_size}")
+  if checkpoint is None:
+    return _of_bytes(vocab_size, ())
+  if not checkpoint.is_dir():
+    raise ValueError(f"checkpoint {str(checkpoint)!r} is not a directory")
+  stops = _stop_tokens(checkpoint, vocab_size)
+  if (checkpoint / TOKENIZER).exists():
+    return _of_file(checkpoint / TOKENIZER, vocab_size, stops)
+  return _of_bytes(vocab_size, stops)
+
+
+def _of_bytes(vocab_size: int, stops: tuple[int, ...]) -> Tokenizer:
+  if vocab_size < 256:
+    raise ValueError(
+      f"without a {TOKENIZER} tokens are bytes, for which vocab_size must be "
+      f"at least 256, got {vocab_size}"
+    )
+
+  def encode(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+  def decode(ids: Sequence[int] | np.ndarray) -> str:
+    # 0xff is no byte of UTF-8: what is no byte at all becomes one U+FFFD.
+    whole = bytes(i if 0 <= i < 256 else 0xFF for i in np.asarray(ids).tolist())
+    return whole.decode(errors="replace")
+
+  return Tokenizer("bytes", encode, decode, stops)
+
+
+def _of_file(
+  path: pathlib.Path, vocab_size: int, stops: tuple[int, ...]
+) -> Tokenizer:
+  tokenizer = _read(path)
+  largest = max(tokenizer.get_vocab().values(), default=0)
+  if largest >= vocab_size:
+    raise ValueError(
+      f"{str(path)!r} has tokens up to {largest}, but the model's vocab_size "
+      f"is {vocab_size}"
+    )
+
+  def encode(text: str) -> np.ndarray:
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    return np.asarray(ids, np.int32)
+
+  def decode(ids: Sequence[int] | np.ndarray) -> str:
+    return tokenizer.decode(np.asarray(ids).tolist())
+
+  return Tokenizer(TOKENIZER, encode, decode, stops)
+
+
+def _read(path: pathlib.Path) -> Any:
+  try:
+    import tokenizers
+  except ImportError as error:
+    raise ImportError(
+      f"reading {str(path)!r} needs the package tokenizers: pip install "
+      "'neumann-posterior[hf]'"
+    ) from error
+  try:
+    return tokenizers.Tokenizer.from_file(str(path))
+  except Exception as error:  # the package raises bare Exceptions
+    reason = " ".join(str(error).split()).rstrip(".")
+    raise ValueError(
+      f"{str(path)!r} is no readable tokenizer ({reason})"
+    ) from error
+
+
+def _stop_tokens(checkpoint: pathlib.Path, vocab_size: int) -> tuple[int, ...]:
+  for path in (checkpoint / name for name in STOPS):
+    found = _eos(path) if path.exists() else None
+    if found is None:
+      continue
+    ids = tuple(found) if isinstance(found, list) else (found,)
+    for i in ids:
+      if not isinstance(i, int) or not 0 <= i < vocab_size:
+        raise ValueError(
+          f"eos_token_id in {str(path)!r} must be integers in "
+          f"[0, {vocab_size}), got {i!r}"
+        )
+    return ids
+  return ()
+
+
+def _eos(path: pathlib.Path) -> Any:
+  try:
+    fields = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise ValueError(f"{str(path)!r} is no readable JSON") from error
+  if not isinstance(fields, dict):
+    raise ValueError(f"{str(path)!r} must hold a JSON object")
+  text = fields.get("text_config")  # of a vision-language model
+  if isinstance(text, dict) and text.get("eos_token_id") is not None:
+    return text["eos_token_id"]
+  return fields.get("eos_token_id")

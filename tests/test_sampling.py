@@ -1,0 +1,159 @@
+"""Draws from logits against exact probabilities."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from neumann_jax import sampling
+from neumann_jax.sampling import SamplingSpec
+from tests import oracles
+
+DRAWS = 20000
+# Ties at the front and at the cut of every test below, a token ruled out, and
+# a spread of e^8 between the others.
+LOGITS = np.array([1.5, 3.0, -5.0, 3.0, 1.5, -np.inf, 0.0, 1.5], np.float32)
+
+
+@functools.partial(oracles.quick_jit, static_argnums=2)
+def _sample(logits, key, spec):
+  return sampling.sample(logits, key, spec)
+
+
+def draws(logits, spec, count=DRAWS, seed=0):
+  rows = jnp.broadcast_to(logits, (count, len(logits)))
+  found = _sample(rows, jax.random.key(seed), spec)
+  assert found.dtype == jnp.int32
+  return np.asarray(found)
+
+
+def exact(logits, temperature=1.0, top_k=None, top_p=None):
+  """The distribution of a spec in float64, token by token."""
+  logits = np.asarray(logits, np.float64) / temperature
+  weight = np.exp(logits - logits.max())
+  order = sorted(range(len(weight)), key=lambda i: (-weight[i], i))[:top_k]
+  total, mass, kept = math.fsum(weight[i] for i in order), 0.0, []
+  for i in order:
+    kept.append(i)
+    mass += weight[i] / total
+    if top_p is not None and mass >= top_p:
+      break
+  found = np.zeros(len(weight))
+  found[kept] = weight[kept] / math.fsum(weight[kept])
+  return found
+
+
+@pytest.mark.parametrize(
+  "spec",
+  [
+    SamplingSpec(),
+    SamplingSpec(temperature=0.5),
+    SamplingSpec(top_k=1),
+    SamplingSpec(top_k=4),  # cuts among the three of 1.5
+    SamplingSpec(top_p=1e-6),
+    SamplingSpec(top_p=0.8),
+    SamplingSpec(top_p=1.0),
+    SamplingSpec(temperature=2.0, top_k=5, top_p=0.5),
+  ],
+)
+def test_frequencies_are_the_exact_probabilities(spec):
+  truth = exact(LOGITS, spec.temperature, spec.top_k, spec.top_p)
+  count = np.bincount(draws(LOGITS, spec), minlength=len(LOGITS))
+  assert not count[truth == 0].any()  # exact: never, not seldom
+  # Each count is binomial: five standard deviations and two draws are passed
+  # by less than one in 10^5 right samplers, and the key is fixed.
+  slack = 5 * np.sqrt(DRAWS * truth * (1 - truth)) + 2
+  assert (np.abs(count - DRAWS * truth) <= slack * (truth > 0)).all()
+
+
+@pytest.mark.parametrize("p", [0.01, 0.5, 0.999])
+@pytest.mark.parametrize("k", [None, 40])
+def test_top_p_keeps_the_smallest_set_that_reaches_p(p, k):
+  logits = 3 * np.random.default_rng(5).standard_normal((50, 101))
+  logits[:, ::7] = logits[:, :1]  # many ties
+  logits = logits.astype(np.float32)
+  weights, ids = sampling.candidates(
+    jnp.asarray(logits), SamplingSpec(temperature=0.7, top_k=k, top_p=p)
+  )
+  for row, (weight, order) in enumerate(zip(weights, np.asarray(ids))):
+    found = np.zeros(logits.shape[1])
+    found[order] = jax.nn.softmax(weight)
+    truth = exact(logits[row], 0.7, k, p)
+    np.testing.assert_array_equal(found > 0, truth > 0)
+    np.testing.assert_allclose(found, truth, rtol=1e-5)
+
+
+def test_greedy_takes_the_first_of_the_largest():
+  found = sampling.sample(jnp.asarray(LOGITS)[None], None, SamplingSpec(0))
+  np.testing.assert_array_equal(found, [1])
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-45])
+def test_low_temperature_is_greedy_among_equals(temperature):
+  logits = np.array([1e30, -1e30, 1e30, 9e29], np.float32)
+  for spec in (
+    SamplingSpec(temperature),
+    SamplingSpec(temperature, top_k=3, top_p=0.9),
+  ):
+    count = np.bincount(draws(logits, spec, 1000), minlength=4)
+    assert count[1] == count[3] == 0
+    assert abs(count[0] - 500) < 5 * np.sqrt(250)
+
+
+def test_a_row_draws_alike_in_any_batch():
+  logits = np.random.default_rng(0).standard_normal((6, 50)).astype(np.float32)
+  spec, key = SamplingSpec(top_k=20), jax.random.key(3)
+  whole = sampling.sample(jnp.asarray(logits), key, spec)
+  part = sampling.sample(jnp.asarray(logits[:3]), key, spec)
+  np.testing.assert_array_equal(whole[:3], part)
+  again = sampling.sample(jnp.asarray(logits), key, spec)
+  np.testing.assert_array_equal(whole, again)
+  assert len(set(draws(np.zeros(1000, np.float32), SamplingSpec(), 50))) > 40
+
+
+def test_half_precision_logits_are_drawn_from_in_float32():
+  logits = jnp.asarray(LOGITS, jnp.bfloat16)
+  half = draws(logits, SamplingSpec(top_p=0.9), 100)
+  full = draws(logits.astype(jnp.float32), SamplingSpec(top_p=0.9), 100)
+  np.testing.assert_array_equal(half, full)
+
+
+@pytest.mark.parametrize(
+  "fields, pattern",
+  [
+    ({"temperature": -0.1}, "temperature must be finite and at least 0, got -"),
+    ({"temperature": math.nan}, "temperature must be finite"),
+    ({"temperature": math.inf}, "temperature must be finite"),
+    ({"top_k": 0}, "top_k must be an integer of at least 1, got 0"),
+    ({"top_k": 2.0}, "top_k must be an integer of at least 1, got 2.0"),
+    ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
+    ({"top_p": 1.1}, r"top_p must be in \(0, 1\], got 1.1"),
+    ({"top_p": math.nan}, r"top_p must be in \(0, 1\], got nan"),
+    ({"temperature": 0, "top_k": 3}, "no effect at temperature 0"),
+    ({"temperature": 0, "top_p": 0.5}, "no effect at temperature 0"),
+  ],
+)
+def test_spec_refusals(fields, pattern):
+  with oracles.refused(ValueError, pattern):
+    SamplingSpec(**fields)
+
+
+def test_refusals():
+  key, good = jax.random.key(0), jnp.zeros((2, 5))
+  with oracles.refused(ValueError, "key must be given unless temperature is 0"):
+    sampling.sample(good, None, SamplingSpec())
+  with oracles.refused(ValueError, "at most the 5 tokens there are, got 6"):
+    sampling.sample(good, key, SamplingSpec(top_k=6))
+  with oracles.refused(TypeError, "logits must be floating point"):
+    sampling.sample(jnp.zeros((2, 5), jnp.int32), key, SamplingSpec())
+  for shape in ((5,), (0, 5), (2, 0)):
+    with oracles.refused(ValueError, r"shape \[B >= 1, V >= 1\]"):
+      sampling.sample(jnp.zeros(shape), key, SamplingSpec())
+  for bad in (jnp.nan, jnp.inf):
+    with oracles.refused(ValueError, f"finite largest entry .* got {bad}"):
+      sampling.sample(good.at[1, 2].set(bad), key, SamplingSpec())
+  with oracles.refused(ValueError, "finite largest entry .* got -inf"):
+    sampling.sample(good.at[1].set(-jnp.inf), key, SamplingSpec())
