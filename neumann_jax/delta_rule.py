@@ -121,15 +121,15 @@ def _by_chunks(
   heads = k.shape[2]
   given = None
   if fused:
-    u, w = wy.wy_representation(
+    u, w = wy.compute(
       arrays.k,
       arrays.v,
       arrays.log_decay,
       arrays.beta,
-      segment_ids=segment_ids,
-      chunk_size=chunk_size,
-      spec=spec,
-      implementation=implementation,
+      segment_ids,
+      spec,
+      chunk_size,
+      implementation,
     )
     given = (
       chunks.split_values(u.astype(v.dtype), chunk_size, heads),
