@@ -27,6 +27,9 @@ SUBSTITUTIONS = (
 )
 SPECS = {
   "ladder bfloat16": InverseSpec("ladder", precision="bfloat16"),
+  "ladder bfloat16 refined": InverseSpec(
+    "ladder", precision="bfloat16", refine=1
+  ),
   "ladder float32": InverseSpec("ladder"),
   "ladder int8": InverseSpec("ladder", quant=QuantSpec(8, integer=True)),
   "newton bfloat16": InverseSpec("newton", precision="bfloat16"),

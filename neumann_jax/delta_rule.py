@@ -152,12 +152,8 @@ def prepare(
   q, k, v, log_decay, beta = operands.widened(arrays, scale)
   given = None
   if how.fused:
-    u, w = wy.wy_representation(
-      *arrays[1:],
-      segment_ids=segment_ids,
-      chunk_size=c,
-      spec=how.spec,
-      implementation=how.implementation,
+    u, w = wy.compute(
+      *arrays[1:], segment_ids, how.spec, c, how.implementation
     )
     given = (
       chunks.split_values(u.astype(v.dtype), c, heads),

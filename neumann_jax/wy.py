@@ -66,6 +66,22 @@ def wy_representation(
     segment_ids=segment_ids,
   )
   check(implementation, spec, chunk_size, k, v)
+  return compute(
+    k, v, log_decay, beta, segment_ids, spec, chunk_size, implementation
+  )
+
+
+def compute(
+  k: jax.Array,
+  v: jax.Array,
+  log_decay: jax.Array,
+  beta: jax.Array,
+  segment_ids: jax.Array | None,
+  spec: InverseSpec,
+  chunk_size: int,
+  implementation: str,
+) -> tuple[jax.Array, jax.Array]:
+  """`wy_representation` of operands that have been checked."""
   arrays = (k, v, log_decay, beta, segment_ids)
   if implementation == "xla":
     return _in_xla(*arrays, spec, chunk_size)

@@ -32,6 +32,7 @@ CONFIGS = {
   ),
   "sparse": dataclasses.replace(
     _DENSE,
+    model_type="qwen3_next",
     num_experts=6,
     num_experts_per_tok=2,
     moe_intermediate_size=32,

@@ -257,31 +257,67 @@ COMPILED_SLOWLY = {
 }
 
 
-def compile_all(topology, name):
+# name: spec, chunk size, type of keys and values, key and value heads, width.
+FUSED = {
+  "fused": (BFLOAT16, 64, "bfloat16", (1, 3), 128),
+  "fused float32": (InverseSpec(), 64, "float32", (2, 4), 128),
+  "fused 128": (BFLOAT16, 128, "bfloat16", (2, 4), 256),
+  "fused newton": (
+    InverseSpec("newton", precision="bfloat16"),
+    32,
+    "bfloat16",
+    (2, 2),
+    64,
+  ),
+}
+
+
+def inverse_case(spec, shape, dtype="float32"):
+  """A program and the shapes of its operands."""
+  form = functools.partial(neumann_jax.inverse, spec=spec, implementation="tpu")
+  return form, [jax.ShapeDtypeStruct(shape, dtype)]
+
+
+def fused_case(spec, chunk_size, dtype, heads, width):
+  """Likewise of k, v, log_decay, beta to u, w; the last chunk is padded."""
+  form = functools.partial(
+    neumann_jax.wy_representation,
+    spec=spec,
+    chunk_size=chunk_size,
+    implementation="tpu",
+  )
+  k, v = ((2, 1000, n, width) for n in heads)
+  wide = [jax.ShapeDtypeStruct(shape, dtype) for shape in (k, v)]
+  return form, wide + [jax.ShapeDtypeStruct(v[:-1], jnp.float32)] * 2
+
+
+def compile_all(topology, *names):
   """Prints what became of every case: runs in a process of its own."""
   device = topologies.get_topology_desc(topology, "tpu").devices[0]
   sharding = jax.sharding.SingleDeviceSharding(device)
   said = {}
-  for case, (spec, shape, *dtype) in globals()[name].items():
-    a = jax.ShapeDtypeStruct(shape, *(dtype or ["float32"]), sharding=sharding)
-    form = functools.partial(
-      neumann_jax.inverse, spec=spec, implementation="tpu"
-    )
+  for case, options in [x for name in names for x in globals()[name].items()]:
+    form, shapes = (fused_case if case in FUSED else inverse_case)(*options)
     try:
-      text = jax.jit(form).lower(a).compile().as_text()
+      text = (
+        jax.jit(form, in_shardings=sharding, out_shardings=sharding)
+        .lower(*shapes)
+        .compile()
+        .as_text()
+      )
       said[case] = "" if "neumann_" in text else "no kernel in the program"
     except Exception as error:
       said[case] = str(error)[:500]
   print(json.dumps(said))
 
 
-def compiled(kind, name):
+def compiled(kind, *names):
   """Case to why it did not compile, "" if it did."""
   if importlib.util.find_spec("libtpu") is None:
     pytest.skip("needs the compiler of the extra `tpu`, libtpu")
   code = (
     "from tests import test_kernels_tpu as t; "
-    f"t.compile_all({KINDS[kind]!r}, {name!r})"
+    f"t.compile_all({KINDS[kind]!r}, *{names!r})"
   )
   env = os.environ | {
     "JAX_PLATFORMS": "cpu",
@@ -303,7 +339,8 @@ def compiled(kind, name):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiles_for_every_kind_of_tpu(kind):
-  assert compiled(kind, "COMPILED") == dict.fromkeys(COMPILED, "")
+  found = compiled(kind, "COMPILED", "FUSED")
+  assert found == dict.fromkeys(COMPILED | FUSED, "")
 
 
 @pytest.mark.slow

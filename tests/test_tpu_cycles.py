@@ -107,4 +107,4 @@ def test_debug_form(tmp_path, capsys):
   with (tmp_path / "run/tpu_cycles.csv").open() as table:
     ours, other = (float(row["bundles"]) for row in csv.DictReader(table))
   assert 0 < ours < other
-  assert len(tpu_kernels.NAMES) == 10
+  assert len(tpu_kernels.NAMES) == 11

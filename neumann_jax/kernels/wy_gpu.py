@@ -1,8 +1,9 @@
 """u = T (beta v) and w = T (beta exp(G) k) of a chunk in one GPU kernel.
 
 A and T never reach memory: one warp builds A from keys and gates, inverts it in
-registers and multiplies. Keys and values are read in slices of columns in a
-loop that Triton pipelines, so that a warp does not wait for memory.
+registers and multiplies. Keys are read once and stay in shared memory; values
+are read in slices of columns in a loop that Triton pipelines, so that a warp
+does not wait for memory.
 """
 
 import functools
@@ -19,7 +20,7 @@ from neumann_jax.kernels.tiles import Tiles
 from neumann_jax.spec import InverseSpec
 
 TILE = 16
-# Columns of k or v a step; with two stages the fastest measured at width 128.
+# Columns of k or v in a slice: the fastest measured at width 128.
 _COLUMNS = 64
 
 
@@ -104,31 +105,57 @@ def _kernel(
   beta = [beta_ref[0, at, 0] for at in rows]
   prefix = [prefix_ref[0, at, 0] for at in rows]
   total = [prefix_ref[0, at.start + TILE - 1, 0] for at in rows]
-  a = _matrix([k_ref[0, at, 0, :] for at in rows], beta, prefix, total, unit)
+  width = min(_COLUMNS, k_ref.shape[-1])
+  slices = [pl.ds(at, width) for at in range(0, k_ref.shape[-1], width)]
+  k = [_read(k_ref, rows, columns) for columns in slices]
+  a = _matrix(_gram(k, unit), beta, prefix, total)
   t = body.invert(a, spec, formats.products(spec, unit), c)
   enter, before = [], jnp.float32(0)
-  for i in range(len(rows)):
-    enter.append(jnp.exp2(prefix[i] + before))
-    before = before + total[i]
-  _apply(_scaled(t, beta, v_ref.dtype), v_ref, u_ref, rows, unit)
-  weights = [x * y for x, y in zip(beta, enter)]
-  _apply(_scaled(t, weights, k_ref.dtype), k_ref, w_ref, rows, unit)
+  for x, y in zip(prefix, total):
+    enter.append(jnp.exp2(x + before))
+    before = before + y
+  scaled = _scaled(t, [x * y for x, y in zip(beta, enter)], k_ref.dtype)
+  for x, columns in zip(k, slices):
+    _write(w_ref, rows, columns, scaled, x, unit)
+  scaled = _scaled(t, beta, v_ref.dtype)
+  width = min(_COLUMNS, v_ref.shape[-1])
+
+  def step(n: jax.Array, carry: None) -> None:
+    columns = pl.ds(n * width, width)
+    _write(u_ref, rows, columns, scaled, _read(v_ref, rows, columns), unit)
+    return carry
+
+  lax.fori_loop(0, v_ref.shape[-1] // width, step, None)
 
 
-def _matrix(k, beta, prefix, total, unit) -> Tiles:
+def _read(ref, rows, columns) -> list[jax.Array]:
+  """A slice of columns, a tile row [16, width] each."""
+  return [ref[0, at, 0, columns] for at in rows]
+
+
+def _gram(k: list[list[jax.Array]], unit) -> Tiles:
+  """k k^T of keys in slices of columns, [16, 16] each; its lower tiles."""
+  gram: Tiles = {}
+  for x in k:
+    for i, left in enumerate(x):
+      for j, right in enumerate(x[: i + 1]):
+        part = unit(left, right.T, formats.kind_of(left))
+        gram[i, j] = gram[i, j] + part if (i, j) in gram else part
+  return gram
+
+
+def _matrix(gram: Tiles, beta, prefix, total) -> Tiles:
   """A_ij = beta_i <k_i, k_j> 2^(G_i - G_j); arbitrary above its diagonal."""
   a: Tiles = {}
-  for i, x in enumerate(k):
-    row = beta[i] * jnp.exp2(prefix[i])
-    for j, y in enumerate(k[: i + 1]):
-      gram = unit(x, y.T, formats.kind_of(x))  # [16, 16]
-      if i == j:
-        decay = jnp.exp2(prefix[i][:, None] - prefix[i][None, :])
-        a[i, j] = gram * decay * beta[i][:, None]
-      else:
-        # Exponents of different tiles only ever add: nothing cancels.
-        rest = total[j] - prefix[j] + sum(total[j + 1 : i], jnp.float32(0))
-        a[i, j] = gram * row[:, None] * jnp.exp2(rest)[None, :]
+  row = [x * jnp.exp2(y) for x, y in zip(beta, prefix)]
+  for (i, j), tile in gram.items():
+    if i == j:
+      decay = jnp.exp2(prefix[i][:, None] - prefix[i][None, :])
+      a[i, j] = tile * decay * beta[i][:, None]
+    else:
+      # Exponents of different tiles only ever add: nothing cancels.
+      rest = total[j] - prefix[j] + sum(total[j + 1 : i], jnp.float32(0))
+      a[i, j] = tile * row[i][:, None] * jnp.exp2(rest)[None, :]
   return a
 
 
@@ -139,19 +166,11 @@ def _scaled(t: Tiles, scale, dtype) -> Tiles:
   }
 
 
-def _apply(t: Tiles, in_ref, out_ref, rows, unit) -> None:
-  """out = T in, a slice of columns at a time."""
-  width = min(_COLUMNS, in_ref.shape[-1])
-  kind = formats.kind_of(in_ref)
-
-  def step(n: jax.Array, carry: None) -> None:
-    columns = pl.ds(n * width, width)
-    x = [in_ref[0, at, 0, columns] for at in rows]
-    for i, at in enumerate(rows):
-      out = unit(t[i, 0], x[0], kind)
-      for j in range(1, i + 1):
-        out = out + unit(t[i, j], x[j], kind)
-      out_ref[0, at, 0, columns] = out.astype(out_ref.dtype)
-    return carry
-
-  lax.fori_loop(0, in_ref.shape[-1] // width, step, None)
+def _write(out_ref, rows, columns, t: Tiles, x: list[jax.Array], unit) -> None:
+  """out = t x for a slice of columns."""
+  kind = formats.kind_of(x[0])
+  for i, at in enumerate(rows):
+    out = unit(t[i, 0], x[0], kind)
+    for j in range(1, i + 1):
+      out = out + unit(t[i, j], x[j], kind)
+    out_ref[0, at, 0, columns] = out.astype(out_ref.dtype)
