@@ -39,6 +39,7 @@ setuptools.setup(
     "numpy>=2.0",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11",
+    "safetensors>=0.5",
     "scipy>=1.13",
     "tqdm>=4.66",
   ],

@@ -1,4 +1,4 @@
-"""Image priors whose denoiser, draws and posterior are known exactly."""
+"""Image priors: some known exactly in closed form, some learned."""
 
 from posterior_jax.priors.gaussian import GaussianPrior as GaussianPrior
 from posterior_jax.priors.gaussian import estimate_spectrum as estimate_spectrum
@@ -11,15 +11,29 @@ from posterior_jax.priors.mixture import GaussianMixture as GaussianMixture
 from posterior_jax.priors.mixture import MixturePosterior as MixturePosterior
 from posterior_jax.priors.mixture import gaussian_mixture as gaussian_mixture
 from posterior_jax.priors.mixture import mixture_posterior as mixture_posterior
+from posterior_jax.priors.photo import load_prior as load_prior
+from posterior_jax.priors.photo import photo_prior as photo_prior
+from posterior_jax.priors.photo import save_prior as save_prior
+from posterior_jax.priors.unet import UNetConfig as UNetConfig
+from posterior_jax.priors.unet import UNetPrior as UNetPrior
+from posterior_jax.priors.unet import initial_params as initial_params
+from posterior_jax.priors.unet import unet_prior as unet_prior
 
 __all__ = (
   "GaussianMixture",
   "GaussianPrior",
   "MixturePosterior",
+  "UNetConfig",
+  "UNetPrior",
   "estimate_spectrum",
   "gaussian_mixture",
   "gaussian_prior",
+  "initial_params",
+  "load_prior",
   "mixture_posterior",
+  "photo_prior",
   "posterior_mean",
   "power_law_spectrum",
+  "save_prior",
+  "unet_prior",
 )
