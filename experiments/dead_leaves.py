@@ -155,7 +155,7 @@ def _leaves(key: jax.Array, tiles: jax.Array, settings: LeafSettings) -> _Leaf:
     power=2.0 ** uniform(6, -0.2, 4.0),
     tile=tile,
     colour=_signed(colour),
-    texture=textured * uniform(7, 0.1, 1.0),
+    texture=jnp.where(textured, uniform(7, 0.1, 1.0), 0.0),
     shading=uniform(8, -settings.shading, settings.shading),
   )
 
@@ -186,7 +186,8 @@ def _enlarged(x: jax.Array) -> jax.Array:
 
 def _blurred(x: jax.Array, std: jax.Array) -> jax.Array:
   """A Gaussian of 7 taps along both axes, the border repeated; x [h, w, 3]."""
-  taps = jnp.exp(-0.5 * (jnp.arange(-3, 4) / jnp.maximum(std, 1e-3)) ** 2)
+  taps = jnp.arange(-3.0, 4.0) / jnp.maximum(std, 1e-3)
+  taps = jnp.exp(-0.5 * taps**2)
   taps /= taps.sum()
   for axis in (0, 1):
     pad = [(3, 3) if i == axis else (0, 0) for i in range(3)]

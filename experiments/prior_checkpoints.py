@@ -64,8 +64,7 @@ class Checkpoints:
       )
     except (ValueError, KeyError) as error:
       raise ValueError(
-        "resume must name a run of the same network; this one is not: "
-        f"{str(error).splitlines()[0]}"
+        "resume must name a run of the same network, as config.network says"
       ) from error
     return Saved(TrainState(**found["state"]), float(found["total"]))
 

@@ -105,12 +105,15 @@ def _reduced(pixels: np.ndarray) -> list[np.ndarray]:
   limit = min(1.0, LONGEST / max(image.size))
   smallest = TILE / min(image.size)
   scales = [s * limit for s in SCALES if s * limit >= smallest]
-  sizes = [
-    tuple(round(side * scale) for side in image.size)
-    for scale in scales or [smallest]
-  ]
+  width, height = image.size
   return [
-    np.asarray(image.resize(size, PIL.Image.Resampling.BOX)) for size in sizes
+    np.asarray(
+      image.resize(
+        (round(width * scale), round(height * scale)),
+        PIL.Image.Resampling.BOX,
+      )
+    )
+    for scale in scales or [smallest]
   ]
 
 
@@ -132,12 +135,12 @@ def _pixels(path: pathlib.Path) -> np.ndarray:
   if path.suffix == ".dat":  # how scipy packed its raccoon
     raw = bz2.decompress(path.read_bytes())
     return np.frombuffer(raw, np.uint8).reshape(768, 1024, 3)
-  with PIL.Image.open(path) as image:
-    if image.mode in ("RGBA", "LA", "P"):
-      image = image.convert("RGBA")
-      white = PIL.Image.new("RGBA", image.size, "white")
-      image = PIL.Image.alpha_composite(white, image)
-    return np.asarray(image.convert("RGB"))
+  with PIL.Image.open(path) as file:
+    if file.mode not in ("RGBA", "LA", "P"):
+      return np.asarray(file.convert("RGB"))
+    image = file.convert("RGBA")
+  white = PIL.Image.new("RGBA", image.size, "white")
+  return np.asarray(PIL.Image.alpha_composite(white, image).convert("RGB"))
 
 
 def _thumbnail(pixels: np.ndarray) -> np.ndarray:

@@ -103,6 +103,7 @@ def learning_rate(
   Returns:
     Scalar.
   """
+  step = step.astype(jnp.float32)
   rise = jnp.minimum((step + 1) / max(settings.warmup, 1), 1)
   fall = (1 - step / total) / (1 - settings.constant)
   return settings.rate * rise * jnp.clip(fall, 0, 1)
@@ -177,10 +178,13 @@ def step(
   rate = learning_rate(state.step, total, optim)
   fits = jnp.minimum(1, optim.clip / jnp.maximum(norm, 1e-12))
   clipped = jax.tree.map(lambda g: g * fits, gradient)
-  updates, moments = _ADAM.update(clipped, state.moments)
+  # optax raises a float to the integer count of steps.
+  with jax.numpy_dtype_promotion("standard"):
+    updates, moments = _ADAM.update(clipped, state.moments)
   params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
   # Young averages forget faster: the first steps are far from the last.
-  keep = jnp.minimum(optim.average, (state.step + 1) / (state.step + 10))
+  done = state.step.astype(jnp.float32)
+  keep = jnp.minimum(optim.average, (done + 1) / (done + 10))
   average = jax.tree.map(
     lambda a, p: keep * a + (1 - keep) * p, state.average, params
   )

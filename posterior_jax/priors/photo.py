@@ -55,7 +55,7 @@ def load_prior(
   manifest = pathlib.Path(manifest)
   said = json.loads(manifest.read_text(encoding="utf-8"))
   try:
-    network = {
+    network: dict[str, Any] = {
       key: tuple(value) if isinstance(value, list) else value
       for key, value in said["network"].items()
     }
@@ -101,10 +101,10 @@ def save_prior(
   """
   manifest = pathlib.Path(manifest)
   unet_prior(config, params)
+  for key, value in params.items():
+    if not np.abs(value).max() <= np.finfo(np.float16).max:
+      raise ValueError(f"params[{key!r}] must be finite in float16; it is not")
   small = {key: np.asarray(value, np.float16) for key, value in params.items()}
-  for key, value in small.items():
-    if not np.isfinite(value).all():
-      raise ValueError(f"params[{key!r}] is not finite in float16")
   weights = safetensors.numpy.save(small)
   path = manifest.with_suffix(".safetensors")
   path.write_bytes(weights)

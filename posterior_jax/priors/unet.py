@@ -10,7 +10,7 @@ E width of the embedded noise level.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -67,13 +67,14 @@ class UNetConfig:
 class _Block(nnx.Module):
   """x + conv(silu(modulate(conv(silu x)))); the identity at initialisation."""
 
-  def __init__(self, width: int, config: UNetConfig, **options):
+  def __init__(
+    self, width: int, embedding: int, *, dtype: DTypeLike, rngs: nnx.Rngs
+  ):
+    conv, linear = _layers(dtype, rngs)
     zeros = nnx.initializers.zeros_init()
-    self.inner = nnx.Conv(width, width, (3, 3), **options)
-    self.outer = nnx.Conv(width, width, (3, 3), kernel_init=zeros, **options)
-    self.modulation = nnx.Linear(
-      config.embedding, 2 * width, kernel_init=zeros, **options
-    )
+    self.inner = conv(width, width)
+    self.outer = conv(width, width, kernel_init=zeros)
+    self.modulation = linear(embedding, 2 * width, kernel_init=zeros)
 
   def __call__(self, x: jax.Array, noise: jax.Array) -> jax.Array:
     scale, shift = jnp.split(self.modulation(noise)[:, None, None], 2, -1)
@@ -101,29 +102,26 @@ class UNet(nnx.Module):
       dtype: of the arithmetic.
       rngs: streams of the initialisation.
     """
-    options = {"dtype": dtype, "rngs": rngs}
+    conv, linear = _layers(dtype, rngs)
     *finer, coarsest = config.widths
+    first, last = config.widths[0], config.blocks[-1]
     pairs = list(zip(config.widths, config.widths[1:]))
 
     def stage(width: int, count: int) -> nnx.List:
-      return nnx.List(_Block(width, config, **options) for _ in range(count))
+      block = functools.partial(_Block, dtype=dtype, rngs=rngs)
+      return nnx.List(block(width, config.embedding) for _ in range(count))
 
     self.embedding = config.embedding
     self.dtype = dtype
-    self.embed = nnx.Linear(config.embedding, config.embedding, **options)
-    self.enter = nnx.Conv(config.channels, config.widths[0], (3, 3), **options)
+    self.embed = linear(config.embedding, config.embedding)
+    self.enter = conv(config.channels, first)
     self.down = nnx.List(map(stage, finer, config.blocks))
-    self.reduce = nnx.List(nnx.Linear(4 * a, b, **options) for a, b in pairs)
-    self.middle = stage(coarsest, 2 * config.blocks[-1])
-    self.enlarge = nnx.List(nnx.Linear(b, 4 * a, **options) for a, b in pairs)
+    self.reduce = nnx.List(linear(4 * a, b) for a, b in pairs)
+    self.middle = stage(coarsest, 2 * last)
+    self.enlarge = nnx.List(linear(b, 4 * a) for a, b in pairs)
     self.up = nnx.List(map(stage, finer, config.blocks))
-    self.leave = nnx.Conv(
-      config.widths[0],
-      config.channels,
-      (3, 3),
-      kernel_init=nnx.initializers.zeros_init(),
-      **options,
-    )
+    zeros = nnx.initializers.zeros_init()
+    self.leave = conv(first, config.channels, kernel_init=zeros)
 
   def __call__(self, x: jax.Array, noise: jax.Array) -> jax.Array:
     """The network's output in float32.
@@ -148,6 +146,12 @@ class UNet(nnx.Module):
     ):
       h = _through(blocks, skip + _to_space(enlarge(h)), embedded)
     return self.leave(nnx.silu(h)).astype(jnp.float32)
+
+
+def _layers(dtype: DTypeLike, rngs: nnx.Rngs) -> tuple[Callable, Callable]:
+  """The two kinds of layer: a 3 x 3 convolution and a linear map."""
+  conv = functools.partial(nnx.Conv, kernel_size=(3, 3), dtype=dtype, rngs=rngs)
+  return conv, functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
 
 
 def _through(
