@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from configs import denoise as config
-from experiments import denoise, denoise_rivals, photographs, record, runner
+from configs import prior_speed as prior_speed_config
+from experiments import (
+  denoise,
+  denoise_rivals,
+  photographs,
+  prior_speed,
+  record,
+  runner,
+)
 from posterior_jax import metrics, priors
 
 NETWORK = priors.UNetConfig(widths=(8, 16), blocks=(1, 1), embedding=16)
@@ -109,3 +117,19 @@ def test_report_holds_the_table(tmp_path, prior, monkeypatch, capsys):
   else:
     raise AssertionError("no row of the Wiener filter")
   assert text.count("<figure>") == 3
+
+
+def test_speed_is_measured_and_torch_is_left_out_without_a_gpu(
+  tmp_path, capsys
+):
+  debug = prior_speed_config.get_config("debug")
+  settings = runner.to_settings(prior_speed.Settings, debug)
+  with record.Run(tmp_path / "run") as run:
+    prior_speed.speed(settings, run)
+  lines = (run.folder / "prior_speed.jsonl").read_text().splitlines()
+  rows = {row["form"]: row for row in map(json.loads, lines)}
+  assert rows["jax float32"]["median_ms"] > 0
+  assert "CUDA devices only" in rows["torch compiled float32"]["note"]
+  assert "torch compiled float32: torch is timed" in capsys.readouterr().out
+  with pytest.raises(ValueError, match="divisible by 8"):
+    prior_speed.Settings(1, 12, ("float32",), 1, 1)

@@ -162,11 +162,15 @@ def _through(
   return h
 
 
+def wave_rates(width: int) -> np.ndarray:
+  """Angular rates of the waves of c_noise that embed it, [width / 2]."""
+  # c_noise spans about -1.2 to 1.1; the fastest wave turns 9 times in it.
+  return np.geomspace(0.5, 8 * np.pi, width // 2)
+
+
 def _fourier(noise: jax.Array, width: int) -> jax.Array:
-  """Waves of c_noise, whose octaves reach from its range down: [N, width]."""
-  # c_noise spans about -1.2 to 1.1; the fastest wave turns 8 times in it.
-  rate = np.geomspace(0.5, 8 * np.pi, width // 2)
-  angle = noise[:, None] * rate
+  """Sines and cosines of c_noise: [N, width]."""
+  angle = noise[:, None] * wave_rates(width)
   return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
 
 
