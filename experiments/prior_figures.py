@@ -24,6 +24,10 @@ class Spectrum(NamedTuple):
   power: np.ndarray
 
 
+# Of samples and of photographs, by side in pixels.
+Pairs = dict[int, tuple[Spectrum, Spectrum]]
+
+
 def sample(
   prior: UNetPrior, key: jax.Array, *, count: int, size: int, steps: int
 ) -> jax.Array:
@@ -69,8 +73,7 @@ def radial_spectrum(images: np.ndarray) -> Spectrum:
   """
   x = np.asarray(images, np.float64)
   size = x.shape[1]
-  # sqrt of the sum-to-one window: mean zero under it takes out the leakage of
-  # the brightness into the first rings.
+  # Centred under the window: brightness must not leak into the first rings.
   window = np.hanning(size + 2)[1:-1]
   window = np.outer(window, window)[..., None]
   centred = x - (x * window).sum((1, 2), keepdims=True) / window.sum()
@@ -103,9 +106,7 @@ def pictures(images: np.ndarray, columns: int) -> Any:
   return figure
 
 
-def spectrum_figure(
-  pairs: dict[int, tuple[Spectrum, Spectrum]],
-) -> Any:
+def spectrum_figure(pairs: Pairs) -> Any:
   """Power of samples and photographs, and their ratio, by size.
 
   Args:

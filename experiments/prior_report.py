@@ -10,7 +10,7 @@ from posterior_jax.priors import UNetPrior
 
 # Where the spectrum is judged, in cycles per pixel.
 JUDGED = (1 / 64, 1 / 4)
-COLUMNS = 8
+COLUMNS, SHOWN = 8, 32  # of the samples in a picture
 
 
 def write(
@@ -35,7 +35,6 @@ def write(
     seed: of the draws.
   """
   found = run.environment
-  measured = f"{count} samples a size, {found['devices'][0]}, seed {seed}"
   report = reports.Report(
     "Photo prior: what was learned",
     f"Command: `{found['command']}`. The tables beside this file hold every "
@@ -51,14 +50,26 @@ def write(
       prior_figures.radial_spectrum(real),
     )
     for name, images in (("samples", drawn), ("photographs", real)):
-      picture = prior_figures.pictures(images[:32], COLUMNS)
+      picture = prior_figures.pictures(images[:SHOWN], COLUMNS)
       jpeg = reports.render(picture, "jpeg")
       (run.folder / f"{name}_{size}.jpg").write_bytes(jpeg)
     report.figure(
-      prior_figures.pictures(drawn[:32], COLUMNS),
+      prior_figures.pictures(drawn[:SHOWN], COLUMNS),
       f"Samples of {size} pixels, Heun's method, {steps} steps.",
       photographic=True,
     )
+  measured = f"{count} samples a size, {found['devices'][0]}, seed {seed}"
+  _add_spectrum(report, pairs, run, measured)
+  path = report.write(run.folder / "report.html")
+  print(f"report: {reports.shown(path)}")
+
+
+def _add_spectrum(
+  report: reports.Report,
+  pairs: prior_figures.Pairs,
+  run: record.Run,
+  measured: str,
+) -> None:
   report.section("Their spectrum")
   report.figure(
     prior_figures.spectrum_figure(pairs),
@@ -72,8 +83,6 @@ def write(
     measured_on=measured,
     name="spectrum",
   )
-  path = report.write(run.folder / "report.html")
-  print(f"report: {reports.shown(path)}")
 
 
 def _draws(

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from experiments import prior_batches
 from experiments.prior_batches import BatchSettings, Pool
-from posterior_jax.priors import edm, unet
+from posterior_jax.priors import UNetConfig, UNetPrior, edm
 
 Params = dict[str, jax.Array]
 
@@ -130,7 +130,7 @@ def step(
   *,
   size: int,
   count: int,
-  config: unet.UNetConfig,
+  config: UNetConfig,
   dtype: str,
   optim: OptimSettings,
   batch: BatchSettings,
@@ -154,21 +154,16 @@ def step(
   Returns:
     The state and what the step says of itself.
   """
-  keys = jax.random.split(jax.random.fold_in(key, state.step), 3)
-  spread = NamedSharding(mesh, P("data"))
-  x0, sigma, noise = jax.lax.with_sharding_constraint(
-    (
-      prior_batches.crops(
-        keys[0], pool, count=count, size=size, settings=batch
-      ),
-      prior_batches.noise_levels(keys[1], count, batch),
-      jax.random.normal(keys[2], (count, size, size, config.channels)),
-    ),
-    spread,
+  x0, sigma, noise = _drawn(
+    jax.random.fold_in(key, state.step),
+    pool,
+    (count, size, size, config.channels),
+    batch,
+    NamedSharding(mesh, P("data")),
   )
 
   def loss(params: Params) -> jax.Array:
-    prior = unet.UNetPrior(params, config, dtype)
+    prior = UNetPrior(params, config, dtype)
     found = prior.denoise(x0 + sigma[:, None, None, None] * noise, sigma)
     error = jnp.mean((found - x0) ** 2, axis=(1, 2, 3))  # [N]
     return jnp.mean(edm.loss_weight(sigma, config.sigma_data) * error)
@@ -176,6 +171,41 @@ def step(
   value, gradient = jax.value_and_grad(loss)(state.params)
   norm = optax.global_norm(gradient)
   rate = learning_rate(state.step, total, optim)
+  moved = _moved(state, gradient, norm, rate, optim)
+  finite = jnp.isfinite(norm)
+  moved = jax.tree.map(lambda a, b: jnp.where(finite, a, b), moved, state)
+  return (
+    moved._replace(step=state.step + 1),
+    StepInfo(value, norm, rate),
+  )
+
+
+def _drawn(
+  key: chex.PRNGKey,
+  pool: Pool,
+  shape: tuple[int, int, int, int],
+  batch: BatchSettings,
+  spread: NamedSharding,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Clean images [N, S, S, C], noise levels [N] and unit noise."""
+  keys = jax.random.split(key, 3)
+  count, size, _, _ = shape
+  x0 = prior_batches.crops(
+    keys[0], pool, count=count, size=size, settings=batch
+  )
+  sigma = prior_batches.noise_levels(keys[1], count, batch)
+  noise = jax.random.normal(keys[2], shape)
+  return jax.lax.with_sharding_constraint((x0, sigma, noise), spread)
+
+
+def _moved(
+  state: TrainState,
+  gradient: Params,
+  norm: jax.Array,
+  rate: jax.Array,
+  optim: OptimSettings,
+) -> TrainState:
+  """Adam's update by the clipped gradient, and the average."""
   fits = jnp.minimum(1, optim.clip / jnp.maximum(norm, 1e-12))
   clipped = jax.tree.map(lambda g: g * fits, gradient)
   # optax raises a float to the integer count of steps.
@@ -188,10 +218,4 @@ def step(
   average = jax.tree.map(
     lambda a, p: keep * a + (1 - keep) * p, state.average, params
   )
-  moved = TrainState(params, average, moments, state.step)
-  finite = jnp.isfinite(norm)
-  moved = jax.tree.map(lambda a, b: jnp.where(finite, a, b), moved, state)
-  return (
-    moved._replace(step=state.step + 1),
-    StepInfo(value, norm, rate),
-  )
+  return TrainState(params, average, moments, state.step)

@@ -34,7 +34,6 @@ def denoiser(
     The function, for `torch.compile` to take or leave.
   """
   torch = importlib.import_module("torch")
-  functional = importlib.import_module("torch.nn.functional")
   kind = getattr(torch, dtype)
   weights = {
     name: _laid_out(torch, array).to(device=device, dtype=kind)
@@ -43,44 +42,51 @@ def denoiser(
   rates = torch.tensor(wave_rates(config.embedding), dtype=torch.float32)
   rates = rates.to(device)
 
-  def conv(name: str, x: Any, padding: int = 1) -> Any:
-    kernel, bias = weights[f"{name}.kernel"], weights[f"{name}.bias"]
-    return functional.conv2d(x, kernel, bias, padding=padding)
-
-  def block(name: str, h: Any, embedded: Any) -> Any:
-    change = conv(f"{name}.modulation", embedded, 0)
-    scale, shift = change.chunk(2, 1)
-    inner = conv(f"{name}.inner", functional.silu(h)) * (1 + scale) + shift
-    return h + conv(f"{name}.outer", functional.silu(inner))
-
-  def network(x: Any, noise: Any) -> Any:
-    angle = noise[:, None] * rates
-    waves = torch.cat([angle.sin(), angle.cos()], -1)[..., None, None]
-    embedded = functional.silu(conv("embed", waves.to(kind), 0))
-    h, skips = conv("enter", x.to(kind)), []
-    scales = len(config.widths) - 1
-    for i in range(scales):
-      for j in range(config.blocks[i]):
-        h = block(f"down.{i}.{j}", h, embedded)
-      skips.append(h)
-      kernel, bias = weights[f"reduce.{i}.kernel"], weights[f"reduce.{i}.bias"]
-      h = functional.conv2d(h, kernel, bias, stride=2)
-    for j in range(2 * config.blocks[-1]):
-      h = block(f"middle.{j}", h, embedded)
-    for i in reversed(range(scales)):
-      h = skips[i] + functional.pixel_shuffle(conv(f"enlarge.{i}", h, 0), 2)
-      for j in range(config.blocks[i]):
-        h = block(f"up.{i}.{j}", h, embedded)
-    return conv("leave", functional.silu(h)).float()
-
   def denoise(x: Any, sigma: Any) -> Any:
     s = sigma[:, None, None, None]
     total = s**2 + config.sigma_data**2
-    inner = network(x * total.rsqrt(), sigma.log() / 4)
-    skip = config.sigma_data**2 / total
-    return skip * x + s * config.sigma_data * total.rsqrt() * inner
+    angle = (sigma.log() / 4)[:, None] * rates
+    waves = torch.cat([angle.sin(), angle.cos()], -1)[..., None, None]
+    inner = _network(
+      weights, config, (x * total.rsqrt()).to(kind), waves.to(kind)
+    )
+    out = s * config.sigma_data * total.rsqrt()
+    return config.sigma_data**2 / total * x + out * inner.float()
 
   return denoise
+
+
+def _network(
+  weights: dict[str, Any], config: UNetConfig, x: Any, waves: Any
+) -> Any:
+  """F: x [N, C, H, W] and the waves of c_noise [N, E, 1, 1]."""
+  functional = importlib.import_module("torch.nn.functional")
+
+  def conv(name: str, x: Any, **options: int) -> Any:
+    kernel, bias = weights[f"{name}.kernel"], weights[f"{name}.bias"]
+    return functional.conv2d(x, kernel, bias, **options)
+
+  def block(name: str, h: Any) -> Any:
+    scale, shift = conv(f"{name}.modulation", embedded).chunk(2, 1)
+    inner = conv(f"{name}.inner", functional.silu(h), padding=1)
+    inner = functional.silu(inner * (1 + scale) + shift)
+    return h + conv(f"{name}.outer", inner, padding=1)
+
+  embedded = functional.silu(conv("embed", waves))
+  h, skips = conv("enter", x, padding=1), []
+  scales = range(len(config.widths) - 1)
+  for i in scales:
+    for j in range(config.blocks[i]):
+      h = block(f"down.{i}.{j}", h)
+    skips.append(h)
+    h = conv(f"reduce.{i}", h, stride=2)
+  for j in range(2 * config.blocks[-1]):
+    h = block(f"middle.{j}", h)
+  for i in reversed(scales):
+    h = skips[i] + functional.pixel_shuffle(conv(f"enlarge.{i}", h), 2)
+    for j in range(config.blocks[i]):
+      h = block(f"up.{i}.{j}", h)
+  return conv("leave", functional.silu(h), padding=1)
 
 
 def _laid_out(torch: Any, array: np.ndarray) -> Any:

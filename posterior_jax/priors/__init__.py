@@ -7,6 +7,9 @@ from posterior_jax.priors.gaussian import posterior_mean as posterior_mean
 from posterior_jax.priors.gaussian import (
   power_law_spectrum as power_law_spectrum,
 )
+from posterior_jax.priors.learned import UNetPrior as UNetPrior
+from posterior_jax.priors.learned import initial_params as initial_params
+from posterior_jax.priors.learned import unet_prior as unet_prior
 from posterior_jax.priors.mixture import GaussianMixture as GaussianMixture
 from posterior_jax.priors.mixture import MixturePosterior as MixturePosterior
 from posterior_jax.priors.mixture import gaussian_mixture as gaussian_mixture
@@ -15,9 +18,6 @@ from posterior_jax.priors.photo import load_prior as load_prior
 from posterior_jax.priors.photo import photo_prior as photo_prior
 from posterior_jax.priors.photo import save_prior as save_prior
 from posterior_jax.priors.unet import UNetConfig as UNetConfig
-from posterior_jax.priors.unet import UNetPrior as UNetPrior
-from posterior_jax.priors.unet import initial_params as initial_params
-from posterior_jax.priors.unet import unet_prior as unet_prior
 
 __all__ = (
   "GaussianMixture",

@@ -19,7 +19,8 @@ import safetensors
 import safetensors.numpy
 from jax.typing import DTypeLike
 
-from posterior_jax.priors.unet import UNetConfig, UNetPrior, unet_prior
+from posterior_jax.priors.learned import UNetPrior, unet_prior
+from posterior_jax.priors.unet import UNetConfig
 
 SHIPPED = pathlib.Path(__file__).parents[1] / "assets" / "photo_prior.json"
 
