@@ -1,7 +1,8 @@
 """Photographs that ship inside pip packages: nothing is downloaded.
 
 scikit-image, scikit-learn and matplotlib each bundle a few; the ones restored
-(`RESTORED`) and the ones a prior may learn from (`PRIOR`) never overlap.
+(`RESTORED`, `HELD_OUT`) and the ones a prior may learn from (`PRIOR`) never
+overlap.
 """
 
 import functools
@@ -17,10 +18,12 @@ FILES = {
   "rocket": ("skimage", "data/rocket.jpg"),
   "camera": ("skimage", "data/camera.png"),
   "motorcycle": ("skimage", "data/motorcycle_left.png"),
+  "china": ("sklearn", "datasets/images/china.jpg"),
   "flower": ("sklearn", "datasets/images/flower.jpg"),
   "grace_hopper": ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
 }
 RESTORED = ("astronaut", "coffee", "chelsea")
+HELD_OUT = ("astronaut", "chelsea", "coffee", "china")
 PRIOR = ("rocket", "camera", "motorcycle", "flower", "grace_hopper")
 
 
@@ -40,7 +43,7 @@ def load(name: str, size: int) -> np.ndarray:
   """
   if name not in FILES:
     raise ValueError(f"name must be one of {', '.join(FILES)}; got {name!r}")
-  pixels = _read(*FILES[name])  # [H, W, 3]
+  pixels = _read(path(name))  # [H, W, 3]
   side = min(pixels.shape[:2])
   if side < size:
     raise ValueError(f"{name} has {side} pixels a side, fewer than {size}")
@@ -56,16 +59,26 @@ def stack(names: tuple[str, ...], size: int) -> np.ndarray:
   return np.stack([load(name, size) for name in names])
 
 
-def _read(package: str, file: str) -> np.ndarray:
-  """Pixels [H, W, 3] as float64 from 0 to 255."""
-  import PIL.Image  # comes with matplotlib
+def path(name: str) -> pathlib.Path:
+  """The file of a key of FILES.
 
+  Raises:
+    ImportError: its package is not installed.
+  """
+  package, file = FILES[name]
   spec = importlib.util.find_spec(package)
   if spec is None or spec.origin is None:
     raise ImportError(
       f"photographs come from {package}: pip install 'neumann-posterior[plots]'"
     )
-  with PIL.Image.open(pathlib.Path(spec.origin).parent / file) as image:
+  return pathlib.Path(spec.origin).parent / file
+
+
+def _read(file: pathlib.Path) -> np.ndarray:
+  """Pixels [H, W, 3] as float64 from 0 to 255."""
+  import PIL.Image  # comes with matplotlib
+
+  with PIL.Image.open(file) as image:
     return np.asarray(image.convert("RGB"), np.float64)
 
 

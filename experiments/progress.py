@@ -22,7 +22,7 @@ class Progress:
   """Counts units of work; an instance is a `Tick` and a context.
 
   Attributes:
-    total: how many ticks are expected.
+    total: how many ticks are expected, 0 where nobody knows.
   """
 
   def __init__(
@@ -36,7 +36,7 @@ class Progress:
     """Starts at zero.
 
     Args:
-      total: how many ticks are expected.
+      total: how many ticks are expected, 0 where nobody knows.
       label: stands before the bar.
       stream: where to show it; None: stderr.
       every: seconds between plain lines.
@@ -51,7 +51,7 @@ class Progress:
     self._bar = None
     if self._stream.isatty():
       self._bar = tqdm.tqdm(
-        total=total, desc=label, file=self._stream, dynamic_ncols=True
+        total=total or None, desc=label, file=self._stream, dynamic_ncols=True
       )
 
   def __call__(self, words: str) -> None:
@@ -77,5 +77,5 @@ class Progress:
       self._line(f"done ({seconds:.0f} s)")
 
   def _line(self, words: str) -> None:
-    count = f"{self._count}/{self.total}"
+    count = f"{self._count}/{self.total}" if self.total else f"{self._count}"
     print(f"{self._label} {count} {words}", file=self._stream, flush=True)

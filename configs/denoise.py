@@ -1,0 +1,31 @@
+"""Denoising of held-out photographs: the photo prior against BM3D and others.
+
+Command: python -m experiments.denoise
+  --config.prior=FOLDER/photo_prior.json judges another run's weights;
+  --config=configs/denoise.py:debug shrinks the photographs for the tests.
+Time: 5 minutes on 2 CPU cores with BM3D; `:debug` 1 minute.
+Expected: report.html with PSNR at sigma 15, 25 and 50 of 255, means over
+astronaut, chelsea, coffee and china at 256 x 256: 34.5, 32.0 and 28.7 dB for
+the photo prior, 33.9, 31.3 and 28.0 dB for BM3D.
+"""
+
+import ml_collections
+
+
+def get_config(form: str = "") -> ml_collections.ConfigDict:
+  """The settings; `form` "debug" shrinks them."""
+  if form not in ("", "debug"):
+    raise ValueError(f"configs/denoise.py has the form debug, not {form!r}")
+  debug = form == "debug"
+  return ml_collections.ConfigDict(
+    {
+      "seed": 0,
+      "prior": "",
+      "dtype": "float32",
+      "photographs": ("astronaut", "chelsea", "coffee", "china"),
+      "size": 32 if debug else 256,
+      "sigmas": (15.0, 25.0, 50.0),
+      "other": "astronaut",
+      "other_sizes": (16,) if debug else (64, 128, 512),
+    }
+  )

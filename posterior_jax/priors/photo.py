@@ -1,0 +1,118 @@
+"""The photo prior that ships with the package, and files like it.
+
+A prior is two files: NAME.safetensors holds float16 parameters, NAME.json says
+what they are: the network's shape, what it was trained on, the command, and
+the hash of the weights, which is verified on loading. No code is read.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jax.typing import DTypeLike
+
+from posterior_jax.priors.learned import UNetPrior, unet_prior
+from posterior_jax.priors.unet import UNetConfig
+
+SHIPPED = pathlib.Path(__file__).parents[1] / "assets" / "photo_prior.json"
+
+
+def photo_prior(*, dtype: DTypeLike = jnp.float32) -> UNetPrior:
+  """The shipped denoiser of photographs: colour, [-1, 1], sides by 8.
+
+  Args:
+    dtype: of the arithmetic: float32, or bfloat16 on accelerators.
+
+  Returns:
+    The prior; `photo_prior().denoise` is what `posterior_jax.run` takes.
+  """
+  return load_prior(SHIPPED, dtype=dtype)
+
+
+def load_prior(
+  manifest: pathlib.Path | str, *, dtype: DTypeLike = jnp.float32
+) -> UNetPrior:
+  """A prior that `save_prior` wrote.
+
+  Args:
+    manifest: NAME.json; the weights lie beside it.
+    dtype: of the arithmetic.
+
+  Returns:
+    The prior.
+
+  Raises:
+    ValueError: if the manifest says no network, or the weights are missing,
+      changed, or those of another network.
+  """
+  manifest = pathlib.Path(manifest)
+  said = json.loads(manifest.read_text(encoding="utf-8"))
+  try:
+    network: dict[str, Any] = {
+      key: tuple(value) if isinstance(value, list) else value
+      for key, value in said["network"].items()
+    }
+    config = UNetConfig(**network)
+    path, promised = manifest.parent / said["file"], said["sha256"]
+  except (KeyError, TypeError, AttributeError) as error:
+    raise ValueError(
+      f"{manifest.name} must name file, sha256 and network (the fields of "
+      f"UNetConfig); it does not: {error}"
+    ) from error
+  if not path.is_file():
+    raise ValueError(f"{manifest.name} names {path.name}, which is not there")
+  weights = path.read_bytes()
+  found = hashlib.sha256(weights).hexdigest()
+  if found != promised:
+    raise ValueError(
+      f"{path.name} has sha256 {found}, but {manifest.name} says {promised}"
+    )
+  try:
+    params = safetensors.numpy.load(weights)
+  except safetensors.SafetensorError as error:
+    raise ValueError(f"{path.name} is no safetensors file: {error}") from error
+  return unet_prior(config, params, dtype=dtype)
+
+
+def save_prior(
+  manifest: pathlib.Path | str,
+  params: Mapping[str, jax.Array | np.ndarray],
+  config: UNetConfig,
+  about: Mapping[str, Any],
+) -> None:
+  """Writes a prior's two files, the manifest last.
+
+  Args:
+    manifest: NAME.json.
+    params: of `config`'s network, finite; stored in float16.
+    config: shape of the network.
+    about: what else the manifest says: data, command, seconds.
+
+  Raises:
+    ValueError: if the parameters are not the network's, or one is not finite
+      in float16.
+  """
+  manifest = pathlib.Path(manifest)
+  unet_prior(config, params)
+  for key, value in params.items():
+    if not np.abs(value).max() <= np.finfo(np.float16).max:
+      raise ValueError(f"params[{key!r}] must be finite in float16; it is not")
+  small = {key: np.asarray(value, np.float16) for key, value in params.items()}
+  weights = safetensors.numpy.save(small)
+  path = manifest.with_suffix(".safetensors")
+  path.write_bytes(weights)
+  said = {
+    "file": path.name,
+    "sha256": hashlib.sha256(weights).hexdigest(),
+    "network": dataclasses.asdict(config),
+    **about,
+  }
+  manifest.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")

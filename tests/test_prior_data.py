@@ -1,0 +1,210 @@
+"""What the photo prior is trained on: photographs, dead leaves, batches."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+
+from experiments import (
+  dead_leaves,
+  photographs,
+  prior_batches,
+  prior_figures,
+  prior_photos,
+  prior_sources,
+)
+from experiments.dead_leaves import LeafSettings
+from experiments.prior_batches import BatchSettings, Pool
+from tests.oracles import quick_jit, refused
+
+TILE = prior_photos.TILE
+
+
+def _picture(path, seed, shape=(160, 200)):
+  rng = np.random.default_rng(seed)
+  pixels = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+  PIL.Image.fromarray(pixels).save(path)
+  return pixels
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  path = tmp_path_factory.mktemp("photographs")
+  (path / "deep").mkdir()
+  _picture(path / "deep" / "b.png", 1)
+  _picture(path / "a.png", 2, (150, 144))
+  return path
+
+
+# --- photographs --------------------------------------------------------------
+
+
+def test_photographs_are_read_in_order_and_named(folder):
+  found = prior_photos.read(str(folder))
+  assert [p.name for p in found] == ["a.png", "deep/b.png"]
+  np.testing.assert_array_equal(
+    found[1].pixels,
+    np.random.default_rng(1).integers(0, 256, (160, 200, 3), dtype=np.uint8),
+  )
+  assert len({p.sha256 for p in found}) == 2
+
+
+def test_tiles_hold_the_reduced_photograph_to_its_borders():
+  """A ramp's area average is known, and every border must be in a tile."""
+  ramp = np.broadcast_to(
+    np.linspace(0, 250, 400)[:, None, None], (400, 300, 3)
+  ).astype(np.uint8)
+  tiles = prior_photos.tiles([prior_photos.Photograph("ramp", "", ramp)])
+  assert tiles.shape[1:] == (TILE, TILE, 3) and tiles.dtype == np.uint8
+  assert tiles.min() <= 2 and tiles.max() >= 246
+  slope = np.diff(tiles[:, :, 0, 0].astype(float), axis=1).mean(1)
+  scales = [s for s in prior_photos.SCALES if 300 * s >= TILE]
+  expected = [250 / (400 * s) for s in scales]
+  for rate in expected:
+    assert np.abs(slope / rate - 1).min() < 0.03
+  assert max(slope) < 1.05 * max(expected)
+
+
+def test_held_out_photographs_are_refused(tmp_path):
+  for name in photographs.HELD_OUT:
+    image = PIL.Image.open(photographs.path(name))
+    path = tmp_path / "copy.jpg"
+    image.resize((300, 280)).save(path, quality=60)
+    with refused(ValueError, f"looks like {name}"):
+      prior_photos.read(str(tmp_path))
+  assert not set(photographs.HELD_OUT) & set(photographs.PRIOR)
+  for files in prior_sources.PHOTOGRAPHS.values():
+    for file in files:
+      stem = pathlib.Path(file).stem
+      assert stem not in photographs.HELD_OUT
+
+
+def test_folders_without_pictures_are_refused(tmp_path):
+  with refused(ValueError, "must be a folder with pictures"):
+    prior_photos.read(str(tmp_path))
+  _picture(tmp_path / "small.png", 0, (100, 300))
+  with refused(ValueError, "small.png must have at least 144 pixels"):
+    prior_photos.read(str(tmp_path))
+
+
+# --- dead leaves --------------------------------------------------------------
+
+
+def _leaves(key):
+  plain = LeafSettings(
+    leaves=250,
+    smallest=(3.0, 4.0),
+    largest=32.0,
+    plain=1.0,
+    shading=0.0,
+    blur=0.0,
+    palette=8,
+  )
+  colours = _colours()[:, None, None]
+  tiles = jnp.asarray(np.broadcast_to(colours, (8, 64, 64, 3)))
+  return dead_leaves.images(jax.random.key(key), tiles, count=4, settings=plain)
+
+
+def _colours():
+  return np.random.default_rng(0).integers(0, 256, (8, 3), dtype=np.uint8)
+
+
+def test_dead_leaves_have_the_spectrum_of_photographs():
+  """Power falls as a power law of exponent 2 to 3 (Lee et al. 2001)."""
+  images = np.asarray(_leaves(0)) / 127.5 - 1
+  found = prior_figures.radial_spectrum(images)
+  inside = (found.frequency > 1 / 22) & (found.frequency < 1 / 4)
+  f, power = (np.log(a[inside]) for a in found)
+  slope, at = np.polyfit(f, power, 1)
+  assert -3.2 < slope < -1.8
+  # A law: what is left over is small beside its fall, a factor of e^5.
+  assert np.std(power - slope * f - at) < 0.35
+
+
+def test_dead_leaves_follow_their_key():
+  first, again, other = (_leaves(key) for key in (1, 1, 2))
+  np.testing.assert_array_equal(first, again)
+  assert (first != other).mean() > 0.5
+
+
+def test_dead_leaves_take_their_colours_from_the_tiles():
+  """Without texture, shading and blur a pixel is a colour or an edge's mix."""
+  images = np.asarray(_leaves(3)).astype(int)
+  gap = np.abs(images[..., None, :] - _colours()).max(-1).min(-1)
+  assert (gap <= 1).mean() > 0.5
+
+
+# --- batches ------------------------------------------------------------------
+
+
+def _crops(pool, count, size, settings):
+  draw = functools.partial(
+    prior_batches.crops, count=count, size=size, settings=settings
+  )
+  return np.asarray(quick_jit(draw)(jax.random.key(0), pool))
+
+
+def test_crops_are_parts_of_their_tiles():
+  rng = np.random.default_rng(0)
+  photos, leaves = (
+    rng.integers(0, 256, (k, 24, 24, 3), dtype=np.uint8) for k in (3, 2)
+  )
+  pool = Pool(jnp.asarray(photos), jnp.asarray(leaves))
+  for share, source in ((0.0, photos), (1.0, leaves)):
+    plain = BatchSettings(leaf_share=share, jitter=0.0)
+    x = _crops(pool, 5, 16, plain)
+    pixels = np.rint((x + 1) * 127.5).astype(np.uint8)
+    windows = np.lib.stride_tricks.sliding_window_view(source, (16, 16), (1, 2))
+    windows = np.moveaxis(windows, 3, -1)  # [k, 9, 9, 16, 16, 3]
+    for image in pixels:
+      turned = [image, image.transpose(1, 0, 2)]
+      turned += [np.rot90(a, k) for a in turned for k in (1, 2, 3)]
+      found = [(windows == a).all((-1, -2, -3)).any() for a in turned]
+      assert any(found)
+
+
+def test_noise_levels_cover_the_range():
+  settings = BatchSettings()
+  sigma = np.asarray(
+    prior_batches.noise_levels(jax.random.key(0), 20000, settings), np.float64
+  )
+  low, high = settings.noise_range
+  assert low * 0.999 <= sigma.min() < 2 * low
+  assert high / 2 < sigma.max() <= high * 1.001
+  # Three quarters about the median, and what is even beside them.
+  near = (sigma > 0.118) & (sigma < 0.392)
+  normal = 0.75 * 0.4105  # of the log-normal, by its distribution function
+  even = 0.25 * np.log(0.392 / 0.118) / np.log(high / low)
+  assert abs(near.mean() - normal - even) < 0.02
+
+
+def test_jitter_keeps_the_range_and_changes_colours():
+  pool = Pool(*(jnp.full((2, 16, 16, 3), v, jnp.uint8) for v in (200, 40)))
+  x = _crops(pool, 64, 8, BatchSettings())
+  assert np.abs(x).max() <= 1
+  assert x.std(0).min() > 0.05
+  np.testing.assert_array_equal(x[:, :1, :1] + np.zeros_like(x), x)
+
+
+def test_refused_batches():
+  with refused(ValueError, "leaf_share and noise_uniform"):
+    BatchSettings(leaf_share=1.2)
+  with refused(ValueError, "noise_range must be two increasing"):
+    BatchSettings(noise_range=(2.0, 1.0))
+
+
+# --- spectrum ---------------------------------------------------------------
+
+
+def test_radial_spectrum_finds_a_wave():
+  """A wave of 8 cycles has its power in that ring and its neighbours."""
+  wave = np.cos(2 * np.pi * 8 * np.arange(64) / 64)
+  images = np.broadcast_to(wave[None, None, :, None], (2, 64, 64, 3))
+  found = prior_figures.radial_spectrum(images)
+  assert found.frequency[np.argmax(found.power)] == 8 / 64
+  near = found.power[6:9].sum() / found.power.sum()
+  assert near > 0.99

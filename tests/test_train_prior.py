@@ -1,0 +1,231 @@
+"""Training of the photo prior: its step, its checkpoints, its run."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from configs import train_prior as config
+from experiments import (
+  photographs,
+  prior_training,
+  record,
+  runner,
+  train_prior,
+)
+from experiments.prior_batches import BatchSettings, Pool
+from experiments.prior_checkpoints import Checkpoints, Saved
+from posterior_jax import priors
+from tests.oracles import refused
+
+NETWORK = priors.UNetConfig(widths=(8, 16), blocks=(1, 1), embedding=16)
+
+
+def _settings(folder, **changes):
+  debug = config.get_config("debug")
+  debug.update({"photographs": str(folder), **changes})
+  return runner.to_settings(train_prior.Settings, debug)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  path = tmp_path_factory.mktemp("photographs")
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, (150, 200, 3), dtype=np.uint8)
+  PIL.Image.fromarray(pixels).save(path / "a.png")
+  return path
+
+
+# --- the step -----------------------------------------------------------------
+
+
+def _step(state, mesh=None, key=0, **changes):
+  rng = np.random.default_rng(7)
+  pool = Pool(
+    *(
+      jnp.asarray(rng.integers(0, 256, (4, 24, 24, 3), dtype=np.uint8))
+      for _ in range(2)
+    )
+  )
+  mesh = mesh or Mesh(np.array(jax.devices()[:1]), ("data",))
+  # Placed as the step leaves it, so that the next one compiles nothing.
+  state = jax.device_put(state, NamedSharding(mesh, P()))
+  options = {
+    "size": 16,
+    "count": 4,
+    "config": NETWORK,
+    "dtype": "float32",
+    "optim": prior_training.OptimSettings(warmup=0),
+    "batch": BatchSettings(),
+    "mesh": mesh,
+  }
+  return prior_training.step(
+    state, pool, jax.random.key(key), jnp.float32(100), **(options | changes)
+  )
+
+
+def _start():
+  return prior_training.init(priors.initial_params(NETWORK, jax.random.key(0)))
+
+
+def test_first_loss_is_that_of_the_linear_estimate():
+  """F = 0, so the weighted error is E |c_skip x - x0|^2 / c_out^2."""
+  loss = _step(_start())[1].loss
+  # Pixels drawn evenly have variance 1/3 instead of the assumed 1/4; noise
+  # and signal share the error by sigma, so it lies between 1 and 4/3.
+  assert 0.7 < float(loss) < 1.6
+
+
+def test_gradient_that_is_not_finite_changes_nothing():
+  params = priors.initial_params(NETWORK, jax.random.key(0))
+  params["enter.bias"] = params["enter.bias"].at[0].set(jnp.nan)
+  params["leave.kernel"] = params["leave.kernel"] + 1.0
+  before = jax.tree.map(np.asarray, params)
+  state, info = _step(prior_training.init(params))
+  assert not np.isfinite(info.gradient) and int(state.step) == 1
+  for name, value in before.items():
+    np.testing.assert_array_equal(state.params[name], value)
+  for leaf in jax.tree.leaves(state.moments):
+    np.testing.assert_array_equal(leaf, 0)
+
+
+def test_average_follows_the_parameters():
+  first, _ = _step(_start())
+  held = jax.tree.map(np.asarray, first)
+  second, _ = _step(first)
+  keep = 2 / 11  # a young average: (step + 1) / (step + 10) at step 1
+  for name, value in second.average.items():
+    expected = keep * held.average[name] + (1 - keep) * second.params[name]
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_step_does_not_depend_on_the_number_of_devices():
+  if jax.device_count() < 4:
+    pytest.skip("needs 4 devices")
+  whole, info = _step(_start())
+  mesh = Mesh(np.array(jax.devices()[:4]), ("data",))
+  spread, again = _step(_start(), mesh=mesh)
+  np.testing.assert_allclose(info.loss, again.loss, rtol=1e-5)
+  # Adam's first step is the gradient's sign, whatever its size: compare the
+  # moments, which are linear in it.
+  for a, b in zip(*(jax.tree.leaves(s.moments.mu) for s in (whole, spread))):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_learning_rate_ends_in_zero():
+  optim = prior_training.OptimSettings(rate=2.0, warmup=10, constant=0.3)
+  steps = np.array([0, 9, 29, 65, 100])
+  rate = [
+    float(prior_training.learning_rate(jnp.float32(s), jnp.float32(100), optim))
+    for s in steps
+  ]
+  np.testing.assert_allclose(rate, [0.2, 2, 2, 1, 0], atol=1e-6)
+  unknown = prior_training.learning_rate(
+    jnp.float32(50), jnp.float32(np.inf), optim
+  )
+  assert float(unknown) == 2.0
+
+
+# --- the run ------------------------------------------------------------------
+
+
+def _train(settings, path):
+  with record.Run(
+    path, command=["python", "-m", "experiments.train_prior"]
+  ) as r:
+    train_prior.train(settings, r)
+  return r.folder
+
+
+@pytest.mark.slow
+def test_resumed_run_is_bit_identical(tmp_path, folder):
+  settings = _settings(folder, steps=6, save_every=100)
+  whole = _train(settings, tmp_path / "whole")
+
+  class Stopped(Exception):
+    pass
+
+  real = prior_training.step
+
+  def stopping(state, *arguments, **options):
+    if int(state.step) == 3:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return real(state, *arguments, **options)
+
+  prior_training.step = stopping
+  try:
+    with pytest.raises(SystemExit, match="resume="):
+      _train(settings, tmp_path / "part")
+  finally:
+    prior_training.step = real
+  resumed = dataclasses.replace(settings, resume=str(tmp_path / "part"))
+  rest = _train(resumed, tmp_path / "rest")
+  first, last = (
+    (path / "photo_prior.safetensors").read_bytes() for path in (whole, rest)
+  )
+  assert first == last
+  like = prior_training.init(
+    priors.initial_params(settings.network, jax.random.key(1))
+  )
+  states = [Checkpoints(path).restore(like).state for path in (whole, rest)]
+  for a, b in zip(*map(jax.tree.leaves, states)):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_debug_run_leaves_everything(tmp_path):
+  """From the command line, on the installed photographs."""
+  argv = ["train_prior", f"--config={runner.CONFIGS}/train_prior.py:debug"]
+  runner.main(
+    "train_prior",
+    train_prior.Settings,
+    train_prior.train,
+    argv=[*argv, f"--workdir={tmp_path / 'run'}"],
+  )
+  prior = priors.load_prior(tmp_path / "run" / "photo_prior.json")
+  assert prior.config == NETWORK
+  said = json.loads((tmp_path / "run" / "photo_prior.json").read_text())
+  assert sorted(said["photographs"]) == sorted(photographs.PRIOR)
+  assert said["steps"] == 6
+  text = (tmp_path / "run" / "report.html").read_text()
+  assert 'id="spectrum"' in text and text.count("<figure>") == 3
+
+
+def test_checkpoints_refuse_other_networks(tmp_path):
+  with refused(ValueError, "resume must name a run's folder"):
+    Checkpoints(tmp_path / "empty").restore(_start())
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(Saved(_start(), 9.0))
+  checkpoints.close()
+  assert Checkpoints(tmp_path).restore(_start()).total == 9.0
+  other = priors.UNetConfig(widths=(8, 24), blocks=(1, 1), embedding=16)
+  params = priors.initial_params(other, jax.random.key(0))
+  with refused(ValueError, "resume must name a run of the same network"):
+    Checkpoints(tmp_path).restore(prior_training.init(params))
+
+
+def test_planned_steps_fill_the_minutes(tmp_path, monkeypatch, folder):
+  settings = _settings(folder, minutes=5.0, steps=0)
+  run = record.Run(tmp_path)
+  monkeypatch.setattr(run, "seconds", lambda: 60.0)
+  monkeypatch.setattr(train_prior.time, "monotonic", lambda: 130.0)
+  early = train_prior._planned((100, 120.0), 150, settings, run)
+  assert early == np.inf
+  found = train_prior._planned((100, 105.0), 150, settings, run)
+  assert found == 150 + round((300 * 0.97 - 60) / 0.5)
+
+
+def test_refused_settings(folder):
+  with pytest.raises(ValueError, match="one of minutes and steps"):
+    _settings(folder, minutes=1.0)
+  with pytest.raises(ValueError, match="sizes must be divisible"):
+    _settings(folder, sizes=(20, 31))

@@ -1,0 +1,231 @@
+"""The learned prior: EDM's scalings, the network's form, its files."""
+
+import hashlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import (
+  torch_unet,
+)
+from posterior_jax import priors
+from posterior_jax.priors import edm
+from tests.oracles import FLOAT32_OPERATOR, quick_jit, refused
+
+# Two scales, one block each way: sees 12 pixels to either side.
+CONFIG = priors.UNetConfig(widths=(8, 16), blocks=(1, 1), embedding=16)
+
+
+def _params(seed=0, config=CONFIG):
+  """Random everywhere: the zeros of the initialisation hide the network."""
+  start = priors.initial_params(config, jax.random.key(seed))
+  rng = np.random.default_rng(seed)
+  return {
+    name: 0.3 * rng.standard_normal(p.shape) / np.sqrt(max(p[..., 0].size, 1))
+    + np.asarray(p)
+    for name, p in start.items()
+  }
+
+
+@pytest.fixture(scope="module")
+def prior():
+  return priors.unet_prior(CONFIG, _params())
+
+
+def _image(shape, seed=1):
+  rng = np.random.default_rng(seed)
+  return jnp.asarray(rng.uniform(-1, 1, shape), jnp.float32)
+
+
+def test_scalings_are_those_of_unit_variance():
+  """c_in x and the network's target have variance 1, which defines EDM."""
+  sigma = np.geomspace(0.01, 80, 9)
+  c = edm.precondition(jnp.asarray(sigma, jnp.float32), 0.5)
+  skip, out, inner = (np.asarray(a, np.float64) for a in c[:3])
+  np.testing.assert_allclose(inner**2 * (0.25 + sigma**2), 1, rtol=1e-5)
+  # x0 - c_skip (x0 + sigma n) = (1 - c_skip) x0 - c_skip sigma n.
+  target = (1 - skip) ** 2 * 0.25 + (skip * sigma) ** 2
+  # 1 - c_skip cancels where sigma is small.
+  np.testing.assert_allclose(target / out**2, 1, rtol=2e-3)
+  # c_skip is the linear estimate, which makes c_out least.
+  np.testing.assert_allclose(skip, 0.25 / (0.25 + sigma**2), rtol=1e-5)
+  np.testing.assert_allclose(c.noise, np.log(sigma) / 4, rtol=1e-4, atol=1e-6)
+  weight = edm.loss_weight(jnp.asarray(sigma, jnp.float32), 0.5)
+  np.testing.assert_allclose(weight * out**2, 1, rtol=1e-5)
+
+
+def test_untrained_network_is_the_linear_estimate():
+  start = priors.initial_params(CONFIG, jax.random.key(3))
+  prior = priors.unet_prior(CONFIG, start)
+  x = _image((2, 8, 12, 3))
+  sigma = jnp.array([0.1, 2.0])
+  found = quick_jit(prior.denoise)(x, sigma)
+  linear = 0.25 / (0.25 + np.asarray(sigma) ** 2)[:, None, None, None] * x
+  np.testing.assert_allclose(found, linear, rtol=1e-5, atol=FLOAT32_OPERATOR)
+
+
+def test_random_network_is_not(prior):
+  x, sigma = _image((1, 16, 16, 3)), jnp.array([0.5])
+  found = quick_jit(prior.denoise)(x, sigma)
+  other = quick_jit(prior.denoise)(x, 2 * sigma)
+  assert np.abs(found - 0.5 * x).max() > 0.05
+  # The noise level reaches the network besides its scalings.
+  again = edm.precondition(jnp.array([1.0]), 0.5)
+  assert np.abs(other - again.skip * x).max() > 0.05
+
+
+def test_network_equals_the_same_in_pytorch():
+  """An independent implementation with other layers: three scales."""
+  torch = pytest.importorskip("torch")
+  config = priors.UNetConfig(widths=(8, 16, 24), blocks=(1, 2, 1), embedding=16)
+  params = _params(2, config)
+  x, sigma = _image((2, 16, 24, 3)), jnp.array([0.05, 3.0])
+  found = quick_jit(priors.unet_prior(config, params).denoise)(x, sigma)
+  other = torch_unet.denoiser(params, config, device="cpu", dtype="float32")
+  turned = torch.tensor(np.asarray(x)).permute(0, 3, 1, 2)
+  y = other(turned, torch.tensor(np.asarray(sigma))).permute(0, 2, 3, 1)
+  np.testing.assert_allclose(found, y.numpy(), rtol=0, atol=1e-5)
+
+
+def test_images_of_a_batch_do_not_meet(prior):
+  x = _image((3, 16, 16, 3))
+  sigma = jnp.array([0.05, 0.5, 20.0])
+  together = quick_jit(prior.denoise)(x, sigma)
+  for i in range(3):
+    alone = quick_jit(prior.denoise)(x[i : i + 1], sigma[i : i + 1])
+    np.testing.assert_allclose(together[i], alone[0], rtol=0, atol=1e-5)
+
+
+def test_what_a_pixel_gets_does_not_depend_on_the_size(prior):
+  """The inside of a part equals the part of the whole: no seams."""
+  reach = 16  # more than the network sees, and a multiple of its unit
+  whole = _image((1, 64, 48, 3))
+  sigma = jnp.array([0.4])
+  denoise = quick_jit(prior.denoise)
+  large = denoise(whole, sigma)
+  for top, left in ((0, 0), (8, 4), (16, 8)):
+    part = denoise(whole[:, top : top + 48, left : left + 40], sigma)
+    inside = large[:, top + reach : top + 48 - reach]
+    inside = inside[:, :, left + reach : left + 40 - reach]
+    np.testing.assert_allclose(
+      part[:, reach:-reach, reach:-reach], inside, rtol=0, atol=2e-5
+    )
+
+
+def test_constant_picture_has_no_checkerboard(prior):
+  """A constant stays periodic in the unit alone, far from the border."""
+  x = jnp.full((1, 48, 48, 3), 0.3)
+  found = quick_jit(prior.denoise)(x, jnp.array([0.5]))[0, 16:-16, 16:-16]
+  np.testing.assert_allclose(found[:-2], found[2:], rtol=0, atol=1e-5)
+  np.testing.assert_allclose(found[:, :-2], found[:, 2:], rtol=0, atol=1e-5)
+
+
+def test_bfloat16_stays_near_float32(prior):
+  x, sigma = _image((2, 16, 16, 3)), jnp.array([0.1, 1.0])
+  half = priors.unet_prior(CONFIG, prior.params, dtype="bfloat16")
+  exact = quick_jit(prior.denoise)(x, sigma)
+  rough = quick_jit(half.denoise)(x, sigma)
+  assert rough.dtype == jnp.float32
+  # Eight bits at each of about ten layers, times c_out.
+  assert 0 < np.abs(rough - exact).max() < 0.05
+
+
+def test_same_key_same_parameters():
+  first, again = (
+    priors.initial_params(CONFIG, jax.random.key(5)) for _ in range(2)
+  )
+  other = priors.initial_params(CONFIG, jax.random.key(6))
+  for name, value in first.items():
+    np.testing.assert_array_equal(value, again[name])
+  assert any((value != other[name]).any() for name, value in first.items())
+
+
+def test_new_weights_do_not_retrace(prior):
+  traced = []
+
+  @jax.jit
+  def call(denoise, x, sigma):
+    traced.append(0)
+    return denoise(x, sigma)
+
+  x, sigma = _image((1, 8, 8, 3)), jnp.array([0.5])
+  call(prior.denoise, x, sigma)
+  call(priors.unet_prior(CONFIG, _params(9)).denoise, x, sigma)
+  assert len(traced) == 1
+
+
+def test_refusals_of_images(prior):
+  sigma = jnp.ones(1)
+  for shape in ((1, 9, 8, 3), (1, 8, 8, 1), (8, 8, 3), (1, 0, 8, 3)):
+    with refused(ValueError, "x must have shape"):
+      prior.denoise(jnp.zeros(shape), sigma)
+  with refused(ValueError, "sigma must have one entry"):
+    prior.denoise(jnp.zeros((2, 8, 8, 3)), sigma)
+
+
+def test_refusals_of_parameters():
+  params = _params()
+  name = "middle.0.inner.kernel"
+  with refused(ValueError, f"params lack '{name}'"):
+    priors.unet_prior(CONFIG, {k: v for k, v in params.items() if k != name})
+  with refused(ValueError, "hold 'extra'"):
+    priors.unet_prior(CONFIG, params | {"extra": params[name]})
+  with refused(ValueError, f"'{name}'.* must have shape"):
+    priors.unet_prior(CONFIG, params | {name: params[name][:1]})
+  with refused(ValueError, f"'{name}'.* must be floating"):
+    priors.unet_prior(CONFIG, params | {name: params[name].astype(int)})
+  with refused(ValueError, "dtype must be"):
+    priors.unet_prior(CONFIG, params, dtype="float16")
+  with refused(ValueError, "as many scales"):
+    priors.UNetConfig(widths=(8,), blocks=(1, 1))
+  with refused(ValueError, "embedding even"):
+    priors.UNetConfig(embedding=7)
+  with refused(ValueError, "sigma_data"):
+    priors.UNetConfig(sigma_data=0.0)
+
+
+def test_files_hold_what_was_saved(tmp_path, prior):
+  path = tmp_path / "small.json"
+  priors.save_prior(path, prior.params, CONFIG, {"steps": 3})
+  loaded = priors.load_prior(path)
+  assert loaded.config == CONFIG
+  assert json.loads(path.read_text())["steps"] == 3
+  for name, value in prior.params.items():
+    rounded = np.asarray(value, np.float16).astype(np.float32)
+    np.testing.assert_array_equal(loaded.params[name], rounded)
+
+
+def test_changed_files_are_refused(tmp_path, prior):
+  path = tmp_path / "small.json"
+  priors.save_prior(path, prior.params, CONFIG, {})
+  weights = path.with_suffix(".safetensors")
+  whole = weights.read_bytes()
+  weights.write_bytes(whole[:-8])
+  with refused(ValueError, "small.safetensors has sha256"):
+    priors.load_prior(path)
+  weights.write_bytes(b"not a file of tensors" * 9)
+  said = json.loads(path.read_text())
+  path.write_text(json.dumps(said | {"sha256": _sha256(weights)}))
+  with refused(ValueError, "no safetensors file"):
+    priors.load_prior(path)
+  weights.unlink()
+  with refused(ValueError, "which is not there"):
+    priors.load_prior(path)
+  path.write_text(json.dumps({"file": "x", "sha256": "y"}))
+  with refused(ValueError, "must name file, sha256 and network"):
+    priors.load_prior(path)
+
+
+def _sha256(path):
+  return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_weights_that_overflow_are_not_saved(tmp_path, prior):
+  name = "enter.kernel"
+  params = prior.params | {name: prior.params[name] + 1e6}
+  with refused(ValueError, "'enter.kernel'.* finite in float16"):
+    priors.save_prior(tmp_path / "big.json", params, CONFIG, {})
+  assert not list(tmp_path.iterdir())
