@@ -55,7 +55,7 @@ setuptools.setup(
       "PyWavelets>=1.7",
       "ruff>=0.17,<0.18",
     ],
-    "hf": ["safetensors>=0.5", "tokenizers>=0.20"],
+    "hf": ["tokenizers>=0.20"],
     "tpu": [LIBTPU],
     "cuda": ["jax[cuda13]>=0.10,<0.13"],
   },

@@ -152,9 +152,7 @@ def prepare(
   q, k, v, log_decay, beta = operands.widened(arrays, scale)
   given = None
   if how.fused:
-    u, w = wy.compute(
-      *arrays[1:], segment_ids, how.spec, c, how.implementation
-    )
+    u, w = wy.compute(*arrays[1:], segment_ids, how.spec, c, how.implementation)
     given = (
       chunks.split_values(u.astype(v.dtype), c, heads),
       chunks.split_values(w.astype(v.dtype), c, heads),
