@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.typing import DTypeLike
 
 from neumann_jax import checks
 
@@ -120,6 +122,46 @@ def compute_dtype(x: jax.Array) -> jnp.dtype:
   return jnp.dtype(jnp.float64 if wide else jnp.float32)
 
 
+def product_dtype(v: jax.Array, *others: jax.Array) -> jnp.dtype:
+  """What the chunk-wise rule rounds the operands of a product to.
+
+  bfloat16 or float16 where v and the others all have that type, else what
+  `compute_dtype` gives for v.
+  """
+  same = all(x.dtype == v.dtype for x in others)
+  return v.dtype if same and is_narrow(v.dtype) else compute_dtype(v)
+
+
+def is_narrow(dtype: DTypeLike) -> bool:
+  """Whether a type has 16 bits, as matrix units multiply them."""
+  return jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+
+
+def einsum(
+  subscripts: str, x: jax.Array, y: jax.Array, dtype: DTypeLike
+) -> jax.Array:
+  """A product of the chunk-wise rule: its one policy of types.
+
+  Args:
+    subscripts: as `jnp.einsum`.
+    x: left operand.
+    y: right operand.
+    dtype: from `product_dtype`; both operands are rounded to it.
+
+  Returns:
+    Sums in float32 of 16-bit operands as they are; float32 and float64 at
+    highest precision, in their own type.
+  """
+  narrow = is_narrow(dtype)
+  return jnp.einsum(
+    subscripts,
+    x.astype(dtype),
+    y.astype(dtype),
+    precision=lax.Precision.DEFAULT if narrow else lax.Precision.HIGHEST,
+    preferred_element_type=jnp.float32 if narrow else dtype,
+  )
+
+
 def output_scale(scale: float | None, q: jax.Array) -> float:
   """The factor on the output: Dk^-0.5 unless given."""
   return q.shape[-1] ** -0.5 if scale is None else scale
@@ -135,12 +177,13 @@ def widened(arrays: Operands, scale: jax.Array) -> Operands:
 def grouped_state(
   state: jax.Array | None, k: jax.Array, v: jax.Array
 ) -> jax.Array:
-  """[B, Hv, Dk, Dv] or None (zero) -> [B, Hk, R, Dk, Dv] in v's dtype."""
+  """[B, Hv, Dk, Dv] or None (zero) -> [B, Hk, R, Dk, Dv], 32 bits or more."""
+  dtype = compute_dtype(v)
   (hk, dk), (hv, dv) = k.shape[-2:], v.shape[-2:]
   shape = (v.shape[0], hk, hv // hk, dk, dv)
   if state is None:
-    return jnp.zeros(shape, v.dtype)
-  return state.astype(v.dtype).reshape(shape)
+    return jnp.zeros(shape, dtype)
+  return state.astype(dtype).reshape(shape)
 
 
 def flat_state(state: jax.Array) -> jax.Array:
