@@ -40,15 +40,8 @@ def build(
 def closing(rows: Sequence[LayerRow], settings: Any) -> str:
   """The table printed at the end."""
   found = _indexed(rows)
-  heads = [
-    "name",
-    "block ms",
-    "rule ms",
-    "inverse ms",
-    "share",
-    "error",
-    "note",
-  ]
+  heads = ["name", "block ms", "rule ms", "inverse ms", "share"]
+  heads += ["block error", "rule error", "note"]
   lines = []
   for tokens in settings.tokens:
     body = []
@@ -60,7 +53,7 @@ def closing(rows: Sequence[LayerRow], settings: Any) -> str:
           name,
           *(text(_get(x, "median_ms"), 3) for x in (block, rule, inverse)),
           "-" if share is None else f"{share:.1%}",
-          text(_get(block or rule, "error")),
+          *(text(_get(x, "error")) for x in (block, rule)),
           _note(block, rule, inverse),
         ]
       )
@@ -72,6 +65,7 @@ def closing(rows: Sequence[LayerRow], settings: Any) -> str:
 def plot(rows: Sequence[LayerRow], title: str) -> Any:
   """Time against length: the block on the left, the rule on the right."""
   import matplotlib.pyplot as plt
+  from matplotlib import ticker
 
   figure, both = plt.subplots(1, 2, figsize=(11, 4.8))
   names = list(dict.fromkeys(row.name for row in rows))
@@ -87,6 +81,8 @@ def plot(rows: Sequence[LayerRow], title: str) -> Any:
         axes.loglog(*zip(*points), "o-", color=colours[i], label=name, ms=5)
     lengths = sorted({row.tokens for row in rows})
     axes.set_xticks(lengths, [f"{n}" for n in lengths])
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.set(xlabel="tokens", ylabel="milliseconds", title=f"the {part}")
     axes.grid(which="both", alpha=0.2)
