@@ -1,4 +1,4 @@
-"""Other people's kernels on the same buffers: torch's copy, fla's two stages.
+"""Other people's kernels on the same buffers: torch's copy, fla's rule.
 
 Nothing here is needed: where torch or fla is not installed, or there is no
 CUDA device, `missing` says so. Arrays are shared by DLPack, never copied.
@@ -110,6 +110,19 @@ def wy_stage(chunk_size: int) -> Callable[..., tuple[Any, Any]]:
       k=k, v=v, g=g, beta=beta, chunk_size=chunk_size
     )
     return u, w
+
+  return run
+
+
+def delta_rule() -> Callable[..., tuple[Any, Any]]:
+  """fla's whole rule (q, k, v, log_decay, beta) -> (out, final state)."""
+  rule = importlib.import_module("fla.ops.gated_delta_rule")
+
+  def run(q: Any, k: Any, v: Any, log_decay: Any, beta: Any) -> tuple[Any, Any]:
+    with _torch().inference_mode():
+      return rule.chunk_gated_delta_rule(
+        q, k, v, log_decay, beta, output_final_state=True
+      )
 
   return run
 

@@ -50,16 +50,16 @@ def closing(found: Mapping[str, list], settings: Any) -> str:
 
 def _inverse_lines(rows: Sequence[InverseRow]) -> list[str]:
   heads = ["name", "ms", "x copy", "x fla", "error beta<=1", "beta<=2", "note"]
-  return _columns(
+  return aligned(
     heads,
     [
       [
         r.name,
-        _text(r.median_ms, 3),
-        _text(r.to_copy, 2),
-        _text(r.to_fla, 2),
-        _text(r.error_beta_1),
-        _text(r.error_beta_2),
+        text(r.median_ms, 3),
+        text(r.to_copy, 2),
+        text(r.to_fla, 2),
+        text(r.error_beta_1),
+        text(r.error_beta_2),
         r.note,
       ]
       for r in rows
@@ -68,16 +68,16 @@ def _inverse_lines(rows: Sequence[InverseRow]) -> list[str]:
 
 
 def _stage_lines(rows: Sequence[StageRow]) -> list[str]:
-  return _columns(
+  return aligned(
     ["name", "ms", "x limit", "x fla", "error u", "error w", "note"],
     [
       [
         r.name,
-        _text(r.median_ms, 3),
-        _text(r.to_limit, 2),
-        _text(r.to_fla, 2),
-        _text(r.error_u),
-        _text(r.error_w),
+        text(r.median_ms, 3),
+        text(r.to_limit, 2),
+        text(r.to_fla, 2),
+        text(r.error_u),
+        text(r.error_w),
         r.note,
       ]
       for r in rows
@@ -88,20 +88,21 @@ def _stage_lines(rows: Sequence[StageRow]) -> list[str]:
 def _sweep_lines(rows: Sequence[SweepRow]) -> list[str]:
   heads = ["name", "beta", "matrices", "not finite", "note"]
   body = [
-    [r.name, r.beta, str(r.matrices), _text(r.nonfinite), r.note] for r in rows
+    [r.name, r.beta, str(r.matrices), text(r.nonfinite), r.note] for r in rows
   ]
   bad = [r.name for r in rows if r.must_be_zero and r.nonfinite != 0]
   verdict = "0 wherever it must be"
   if bad:
     verdict = f"FAILED for {', '.join(dict.fromkeys(bad))}"
-  return [*_columns(heads, body), f"sweep: {verdict}"]
+  return [*aligned(heads, body), f"sweep: {verdict}"]
 
 
 def _headed(title: str, settings: Any) -> str:
   return f"\n{title}; {machine()}{mark(settings)}"
 
 
-def _text(value: float | None, digits: int | None = None) -> str:
+def text(value: float | None, digits: int | None = None) -> str:
+  """A number of a printed table, "-" where there is none."""
   if value is None:
     return "-"
   if isinstance(value, int):
@@ -109,7 +110,7 @@ def _text(value: float | None, digits: int | None = None) -> str:
   return short(value) if digits is None else f"{value:.{digits}f}"
 
 
-def _columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
   """Aligned lines, the first and the last column to the left."""
   table = [list(heads), *map(list, rows)]
   widths = [max(map(len, column)) for column in zip(*table)]

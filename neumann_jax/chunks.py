@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from neumann_jax import masks, operands
 from neumann_jax.spec import check_chunk_size
+
+# exp of it is 0 in float32, and sums of it within a chunk stay finite.
+_FORGET = -104.0
 
 
 class ChunkMatrices(NamedTuple):
@@ -84,7 +86,7 @@ def chunk_matrices(
 
 def matrix(k: jax.Array, beta: jax.Array, decay: jax.Array) -> jax.Array:
   """A from [N, B, Hk, C, Dk] keys: [N, B, Hk, R, C, C], strictly lower."""
-  gram = jnp.einsum("nbhid,nbhjd->nbhij", k, k, precision=lax.Precision.HIGHEST)
+  gram = operands.einsum("nbhid,nbhjd->nbhij", k, k, k.dtype)
   a = beta[..., :, None] * gram[:, :, :, None] * decay
   return jnp.where(masks.strictly_lower(k.shape[-2]), a, 0)
 
@@ -110,6 +112,31 @@ def chunk_gates(
     incoming = jnp.concatenate([first, last])  # [N, B, 1, 1, 1]
     total = jnp.where(documents == incoming, total, -jnp.inf)
   return Gates(masks.decay_matrix(log_decay, documents), jnp.exp(total))
+
+
+def finite_decay(
+  log_decay: jax.Array, segment_ids: jax.Array | None = None
+) -> jax.Array:
+  """The gates as kernels read them: a document begins by forgetting.
+
+  Args:
+    log_decay: [B, T, Hv], <= 0, -inf allowed.
+    segment_ids: [B, T] or None.
+
+  Returns:
+    [B, T, Hv] float32, at least -104.
+  """
+  finite = jnp.maximum(log_decay.astype(jnp.float32), _FORGET)
+  if segment_ids is None:
+    return finite
+  starts = operands.segment_starts(jnp.asarray(segment_ids))
+  return jnp.where(starts[..., None], _FORGET, finite)
+
+
+def padded(x: jax.Array, chunk_size: int) -> jax.Array:
+  """[B, T, ...], T padded with zeros to a multiple of C."""
+  pad = -x.shape[1] % chunk_size
+  return jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
 
 
 def split_documents(
@@ -152,9 +179,8 @@ def merge_values(x: jax.Array, length: int) -> jax.Array:
 
 def _split(x: jax.Array, chunk_size: int) -> jax.Array:
   """[B, T, ...] -> [N, B, C, ...], T padded with zeros to a multiple of C."""
-  b, t = x.shape[:2]
-  x = jnp.pad(x, [(0, 0), (0, -t % chunk_size)] + [(0, 0)] * (x.ndim - 2))
-  x = x.reshape(b, -1, chunk_size, *x.shape[2:])
+  x = padded(x, chunk_size)
+  x = x.reshape(x.shape[0], -1, chunk_size, *x.shape[2:])
   return jnp.swapaxes(x, 0, 1)
 
 

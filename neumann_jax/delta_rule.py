@@ -1,28 +1,24 @@
 """The gated delta rule by chunks (arXiv 2412.06464).
 
 C tokens at once through T = (I + A)^-1, A_ij = beta_i <k_i, k_j> exp(G_i-G_j),
-with S [Dk, Dv] the state of a value head and G_C the decay of the whole chunk:
+gives u = T (beta v) and w = T (beta exp(G) k), see `wy.py`; the recurrence over
+chunks in `state.py` takes them.
 
-  u = T (beta v),  w = T (beta exp(G) k),  x = u - w S,
-  o = scale (exp(G) q S + tril(q k^t exp(G_i - G_j)) x),
-  S <- exp(G_C) S + (exp(G_C - G) k)^t x.
-
-Everything is computed in float32 with products at highest precision, float64
-for float64 values; only the inverse follows its `InverseSpec`.
+Products take bfloat16 or float16 operands as they are where q, k and v have
+that type, and round T, the state and what else they take to it; their sums,
+the gates, A and the state are float32. Everything else is computed in float32
+with products at highest precision, or in float64 for float64 values. The
+inverse follows its `InverseSpec`.
 """
 
 import functools
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 
-from neumann_jax import chunks, dispatch, operands, wy
+from neumann_jax import dispatch, operands, state, wy
 from neumann_jax.operands import Operands
 from neumann_jax.spec import InverseSpec
-
-_einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
 def gated_delta_rule(
@@ -63,7 +59,9 @@ def gated_delta_rule(
     spec: method and arithmetic of the chunk inverse.
     fused: takes u and w from the kernel of `wy_representation`, which
       multiplies k and v in their own type, and never writes A or T.
-    implementation: "auto", "tpu", "gpu", "xla" or "interpret".
+    implementation: "auto", "tpu", "gpu", "xla" or "interpret". With "gpu",
+      and with "auto" on a GPU, the recurrence over chunks is a kernel too
+      for 16-bit operands, C up to 64 and widths that are powers of two.
 
   Returns:
     out [B, T, Hv, Dv] in v's dtype, and the final state [B, Hv, Dk, Dv] in
@@ -104,18 +102,6 @@ def check(
     wy.check(how.implementation, how.spec, how.chunk_size, arrays.k, arrays.v)
 
 
-class Prepared(NamedTuple):
-  """What the scan over chunks reads; all lead with [N, B, Hk]."""
-
-  q: jax.Array  # [N, B, Hk, C, Dk], scaled
-  k: jax.Array  # [N, B, Hk, C, Dk]
-  u: jax.Array  # [N, B, Hk, R, C, Dv]
-  w: jax.Array  # [N, B, Hk, R, C, Dk]
-  attention: jax.Array  # [N, B, Hk, R, C, C]
-  enter: jax.Array  # [N, B, Hk, R, C], weight of the incoming state
-  leave: jax.Array  # [N, B, Hk, R, C], weight in the outgoing state
-
-
 @functools.partial(jax.jit, static_argnums=4)
 def _by_chunks(
   arrays: Operands,
@@ -124,114 +110,46 @@ def _by_chunks(
   segment_ids: jax.Array | None,
   how: Form,
 ) -> tuple[jax.Array, jax.Array]:
-  state = operands.grouped_state(initial_state, arrays)
-  prepared = prepare(arrays, scale, segment_ids, how)
-  state, out = advance(state, prepared)
-  out = chunks.merge_values(out, arrays.v.shape[1])
-  return out.astype(arrays.v.dtype), operands.flat_state(state)
+  out, final = state.recurrence(
+    recurrence_inputs(arrays, scale, initial_state, segment_ids, how),
+    segment_ids,
+    chunk_size=how.chunk_size,
+    implementation=how.implementation,
+  )
+  return out.astype(arrays.v.dtype), final
 
 
-def prepare(
+def recurrence_inputs(
   arrays: Operands,
   scale: jax.Array,
+  initial_state: jax.Array | None,
   segment_ids: jax.Array | None,
   how: Form,
-) -> Prepared:
-  """The part of the rule that does not need the state, all chunks at once.
+) -> state.Inputs:
+  """What the recurrence over chunks reads: all that needs no state.
 
   Args:
     arrays: the operands.
     scale: of the output.
+    initial_state: [B, Hv, Dk, Dv] or None.
     segment_ids: [B, T] or None.
     how: the static options.
-
-  Returns:
-    What `advance` reads, in the dtype of computation.
   """
-  c, heads = how.chunk_size, arrays.k.shape[2]
-  q, k, v, log_decay, beta = operands.widened(arrays, scale)
-  given = None
+  q, k, v, log_decay, beta = arrays
+  dtype = operands.product_dtype(v, q, k)
   if how.fused:
-    u, w = wy.compute(*arrays[1:], segment_ids, how.spec, c, how.implementation)
-    given = (
-      chunks.split_values(u.astype(v.dtype), c, heads),
-      chunks.split_values(w.astype(v.dtype), c, heads),
+    u, w = wy.compute(
+      *arrays[1:], segment_ids, how.spec, how.chunk_size, how.implementation
     )
-  norm = wy.key_norm(arrays.k)
-  split = functools.partial(_prepare, how.spec, how.implementation, norm)
-  return jax.checkpoint(split)(
-    chunks.split_keys(q, c),
-    chunks.split_keys(k, c),
-    chunks.split_values(v, c, heads),
-    chunks.split_gates(log_decay, c, heads),
-    chunks.split_gates(beta, c, heads),
-    chunks.split_documents(segment_ids, c),
-    given,
-  )
-
-
-def advance(
-  state: jax.Array, prepared: Prepared
-) -> tuple[jax.Array, jax.Array]:
-  """Takes a state through all chunks.
-
-  Args:
-    state: [B, Hk, R, Dk, D], D >= Dv. The columns from Dv on meet no values:
-      they end as what becomes of an incoming state, so that the columns of an
-      identity end as the propagator of the sequence.
-    prepared: from `prepare`.
-
-  Returns:
-    The state after the last token, and what the tokens read of it on the way,
-    [N, B, Hk, R, C, D].
-  """
-  body = jax.checkpoint(_chunk, prevent_cse=False)
-  return lax.scan(body, state, prepared)
-
-
-def _prepare(
-  spec: InverseSpec,
-  implementation: str,
-  key_norm: float,
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  log_decay: jax.Array,
-  beta: jax.Array,
-  documents: jax.Array | None,
-  given: tuple[jax.Array, jax.Array] | None,
-) -> Prepared:
-  """`given` is u and w where a fused kernel has computed them."""
-  gates = chunks.chunk_gates(log_decay, documents)
-  u, w = given or wy.of_chunks(
-    k,
-    v,
-    beta,
-    log_decay,
-    gates,
-    spec=spec,
-    implementation=implementation,
-    key_norm=key_norm,
-  )
-  decay, enter = gates
-  return Prepared(
-    q=q,
-    k=k,
-    u=u,
-    w=w,
-    attention=_einsum("nbhid,nbhjd->nbhij", q, k)[:, :, :, None] * decay,
-    enter=enter,
-    leave=decay[..., -1, :],
-  )
-
-
-def _chunk(state: jax.Array, x: Prepared) -> tuple[jax.Array, jax.Array]:
-  """Advances the state [B, Hk, R, Dk, D] by one chunk."""
-  extra = state.shape[-1] - x.u.shape[-1]
-  u = jnp.pad(x.u, [(0, 0)] * (x.u.ndim - 1) + [(0, extra)])
-  new = u - _einsum("bhrcd,bhrdv->bhrcv", x.w, state)
-  read = _einsum("bhcd,bhrdv->bhrcv", x.q, state)
-  out = x.enter[..., None] * read
-  out = out + _einsum("bhrij,bhrjv->bhriv", x.attention, new)
-  written = _einsum("bhcd,bhrcv->bhrdv", x.k, x.leave[..., None] * new)
-  return x.enter[..., -1, None, None] * state + written, out
+  else:
+    represent = functools.partial(
+      wy.in_xla,
+      spec=how.spec,
+      chunk_size=how.chunk_size,
+      dtype=dtype,
+      implementation=how.implementation,
+    )
+    u, w = jax.checkpoint(represent)(k, v, log_decay, beta, segment_ids)
+  q, k, u, w = (x.astype(dtype) for x in (q, k, u, w))
+  log_decay = log_decay.astype(operands.compute_dtype(v))
+  return state.Inputs(q, k, u, w, log_decay, scale, initial_state)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from neumann_jax import chunks, dispatch, operands, sequence_axis
+from neumann_jax import chunks, dispatch, operands, sequence_axis, wy
 from neumann_jax.cache import Cache, check_cache
 from neumann_jax.norms import GatedRMSNorm, unit_norm
 from neumann_jax.operands import Operands
@@ -56,11 +56,13 @@ class GatedDeltaNet(nnx.Module):
       for a block that remembers before it is trained; dt_bias = 1 in both.
     chunk_size: C of the chunk-wise rule.
     spec: its inverse.
+    fused: whether it takes u and w from one kernel, see `gated_delta_rule`.
     implementation: its back end.
     sequence_axis: mesh axis that splits the tokens, or None. Calls are then
       made inside `jax.shard_map`, on a shard's tokens, at least W of them; the
       cache is the same in all shards.
-    dtype: of the activations.
+    dtype: of the activations and of what the rule multiplies; the state and
+      the gates are float32.
     param_dtype: of the parameters except A_log and dt_bias, which are float32.
     rngs: source of the initial parameters.
 
@@ -81,6 +83,7 @@ class GatedDeltaNet(nnx.Module):
     decay_init: Literal["qwen", "slow"] = "qwen",
     chunk_size: int = 64,
     spec: InverseSpec = InverseSpec(),  # noqa: B008  (frozen)
+    fused: bool = False,
     implementation: str = "auto",
     sequence_axis: str | None = None,
     dtype: jnp.dtype = jnp.float32,
@@ -91,8 +94,8 @@ class GatedDeltaNet(nnx.Module):
     self.num_key_heads, self.num_value_heads = num_key_heads, num_value_heads
     self.key_head_dim, self.value_head_dim = key_head_dim, value_head_dim
     self.chunk_size, self.spec = chunk_size, spec
-    self.implementation, self.dtype = implementation, dtype
-    self.sequence_axis = sequence_axis
+    self.implementation, self.fused = implementation, fused
+    self.dtype, self.sequence_axis = dtype, sequence_axis
     self._check_options(decay_init)
     linear = functools.partial(
       nnx.Linear,
@@ -179,6 +182,7 @@ class GatedDeltaNet(nnx.Module):
         segment_ids=segment_ids,
         chunk_size=self.chunk_size,
         spec=self.spec,
+        fused=self.fused,
         implementation=self.implementation,
       )
     gate = self.in_proj_z(x).reshape(out.shape)  # [B, T, Hv, Dv]
@@ -246,8 +250,10 @@ class GatedDeltaNet(nnx.Module):
       beta = jnp.where(mask[..., None], beta, 0)
       log_decay = jnp.where(mask[..., None], log_decay, 0)
     lead = x.shape[:2]
-    q = unit_norm(q.reshape(*lead, self.num_key_heads, -1))
-    k = unit_norm(k.reshape(*lead, self.num_key_heads, -1))
+    q, k = (
+      unit_norm(x.reshape(*lead, self.num_key_heads, -1)).astype(self.dtype)
+      for x in (q, k)
+    )
     v = v.reshape(*lead, self.num_value_heads, -1)
     return Operands(q, k, v, log_decay, beta), history
 
@@ -278,6 +284,12 @@ class GatedDeltaNet(nnx.Module):
         f'decay_init must be "qwen" or "slow", got {decay_init!r}'
       )
     dispatch.check(self.implementation, self.spec, self.chunk_size)
+    if self.fused:
+      k, v = (
+        jax.ShapeDtypeStruct((1, 1, 1, width), self.dtype)
+        for width in (self.key_head_dim, self.value_head_dim)
+      )
+      wy.check(self.implementation, self.spec, self.chunk_size, k, v)
 
   def _check_inputs(
     self,

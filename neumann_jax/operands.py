@@ -4,12 +4,14 @@ Shapes and types are always checked. Values are checked on concrete arrays
 only, with numpy, so that nothing is staged or compiled before the sentence.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from neumann_jax import checks
 
@@ -140,6 +142,46 @@ def compute_dtype(x: jax.Array) -> jnp.dtype:
   return jnp.dtype(jnp.float64 if wide else jnp.float32)
 
 
+def product_dtype(v: jax.Array, *others: jax.Array) -> jnp.dtype:
+  """What the chunk-wise rule rounds the operands of a product to.
+
+  bfloat16 or float16 where v and the others all have that type, else what
+  `compute_dtype` gives for v.
+  """
+  same = all(x.dtype == v.dtype for x in others)
+  return v.dtype if same and is_narrow(v.dtype) else compute_dtype(v)
+
+
+def is_narrow(dtype: DTypeLike) -> bool:
+  """Whether a type has 16 bits, as matrix units multiply them."""
+  return jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+
+
+def einsum(
+  subscripts: str, x: jax.Array, y: jax.Array, dtype: DTypeLike
+) -> jax.Array:
+  """A product of the chunk-wise rule: its one policy of types.
+
+  Args:
+    subscripts: as `jnp.einsum`.
+    x: left operand.
+    y: right operand.
+    dtype: from `product_dtype`; both operands are rounded to it.
+
+  Returns:
+    Sums in float32 of 16-bit operands as they are; float32 and float64 at
+    highest precision, in their own type.
+  """
+  narrow = is_narrow(dtype)
+  return jnp.einsum(
+    subscripts,
+    x.astype(dtype),
+    y.astype(dtype),
+    precision=lax.Precision.DEFAULT if narrow else lax.Precision.HIGHEST,
+    preferred_element_type=jnp.float32 if narrow else dtype,
+  )
+
+
 def output_scale(scale: float | None, q: jax.Array) -> float:
   """The factor on the output: Dk^-0.5 unless given."""
   return q.shape[-1] ** -0.5 if scale is None else scale
@@ -152,22 +194,24 @@ def widened(arrays: Operands, scale: jax.Array) -> Operands:
   return wide._replace(q=wide.q * jnp.asarray(scale, dtype))
 
 
-def grouped_state(state: jax.Array | None, arrays: Operands) -> jax.Array:
-  """[B, Hv, Dk, Dv] or None (zero) -> [B, Hk, R, Dk, Dv], as computed with.
+def grouped_state(
+  state: jax.Array | None, k: jax.Array, v: jax.Array, *others: jax.Array
+) -> jax.Array:
+  """[B, Hv, Dk, Dv] or None (zero) -> [B, Hk, R, Dk, Dv], 32 bits or more.
 
   Under `jax.shard_map` a scan asks that a state vary over the mesh axes over
-  which the operands do, even if it starts the same everywhere.
+  which k, v and the others do, even if it starts the same everywhere.
   """
-  (hk, dk), (hv, dv) = arrays.k.shape[-2:], arrays.v.shape[-2:]
-  shape = (arrays.v.shape[0], hk, hv // hk, dk, dv)
-  dtype = compute_dtype(arrays.v)
+  (hk, dk), (hv, dv) = k.shape[-2:], v.shape[-2:]
+  shape = (v.shape[0], hk, hv // hk, dk, dv)
+  dtype = compute_dtype(v)
   if state is None:
     state = jnp.zeros(shape, dtype)
-  return varying_as(state.astype(dtype).reshape(shape), arrays)
+  return varying_as(state.astype(dtype).reshape(shape), (k, v, *others))
 
 
-def varying_as(x: jax.Array, arrays: Operands) -> jax.Array:
-  """x, marked as varying over every mesh axis over which an operand does."""
+def varying_as(x: jax.Array, arrays: Sequence[jax.Array]) -> jax.Array:
+  """x, marked as varying over every mesh axis over which an array does."""
   axes = [jax.typeof(a).manual_axis_type.varying for a in (x, *arrays)]
   missing = frozenset().union(*axes[1:]) - axes[0]
   return lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x

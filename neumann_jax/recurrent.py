@@ -107,7 +107,7 @@ def _by_tokens(
 ) -> tuple[jax.Array, jax.Array]:
   dtype = arrays.v.dtype
   widened = operands.widened(arrays, scale)
-  state = operands.grouped_state(initial_state, arrays)
+  state = operands.grouped_state(initial_state, arrays.k, arrays.v, *arrays)
   starts = jnp.zeros(arrays.v.shape[:2], bool)
   if segment_ids is not None:
     starts = operands.segment_starts(segment_ids)
@@ -127,7 +127,7 @@ def _one_token(
   arrays: Operands, scale: jax.Array, state: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   widened = operands.widened(arrays, scale)
-  grouped = operands.grouped_state(state, arrays)
+  grouped = operands.grouped_state(state, arrays.k, arrays.v, *arrays)
   grouped, out = _token(grouped, widened)
   return out.astype(arrays.v.dtype), operands.flat_state(grouped)
 

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from neumann_jax import chunks, delta_rule, operands, sequence_axis
+from neumann_jax import state as recurrence
 from neumann_jax.delta_rule import Form
 from neumann_jax.operands import Operands
 from neumann_jax.spec import InverseSpec
@@ -106,7 +107,9 @@ def _by_shards(
   axis_name: str,
   how: Form,
 ) -> tuple[jax.Array, jax.Array]:
-  first = operands.grouped_state(initial_state, arrays)  # [B, Hk, R, Dk, Dv]
+  first = operands.grouped_state(
+    initial_state, arrays.k, arrays.v, *arrays
+  )  # [B, Hk, R, Dk, Dv]
   (batch, length), dv = arrays.v.shape[:2], arrays.v.shape[-1]
   # A shard that begins with a new document starts the propagator from 0.
   reads = sequence_axis.continues(segment_ids, batch, axis_name)
@@ -114,12 +117,15 @@ def _by_shards(
   identity = jnp.where(reads[:, None, None, None, None], identity, 0)
   identity = jnp.broadcast_to(identity, (*first.shape[:-1], first.shape[-2]))
   start = jnp.concatenate([jnp.zeros_like(first), identity], axis=-1)
-  prepared = delta_rule.prepare(arrays, scale, segment_ids, how)
-  own, out = delta_rule.advance(start, prepared)
+  inputs = delta_rule.recurrence_inputs(
+    arrays, scale, initial_state, segment_ids, how
+  )
+  prepared, factor = recurrence.prepare(inputs, segment_ids, how.chunk_size)
+  own, out = recurrence.advance(start, prepared)
   state, final = _states(first, own, axis_name)
   out = out[..., :dv] + _einsum("nbhrcd,bhrdv->nbhrcv", out[..., dv:], state)
-  out = chunks.merge_values(out, length).astype(arrays.v.dtype)
-  return out, operands.flat_state(final)
+  out = factor * chunks.merge_values(out, length)
+  return out.astype(arrays.v.dtype), operands.flat_state(final)
 
 
 def _states(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 
 from neumann_jax import bounds, chunks, dispatch, operands, platforms
 from neumann_jax.invert import inverse
@@ -19,8 +20,6 @@ from neumann_jax.kernels import wy_gpu, wy_tpu
 from neumann_jax.spec import InverseSpec, resolve
 
 _KERNELS = {"tpu": wy_tpu, "gpu": wy_gpu}
-# exp of it is 0 in float32, and sums of it within a chunk stay finite.
-_FORGET = -104.0
 
 
 def wy_representation(
@@ -84,7 +83,7 @@ def compute(
   """`wy_representation` of operands that have been checked."""
   arrays = (k, v, log_decay, beta, segment_ids)
   if implementation == "xla":
-    return _in_xla(*arrays, spec, chunk_size)
+    return _reference(*arrays, spec, chunk_size)
   return _fused(*arrays, spec, chunk_size, implementation)
 
 
@@ -92,8 +91,8 @@ def check(
   implementation: str,
   spec: InverseSpec,
   chunk_size: int,
-  k: jax.Array,
-  v: jax.Array,
+  k: jax.Array | jax.ShapeDtypeStruct,
+  v: jax.Array | jax.ShapeDtypeStruct,
 ) -> None:
   """Raises ValueError unless the fused computation can run."""
   dispatch.check_name(implementation)
@@ -108,50 +107,65 @@ def check(
     )
 
 
-def of_chunks(
+def in_xla(
   k: jax.Array,
   v: jax.Array,
-  beta: jax.Array,
   log_decay: jax.Array,
-  gates: chunks.Gates,
+  beta: jax.Array,
+  segment_ids: jax.Array | None,
   *,
   spec: InverseSpec,
+  chunk_size: int,
+  dtype: DTypeLike,
   implementation: str,
-  key_norm: float,
 ) -> tuple[jax.Array, jax.Array]:
-  """u and w of split chunks in XLA around the inverse.
+  """u and w in XLA around the inverse.
 
   Args:
-    k: [N, B, Hk, C, Dk].
-    v: [N, B, Hk, R, C, Dv].
-    beta: [N, B, Hk, R, C].
-    log_decay: [N, B, Hk, R, C].
-    gates: from `chunks.chunk_gates`.
+    k: [B, T, Hk, Dk].
+    v: [B, T, Hv, Dv].
+    log_decay: [B, T, Hv].
+    beta: [B, T, Hv].
+    segment_ids: [B, T] or None.
     spec: method and arithmetic of the inverse.
+    chunk_size: C.
+    dtype: of u and w and of the operands of products; A and T have 32 bits
+      or more.
     implementation: of the inverse.
-    key_norm: the largest norm that rounding leaves a key.
 
   Returns:
-    u [N, B, Hk, R, C, Dv] and w [N, B, Hk, R, C, Dk], in float32.
+    u [B, T, Hv, Dv] and w [B, T, Hv, Dk].
   """
+  heads, length = k.shape[2], v.shape[1]
+  norm = _key_norm(k)
+  k = chunks.split_keys(k.astype(dtype), chunk_size)  # [N, B, Hk, C, Dk]
+  v = chunks.split_values(v.astype(dtype), chunk_size, heads)
+  wide = operands.compute_dtype(v)
+  beta, log_decay = (
+    chunks.split_gates(x.astype(wide), chunk_size, heads)
+    for x in (beta, log_decay)
+  )  # [N, B, Hk, R, C]
+  documents = chunks.split_documents(segment_ids, chunk_size)
+  gates = chunks.chunk_gates(log_decay, documents)
   a = chunks.matrix(k, beta, gates.decay)  # [N, B, Hk, R, C, C]
   envelope = None
   if spec.quant is not None and spec.quant.scale == "envelope":
-    envelope = bounds.envelope(beta, log_decay, key_norm=key_norm)
+    envelope = bounds.envelope(beta, log_decay, key_norm=norm)
   t = inverse(a, spec, envelope=envelope, implementation=implementation)
   t = t * beta[..., None, :]
-  einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
-  u = einsum("nbhrij,nbhrjv->nbhriv", t, v)
-  w = einsum("nbhrij,nbhjd->nbhrid", t * gates.enter[..., None, :], k)
+  dot = functools.partial(operands.einsum, dtype=dtype)
+  u = dot("nbhrij,nbhrjv->nbhriv", t, v)
+  w = dot("nbhrij,nbhjd->nbhrid", t * gates.enter[..., None, :], k)
+  u, w = (chunks.merge_values(x, length).astype(dtype) for x in (u, w))
   return u, w
 
 
-def key_norm(k: jax.Array) -> float:
+def _key_norm(k: jax.Array) -> float:
   """A unit key rounded to a narrow type can be longer by its roundoff."""
   return 1.0 + float(jnp.finfo(k.dtype).eps) / 2
 
 
-def _in_xla(
+def _reference(
   k: jax.Array,
   v: jax.Array,
   log_decay: jax.Array,
@@ -160,25 +174,27 @@ def _in_xla(
   spec: InverseSpec,
   c: int,
 ) -> tuple[jax.Array, jax.Array]:
-  heads, length, dtype = k.shape[2], v.shape[1], v.dtype
-  wide = operands.compute_dtype(v)
-  g = chunks.split_gates(log_decay.astype(wide), c, heads)
-  u, w = of_chunks(
-    chunks.split_keys(k.astype(wide), c),
-    chunks.split_values(v.astype(wide), c, heads),
-    chunks.split_gates(beta.astype(wide), c, heads),
-    g,
-    chunks.chunk_gates(g, chunks.split_documents(segment_ids, c)),
+  """What the kernels compute, in XLA."""
+  u, w = in_xla(
+    k,
+    v,
+    log_decay,
+    beta,
+    segment_ids,
     spec=spec,
+    chunk_size=c,
+    dtype=operands.product_dtype(v, k),
     implementation="xla",
-    key_norm=key_norm(k),
   )
-  u, w = (chunks.merge_values(x, length).astype(dtype) for x in (u, w))
-  return u, w
+  return u.astype(v.dtype), w.astype(v.dtype)
 
 
 def _refusal(
-  name: str, spec: InverseSpec, c: int, k: jax.Array, v: jax.Array
+  name: str,
+  spec: InverseSpec,
+  c: int,
+  k: jax.Array | jax.ShapeDtypeStruct,
+  v: jax.Array | jax.ShapeDtypeStruct,
 ) -> str | None:
   """Why a fused kernel cannot run, as a clause, or None if it can."""
   if spec.quant is not None and spec.quant.scale == "envelope":
@@ -206,7 +222,7 @@ def _fused(k, v, log_decay, beta, segment_ids, spec, c, implementation):
     for name in _KERNELS
     if _refusal(name, spec, c, k, v) is None
   }
-  default = functools.partial(_in_xla, spec=spec, c=c)
+  default = functools.partial(_reference, spec=spec, c=c)
   if not branches:
     return default(*arrays)
   return lax.platform_dependent(*arrays, default=default, **branches)
@@ -215,13 +231,10 @@ def _fused(k, v, log_decay, beta, segment_ids, spec, c, implementation):
 def _launch(name, spec, c, k, v, log_decay, beta, segment_ids, **options):
   """Pads to whole chunks and calls a kernel; documents become decays of 0."""
   length, dtype = v.shape[1], v.dtype
-  log_decay = jnp.maximum(log_decay.astype(jnp.float32), _FORGET)
-  if segment_ids is not None:
-    starts = operands.segment_starts(jnp.asarray(segment_ids))
-    log_decay = jnp.where(starts[..., None], _FORGET, log_decay)
+  log_decay = chunks.finite_decay(log_decay, segment_ids)
   common = jnp.promote_types(k.dtype, v.dtype)
   k, v, log_decay, beta = (
-    jnp.pad(x, [(0, 0), (0, -length % c)] + [(0, 0)] * (x.ndim - 2))
+    chunks.padded(x, c)
     for x in (k.astype(common), v.astype(common), log_decay, beta)
   )
   u, w = _KERNELS[name].wy(
@@ -238,7 +251,7 @@ def _fused_bwd(spec, c, implementation, arrays, cotangents):
   del implementation
   *arrays, segment_ids = arrays
   _, pull = jax.vjp(
-    lambda k, v, g, b: _in_xla(k, v, g, b, segment_ids, spec, c), *arrays
+    lambda k, v, g, b: _reference(k, v, g, b, segment_ids, spec, c), *arrays
   )
   return (*pull(cotangents), None)
 

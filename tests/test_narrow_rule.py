@@ -1,0 +1,153 @@
+"""The rule on 16-bit operands: its arithmetic, and the kernel of the state."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import neumann_jax
+from neumann_jax import InverseSpec, operands, state, wy
+from neumann_jax.kernels import state_gpu
+from tests import oracles
+from tests.oracles import Problem
+
+CHUNK = 32
+FORMATS = ["bfloat16", "float16"]
+EXACT = InverseSpec("exact")
+
+
+def narrow(p, dtype):
+  """q, k and v rounded, and the same numbers in float64."""
+  p = Problem(*(jnp.asarray(x, dtype) for x in p[:3]), *map(jnp.asarray, p[3:]))
+  return p, Problem(*(np.asarray(x, np.float64) for x in p))
+
+
+@functools.partial(oracles.quick_jit, static_argnames=("chunk_size", "spec"))
+def rule(p, segment_ids=None, **options):
+  return p.under(neumann_jax.gated_delta_rule, segment_ids, **options)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_every_family_against_float64(dtype):
+  p, rounded = narrow(oracles.problem(100, dk=128, key_heads=1), dtype)
+  out, final = rule(p, spec=EXACT)
+  assert out.dtype == dtype and final.dtype == jnp.float32
+  truth = oracles.delta_rule(rounded)
+  for found, want in zip((out, final), truth):
+    errors = oracles.rms_error(found, want)
+    assert errors[0] <= oracles.NARROW_RULE[dtype]
+    assert errors.max() <= oracles.NARROW_RULE_ANY[dtype]
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_operands_are_rounded_and_sums_are_not(dtype):
+  x, y = np.float32(np.random.default_rng(0).standard_normal((2, 64, 64)))
+  rounded = [np.float64(jnp.asarray(z, dtype)) for z in (x, y)]
+  found = operands.einsum("ij,kj->ik", x, y, jnp.dtype(dtype))
+  wide = operands.einsum("ij,kj->ik", x, y, jnp.dtype("float32"))
+  assert found.dtype == wide.dtype == jnp.float32
+  assert oracles.error(found, rounded[0] @ rounded[1].T) <= 1e-6
+  assert oracles.error(wide, np.float64(x) @ np.float64(y).T) <= 1e-6
+  assert oracles.error(found, wide) > 1e-4
+
+
+def test_gradients_are_near_those_of_float32():
+  """Every product of the backward pass rounds one operand at most."""
+  p, _ = narrow(oracles.problem(40, key_heads=1), jnp.bfloat16)
+  wide = Problem(*(x.astype(jnp.float32) for x in p))
+  rng = np.random.default_rng(3)
+  weight = jnp.asarray(rng.standard_normal(p.v.shape), jnp.float32)
+
+  @oracles.quick_jit
+  def gradient(p):
+    def loss(p):
+      out, final = p.under(
+        functools.partial(neumann_jax.gated_delta_rule, chunk_size=16)
+      )
+      return jnp.sum(out.astype(jnp.float32) * weight) + jnp.sum(final)
+
+    return jax.grad(loss)(p)
+
+  for found, want in zip(gradient(p), gradient(wide)):
+    found = found.astype(jnp.float32)
+    assert oracles.rms_error(found, want).max() <= 3e-2
+
+
+# --- The kernel of the recurrence --------------------------------------------
+
+
+def inputs(dtype, ids):
+  p = oracles.problem(75, ratio=3, dk=16, dv=32)
+  p.log_decay[:, 40:60:7] = -np.inf
+  p, rounded = narrow(p, dtype)
+  u, w = wy.in_xla(
+    *(p.k, p.v, p.log_decay, p.beta, ids),
+    spec=InverseSpec(),
+    chunk_size=CHUNK,
+    dtype=p.v.dtype,
+    implementation="xla",
+  )
+  scale = jnp.float32(16**-0.5)
+  return state.Inputs(p.q, p.k, u, w, p.log_decay, scale, p[5]), rounded
+
+
+@pytest.mark.parametrize(
+  "dtype, packed", [("bfloat16", False), ("float16", True)]
+)
+def test_kernel_and_scan_against_float64(dtype, packed):
+  """Tokens that forget everything, borders between documents, no state."""
+  ids = oracles.documents(75) if packed else None
+  given, rounded = inputs(dtype, ids)
+  if packed:
+    given = given._replace(initial_state=None)
+    zero = np.zeros_like(rounded.initial_state)
+    rounded = rounded._replace(initial_state=zero)
+  truth = oracles.delta_rule(rounded, ids)
+  launch = functools.partial(state._launch, chunk_size=CHUNK, interpret=True)
+  scan = functools.partial(state._scan, chunk_size=CHUNK)
+  for form in (launch, scan):
+    out, final = oracles.quick_jit(form)(given, ids)
+    assert out.dtype == dtype and final.dtype == jnp.float32
+    for found, want in zip((out, final), truth):
+      errors = oracles.rms_error(found, want)
+      assert errors.max() <= oracles.NARROW_RULE_ANY[dtype]
+
+
+@pytest.mark.parametrize("implementation", ["gpu", "auto"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_export_from_a_cpu_host(implementation, fused):
+  k = jax.ShapeDtypeStruct((1, 130, 2, 128), jnp.bfloat16)
+  v = jax.ShapeDtypeStruct((1, 130, 4, 128), jnp.bfloat16)
+  gate = jax.ShapeDtypeStruct((1, 130, 4), jnp.float32)
+  f = functools.partial(
+    neumann_jax.gated_delta_rule, fused=fused, implementation=implementation
+  )
+  exported = oracles.exported(f, "cuda", k, k, v, gate, gate)
+  assert "neumann_state_64" in exported.mlir_module()
+
+
+@pytest.mark.parametrize(
+  "options, reason",
+  [
+    ({"dtype": jnp.float32}, "multiplies bfloat16 and float16, not float32"),
+    ({"chunk_size": 128}, "chunk size 128 is not one of"),
+    ({"dk": 256}, "Dk must be 16, 32, 64 or 128"),
+    ({"dv": 24}, "Dv a power of two from 16 up, got 64 and 24"),
+    ({"tokens": 2**20}, "an array of 2.31 entries is too large"),
+    ({}, None),
+  ],
+)
+def test_what_the_kernel_refuses(options, reason):
+  known = {"dtype": jnp.bfloat16, "chunk_size": 64, "dk": 64, "dv": 64}
+  known |= {"tokens": 2**10} | options
+  k, v = (
+    jax.ShapeDtypeStruct((1, known["tokens"], 32, known[d]), jnp.bfloat16)
+    for d in ("dk", "dv")
+  )
+  found = state_gpu.refusal(
+    known["chunk_size"], jnp.dtype(known["dtype"]), k, v
+  )
+  assert found is None if reason is None else re.search(reason, found)
