@@ -117,6 +117,7 @@ def _delta_net(
     norm_eps=config.rms_norm_eps,
     chunk_size=execution.chunk_size,
     spec=execution.spec,
+    fused=execution.fused,
     implementation=execution.implementation,
     sequence_axis=execution.sequence_axis,
     dtype=execution.dtype,

@@ -11,10 +11,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 
 from neumann_jax import chunks, dispatch, operands, sequence_axis, wy
 from neumann_jax.cache import Cache, check_cache
+from neumann_jax.linear import linear
 from neumann_jax.norms import GatedRMSNorm, unit_norm
 from neumann_jax.operands import Operands
 from neumann_jax.recurrent import gated_delta_step
@@ -93,23 +93,23 @@ class GatedDeltaNet(nnx.Module):
     self.hidden_size, self.conv_width = hidden_size, conv_width
     self.num_key_heads, self.num_value_heads = num_key_heads, num_value_heads
     self.key_head_dim, self.value_head_dim = key_head_dim, value_head_dim
-    self.chunk_size, self.spec = chunk_size, spec
-    self.implementation, self.fused = implementation, fused
-    self.dtype, self.sequence_axis = dtype, sequence_axis
-    self._check_options(decay_init)
-    linear = functools.partial(
-      nnx.Linear,
-      use_bias=False,
-      dtype=dtype,
-      param_dtype=param_dtype,
-      precision=lax.Precision.HIGHEST,
-      rngs=rngs,
+    self.dtype = dtype
+    self._check_sizes(decay_init)
+    self.set_rule(
+      chunk_size=chunk_size,
+      spec=spec,
+      fused=fused,
+      implementation=implementation,
+      sequence_axis=sequence_axis,
+    )
+    make = functools.partial(
+      linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs
     )
     value_dim = num_value_heads * value_head_dim
-    self.in_proj_qkv = linear(hidden_size, self.conv_dim)
-    self.in_proj_z = linear(hidden_size, value_dim)
-    self.in_proj_b = linear(hidden_size, num_value_heads)
-    self.in_proj_a = linear(hidden_size, num_value_heads)
+    self.in_proj_qkv = make(hidden_size, self.conv_dim)
+    self.in_proj_z = make(hidden_size, value_dim)
+    self.in_proj_b = make(hidden_size, num_value_heads)
+    self.in_proj_a = make(hidden_size, num_value_heads)
     self.conv1d = nnx.Param(
       _uniform(rngs, (conv_width, self.conv_dim), -1, 1).astype(param_dtype)
       * conv_width**-0.5
@@ -120,7 +120,31 @@ class GatedDeltaNet(nnx.Module):
     self.norm = GatedRMSNorm(
       value_head_dim, eps=norm_eps, param_dtype=param_dtype
     )
-    self.out_proj = linear(value_dim, hidden_size)
+    self.out_proj = make(value_dim, hidden_size)
+
+  def set_rule(
+    self,
+    *,
+    chunk_size: int,
+    spec: InverseSpec,
+    fused: bool,
+    implementation: str,
+    sequence_axis: str | None,
+  ) -> None:
+    """Chooses how the rule is computed; arguments as of the block.
+
+    Raises:
+      ValueError: if it cannot be computed so.
+    """
+    dispatch.check(implementation, spec, chunk_size)
+    if fused:
+      k, v = (
+        jax.ShapeDtypeStruct((1, 1, 1, width), self.dtype)
+        for width in (self.key_head_dim, self.value_head_dim)
+      )
+      wy.check(implementation, spec, chunk_size, k, v)
+    self.chunk_size, self.spec, self.fused = chunk_size, spec, fused
+    self.implementation, self.sequence_axis = implementation, sequence_axis
 
   @property
   def conv_dim(self) -> int:
@@ -267,7 +291,7 @@ class GatedDeltaNet(nnx.Module):
     mask = jnp.asarray(mask).astype(bool)
     return jnp.where(mask[..., None], x, 0), mask
 
-  def _check_options(self, decay_init: str) -> None:
+  def _check_sizes(self, decay_init: str) -> None:
     for name in _SIZES:
       size = getattr(self, name)
       if not isinstance(size, int):
@@ -283,13 +307,6 @@ class GatedDeltaNet(nnx.Module):
       raise ValueError(
         f'decay_init must be "qwen" or "slow", got {decay_init!r}'
       )
-    dispatch.check(self.implementation, self.spec, self.chunk_size)
-    if self.fused:
-      k, v = (
-        jax.ShapeDtypeStruct((1, 1, 1, width), self.dtype)
-        for width in (self.key_head_dim, self.value_head_dim)
-      )
-      wy.check(self.implementation, self.spec, self.chunk_size, k, v)
 
   def _check_inputs(
     self,

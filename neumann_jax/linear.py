@@ -23,7 +23,8 @@ def linear(
     out_features: of the output.
     rngs: source of the initial kernel.
     use_bias: whether a bias is added.
-    std: standard deviation of the kernel; None is in_features^-0.5.
+    std: standard deviation of the kernel; None is in_features^-0.5, from a
+      truncated normal.
     dtype: of operands.
     param_dtype: of the parameters.
     preferred_element_type: of sums and results; None: dtype.
@@ -36,8 +37,8 @@ def linear(
     param_dtype=param_dtype,
     precision=lax.Precision.HIGHEST,
     preferred_element_type=preferred_element_type,
-    kernel_init=nnx.initializers.normal(
-      in_features**-0.5 if std is None else std
-    ),
+    kernel_init=nnx.initializers.lecun_normal()
+    if std is None
+    else nnx.initializers.normal(std),
     rngs=rngs,
   )

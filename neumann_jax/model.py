@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from neumann_jax import checks, chunks, dispatch, operands, sequence_axis
+from neumann_jax import checks, chunks, operands, sequence_axis
 from neumann_jax.attention import GatedAttention
 from neumann_jax.cache import ModelCache, check_room
 from neumann_jax.decoder import Tokens, make_layers, run_layers
@@ -28,6 +28,7 @@ from neumann_jax.positions import Positions, positions, shard_positions
 CHANGEABLE = (
   "chunk_size",
   "spec",
+  "fused",
   "implementation",
   "query_block",
   "remat",
@@ -234,17 +235,18 @@ class LanguageModel(nnx.Module):
           f"with_execution changes {', '.join(CHANGEABLE)}, not {name}"
         )
     execution = dataclasses.replace(self.execution, **changes)
-    dispatch.check(
-      execution.implementation, execution.spec, execution.chunk_size
-    )
     model = nnx.merge(*nnx.split(self))
     for _, node in nnx.iter_graph(model):
       if isinstance(node, LanguageModel | GatedAttention):
         node.execution = execution
       if isinstance(node, GatedDeltaNet):
-        node.chunk_size, node.spec = execution.chunk_size, execution.spec
-        node.implementation = execution.implementation
-        node.sequence_axis = execution.sequence_axis
+        node.set_rule(
+          chunk_size=execution.chunk_size,
+          spec=execution.spec,
+          fused=execution.fused,
+          implementation=execution.implementation,
+          sequence_axis=execution.sequence_axis,
+        )
     return model
 
   def _positions(

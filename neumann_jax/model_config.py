@@ -211,7 +211,9 @@ class Execution:
     param_dtype: of parameters, except A_log and dt_bias, which are float32.
     chunk_size: C of the chunk-wise rule, a power of two.
     spec: method and arithmetic of its inverse.
-    implementation: "auto", "tpu", "gpu", "xla" or "interpret", of the inverse.
+    fused: whether the rule takes u and w from one kernel, see
+      `gated_delta_rule`.
+    implementation: "auto", "tpu", "gpu", "xla" or "interpret", of the rule.
     query_block: full attention takes so many queries at a time, so that its
       memory grows with T and not with T^2.
     scan_layers: holds the parameters of equal layers as one stack and runs it
@@ -226,6 +228,7 @@ class Execution:
   param_dtype: jnp.dtype = jnp.float32
   chunk_size: int = 64
   spec: InverseSpec = InverseSpec()  # noqa: RUF009  (frozen)
+  fused: bool = False
   implementation: str = "auto"
   query_block: int = 1024
   scan_layers: bool = False

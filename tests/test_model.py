@@ -1,0 +1,268 @@
+"""The language model against itself in other forms, and what it refuses.
+
+Values are held to transformers in test_model_parity.py, decoding to repeated
+prefill in test_generate.py.
+"""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import neumann_jax
+from neumann_jax import layer_stack
+from tests import models, oracles
+
+LENGTH = 24
+
+
+def tokens(rows=2, length=LENGTH, seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.integers(0, models.VOCABULARY, (rows, length)).astype(np.int32)
+
+
+@functools.partial(oracles.quick_jit, static_argnums=0)
+def _call(graph, state, tokens, cache, segment_ids, mask):
+  model = nnx.merge(graph, state)
+  return model(tokens, cache=cache, segment_ids=segment_ids, mask=mask)
+
+
+def call(model, tokens, cache=None, segment_ids=None, mask=None):
+  return _call(*nnx.split(model), tokens, cache, segment_ids, mask)
+
+
+@functools.partial(oracles.quick_jit, static_argnums=0)
+def _gradient(graph, state, tokens):
+  def loss(state):
+    logits, _ = nnx.merge(graph, state)(tokens)
+    return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - logits[..., 0])
+
+  return jax.grad(loss)(state)
+
+
+def close(found, want):
+  oracles.assert_close(found, want, oracles.FLOAT32_MODEL)
+
+
+@functools.cache
+def single(kind):
+  model = models.trained_like(kind)
+  return model, call(model, tokens())[0]
+
+
+@pytest.mark.parametrize("kind", ["dense", "tied", "sparse"])
+def test_a_cache_changes_nothing(kind):
+  model, want = single(kind)
+  cache, found = model.init_cache(2, LENGTH), []
+  for piece in np.split(tokens(), [7, 8], axis=1):
+    logits, cache = call(model, piece, cache)
+    found.append(logits)
+  close(np.concatenate(found, axis=1), want)
+  assert (np.asarray(cache.stored) == LENGTH).all()
+
+
+def test_documents_are_rows_of_their_own():
+  model, _ = single("dense")
+  ids = np.repeat([[0, 1, 1, 4]], 2, axis=0).repeat(LENGTH // 4, axis=1)
+  found, _ = call(model, tokens(), segment_ids=ids)
+  for document in (0, 1, 4):
+    where = np.flatnonzero(ids[0] == document)
+    want, _ = call(model, tokens()[:, where])
+    close(found[:, where], want)
+
+
+def test_a_cache_goes_on_with_the_last_document():
+  model, _ = single("dense")
+  ids = np.repeat([[0, 3]], 2, axis=0).repeat(LENGTH // 2, axis=1)
+  want, _ = call(model, tokens(), segment_ids=ids)
+  cache = model.init_cache(2, LENGTH)
+  cut = LENGTH // 2 + 5
+  _, cache = call(model, tokens()[:, :cut], cache, ids[:, :cut])
+  found, _ = call(model, tokens()[:, cut:], cache)
+  close(found, want[:, cut:])
+
+
+def test_no_gradient_crosses_documents():
+  model, _ = single("dense")
+  ids = np.repeat([[0, 1]], 2, axis=0).repeat(LENGTH // 2, axis=1)
+  graph, state = nnx.split(model)
+
+  def loss(embedded):
+    """Of the second document alone, in the embeddings of all tokens."""
+    model = nnx.merge(graph, state)
+    model.embed_tokens = lambda _: embedded
+    logits, _ = model(jnp.asarray(tokens()), segment_ids=jnp.asarray(ids))
+    return jnp.sum(logits[:, LENGTH // 2 :] ** 2)
+
+  gradient = oracles.quick_jit(jax.grad(loss))(model.embed_tokens(tokens()))
+  assert (gradient[:, : LENGTH // 2] == 0).all()
+  assert (gradient[:, LENGTH // 2 :] != 0).any()
+
+
+@pytest.mark.parametrize("left", [0, 3, 6])
+def test_padding_is_as_if_it_were_not_there(left):
+  model, want = single("dense")
+  padded = np.full((2, LENGTH + 6), 5, np.int32)
+  mask = np.zeros(padded.shape, np.int32)
+  padded[:, left : left + LENGTH] = tokens()
+  mask[:, left : left + LENGTH] = 1
+  found, cache = call(model, padded, model.init_cache(2, 40), None, mask)
+  close(found[:, left : left + LENGTH], want)
+  _, other = call(model, tokens(), model.init_cache(2, 40))
+  close(cache, other)
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"query_block": 7},
+    {"chunk_size": 8, "spec": neumann_jax.InverseSpec("newton")},
+    {"remat": "full"},
+    pytest.param({"remat": "dots"}, marks=pytest.mark.slow),
+  ],
+)
+def test_execution_does_not_show(changes):
+  model, want = single("dense")
+  other = model.with_execution(**changes)
+  close(call(other, tokens())[0], want)
+  if "remat" in changes or "query_block" in changes:
+    state = nnx.split(model)
+    gradient = _gradient(*state, tokens())
+    found = _gradient(*nnx.split(other), tokens())
+    error = oracles.whole_error(found, gradient)
+    assert error <= oracles.FLOAT32_SHARDED_GRADIENT
+
+
+def test_an_inverse_that_is_wrong_shows():
+  """So that `with_execution` reaches the layers at all."""
+  model, want = single("dense")
+  spec = neumann_jax.InverseSpec("banded", order=1, residual_steps=1)
+  found, _ = call(model.with_execution(spec=spec), tokens())
+  assert oracles.error(found, want) > 1e-2
+
+
+def test_scanned_layers_are_the_separate_ones():
+  separate, want = single("deep")
+  scanned = layer_stack.stack_layers(separate)
+  close(call(scanned, tokens())[0], want)
+  cache = scanned.init_cache(2, LENGTH)
+  first, cache = call(scanned, tokens()[:, :9], cache)
+  second, cache = call(scanned, tokens()[:, 9:], cache)
+  close(np.concatenate([first, second], axis=1), want)
+
+
+def test_chunk_matrices_are_those_of_the_layers():
+  model, _ = single("dense")
+  found = model.chunk_matrices(tokens())
+  assert [m.a.shape for m in found] == [(2, 4, 2, 16, 16)] * 3
+  layer = model.layers[0]
+  want = layer.linear_attn.chunk_matrices(
+    layer.input_layernorm(model.embed_tokens(tokens()))
+  )
+  close(found[0], want)
+
+
+def test_experts_are_a_sum_over_chosen_ones():
+  """Every token, expert by expert, in float64."""
+  model, _ = single("sparse")
+  layer = model.layers[0].mlp
+  x = np.random.default_rng(3).standard_normal((5, 64)).astype(np.float32)
+  weights, chosen = layer.route(x)
+  up, down = (
+    np.asarray(w[...], np.float64)
+    for w in (layer.experts.gate_up_proj, layer.experts.down_proj)
+  )
+  want = np.zeros((5, 64))
+  for t in range(5):
+    assert len(set(np.asarray(chosen[t]).tolist())) == 2
+    for w, e in zip(np.asarray(weights[t], np.float64), chosen[t].tolist()):
+      gate, value = np.split(x[t].astype(np.float64) @ up[e], 2)
+      want[t] += w * ((gate / (1 + np.exp(-gate)) * value) @ down[e])
+  np.testing.assert_allclose(np.sum(weights, axis=1), 1, rtol=1e-6)
+  close(layer.experts(x, weights, chosen), want)
+
+
+def test_a_row_that_outgrows_its_cache_is_refused_or_nan():
+  model, _ = single("dense")
+  cache = model.init_cache(2, LENGTH - 1)
+  with pytest.raises(ValueError, match="room for 23 tokens a row, but a row"):
+    model(tokens(), cache=cache)
+  logits, _ = call(model, tokens(), cache)
+  assert np.isnan(logits).all()
+
+
+def test_same_seed_same_bits():
+  model, want = single("dense")
+  again = models.trained_like("dense")
+  np.testing.assert_array_equal(call(again, tokens())[0], want)
+  assert model is not again
+
+
+def test_bfloat16_activations_keep_float32_gates_and_logits():
+  execution = neumann_jax.Execution(
+    dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, chunk_size=16
+  )
+  model = models.trained_like("dense", execution)
+  logits, cache = call(model, tokens(), model.init_cache(2, LENGTH))
+  assert logits.dtype == jnp.float32
+  assert cache.layers[0].recurrent_state.dtype == jnp.float32
+  assert model.layers[0].linear_attn.A_log[...].dtype == jnp.float32
+  wide = models.make("dense")
+  parameters = jax.tree.map(lambda x: x.astype(jnp.float32), nnx.state(model))
+  nnx.update(wide, parameters)
+  want, _ = call(wide, tokens())
+  # Four layers of roundings of 2^-9, each on the whole residual stream.
+  assert oracles.whole_error(logits, want) < 0.05
+
+
+CONFIG = models.CONFIGS["dense"]
+
+
+@pytest.mark.parametrize(
+  "make, message",
+  [
+    (lambda m: m(tokens().astype(np.float32)), "tokens must be an integer"),
+    (lambda m: m(tokens()[0]), "tokens must have shape [B >= 1, T >= 1]"),
+    (lambda m: m(tokens() + 60), "tokens must lie in [0, 64)"),
+    (
+      lambda m: m(tokens(), cache=m.init_cache(3, 50)),
+      "cache must have 2 rows, got 3",
+    ),
+    (
+      lambda m: m(
+        tokens(), segment_ids=np.zeros((2, LENGTH), int), mask=tokens()
+      ),
+      "segment_ids and mask exclude each other",
+    ),
+    (lambda m: m.init_cache(0, 5), "batch must be at least 1"),
+    (lambda m: m.init_cache(1, 0), "capacity must be at least 1"),
+    (lambda m: m.with_execution(dtype=jnp.bfloat16), "with_execution changes"),
+    (lambda m: m.with_execution(chunk_size=48), "chunk_size"),
+    (
+      lambda m: models.make("dense", neumann_jax.Execution(scan_layers=True)),
+      "scan_layers needs layers that repeat",
+    ),
+    (lambda m: neumann_jax.ModelConfig(hidden_size=0), "hidden_size must be"),
+    (
+      lambda m: neumann_jax.ModelConfig(num_attention_heads=3),
+      "num_attention_heads must be a whole multiple of num_key_value_heads",
+    ),
+    (
+      lambda m: neumann_jax.ModelConfig(layer_types=("linear_attention",)),
+      "layer_types must name all 4 layers, got 1",
+    ),
+    (
+      lambda m: neumann_jax.ModelConfig(num_experts=4),
+      "moe_intermediate_size must be at least 1",
+    ),
+    (lambda m: neumann_jax.Execution(remat="some"), "remat must be one of"),
+    (lambda m: neumann_jax.Execution(dtype=jnp.int8), "dtype must be floating"),
+  ],
+)
+def test_refusals(make, message):
+  with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+    make(single("dense")[0])
