@@ -36,9 +36,7 @@ class GatedRMSNorm(nnx.Module):
 
   def __call__(self, x: jax.Array, gate: jax.Array) -> jax.Array:
     """[..., dim] twice -> [..., dim] in x's dtype."""
-    wide = x.astype(jnp.float32)
-    square = jnp.mean(wide**2, axis=-1, keepdims=True)
-    normed = (wide * lax.rsqrt(square + self.eps)).astype(x.dtype)
+    normed = _over_rms(x, self.eps).astype(x.dtype)
     scaled = self.weight[...].astype(x.dtype) * normed
     gated = scaled.astype(jnp.float32) * nnx.silu(gate.astype(jnp.float32))
     return gated.astype(x.dtype)
@@ -65,7 +63,11 @@ class RMSNorm(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """[..., dim] -> [..., dim] in x's dtype; everything in float32."""
-    wide = x.astype(jnp.float32)
-    square = jnp.mean(wide**2, axis=-1, keepdims=True)
     scale = 1.0 + self.weight[...].astype(jnp.float32)
-    return (wide * lax.rsqrt(square + self.eps) * scale).astype(x.dtype)
+    return (_over_rms(x, self.eps) * scale).astype(x.dtype)
+
+
+def _over_rms(x: jax.Array, eps: float) -> jax.Array:
+  """x / sqrt(mean(x^2) + eps) over the last axis, in float32."""
+  x = x.astype(jnp.float32)
+  return x * lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + eps)
