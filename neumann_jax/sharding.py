@@ -124,7 +124,11 @@ def param_specs(
 def param_shardings(
   model: LanguageModel, mesh: Mesh, rules: Rules = RULES
 ) -> nnx.State:
-  """`param_specs` as shardings on the mesh."""
+  """`param_specs` as shardings on the mesh.
+
+  `functools.partial(param_shardings, mesh=mesh)` is what `checkpoint.load` and
+  `restore_orbax` take to read onto a mesh.
+  """
   return jax.tree.map(
     lambda spec: NamedSharding(mesh, spec),
     param_specs(model, mesh, rules),

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 import neumann_jax
-from neumann_jax import sharding
+from neumann_jax import checkpoint, sharding
 from tests import models, oracles
 
 MESHES = {
@@ -49,17 +49,18 @@ def _run(forward, model, tokens, segment_ids):
   return _value_and_grad(forward, *nnx.split(model), tokens, segment_ids)
 
 
-def _data(rows=8, length=64):
+def _data(rows=8, length=64, packed=True):
   rng = np.random.default_rng(0)
   tokens = rng.integers(0, models.VOCABULARY, (rows, length))
   ids = np.sort(rng.integers(0, 4, (rows, length)), axis=1)
-  return jnp.asarray(tokens, jnp.int32), jnp.asarray(ids, jnp.int32)
+  ids = jnp.asarray(ids, jnp.int32) if packed else None
+  return jnp.asarray(tokens, jnp.int32), ids
 
 
 @functools.cache
-def _single(kind):
+def _single(kind, packed):
   model = models.trained_like(kind)
-  return model, _run(_logits, model, *_data())
+  return model, _run(_logits, model, *_data(packed=packed))
 
 
 def _on(mesh, model):
@@ -71,30 +72,41 @@ def _on(mesh, model):
   return model, sharding.on_mesh(mesh, _logits)
 
 
-def _compare(kind, sizes):
+def _compare(kind, sizes, packed, tolerance):
   mesh = sharding.make_mesh(**sizes)
-  model, want = _single(kind)
+  model, want = _single(kind, packed)
   model, forward = _on(mesh, model)
-  data = jax.device_put(_data(), sharding.batch_sharding(mesh))
-  (logits, gradient), (want_logits, want_gradient) = (
-    _run(forward, model, *data),
-    want,
-  )
-  assert oracles.whole_error(logits, want_logits) <= oracles.FLOAT32_SHARDED
-  found = oracles.whole_error(gradient, want_gradient)
-  assert found <= oracles.FLOAT32_SHARDED_GRADIENT
+  data = jax.device_put(_data(packed=packed), sharding.batch_sharding(mesh))
+  logits, gradient = _run(forward, model, *data)
+  assert oracles.whole_error(logits, want[0]) <= tolerance
+  error = oracles.whole_error(gradient, want[1])
+  assert error <= oracles.FLOAT32_SHARDED_GRADIENT
 
 
-@pytest.mark.parametrize("name", ["fsdp", "sequence", "all"])
-def test_values_and_gradients_are_those_of_one_device(name):
-  _compare("dense", MESHES[name])
+@pytest.mark.parametrize(
+  "name, packed", [("fsdp", False), ("sequence", True), ("all", True)]
+)
+def test_values_and_gradients_are_those_of_one_device(name, packed):
+  _compare("dense", MESHES[name], packed, oracles.FLOAT32_SHARDED)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
 @pytest.mark.parametrize("name", MESHES)
 def test_more_meshes(kind, name):
-  _compare(kind, MESHES[name])
+  _compare(kind, MESHES[name], False, oracles.FLOAT32_SHARDED)
+  _compare(kind, MESHES[name], True, oracles.FLOAT32_SHARDED_PACKED)
+
+
+def test_a_checkpoint_is_read_onto_a_mesh(tmp_path):
+  mesh = sharding.make_mesh(fsdp=4, tensor=2)
+  model = models.trained_like("dense")
+  checkpoint.save(model, tmp_path / "model")
+  shardings = functools.partial(sharding.param_shardings, mesh=mesh)
+  found = checkpoint.load(tmp_path / "model", shardings=shardings)
+  kernel = found.layers[0].mlp.up_proj.kernel[...]
+  assert kernel.sharding.spec == P("fsdp", "tensor")
+  oracles.assert_close(nnx.state(found), nnx.state(model), 0)
 
 
 def test_parameters_are_split_as_the_rules_say():
