@@ -54,6 +54,7 @@ setuptools.setup(
       "pytest-xdist>=3.6",
       "PyWavelets>=1.7",
       "ruff>=0.17,<0.18",
+      "tokenizers>=0.20",
     ],
     "hf": ["tokenizers>=0.20"],
     "tpu": [LIBTPU],
