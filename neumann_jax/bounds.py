@@ -16,6 +16,7 @@ from jax import lax
 from neumann_jax import checks, masks
 
 UNIT_ROUNDOFF = 2.0**-24  # of float32
+TINY = 2.0**-126  # smallest normal float32; what is below may become 0
 
 
 def envelope(
@@ -64,7 +65,9 @@ def certify(a: jax.Array, t: jax.Array, envelope: jax.Array) -> jax.Array:
     |T - X| <= E (|R| + (C+2) u (|A||X| + |X| + I)),  R = I - (I + A) X,
 
   with R in float32 at highest precision and u = 2^-24. One product for R, one
-  for E times it, and one for the rounding term.
+  for E times it, and one for the rounding term. What float32 flushes to zero
+  is covered by multiples of its smallest normal number, 1.2e-38: under fast
+  decay the bound of an entry is of that order, never 0.
 
   Args:
     a: [..., C, C] float32 or narrower; only the strictly lower part is read.
@@ -85,10 +88,15 @@ def certify(a: jax.Array, t: jax.Array, envelope: jax.Array) -> jax.Array:
   residual = eye - x - _dot(a, x)
   magnitude = _dot(jnp.abs(a), jnp.abs(x)) + jnp.abs(x) + eye
   inner = jnp.abs(residual) + (c + 2) * UNIT_ROUNDOFF * magnitude
+  # An entry of a, of x or of the product that is flushed to zero was below
+  # TINY; it enters R once for every entry it is multiplied with.
+  flushed = c + 2 + _sum(a, -1) + _sum(x, -2)
+  inner = inner + TINY * flushed
   # The two products of non-negative matrices round as well: at most C + 2
   # relative roundings each, covered by this factor.
   slack = 1.0 + 4 * (c + 2) * UNIT_ROUNDOFF
   bound = slack * _dot(envelope.astype(jnp.float32), inner)
+  bound = bound + TINY * (c + 1 + _sum(inner, -2))  # flushed in E, t, E inner
   return jnp.where(jnp.isfinite(bound), bound, jnp.inf)
 
 
@@ -134,6 +142,10 @@ def _check_same(**arrays: jax.Array) -> None:
   if len(set(shapes.values())) > 1:
     found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
     raise ValueError(f"shapes must be equal, got {found}")
+
+
+def _sum(a: jax.Array, axis: int) -> jax.Array:
+  return jnp.sum(jnp.abs(a), axis=axis, keepdims=True)
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:

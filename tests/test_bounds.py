@@ -130,6 +130,22 @@ def test_certificate_is_never_violated():
   assert useful > 0.2 * draws  # the bound says something, not just infinity
 
 
+@pytest.mark.parametrize("decay", [0.5, 2.0, 8.0, 40.0])
+def test_certificate_holds_where_entries_underflow(decay):
+  """Decays of a fresh model: true entries of 1e-38 to 1e-300, envelope 0."""
+  for family in key_families.FAMILIES:
+    chunks = key_families.draw(
+      family, seed=5, count=4, chunk_size=64, beta=(0.6, 2.0), decay=decay
+    )
+    a = np.float32(chunks.a)
+    truth = key_families.exact_inverse(a)
+    e = nb.envelope(*gates(chunks), key_norm=1 + 1e-6)
+    for spec in (InverseSpec(), InverseSpec(precision="bfloat16")):
+      x, bound = map(np.asarray, compute_and_certify(a, spec, e))
+      assert (np.abs(x - truth) <= bound).all()
+      assert (bound > 0).all()
+
+
 def test_certificate_sees_a_wrong_entry():
   c = key_families.draw("cosine_0.5", seed=0, count=4, chunk_size=32)
   a = np.float32(c.a)
