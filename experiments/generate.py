@@ -88,7 +88,9 @@ class Settings:
     self.sampling()
 
   def sampling(self) -> SamplingSpec:
-    """How tokens are drawn."""
+    """How tokens are drawn; at temperature 0 top_k and top_p say nothing."""
+    if self.temperature == 0:
+      return SamplingSpec(0.0)
     top_p = None if self.top_p == 1 else self.top_p
     return SamplingSpec(self.temperature, self.top_k or None, top_p)
 

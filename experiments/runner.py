@@ -10,8 +10,8 @@ then gets `DIR/2`, `DIR/3`, ... and says so. With `--resume`, which only long
 experiments have, the run goes on in `DIR` with the rows that are there, under
 the same config; where nothing is there, it starts.
 
-Usage errors end in one sentence on stderr and exit code 2. ConfigDicts stop
-here: experiments see frozen dataclasses.
+Usage errors end in one sentence on stderr and exit code 2, Ctrl-C in one and
+exit code 130. ConfigDicts stop here: experiments see frozen dataclasses.
 """
 
 import ast
@@ -30,6 +30,8 @@ from ml_collections import config_flags
 from experiments import record
 
 S = TypeVar("S")
+
+INTERRUPTED = 130  # exit code of a process that Ctrl-C ended
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
 
@@ -96,8 +98,21 @@ def main(
     sys.exit(2)
   if run.folder != command.workdir:
     print(f"{command.workdir} is in use; this run goes to {run.folder}")
-  with run:
-    experiment(given, run)
+  try:
+    with run:
+      experiment(given, run)
+  except KeyboardInterrupt:
+    print(_interrupted(name, run, resumable=resumable), file=sys.stderr)
+    sys.exit(INTERRUPTED)
+
+
+def _interrupted(name: str, run: record.Run, *, resumable: bool) -> str:
+  if not resumable:
+    return f"{name}: interrupted; what was written is in {run.folder}"
+  return (
+    f"{name}: interrupted; the same command goes on with --resume "
+    f"--workdir={run.folder}"
+  )
 
 
 def usage(name: str) -> str:

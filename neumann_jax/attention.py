@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from neumann_jax.cache import KeyValueCache
+from neumann_jax.cache import KeyValueCache, check_cache
 from neumann_jax.linear import linear
 from neumann_jax.model_config import Execution, ModelConfig
 from neumann_jax.norms import RMSNorm
@@ -85,6 +85,7 @@ class GatedAttention(nnx.Module):
     q, gate, k, v = self._heads(x, positions)
     key_slot = positions.slot
     if cache is not None:
+      self._check_cache(cache, x.shape[0])
       cache = _store(cache, k, v, positions.slot)
       k, v = cache
       key_slot = jnp.arange(k.shape[1], dtype=jnp.int32)[None]
@@ -97,6 +98,13 @@ class GatedAttention(nnx.Module):
     out = out.reshape(*x.shape[:2], -1)
     gated = out * nnx.sigmoid(gate.astype(jnp.float32)).astype(out.dtype)
     return self.o_proj(gated), cache
+
+  def _check_cache(self, cache: KeyValueCache, batch: int) -> None:
+    # Rows of any capacity will do: the model checks that the tokens fit.
+    keys = cache.keys if isinstance(cache, KeyValueCache) else None
+    capacity = 1 if keys is None or keys.ndim < 2 else keys.shape[1]
+    like = jax.eval_shape(lambda: self.init_cache(batch, capacity))
+    check_cache(cache, like)
 
   def _heads(
     self, x: jax.Array, positions: Positions

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 
@@ -65,14 +64,10 @@ def check_room(
   """Raises ValueError where tokens do not fit, if all is concrete.
 
   Args:
-    cache: before the tokens.
+    cache: before the tokens, of B rows.
     shape: [B, T] of the tokens.
     mask: [B, T], nonzero at real tokens, or None.
   """
-  if cache.stored.shape != shape[:1]:
-    raise ValueError(
-      f"cache must have {shape[0]} rows, got {cache.stored.shape[0]}"
-    )
   if any(isinstance(x, jax.core.Tracer) for x in (cache.stored, mask)):
     return
   real = np.ones(shape, bool) if mask is None else np.asarray(mask) != 0
@@ -84,14 +79,26 @@ def check_room(
     )
 
 
-def check_cache(cache: Cache, like: Cache) -> None:
-  """Raises ValueError unless arrays have the shape and kind of `like`'s."""
-  for name, found, want in zip(Cache._fields, cache, like):
-    if found.shape != want.shape:
+def check_cache(
+  cache: Cache | KeyValueCache, like: Cache | KeyValueCache
+) -> None:
+  """Raises unless a layer's cache has the form of another.
+
+  Args:
+    cache: what was given.
+    like: what `init_cache` gives; shapes and dtypes will do.
+
+  Raises:
+    TypeError: if it is of another kind.
+    ValueError: for an array of another shape or dtype.
+  """
+  if type(cache) is not type(like):
+    raise TypeError(
+      f"cache must be a {type(like).__name__}, got {type(cache).__name__}"
+    )
+  for name, found, want in zip(like._fields, cache, like):
+    if found.shape != want.shape or found.dtype != want.dtype:
       raise ValueError(
-        f"cache.{name} must have shape {want.shape}, got {found.shape}"
-      )
-    if not jnp.issubdtype(found.dtype, jnp.floating):
-      raise ValueError(
-        f"cache.{name} must be floating point, got dtype {found.dtype}"
+        f"cache.{name} must be {want.dtype} of shape {want.shape}, got "
+        f"{found.dtype} of shape {found.shape}"
       )

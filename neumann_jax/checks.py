@@ -30,6 +30,13 @@ def check_integers(name: str, array: jax.Array | np.ndarray) -> None:
     raise TypeError(f"{name} must be an integer array, got {found}")
 
 
+def check_mask(name: str, array: jax.Array) -> None:
+  """Raises TypeError unless an array of bool or integers."""
+  check_array(name, array)
+  if array.dtype != bool:
+    check_integers(name, array)
+
+
 def check_tokens(tokens: jax.Array, vocab_size: int) -> None:
   """Raises unless tokens are [B >= 1, T >= 1] integers in [0, vocab_size)."""
   check_integers("tokens", tokens)

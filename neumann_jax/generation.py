@@ -60,13 +60,14 @@ def generate(
     The tokens, what the model thought of them, and how rows ended.
 
   Raises:
-    TypeError: if tokens are not integers, or key is no key.
-    ValueError: for a value out of range, or a model that has a sequence_axis.
+    TypeError: if tokens or counts are not integers, or key is no key.
+    ValueError: for a value out of range, a sharding that does not fit the
+      prompts, or a model that has a sequence_axis.
   """
   blocks = stream(
     model,
     prompts,
-    every=max(max_new_tokens, 1),  # what is wrong with it is said below
+    every=max_new_tokens,
     max_new_tokens=max_new_tokens,
     spec=spec,
     stop_tokens=stop_tokens,
@@ -117,13 +118,17 @@ def stream(
     TypeError: as for `generate`, at the call and not at the first look.
     ValueError: as for `generate`, at the call.
   """
-  _check_counts(every=every, max_new_tokens=max_new_tokens)
+  _check_counts(max_new_tokens=max_new_tokens, every=every)
+  if prefill_chunk is not None:
+    _check_integer("prefill_chunk", prefill_chunk)
   _check_model(model)
   vocab_size = model.config.vocab_size
   sampling.check_draws(spec, key, vocab_size)
   _check_ids(vocab_size, stop_tokens=stop_tokens, pad_token=[pad_token])
   rows = check_prompts(prompts, vocab_size)
   tokens, mask = padded(rows, prefill_chunk)
+  piece = prefill_chunk or tokens.shape[1]
+  _check_sharding(sharding, (len(rows), piece))
   needed = max(map(len, rows)) + max_new_tokens
   if capacity is None:
     capacity = tokens.shape[1] + max_new_tokens
@@ -138,7 +143,7 @@ def stream(
     mask,
     Rule(spec, tuple(stop_tokens), pad_token, max_new_tokens),
     key=key,
-    piece=prefill_chunk or tokens.shape[1],
+    piece=piece,
     capacity=capacity,
     every=every,
     sharding=sharding,
@@ -147,8 +152,27 @@ def stream(
 
 def _check_counts(**counts: int) -> None:
   for name, value in counts.items():
+    _check_integer(name, value)
     if value < 1:
       raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _check_integer(name: str, value: int) -> None:
+  if isinstance(value, bool) or not isinstance(value, int | np.integer):
+    raise TypeError(f"{name} must be an integer, got {value!r}")
+
+
+def _check_sharding(
+  sharding: jax.sharding.Sharding | None, shape: tuple[int, int]
+) -> None:
+  if sharding is None:
+    return
+  try:
+    sharding.shard_shape(shape)
+  except ValueError as error:
+    raise ValueError(
+      f"sharding must split prompts of shape {shape} evenly, got {sharding}"
+    ) from error
 
 
 def _check_model(model: LanguageModel) -> None:
@@ -162,6 +186,7 @@ def _check_model(model: LanguageModel) -> None:
 def _check_ids(vocab_size: int, **named: Sequence[int]) -> None:
   for name, ids in named.items():
     for token in ids:
+      _check_integer(name, token)
       if not 0 <= token < vocab_size:
         raise ValueError(f"{name} must lie in [0, {vocab_size}), got {token}")
 

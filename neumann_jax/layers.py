@@ -318,7 +318,8 @@ class GatedDeltaNet(nnx.Module):
     sequence_axis.check(self.sequence_axis, mask)
     operands.check_hidden(x, self.hidden_size, segment_ids, mask)
     if cache is not None:
-      check_cache(cache, self.init_cache(x.shape[0]))
+      like = jax.eval_shape(functools.partial(self.init_cache, x.shape[0]))
+      check_cache(cache, like)
 
 
 def _uniform(

@@ -16,7 +16,7 @@ from jax import lax
 
 from neumann_jax import checks, chunks, operands, sequence_axis
 from neumann_jax.attention import GatedAttention
-from neumann_jax.cache import ModelCache, check_room
+from neumann_jax.cache import ModelCache, check_cache, check_room
 from neumann_jax.decoder import Tokens, make_layers, run_layers
 from neumann_jax.layers import GatedDeltaNet
 from neumann_jax.linear import linear
@@ -287,4 +287,24 @@ class LanguageModel(nnx.Module):
         "prefill without it"
       )
     if cache is not None:
+      self._check_cache(cache, tokens.shape[0])
       check_room(cache, tokens.shape, mask)
+
+  def _check_cache(self, cache: ModelCache, batch: int) -> None:
+    if not isinstance(cache, ModelCache):
+      raise TypeError(
+        f"cache must be a ModelCache of init_cache, got {type(cache).__name__}"
+      )
+    if len(cache.layers) != len(self.layers):
+      raise ValueError(
+        f"cache must have {len(self.layers)} layers, as init_cache makes it, "
+        f"got {len(cache.layers)}"
+      )
+    if cache.stored.shape != (batch,):
+      raise ValueError(
+        f"cache must have {batch} rows, got {cache.stored.shape[0]}"
+      )
+    capacity = cache.capacity
+    like = jax.eval_shape(lambda: self.init_cache(batch, capacity))
+    for found, want in zip(cache.layers, like.layers):
+      check_cache(found, want)

@@ -4,7 +4,9 @@ import dataclasses
 from typing import Literal
 
 import jax.numpy as jnp
+import numpy as np
 
+from neumann_jax import dispatch
 from neumann_jax.spec import InverseSpec
 
 LAYER_TYPES = ("linear_attention", "full_attention")
@@ -144,6 +146,11 @@ class ModelConfig:
           f"{queries} must be a whole multiple of {keys}, got "
           f"{getattr(self, queries)} and {getattr(self, keys)}"
         )
+    for name in ("rms_norm_eps", "rope_theta"):
+      if not 0 < getattr(self, name) < np.inf:
+        raise ValueError(
+          f"{name} must be positive and finite, got {getattr(self, name)}"
+        )
     if self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
       raise ValueError(
         "head_dim * partial_rotary_factor must be even and in (0, head_dim], "
@@ -236,12 +243,20 @@ class Execution:
   sequence_axis: str | None = None
 
   def __post_init__(self) -> None:
-    """Raises ValueError for an option out of range."""
+    """Raises TypeError or ValueError for an option that cannot be."""
     for name in ("dtype", "param_dtype"):
       value = jnp.dtype(getattr(self, name))
       if not jnp.issubdtype(value, jnp.floating):
         raise ValueError(f"{name} must be floating point, got {value}")
       object.__setattr__(self, name, value)
+    if not isinstance(self.spec, InverseSpec):
+      raise TypeError(f"spec must be an InverseSpec, got {self.spec!r}")
+    dispatch.check(self.implementation, self.spec, self.chunk_size)
+    for name in ("fused", "scan_layers"):
+      if not isinstance(getattr(self, name), bool):
+        raise TypeError(
+          f"{name} must be True or False, got {getattr(self, name)!r}"
+        )
     if self.query_block < 1:
       raise ValueError(
         f"query_block must be at least 1, got {self.query_block}"

@@ -114,11 +114,12 @@ def check_marks(
   Args:
     shape: [B, T] of the tokens.
     segment_ids: [B, T] integers or None; its values are checked by `check`.
-    mask: [B, T] or None.
+    mask: [B, T] bool or integers, or None.
 
   Raises:
     TypeError: for a mark of the wrong type.
-    ValueError: for a wrong shape, or segment_ids together with mask.
+    ValueError: for a wrong shape, segment_ids together with mask, or padding
+      between the tokens of a row.
   """
   if segment_ids is not None and mask is not None:
     raise ValueError(
@@ -128,12 +129,14 @@ def check_marks(
   if segment_ids is not None:
     checks.check_integers("segment_ids", segment_ids)
   if mask is not None:
-    checks.check_array("mask", mask)
+    checks.check_mask("mask", mask)
   for name, array in (("segment_ids", segment_ids), ("mask", mask)):
     if array is not None and array.shape != shape:
       raise ValueError(
         f"{name} must have shape [B, T] = {shape}, got {array.shape}"
       )
+  if mask is not None:
+    _check_padding(mask)
 
 
 def compute_dtype(x: jax.Array) -> jnp.dtype:
@@ -252,6 +255,20 @@ def _check_sizes(sizes: dict[str, int]) -> None:
     raise ValueError(
       "the value heads must be a whole multiple of the key heads, got "
       f"Hv={sizes['Hv']} and Hk={sizes['Hk']}"
+    )
+
+
+def _check_padding(mask: jax.Array) -> None:
+  """Padding stands left of a row's tokens or right of them, not between."""
+  if isinstance(mask, jax.core.Tracer):
+    return
+  real = np.pad(np.asarray(mask) != 0, [(0, 0), (1, 0)])
+  runs = (np.diff(real.astype(np.int8), axis=1) == 1).sum(axis=1)
+  row = int(np.argmax(runs))
+  if runs[row] > 1:
+    raise ValueError(
+      "mask must mark one run of tokens in a row, with padding left or right "
+      f"of it only, but row {row} has {runs[row]} runs"
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import jax
 import orbax.checkpoint as ocp
 
-from neumann_jax import hf_config
+from neumann_jax import hf_config, orbax_files
 from neumann_jax.layer_stack import stack_layers, unstack_layers
 from neumann_jax.model import LanguageModel
 from neumann_jax.model_config import Execution
@@ -80,6 +80,7 @@ def restore_orbax(
   if not path.is_dir():
     raise FileNotFoundError(f"path must be a folder of save_orbax, got {path}")
   with ocp.StandardCheckpointer() as checkpointer, _whole(path):
+    orbax_files.check_whole(path)
     metadata = checkpointer.metadata(path).custom_metadata
     config = hf_config.from_json(metadata["config"])
     scanned = bool(metadata["scan_layers"])

@@ -58,7 +58,7 @@ def whole_error(found, truth):
 def refused(kind, pattern):
   """Exactly this kind of error, in one sentence that holds `pattern`."""
   with pytest.raises(kind, match=pattern) as caught:
-    yield
+    yield caught
   assert caught.type is kind
   text = str(caught.value)
   assert "\n" not in text and ". " not in text, text

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import gc
 import json
 import resource
 import shutil
@@ -698,6 +699,24 @@ def test_damaged_orbax_folders(tmp_path):
   for path in damaged.values():
     with oracles.refused(ValueError, "is damaged, or was not written by save"):
       checkpoint.restore_orbax(path)
+
+
+@pytest.mark.parametrize("how", ["missing", "short"])
+def test_damaged_orbax_data_is_one_sentence(tmp_path, capfd, how):
+  """No array is read, so no read leaves its traceback on stderr."""
+  path = tmp_path / "model"
+  checkpoint.save_orbax(model_of("dense"), path)
+  data = (path / "ocdbt.process_0" / "d").iterdir()
+  largest = max(data, key=lambda file: file.stat().st_size)
+  if how == "missing":
+    largest.unlink()
+  else:
+    largest.write_bytes(largest.read_bytes()[:100])
+  with oracles.refused(ValueError, "is damaged, or was not") as raised:
+    checkpoint.restore_orbax(path)
+  gc.collect()
+  assert largest.name in str(raised.value.__cause__)
+  assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -330,6 +330,9 @@ def test_bfloat16(scanned):
 # --- Refusals ----------------------------------------------------------------
 
 
+FOUR = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
+
+
 @pytest.mark.parametrize(
   "changes, kind, pattern",
   [
@@ -369,6 +372,18 @@ def test_bfloat16(scanned):
     ({"spec": SamplingSpec(), "key": 3}, TypeError, "key must be one key of"),
     ({"prefill_chunk": 0}, ValueError, r"prefill_chunk must be in \[1, 7\]"),
     ({"prefill_chunk": 8}, ValueError, r"in \[1, 7\], the tokens of the long"),
+    (
+      {"prefill_chunk": 2.0},
+      TypeError,
+      "prefill_chunk must be an integer, g",
+    ),
+    ({"max_new_tokens": 2.5}, TypeError, "max_new_tokens must be an integer"),
+    ({"stop_tokens": (1.0,)}, TypeError, "stop_tokens must be an integer, got"),
+    (
+      {"sharding": NamedSharding(FOUR, PartitionSpec("data"))},
+      ValueError,
+      r"sharding must split prompts of shape \(3, 7\) evenly, got Named",
+    ),
     ({"capacity": 12}, ValueError, "capacity must be at least 13, .* got 12"),
   ],
 )

@@ -122,8 +122,11 @@ REFUSALS = {
   "top_k": ({"top_k": -1}, "top_k must be at least 0, got -1"),
   "top_p": ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
   "temperature": ({"temperature": -1.0}, "temperature must be finite"),
-  "greedy": ({"temperature": 0.0}, "no effect at temperature 0"),
 }
+
+
+def test_temperature_0_is_greedy():
+  assert settings(temperature=0.0, top_k=20).sampling() == SamplingSpec(0.0)
 
 
 @pytest.mark.parametrize("case", REFUSALS)

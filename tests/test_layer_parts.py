@@ -11,7 +11,7 @@ from flax import nnx
 
 import neumann_jax
 from neumann_jax import Cache, norms
-from neumann_jax.cache import check_cache
+from neumann_jax.cache import KeyValueCache, check_cache
 from neumann_jax.short_conv import short_conv
 from tests import oracles
 from tests.oracles import assert_close
@@ -158,8 +158,13 @@ def test_cache_is_a_tree_of_two():
   check_cache(doubled, cache)
   for name in Cache._fields:
     bad = cache._replace(**{name: getattr(cache, name)[:1]})
-    with oracles.refused(ValueError, rf"cache\.{name} must have shape \(2, "):
+    with oracles.refused(ValueError, rf"cache\.{name} must be float32 of shap"):
       check_cache(bad, cache)
+  with oracles.refused(ValueError, r"got bfloat16 of shape \(2, 3, 8, 6\)"):
+    narrow = jnp.bfloat16(cache.recurrent_state)
+    check_cache(cache._replace(recurrent_state=narrow), cache)
+  with oracles.refused(TypeError, "cache must be a Cache, got KeyValueCache"):
+    check_cache(KeyValueCache(*cache), cache)
 
 
 # --- What the block refuses --------------------------------------------------
@@ -238,6 +243,18 @@ IDS = np.zeros((2, 4), np.int32)
       ValueError,
       "segment_ids must not decrease along a row",
     ),
+    (
+      X,
+      {"mask": np.array([[0, 1, 1, 0], [1, 0, 1, 0]])},
+      ValueError,
+      "mask must mark one run of tokens in a row, .* but row 1 has 2 runs",
+    ),
+    (
+      X,
+      {"mask": IDS * np.nan},
+      TypeError,
+      "mask must be an integer array, got",
+    ),
     (X, {"mask": IDS.tolist()}, TypeError, "mask must be an array, got list"),
     (
       X,
@@ -258,5 +275,5 @@ def test_bad_caches():
   good = layer.init_cache(2)
   for name in Cache._fields:
     bad = good._replace(**{name: getattr(other, name)})
-    with oracles.refused(ValueError, rf"cache\.{name} must have shape \(2, "):
+    with oracles.refused(ValueError, rf"cache\.{name} must be float32 of shap"):
       layer(X, cache=bad)

@@ -219,7 +219,8 @@ def test_bfloat16_activations_keep_float32_gates_and_logits():
   assert oracles.whole_error(logits, want) < 0.05
 
 
-CONFIG = models.CONFIGS["dense"]
+def other_cache(model, **changes):
+  return model.init_cache(2, 50)._replace(**changes)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +232,31 @@ CONFIG = models.CONFIGS["dense"]
     (
       lambda m: m(tokens(), cache=m.init_cache(3, 50)),
       "cache must have 2 rows, got 3",
+    ),
+    (
+      lambda m: m(tokens(), cache=m.init_cache(2, 50).layers),
+      "cache must be a ModelCache of init_cache, got tuple",
+    ),
+    (
+      lambda m: m(tokens(), cache=other_cache(m, layers=())),
+      "layers, as init_cache makes it, got 0",
+    ),
+    (
+      lambda m: m(
+        tokens(),
+        cache=jax.tree.map(
+          lambda x: x.astype(jnp.bfloat16) if x.ndim > 1 else x,
+          m.init_cache(2, 50),
+        ),
+      ),
+      "cache.conv_state must be float32 of shape",
+    ),
+    (
+      lambda m: m(
+        tokens(),
+        cache=other_cache(m, layers=m.init_cache(2, 50).layers[::-1]),
+      ),
+      "cache must be a Cache, got KeyValueCache",
     ),
     (
       lambda m: m(
@@ -259,7 +285,18 @@ CONFIG = models.CONFIGS["dense"]
       lambda m: neumann_jax.ModelConfig(num_experts=4),
       "moe_intermediate_size must be at least 1",
     ),
+    (
+      lambda m: neumann_jax.ModelConfig(rms_norm_eps=float("nan")),
+      "rms_norm_eps must be positive and finite, got nan",
+    ),
     (lambda m: neumann_jax.Execution(remat="some"), "remat must be one of"),
+    (lambda m: neumann_jax.Execution(chunk_size=48), "chunk_size must be a po"),
+    (
+      lambda m: neumann_jax.Execution(implementation="cuda"),
+      "implementation must be one of",
+    ),
+    (lambda m: neumann_jax.Execution(spec="ladder"), "spec must be an Inverse"),
+    (lambda m: neumann_jax.Execution(fused=1), "fused must be True or False"),
     (lambda m: neumann_jax.Execution(dtype=jnp.int8), "dtype must be floating"),
   ],
 )

@@ -304,11 +304,16 @@ def _resumed(config_file, workdir, *arguments, **options):
   )
 
 
-def test_a_resumed_run_goes_on_in_its_folder(config_file, tmp_path):
+def test_a_resumed_run_goes_on_in_its_folder(config_file, tmp_path, capsys):
   workdir = tmp_path / "o"
   (tmp_path / "stop").touch()
-  with pytest.raises(KeyboardInterrupt):
+  with pytest.raises(SystemExit) as stop:
     _resumed(config_file, workdir)  # nothing there yet: a start
+  assert stop.value.code == runner.INTERRUPTED
+  assert capsys.readouterr().err == (
+    "quickstart: interrupted; the same command goes on with --resume "
+    f"--workdir={workdir}\n"
+  )
   (tmp_path / "stop").unlink()
   _resumed(config_file, workdir)
   lines = (workdir / "steps.jsonl").read_text().splitlines()
