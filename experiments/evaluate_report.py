@@ -241,7 +241,7 @@ def _worst(
       ]
     )
   report.table(
-    "The worst over the layers",
+    f"The worst over the layers, {_which(rows)}",
     [
       "inverse",
       "error",
@@ -257,6 +257,12 @@ def _worst(
   )
 
 
+def _which(rows: Sequence[Mapping[str, Any]]) -> str:
+  """Weights and chunk size that all rows of a table have."""
+  first = rows[0]
+  return f"{weights_words(first['weights'])}, chunks of {first['chunk_size']}"
+
+
 def _cost(row: Mapping[str, Any]) -> float:
   """Products of a plan; the fall-back to the solve counts as the most."""
   return row["planned_products"] or math.inf
@@ -268,7 +274,7 @@ def _by_layer(
   specs = list(dict.fromkeys(row["spec"] for row in rows))
   errors = {(row["layer"], row["spec"]): float(row["error"]) for row in rows}
   report.table(
-    "Error by Gated DeltaNet layer",
+    f"Error by Gated DeltaNet layer, {_which(rows)}",
     ["layer", *specs],
     [
       [layer, *(errors.get((layer, spec)) for spec in specs)]

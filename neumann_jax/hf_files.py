@@ -191,10 +191,13 @@ def _read_index(path: pathlib.Path) -> dict[str, str]:
   if not file.is_file():
     raise FileNotFoundError(f"path must hold {SINGLE} or {INDEX}, got {path}")
   try:
-    index = json.loads(file.read_text())["weight_map"]
-    return {str(name): str(home) for name, home in index.items()}
-  except (ValueError, KeyError, TypeError, AttributeError):
+    index = dict(json.loads(file.read_text())["weight_map"])
+  except (ValueError, KeyError, TypeError):
     raise ValueError(f"{file} must be JSON with a weight_map") from None
+  for name, home in index.items():
+    if not isinstance(home, str):
+      raise ValueError(f"{file} must name the file of {name}, got {home!r}")
+  return index
 
 
 def _listed(kind: str, names: Sequence[str]) -> str:

@@ -612,6 +612,9 @@ def test_missing_files_and_a_wrong_index(tmp_path):
     index.write_text(text)
     with oracles.refused(ValueError, "must be JSON with a weight_map"):
       checkpoint.load(path)
+  index.write_text('{"weight_map": {"model.norm.weight": 3}}')
+  with oracles.refused(ValueError, r"the file of model\.norm\.weight, got 3"):
+    checkpoint.load(path)
   index.unlink()
   with oracles.refused(FileNotFoundError, r"path must hold model\.safetensor"):
     checkpoint.load(path)
