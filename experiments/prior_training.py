@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments import prior_batches
+from experiments import pace, prior_batches
 from experiments.prior_batches import BatchSettings, Pool
 from posterior_jax.priors import UNetConfig, UNetPrior, edm
 
@@ -90,25 +90,6 @@ def init(params: Params) -> TrainState:
   return TrainState(params, copy, _ADAM.init(params), jnp.int32(0))
 
 
-def learning_rate(
-  step: jax.Array, total: jax.Array, settings: OptimSettings
-) -> jax.Array:
-  """Linear warm-up, a plateau, and a linear fall to zero at `total`.
-
-  Args:
-    step: steps done.
-    total: steps of the whole run; infinite while it is not known.
-    settings: the schedule.
-
-  Returns:
-    Scalar.
-  """
-  step = step.astype(jnp.float32)
-  rise = jnp.minimum((step + 1) / max(settings.warmup, 1), 1)
-  fall = (1 - step / total) / (1 - settings.constant)
-  return settings.rate * rise * jnp.clip(fall, 0, 1)
-
-
 @functools.partial(
   jax.jit,
   static_argnames=(
@@ -170,7 +151,13 @@ def step(
 
   value, gradient = jax.value_and_grad(loss)(state.params)
   norm = optax.global_norm(gradient)
-  rate = learning_rate(state.step, total, optim)
+  rate = pace.learning_rate(
+    state.step,
+    total,
+    rate=optim.rate,
+    warmup=optim.warmup,
+    constant=optim.constant,
+  )
   moved = _moved(state, gradient, norm, rate, optim)
   finite = jnp.isfinite(norm)
   moved = jax.tree.map(lambda a, b: jnp.where(finite, a, b), moved, state)

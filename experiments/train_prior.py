@@ -22,23 +22,19 @@ from jax.sharding import PartitionSpec as P
 
 from experiments import (
   dead_leaves,
+  pace,
   prior_photos,
   prior_report,
   prior_training,
   record,
   runner,
 )
+from experiments.checkpoints import Checkpoints, Interrupt, Saved
 from experiments.dead_leaves import LeafSettings
 from experiments.prior_batches import BatchSettings, Pool
-from experiments.prior_checkpoints import Checkpoints, Interrupt, Saved
 from experiments.prior_training import OptimSettings, TrainState
 from experiments.progress import Progress
 from posterior_jax.priors import UNetConfig, UNetPrior, initial_params, photo
-
-# How long a run of given minutes is watched before its steps are set, and what
-# is left unplanned.
-WATCHED_S = 20.0
-RESERVE = 0.03
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +82,7 @@ class Settings:
 
   def __post_init__(self):
     """Refuses values out of range."""
-    if (self.minutes > 0) == (self.steps > 0):
-      raise ValueError(
-        f"one of minutes and steps must be positive, the other 0; got "
-        f"{self.minutes} and {self.steps}"
-      )
+    pace.check(self.minutes, self.steps)
     unit, tile = self.network.unit, prior_photos.TILE
     for size in self.sizes:
       if size % unit or not 0 < size <= tile or self.pixels < size**2:
@@ -224,22 +216,12 @@ def _loop(
         tick(f"step {number} of {total:.0f}, loss {float(info.loss):.4f}")
         if np.isinf(total):
           watch = watch or (number, time.monotonic())
-          total = _planned(watch, number, settings, run)
+          total = pace.planned(
+            watch, number, minutes=settings.minutes, spent=run.seconds()
+          )
       if number % settings.save_every == 0:
         keep(Saved(state, total))
   return Saved(state, total)
-
-
-def _planned(
-  watch: tuple[int, float], number: int, settings: Settings, run: record.Run
-) -> float:
-  """Steps of the whole run, once its speed has been watched for long enough."""
-  elapsed = time.monotonic() - watch[1]
-  if elapsed < WATCHED_S:
-    return np.inf
-  pace = elapsed / (number - watch[0])
-  left = settings.minutes * 60 * (1 - RESERVE) - run.seconds()
-  return number + max(round(left / pace), 1)
 
 
 def _report(

@@ -1,6 +1,7 @@
 """Training of the photo prior: its step, its checkpoints, its run."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -15,14 +16,15 @@ from jax.sharding import PartitionSpec as P
 
 from configs import train_prior as config
 from experiments import (
+  pace,
   photographs,
   prior_training,
   record,
   runner,
   train_prior,
 )
+from experiments.checkpoints import Checkpoints, Saved
 from experiments.prior_batches import BatchSettings, Pool
-from experiments.prior_checkpoints import Checkpoints, Saved
 from posterior_jax import priors
 from tests.oracles import refused
 
@@ -122,17 +124,13 @@ def test_step_does_not_depend_on_the_number_of_devices():
 
 
 def test_learning_rate_ends_in_zero():
-  optim = prior_training.OptimSettings(rate=2.0, warmup=10, constant=0.3)
-  steps = np.array([0, 9, 29, 65, 100])
-  rate = [
-    float(prior_training.learning_rate(jnp.float32(s), jnp.float32(100), optim))
-    for s in steps
-  ]
-  np.testing.assert_allclose(rate, [0.2, 2, 2, 1, 0], atol=1e-6)
-  unknown = prior_training.learning_rate(
-    jnp.float32(50), jnp.float32(np.inf), optim
+  rate = functools.partial(
+    pace.learning_rate, rate=2.0, warmup=10, constant=0.3
   )
-  assert float(unknown) == 2.0
+  steps = np.array([0, 9, 29, 65, 100])
+  found = [float(rate(jnp.float32(s), jnp.float32(100))) for s in steps]
+  np.testing.assert_allclose(found, [0.2, 2, 2, 1, 0], atol=1e-6)
+  assert float(rate(jnp.float32(50), jnp.float32(np.inf))) == 2.0
 
 
 # --- the run ------------------------------------------------------------------
@@ -213,15 +211,11 @@ def test_checkpoints_refuse_other_networks(tmp_path):
     Checkpoints(tmp_path).restore(prior_training.init(params))
 
 
-def test_planned_steps_fill_the_minutes(tmp_path, monkeypatch, folder):
-  settings = _settings(folder, minutes=5.0, steps=0)
-  run = record.Run(tmp_path)
-  monkeypatch.setattr(run, "seconds", lambda: 60.0)
-  monkeypatch.setattr(train_prior.time, "monotonic", lambda: 130.0)
-  early = train_prior._planned((100, 120.0), 150, settings, run)
-  assert early == np.inf
-  found = train_prior._planned((100, 105.0), 150, settings, run)
-  assert found == 150 + round((300 * 0.97 - 60) / 0.5)
+def test_planned_steps_fill_the_minutes(monkeypatch):
+  monkeypatch.setattr(pace.time, "monotonic", lambda: 130.0)
+  plan = functools.partial(pace.planned, minutes=5.0, spent=60.0)
+  assert plan((100, 120.0), 150) == np.inf
+  assert plan((100, 105.0), 150) == 150 + round((300 * 0.97 - 60) / 0.5)
 
 
 def test_refused_settings(folder):

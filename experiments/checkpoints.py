@@ -3,24 +3,22 @@
 import pathlib
 import signal
 import types
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-
-from experiments.prior_training import TrainState
 
 
 class Saved(NamedTuple):
   """What a checkpoint holds.
 
   Attributes:
-    state: of the training.
+    state: of the training, a NamedTuple of trees with a scalar `step`.
     total: steps of the whole run, infinite where not yet known.
   """
 
-  state: TrainState
+  state: Any
   total: float
 
 
@@ -40,7 +38,7 @@ class Checkpoints:
     if step != self._manager.latest_step():
       self._manager.save(step, args=ocp.args.StandardSave(_tree(saved)))
 
-  def restore(self, like: TrainState) -> Saved:
+  def restore(self, like: Any) -> Saved:
     """The newest checkpoint.
 
     Args:
@@ -64,9 +62,9 @@ class Checkpoints:
       )
     except (ValueError, KeyError) as error:
       raise ValueError(
-        "resume must name a run of the same network, as config.network says"
+        "resume must name a run of the same network, as the config has it"
       ) from error
-    return Saved(TrainState(**found["state"]), float(found["total"]))
+    return Saved(type(like)(**found["state"]), float(found["total"]))
 
   def close(self) -> None:
     """Waits until everything is written."""
