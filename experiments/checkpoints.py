@@ -32,10 +32,15 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(max_to_keep=1),
     )
 
+  @property
+  def newest(self) -> int | None:
+    """The step of the newest checkpoint, None where there is none."""
+    return self._manager.latest_step()
+
   def save(self, saved: Saved) -> None:
     """Writes a checkpoint in the background, in place of the one before."""
     step = int(saved.state.step)
-    if step != self._manager.latest_step():
+    if step != self.newest:
       self._manager.save(step, args=ocp.args.StandardSave(_tree(saved)))
 
   def restore(self, like: Any) -> Saved:
@@ -50,7 +55,7 @@ class Checkpoints:
     Raises:
       ValueError: if there is none, or it is of another network.
     """
-    newest = self._manager.latest_step()
+    newest = self.newest
     if newest is None:
       raise ValueError("resume must name a run's folder with checkpoints in it")
     abstract = jax.tree.map(
