@@ -119,6 +119,7 @@ def _delta_net(
     spec=execution.spec,
     fused=execution.fused,
     implementation=execution.implementation,
+    gradient=execution.gradient,
     sequence_axis=execution.sequence_axis,
     dtype=execution.dtype,
     param_dtype=execution.param_dtype,

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 
 from neumann_jax import dispatch, operands, state, wy
+from neumann_jax.invert import Gradient, check_gradient
 from neumann_jax.operands import Operands
 from neumann_jax.spec import InverseSpec
 
@@ -73,19 +74,41 @@ def gated_delta_rule(
       checked on concrete arrays only.
   """
   arrays = Operands(q, k, v, log_decay, beta)
-  how = Form(chunk_size, spec, implementation, fused)
-  check(arrays, initial_state, segment_ids, how)
-  scale = operands.output_scale(scale, q)
-  return _by_chunks(arrays, scale, initial_state, segment_ids, how)
+  return by_form(
+    arrays,
+    Form(chunk_size, spec, implementation, fused),
+    scale=scale,
+    initial_state=initial_state,
+    segment_ids=segment_ids,
+  )
 
 
 class Form(NamedTuple):
-  """How the rule is computed: the static options of `gated_delta_rule`."""
+  """How the rule is computed.
+
+  The static options of `gated_delta_rule`, and the gradient of its inverse as
+  of `neumann_jax.inverse`.
+  """
 
   chunk_size: int
   spec: InverseSpec
   implementation: str
   fused: bool
+  gradient: Gradient = "implicit"
+
+
+def by_form(
+  arrays: Operands,
+  how: Form,
+  *,
+  scale: float | None = None,
+  initial_state: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """`gated_delta_rule` of packed operands and options; raises as it does."""
+  check(arrays, initial_state, segment_ids, how)
+  scale = operands.output_scale(scale, arrays.q)
+  return _by_chunks(arrays, scale, initial_state, segment_ids, how)
 
 
 def check(
@@ -98,7 +121,13 @@ def check(
   operands.check(arrays._asdict(), state=initial_state, segment_ids=segment_ids)
   dtype = operands.compute_dtype(arrays.v)
   dispatch.check(how.implementation, how.spec, how.chunk_size, dtype)
+  check_gradient(how.gradient)
   if how.fused:
+    if how.gradient != "implicit":
+      raise ValueError(
+        "fused=True has the gradient of the exact inverse only: gradient must "
+        f'be "implicit", got {how.gradient!r}'
+      )
     wy.check(how.implementation, how.spec, how.chunk_size, arrays.k, arrays.v)
 
 
@@ -148,6 +177,7 @@ def recurrence_inputs(
       chunk_size=how.chunk_size,
       dtype=dtype,
       implementation=how.implementation,
+      gradient=how.gradient,
     )
     u, w = jax.checkpoint(represent)(k, v, log_decay, beta, segment_ids)
   q, k, u, w = (x.astype(dtype) for x in (q, k, u, w))

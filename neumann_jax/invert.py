@@ -72,6 +72,11 @@ def _check(a: jax.Array, envelope: jax.Array | None, gradient: str) -> None:
         f"envelope must have the shape of a, {a.shape}, or one that "
         f"broadcasts to it, got {envelope.shape}"
       )
+  check_gradient(gradient)
+
+
+def check_gradient(gradient: str) -> None:
+  """Raises ValueError for an unknown gradient."""
   if gradient not in ("implicit", "truncated"):
     raise ValueError(
       f'gradient must be "implicit" or "truncated", got {gradient!r}'

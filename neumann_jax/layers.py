@@ -14,6 +14,8 @@ from flax import nnx
 
 from neumann_jax import chunks, dispatch, operands, sequence_axis, wy
 from neumann_jax.cache import Cache, check_cache
+from neumann_jax.delta_rule import Form
+from neumann_jax.invert import Gradient, check_gradient
 from neumann_jax.linear import linear
 from neumann_jax.norms import GatedRMSNorm, unit_norm
 from neumann_jax.operands import Operands
@@ -58,6 +60,8 @@ class GatedDeltaNet(nnx.Module):
     spec: its inverse.
     fused: whether it takes u and w from one kernel, see `gated_delta_rule`.
     implementation: its back end.
+    gradient: of its inverse, see `neumann_jax.inverse`; a fused rule has the
+      implicit one only.
     sequence_axis: mesh axis that splits the tokens, or None. Calls are then
       made inside `jax.shard_map`, on a shard's tokens, at least W of them; the
       cache is the same in all shards.
@@ -85,6 +89,7 @@ class GatedDeltaNet(nnx.Module):
     spec: InverseSpec = InverseSpec(),  # noqa: B008  (frozen)
     fused: bool = False,
     implementation: str = "auto",
+    gradient: Gradient = "implicit",
     sequence_axis: str | None = None,
     dtype: jnp.dtype = jnp.float32,
     param_dtype: jnp.dtype = jnp.float32,
@@ -100,6 +105,7 @@ class GatedDeltaNet(nnx.Module):
       spec=spec,
       fused=fused,
       implementation=implementation,
+      gradient=gradient,
       sequence_axis=sequence_axis,
     )
     make = functools.partial(
@@ -129,6 +135,7 @@ class GatedDeltaNet(nnx.Module):
     spec: InverseSpec,
     fused: bool,
     implementation: str,
+    gradient: Gradient,
     sequence_axis: str | None,
   ) -> None:
     """Chooses how the rule is computed; arguments as of the block.
@@ -143,7 +150,9 @@ class GatedDeltaNet(nnx.Module):
         for width in (self.key_head_dim, self.value_head_dim)
       )
       wy.check(implementation, spec, chunk_size, k, v)
+    check_gradient(gradient)
     self.chunk_size, self.spec, self.fused = chunk_size, spec, fused
+    self.gradient = gradient
     self.implementation, self.sequence_axis = implementation, sequence_axis
 
   @property
@@ -201,13 +210,16 @@ class GatedDeltaNet(nnx.Module):
       out = out[:, None]  # [B, 1, Hv, Dv]
     else:
       out, state = rule_over(self.sequence_axis)(
-        *inputs,
+        inputs,
+        Form(
+          self.chunk_size,
+          self.spec,
+          self.implementation,
+          self.fused,
+          self.gradient,
+        ),
         initial_state=state,
         segment_ids=segment_ids,
-        chunk_size=self.chunk_size,
-        spec=self.spec,
-        fused=self.fused,
-        implementation=self.implementation,
       )
     gate = self.in_proj_z(x).reshape(out.shape)  # [B, T, Hv, Dv]
     y = self.norm(out, gate)

@@ -30,6 +30,7 @@ CHANGEABLE = (
   "spec",
   "fused",
   "implementation",
+  "gradient",
   "query_block",
   "remat",
   "sequence_axis",
@@ -245,6 +246,7 @@ class LanguageModel(nnx.Module):
           spec=execution.spec,
           fused=execution.fused,
           implementation=execution.implementation,
+          gradient=execution.gradient,
           sequence_axis=execution.sequence_axis,
         )
     return model

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from neumann_jax import dispatch
+from neumann_jax.invert import Gradient
 from neumann_jax.spec import InverseSpec
 
 LAYER_TYPES = ("linear_attention", "full_attention")
@@ -221,6 +222,7 @@ class Execution:
     fused: whether the rule takes u and w from one kernel, see
       `gated_delta_rule`.
     implementation: "auto", "tpu", "gpu", "xla" or "interpret", of the rule.
+    gradient: of its inverse, "implicit" or "truncated", see `inverse`.
     query_block: full attention takes so many queries at a time, so that its
       memory grows with T and not with T^2.
     scan_layers: holds the parameters of equal layers as one stack and runs it
@@ -237,6 +239,7 @@ class Execution:
   spec: InverseSpec = InverseSpec()  # noqa: RUF009  (frozen)
   fused: bool = False
   implementation: str = "auto"
+  gradient: Gradient = "implicit"
   query_block: int = 1024
   scan_layers: bool = False
   remat: Literal["none", "dots", "full"] = "none"

@@ -83,19 +83,36 @@ def sharded_delta_rule(
     TypeError: for an operand of the wrong type.
     ValueError: as `gated_delta_rule`, or if the axis is unknown.
   """
-  sequence_axis.axis_size(axis_name)
-  arrays = Operands(q, k, v, log_decay, beta)
-  how = Form(chunk_size, spec, implementation, fused)
-  delta_rule.check(arrays, initial_state, segment_ids, how)
-  scale = operands.output_scale(scale, q)
-  return _by_shards(arrays, scale, initial_state, segment_ids, axis_name, how)
+  return _by_form(
+    Operands(q, k, v, log_decay, beta),
+    Form(chunk_size, spec, implementation, fused),
+    axis_name=axis_name,
+    scale=scale,
+    initial_state=initial_state,
+    segment_ids=segment_ids,
+  )
 
 
 def rule_over(axis_name: str | None) -> Callable[..., tuple]:
-  """`sharded_delta_rule` of an axis; `gated_delta_rule` without one."""
+  """`delta_rule.by_form`, over the shards of an axis if there is one."""
   if axis_name is None:
-    return delta_rule.gated_delta_rule
-  return functools.partial(sharded_delta_rule, axis_name=axis_name)
+    return delta_rule.by_form
+  return functools.partial(_by_form, axis_name=axis_name)
+
+
+def _by_form(
+  arrays: Operands,
+  how: Form,
+  *,
+  axis_name: str,
+  scale: float | None = None,
+  initial_state: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  sequence_axis.axis_size(axis_name)
+  delta_rule.check(arrays, initial_state, segment_ids, how)
+  scale = operands.output_scale(scale, arrays.q)
+  return _by_shards(arrays, scale, initial_state, segment_ids, axis_name, how)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))

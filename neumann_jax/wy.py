@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
 from neumann_jax import bounds, chunks, dispatch, operands, platforms
-from neumann_jax.invert import inverse
+from neumann_jax.invert import Gradient, inverse
 from neumann_jax.kernels import wy_gpu, wy_tpu
 from neumann_jax.spec import InverseSpec, resolve
 
@@ -118,6 +118,7 @@ def in_xla(
   chunk_size: int,
   dtype: DTypeLike,
   implementation: str,
+  gradient: Gradient = "implicit",
 ) -> tuple[jax.Array, jax.Array]:
   """u and w in XLA around the inverse.
 
@@ -132,6 +133,7 @@ def in_xla(
     dtype: of u and w and of the operands of products; A and T have 32 bits
       or more.
     implementation: of the inverse.
+    gradient: of the inverse.
 
   Returns:
     u [B, T, Hv, Dv] and w [B, T, Hv, Dk].
@@ -151,7 +153,13 @@ def in_xla(
   envelope = None
   if spec.quant is not None and spec.quant.scale == "envelope":
     envelope = bounds.envelope(beta, log_decay, key_norm=norm)
-  t = inverse(a, spec, envelope=envelope, implementation=implementation)
+  t = inverse(
+    a,
+    spec,
+    envelope=envelope,
+    gradient=gradient,
+    implementation=implementation,
+  )
   t = t * beta[..., None, :]
   dot = functools.partial(operands.einsum, dtype=dtype)
   u = dot("nbhrij,nbhrjv->nbhriv", t, v)
