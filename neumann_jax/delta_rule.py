@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import jax
 
-from neumann_jax import dispatch, operands, state, wy
-from neumann_jax.invert import Gradient, check_gradient
+from neumann_jax import dispatch, invert, operands, state, wy
+from neumann_jax.invert import Gradient
 from neumann_jax.operands import Operands
 from neumann_jax.spec import InverseSpec
 
@@ -121,14 +121,19 @@ def check(
   operands.check(arrays._asdict(), state=initial_state, segment_ids=segment_ids)
   dtype = operands.compute_dtype(arrays.v)
   dispatch.check(how.implementation, how.spec, how.chunk_size, dtype)
-  check_gradient(how.gradient)
+  check_gradient(how.gradient, fused=how.fused)
   if how.fused:
-    if how.gradient != "implicit":
-      raise ValueError(
-        "fused=True has the gradient of the exact inverse only: gradient must "
-        f'be "implicit", got {how.gradient!r}'
-      )
     wy.check(how.implementation, how.spec, how.chunk_size, arrays.k, arrays.v)
+
+
+def check_gradient(gradient: str, *, fused: bool) -> None:
+  """Raises ValueError unless the rule has this gradient of its inverse."""
+  invert.check_gradient(gradient)
+  if fused and gradient != "implicit":
+    raise ValueError(
+      "fused=True has the gradient of the exact inverse only: gradient must be "
+      f'"implicit", got {gradient!r}'
+    )
 
 
 @functools.partial(jax.jit, static_argnums=4)

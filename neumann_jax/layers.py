@@ -14,8 +14,8 @@ from flax import nnx
 
 from neumann_jax import chunks, dispatch, operands, sequence_axis, wy
 from neumann_jax.cache import Cache, check_cache
-from neumann_jax.delta_rule import Form
-from neumann_jax.invert import Gradient, check_gradient
+from neumann_jax.delta_rule import Form, check_gradient
+from neumann_jax.invert import Gradient
 from neumann_jax.linear import linear
 from neumann_jax.norms import GatedRMSNorm, unit_norm
 from neumann_jax.operands import Operands
@@ -150,7 +150,7 @@ class GatedDeltaNet(nnx.Module):
         for width in (self.key_head_dim, self.value_head_dim)
       )
       wy.check(implementation, spec, chunk_size, k, v)
-    check_gradient(gradient)
+    check_gradient(gradient, fused=fused)
     self.chunk_size, self.spec, self.fused = chunk_size, spec, fused
     self.gradient = gradient
     self.implementation, self.sequence_axis = implementation, sequence_axis

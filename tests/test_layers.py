@@ -296,6 +296,31 @@ def test_gradient_of_every_parameter():
     assert gap <= oracles.FLOAT32_RULE_GRADIENT * size, (name, gap / size)
 
 
+def test_truncated_gradient_is_that_of_what_was_computed():
+  """Of an inverse that is far off; the implicit one is of another function."""
+  spec = neumann_jax.InverseSpec("banded", order=1, residual_steps=1)
+  x = hidden_states(2, 32)
+  rng = np.random.default_rng(5)
+  g, direction = (np.float32(rng.standard_normal(x.shape)) for _ in range(2))
+
+  def value(layer, x):
+    return jnp.sum(layer(x)[0] * g)
+
+  gaps = {}
+  for gradient in ("truncated", "implicit"):
+    layer = block(decay_init="slow", spec=spec, gradient=gradient)
+    slope = oracles.quick_jit(jax.grad(functools.partial(value, layer)))(x)
+    if not gaps:
+      run = oracles.quick_jit(functools.partial(value, layer))
+      ends = [float(run(x + step * direction)) for step in (1e-2, -1e-2)]
+      truth = (ends[0] - ends[1]) / 2e-2
+    gaps[gradient] = abs(float(np.vdot(slope, direction)) - truth)
+  size = np.linalg.norm(slope) * np.linalg.norm(direction)
+  # Differences of float32 sums over a step of 1e-2: 2e-5 of the size.
+  assert gaps["truncated"] <= 1e-4 * size, gaps
+  assert gaps["implicit"] > 1e-3 * size, gaps
+
+
 # --- Use ---------------------------------------------------------------------
 
 

@@ -268,6 +268,11 @@ def other_cache(model, **changes):
     (lambda m: m.init_cache(1, 0), "capacity must be at least 1"),
     (lambda m: m.with_execution(dtype=jnp.bfloat16), "with_execution changes"),
     (lambda m: m.with_execution(chunk_size=48), "chunk_size"),
+    (lambda m: m.with_execution(gradient="exact"), "gradient must be"),
+    (
+      lambda m: m.with_execution(fused=True, gradient="truncated"),
+      "fused=True has the gradient of the exact inverse only",
+    ),
     (
       lambda m: models.make("dense", neumann_jax.Execution(scan_layers=True)),
       "scan_layers needs layers that repeat",
