@@ -21,10 +21,10 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
     "exact float32 implicit",
     "banded float32 implicit",
     "banded float32 truncated",
-    "ladder int8-dynamic implicit",
-    "ladder int8-dynamic truncated",
     "ladder bfloat16 implicit",
     "ladder bfloat16 truncated",
+    "ladder int8-dynamic implicit",
+    "ladder int8-dynamic truncated",
   )
   return ml_collections.ConfigDict(
     {
