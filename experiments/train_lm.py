@@ -190,15 +190,17 @@ def train(task: Task, run: record.Run) -> None:
     checkpoints.save(saved)
 
   with Interrupt() as interrupt:
-    saved = _start(settings, checkpoints)
-    saved = _loop(saved, task, run, scalars, keep, interrupt)
-    keep(saved)
-    checkpoints.close()
-    scalars.close()
+    try:
+      saved = _start(settings, checkpoints)
+      saved = _loop(saved, task, run, scalars, keep, interrupt)
+      keep(saved)
+    finally:  # whatever ends it, what is being written gets written
+      checkpoints.close()
+      scalars.close()
   if interrupt.asked:
     raise SystemExit(
-      f"stopped at step {int(saved.state.step)}; to go on: the same command "
-      "with --resume"
+      f"stopped at step {int(saved.state.step)}; the same command goes on with "
+      f"--resume --workdir={run.folder}"
     )
   _judge(saved.state, task, run)
 

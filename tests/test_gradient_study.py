@@ -1,0 +1,60 @@
+"""The study of gradients: what it refuses, its tables, its report."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from configs import gradient_study as config
+from experiments import gradient_study, runner
+from tests.oracles import refused
+
+
+@pytest.mark.parametrize(
+  "changes, message",
+  [
+    ({"block": 3}, "block divide steps"),
+    ({"seeds": 0}, "seeds, steps and block must be positive"),
+    ({"cases": ()}, "cases must name at least one"),
+    ({"cases": ("exact float32 implicit",) * 2}, "cases must be a tuple of"),
+    ({"cases": ("exact float32 half",)}, "gradient must be"),
+  ],
+)
+def test_refused_settings(changes, message):
+  debug = config.get_config("debug")
+  debug.update_from_flattened_dict(changes)
+  with refused(runner.UsageError, message):
+    runner.to_settings(gradient_study.Settings, debug)
+
+
+@pytest.mark.slow
+def test_debug_run_goes_on_where_it_was(tmp_path):
+  """From the command line; a case that has its row is not trained again."""
+  name = "gradient_study"
+  argv = [name, f"--config={runner.CONFIGS}/{name}.py:debug"]
+  argv += [f"--workdir={tmp_path / 'run'}", "--resume"]
+
+  def run():
+    runner.main(
+      name,
+      gradient_study.Settings,
+      gradient_study.study,
+      argv=argv,
+      prepare=gradient_study.prepare,
+      resumable=True,
+    )
+    with (tmp_path / "run" / "losses.csv").open(newline="") as file:
+      return list(csv.DictReader(file))
+
+  rows = run()
+  cases = config.get_config("debug").cases
+  found = [(row["case"], int(row["seed"]), int(row["step"])) for row in rows]
+  assert found == [(c, s, n) for c in cases for s in (0, 1) for n in (2, 4)]
+  losses = np.array([float(row["loss"]) for row in rows]).reshape(2, 2, 2)
+  assert abs(losses - np.log(264)).max() < 0.2
+  # A seed starts where it does in every case; seeds differ.
+  np.testing.assert_allclose(losses[0, :, 0], losses[1, :, 0], rtol=1e-3)
+  assert abs(losses[:, 0] - losses[:, 1]).min() > 1e-4
+  text = (tmp_path / "run" / "report.html").read_text()
+  assert all(case in text for case in cases) and "<figure>" in text
+  assert run() == rows
