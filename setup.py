@@ -57,6 +57,7 @@ setuptools.setup(
       "tokenizers>=0.20",
     ],
     "hf": ["tokenizers>=0.20"],
+    "tensorboard": ["tensorboard>=2.16"],
     "tpu": [LIBTPU],
     "cuda": ["jax[cuda13]>=0.10,<0.13"],
   },
