@@ -1,0 +1,161 @@
+"""The language model that ships with the package, and files like it.
+
+A model is two files: NAME.safetensors holds its parameters in bfloat16 (A_log
+and dt_bias in float32), named by their paths; NAME.json says what they are: the
+architecture, what it was trained on, the command, and the hash of the weights,
+which is verified on loading. No code is read.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from neumann_jax.model import LanguageModel
+from neumann_jax.model_config import Execution, ModelConfig
+from neumann_jax.param_place import (
+  Path,
+  Sources,
+  Targets,
+  abstract_model,
+  flat_params,
+)
+
+SHIPPED = pathlib.Path(__file__).parent / "assets" / "language_model.json"
+
+
+def language_model(
+  *,
+  execution: Execution = Execution(),  # noqa: B008  (frozen)
+) -> LanguageModel:
+  """The shipped hybrid model of bytes: sources of Python's standard library.
+
+  Tokens 0 to 255 are bytes, the others marks of documents and tasks; the
+  manifest beside the weights says what it was trained on.
+
+  Args:
+    execution: how it is computed; parameters are cast to its `param_dtype`,
+      A_log and dt_bias to float32.
+
+  Raises:
+    ValueError: if its files were changed.
+  """
+  return load_model(SHIPPED, execution)
+
+
+def load_model(
+  manifest: pathlib.Path | str,
+  execution: Execution = Execution(),  # noqa: B008  (frozen)
+) -> LanguageModel:
+  """A model that `save_model` wrote.
+
+  Args:
+    manifest: NAME.json; the weights lie beside it.
+    execution: as for `language_model`.
+
+  Raises:
+    FileNotFoundError: if there is no such manifest.
+    ValueError: if the manifest says no model, or the weights are missing,
+      changed, or those of another architecture.
+  """
+  manifest = pathlib.Path(manifest)
+  config, path, promised = _said(manifest)
+  if not path.is_file():
+    raise ValueError(f"{manifest.name} names {path.name}, which is not there")
+  found = hashlib.sha256(path.read_bytes()).hexdigest()
+  if found != promised:
+    raise ValueError(
+      f"{path.name} has sha256 {found}, but {manifest.name} says {promised}"
+    )
+  params = _read(path)
+  shapes = _shapes(config)
+  if {name: value.shape for name, value in params.items()} != shapes:
+    raise ValueError(
+      f"{path.name} holds other parameters than the config of {manifest.name}"
+    )
+  targets = Targets(abstract_model(config, execution), None)
+  for target in _paths(config):
+    targets.put(target, params[_name(target)])
+  return targets.model()
+
+
+def save_model(
+  manifest: pathlib.Path | str,
+  model: LanguageModel,
+  about: Mapping[str, Any],
+) -> None:
+  """Writes a model's two files, the manifest last.
+
+  Args:
+    manifest: NAME.json.
+    model: of separate or of scanned layers; its parameters are finite.
+    about: what else the manifest says: data, command, seconds.
+
+  Raises:
+    ValueError: if a parameter is not finite in bfloat16, or lies on devices of
+      other processes.
+  """
+  manifest = pathlib.Path(manifest)
+  sources, small = Sources(model), {}
+  for path in _paths(model.config):
+    kept = np.float32 if path[-1] in ("A_log", "dt_bias") else jnp.bfloat16
+    value = sources.get(path).astype(kept)
+    if not np.isfinite(value.astype(np.float32)).all():
+      raise ValueError(f"{_name(path)} must be finite in {value.dtype}")
+    small[_name(path)] = value
+  weights = safetensors.numpy.save(small)
+  file = manifest.with_suffix(".safetensors")
+  file.write_bytes(weights)
+  said = {
+    "file": file.name,
+    "sha256": hashlib.sha256(weights).hexdigest(),
+    "config": dataclasses.asdict(model.config),
+    **about,
+  }
+  manifest.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+
+
+def _said(manifest: pathlib.Path) -> tuple[ModelConfig, pathlib.Path, str]:
+  """Architecture, file and hash that a manifest names."""
+  said = json.loads(manifest.read_text(encoding="utf-8"))
+  try:
+    fields: dict[str, Any] = {
+      key: tuple(value) if isinstance(value, list) else value
+      for key, value in said["config"].items()
+    }
+    config = ModelConfig(**fields)
+    return config, manifest.parent / said["file"], said["sha256"]
+  except (KeyError, TypeError, AttributeError) as error:
+    raise ValueError(
+      f"{manifest.name} must name file, sha256 and config (the fields of "
+      f"ModelConfig); it does not: {error}"
+    ) from error
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+  try:
+    with safetensors.safe_open(path, framework="numpy") as file:
+      return {name: file.get_tensor(name) for name in file.keys()}
+  except safetensors.SafetensorError as error:
+    raise ValueError(f"{path.name} is no safetensors file: {error}") from error
+
+
+def _paths(config: ModelConfig) -> list[Path]:
+  """Paths of the parameters of separate layers."""
+  return list(flat_params(abstract_model(config, Execution())))
+
+
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+  found = flat_params(abstract_model(config, Execution()))
+  return {_name(path): tuple(param.shape) for path, param in found.items()}
+
+
+def _name(path: Path) -> str:
+  return ".".join(map(str, path))
