@@ -130,6 +130,20 @@ def test_certificate_is_never_violated():
   assert useful > 0.2 * draws  # the bound says something, not just infinity
 
 
+@pytest.mark.parametrize("decay", [1.5, 5.0, 20.0])
+def test_certificate_where_decay_underflows(decay):
+  """Entries of float64 truth below 2^-126, which float32 cannot hold."""
+  c = key_families.draw("rank_4", seed=1, count=8, chunk_size=64, decay=decay)
+  a = np.float32(c.a)
+  truth = key_families.exact_inverse(a)
+  assert ((truth != 0) & (np.abs(truth) < 2.0**-126)).any()
+  e = nb.envelope(*gates(c), key_norm=1 + 1e-6)
+  for spec in (InverseSpec(), InverseSpec("banded", precision="float16")):
+    x, bound = map(np.asarray, compute_and_certify(a, spec, e))
+    assert (np.abs(truth - x.astype(np.float64)) <= bound).all()
+  assert bound[:, 63, 0].max() <= 1e-30  # and it is no excuse
+
+
 def test_certificate_sees_a_wrong_entry():
   c = key_families.draw("cosine_0.5", seed=0, count=4, chunk_size=32)
   a = np.float32(c.a)
