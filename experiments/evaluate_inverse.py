@@ -121,15 +121,25 @@ class Judged(NamedTuple):
   violations: np.ndarray
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
 def approximate(
   a: jax.Array, envelope: jax.Array, spec: InverseSpec, implementation: str
 ) -> tuple[jax.Array, jax.Array]:
   """The inverse of I + A and its entrywise certificate, [n, C, C] each."""
-  x = neumann_jax.inverse(
+  x = _inverse(a, envelope, spec, implementation)
+  return x, _certify(a, x, envelope)
+
+
+# Apart, so that a certificate is compiled once for all inverses.
+_certify = jax.jit(neumann_jax.certify)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _inverse(
+  a: jax.Array, envelope: jax.Array, spec: InverseSpec, implementation: str
+) -> jax.Array:
+  return neumann_jax.inverse(
     a, spec, envelope=envelope, implementation=implementation
   )
-  return x, neumann_jax.certify(a, x, envelope)
 
 
 def judged(x: np.ndarray, truth: np.ndarray, bound: np.ndarray) -> Judged:
