@@ -72,13 +72,14 @@ def grid(rows: Table) -> Any:
 
 
 def pareto(rows: Table) -> Any:
-  """Worst ratio against products, a panel a group.
+  """Worst ratio against products, a panel a group; float64 is left out.
 
   Args:
     rows: of the table "errors".
   """
   from matplotlib.figure import Figure
 
+  rows = [row for row in rows if row["format"] != "float64"]
   groups = [g for g in GROUPS if any(row["group"] == g for row in rows)]
   forms = list(dict.fromkeys(row["format"] for row in rows))
   methods = list(dict.fromkeys(row["method"] for row in rows))
@@ -96,7 +97,10 @@ def pareto(rows: Table) -> Any:
         color=f"C{forms.index(row['format'])}",
         markerfacecolor="none",
       )
+    products = sorted({row["products"] for row in rows})
     panel.set_xscale("log")
+    panel.set_xticks(products, products)
+    panel.set_xticks([], minor=True)
     panel.axhline(0, color="black", linewidth=0.8)
     panel.set_title(group, fontsize=9)
     panel.set_xlabel("products")

@@ -284,8 +284,8 @@ def _beside_the_paper(report: Report, rows: Table, natural: str) -> None:
       f"paper, Table {p.table}, {p.model}",
       p.weights,
       p.inverse,
-      p.exact,
-      p.paper,
+      None if p.exact is None else Cell(p.exact, digits=2),
+      Cell(p.paper, digits=2),
       None if p.exact is None else 100 * (p.paper / p.exact - 1),
     ]
     for p in accuracy_paper.PERPLEXITIES
