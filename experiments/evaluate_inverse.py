@@ -60,7 +60,7 @@ def matrices(
 
 
 def layer_rows(
-  found: tuple[ChunkMatrices, ...],
+  parts: tuple[ChunkMatrices, ...],
   specs: Mapping[str, InverseSpec],
   *,
   weights: str,
@@ -70,7 +70,7 @@ def layer_rows(
   """Measures every inverse on every layer.
 
   Args:
-    found: from `matrices`.
+    parts: from `matrices`.
     specs: by name.
     weights: name of the weights' quantisation.
     tolerance: of `plan`: the largest row sum of |T - X|.
@@ -79,14 +79,15 @@ def layer_rows(
   Yields:
     One row a layer and spec, layers outermost.
   """
-  for layer, part in enumerate(found):
+  for layer, part in enumerate(parts):
     size = part.a.shape[-1]
     a = part.a.reshape(-1, size, size)
     envelope = neumann_jax.envelope(part.beta, part.log_decay)
     envelope = envelope.reshape(a.shape)
     truth = key_families.exact_inverse(np.asarray(a))
     for name, spec in specs.items():
-      x, bound = _approximate(a, envelope, spec, implementation)
+      x, bound = approximate(a, envelope, spec, implementation)
+      found = judged(np.asarray(x), truth, np.asarray(bound))
       plan = _plan(part, spec, tolerance)
       yield LayerRow(
         weights,
@@ -94,30 +95,63 @@ def layer_rows(
         name,
         layer,
         len(a),
-        **_judged(np.asarray(x), truth, np.asarray(bound, np.float64)),
+        float(found.error.max()),
+        float(found.row_sum.max()),
+        float(found.certified.max()),
+        int(found.violations.sum()),
         planned=described(plan.spec),
         planned_products=plan.products,
       )
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _approximate(
+class Judged(NamedTuple):
+  """How wrong each of n matrices is.
+
+  Attributes:
+    error: [n] relative Frobenius error of the strictly lower part; infinite
+      where an entry is not finite.
+    row_sum: [n] largest row sum of |T - X|.
+    certified: [n] largest row sum of the certificate.
+    violations: [n] entries whose error exceeds their certificate.
+  """
+
+  error: np.ndarray
+  row_sum: np.ndarray
+  certified: np.ndarray
+  violations: np.ndarray
+
+
+def approximate(
   a: jax.Array, envelope: jax.Array, spec: InverseSpec, implementation: str
 ) -> tuple[jax.Array, jax.Array]:
-  x = neumann_jax.inverse(
+  """The inverse of I + A and its entrywise certificate, [n, C, C] each."""
+  x = _inverse(a, envelope, spec, implementation)
+  return x, _certify(a, x, envelope)
+
+
+# Apart, so that a certificate is compiled once for all inverses.
+_certify = jax.jit(neumann_jax.certify)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _inverse(
+  a: jax.Array, envelope: jax.Array, spec: InverseSpec, implementation: str
+) -> jax.Array:
+  return neumann_jax.inverse(
     a, spec, envelope=envelope, implementation=implementation
   )
-  return x, neumann_jax.certify(a, x, envelope)
 
 
-def _judged(x: np.ndarray, truth: np.ndarray, bound: np.ndarray) -> dict:
+def judged(x: np.ndarray, truth: np.ndarray, bound: np.ndarray) -> Judged:
+  """Judges approximations [n, C, C] by the float64 inverse and their bounds."""
   off = np.abs(np.where(np.isfinite(x), x, np.inf) - truth)
-  return {
-    "error": float(key_families.relative_error(x, truth).max()),
-    "row_sum": float(off.sum(axis=-1).max()),
-    "certified": float(bound.sum(axis=-1).max()),
-    "violations": int((off > bound).sum()),
-  }
+  bound = np.asarray(bound, np.float64)
+  return Judged(
+    key_families.relative_error(x, truth),
+    off.sum(axis=-1).max(axis=-1),
+    bound.sum(axis=-1).max(axis=-1),
+    (off > bound).sum(axis=(-1, -2)),
+  )
 
 
 def _plan(

@@ -59,6 +59,20 @@ class Scores(NamedTuple):
   largest: jax.Array
 
 
+class TokenScores(NamedTuple):
+  """Of the prediction of every token but the first of its row, [B, W - 1].
+
+  Attributes:
+    loss: negative log-likelihood, in nats.
+    divergence: KL(reference || model), in nats.
+    correct: whether the likeliest token is the one that comes.
+  """
+
+  loss: jax.Array
+  divergence: jax.Array
+  correct: jax.Array
+
+
 def read_text(path: str, tokenizer: Tokenizer, max_tokens: int) -> Text:
   """The first tokens of a text.
 
@@ -129,7 +143,7 @@ def scores(
   tokens: jax.Array,
   mask: jax.Array,
 ) -> Scores:
-  """Judges the predictions of a batch, BLOCK tokens of a row at a time.
+  """Judges the predictions of a batch.
 
   Args:
     graph: of the model.
@@ -140,6 +154,23 @@ def scores(
     tokens: [B, W].
     mask: [B, W].
   """
+  found = token_scores(graph, state, hidden, reference, tokens)
+  real = mask[:, 1:]
+  loss, divergence = (jnp.where(real, x, 0) for x in found[:2])
+  return Scores(
+    jnp.sum(real), jnp.sum(loss), jnp.sum(divergence), jnp.max(divergence)
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def token_scores(
+  graph: nnx.GraphDef,
+  state: nnx.State,
+  hidden: jax.Array,
+  reference: jax.Array,
+  tokens: jax.Array,
+) -> TokenScores:
+  """Judges every prediction, BLOCK tokens of a row at a time; see `scores`."""
   model = nnx.merge(graph, state)
 
   def judge(block):
@@ -147,18 +178,16 @@ def scores(
     found = jax.nn.log_softmax(model.logits(hidden))
     truth = jax.nn.log_softmax(model.logits(reference))
     picked = jnp.take_along_axis(found, target[..., None], axis=-1)[..., 0]
-    return -picked, jnp.sum(jnp.exp(truth) * (truth - found), axis=-1)
+    return TokenScores(
+      -picked,
+      jnp.sum(jnp.exp(truth) * (truth - found), axis=-1),
+      jnp.argmax(found, axis=-1) == target,
+    )
 
   parts = hidden[:, :-1], reference[:, :-1], tokens[:, 1:]
   blocks = jax.tree.map(_blocks, parts)  # [N, B, BLOCK, ...] each
-  real = mask[:, 1:]
-  loss, divergence = (
-    jnp.where(real, _joined(x)[:, : real.shape[1]], 0)
-    for x in lax.map(judge, blocks)
-  )
-  return Scores(
-    jnp.sum(real), jnp.sum(loss), jnp.sum(divergence), jnp.max(divergence)
-  )
+  width = tokens.shape[1] - 1
+  return jax.tree.map(lambda x: _joined(x)[:, :width], lax.map(judge, blocks))
 
 
 def _blocks(x: jax.Array) -> jax.Array:

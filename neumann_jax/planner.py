@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from neumann_jax import bounds, checks
 from neumann_jax.quantize import QuantSpec
@@ -170,13 +171,18 @@ def _tail(
   """Proved truncation by band, the worst over all chunks."""
   if log_decay is None:
     log_decay = jnp.zeros(chunk_size, jnp.float32)
-  log_decay = jnp.asarray(log_decay, jnp.float32)
-  beta = jnp.full_like(log_decay, beta_max)
-  tail = bounds.truncation_tail(bounds.envelope(beta, log_decay))
-  worst = jnp.max(tail.reshape(-1, chunk_size), axis=0)
+  worst = _worst_tail(beta_max, jnp.asarray(log_decay, jnp.float32))
   # float32 sums of C non-negative terms: C roundings at most.
   slack = 1.0 + 2 * chunk_size * bounds.UNIT_ROUNDOFF
-  return [float(x) * slack for x in worst]
+  return [float(x) * slack for x in np.asarray(worst)]
+
+
+@jax.jit
+def _worst_tail(beta_max: float, log_decay: jax.Array) -> jax.Array:
+  """[..., C] gates -> [C]."""
+  beta = jnp.full_like(log_decay, beta_max)
+  tail = bounds.truncation_tail(bounds.envelope(beta, log_decay))
+  return jnp.max(tail.reshape(-1, tail.shape[-1]), axis=0)
 
 
 def _check(

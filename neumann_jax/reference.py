@@ -5,6 +5,8 @@ matrix; operands are rounded in `neumann_jax.arithmetic`, differentiably, and
 everything between products is float32.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -50,6 +52,7 @@ def invert(
   return body.invert({(0, 0): a}, spec, products, c)[0, 0]
 
 
+@functools.cache
 def count_products(spec: InverseSpec, chunk_size: int) -> int:
   """How many C x C matrix products `spec` takes; 0 for `exact`."""
   count = 0

@@ -10,7 +10,7 @@ from typing import Literal
 
 from neumann_jax import quantize
 
-Method = Literal["exact", "banded", "newton", "ladder", "doubling"]
+Method = Literal["exact", "banded", "unmasked", "newton", "ladder", "doubling"]
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 PRECISIONS = typing.get_args(Precision)
 
@@ -21,6 +21,14 @@ _FIELDS = {
     "order",
     "residual_steps",
     "mask_every_step",
+    "block",
+    "refine",
+    "precision",
+    "quant",
+  ),
+  "unmasked": (
+    "order",
+    "residual_steps",
     "block",
     "refine",
     "precision",
@@ -37,6 +45,8 @@ _FIELDS = {
   "ladder": ("refine", "precision", "quant"),
   "doubling": ("block", "refine", "precision", "quant"),
 }
+# Methods with a residual series, of at least one term.
+_SERIES = ("banded", "unmasked")
 # (N, S, block) of the paper; 16 is ours: S (N + 1) = C, which is exact.
 _BANDED_DEFAULTS = {
   16: (3, 4, None),
@@ -52,14 +62,14 @@ class InverseSpec:
 
   Attributes:
     method: "exact" (triangular solve), "banded" (arXiv 2606.06034), "newton"
-      (masked Newton), "ladder" (2x2 block merges, the safe default) or
-      "doubling" (log-depth Neumann product: an ablation, unsafe on aligned
-      keys).
-    order: N >= 1, Neumann order of `banded` and of the start of `newton`.
-      None takes the method's default.
-    residual_steps: S. For `banded` the number of terms of the residual series,
-      >= 1; for `newton` the number of steps, >= 0. None: the paper's setting,
-      or as many Newton steps as make it exact.
+      (masked Newton), "ladder" (2x2 block merges, the safe default), or one of
+      two ablations, unsafe on aligned keys: "unmasked" (`banded` without its
+      band mask) and "doubling" (log-depth Neumann product).
+    order: N >= 1, Neumann order of `banded`, of `unmasked` and of the start of
+      `newton`. None takes the method's default.
+    residual_steps: S. For `banded` and `unmasked` the number of terms of the
+      residual series, >= 1; for `newton` the number of steps, >= 0. None: the
+      paper's setting, or as many Newton steps as make it exact.
     mask_every_step: `banded` only: the sequential form that masks every
       intermediate to the band known to be exact.
     block: invert diagonal blocks of this size, then merge them by the ladder.
@@ -119,7 +129,7 @@ class InverseSpec:
       )
     if self.order is not None and self.order < 1:
       raise ValueError(f"order must be at least 1, got {self.order}")
-    fewest = 1 if self.method == "banded" else 0
+    fewest = 1 if self.method in _SERIES else 0
     if self.residual_steps is not None and self.residual_steps < fewest:
       raise ValueError(
         f"residual_steps must be at least {fewest} for method "
@@ -158,18 +168,18 @@ def resolve(spec: InverseSpec, chunk_size: int) -> InverseSpec:
     method reads them; `block` is None when a single block covers the chunk.
 
   Raises:
-    ValueError: if the chunk size is not a power of two, or if `banded` has no
-      default for it and none was given.
+    ValueError: if the chunk size is not a power of two, or if `banded` or
+      `unmasked` has no default for it and none was given.
   """
   check_spec(spec)
   check_chunk_size(chunk_size)
   order, steps, block = spec.order, spec.residual_steps, spec.block
-  if spec.method == "banded" and None in (order, steps):
+  if spec.method in _SERIES and None in (order, steps):
     size = min(chunk_size, block or chunk_size)
     if size not in _BANDED_DEFAULTS:
       raise ValueError(
-        f"order and residual_steps of method 'banded' have no default at "
-        f"chunk size {size}, only at 16, 32, 64 and 128: give both"
+        f"order and residual_steps of method {spec.method!r} have no default "
+        f"at chunk size {size}, only at 16, 32, 64 and 128: give both"
       )
     defaults = _BANDED_DEFAULTS[size]
     order = defaults[0] if order is None else order

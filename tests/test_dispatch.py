@@ -125,6 +125,7 @@ REFUSALS = [
   ("interpret", 8, InverseSpec(), "chunk size 8 is not one of"),
   ("tpu", 64, InverseSpec("exact"), 'method "exact" has no kernel'),
   ("gpu", 64, InverseSpec("doubling"), 'method "doubling" has no kernel'),
+  ("tpu", 64, InverseSpec("unmasked"), 'method "unmasked" has no kernel'),
   ("tpu", 64, InverseSpec(precision="float16"), TENSOR_CORES),
   ("gpu", 16, SPECS["int8"], "int8 products on a GPU need a chunk size of"),
 ]

@@ -169,7 +169,7 @@ def test_bands_are_exact_where_promised_and_only_there(spec, width):
   assert np.abs(np.where(first_missing, x - truth, 0)).max() > 1e-3
 
 
-def test_an_unmasked_float64_oracle_of_the_papers_series():
+def test_a_float64_oracle_of_the_papers_series():
   """T0 (I + R + ... + R^(S-1)) written out term by term in float64."""
   a = hard_problem(32, count=2)[0].astype(np.float64)
   eye, i = np.eye(32), np.arange(32)
@@ -185,6 +185,20 @@ def test_an_unmasked_float64_oracle_of_the_papers_series():
     assert (np.abs(x - start @ series) / scale).max() < 1e-4, terms
 
 
+def test_without_its_mask_the_series_is_a_plain_neumann_sum():
+  """Of order S (N + 1) - 1, in float64: in float32 its terms cancel."""
+  a = hard_problem(32, count=2)[0].astype(np.float64)
+  powers = [np.linalg.matrix_power(-a, n) for n in range(32)]
+  for order, terms in ((1, 1), (3, 1), (3, 4), (4, 5), (2, 7), (31, 1)):
+    want = sum(powers[: terms * (order + 1)])
+    spec = InverseSpec("unmasked", order=order, residual_steps=terms)
+    with jax.enable_x64(True):
+      x = np.asarray(invert(jnp.asarray(a, jnp.float64), spec))
+    # The residual's own powers grow like the sum does, up to 1e5 here.
+    scale = sum(np.abs(p).max((-1, -2), keepdims=True) for p in powers)
+    assert (np.abs(x - want) / scale).max() < 1e-10, (order, terms)
+
+
 @pytest.mark.parametrize(
   "spec, products",
   [
@@ -193,6 +207,8 @@ def test_an_unmasked_float64_oracle_of_the_papers_series():
     (InverseSpec("ladder", refine=1), 12),
     (InverseSpec("banded"), 8),
     (InverseSpec("banded", residual_steps=16), 10),
+    (InverseSpec("unmasked"), 8),
+    (InverseSpec("unmasked", order=63, residual_steps=1), 62),
     (InverseSpec("newton"), 10),
     (InverseSpec("newton", order=3), 10),
     (InverseSpec("doubling"), 10),
@@ -255,6 +271,8 @@ def test_tiny_chunks_and_ignored_entries():
     ({"method": "newton", "mask_every_step": True}, "mask_every_step is ign"),
     ({"method": "newton", "order": 0}, "order must be at least 1"),
     ({"method": "banded", "residual_steps": 0}, "residual_steps must be at"),
+    ({"method": "unmasked", "residual_steps": 0}, "residual_steps must be at"),
+    ({"method": "unmasked", "mask_every_step": True}, "mask_every_step is ign"),
     ({"precision": "fp8"}, "precision must be one of"),
     (
       {"precision": "bfloat16", "quant": DYNAMIC8},

@@ -39,7 +39,7 @@ class Products(NamedTuple):
 
 def refusal(spec: InverseSpec, chunk_size: int) -> str | None:
   """Why no kernel runs `spec`, as a clause; None where a kernel may."""
-  if spec.method in ("exact", "doubling"):
+  if spec.method in ("exact", "unmasked", "doubling"):
     return f'method "{spec.method}" has no kernel'
   if chunk_size not in CHUNK_SIZES:
     return f"chunk size {chunk_size} is not one of 16, 32, 64 and 128"
@@ -89,15 +89,15 @@ def _band(x: Tiles, width: int, above: int = -1) -> Tiles:
 def _horner(
   a: Tiles, eye: Tiles, order: int, dot: Product, *, mask_steps: bool
 ) -> Tiles:
-  """Neumann sum I - A + ... of the given order, cut to its band of exactness.
+  """Neumann sum I - A + ... of the given order.
 
-  With n sub-diagonals exact, I - A X is exact on n + 1; `mask_steps` cuts
-  after every step, so that no intermediate exceeds the envelope.
+  With n sub-diagonals exact, I - A X is exact on n + 1; `mask_steps` cuts to
+  them after every step, so that no intermediate exceeds the envelope.
   """
   x = tiles.subtract(eye, a)
   for n in range(1, order + 1):
     x = tiles.subtract(eye, dot(a, x)) if n > 1 else x
-    if mask_steps or n == order:
+    if mask_steps:
       x = _band(x, n)
   return x
 
@@ -116,17 +116,32 @@ def _banded(
   """
   order, steps = _filled(spec)
   start = _horner(a, eye, order, dot, mask_steps=spec.mask_every_step)
-  if steps == 1:
-    return start
   if not spec.mask_every_step:
-    return dot(
-      start, _geometric(_residual(a, start, eye, dot), steps, dot, eye)
-    )
+    return _corrected(a, _band(start, order), eye, steps, dot)
   x, width = start, order
   for _ in range(steps - 1):
     width = min(width + order + 1, c - 1)
     x = _band(tiles.add(x, dot(start, _residual(a, x, eye, dot))), width)
   return x
+
+
+def _unmasked(
+  a: Tiles, eye: Tiles, spec: InverseSpec, dot: Product, c: int
+) -> Tiles:
+  """`banded` without the mask: the Neumann sum of order S (N + 1) - 1."""
+  order, steps = _filled(spec)
+  start = _horner(a, eye, order, dot, mask_steps=False)
+  return _corrected(a, start, eye, steps, dot)
+
+
+def _corrected(
+  a: Tiles, start: Tiles, eye: Tiles, terms: int, dot: Product
+) -> Tiles:
+  """T0 (I + R + ... + R^(terms-1)), R = I - (I + A) T0."""
+  if terms == 1:
+    return start
+  residual = _residual(a, start, eye, dot)
+  return dot(start, _geometric(residual, terms, dot, eye))
 
 
 def _geometric(r: Tiles, terms: int, dot: Product, eye: Tiles) -> Tiles:
@@ -205,6 +220,7 @@ def _refine(x: Tiles, a: Tiles, eye: Tiles, products: Products) -> Tiles:
 
 _METHODS = {
   "banded": _banded,
+  "unmasked": _unmasked,
   "newton": _newton,
   "ladder": _ladder,
   "doubling": _doubling,
