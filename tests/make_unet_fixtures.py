@@ -110,10 +110,11 @@ def draw(model, *, seed=0):
     kind = "norm" if gain and param.dim() == 1 else "other"
     kinds["attends" if attends else kind].append((name, param))
   drawn = {}
-  centres = {"norm": (1, 0.3), "attends": (0, 0.25), "other": (0, 0.06)}
   for kind, params in kinds.items():
     size = max((p.numel() for _, p in params), default=0) + 1024
-    mean, std = centres[kind]
+    entering = max((p[0].numel() for _, p in params), default=1)
+    # Outputs of layers of order 1, so that no softmax is a choice of one.
+    mean, std = (1, 0.3) if kind == "norm" else (0, 2 / np.sqrt(entering))
     pool = torch.tensor(rng.normal(mean, std, size), dtype=torch.float16)
     for name, param in params:
       start = int(rng.integers(0, size - param.numel() + 1))

@@ -103,11 +103,7 @@ def load_adm(
       "only unconditional ones are read"
     )
   network = infer(path.name, tensors, config)
-  sources = {
-    param: _source(param, shape, network, config)
-    for param, shape in param_shapes(network).items()
-  }
-  params = named_tensors.collect(path.name, tensors, sources)
+  params = named_tensors.collect(path.name, tensors, sources(network, config))
   return unet_prior(network, params, dtype=dtype)
 
 
@@ -193,6 +189,22 @@ def _shape(
       f"{tuple(tensors[name].shape)}"
     )
   return tuple(tensors[name].shape)
+
+
+def sources(network: DDPMConfig, config: ADMConfig) -> dict[str, Source]:
+  """Where each parameter of a network is in a file.
+
+  Args:
+    network: its shape, from `infer`.
+    config: what tensors do not tell.
+
+  Returns:
+    By our names; three parameters each come out of the tensors named qkv.
+  """
+  return {
+    param: _source(param, shape, network, config)
+    for param, shape in param_shapes(network).items()
+  }
 
 
 def _source(

@@ -132,7 +132,11 @@ class Attention(nnx.Module):
     q, k, v = (
       layer(h).reshape(split) for layer in (self.to_q, self.to_k, self.to_v)
     )
-    mixed = jax.nn.dot_product_attention(q, k, v)  # scale (D / heads)^-1/2
+    logits = jnp.einsum(
+      "nqhd,nkhd->nhqk", q, k, preferred_element_type=jnp.float32
+    )
+    weights = nnx.softmax(logits / np.sqrt(q.shape[-1]).astype(np.float32))
+    mixed = jnp.einsum("nhqk,nkhd->nqhd", weights.astype(v.dtype), v)
     return x + self.to_out(mixed.reshape(x.shape))
 
 
@@ -211,4 +215,5 @@ def repeat(x: jax.Array) -> jax.Array:
 
 def _mean(x: jax.Array) -> jax.Array:
   """The mean of 2 x 2 pixels: [N, H, W, D] -> [N, H/2, W/2, D]."""
-  return nnx.avg_pool(x, (2, 2), strides=(2, 2))
+  n, height, width, d = x.shape
+  return x.reshape(n, height // 2, 2, width // 2, 2, d).mean((2, 4))

@@ -93,6 +93,11 @@ class DDPMConfig:
         "widths, blocks, channels, embedding, groups and heads must be "
         f"positive and features even and at least 4; got {self}"
       )
+    if not self.shift < self.features // 2:
+      raise ValueError(
+        f"shift must be below half of features, {self.features // 2}, got "
+        f"{self.shift}"
+      )
     if self.outputs < self.channels:
       raise ValueError(
         f"outputs must be at least channels, {self.channels}, got "

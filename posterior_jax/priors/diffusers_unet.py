@@ -63,13 +63,27 @@ def load_diffusers(
   network = read_network(said, parametrisation)
   file = _first(path, _WEIGHTS)
   tensors = named_tensors.read(file)
-  names = _OLD if _has_old_names(tensors) else _NEW
-  sources = {
+  old = any(name.endswith(".query.weight") for name in tensors)
+  wanted = sources(network, old_names=old)
+  params = named_tensors.collect(file.name, tensors, wanted)
+  return unet_prior(network, params, dtype=dtype)
+
+
+def sources(network: DDPMConfig, *, old_names: bool) -> dict[str, Source]:
+  """Where each parameter of a network is in a file.
+
+  Args:
+    network: its shape, from config.json.
+    old_names: whether attention's layers are named as before diffusers 0.15.
+
+  Returns:
+    By our names.
+  """
+  names = _OLD if old_names else _NEW
+  return {
     param: _source(param, shape, names)
     for param, shape in param_shapes(network).items()
   }
-  params = named_tensors.collect(file.name, tensors, sources)
-  return unet_prior(network, params, dtype=dtype)
 
 
 def _first(path: pathlib.Path, names: Iterable[str]) -> pathlib.Path:
@@ -89,10 +103,6 @@ def _read(path: pathlib.Path, names: Iterable[str]) -> dict[str, Any]:
   if not isinstance(found, dict):
     raise ValueError(f"{file.name} must hold a dict, got {found!r}")
   return found
-
-
-def _has_old_names(tensors: Iterable[str]) -> bool:
-  return any(name.endswith(".query.weight") for name in tensors)
 
 
 def _source(
