@@ -169,9 +169,9 @@ def test_refusals_of_images(prior):
 def test_refusals_of_parameters():
   params = _params()
   name = "middle.0.inner.kernel"
-  with refused(ValueError, f"params lack '{name}'"):
+  with refused(ValueError, f"params must hold '{name}'"):
     priors.unet_prior(CONFIG, {k: v for k, v in params.items() if k != name})
-  with refused(ValueError, "hold 'extra'"):
+  with refused(ValueError, "must not hold 'extra'"):
     priors.unet_prior(CONFIG, params | {"extra": params[name]})
   with refused(ValueError, f"'{name}'.* must have shape"):
     priors.unet_prior(CONFIG, params | {name: params[name][:1]})

@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Hashable, Mapping
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,34 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from posterior_jax.priors import edm
-from posterior_jax.priors.unet import UNet, UNetConfig
+from posterior_jax.priors.parametrisation import Parametrisation
 from posterior_jax.types import Denoiser
 
 
+class NetworkConfig(Hashable, Protocol):
+  """What is asked of the shape of a network."""
+
+  @property
+  def channels(self) -> int:
+    """C of the images."""
+
+  @property
+  def unit(self) -> int:
+    """What the sides of an image must be divisible by."""
+
+  @property
+  def parametrisation(self) -> Parametrisation:
+    """How the network's output becomes a clean image."""
+
+  def build(self, *, dtype: DTypeLike, rngs: nnx.Rngs) -> Any:
+    """F of `edm`: takes [N, H, W, C] and [N], gives [N, H, W, C] float32."""
+
+
+Config = TypeVar("Config", bound=NetworkConfig)
+
+
 class _Structure(NamedTuple):
-  """What a `UNet` is besides its numbers."""
+  """What a network is besides its numbers."""
 
   graph: nnx.GraphDef
   paths: dict[str, tuple]  # by name
@@ -25,9 +47,9 @@ class _Structure(NamedTuple):
 
 
 @functools.cache
-def _structure(config: UNetConfig, dtype: str) -> _Structure:
+def _structure(config: NetworkConfig, dtype: str) -> _Structure:
   model = nnx.eval_shape(
-    lambda: UNet(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
+    lambda: config.build(dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
   )
   graph, state = nnx.split(model)
   flat = {_name(path): (path, leaf) for path, leaf in nnx.to_flat_state(state)}
@@ -44,19 +66,21 @@ def _name(path: tuple) -> str:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class UNetPrior:
+class UNetPrior(Generic[Config]):
   """An image prior given by a denoising network.
 
-  `unet_prior` makes one, `photo_prior` loads the one that is shipped.
+  `unet_prior` makes one, `photo_prior` loads the one that is shipped,
+  `load_adm` and `load_diffusers` read those of others.
 
   Attributes:
     params: float32 arrays by name, as "down.0.1.inner.kernel".
-    config: shape of the network.
+    config: shape of the network: `UNetConfig` or `DDPMConfig`; its
+      `parametrisation` is the class of schedule that it was trained with.
     dtype: name of the dtype of the arithmetic.
   """
 
   params: dict[str, jax.Array]
-  config: UNetConfig = dataclasses.field(metadata={"static": True})
+  config: Config = dataclasses.field(metadata={"static": True})
   dtype: str = dataclasses.field(default="float32", metadata={"static": True})
 
   @property
@@ -65,8 +89,15 @@ class UNetPrior:
     return jax.tree_util.Partial(_denoise, self)
 
 
-def initial_params(config: UNetConfig, key: jax.Array) -> dict[str, jax.Array]:
-  """Random parameters, whose first answer is c_skip x.
+def param_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
+  """Shape of every parameter by name, without making one."""
+  return dict(_structure(config, "float32").shapes)
+
+
+def initial_params(
+  config: NetworkConfig, key: jax.Array
+) -> dict[str, jax.Array]:
+  """Random parameters; those of `UNetConfig` first answer c_skip x.
 
   Args:
     config: shape of the network.
@@ -75,17 +106,17 @@ def initial_params(config: UNetConfig, key: jax.Array) -> dict[str, jax.Array]:
   Returns:
     float32 arrays by name.
   """
-  model = UNet(config, rngs=nnx.Rngs(key))
+  model = config.build(dtype=jnp.float32, rngs=nnx.Rngs(key))
   flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
   return {_name(path): leaf[...] for path, leaf in flat}
 
 
 def unet_prior(
-  config: UNetConfig,
+  config: Config,
   params: Mapping[str, jax.Array | np.ndarray],
   *,
   dtype: DTypeLike = jnp.float32,
-) -> UNetPrior:
+) -> UNetPrior[Config]:
   """A checked `UNetPrior`.
 
   Args:
@@ -104,23 +135,43 @@ def unet_prior(
   if name not in ("float32", "bfloat16"):
     raise ValueError(f"dtype must be float32 or bfloat16, got {name}")
   shapes = _structure(config, name).shapes
-  for key in [*shapes, *params]:
-    if key not in params:
-      raise ValueError(f"params lack {key!r} of shape {shapes[key]}")
-    if key not in shapes:
-      raise ValueError(f"params hold {key!r}, which this network has not")
-    found = params[key]
-    if tuple(found.shape) != shapes[key]:
-      raise ValueError(
-        f"params[{key!r}] must have shape {shapes[key]}, got "
-        f"{tuple(found.shape)}"
-      )
-    if not jnp.issubdtype(found.dtype, jnp.floating):
-      raise ValueError(
-        f"params[{key!r}] must be floating point, got {found.dtype}"
-      )
+  check_arrays("params", params, shapes)
   whole = {key: jnp.asarray(params[key], jnp.float32) for key in shapes}
   return UNetPrior(whole, config, name)
+
+
+def check_arrays(
+  where: str,
+  found: Mapping[str, jax.Array | np.ndarray],
+  wanted: Mapping[str, tuple[int, ...]],
+) -> None:
+  """Refuses arrays that are not exactly those wanted.
+
+  Args:
+    where: what holds them, for the message.
+    found: arrays by name.
+    wanted: shapes by name.
+
+  Raises:
+    ValueError: naming the first array that is missing, unknown, of another
+      shape or not floating point.
+  """
+  for key in [*wanted, *found]:
+    if key not in found:
+      raise ValueError(
+        f"{where} must hold {key!r} of shape {wanted[key]}, which is missing"
+      )
+    if key not in wanted:
+      raise ValueError(f"{where} must not hold {key!r}: the network has none")
+    shape, dtype = tuple(found[key].shape), found[key].dtype
+    if shape != wanted[key]:
+      raise ValueError(
+        f"{key!r} of {where} must have shape {wanted[key]}, got {shape}"
+      )
+    if not jnp.issubdtype(dtype, jnp.floating):
+      raise ValueError(
+        f"{key!r} of {where} must be floating point, got {dtype}"
+      )
 
 
 def _denoise(prior: UNetPrior, x: jax.Array, sigma: jax.Array) -> jax.Array:
@@ -150,6 +201,6 @@ def _denoise(prior: UNetPrior, x: jax.Array, sigma: jax.Array) -> jax.Array:
   graph, paths, _ = _structure(config, prior.dtype)
   flat = [(paths[key], nnx.Param(p)) for key, p in prior.params.items()]
   model = nnx.merge(graph, nnx.from_flat_state(flat))
-  c = edm.precondition(sigma, config.sigma_data)
+  c = config.parametrisation.scalings(sigma)
   wide = edm.Preconditioning(*(a[:, None, None, None] for a in c))
   return wide.skip * x + wide.out * model(wide.inner * x, c.noise)

@@ -25,7 +25,7 @@ from posterior_jax.priors.unet import UNetConfig
 SHIPPED = pathlib.Path(__file__).parents[1] / "assets" / "photo_prior.json"
 
 
-def photo_prior(*, dtype: DTypeLike = jnp.float32) -> UNetPrior:
+def photo_prior(*, dtype: DTypeLike = jnp.float32) -> UNetPrior[UNetConfig]:
   """The shipped denoiser of photographs: colour, [-1, 1], sides by 8.
 
   Args:
@@ -39,7 +39,7 @@ def photo_prior(*, dtype: DTypeLike = jnp.float32) -> UNetPrior:
 
 def load_prior(
   manifest: pathlib.Path | str, *, dtype: DTypeLike = jnp.float32
-) -> UNetPrior:
+) -> UNetPrior[UNetConfig]:
   """A prior that `save_prior` wrote.
 
   Args:

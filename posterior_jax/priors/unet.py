@@ -18,6 +18,8 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from posterior_jax.priors.parametrisation import EDM
+
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
@@ -58,6 +60,15 @@ class UNetConfig:
   def unit(self) -> int:
     """What the sides of an image must be divisible by."""
     return 2 ** (len(self.widths) - 1)
+
+  @property
+  def parametrisation(self) -> EDM:
+    """EDM's, with `sigma_data`."""
+    return EDM(self.sigma_data)
+
+  def build(self, *, dtype: DTypeLike, rngs: nnx.Rngs) -> "UNet":
+    """The network with random parameters."""
+    return UNet(self, dtype=dtype, rngs=rngs)
 
 
 class _Block(nnx.Module):
