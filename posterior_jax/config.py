@@ -8,7 +8,7 @@ from posterior_jax.bands import Blend, Shape
 from posterior_jax.predictor import Predictor
 
 Inner = Literal["exact", "mean", "gradient", "langevin"]
-Tie = Literal["sigma", "spectrum"]
+Tie = Literal["sigma", "spectrum", "jacobian"]
 Cutoff = Literal["step", "log_sigma", "snr"]
 
 _CHOICES = {
@@ -19,6 +19,7 @@ _CHOICES = {
   "inner": typing.get_args(Inner),
   "tie": typing.get_args(Tie),
 }
+_WITH_JACOBIAN = {"predictor": ("denoise",), "inner": ("exact", "mean")}
 _RANGES = {
   "levels": (1, 10_000),
   "rho": (1e-3, 100.0),
@@ -30,6 +31,7 @@ _RANGES = {
   "step_size_decay": (0.0, 1.0),
   "tolerance": (1e-7, 1e-1),
   "max_iterations": (1, 100_000),
+  "root_steps": (1, 1000),
   "haar_levels": (1, 3),
   "haar_low": (0.0, 1.0),
   "haar_high": (0.0, 1.0),
@@ -72,9 +74,14 @@ class NFCConfig:
     halved_misfit: whether the likelihood is exp(-|r|^2 / (2 tau^2)); False
       leaves out the 2, as the code of DAPS does.
     tie: width C of the tie to the prediction: "sigma" is sigma^2, "spectrum"
-      the prior's own S sigma^2 / (S + sigma^2), which needs a spectrum.
+      the prior's own S sigma^2 / (S + sigma^2), which needs a spectrum, and
+      "jacobian" sigma^2 times the denoiser's Jacobian, which needs none but
+      root_steps + 2 VJPs a level and one more an iteration; it goes with
+      predictor "denoise" and inner "exact" or "mean" (no root_steps then).
     tolerance: relative residual of the linear solves of "exact" and "mean".
     max_iterations: their limit.
+    root_steps: products for the square root of the width (`jacobian.root`);
+      read by tie "jacobian" with inner "exact" only.
     haar_levels: 1 to 3.
     haar_low: weight of the refined image in the low-low band.
     haar_high: weight of the refined image in the details, w_H.
@@ -107,6 +114,7 @@ class NFCConfig:
   tie: Tie = "spectrum"
   tolerance: float = 1e-6
   max_iterations: int = 500
+  root_steps: int = 10
   haar_levels: int = 1
   haar_low: float = 1.0
   haar_high: float = 1.0
@@ -145,6 +153,14 @@ class NFCConfig:
       raise ValueError(
         f"inner_noise_std must be positive or None, got {self.inner_noise_std}"
       )
+
+    if self.tie == "jacobian":
+      for name, choices in _WITH_JACOBIAN.items():
+        if getattr(self, name) not in choices:
+          raise ValueError(
+            f'{name} must be {" or ".join(choices)} with tie="jacobian", got '
+            f"{getattr(self, name)!r}"
+          )
 
   @property
   def fuses(self) -> bool:
@@ -187,8 +203,8 @@ class NFCConfig:
     As `calibrated`, but each level takes the mean of its target instead of a
     draw, so that the result stays near the posterior mean.
     """
-    settings: dict[str, Any] = {"inner": "mean"} | changes
-    return cls(**settings)
+    settings: dict[str, Any] = {"inner": "mean"} | _affordable(changes)
+    return cls(**(settings | changes))
 
   @classmethod
   def calibrated(cls, **changes: Any) -> "NFCConfig":
@@ -199,5 +215,16 @@ class NFCConfig:
     from p(x0 | x_sigma, y) and every level's state one from p(x_sigma | y).
     The band is open at every level: any blend > 0 tempers the likelihood and
     biases the levels at which it acts. Haar weights are 1.
+
+    tie="jacobian" takes the width from the denoiser and needs no spectrum: at
+    most 27 VJPs a level, solves to 1e-2 in at most 20 iterations, unless
+    changed. Early levels may stop short of that; later ones correct it.
     """
-    return cls(**changes)
+    return cls(**(_affordable(changes) | changes))
+
+
+def _affordable(changes: dict[str, Any]) -> dict[str, Any]:
+  """Looser solves where each product is a pass through the network."""
+  if changes.get("tie") != "jacobian":
+    return {}
+  return {"tolerance": 1e-2, "max_iterations": 20, "root_steps": 6}

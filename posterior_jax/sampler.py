@@ -18,6 +18,7 @@ from posterior_jax import (
   checks,
   consistency,
   diagnostics,
+  jacobian,
   likelihood,
   predictor,
   schedule,
@@ -84,17 +85,11 @@ def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
   ) -> tuple[SamplerState, Info]:
     key_inner, key_noise = jax.random.split(key)
     now = jax.tree.map(lambda a: a[state.level], levels)
-    x0 = predictor.predict(
-      denoise,
-      state.x,
-      now.sigma,
-      kind=config.predictor,
-      steps=config.predictor_steps,
-      sigma_end=config.predictor_sigma_min,
-      rho=config.rho,
+    banded = _banded(config, spectrum, observation, now)
+    level = _by_jacobian if config.tie == "jacobian" else _by_spectrum
+    x0, z, solve, products = level(
+      config, spectrum, key_inner, denoise, state.x, banded, now
     )
-    target = _target(config, spectrum, observation, x0, now)
-    z, solve = _refine(config, key_inner, target, now.step_size)
     fused = z
     if config.fuses:
       fused = consistency.fuse(
@@ -110,6 +105,7 @@ def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
       solve,
       diagnostics.band_energy(observation, fused),
       calls=predictor.calls(config.predictor, config.predictor_steps),
+      products=products,
     )
     noise = jax.random.normal(key_noise, fused.shape, fused.dtype)
     following = SamplerState(fused + now.following * noise, state.level + 1)
@@ -144,32 +140,94 @@ def _levels(config: NFCConfig) -> _Levels:
   return _Levels(*(jnp.asarray(part, jnp.float32) for part in parts))
 
 
-def _target(
+def _banded(
   config: NFCConfig,
   spectrum: jax.Array | None,
   observation: Observation,
-  x0: jax.Array,
   now: _Levels,
-) -> likelihood.Target:
-  """The level's U: band, assumed noise and tie."""
+) -> Observation:
+  """The observation that the level believes: assumed noise and band."""
   if config.inner_noise_std is not None or not config.halved_misfit:
     noise = config.inner_noise_std or observation.noise_std
     noise = noise if config.halved_misfit else noise / np.sqrt(2)
     observation = Observation(observation.y, observation.operator, noise)
-  if config.blend_start > 0:
-    shape = observation.operator.measurement_shape[:2]
-    if config.cutoff == "snr":
-      assert spectrum is not None  # checked_spectrum refused that
-      band = bands.snr_band(spectrum, shape, now.sigma)
-    else:
-      band = bands.radial_band(shape, now.cutoff, config.band_shape)
-    weight = bands.weight(band, now.blend, config.blend)
-    observation = likelihood.apply_band(observation, weight)
+  if config.blend_start == 0:
+    return observation
+  shape = observation.operator.measurement_shape[:2]
+  if config.cutoff == "snr":
+    assert spectrum is not None  # checked_spectrum refused that
+    band = bands.snr_band(spectrum, shape, now.sigma)
+  else:
+    band = bands.radial_band(shape, now.cutoff, config.band_shape)
+  weight = bands.weight(band, now.blend, config.blend)
+  return likelihood.apply_band(observation, weight)
+
+
+class _Moved(NamedTuple):
+  """A level's prediction, its refinement, and what that took."""
+
+  x0: jax.Array
+  z: jax.Array
+  solve: SolveInfo
+  products: jax.Array | int
+
+
+def _by_jacobian(
+  config: NFCConfig,
+  spectrum: jax.Array | None,
+  key: jax.Array,
+  denoise: Denoiser,
+  x: jax.Array,
+  observation: Observation,
+  now: _Levels,
+) -> _Moved:
+  """Width from the denoiser's Jacobian at x."""
+  del spectrum
+  x0, covariance = jacobian.linearise(denoise, x, now.sigma)
+  stop: dict[str, Any] = {
+    "tolerance": config.tolerance,
+    "max_iterations": config.max_iterations,
+  }
+  if config.inner == "mean":
+    return _Moved(x0, *jacobian.mean(observation, x0, covariance, **stop))
+  return _Moved(
+    x0,
+    *jacobian.draw(
+      key,
+      observation,
+      x0,
+      covariance,
+      root_steps=config.root_steps,
+      **stop,
+    ),
+  )
+
+
+def _by_spectrum(
+  config: NFCConfig,
+  spectrum: jax.Array | None,
+  key: jax.Array,
+  denoise: Denoiser,
+  x: jax.Array,
+  observation: Observation,
+  now: _Levels,
+) -> _Moved:
+  """Width diagonal in Fourier space: sigma^2, or that of a spectrum."""
+  x0 = predictor.predict(
+    denoise,
+    x,
+    now.sigma,
+    kind=config.predictor,
+    steps=config.predictor_steps,
+    sigma_end=config.predictor_sigma_min,
+    rho=config.rho,
+  )
   variance = now.sigma**2
   if config.tie == "spectrum":
     assert spectrum is not None
     variance = spectrum * variance / (spectrum + variance)
-  return likelihood.Target(observation, x0, variance)
+  target = likelihood.Target(observation, x0, variance)
+  return _Moved(x0, *_refine(config, key, target, now.step_size), products=0)
 
 
 def _refine(
