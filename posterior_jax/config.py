@@ -4,7 +4,11 @@ import dataclasses
 import typing
 from typing import Any, Literal
 
+import numpy as np
+
+from posterior_jax import consistency
 from posterior_jax.bands import Blend, Shape
+from posterior_jax.consistency import Unlock, Wavelet
 from posterior_jax.predictor import Predictor
 
 Inner = Literal["exact", "mean", "gradient", "langevin"]
@@ -18,6 +22,8 @@ _CHOICES = {
   "blend": typing.get_args(Blend),
   "inner": typing.get_args(Inner),
   "tie": typing.get_args(Tie),
+  "wavelet": typing.get_args(Wavelet),
+  "unlock": typing.get_args(Unlock),
 }
 _WITH_JACOBIAN = {"predictor": ("denoise",), "inner": ("exact", "mean")}
 _RANGES = {
@@ -82,11 +88,16 @@ class NFCConfig:
     max_iterations: their limit.
     root_steps: products for the square root of the width (`jacobian.root`);
       read by tie "jacobian" with inner "exact" only.
-    haar_levels: 1 to 3.
+    wavelet: of the fusion: "haar", "db2" or "bior4.4".
+    haar_levels: of the wavelet, 1 to 3.
     haar_low: weight of the refined image in the low-low band.
     haar_high: weight of the refined image in the details, w_H.
-    unlock_start: factor of haar_high at the first level.
-    unlock_end: factor of haar_high at the last level, reached linearly.
+    unlock: how u, which rises linearly by step from unlock_start to unlock_end,
+      sets that weight: "product" w_H u, "clip" min(u, w_H), "base" w_H +
+      (1 - w_H) u, or "delay", w_H until the share unlock_start of the steps is
+      done and then linearly to 1 at unlock_end (`consistency.unlocked`).
+    unlock_start: u at the first level.
+    unlock_end: u at the last level.
 
   Raises:
     ValueError: for a value out of range, by name.
@@ -115,9 +126,11 @@ class NFCConfig:
   tolerance: float = 1e-6
   max_iterations: int = 500
   root_steps: int = 10
+  wavelet: Wavelet = "haar"
   haar_levels: int = 1
   haar_low: float = 1.0
   haar_high: float = 1.0
+  unlock: Unlock = "product"
   unlock_start: float = 1.0
   unlock_end: float = 1.0
 
@@ -162,16 +175,21 @@ class NFCConfig:
             f"{getattr(self, name)!r}"
           )
 
-  @property
-  def fuses(self) -> bool:
-    """Whether any Haar weight differs from 1, so that fusion does something."""
-    weights = (
-      self.haar_low,
+  def detail_weights(self, progress: np.ndarray) -> np.ndarray:
+    """Weight of the refined details at a progress by step, [K] to [K]."""
+    return consistency.unlocked(
+      self.unlock,
       self.haar_high,
       self.unlock_start,
       self.unlock_end,
+      progress,
     )
-    return any(weight != 1 for weight in weights)
+
+  @property
+  def fuses(self) -> bool:
+    """Whether any wavelet weight differs from 1: fusion does something."""
+    weights = self.detail_weights(np.linspace(0, 1, 101))
+    return bool(self.haar_low != 1 or (weights != 1).any())
 
   @classmethod
   def paper(cls, **changes: Any) -> "NFCConfig":

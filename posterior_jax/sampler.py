@@ -2,7 +2,7 @@
 
 One level (arXiv 2602.00176; skeleton of DAPS, arXiv 2407.01521): predict the
 clean image, move the prediction by a band-limited likelihood, fuse the two in
-the Haar domain, add fresh noise of the next level.
+a wavelet domain, add fresh noise of the next level.
 """
 
 import functools
@@ -46,7 +46,7 @@ class _Levels(NamedTuple):
   following: jax.Array
   cutoff: jax.Array
   blend: jax.Array
-  unlock: jax.Array
+  details: jax.Array
   step_size: jax.Array
 
 
@@ -96,8 +96,9 @@ def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
         x0,
         z,
         low=config.haar_low,
-        high=config.haar_high * now.unlock,
+        high=now.details,
         levels=config.haar_levels,
+        wavelet=config.wavelet,
       )
     info = Info(
       now.sigma,
@@ -134,7 +135,7 @@ def _levels(config: NFCConfig) -> _Levels:
     sigma[1:],
     ramp(config.cutoff_start, config.cutoff_end, widening),
     bands.cosine_blend(config.blend_start, by_step),
-    ramp(config.unlock_start, config.unlock_end, by_step),
+    config.detail_weights(by_step),
     config.step_size * ramp(1.0, config.step_size_decay, by_step),
   )
   return _Levels(*(jnp.asarray(part, jnp.float32) for part in parts))
