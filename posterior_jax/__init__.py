@@ -27,6 +27,8 @@ from posterior_jax.diagnostics import recorded as recorded
 from posterior_jax.diagnostics import streamed as streamed
 from posterior_jax.sampler import nfc as nfc
 from posterior_jax.sampler import run as run
+from posterior_jax.tiling import padded as padded
+from posterior_jax.tiling import tiled as tiled
 from posterior_jax.types import Info as Info
 from posterior_jax.types import Observation as Observation
 from posterior_jax.types import Operator as Operator
@@ -43,8 +45,10 @@ __all__ = (
   "metrics",
   "nfc",
   "operators",
+  "padded",
   "priors",
   "recorded",
   "run",
   "streamed",
+  "tiled",
 )
