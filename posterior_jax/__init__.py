@@ -24,6 +24,8 @@ from posterior_jax import metrics as metrics
 from posterior_jax import operators as operators
 from posterior_jax import priors as priors
 from posterior_jax.config import NFCConfig as NFCConfig
+from posterior_jax.diagnostics import recorded as recorded
+from posterior_jax.diagnostics import streamed as streamed
 from posterior_jax.sampler import nfc as nfc
 from posterior_jax.sampler import run as run
 from posterior_jax.types import Info as Info
@@ -44,5 +46,7 @@ __all__ = (
   "nfc",
   "operators",
   "priors",
+  "recorded",
   "run",
+  "streamed",
 )

@@ -84,6 +84,11 @@ def predict(
   return lax.fori_loop(0, steps, body, (x, jnp.zeros_like(x)))[0]
 
 
+def calls(kind: Predictor, steps: int) -> int:
+  """How often `predict` calls the denoiser."""
+  return {"denoise": 1, "heun": 2 * steps}.get(kind, steps)
+
+
 def _euler(clean, nodes, i, x, previous):
   slope = (x - clean(x, nodes[i])) / nodes[i]
   return x + (nodes[i + 1] - nodes[i]) * slope, previous

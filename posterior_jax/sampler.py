@@ -17,6 +17,7 @@ from posterior_jax import (
   bands,
   checks,
   consistency,
+  diagnostics,
   likelihood,
   predictor,
   schedule,
@@ -103,10 +104,16 @@ def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
         high=config.haar_high * now.unlock,
         levels=config.haar_levels,
       )
-    residual = normalised_residual(observation, fused)
+    info = Info(
+      now.sigma,
+      normalised_residual(observation, fused),
+      solve,
+      diagnostics.band_energy(observation, fused),
+      calls=predictor.calls(config.predictor, config.predictor_steps),
+    )
     noise = jax.random.normal(key_noise, fused.shape, fused.dtype)
     following = SamplerState(fused + now.following * noise, state.level + 1)
-    return following, Info(now.sigma, residual, solve)
+    return following, info
 
   return Sampler(init, step, config.levels)
 

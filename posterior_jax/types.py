@@ -227,11 +227,27 @@ class Info(NamedTuple):
     sigma: noise level the step started from.
     residual: [B, N] ||y - A x0||^2 / (m noise_std^2) of the step's image.
     solve: how the inner linear solve went (zeros where there is none).
+    band_energy: [B, N, K], the residual by radial band of the measurement's
+      spectrum, low to high (`diagnostics.band_energy`); None where a sampler
+      does not say.
+    calls: of the denoiser in this step, for every image.
+    products: with the denoiser's Jacobian (one VJP each), likewise.
+    trajectory: [B, N, H, W, C], the step's result, from `recorded` samplers
+      only.
   """
 
   sigma: jax.Array
   residual: jax.Array
   solve: SolveInfo
+  band_energy: jax.Array | None = None
+  calls: jax.Array | int = 0
+  products: jax.Array | int = 0
+  trajectory: jax.Array | None = None
+
+  @property
+  def evaluations(self) -> jax.Array | int:
+    """Network evaluations: calls and Jacobian products together."""
+    return self.calls + self.products
 
 
 class Sampler(NamedTuple):
