@@ -5,12 +5,13 @@ measurements and noise levels are arguments. Several programs compile at a
 time, on the host; a device runs one at a time.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -243,4 +244,33 @@ def _failed(program: Program, setup: Setup, note: str) -> list[Row]:
     Row(**_about(program, case, assumed), photograph=name, note=note)
     for case, assumed in itertools.product(program.cases, program.assumed)
     for name in setup.names
+  ]
+
+
+def remaining(
+  programs: Sequence[Program], rows: Sequence[Mapping[str, Any]], count: int
+) -> list[Program]:
+  """The programs that a table lacks: those without all rows of all cases.
+
+  Args:
+    programs: wanted.
+    rows: of the table so far.
+    count: photographs, a row each.
+
+  Returns:
+    Those to run.
+  """
+  fields = (
+    list(_about(programs[0], programs[0].cases[0], "")) if programs else []
+  )
+  there = collections.Counter(
+    tuple(row[field] for field in fields) for row in rows
+  )
+  return [
+    program
+    for program in programs
+    if any(
+      there[tuple(_about(program, case, assumed).values())] < count
+      for case, assumed in itertools.product(program.cases, program.assumed)
+    )
   ]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 import posterior_jax
-from posterior_jax import NFCConfig, predictor
+from posterior_jax import NFCConfig, baselines, predictor
 from posterior_jax.baselines import Task
 
 PUBLISHED, TUNED, CALIBRATED = "published", "tuned", "calibrated"
@@ -45,6 +45,28 @@ def _spend_nfc(config: NFCConfig, evaluations: int) -> NFCConfig:
   return dataclasses.replace(config, levels=max(evaluations // each, 1))
 
 
+def _baseline(
+  config: Any,
+  sampler: Callable[[Any], posterior_jax.Sampler],
+  each: Callable[[Any], int] = lambda config: 1,
+  most: int = 1000,
+) -> Method:
+  """A rival, from its config's class, with `each` calls a level.
+
+  The DDPM noise levels that most of them use number at most `most`.
+  """
+
+  def spend(config: Any, evaluations: int) -> Any:
+    levels = min(max(evaluations // each(config), 1), most)
+    return dataclasses.replace(config, levels=levels)
+
+  return Method(
+    {PUBLISHED: config.published, TUNED: lambda task: config.tuned()},
+    lambda config, spectrum: sampler(config),
+    spend,
+  )
+
+
 METHODS: dict[str, Method] = {
   "NFC": Method(
     {
@@ -54,6 +76,19 @@ METHODS: dict[str, Method] = {
     },
     _nfc,
     _spend_nfc,
+  ),
+  "DAPS": _baseline(
+    baselines.DAPSConfig,
+    baselines.daps,
+    lambda config: config.predictor_steps,
+    most=10_000,
+  ),
+  "DPS": _baseline(baselines.DPSConfig, baselines.dps),
+  "FGPS": _baseline(baselines.FGPSConfig, baselines.fgps),
+  "MMPS": _baseline(baselines.MMPSConfig, baselines.mmps),
+  "PiGDM": _baseline(baselines.PiGDMConfig, baselines.pigdm),
+  "SITCOM": _baseline(
+    baselines.SITCOMConfig, baselines.sitcom, lambda config: config.steps
   ),
 }
 

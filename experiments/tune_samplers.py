@@ -1,0 +1,157 @@
+"""Tunes every sampler's one or two knobs by the same grid budget.
+
+  python -m experiments.tune_samplers
+
+Settings: `configs/tune_samplers.py`. The photographs are `photographs.TUNING`:
+a tissue section, a retina, galaxies and the moon, which neither the prior
+learned from nor the reports restore. What wins, the highest PSNR of one sample
+averaged over tasks and photographs, is written by hand into `tuned()` of every
+baseline and `NFCConfig.restoration()`. No grid is larger than LARGEST.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments import (
+  progress,
+  record,
+  restoration_runs,
+  restoration_setup,
+  runner,
+  samplers,
+)
+from experiments.degradations import CASES
+from experiments.restoration_runs import Program
+
+LARGEST = 9
+# By method: values of the fields that are tuned; all combinations are tried.
+GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
+  "NFC": {
+    "tie": ("spectrum", "sigma"),
+    "sigma_min": (0.03, 0.1, 0.2, 0.4),
+  },
+  "DAPS": {"noise_std": (0.035, None, 0.07), "sigma_min": (0.03, 0.1, 0.3)},
+  "DPS": {"scale": (0.1, 0.3, 1.0, 3.0), "clip": (False, True)},
+  "FGPS": {"scale_start": (0.3, 1.0, 3.0), "scale_end": (0.1, 0.3, 1.0)},
+  "MMPS": {"eta": (0.0, 0.5, 1.0), "iterations": (1, 3, 5)},
+  "PiGDM": {"eta": (0.0, 0.5, 1.0), "data_std": (0.25, 0.5, 1.0)},
+  "SITCOM": {"steps": (10, 20, 50), "rate": (0.005, 0.01, 0.02)},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of the tuning.
+
+  Attributes:
+    setup: photographs, prior and noise.
+    methods: keys of GRIDS, () for all.
+    tasks: names of `degradations.CASES`, whose PSNR is averaged.
+    evaluations: denoiser calls a run may spend.
+    workers: programs compiled at a time.
+  """
+
+  setup: restoration_setup.SetupSettings
+  methods: tuple[str, ...]
+  tasks: tuple[str, ...]
+  evaluations: int
+  workers: int
+
+  def __post_init__(self) -> None:
+    unknown = set(self.methods) - set(GRIDS)
+    if unknown:
+      raise ValueError(
+        f"methods must be among {', '.join(GRIDS)}; got {min(unknown)!r}"
+      )
+    restoration_setup.cases_named(self.tasks)
+    if min(self.evaluations, self.workers) < 1:
+      raise ValueError(
+        "evaluations and workers must be at least 1, got "
+        f"{self.evaluations} and {self.workers}"
+      )
+
+
+def points(method: str) -> list[tuple[tuple[str, Any], ...]]:
+  """Every combination of a method's grid, (name, value) pairs each."""
+  grid = GRIDS[method]
+  return [
+    tuple(zip(grid, values)) for values in itertools.product(*grid.values())
+  ]
+
+
+def programs(settings: Settings) -> list[Program]:
+  """A program for every method, point and task; cheap tasks first."""
+  cases = restoration_setup.cases_named(settings.tasks)
+  return [
+    Program(
+      "tuning",
+      method,
+      samplers.TUNED,
+      (case,),
+      settings.evaluations,
+      shown(point),
+      point,
+    )
+    for method in settings.methods or GRIDS
+    for point in points(method)
+    for case in cases
+  ]
+
+
+def shown(point: Sequence[tuple[str, Any]]) -> str:
+  """A point in words."""
+  return ", ".join(f"{name}={value}" for name, value in point)
+
+
+def ranking(
+  rows: Sequence[Mapping[str, Any]], tasks: int
+) -> dict[str, list[tuple[str, float]]]:
+  """Mean PSNR of every point of every method, the best first.
+
+  Args:
+    rows: of the table.
+    tasks: how many cases a point needs to be ranked.
+
+  Returns:
+    By method, (point, PSNR); points that failed or lack a task are left out.
+  """
+  found: dict[tuple[str, str], dict[tuple[str, str, str], float]] = {}
+  for row in rows:
+    if row["psnr"] is not None:
+      point = found.setdefault((row["method"], row["variant"]), {})
+      case = (row["task"], row["kernel"], row["photograph"])
+      point[case] = float(row["psnr"])
+  best: dict[str, list[tuple[str, float]]] = {}
+  for (method, variant), values in found.items():
+    mean = float(np.mean(list(values.values())))
+    if len({case[:2] for case in values}) == tasks and np.isfinite(mean):
+      best.setdefault(method, []).append((variant, mean))
+  return {m: sorted(b, key=lambda pair: -pair[1]) for m, b in best.items()}
+
+
+def tune(settings: Settings, run: record.Run) -> None:
+  """Runs what the table lacks, then prints every method's ranking."""
+  setup = restoration_setup.build(settings.setup)
+  left = restoration_runs.remaining(
+    programs(settings), run.rows("tuning"), len(setup.names)
+  )
+  with progress.Progress(len(left), label="tuning") as tick:
+    for rows in restoration_runs.run_all(
+      left, setup, workers=settings.workers, tick=tick
+    ):
+      for row in rows:
+        run.write("tuning", row._asdict())
+  for method, ranked in ranking(
+    run.rows("tuning"), len(settings.tasks or CASES)
+  ).items():
+    print(method)
+    for point, psnr in ranked:
+      print(f"  {psnr:.2f} dB: {point}")
+
+
+if __name__ == "__main__":
+  runner.main("tune_samplers", Settings, tune, resumable=True)
