@@ -10,6 +10,8 @@ import numpy as np
 from experiments.degradations import Problem
 from posterior_jax import metrics
 
+# Parts of the benchmark, as the rows' first column names them.
+METHODS, ABLATION, ROBUSTNESS = "methods", "ablation", "robustness"
 # (x, truth) -> distance of every image
 Perceptual = Callable[[jax.Array, jax.Array], jax.Array]
 
