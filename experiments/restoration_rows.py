@@ -1,5 +1,6 @@
 """How good a restored photograph is: one row of the benchmark's table."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.degradations import Problem
-from posterior_jax import metrics
+from posterior_jax import Observation, metrics
+from posterior_jax.types import normalised_residual
 
 # Parts of the benchmark, as the rows' first column names them.
 METHODS, ABLATION, ROBUSTNESS = "methods", "ablation", "robustness"
@@ -83,24 +85,7 @@ def judge(
   Returns:
     Fields of `Row`, for every photograph.
   """
-  truth = problem.truth
-  several = len(samples) > 1
-  mean = jnp.mean(samples, axis=0)
-  residual = metrics.measurement_residual(samples, problem.observation)
-  found = {
-    "psnr": jnp.mean(metrics.psnr(samples, truth), axis=0),
-    "ssim": jnp.mean(metrics.ssim(samples, truth), axis=0),
-    "residual": jnp.mean(residual, axis=0),
-    "lpips": jnp.mean(lpips(samples, truth), axis=0) if lpips else None,
-    "psnr_mean": metrics.psnr(mean, truth) if several else None,
-    "ssim_mean": metrics.ssim(mean, truth) if several else None,
-    "lpips_mean": lpips(mean, truth) if lpips and several else None,
-    "spread": jnp.sqrt(
-      jnp.mean(jnp.var(samples, axis=0, ddof=1), axis=(-3, -2, -1))
-    )
-    if several
-    else None,
-  }
+  found = _numbers(samples, problem.truth, problem.observation, lpips)
   columns = {
     name: None if values is None else np.asarray(values, float)
     for name, values in found.items()
@@ -110,5 +95,31 @@ def judge(
       name: None if values is None else float(values[i])
       for name, values in columns.items()
     }
-    for i in range(len(truth))
+    for i in range(len(problem.truth))
   ]
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _numbers(
+  samples: jax.Array,
+  truth: jax.Array,
+  observation: Observation,
+  lpips: Perceptual | None,
+) -> dict[str, jax.Array | None]:
+  """[N] each."""
+  several = len(samples) > 1
+  mean = jnp.mean(samples, axis=0)
+  residual = normalised_residual(observation, samples)
+  deviation = jnp.var(samples, axis=0, ddof=1) if several else None
+  return {
+    "psnr": jnp.mean(metrics.psnr(samples, truth), axis=0),
+    "ssim": jnp.mean(metrics.ssim(samples, truth), axis=0),
+    "residual": jnp.mean(residual, axis=0),
+    "lpips": jnp.mean(lpips(samples, truth), axis=0) if lpips else None,
+    "psnr_mean": metrics.psnr(mean, truth) if several else None,
+    "ssim_mean": metrics.ssim(mean, truth) if several else None,
+    "lpips_mean": lpips(mean, truth) if lpips and several else None,
+    "spread": None
+    if deviation is None
+    else jnp.sqrt(jnp.mean(deviation, axis=(-3, -2, -1))),
+  }

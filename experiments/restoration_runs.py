@@ -101,7 +101,7 @@ def run_all(
   Args:
     programs: to run.
     setup: what they share.
-    workers: threads, at least as many as devices are worth using.
+    workers: threads; no more devices are used than there are.
     keep: takes samples to be shown.
     tick: called before each program, from several threads.
 
@@ -111,7 +111,7 @@ def run_all(
   """
   places = [
     _Place(device, _placed(setup, device), threading.Lock())
-    for device in jax.local_devices()
+    for device in jax.local_devices()[:workers]
   ]
 
   def one(number: int, program: Program) -> list[Row]:
