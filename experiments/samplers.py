@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 import posterior_jax
 from posterior_jax import NFCConfig, baselines, predictor
-from posterior_jax.baselines import Task
+from posterior_jax.baselines import Task, pnpdm_sampler
 
 PUBLISHED, TUNED, CALIBRATED = "published", "tuned", "calibrated"
 
@@ -48,23 +49,29 @@ def _spend_nfc(config: NFCConfig, evaluations: int) -> NFCConfig:
 def _baseline(
   config: Any,
   sampler: Callable[[Any], posterior_jax.Sampler],
-  each: Callable[[Any], int] = lambda config: 1,
+  levels: Callable[[Any, int], int] = lambda config, evaluations: evaluations,
   most: int = 1000,
 ) -> Method:
-  """A rival, from its config's class, with `each` calls a level.
+  """A rival, from its config's class and how many levels a budget is worth.
 
   The DDPM noise levels that most of them use number at most `most`.
   """
 
   def spend(config: Any, evaluations: int) -> Any:
-    levels = min(max(evaluations // each(config), 1), most)
-    return dataclasses.replace(config, levels=levels)
+    count = min(max(levels(config, evaluations), 1), most)
+    return dataclasses.replace(config, levels=count)
 
   return Method(
     {PUBLISHED: config.published, TUNED: lambda task: config.tuned()},
     lambda config, spectrum: sampler(config),
     spend,
   )
+
+
+def _spend_pnpdm(config: baselines.PnPDMConfig, evaluations: int) -> int:
+  endless = dataclasses.replace(config, levels=evaluations)
+  total = np.cumsum(pnpdm_sampler.calls(endless))
+  return int(np.searchsorted(total, evaluations, side="right"))
 
 
 METHODS: dict[str, Method] = {
@@ -80,15 +87,31 @@ METHODS: dict[str, Method] = {
   "DAPS": _baseline(
     baselines.DAPSConfig,
     baselines.daps,
-    lambda config: config.predictor_steps,
+    lambda config, evaluations: evaluations // config.predictor_steps,
     most=10_000,
+  ),
+  "DDNM+": _baseline(baselines.DDNMConfig, baselines.ddnm),
+  "DDRM": _baseline(baselines.DDRMConfig, baselines.ddrm),
+  "DiffPIR": _baseline(
+    baselines.DiffPIRConfig,
+    baselines.diffpir,
+    # Quadratic spacing takes a timestep twice beyond half of them.
+    lambda config, evaluations: min(
+      evaluations, 500 if config.spacing == "quadratic" else 1000
+    ),
   ),
   "DPS": _baseline(baselines.DPSConfig, baselines.dps),
   "FGPS": _baseline(baselines.FGPSConfig, baselines.fgps),
   "MMPS": _baseline(baselines.MMPSConfig, baselines.mmps),
   "PiGDM": _baseline(baselines.PiGDMConfig, baselines.pigdm),
+  "PnP-DM": _baseline(
+    baselines.PnPDMConfig, baselines.pnpdm, _spend_pnpdm, most=10_000
+  ),
+  "RED-diff": _baseline(baselines.REDDiffConfig, baselines.reddiff),
   "SITCOM": _baseline(
-    baselines.SITCOMConfig, baselines.sitcom, lambda config: config.steps
+    baselines.SITCOMConfig,
+    baselines.sitcom,
+    lambda config, evaluations: evaluations // config.steps,
   ),
 }
 

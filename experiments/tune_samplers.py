@@ -24,7 +24,6 @@ from experiments import (
   runner,
   samplers,
 )
-from experiments.degradations import CASES
 from experiments.restoration_runs import Program
 
 LARGEST = 9
@@ -35,10 +34,15 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "sigma_min": (0.03, 0.1, 0.2, 0.4),
   },
   "DAPS": {"noise_std": (0.035, None, 0.07), "sigma_min": (0.03, 0.1, 0.3)},
+  "DDNM+": {"eta": (0.0, 0.3, 0.5, 0.7, 0.85, 1.0)},
+  "DDRM": {"eta": (0.0, 0.5, 0.85, 1.0), "eta_data": (0.5, 1.0)},
+  "DiffPIR": {"weight": (0.3, 1.0, 3.0), "renewal": (0.1, 0.4, 1.0)},
   "DPS": {"scale": (0.1, 0.3, 1.0, 3.0), "clip": (False, True)},
   "FGPS": {"scale_start": (0.3, 1.0, 3.0), "scale_end": (0.1, 0.3, 1.0)},
   "MMPS": {"eta": (0.0, 0.5, 1.0), "iterations": (1, 3, 5)},
   "PiGDM": {"eta": (0.0, 0.5, 1.0), "data_std": (0.25, 0.5, 1.0)},
+  "PnP-DM": {"coupling_min": (0.05, 0.1, 0.2), "decay": (0.8, 0.88, 0.93)},
+  "RED-diff": {"weight": (0.1, 0.5, 2.5), "learning_rate": (0.01, 0.02, 0.05)},
   "SITCOM": {"steps": (10, 20, 50), "rate": (0.005, 0.01, 0.02)},
 }
 
@@ -108,29 +112,33 @@ def shown(point: Sequence[tuple[str, Any]]) -> str:
 
 
 def ranking(
-  rows: Sequence[Mapping[str, Any]], tasks: int
+  rows: Sequence[Mapping[str, Any]],
 ) -> dict[str, list[tuple[str, float]]]:
   """Mean PSNR of every point of every method, the best first.
 
   Args:
     rows: of the table.
-    tasks: how many cases a point needs to be ranked.
 
   Returns:
-    By method, (point, PSNR); points that failed or lack a task are left out.
+    By method, (point, PSNR); points that diverged, or failed on a task that
+    another point of the method restores, are left out.
   """
-  found: dict[tuple[str, str], dict[tuple[str, str, str], float]] = {}
+  found: dict[str, dict[str, dict[tuple[str, ...], float]]] = {}
   for row in rows:
     if row["psnr"] is not None:
-      point = found.setdefault((row["method"], row["variant"]), {})
+      point = found.setdefault(row["method"], {}).setdefault(row["variant"], {})
       case = (row["task"], row["kernel"], row["photograph"])
       point[case] = float(row["psnr"])
-  best: dict[str, list[tuple[str, float]]] = {}
-  for (method, variant), values in found.items():
-    mean = float(np.mean(list(values.values())))
-    if len({case[:2] for case in values}) == tasks and np.isfinite(mean):
-      best.setdefault(method, []).append((variant, mean))
-  return {m: sorted(b, key=lambda pair: -pair[1]) for m, b in best.items()}
+  best = {}
+  for method, points in found.items():
+    most = max(map(len, points.values()))
+    means = [
+      (variant, float(np.mean(list(values.values()))))
+      for variant, values in points.items()
+      if len(values) == most and np.isfinite(list(values.values())).all()
+    ]
+    best[method] = sorted(means, key=lambda pair: -pair[1])
+  return best
 
 
 def tune(settings: Settings, run: record.Run) -> None:
@@ -145,9 +153,7 @@ def tune(settings: Settings, run: record.Run) -> None:
     ):
       for row in rows:
         run.write("tuning", row._asdict())
-  for method, ranked in ranking(
-    run.rows("tuning"), len(settings.tasks or CASES)
-  ).items():
+  for method, ranked in ranking(run.rows("tuning")).items():
     print(method)
     for point, psnr in ranked:
       print(f"  {psnr:.2f} dB: {point}")

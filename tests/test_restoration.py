@@ -266,7 +266,7 @@ def test_ranking_leaves_out_what_lacks_a_task():
     )
   ]
   expected = {"DPS": [("b", 25.0), ("a", 21.0)]}
-  assert tune_samplers.ranking(rows, 2) == expected
+  assert tune_samplers.ranking(rows) == expected
 
 
 def test_two_devices_give_what_one_gives():

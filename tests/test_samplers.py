@@ -9,7 +9,7 @@ from experiments import samplers
 from tests.oracles import quick_jit, refused
 
 SHAPE = (8, 8, 1)
-BUDGET = 30
+BUDGET = 60
 PAIRS = [
   (m, s) for m, found in samplers.METHODS.items() for s in found.settings
 ]
