@@ -35,9 +35,9 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         ("super resolution",)
         if debug
         else (
+          "motion blur, medium",
           "super resolution",
           "random inpainting",
-          "motion blur, medium",
         )
       ),
       "evaluations": 10 if debug else 1000,

@@ -31,7 +31,7 @@ LARGEST = 9
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
   "NFC": {
     "tie": ("spectrum", "sigma"),
-    "sigma_min": (0.03, 0.1, 0.2, 0.4),
+    "sigma_min": (0.01, 0.03, 0.1, 0.3),
   },
   "DAPS": {"noise_std": (0.035, None, 0.07), "sigma_min": (0.03, 0.1, 0.3)},
   "DDNM+": {"eta": (0.0, 0.3, 0.5, 0.7, 0.85, 1.0)},
@@ -88,7 +88,7 @@ def points(method: str) -> list[tuple[tuple[str, Any], ...]]:
 
 
 def programs(settings: Settings) -> list[Program]:
-  """A program for every method, point and task; cheap tasks first."""
+  """A program for every task, method and point, so that a part is of use."""
   cases = restoration_setup.cases_named(settings.tasks)
   return [
     Program(
@@ -100,9 +100,9 @@ def programs(settings: Settings) -> list[Program]:
       shown(point),
       point,
     )
+    for case in cases
     for method in settings.methods or GRIDS
     for point in points(method)
-    for case in cases
   ]
 
 
@@ -120,8 +120,8 @@ def ranking(
     rows: of the table.
 
   Returns:
-    By method, (point, PSNR); points that diverged, or failed on a task that
-    another point of the method restores, are left out.
+    By method, (point, PSNR) over the cases that all its points have; points
+    that failed or diverged everywhere are left out.
   """
   found: dict[str, dict[str, dict[tuple[str, ...], float]]] = {}
   for row in rows:
@@ -131,13 +131,13 @@ def ranking(
       point[case] = float(row["psnr"])
   best = {}
   for method, points in found.items():
-    most = max(map(len, points.values()))
+    shared = set.intersection(*map(set, points.values()))
     means = [
-      (variant, float(np.mean(list(values.values()))))
+      (variant, float(np.mean([values[case] for case in shared])))
       for variant, values in points.items()
-      if len(values) == most and np.isfinite(list(values.values())).all()
     ]
-    best[method] = sorted(means, key=lambda pair: -pair[1])
+    finite = [pair for pair in means if np.isfinite(pair[1])]
+    best[method] = sorted(finite, key=lambda pair: -pair[1])
   return best
 
 

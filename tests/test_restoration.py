@@ -245,24 +245,26 @@ def test_grids_are_of_one_budget_and_valid():
       samplers.config(method, samplers.TUNED, **dict(point))
 
 
-def test_ranking_leaves_out_what_lacks_a_task():
+def test_ranking_compares_on_the_same_cases():
+  """Of what all points have, the best mean first; nothing that diverged."""
   rows = [
-    dict(
-      method="DPS",
-      variant=point,
-      task=task,
-      kernel="",
-      photograph="moon",
-      psnr=psnr,
-    )
+    {
+      "method": "DPS",
+      "variant": point,
+      "task": task,
+      "kernel": "",
+      "photograph": "moon",
+      "psnr": psnr,
+    }
     for point, task, psnr in (
       ("a", "x", 20.0),
       ("a", "y", 22.0),
+      ("a", "z", 90.0),
       ("b", "x", 25.0),
       ("b", "y", 25.0),
-      ("c", "x", 40.0),
-      ("d", "x", "nan"),
-      ("d", "y", 25.0),
+      ("c", "x", "nan"),
+      ("c", "y", 25.0),
+      ("d", "x", None),
     )
   ]
   expected = {"DPS": [("b", 25.0), ("a", 21.0)]}
