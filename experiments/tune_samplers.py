@@ -27,21 +27,36 @@ from experiments import (
 from experiments.restoration_runs import Program
 
 LARGEST = 9
+# Of the linear solves, none of which tuning shall wait for.
+_SOLVE = {"tolerance": (1e-4,)}
 # By method: values of the fields that are tuned; all combinations are tried.
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
   "NFC": {
     "tie": ("spectrum", "sigma"),
     "sigma_min": (0.01, 0.03, 0.1, 0.3),
+    **_SOLVE,
   },
-  "DAPS": {"noise_std": (0.035, None, 0.07), "sigma_min": (0.03, 0.1, 0.3)},
-  "DDNM+": {"eta": (0.0, 0.3, 0.5, 0.7, 0.85, 1.0)},
+  "DAPS": {
+    "noise_std": (0.035, None, 0.07),
+    "sigma_min": (0.03, 0.1, 0.3),
+    **_SOLVE,
+  },
+  "DDNM+": {"eta": (0.0, 0.3, 0.5, 0.7, 0.85, 1.0), **_SOLVE},
   "DDRM": {"eta": (0.0, 0.5, 0.85, 1.0), "eta_data": (0.5, 1.0)},
-  "DiffPIR": {"weight": (0.3, 1.0, 3.0), "renewal": (0.1, 0.4, 1.0)},
+  "DiffPIR": {
+    "weight": (0.3, 1.0, 3.0),
+    "renewal": (0.1, 0.4, 1.0),
+    **_SOLVE,
+  },
   "DPS": {"scale": (0.1, 0.3, 1.0, 3.0), "clip": (False, True)},
   "FGPS": {"scale_start": (0.3, 1.0, 3.0), "scale_end": (0.1, 0.3, 1.0)},
-  "MMPS": {"eta": (0.0, 0.5, 1.0), "iterations": (1, 3, 5)},
-  "PiGDM": {"eta": (0.0, 0.5, 1.0), "data_std": (0.25, 0.5, 1.0)},
-  "PnP-DM": {"coupling_min": (0.05, 0.1, 0.2), "decay": (0.8, 0.88, 0.93)},
+  "MMPS": {"eta": (0.0, 0.5, 1.0), "iterations": (1, 2, 3)},
+  "PiGDM": {"eta": (0.0, 0.5, 1.0), "data_std": (0.25, 0.5, 1.0), **_SOLVE},
+  "PnP-DM": {
+    "coupling_min": (0.05, 0.1, 0.2),
+    "decay": (0.8, 0.88, 0.93),
+    **_SOLVE,
+  },
   "RED-diff": {"weight": (0.1, 0.5, 2.5), "learning_rate": (0.01, 0.02, 0.05)},
   "SITCOM": {"steps": (10, 20, 50), "rate": (0.005, 0.01, 0.02)},
 }
@@ -107,8 +122,10 @@ def programs(settings: Settings) -> list[Program]:
 
 
 def shown(point: Sequence[tuple[str, Any]]) -> str:
-  """A point in words."""
-  return ", ".join(f"{name}={value}" for name, value in point)
+  """A point in words: the fields that vary."""
+  return ", ".join(
+    f"{name}={value}" for name, value in point if name not in _SOLVE
+  )
 
 
 def ranking(
