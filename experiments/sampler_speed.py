@@ -176,19 +176,16 @@ def jobs(settings: Settings) -> list[Job]:
         prior.params, prior.config, device="cuda", dtype=settings.dtype
       )
     )
-    step: Callable[..., Any] = torch_sampler.step
-    if mode is not None:
-      step = torch.compile(step, mode=mode)
+    step = _compiled(mode)
     sigmas = [
       torch.tensor(float(s), device="cuda") for s in _levels(config(settings))
     ]
     inputs = [tensors(observation) for observation in observations]
 
     def call(y: Any, transfer: Any) -> Any:
-      x = torch_sampler.loop(
+      return torch_sampler.loop(
         step, denoise, y, transfer, settings.noise_std, sigmas
       )
-      return x.clone()
 
     with torch.no_grad():
       x = call(*inputs[0]).permute(0, 2, 3, 1).cpu().numpy()
@@ -212,6 +209,19 @@ def tensors(observation: Observation) -> tuple[Any, Any]:
   half = operator.transfer[:, : width // 2 + 1]
   y = gpu_rivals.shared(observation.y).permute(0, 3, 1, 2).contiguous()
   return y, gpu_rivals.shared(half)
+
+
+def _compiled(mode: str | None) -> Callable[..., Any]:
+  """PyTorch's step, compiled in a mode, or None for as it is."""
+  import torch
+
+  if mode is None:
+    return torch_sampler.step
+  step = torch.compile(torch_sampler.step, mode=mode)
+  if mode != MODES[GRAPHS]:
+    return step
+  # A graph writes into the same buffer again at its next replay.
+  return lambda *arguments: step(*arguments).clone()
 
 
 def _last_channels(denoise: torch_sampler.Denoise) -> torch_sampler.Denoise:

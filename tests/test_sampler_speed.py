@@ -84,9 +84,13 @@ def test_compilations_are_counted():
 
 
 def test_refusals():
-  with refused(ValueError, "size must be at least 64 and divisible by 8"):
+  with refused(
+    runner.UsageError, "size must be at least 64 and divisible by 8"
+  ):
     _settings(size=60)
-  with refused(ValueError, "batch, levels and repeats must be at least 1"):
+  with refused(
+    runner.UsageError, "batch, levels and repeats must be at least 1"
+  ):
     _settings(levels=0)
-  with refused(ValueError, "noise_std must be positive, got 0"):
+  with refused(runner.UsageError, "noise_std must be positive, got 0"):
     _settings(noise_std=0.0)
