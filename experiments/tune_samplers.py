@@ -33,7 +33,8 @@ _SOLVE = {"tolerance": (1e-4,)}
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
   "NFC": {
     "tie": ("spectrum", "sigma"),
-    "sigma_min": (0.01, 0.03, 0.1, 0.3),
+    "sigma_min": (0.04, 0.1),
+    "held": (0.0, 0.6),
     **_SOLVE,
   },
   "DAPS": {

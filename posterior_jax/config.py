@@ -17,6 +17,7 @@ Cutoff = Literal["step", "log_sigma", "snr"]
 _WITH_JACOBIAN = {"predictor": ("denoise",), "inner": ("exact", "mean")}
 _RANGES = {
   "levels": (1, 10_000),
+  "held": (0.0, 0.99),
   "rho": (1e-3, 100.0),
   "predictor_steps": (1, 1000),
   "cutoff_start": (1e-3, 1.0),
@@ -45,6 +46,10 @@ class NFCConfig:
     sigma_min: where the polynomial ramp would end; the node itself is replaced
       by 0 (`schedule.karras`).
     rho: exponent of the ramp.
+    held: share of the levels, the last ones, that stay at sigma_min and whose
+      images are averaged into the result, 0 to 0.99; 0: the ramp ends in 0.
+      Held levels are a Gibbs sampler of p(x0, x_sigma | y) at one noise, so
+      that their average goes to the posterior mean.
     predictor: "denoise" (the posterior mean, one call a level), or the
       probability-flow ODE by "euler", "heun" or "dpm_solver_2m".
     predictor_steps: ODE steps a level; ignored by "denoise".
@@ -96,6 +101,7 @@ class NFCConfig:
   sigma_max: float = 100.0
   sigma_min: float = 0.1
   rho: float = 7.0
+  held: float = 0.0
   predictor: Predictor = "denoise"
   predictor_steps: int = 5
   predictor_sigma_min: float = 0.01
@@ -148,6 +154,11 @@ class NFCConfig:
       self.unlock_end,
       progress,
     )
+
+  @property
+  def held_levels(self) -> int:
+    """How many levels stay at sigma_min."""
+    return min(round(self.held * self.levels), self.levels - 1)
 
   @property
   def fuses(self) -> bool:

@@ -40,7 +40,8 @@ from posterior_jax.types import (
 class _Levels(NamedTuple):
   """What changes from level to level, each [levels] or, of one level, [].
 
-  `following` is the noise of the next level, 0 after the last.
+  `following` is the noise of the next level, 0 after the last; `share` the
+  weight of the level's image in the average, 0 before the held levels.
   """
 
   sigma: jax.Array
@@ -49,6 +50,7 @@ class _Levels(NamedTuple):
   blend: jax.Array
   details: jax.Array
   step_size: jax.Array
+  share: jax.Array
 
 
 def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
@@ -76,7 +78,8 @@ def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
     checks.check_image(config, spectrum, observation.operator.image_shape)
     shape = (batch, observation.y.shape[0], *observation.operator.image_shape)
     x = levels.sigma[0] * jax.random.normal(key, shape, jnp.float32)
-    return SamplerState(x, jnp.zeros((), jnp.int32))
+    average = jnp.zeros_like(x) if config.held_levels else None
+    return SamplerState(x, jnp.zeros((), jnp.int32), average)
 
   def step(
     state: SamplerState,
@@ -110,18 +113,28 @@ def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
       products=products,
     )
     noise = jax.random.normal(key_noise, fused.shape, fused.dtype)
-    following = SamplerState(fused + now.following * noise, state.level + 1)
-    return following, info
+    x, average = fused + now.following * noise, state.average
+    if average is not None:
+      average = average + now.share * (fused - average)
+      x = jnp.where(now.following > 0, x, average)
+    return SamplerState(x, state.level + 1, average), info
 
   return Sampler(init, step, config.levels)
 
 
 def _levels(config: NFCConfig) -> _Levels:
-  sigma = schedule.karras(
-    config.levels,
+  held = config.held_levels
+  ramp_down = schedule.karras(
+    config.levels - held,
     sigma_max=config.sigma_max,
     sigma_min=config.sigma_min,
     rho=config.rho,
+  )
+  sigma = np.concatenate(
+    [ramp_down[:-1], np.full(held, config.sigma_min), ramp_down[-1:]]
+  )
+  share = np.concatenate(
+    [np.zeros(config.levels - held), 1 / np.arange(1, held + 1)]
   )
   by_step = bands.linear_progress(sigma[:-1], "step")
   widening = by_step
@@ -138,6 +151,7 @@ def _levels(config: NFCConfig) -> _Levels:
     bands.cosine_blend(config.blend_start, by_step),
     config.detail_weights(by_step),
     config.step_size * ramp(1.0, config.step_size_decay, by_step),
+    share,
   )
   return _Levels(*(jnp.asarray(part, jnp.float32) for part in parts))
 

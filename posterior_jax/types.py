@@ -226,10 +226,13 @@ class SamplerState(NamedTuple):
   Attributes:
     x: [B, N, H, W, C] float32, the image at the noise of `level`.
     level: int32 scalar, how many levels have been done.
+    average: [B, N, H, W, C], mean of the images of the held levels so far;
+      None where no level is held.
   """
 
   x: jax.Array
   level: jax.Array
+  average: jax.Array | None = None
 
 
 class Info(NamedTuple):
