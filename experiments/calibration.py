@@ -239,6 +239,8 @@ def _draw(
     evaluations=job.who.budget or None,
     **dict(job.changes),
   )
+  if hasattr(config, "clip"):  # neither prior ends at [-1, 1]
+    config = dataclasses.replace(config, clip=False)
   spectrum = None
   if isinstance(first, Gaussian):
     spectrum = job.who.factor * first.prior.spectrum

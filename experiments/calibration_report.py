@@ -58,7 +58,8 @@ def write(run: record.Run, settings: Any) -> pathlib.Path:
     "Calibration against exact posteriors",
     f"Measured on {', '.join(found['devices'])} with jax "
     f"{found['versions']['jax']}; command: `{found['command']}`. All rows are "
-    "in `gaussian.jsonl` and `mixture.jsonl` beside this file.",
+    "in `gaussian.jsonl` and `mixture.jsonl` beside this file. Methods that "
+    "clip images to [-1, 1] do not here, where no prior ends there.",
   )
   if settings.tasks:
     _add_gaussian(report, run.rows("gaussian"), settings)
