@@ -11,10 +11,14 @@ from posterior_jax.consistency import Unlock, Wavelet
 from posterior_jax.predictor import Predictor
 
 Inner = Literal["exact", "mean", "gradient", "langevin"]
-Tie = Literal["sigma", "spectrum", "jacobian"]
+Tie = Literal["sigma", "spectrum", "probed", "jacobian"]
 Cutoff = Literal["step", "log_sigma", "snr"]
 
-_WITH_JACOBIAN = {"predictor": ("denoise",), "inner": ("exact", "mean")}
+# Where the Jacobian is taken at the level's own image, by tie.
+_NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
+  "probed": {"predictor": ("denoise",)},
+  "jacobian": {"predictor": ("denoise",), "inner": ("exact", "mean")},
+}
 _RANGES = {
   "levels": (1, 10_000),
   "held": (0.0, 0.99),
@@ -74,10 +78,12 @@ class NFCConfig:
     halved_misfit: whether the likelihood is exp(-|r|^2 / (2 tau^2)); False
       leaves out the 2, as the code of DAPS does.
     tie: width C of the tie to the prediction: "sigma" is sigma^2, "spectrum"
-      the prior's own S sigma^2 / (S + sigma^2), which needs a spectrum, and
-      "jacobian" sigma^2 times the denoiser's Jacobian, which needs none but
-      root_steps + 2 VJPs a level and one more an iteration; it goes with
-      predictor "denoise" and inner "exact" or "mean" (no root_steps then).
+      the prior's own S sigma^2 / (S + sigma^2), which needs a spectrum;
+      "probed" is that put right in every half octave by the denoiser's Jacobian
+      (`jacobian.corrected`), one VJP a level; "jacobian" is sigma^2 times the
+      Jacobian itself and needs no spectrum, but root_steps + 1 VJPs a level and
+      one more an iteration (no root_steps with inner "mean"). Both go with
+      predictor "denoise", the last also with inner "exact" or "mean" only.
     tolerance: relative residual of the linear solves of "exact" and "mean".
     max_iterations: their limit.
     root_steps: products for the square root of the width (`jacobian.root`);
@@ -136,14 +142,12 @@ class NFCConfig:
         f"sigma_min must lie in (0, sigma_max), got {self.sigma_min} with "
         f"sigma_max {self.sigma_max}"
       )
-
-    if self.tie == "jacobian":
-      for name, choices in _WITH_JACOBIAN.items():
-        if getattr(self, name) not in choices:
-          raise ValueError(
-            f'{name} must be {" or ".join(choices)} with tie="jacobian", got '
-            f"{getattr(self, name)!r}"
-          )
+    for name, choices in _NEEDED.get(self.tie, {}).items():
+      if getattr(self, name) not in choices:
+        raise ValueError(
+          f'{name} must be {" or ".join(choices)} with tie="{self.tie}", got '
+          f"{getattr(self, name)!r}"
+        )
 
   def detail_weights(self, progress: np.ndarray) -> np.ndarray:
     """Weight of the refined details at a progress by step, [K] to [K]."""
@@ -193,8 +197,8 @@ class NFCConfig:
   def restoration(cls, **changes: Any) -> "NFCConfig":
     """For a single best image: no noise is drawn inside a level.
 
-    As `calibrated`, but each level takes the mean of its target instead of a
-    draw, so that the result stays near the posterior mean.
+    Each level takes the mean of its target instead of a draw, so that the
+    result stays near the posterior mean; the width is the spectrum's.
     """
     settings: dict[str, Any] = {"inner": "mean"} | _affordable(changes)
     return cls(**(settings | changes))
@@ -203,17 +207,21 @@ class NFCConfig:
   def calibrated(cls, **changes: Any) -> "NFCConfig":
     """For posterior samples: exact on a Gaussian prior at any level count.
 
-    One denoiser call a level; its mean is the centre and the prior's own
-    conditional variance the width of the tie, so that the inner draw is one
-    from p(x0 | x_sigma, y) and every level's state one from p(x_sigma | y).
-    The band is open at every level: any blend > 0 tempers the likelihood and
-    biases the levels at which it acts. Haar weights are 1.
+    One denoiser call and one VJP a level; the denoiser's mean is the centre
+    and the prior's own conditional variance the width of the tie, so that the
+    inner draw is one from p(x0 | x_sigma, y) and every level's state one from
+    p(x_sigma | y). The spectrum gives the width's shape, the VJP its size in
+    every half octave, so a spectrum that is off by a factor does no harm;
+    tie="spectrum" trusts it and saves the VJP. The band is open at every
+    level: any blend > 0 tempers the likelihood and biases the levels at which
+    it acts. Wavelet weights are 1.
 
     tie="jacobian" takes the width from the denoiser and needs no spectrum: at
     most 27 VJPs a level, solves to 1e-2 in at most 20 iterations, unless
     changed. Early levels may stop short of that; later ones correct it.
     """
-    return cls(**(_affordable(changes) | changes))
+    settings: dict[str, Any] = {"tie": "probed"} | _affordable(changes)
+    return cls(**(settings | changes))
 
 
 def _affordable(changes: dict[str, Any]) -> dict[str, Any]:

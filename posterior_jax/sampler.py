@@ -171,7 +171,7 @@ def _banded(
     return observation
   shape = observation.operator.measurement_shape[:2]
   if config.cutoff == "snr":
-    assert spectrum is not None  # checked_spectrum refused that
+    assert spectrum is not None
     band = bands.snr_band(spectrum, shape, now.sigma)
   else:
     band = bands.radial_band(shape, now.cutoff, config.band_shape)
@@ -229,21 +229,27 @@ def _by_spectrum(
   now: _Levels,
 ) -> _Moved:
   """Width diagonal in Fourier space: sigma^2, or that of a spectrum."""
-  x0 = predictor.predict(
-    denoise,
-    x,
-    now.sigma,
-    kind=config.predictor,
-    steps=config.predictor_steps,
-    sigma_end=config.predictor_sigma_min,
-    rho=config.rho,
-  )
   variance = now.sigma**2
-  if config.tie == "spectrum":
-    assert spectrum is not None
+  if config.tie != "sigma":
+    assert spectrum is not None  # checked_spectrum refused that
     variance = spectrum * variance / (spectrum + variance)
+  if config.tie == "probed":
+    key, key_probe = jax.random.split(key)
+    x0, covariance = jacobian.linearise(denoise, x, now.sigma)
+    variance = jacobian.corrected(key_probe, covariance, variance, x)
+  else:
+    x0 = predictor.predict(
+      denoise,
+      x,
+      now.sigma,
+      kind=config.predictor,
+      steps=config.predictor_steps,
+      sigma_end=config.predictor_sigma_min,
+      rho=config.rho,
+    )
   target = likelihood.Target(observation, x0, variance)
-  return _Moved(x0, *_refine(config, key, target, now.step_size), products=0)
+  z, solve = _refine(config, key, target, now.step_size)
+  return _Moved(x0, z, solve, int(config.tie == "probed"))
 
 
 def _refine(

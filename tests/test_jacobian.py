@@ -175,6 +175,31 @@ def test_mean_is_that_of_the_spectral_target(gaussian):
   assert int(products) == 1 + int(info.iterations)
 
 
+@pytest.mark.parametrize("factor", [0.2, 1.0, 5.0])
+def test_one_probe_puts_a_width_right(factor, gaussian):
+  """Exact in every half octave, whatever its factor; bounded beyond 8."""
+  shape = (2, 1, *SHAPE)
+  radius = spectral.radial_frequency(*SHAPE[:2]) * SHAPE[0]
+  wrong = width(gaussian) * jnp.where(jnp.asarray(radius) < 2, factor, 2.0)
+
+  def covariance(v):
+    return spectral.apply_transfer(v, width(gaussian))
+
+  found = jacobian.corrected(
+    jax.random.key(0), covariance, wrong, jnp.zeros(shape)
+  )
+  np.testing.assert_allclose(found, width(gaussian), rtol=1e-4)
+  channels = jnp.stack([wrong, wrong], -1)
+  found = jacobian.corrected(
+    jax.random.key(0), covariance, channels, jnp.zeros((3, *SHAPE[:2], 2))
+  )
+  np.testing.assert_allclose(found[..., 1], width(gaussian), rtol=1e-4)
+  far = jacobian.corrected(
+    jax.random.key(0), lambda v: -v, wrong, jnp.zeros(shape)
+  )
+  np.testing.assert_allclose(far, wrong / 8, rtol=1e-6)
+
+
 @pytest.mark.parametrize("inner", ["exact", "mean"])
 def test_info_counts_the_products_that_are_made(inner, gaussian):
   """The denoiser counts its own backward passes on the host."""
@@ -232,11 +257,12 @@ def test_mixture_posterior_is_sampled_without_a_spectrum():
 @pytest.mark.parametrize(
   ("changes", "sentence"),
   [
-    (dict(inner="langevin"), "inner must be exact or mean with tie="),
-    (dict(predictor="heun"), "predictor must be denoise with tie="),
+    (dict(inner="langevin"), 'inner must be exact or mean with tie="jaco'),
+    (dict(predictor="heun"), 'predictor must be denoise with tie="jacobian"'),
+    (dict(tie="probed", predictor="heun"), 'must be denoise with tie="probed"'),
     (dict(root_steps=0), r"root_steps must lie in \[1, 1000\], got 0"),
   ],
 )
 def test_bad_settings_are_one_sentence(changes, sentence):
   with pytest.raises(ValueError, match=sentence):
-    NFCConfig(tie="jacobian", **changes)
+    NFCConfig(**({"tie": "jacobian"} | changes))
