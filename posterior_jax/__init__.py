@@ -19,6 +19,7 @@ h w measurement, M a flattened batch.
   )  # [4, 1, 32, 32, 1]
 """
 
+from posterior_jax import baselines as baselines
 from posterior_jax import metrics as metrics
 from posterior_jax import operators as operators
 from posterior_jax import priors as priors
@@ -42,6 +43,7 @@ __all__ = (
   "Operator",
   "Sampler",
   "SamplerState",
+  "baselines",
   "metrics",
   "nfc",
   "operators",

@@ -1,12 +1,11 @@
 """The settings of noise-frequency continuation, and three named ones."""
 
 import dataclasses
-import typing
 from typing import Any, Literal
 
 import numpy as np
 
-from posterior_jax import consistency
+from posterior_jax import consistency, fields
 from posterior_jax.bands import Blend, Shape
 from posterior_jax.consistency import Unlock, Wavelet
 from posterior_jax.predictor import Predictor
@@ -15,16 +14,6 @@ Inner = Literal["exact", "mean", "gradient", "langevin"]
 Tie = Literal["sigma", "spectrum", "jacobian"]
 Cutoff = Literal["step", "log_sigma", "snr"]
 
-_CHOICES = {
-  "predictor": typing.get_args(Predictor),
-  "cutoff": typing.get_args(Cutoff),
-  "band_shape": typing.get_args(Shape),
-  "blend": typing.get_args(Blend),
-  "inner": typing.get_args(Inner),
-  "tie": typing.get_args(Tie),
-  "wavelet": typing.get_args(Wavelet),
-  "unlock": typing.get_args(Unlock),
-}
 _WITH_JACOBIAN = {"predictor": ("denoise",), "inner": ("exact", "mean")}
 _RANGES = {
   "levels": (1, 10_000),
@@ -135,38 +124,12 @@ class NFCConfig:
   unlock_end: float = 1.0
 
   def __post_init__(self) -> None:
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if field.type is int and type(value) is not int:
-        raise ValueError(f"{field.name} must be an integer, got {value!r}")
-    if not isinstance(self.halved_misfit, bool):
-      raise ValueError(
-        f"halved_misfit must be True or False, got {self.halved_misfit!r}"
-      )
-    for name, choices in _CHOICES.items():
-      if getattr(self, name) not in choices:
-        raise ValueError(
-          f"{name} must be one of {', '.join(choices)}; "
-          f"got {getattr(self, name)!r}"
-        )
-    for name, (low, high) in _RANGES.items():
-      if not low <= getattr(self, name) <= high:
-        raise ValueError(
-          f"{name} must lie in [{low:g}, {high:g}], got {getattr(self, name)}"
-        )
+    fields.check(self, _RANGES)
     if not 0 < self.sigma_min < self.sigma_max:
       raise ValueError(
         f"sigma_min must lie in (0, sigma_max), got {self.sigma_min} with "
         f"sigma_max {self.sigma_max}"
       )
-    for name in ("step_size", "predictor_sigma_min"):
-      if not getattr(self, name) > 0:
-        raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-    if self.inner_noise_std is not None and not self.inner_noise_std > 0:
-      raise ValueError(
-        f"inner_noise_std must be positive or None, got {self.inner_noise_std}"
-      )
-
     if self.tie == "jacobian":
       for name, choices in _WITH_JACOBIAN.items():
         if getattr(self, name) not in choices:
