@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from posterior_jax import diagnostics
 from posterior_jax.types import (
   Denoiser,
   Info,
@@ -45,14 +46,14 @@ class Moved(NamedTuple):
   Attributes:
     x: [B, N, H, W, C] at the following noise.
     x0: the clean image of the step, whose residual is reported.
-    solve: how a linear solve went.
+    solve: how a linear solve went, zeros where there is none.
     calls: of the denoiser, for every image.
     products: with its Jacobian, one VJP each.
   """
 
   x: jax.Array
   x0: jax.Array
-  solve: SolveInfo
+  solve: SolveInfo | None = None
   calls: int | jax.Array = 1
   products: int | jax.Array = 0
 
@@ -60,11 +61,6 @@ class Moved(NamedTuple):
 Move = Callable[
   [jax.Array, Level, jax.Array, Denoiser, Observation], Moved
 ]  # (key, level, x, denoise, observation)
-
-
-def no_solve() -> SolveInfo:
-  """Of a step without a linear solve."""
-  return SolveInfo(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
 
 
 def sampler(sigmas: np.ndarray, move: Move) -> Sampler:
@@ -115,8 +111,15 @@ def level_of(nodes: jax.Array, number: jax.Array) -> Level:
 
 def report(observation: Observation, level: Level, moved: Moved) -> Info:
   """The diagnostics of a step."""
-  residual = normalised_residual(observation, moved.x0)
-  return Info(level.sigma, residual, moved.solve)
+  none = SolveInfo(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+  return Info(
+    level.sigma,
+    normalised_residual(observation, moved.x0),
+    none if moved.solve is None else moved.solve,
+    diagnostics.band_energy(observation, moved.x0),
+    calls=moved.calls,
+    products=moved.products,
+  )
 
 
 def ddim(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from posterior_jax import predictor
-from posterior_jax.types import Denoiser
+from posterior_jax.types import Denoiser, Observation
 
 Product = Callable[[jax.Array], jax.Array]
 
@@ -41,6 +41,20 @@ def denoise_with_vjp(
 
   x0, transposed = jax.vjp(clean, x)
   return x0, lambda v: transposed(v)[0]
+
+
+def misfit(observation: Observation, x0: jax.Array) -> jax.Array:
+  """y - A x0 where the measurement holds data, 0 elsewhere.
+
+  Args:
+    observation: y [N, h, w, C].
+    x0: [..., N, H, W, C].
+
+  Returns:
+    [..., N, h, w, C].
+  """
+  operator = observation.operator
+  return operator.observed * (observation.y - operator.forward(x0))
 
 
 def image_norm(x: jax.Array) -> jax.Array:

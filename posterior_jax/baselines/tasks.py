@@ -16,7 +16,7 @@ TASKS: tuple[Task, ...] = typing.get_args(Task)
 _T = TypeVar("_T")
 
 
-def choose(task: Task | None, settings: Mapping[Task, _T], otherwise: _T) -> _T:
+def choose(task: Task | None, settings: Mapping[str, _T], otherwise: _T) -> _T:
   """What was published for a task.
 
   Args:
