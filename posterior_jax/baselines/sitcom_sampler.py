@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 
 from posterior_jax import fields, schedule
-from posterior_jax.baselines import diffusion, guidance, tasks
+from posterior_jax.baselines import adam, diffusion, guidance, tasks
 from posterior_jax.baselines.diffusion import Level, Moved
 from posterior_jax.types import Denoiser, Observation, Sampler
 
@@ -68,7 +67,7 @@ class _Search(NamedTuple):
   """Where the optimisation of a level is."""
 
   u: jax.Array  # [B, N, H, W, C], the input in VP units
-  adam: optax.OptState
+  moments: adam.Moments
   x0: jax.Array  # of the last input evaluated
   running: jax.Array  # [B, N, 1, 1, 1]
   evaluated: jax.Array
@@ -127,7 +126,6 @@ def _optimise(
   operator = observation.operator
   observed = jnp.broadcast_to(operator.observed, operator.measurement_shape)
   enough = config.stop * observation.noise_std * jnp.sqrt(jnp.sum(observed))
-  adam = optax.adam(config.rate)
 
   def running(search: _Search) -> jax.Array:
     return (search.evaluated < config.steps) & jnp.any(search.running)
@@ -140,12 +138,12 @@ def _optimise(
     goes_on = search.running & (guidance.image_norm(r) > enough)
     slope = -2 * unit * product(operator.adjoint(r))
     slope = slope + 2 * config.anchor * (search.u - start)
-    change, moments = adam.update(slope, search.adam)
-    u = jnp.where(goes_on, search.u + change, search.u)
+    to, moments = adam.direction(search.moments, slope, search.evaluated)
+    u = jnp.where(goes_on, search.u - config.rate * to, search.u)
     return _Search(u, moments, x0, goes_on, search.evaluated + 1)
 
   everyone = jnp.ones((*x.shape[:-3], 1, 1, 1), bool)
   begin = _Search(
-    start, adam.init(start), start, everyone, jnp.zeros((), jnp.int32)
+    start, adam.start(start), start, everyone, jnp.zeros((), jnp.int32)
   )
   return lax.while_loop(running, body, begin)
