@@ -15,7 +15,6 @@ from posterior_jax import (
   nfc,
   operators,
   priors,
-  run,
   schedule,
 )
 from tests import oracles
@@ -53,20 +52,29 @@ def gain(prior, sigma):
 
 
 def test_daps_is_nfc_without_band_and_fusion(prior):
-  """The same bits up to the order of sums, key by key."""
+  """Key by key, level by level, up to the order of sums."""
   observation = observe(prior, operators.gaussian_blur(SHAPE, size=5, std=1.0))
-  ours = baselines.DAPSConfig.published("motion_blur", levels=4, inner_steps=5)
-  as_nfc = NFCConfig.paper(
-    levels=4,
-    inner_steps=5,
-    blend_start=0.0,
-    haar_high=1.0,
-    unlock_start=1.0,
+  settings = {"levels": 3, "predictor_steps": 2, "inner_steps": 5}
+  ours = baselines.daps(
+    baselines.DAPSConfig.published("motion_blur", **settings)
   )
-  key = jax.random.key(3)
-  found, _ = run(baselines.daps(ours), prior.denoise, observation, key)
-  expected, _ = run(nfc(as_nfc), prior.denoise, observation, key)
-  np.testing.assert_allclose(found, expected, atol=1e-4)
+  plain = {"blend_start": 0.0, "haar_high": 1.0, "unlock_start": 1.0}
+  theirs = nfc(NFCConfig.paper(**settings, **plain))
+  assert ours.num_steps == theirs.num_steps == 3
+
+  def chain(sampler):
+    @oracles.quick_jit
+    def step(state, key):
+      return sampler.step(state, prior.denoise, observation, key)
+
+    state = sampler.init(jax.random.key(3), observation, 2)
+    for key in jax.random.split(jax.random.key(4), 3):
+      state, info = step(state, key)
+      yield state.x, info.sigma, info.residual
+
+  for found, expected in zip(chain(ours), chain(theirs), strict=True):
+    for one, other in zip(found, expected):
+      np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
 def one_level(config, prior, observation, count):
@@ -168,7 +176,9 @@ def test_sitcom_first_step_is_that_of_adam(prior):
   """Adam starts along the sign of the slope, in variance-preserving units."""
   observation = observe(prior, operators.random_inpainting(SHAPE, fraction=0.5))
   x = noisy_images(prior)
-  config = baselines.SITCOMConfig(levels=LEVELS, steps=2, rate=0.05, stop=0.0)
+  config = baselines.SITCOMConfig(
+    levels=LEVELS, steps=2, rate=0.05, stop=0.0, clip=False
+  )
   found, info = optimise(config, prior, observation, x)
   w = gain(prior, SIGMA)
   mask = np.asarray(observation.operator.mask).ravel()
@@ -189,7 +199,7 @@ def test_sitcom_reaches_the_optimum(prior):
   observation = observe(prior, operator)
   x = noisy_images(prior)
   config = baselines.SITCOMConfig(
-    levels=LEVELS, steps=1500, rate=0.005, anchor=0.3, stop=0.0
+    levels=LEVELS, steps=1500, rate=0.005, anchor=0.3, stop=0.0, clip=False
   )
   found, _ = optimise(config, prior, observation, x)
   w = gain(prior, SIGMA)
@@ -211,7 +221,9 @@ def test_sitcom_stops_image_by_image(prior):
   fits = jnp.asarray((flat(x) @ w.T)[0].reshape(2, *SHAPE), jnp.float32)
   y = observation.y.at[1].set(fits[1])  # sample 0 of observation 1 fits it
   observation = Observation(y, operator, NOISE)
-  config = baselines.SITCOMConfig(levels=LEVELS, steps=400, stop=1.0)
+  config = baselines.SITCOMConfig(
+    levels=LEVELS, steps=400, stop=1.0, clip=False
+  )
   found, info = optimise(config, prior, observation, x)
   np.testing.assert_allclose(found[0, 1], (flat(x) @ w.T)[0, 1], atol=1e-5)
   assert 1 < int(info.calls) < 400

@@ -122,7 +122,7 @@ ALONG_A_RUN = 2e-3
 def test_dps_is_azulas(name, prior, monkeypatch):
   dps = pytest.importorskip("azula.guidance.dps")
   observation = observe(prior, name, 0.1)
-  config = baselines.DPSConfig(levels=LEVELS, scale=0.4)
+  config = baselines.DPSConfig(levels=LEVELS, scale=0.4, clip=False)
   states = ours(baselines.dps(config), prior, observation, monkeypatch)
   a = torch.tensor(oracles.dense_operator(observation.operator))
   y = torch.tensor(np.asarray(observation.y, np.float64).ravel())[None]
@@ -240,8 +240,11 @@ def test_guidance_is_deepinvs(name, prior):
   x = np.asarray(clean) + np.float32(sigma) * noise
   here = (prior, observation, x)
 
-  pull = moved(baselines.DPSConfig(levels=LEVELS, scale=0.0), *here, at)
-  pull = pull - moved(baselines.DPSConfig(levels=LEVELS, scale=1.0), *here, at)
+  still, led = (
+    baselines.DPSConfig(levels=LEVELS, scale=scale, clip=False)
+    for scale in (0.0, 1.0)
+  )
+  pull = moved(still, *here, at) - moved(led, *here, at)
   unit = ((1 + sigma**2) * (1 + following**2)) ** 0.5
   found = deepinv_gradient("DPSDataFidelity", *here, sigma)
   np.testing.assert_allclose(pull / unit, found, atol=1e-5)
