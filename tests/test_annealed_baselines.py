@@ -107,7 +107,7 @@ def test_daps_draws_from_its_level(inner, prior):
 
   Unadjusted Langevin with step h on precision P settles at the covariance
   (P - h P^2 / 2)^-1: with h P = 0.48 where a pixel is observed a third above
-  the exact one. 300 steps are e^-12 from it where h P = 0.04 (not observed).
+  the exact one. 150 steps are e^-6 from it where h P = 0.04 (not observed).
   """
   operator = operators.random_inpainting(SHAPE, fraction=0.5)
   observation = observe(prior, operator, count=1)
@@ -116,12 +116,12 @@ def test_daps_draws_from_its_level(inner, prior):
     levels=1,
     sigma_max=1.0,
     inner=inner,
-    inner_steps=300,
+    inner_steps=150,
     step_size=0.04,
     step_size_decay=1.0,
     noise_std=tau,
   )
-  count = 2000
+  count = 1000
   found, centre = one_level(config, prior, observation, count)
   a = oracles.dense_operator(operator)
   y = np.asarray(observation.y * operator.mask, np.float64).ravel()
