@@ -254,7 +254,9 @@ def test_guidance_is_deepinvs(name, prior):
   plain = (1 - kept) * x0.ravel() + kept * x.ravel()
   rivals = {
     "PiGDMDataFidelity": (
-      baselines.PiGDMConfig(levels=LEVELS, eta=0.0, data_std=1.0),
+      baselines.PiGDMConfig(
+        levels=LEVELS, eta=0.0, data_std=1.0, weight="score"
+      ),
       {"cg_max_iter": 300, "cg_tol": 1e-6},
     ),
     "MomentMatchingDataFidelity": (

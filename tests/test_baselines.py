@@ -124,7 +124,9 @@ PUBLISHED = {
   ("fgps", "gaussian_blur"): dict(scale_start=3, scale_end=0.6),
   ("pigdm", None): dict(levels=100, eta=1, data_std=1, weight="adaptive"),
   ("mmps", None): dict(iterations=1, eta=1),
-  ("daps", "super_resolution"): dict(levels=200, step_size=1e-4),
+  ("daps", "super_resolution"): dict(
+    levels=200, step_size=1e-4, inner="langevin"
+  ),
   ("daps", "box_inpainting"): dict(predictor_steps=5, step_size=5e-5),
   ("daps", "motion_blur"): dict(inner_steps=100, step_size=5e-5),
   ("sitcom", None): dict(levels=20, steps=30, rate=0.02, anchor=0.0),

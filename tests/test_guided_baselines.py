@@ -189,7 +189,9 @@ def test_guidance_is_exact_for_a_gaussian_prior(method, name):
   sigma, following = schedule.ddpm(levels)[at : at + 2]
   if method == "pigdm":
     p = problem(name, sigma, spectrum=np.full(SIZE, 0.36))
-    config = baselines.PiGDMConfig(levels=levels, eta=0.0, data_std=0.6)
+    config = baselines.PiGDMConfig(
+      levels=levels, eta=0.0, data_std=0.6, weight="score"
+    )
   else:
     p = problem(name, sigma)
     config = baselines.MMPSConfig(
@@ -325,7 +327,7 @@ def test_samples_follow_the_law_of_steps(method):
   p = problem("random", 1.0, np.full(SIZE, 0.36) if method == "pigdm" else None)
   levels = 100
   config = {
-    "pigdm": baselines.PiGDMConfig.tuned(levels=levels, data_std=0.6),
+    "pigdm": baselines.PiGDMConfig(levels=levels, data_std=0.6, weight="score"),
     "mmps": baselines.MMPSConfig.tuned(levels=levels, iterations=20),
   }[method]
   count = 512
