@@ -58,20 +58,16 @@ class DDRMConfig:
   ) -> "DDRMConfig":
     """Of the paper and its code (bahjat-kawar/ddrm): 20 levels, 0.85, 1.
 
-    Its blur drops singular values below 0.03 on each axis, here in total.
+    Its blur drops singular values below 0.03 on each axis, here in total. It
+    has no motion blur.
 
     Args:
       task: one of `baselines.TASKS`.
       **changes: of single settings.
 
     Raises:
-      ValueError: for an unknown task, and for "motion_blur", which it lacks.
+      ValueError: for an unknown task.
     """
-    if task == "motion_blur":
-      raise ValueError(
-        "task must not be motion_blur: ddrm needs a singular value "
-        "decomposition, which a mirrored blur with such a kernel lacks"
-      )
     threshold = tasks.choose(task, {"gaussian_blur": 0.03}, 0.0)
     return cls(**({"threshold": threshold} | changes))
 
@@ -223,7 +219,7 @@ def start(
   spread = jnp.sqrt(sigma**2 - jnp.where(seen, noise_std * inverse, 0) ** 2)
   data = inverse * svd.to_left(observation.y)
   shift = data + (spread - sigma) * svd.to_right(noise)
-  return sigma * noise + svd.from_right(shift * seen)
+  return sigma * noise + svd.from_right(jnp.where(seen, shift, 0))
 
 
 def transition(

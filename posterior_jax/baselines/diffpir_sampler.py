@@ -21,7 +21,8 @@ class DiffPIRConfig:
   """Settings of `diffpir`.
 
   Attributes:
-    levels: noise levels of the DDPM schedule, 1 to 1000; one call each.
+    levels: noise levels of the DDPM schedule, 1 to 1000 (500 if quadratic),
+      one call each.
     spacing: of their timesteps, as in `schedule.ddpm`.
     weight: lambda, of the tie to the denoised image, in consistent units: the
       data step minimises |y - A x|^2 / s^2 + weight |x - x0|^2 / sigma^2. The
@@ -47,7 +48,7 @@ class DiffPIRConfig:
     fields.check(
       self,
       {
-        "levels": (1, 500 if self.spacing == "quadratic" else 1000),
+        "levels": (1, 1000),
         "renewal": (0.0, 1.0),
         "tolerance": (1e-7, 1e-1),
         "max_iterations": (1, 100_000),

@@ -31,7 +31,7 @@ class PnPDMConfig:
   """Settings of `pnpdm`.
 
   Attributes:
-    iterations: of the Gibbs chain, 1 to 10000.
+    levels: iterations of the Gibbs chain, 1 to 10000.
     coupling_max: first width rho of the coupling of the two variables, in
       pixels.
     coupling_min: the width that stays once reached.
@@ -50,7 +50,7 @@ class PnPDMConfig:
     ValueError: for a value out of range, by name.
   """
 
-  iterations: int = 100
+  levels: int = 100
   coupling_max: float = 10.0
   coupling_min: float = 0.3
   decay: float = 0.9
@@ -64,7 +64,7 @@ class PnPDMConfig:
     fields.check(
       self,
       {
-        "iterations": (1, 10_000),
+        "levels": (1, 10_000),
         "coupling_max": (_SIGMA_MIN, _SIGMA_MAX),
         "decay": (1e-3, 1.0),
         "nodes": (2, 1000),
@@ -102,7 +102,7 @@ class PnPDMConfig:
   def tuned(cls, **changes: Any) -> "PnPDMConfig":
     """One setting for all tasks: a tighter coupling, about 1000 calls."""
     settings: dict[str, Any] = dict(
-      iterations=60,
+      levels=60,
       coupling_min=0.1,
       decay=0.88,
       nodes=60,
@@ -132,9 +132,9 @@ def pnpdm(config: PnPDMConfig = PnPDMConfig.published()) -> Sampler:  # noqa: B0
     config: see `PnPDMConfig`.
 
   Returns:
-    Sampler(init, step, config.iterations); `Info.sigma` is rho.
+    Sampler(init, step, config.levels); `Info.sigma` is rho.
   """
-  power = np.arange(config.iterations)
+  power = np.arange(config.levels)
   width = np.maximum(
     config.coupling_max * config.decay**power, config.coupling_min
   )
@@ -165,7 +165,7 @@ def pnpdm(config: PnPDMConfig = PnPDMConfig.published()) -> Sampler:  # noqa: B0
     report = diffusion.report(observation, level, moved)
     return SamplerState(x, state.level + 1), report
 
-  return Sampler(init, step, config.iterations)
+  return Sampler(init, step, config.levels)
 
 
 def reverse(
