@@ -64,8 +64,8 @@ class DDNMConfig:
   ) -> "DDNMConfig":
     """Of the code (wyhuai/DDNM): 100 levels, eta 0.85, no time travel.
 
-    Its blur drops singular values below 0.03 on each axis, here those of the
-    image; no other of the benchmark's operators has one so small.
+    Its blur drops singular values below 0.03 on each axis, here those of both
+    together; masks and the resizer have none so small.
 
     Args:
       task: one of `baselines.TASKS`.

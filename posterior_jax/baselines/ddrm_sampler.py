@@ -58,9 +58,9 @@ class DDRMConfig:
   ) -> "DDRMConfig":
     """Of the paper and its code (bahjat-kawar/ddrm): 20 levels, 0.85, 1.
 
-    Its blur drops singular values below 0.03 on each axis, here those of the
-    image; no other of the benchmark's operators has one so small. It has no
-    motion blur.
+    Its blur drops singular values below 0.03 on each axis, here those of both
+    together; masks and the resizer have none so small. It has no motion
+    blur.
 
     Args:
       task: one of `baselines.TASKS`.
