@@ -79,9 +79,8 @@ class DDNMConfig:
 
   @classmethod
   def tuned(cls, **changes: Any) -> "DDNMConfig":
-    """One setting for all tasks: more levels."""
-    settings: dict[str, Any] = {"levels": 250}
-    return cls(**(settings | changes))
+    """One setting for all tasks: as published."""
+    return cls(**changes)
 
 
 def ddnm(config: DDNMConfig = DDNMConfig.published()) -> Sampler:  # noqa: B008
