@@ -95,7 +95,12 @@ def test_diffpir_step_is_the_published_one(name):
   observation = observe(prior, OPERATORS[name]())
   x, key = noisy_images(prior, sigma), jax.random.key(4)
   config = baselines.DiffPIRConfig(
-    levels=LEVELS, spacing="uniform", weight=7 / 4, renewal=0.3, clip=True
+    levels=LEVELS,
+    spacing="uniform",
+    weight=7 / 4,
+    renewal=0.3,
+    clip=True,
+    tolerance=1e-6,
   )
   state = SamplerState(x, jnp.int32(AT))
   after, info = one_step(

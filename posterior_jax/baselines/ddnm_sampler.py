@@ -43,8 +43,8 @@ class DDNMConfig:
   levels: int = 100
   eta: float = 0.85
   threshold: float = 0.03
-  tolerance: float = 1e-6
-  max_iterations: int = 500
+  tolerance: float = 1e-5
+  max_iterations: int = 300
 
   def __post_init__(self) -> None:
     fields.check(

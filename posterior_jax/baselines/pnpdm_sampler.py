@@ -57,8 +57,8 @@ class PnPDMConfig:
   nodes: int = 100
   solver: Solver = "euler"
   exact_start: bool = False
-  tolerance: float = 1e-6
-  max_iterations: int = 500
+  tolerance: float = 1e-5
+  max_iterations: int = 300
 
   def __post_init__(self) -> None:
     fields.check(
