@@ -15,7 +15,7 @@ from posterior_jax.types import (
   Info,
   Observation,
   Sampler,
-  SamplerState,
+  State,
 )
 
 BANDS = 8
@@ -82,11 +82,11 @@ def streamed(
     callback(int(level), info)
 
   def step(
-    state: SamplerState,
+    state: State,
     denoise: Denoiser,
     observation: Observation,
     key: jax.Array,
-  ) -> tuple[SamplerState, Info]:
+  ) -> tuple[State, Info]:
     following, info = sampler.step(state, denoise, observation, key)
     jax.debug.callback(report, state.level, info, ordered=True)
     return following, info
@@ -107,11 +107,11 @@ def recorded(sampler: Sampler) -> Sampler:
   """
 
   def step(
-    state: SamplerState,
+    state: State,
     denoise: Denoiser,
     observation: Observation,
     key: jax.Array,
-  ) -> tuple[SamplerState, Info]:
+  ) -> tuple[State, Info]:
     following, info = sampler.step(state, denoise, observation, key)
     return following, info._replace(trajectory=following.x)
 

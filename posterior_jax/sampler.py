@@ -31,6 +31,7 @@ from posterior_jax.types import (
   Sampler,
   SamplerState,
   SolveInfo,
+  State,
   check_observation,
   normalised_residual,
 )
@@ -317,7 +318,7 @@ def _run(
   key_init, key_steps = jax.random.split(key)
   state = sampler.init(key_init, observation, num_samples)
 
-  def body(state: SamplerState, key: jax.Array) -> tuple[SamplerState, Any]:
+  def body(state: State, key: jax.Array) -> tuple[State, Any]:
     return sampler.step(state, denoise, observation, key)
 
   keys = jax.random.split(key_steps, sampler.num_steps)

@@ -64,8 +64,8 @@ def ddpm(
   Args:
     levels: number of noise levels, 1 to steps; 1 is the last timestep alone.
     spacing: "uniform" takes timesteps evenly from the first to the last (Ho et
-      al. 2020 where all are taken), "quadratic" t = steps sqrt(u), u evenly
-      from 0 to 1, as DiffPIR does: denser at high noise.
+      al. 2020 where all are taken), "quadratic" t = steps (1 - sqrt(u)), u
+      evenly from 0 to 1, as the code of DiffPIR does: denser at low noise.
     steps: timesteps of the schedule, 1000 in every published network.
     beta_min: first beta, in (0, beta_max].
     beta_max: last beta, < 1.
@@ -94,10 +94,11 @@ def ddpm(
     )
   share = np.linspace(0, 1, levels) if levels > 1 else np.ones(1)
   if spacing == "uniform":
-    taken = np.round((steps - 1) * share).astype(int)
+    taken = np.round((steps - 1) * share[::-1]).astype(int)
   else:
     root = np.floor(steps * np.sqrt(share)).astype(int)
-    taken = np.minimum(root, steps - 1)
+    taken = steps - 1 - np.minimum(root, steps - 1)
+    taken[0] = steps - 1
   alpha_bar = np.cumprod(1 - np.linspace(beta_min, beta_max, steps))
-  sigmas = np.sqrt((1 - alpha_bar) / alpha_bar)[taken[::-1]]
+  sigmas = np.sqrt((1 - alpha_bar) / alpha_bar)[taken]
   return np.append(sigmas, 0.0)

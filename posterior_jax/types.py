@@ -8,7 +8,7 @@ height, width and channels, h w measurement height and width. Pixels lie in
 import abc
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import chex
 import jax
@@ -208,6 +208,18 @@ def normalised_residual(observation: Observation, x: jax.Array) -> jax.Array:
   return total / (jnp.sum(observed) * observation.noise_std**2)
 
 
+class State(Protocol):
+  """A NamedTuple whose first two fields are those of `SamplerState`."""
+
+  @property
+  def x(self) -> jax.Array:
+    """[B, N, H, W, C]."""
+
+  @property
+  def level(self) -> jax.Array:
+    """int32 scalar."""
+
+
 class SamplerState(NamedTuple):
   """What the next step needs.
 
@@ -254,11 +266,11 @@ class Sampler(NamedTuple):
   """A posterior sampler as pure functions.
 
   Attributes:
-    init: (key, observation, batch) -> SamplerState.
-    step: (state, denoise, observation, key) -> (SamplerState, Info).
+    init: (key, observation, batch) -> SamplerState, or another `State`.
+    step: (state, denoise, observation, key) -> (state, Info).
     num_steps: how many steps a run takes.
   """
 
-  init: Callable[[chex.PRNGKey, Observation, int], SamplerState]
-  step: Callable[..., tuple[SamplerState, Any]]
+  init: Callable[[chex.PRNGKey, Observation, int], State]
+  step: Callable[..., tuple[State, Any]]
   num_steps: int

@@ -31,7 +31,7 @@ def test_ddpm_spacing():
   np.testing.assert_array_equal(
     schedule.ddpm(4), [every[999], every[666], every[333], every[0], 0]
   )
-  quadratic = [999, 866, 707, 500, 0]  # 1000 sqrt(i / 4), rounded down
+  quadratic = [999, 499, 292, 133, 0]  # 999 - floor(1000 sqrt(i / 4))
   np.testing.assert_array_equal(
     schedule.ddpm(5, spacing="quadratic"), [*every[quadratic], 0]
   )

@@ -31,6 +31,10 @@ COUNTS = {
   "mmps": (1, 2),  # one iteration, and one for what it found
   "daps": (5, 0),
   "sitcom": (4, 4),
+  "diffpir": (1, 0),
+  "ddrm": (1, 0),
+  "ddnm": (1, 0),
+  "reddiff": (1, 0),
 }
 
 
@@ -130,6 +134,14 @@ PUBLISHED = {
   ("daps", "box_inpainting"): dict(predictor_steps=5, step_size=5e-5),
   ("daps", "motion_blur"): dict(inner_steps=100, step_size=5e-5),
   ("sitcom", None): dict(levels=20, steps=30, rate=0.02, anchor=0.0),
+  ("diffpir", "motion_blur"): dict(levels=100, weight=7 / 4, renewal=0.3),
+  ("diffpir", "super_resolution"): dict(weight=7 / 4, renewal=0.25),
+  ("diffpir", "box_inpainting"): dict(weight=1 / 4, renewal=1.0),
+  ("ddrm", None): dict(levels=20, eta=0.85, eta_data=1.0),
+  ("ddnm", None): dict(levels=100, eta=0.85),
+  ("reddiff", None): dict(levels=1000, weight=0.25, learning_rate=0.1),
+  ("pnpdm", None): dict(levels=100, coupling_max=10, coupling_min=0.3),
+  ("pnpdm", "motion_blur"): dict(decay=0.9, nodes=100, solver="euler"),
 }
 
 

@@ -15,10 +15,23 @@ module of a method is called NAME_sampler: `baselines.NAME` is the function.
   mmps     Gaussian likelihood, the denoiser's Jacobian as covariance
   daps     a draw of the clean image at every level, then fresh noise
   sitcom   optimises the denoiser's input at every level, then fresh noise
+  diffpir  proximal data step on the clean image, then DDIM
+  ddrm     DDIM in the singular vectors of the operator
+  ddnm     data in its range, DDIM in the rest
+  pnpdm    split Gibbs: data and prior by turns
+  reddiff  Adam on the image, the denoiser as regulariser
 """
 
 from posterior_jax.baselines.daps_sampler import DAPSConfig as DAPSConfig
 from posterior_jax.baselines.daps_sampler import daps as daps
+from posterior_jax.baselines.ddnm_sampler import DDNMConfig as DDNMConfig
+from posterior_jax.baselines.ddnm_sampler import ddnm as ddnm
+from posterior_jax.baselines.ddrm_sampler import DDRMConfig as DDRMConfig
+from posterior_jax.baselines.ddrm_sampler import ddrm as ddrm
+from posterior_jax.baselines.diffpir_sampler import (
+  DiffPIRConfig as DiffPIRConfig,
+)
+from posterior_jax.baselines.diffpir_sampler import diffpir as diffpir
 from posterior_jax.baselines.dps_sampler import DPSConfig as DPSConfig
 from posterior_jax.baselines.dps_sampler import dps as dps
 from posterior_jax.baselines.fgps_sampler import FGPSConfig as FGPSConfig
@@ -27,6 +40,12 @@ from posterior_jax.baselines.mmps_sampler import MMPSConfig as MMPSConfig
 from posterior_jax.baselines.mmps_sampler import mmps as mmps
 from posterior_jax.baselines.pigdm_sampler import PiGDMConfig as PiGDMConfig
 from posterior_jax.baselines.pigdm_sampler import pigdm as pigdm
+from posterior_jax.baselines.pnpdm_sampler import PnPDMConfig as PnPDMConfig
+from posterior_jax.baselines.pnpdm_sampler import pnpdm as pnpdm
+from posterior_jax.baselines.reddiff_sampler import (
+  REDDiffConfig as REDDiffConfig,
+)
+from posterior_jax.baselines.reddiff_sampler import reddiff as reddiff
 from posterior_jax.baselines.sitcom_sampler import SITCOMConfig as SITCOMConfig
 from posterior_jax.baselines.sitcom_sampler import sitcom as sitcom
 from posterior_jax.baselines.tasks import TASKS as TASKS
@@ -35,16 +54,26 @@ from posterior_jax.baselines.tasks import Task as Task
 __all__ = (
   "TASKS",
   "DAPSConfig",
+  "DDNMConfig",
+  "DDRMConfig",
   "DPSConfig",
+  "DiffPIRConfig",
   "FGPSConfig",
   "MMPSConfig",
   "PiGDMConfig",
+  "PnPDMConfig",
+  "REDDiffConfig",
   "SITCOMConfig",
   "Task",
   "daps",
+  "ddnm",
+  "ddrm",
+  "diffpir",
   "dps",
   "fgps",
   "mmps",
   "pigdm",
+  "pnpdm",
+  "reddiff",
   "sitcom",
 )

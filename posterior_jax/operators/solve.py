@@ -21,6 +21,9 @@ _IMAGE = (-3, -2, -1)
 class Svd(NamedTuple):
   """A = U diag(values) V^*, each factor as a function on images.
 
+  A pytree where the functions are `jax.tree_util.Partial`s of their arrays, as
+  those of this package are: a loop can carry it instead of decomposing again.
+
   Attributes:
     values: singular values, of the shape of the coefficients, >= 0.
     to_right: x -> V^* x, [..., H, W, C] to coefficients.
