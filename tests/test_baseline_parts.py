@@ -6,10 +6,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from posterior_jax import fields, priors, schedule
-from posterior_jax.baselines import TASKS, diffusion, guidance, tasks
+from posterior_jax.baselines import TASKS, adam, diffusion, guidance, tasks
 from tests import oracles
 
 
@@ -149,19 +150,12 @@ def test_ddim_ends_in_the_clean_image(eta):
   np.testing.assert_array_equal(found, x0)
 
 
-def dense(size, spectrum):
-  """Covariance of a Gaussian prior on a grid, [H W, H W] float64."""
-  return oracles.fourier_diagonal(np.asarray(spectrum, np.float64)).reshape(
-    size, size
-  )
-
-
 def test_products_are_those_of_the_jacobian():
   """Of a Gaussian denoiser: S / (S + sigma^2), in float64, in any batch."""
   prior = priors.gaussian_prior(priors.power_law_spectrum(4, 6))
   x, v = np.random.default_rng(1).standard_normal((2, 3, 2, 4, 6, 2))
   sigma = 0.7
-  cov = dense(24, prior.spectrum)
+  cov = oracles.fourier_diagonal(np.asarray(prior.spectrum, np.float64))
   gain = np.linalg.solve(cov + sigma**2 * np.eye(24), cov)
   x0, product = guidance.denoise_with_vjp(
     prior.denoise, jnp.asarray(x, jnp.float32), jnp.float32(sigma)
@@ -191,3 +185,23 @@ def test_image_norm():
   found = guidance.image_norm(jnp.asarray(x, jnp.float32))
   assert found.shape == (3, 2, 1, 1, 1)
   np.testing.assert_allclose(found[..., 0, 0, 0], expected, rtol=1e-6)
+
+
+def test_adam_is_that_of_optax():
+  rng = np.random.default_rng(4)
+  x = jnp.asarray(rng.standard_normal((2, 3, 3, 1)), jnp.float32)
+  moments = adam.start(x)
+  rule = optax.scale_by_adam(b1=0.8, b2=0.95)
+  with jax.numpy_dtype_promotion("standard"):
+    state = rule.init(x)
+    for count in range(5):
+      slope = jnp.asarray(rng.standard_normal(x.shape), jnp.float32)
+      expected, state = rule.update(slope, state)
+      found, moments = adam.direction(
+        moments,
+        slope,
+        jnp.int32(count),
+        first_decay=0.8,
+        second_decay=0.95,
+      )
+      np.testing.assert_allclose(found, expected, atol=1e-5)

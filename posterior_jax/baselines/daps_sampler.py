@@ -28,7 +28,9 @@ class DAPSConfig:
     rho: exponent of the ramp.
     predictor_steps: Euler steps of the probability-flow ODE a level.
     predictor_sigma_min: where the ODE stops, > 0.
-    inner: "langevin", or the "exact" draw, which a linear measurement allows.
+    inner: "langevin", or the "exact" draw, which a linear measurement allows;
+      it keeps noise of the last level where nothing is measured, which short
+      Langevin runs from the prediction do not reach.
     inner_steps: of "langevin".
     step_size: of "langevin", in pixel^2; it diverges above 2 over the largest
       curvature, about 2 noise_std^2 for an operator of norm 1.
@@ -46,7 +48,7 @@ class DAPSConfig:
   rho: float = 7.0
   predictor_steps: int = 5
   predictor_sigma_min: float = 0.01
-  inner: Literal["langevin", "exact"] = "exact"
+  inner: Literal["langevin", "exact"] = "langevin"
   inner_steps: int = 100
   step_size: float = 1e-4
   step_size_decay: float = 0.01
@@ -82,7 +84,6 @@ class DAPSConfig:
     """
     small = {"box_inpainting": 5e-5, "motion_blur": 5e-5}
     published: dict[str, Any] = dict(
-      inner="langevin",
       step_size=tasks.choose(task, small, 1e-4),
       noise_std=0.01 / float(np.sqrt(2)),
     )

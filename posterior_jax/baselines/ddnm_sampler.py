@@ -31,8 +31,8 @@ class DDNMConfig:
   Attributes:
     levels: noise levels of the DDPM schedule, 1 to 1000; one call each.
     eta: share of fresh noise where the data says nothing, 0 to 1.
-    threshold: singular values up to this count as zero, 0 to 1; ignored where
-      the operator has no decomposition.
+    threshold: singular values up to this count as zero, 0 to 1; gradually
+      where the operator has no decomposition.
     tolerance: relative residual of the correction, where the operator has none.
     max_iterations: its limit.
 
@@ -42,9 +42,9 @@ class DDNMConfig:
 
   levels: int = 100
   eta: float = 0.85
-  threshold: float = 0.0
-  tolerance: float = 1e-6
-  max_iterations: int = 500
+  threshold: float = 0.03
+  tolerance: float = 1e-5
+  max_iterations: int = 300
 
   def __post_init__(self) -> None:
     fields.check(
@@ -64,7 +64,8 @@ class DDNMConfig:
   ) -> "DDNMConfig":
     """Of the code (wyhuai/DDNM): 100 levels, eta 0.85, no time travel.
 
-    Its blur drops singular values below 0.03 on each axis, here in total.
+    Its blur drops singular values below 0.03 on each axis, here those of both
+    together; masks and the resizer have none so small.
 
     Args:
       task: one of `baselines.TASKS`.
@@ -73,14 +74,13 @@ class DDNMConfig:
     Raises:
       ValueError: for an unknown task.
     """
-    threshold = tasks.choose(task, {"gaussian_blur": 0.03}, 0.0)
-    return cls(**({"threshold": threshold} | changes))
+    tasks.choose(task, {}, None)
+    return cls(**changes)
 
   @classmethod
   def tuned(cls, **changes: Any) -> "DDNMConfig":
-    """One setting for all tasks: more levels."""
-    settings: dict[str, Any] = {"levels": 250}
-    return cls(**(settings | changes))
+    """One setting for all tasks: as published."""
+    return cls(**changes)
 
 
 def ddnm(config: DDNMConfig = DDNMConfig.published()) -> Sampler:  # noqa: B008
@@ -96,9 +96,10 @@ def ddnm(config: DDNMConfig = DDNMConfig.published()) -> Sampler:  # noqa: B008
 
   Where it has none (a mirrored motion blur), the published form is out of
   reach, and its pseudo-inverse would multiply the noise by 1 / s. Here Lambda
-  A^+ then is A^T (A A^T + c^2)^-1, c = noise_std / sigma', which is A^+ where
-  s >> c and vanishes where s << c, and the noise is filled up to sigma'^2 in
-  every direction, by one solve with A^T A + c^2 (`correction`).
+  A^+ then is A^T (A A^T + c^2)^-1, c = max(noise_std / sigma', threshold),
+  which is A^+ where s >> c and vanishes where s << c, and the noise is filled
+  up to sigma'^2 in every direction, by one solve with A^T A + c^2
+  (`correction`).
 
   Args:
     config: see `DDNMConfig`.
@@ -156,16 +157,17 @@ def correction(
 ) -> tuple[jax.Array, SolveInfo]:
   """x' of `ddnm` without a decomposition.
 
-    x' = x0 + (A^T A + c^2)^-1 (A^T (y - A x0 + noise_std n1 + sigma' A n2)
-         + c^2 sigma' (sqrt(1 - eta^2) (x - x0) / sigma + eta n3))
+    f  = sigma' (sqrt(1 - eta^2) (x - x0) / sigma + eta n3)
+    x' = x0 + f + K (y - A x0 + t n1 + A (sigma' n2 - f)),
+    K  = (A^T A + c^2)^-1 A^T,  t^2 = 2 c^2 sigma'^2 - noise_std^2
 
-  In a singular direction with w = s^2 / (s^2 + c^2) the noises of y and n1
-  have the variance w (1 - w) sigma'^2 each, n2 w^2 sigma'^2 and the rest
+  In a singular direction with w = s^2 / (s^2 + c^2) the noises of y and t n1
+  have the variance 2 w (1 - w) sigma'^2 together, n2 w^2 sigma'^2 and f
   (1 - w)^2 sigma'^2: sigma'^2 in all.
 
   Args:
     key: of the noises.
-    config: eta and the solver's tolerance.
+    config: eta, threshold and the solver's tolerance.
     observation: y [N, h, w, C].
     x: [B, N, H, W, C] at level.sigma.
     x0: the clean image, likewise.
@@ -177,20 +179,21 @@ def correction(
   """
   operator = observation.operator
   noise_std = jnp.asarray(observation.noise_std, x.dtype)
-  # The last level has no noise and no correction: any precision will do.
+  # No noise and no correction at the last level: any c will do.
   following = jnp.where(level.following > 0, level.following, level.sigma)
+  c = jnp.maximum(noise_std / following, config.threshold)
+  fill = jnp.sqrt(2 * (c * following) ** 2 - noise_std**2)
   keys = jax.random.split(key, 3)
-  data = observation.y - operator.forward(x0)  # [B, N, h, w, C]
-  data += noise_std * jax.random.normal(keys[0], data.shape, data.dtype)
-  within, without = (jax.random.normal(k, x.shape, x.dtype) for k in keys[1:])
-  data += operator.forward(following * within)
-  free = (1 - config.eta**2) ** 0.5 * (x - x0) / level.sigma
-  free += config.eta * without
+  within, fresh = (jax.random.normal(k, x.shape, x.dtype) for k in keys[1:])
+  kept = (1 - config.eta**2) ** 0.5 * (x - x0) / level.sigma
+  free = following * (kept + config.eta * fresh)
+  data = observation.y - operator.forward(x0 + free - following * within)
+  data += fill * jax.random.normal(keys[0], data.shape, data.dtype)
   shift, solve = operator.normal_solve(
-    operator.adjoint(data) / noise_std**2 + free / following,
-    precision=1 / following**2,
-    noise_std=noise_std,
+    operator.adjoint(data),
+    precision=c**2,
+    noise_std=jnp.ones(()),
     tolerance=config.tolerance,
     max_iterations=config.max_iterations,
   )
-  return x0 + jnp.where(level.following > 0, shift, 0), solve
+  return x0 + jnp.where(level.following > 0, free + shift, 0), solve

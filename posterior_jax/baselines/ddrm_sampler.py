@@ -39,7 +39,7 @@ class DDRMConfig:
   levels: int = 20
   eta: float = 0.85
   eta_data: float = 1.0
-  threshold: float = 0.0
+  threshold: float = 0.03
 
   def __post_init__(self) -> None:
     fields.check(
@@ -58,8 +58,9 @@ class DDRMConfig:
   ) -> "DDRMConfig":
     """Of the paper and its code (bahjat-kawar/ddrm): 20 levels, 0.85, 1.
 
-    Its blur drops singular values below 0.03 on each axis, here in total. It
-    has no motion blur.
+    Its blur drops singular values below 0.03 on each axis, here those of both
+    together; masks and the resizer have none so small. It has no motion
+    blur.
 
     Args:
       task: one of `baselines.TASKS`.
@@ -68,8 +69,8 @@ class DDRMConfig:
     Raises:
       ValueError: for an unknown task.
     """
-    threshold = tasks.choose(task, {"gaussian_blur": 0.03}, 0.0)
-    return cls(**({"threshold": threshold} | changes))
+    tasks.choose(task, {}, None)
+    return cls(**changes)
 
   @classmethod
   def tuned(cls, **changes: Any) -> "DDRMConfig":
@@ -217,8 +218,9 @@ def start(
   seen = (s > threshold) & (s * sigma > noise_std)
   inverse = jnp.where(seen, 1 / jnp.where(seen, s, 1), 0)
   spread = jnp.sqrt(sigma**2 - jnp.where(seen, noise_std * inverse, 0) ** 2)
-  data = inverse * svd.to_left(observation.y)
-  shift = data + (spread - sigma) * svd.to_right(noise)
+  white = svd.to_right(noise)
+  inverse, less = (v.astype(white.dtype) for v in (inverse, spread - sigma))
+  shift = inverse * svd.to_left(observation.y) + less * white
   return sigma * noise + svd.from_right(jnp.where(seen, shift, 0))
 
 
@@ -266,7 +268,8 @@ def transition(
   )
   # In coefficients; what A does not see of the free state stays as it is.
   clean = svd.to_right(x0)
-  misfit = svd.to_left(observation.y) - s * clean
+  singular, gain, spread = (v.astype(clean.dtype) for v in (s, gain, spread))
+  misfit = svd.to_left(observation.y) - singular * clean
   seen = clean + gain * misfit + spread * svd.to_right(noise)
   shift = jnp.where(s > threshold, seen - svd.to_right(free), 0)
   return free + svd.from_right(shift)

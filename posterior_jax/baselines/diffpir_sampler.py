@@ -41,8 +41,8 @@ class DiffPIRConfig:
   weight: float = 1.75
   renewal: float = 0.3
   clip: bool = True
-  tolerance: float = 1e-6
-  max_iterations: int = 500
+  tolerance: float = 1e-5
+  max_iterations: int = 300
 
   def __post_init__(self) -> None:
     fields.check(

@@ -30,8 +30,8 @@ class DPSConfig:
   """
 
   levels: int = 1000
-  scale: float = 1.0
-  clip: bool = False
+  scale: float = 0.5
+  clip: bool = True
 
   def __post_init__(self) -> None:
     fields.check(self, {"levels": (1, 1000), "scale": (0.0, 1e4)})
@@ -48,7 +48,7 @@ class DPSConfig:
     """
     inpainting = {"box_inpainting": 0.5, "random_inpainting": 0.5}
     scale = tasks.choose(task, inpainting, 0.3)
-    return cls(**({"scale": scale, "clip": True} | changes))
+    return cls(**({"scale": scale} | changes))
 
   @classmethod
   def tuned(cls, **changes: Any) -> "DPSConfig":

@@ -37,12 +37,12 @@ class FGPSConfig:
   """
 
   levels: int = 1000
-  scale_start: float = 3.0
-  scale_end: float = 1.0
+  scale_start: float = 1.0
+  scale_end: float = 0.5
   cutoff_start: float = 0.1
   cutoff_end: float = 1.0
   cutoff_law: Literal["linear", "exponential"] = "exponential"
-  clip: bool = False
+  clip: bool = True
 
   def __post_init__(self) -> None:
     cutoff, scale = (1e-3, 1.0), (0.0, 1e4)
@@ -70,7 +70,6 @@ class FGPSConfig:
       scale_end=end,
       cutoff_start=10 * _PIXEL,
       cutoff_end=75 * _PIXEL,
-      clip=True,
     )
     return cls(**(published | changes))
 

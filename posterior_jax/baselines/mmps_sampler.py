@@ -8,12 +8,10 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from posterior_jax import fields, schedule
-from posterior_jax.baselines import diffusion, guidance, tasks
+from posterior_jax import fields, jacobian, schedule
+from posterior_jax.baselines import diffusion, tasks
 from posterior_jax.baselines.diffusion import Level, Moved
-from posterior_jax.operators import solve
 from posterior_jax.types import Denoiser, Observation, Sampler
 
 
@@ -83,26 +81,15 @@ def mmps(config: MMPSConfig = MMPSConfig.published()) -> Sampler:  # noqa: B008
     denoise: Denoiser,
     observation: Observation,
   ) -> Moved:
-    x0, product = guidance.denoise_with_vjp(denoise, x, level.sigma)
-    operator = observation.operator
-    noise_std = jnp.asarray(observation.noise_std, jnp.float32)
-
-    def spread(v: jax.Array) -> jax.Array:  # C A^T v
-      return level.sigma**2 * product(operator.adjoint(v))
-
-    def matrix(v: jax.Array) -> jax.Array:
-      return operator.forward(spread(v)) + noise_std**2 * v
-
-    v, iterations = solve.conjugate_gradients(
-      matrix,
-      lambda r: r,
-      misfit := guidance.misfit(observation, x0),
+    x0, covariance = jacobian.linearise(denoise, x, level.sigma)
+    x0, solve, products = jacobian.mean(
+      observation,
+      x0,
+      covariance,
       tolerance=config.tolerance,
       max_iterations=config.iterations,
     )
-    went = solve.report(misfit, matrix(v), iterations)
-    x0 = x0 + spread(v)
     ahead = diffusion.ddim(key, x, x0, level, config.eta)
-    return Moved(ahead, x0, went, products=iterations + 1)
+    return Moved(ahead, x0, solve, products=products)
 
   return diffusion.sampler(schedule.ddpm(config.levels), move)

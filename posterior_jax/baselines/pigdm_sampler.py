@@ -27,7 +27,8 @@ class PiGDMConfig:
       data_std^2 sigma^2 / (data_std^2 + sigma^2) follows.
     weight: of the guidance g: "adaptive" adds r^2 g to the next state, as
       published; "score" adds sigma^2 g to the clean image, which makes it E[x0
-      | x, y] where the model holds.
+      | x, y] where the model holds, but needs a Jacobian that falls as
+      1 / sigma^2: that of a network does not, and the run diverges.
     tolerance: relative residual of the linear solve.
     max_iterations: limit of its conjugate gradients.
   """
@@ -35,7 +36,7 @@ class PiGDMConfig:
   levels: int = 100
   eta: float = 1.0
   data_std: float = 0.5
-  weight: Literal["adaptive", "score"] = "score"
+  weight: Literal["adaptive", "score"] = "adaptive"
   tolerance: float = 1e-5
   max_iterations: int = 300
 
@@ -54,8 +55,7 @@ class PiGDMConfig:
       task: one of `baselines.TASKS`; all have the same setting.
       **changes: of single settings.
     """
-    published: dict[str, Any] = {"data_std": 1.0, "weight": "adaptive"}
-    return cls(**tasks.choose(task, {}, published | changes))
+    return cls(**tasks.choose(task, {}, {"data_std": 1.0} | changes))
 
   @classmethod
   def tuned(cls, **changes: Any) -> "PiGDMConfig":

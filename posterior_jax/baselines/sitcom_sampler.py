@@ -36,7 +36,7 @@ class SITCOMConfig:
   rate: float = 0.02
   anchor: float = 0.0
   stop: float = 1.02
-  clip: bool = False
+  clip: bool = True
 
   def __post_init__(self) -> None:
     ranges = {"levels": (1, 1000), "steps": (1, 100_000), "rate": (0.0, 10.0)}
@@ -55,7 +55,7 @@ class SITCOMConfig:
       task: one of `baselines.TASKS`; all have the same setting.
       **changes: of single settings.
     """
-    return cls(**tasks.choose(task, {}, {"clip": True} | changes))
+    return cls(**tasks.choose(task, {}, changes))
 
   @classmethod
   def tuned(cls, **changes: Any) -> "SITCOMConfig":

@@ -114,7 +114,11 @@ class Blur(Operator):
     tolerance: float = 1e-6,
     max_iterations: int = 300,
   ) -> tuple[jax.Array, SolveInfo]:
-    """Closed form for circular borders, else conjugate gradients."""
+    """Conjugate gradients, unless a closed form is known.
+
+    One is for circular borders, and for a separable kernel under a scalar
+    precision.
+    """
     gain = self.gram_gain.astype(rhs.dtype)
     if self.boundary == "circular":
       precision = jnp.asarray(precision, rhs.dtype)
@@ -123,6 +127,8 @@ class Blur(Operator):
       x = spectral.apply_transfer(rhs, 1.0 / (total + precision))
       done = SolveInfo(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
       return x, done
+    if self.separable and jnp.ndim(precision) == 0:
+      return solve.closed_form(self.svd(), rhs, precision, noise_std)
     transfer = self._padded_transfer(rhs.dtype)  # once, outside the iteration
     return solve.normal_equations(
       lambda x: self._transposed(self._correlate(x, transfer), transfer),

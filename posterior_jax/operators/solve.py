@@ -115,7 +115,8 @@ def conjugate_gradients(
   """Preconditioned conjugate gradients on a batch of images from zero.
 
   Every element of the batch [..., H, W, C] stops on its own, so that a result
-  does not depend on the batch it is in.
+  does not depend on the batch it is in. One that meets a direction of negative
+  curvature, where the matrix is not positive after all, stays where it is.
 
   Returns:
     x [..., H, W, C] and the iterations of the slowest, int32 scalar.
@@ -131,6 +132,7 @@ def conjugate_gradients(
     active = _dot(residual, residual) > limit  # [..., 1, 1, 1]
     image = matrix(direction)
     curvature = _dot(direction, image)
+    active = active & (curvature > 0)
     alpha = jnp.where(active, rho / jnp.where(active, curvature, 1), 0)
     x = x + alpha * direction
     residual = residual - alpha * image
