@@ -30,6 +30,7 @@ class UNetConfig:
       way up; the coarsest scale has them once, twice as many.
     embedding: E.
     sigma_data: standard deviation of a clean pixel.
+    sigma_max: largest noise level that it is trained for.
   """
 
   channels: int = 3
@@ -37,6 +38,7 @@ class UNetConfig:
   blocks: tuple[int, ...] = (1, 2, 2, 1)
   embedding: int = 128
   sigma_data: float = 0.5
+  sigma_max: float = 80.0
 
   def __post_init__(self):
     """Refuses sizes that make no network."""
@@ -51,8 +53,9 @@ class UNetConfig:
         "channels, widths, blocks and embedding must be positive and the "
         f"embedding even; got {self}"
       )
-    if not self.sigma_data > 0:
-      raise ValueError(f"sigma_data must be positive, got {self.sigma_data}")
+    for name in ("sigma_data", "sigma_max"):
+      if not getattr(self, name) > 0:
+        raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
   @property
   def unit(self) -> int:
