@@ -134,11 +134,7 @@ def pnpdm(config: PnPDMConfig = PnPDMConfig.published()) -> Sampler:  # noqa: B0
   Returns:
     Sampler(init, step, config.levels); `Info.sigma` is rho.
   """
-  power = np.arange(config.levels)
-  width = np.maximum(
-    config.coupling_max * config.decay**power, config.coupling_min
-  )
-  widths = jnp.asarray(np.append(width, 0.0), jnp.float32)
+  widths = jnp.asarray(np.append(_widths(config), 0.0), jnp.float32)
 
   def init(
     key: jax.Array, observation: Observation, batch: int
@@ -187,10 +183,7 @@ def reverse(
   Returns:
     x [..., H, W, C], and how often the denoiser was called.
   """
-  grid = schedule.karras(
-    config.nodes - 1, sigma_max=_SIGMA_MAX, sigma_min=_SIGMA_MIN
-  )
-  nodes = jnp.asarray([*grid[:-1], _SIGMA_MIN, 0.0], jnp.float32)
+  nodes = jnp.asarray(_nodes(config))
   first = jnp.sum(nodes >= rho)
 
   def body(i: jax.Array, x: jax.Array) -> jax.Array:
@@ -207,3 +200,25 @@ def reverse(
     return x + 2 * (1 - ratio) * (x0 - x) + spread * noise
 
   return lax.fori_loop(first, config.nodes, body, z), config.nodes - first
+
+
+def calls(config: PnPDMConfig) -> np.ndarray:
+  """Denoiser calls of every level, [levels] int."""
+  widths = _widths(config).astype(np.float32)
+  return np.sum(_nodes(config) < widths[:, None], axis=1) - 1
+
+
+def _widths(config: PnPDMConfig) -> np.ndarray:
+  """rho of every level, [levels]."""
+  power = np.arange(config.levels)
+  return np.maximum(
+    config.coupling_max * config.decay**power, config.coupling_min
+  )
+
+
+def _nodes(config: PnPDMConfig) -> np.ndarray:
+  """The EDM grid, then 0: [nodes + 1] float32."""
+  grid = schedule.karras(
+    config.nodes - 1, sigma_max=_SIGMA_MAX, sigma_min=_SIGMA_MIN
+  )
+  return np.append(grid[:-1], (_SIGMA_MIN, 0.0)).astype(np.float32)
