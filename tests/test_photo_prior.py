@@ -13,7 +13,6 @@ import posterior_jax
 from experiments import denoise, denoise_rivals, photographs, prior_sources
 from posterior_jax import metrics, priors, schedule
 from posterior_jax.priors import photo
-from tests import oracles
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +53,12 @@ def test_shipped_prior_denoises_a_held_out_photograph(shipped):
   assert found > linear + 1.0
 
 
-<<<<<<< HEAD
 def test_shipped_prior_answers_where_ddpm_starts(shipped):
   """At 157, twice the largest level it was trained at: an image, no more."""
   sigma = schedule.ddpm(1)[0].astype(np.float32)
   noise = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
   found = jax.jit(shipped.denoise)(sigma * noise, jnp.full(2, sigma))
   assert np.abs(found).max() < 1.5
-=======
-def test_shipped_prior_answers_any_noise_with_an_image(shipped):
-  """At 80, the most it was trained for, and at 157, where DDPM begins."""
-  sigma = jnp.array([80.0, 157.4])
-  noise = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
-  answer = oracles.quick_jit(shipped.denoise)
-  found = answer(sigma[:, None, None, None] * noise, sigma)
-  assert jnp.abs(found).max() < 1.0
->>>>>>> wtbase2
 
 
 # Mean PSNR in dB of BM3D (package bm3d 4.0.3, colour) on the four held-out

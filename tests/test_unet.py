@@ -97,20 +97,12 @@ def test_network_equals_the_same_in_pytorch():
   torch = pytest.importorskip("torch")
   config = priors.UNetConfig(widths=(8, 16, 24), blocks=(1, 2, 1), embedding=16)
   params = _params(2, config)
-  x, sigma = _image((3, 16, 24, 3)), jnp.array([0.05, 3.0, 120.0])
+  x, sigma = _image((2, 16, 24, 3)), jnp.array([0.05, 3.0])
   found = quick_jit(priors.unet_prior(config, params).denoise)(x, sigma)
   other = torch_unet.denoiser(params, config, device="cpu", dtype="float32")
   turned = torch.tensor(np.asarray(x)).permute(0, 3, 1, 2)
   y = other(turned, torch.tensor(np.asarray(sigma))).permute(0, 2, 3, 1)
   np.testing.assert_allclose(found, y.numpy(), rtol=0, atol=1e-5)
-
-
-def test_more_noise_than_trained_for_is_scaled_down_to_it(prior):
-  """To sigma_max = 80 of the network, whose answer is then used."""
-  x = 160 * _image((1, 16, 16, 3))
-  found = quick_jit(prior.denoise)(x, jnp.array([160.0]))
-  expected = quick_jit(prior.denoise)(x / 2, jnp.array([80.0]))
-  np.testing.assert_array_equal(found, expected)
 
 
 def test_images_of_a_batch_do_not_meet(prior):
@@ -208,13 +200,8 @@ def test_refusals_of_parameters():
     priors.UNetConfig(embedding=7)
   with refused(ValueError, "sigma_data"):
     priors.UNetConfig(sigma_data=0.0)
-<<<<<<< HEAD
   with refused(ValueError, "sigma_max must be positive, got -1"):
     priors.UNetConfig(sigma_max=-1)
-=======
-  with refused(ValueError, "sigma_max"):
-    priors.UNetConfig(sigma_max=0.0)
->>>>>>> wtbase2
 
 
 def test_files_hold_what_was_saved(tmp_path, prior):

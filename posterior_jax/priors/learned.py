@@ -126,18 +126,11 @@ def unet_prior(
 def _denoise(prior: UNetPrior, x: jax.Array, sigma: jax.Array) -> jax.Array:
   """D(x, sigma): x [N, H, W, C], sigma [N] -> [N, H, W, C] float32.
 
-  <<<<<<< HEAD
-    Beyond sigma_max the answer is D(x sigma_max / sigma, sigma_max): an untrained
-    network has none, and where nearly all is noise its scale is all that differs.
-  =======
-    Above config.sigma_max the image is scaled down to that noise: what remains
-    of the clean one is drowned either way, while the network has never been
-    asked about more and answers anything (4e7 at sigma 157, the first level of
-    DDPM's schedule, from the shipped one).
-  >>>>>>> wtbase2
+  Beyond sigma_max the answer is D(x sigma_max / sigma, sigma_max): an untrained
+  network has none, and where nearly all is noise its scale is all that differs.
 
-    Raises:
-      ValueError: if the images do not fit the network, or sigma the images.
+  Raises:
+    ValueError: if the images do not fit the network, or sigma the images.
   """
   config = prior.config
   if (
@@ -162,8 +155,6 @@ def _denoise(prior: UNetPrior, x: jax.Array, sigma: jax.Array) -> jax.Array:
   graph, paths, _ = _structure(config, prior.dtype)
   flat = [(paths[key], nnx.Param(p)) for key, p in prior.params.items()]
   model = nnx.merge(graph, nnx.from_flat_state(flat))
-  known = jnp.minimum(sigma, config.sigma_max)
-  x = (known / sigma)[:, None, None, None] * x
-  c = edm.precondition(known, config.sigma_data)
+  c = edm.precondition(sigma, config.sigma_data)
   wide = edm.Preconditioning(*(a[:, None, None, None] for a in c))
   return wide.skip * x + wide.out * model(wide.inner * x, c.noise)

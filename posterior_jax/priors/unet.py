@@ -23,19 +23,15 @@ from jax.typing import DTypeLike
 class UNetConfig:
   """Shape of the network.
 
-    Attributes:
-      channels: C of the images.
-      widths: D of every scale, the full resolution first.
-      blocks: residual blocks of every scale on the way down, and again on the
-        way up; the coarsest scale has them once, twice as many.
-      embedding: E.
-      sigma_data: standard deviation of a clean pixel.
-  <<<<<<< HEAD
-      sigma_max: largest noise level that the network has seen; it answers at
-        larger ones for the image scaled down to this one.
-  =======
-      sigma_max: largest noise level that it is trained for.
-  >>>>>>> wtbase2
+  Attributes:
+    channels: C of the images.
+    widths: D of every scale, the full resolution first.
+    blocks: residual blocks of every scale on the way down, and again on the
+      way up; the coarsest scale has them once, twice as many.
+    embedding: E.
+    sigma_data: standard deviation of a clean pixel.
+    sigma_max: largest noise level that the network has seen; it answers at
+      larger ones for the image scaled down to this one.
   """
 
   channels: int = 3
