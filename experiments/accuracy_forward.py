@@ -16,28 +16,6 @@ from neumann_jax.decoder import DecoderLayer, Tokens
 from neumann_jax.positions import positions
 
 
-def with_inverse(
-  model: LanguageModel, spec: InverseSpec, chunk_size: int
-) -> LanguageModel:
-  """The same parameters; Gated DeltaNet layers take another inverse.
-
-  Args:
-    model: of separate layers.
-    spec: of the inverse.
-    chunk_size: C.
-  """
-  model = nnx.merge(*nnx.split(model))
-  for layer in _linear(model):
-    layer.linear_attn.set_rule(
-      chunk_size=chunk_size,
-      spec=spec,
-      fused=False,
-      implementation=model.execution.implementation,
-      sequence_axis=None,
-    )
-  return model
-
-
 def hidden_states(model: LanguageModel, tokens: jax.Array) -> jax.Array:
   """What the output matrix reads.
 

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import posterior_jax
 from experiments import photographs
 from posterior_jax import operators, priors
+from posterior_jax.baselines import TASKS, Task
+from posterior_jax.operators import frozen
 
 
 class Problem(NamedTuple):
@@ -64,10 +66,7 @@ def build_problems(
   for i, (name, build) in enumerate(OPERATORS.items()):
     operator = build((size, size, 3))
     key = jax.random.fold_in(jax.random.key(seed), i)
-    clean = operator.forward(truth)
-    y = clean + noise_std * jax.random.normal(key, clean.shape)
-    observation = posterior_jax.Observation(y, operator, noise_std)
-    problems.append(Problem(name, truth, observation))
+    problems.append(_observed(name, operator, truth, noise_std, key))
   return problems
 
 
@@ -80,3 +79,89 @@ def as_image(observation: posterior_jax.Observation) -> jax.Array:
   if operator.measurement_shape != operator.image_shape:
     return jax.image.resize(y, (len(y), *operator.image_shape), "cubic")
   return y * operator.observed
+
+
+class Case(NamedTuple):
+  """One frozen measurement of the benchmark.
+
+  Attributes:
+    task: which.
+    kernel: of "motion_blur", a name of `frozen.PATHS`; "" for other tasks.
+  """
+
+  task: Task
+  kernel: str = ""
+
+  def __str__(self) -> str:
+    words = self.task.replace("_", " ")
+    return f"{words}, {self.kernel}" if self.kernel else words
+
+
+CASES = (
+  *(Case(task) for task in TASKS if task != "motion_blur"),
+  *(Case("motion_blur", kernel) for kernel in frozen.PATHS),
+)
+
+
+def frozen_operator(
+  case: Case, image_shape: tuple[int, int, int]
+) -> posterior_jax.Operator:
+  """The operator of a case; at 256 x 256 with the frozen masks.
+
+  Args:
+    case: task and kernel.
+    image_shape: (H, W, C). At other sizes the box is half as wide and in the
+      middle, and the random mask is another draw.
+
+  Returns:
+    It.
+  """
+  full = image_shape[:2] == (256, 256)
+  if case.task == "motion_blur":
+    return operators.motion_blur(image_shape, case.kernel)
+  if case.task == "box_inpainting":
+    corner = frozen.box_corner() if full else None
+    side = image_shape[0] // 2
+    return operators.box_inpainting(image_shape, size=side, corner=corner)
+  if case.task == "random_inpainting" and full:
+    mask = frozen.random_mask()
+    return operators.inpainting(image_shape, mask, contiguous=False)
+  build: dict[str, Build] = {
+    "super_resolution": operators.super_resolution,
+    "random_inpainting": operators.random_inpainting,
+    "gaussian_blur": operators.gaussian_blur,
+  }
+  return build[case.task](image_shape)
+
+
+def measure(
+  case: Case, truth: jax.Array, noise_std: float, seed: int
+) -> Problem:
+  """Photographs seen through a frozen case, with frozen noise.
+
+  Args:
+    case: task and kernel.
+    truth: [N, H, W, 3].
+    noise_std: of the measurement, pixels in [-1, 1].
+    seed: of the noise, which differs from case to case.
+
+  Returns:
+    The problem.
+  """
+  height, width, channels = truth.shape[1:]
+  operator = frozen_operator(case, (height, width, channels))
+  key = jax.random.fold_in(jax.random.key(seed), CASES.index(case))
+  return _observed(str(case), operator, truth, noise_std, key)
+
+
+def _observed(
+  name: str,
+  operator: posterior_jax.Operator,
+  truth: jax.Array,
+  noise_std: float,
+  key: jax.Array,
+) -> Problem:
+  clean = operator.forward(truth)
+  y = clean + noise_std * jax.random.normal(key, clean.shape)
+  observation = posterior_jax.Observation(y, operator, noise_std)
+  return Problem(name, truth, observation)

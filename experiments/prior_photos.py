@@ -20,7 +20,7 @@ TILE = 144
 # Reductions, three an octave; sides of what is left are at least a tile.
 SCALES = tuple(0.9 * 2 ** (-k / 3) for k in range(10))
 LONGEST = 2048  # of a photograph's sides, before the reductions
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".dat")
+SUFFIXES = (*photographs.SUFFIXES, ".dat")
 # Two photographs whose thumbnails correlate more are taken for the same.
 SAME = 0.95
 

@@ -19,12 +19,17 @@ h w measurement, M a flattened batch.
   )  # [4, 1, 32, 32, 1]
 """
 
+from posterior_jax import baselines as baselines
 from posterior_jax import metrics as metrics
 from posterior_jax import operators as operators
 from posterior_jax import priors as priors
 from posterior_jax.config import NFCConfig as NFCConfig
+from posterior_jax.diagnostics import recorded as recorded
+from posterior_jax.diagnostics import streamed as streamed
 from posterior_jax.sampler import nfc as nfc
 from posterior_jax.sampler import run as run
+from posterior_jax.tiling import padded as padded
+from posterior_jax.tiling import tiled as tiled
 from posterior_jax.types import Info as Info
 from posterior_jax.types import Observation as Observation
 from posterior_jax.types import Operator as Operator
@@ -38,9 +43,14 @@ __all__ = (
   "Operator",
   "Sampler",
   "SamplerState",
+  "baselines",
   "metrics",
   "nfc",
   "operators",
+  "padded",
   "priors",
+  "recorded",
   "run",
+  "streamed",
+  "tiled",
 )

@@ -23,12 +23,12 @@ def checked_spectrum(
     ValueError: if it is needed and missing, or no power spectrum.
   """
   banded = config.blend_start > 0 and config.cutoff == "snr"
-  if config.tie != "spectrum" and not banded:
+  if config.tie not in ("spectrum", "probed") and not banded:
     return None
   if spectrum is None:
     raise ValueError(
-      'spectrum is needed by tie="spectrum" and cutoff="snr"; pass the '
-      "prior's power spectrum [H, W] or [H, W, C]"
+      'spectrum is needed by tie="spectrum" or "probed" and by cutoff="snr"; '
+      "pass the prior's power spectrum [H, W] or [H, W, C]"
     )
   spectrum = jnp.asarray(spectrum, jnp.float32)
   spectral.check_spectrum(spectrum)

@@ -1,26 +1,27 @@
 """The settings of noise-frequency continuation, and three named ones."""
 
 import dataclasses
-import typing
 from typing import Any, Literal
 
+import numpy as np
+
+from posterior_jax import consistency, fields
 from posterior_jax.bands import Blend, Shape
+from posterior_jax.consistency import Unlock, Wavelet
 from posterior_jax.predictor import Predictor
 
 Inner = Literal["exact", "mean", "gradient", "langevin"]
-Tie = Literal["sigma", "spectrum"]
+Tie = Literal["sigma", "spectrum", "probed", "jacobian"]
 Cutoff = Literal["step", "log_sigma", "snr"]
 
-_CHOICES = {
-  "predictor": typing.get_args(Predictor),
-  "cutoff": typing.get_args(Cutoff),
-  "band_shape": typing.get_args(Shape),
-  "blend": typing.get_args(Blend),
-  "inner": typing.get_args(Inner),
-  "tie": typing.get_args(Tie),
+# Where the Jacobian is taken at the level's own image, by tie.
+_NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
+  "probed": {"predictor": ("denoise",)},
+  "jacobian": {"predictor": ("denoise",), "inner": ("exact", "mean")},
 }
 _RANGES = {
   "levels": (1, 10_000),
+  "held": (0.0, 0.99),
   "rho": (1e-3, 100.0),
   "predictor_steps": (1, 1000),
   "cutoff_start": (1e-3, 1.0),
@@ -30,6 +31,7 @@ _RANGES = {
   "step_size_decay": (0.0, 1.0),
   "tolerance": (1e-7, 1e-1),
   "max_iterations": (1, 100_000),
+  "root_steps": (1, 1000),
   "haar_levels": (1, 3),
   "haar_low": (0.0, 1.0),
   "haar_high": (0.0, 1.0),
@@ -48,6 +50,10 @@ class NFCConfig:
     sigma_min: where the polynomial ramp would end; the node itself is replaced
       by 0 (`schedule.karras`).
     rho: exponent of the ramp.
+    held: share of the levels, the last ones, that stay at sigma_min and whose
+      images are averaged into the result, 0 to 0.99; 0: the ramp ends in 0.
+      Held levels are a Gibbs sampler of p(x0, x_sigma | y) at one noise, so
+      that their average goes to the posterior mean.
     predictor: "denoise" (the posterior mean, one call a level), or the
       probability-flow ODE by "euler", "heun" or "dpm_solver_2m".
     predictor_steps: ODE steps a level; ignored by "denoise".
@@ -72,14 +78,26 @@ class NFCConfig:
     halved_misfit: whether the likelihood is exp(-|r|^2 / (2 tau^2)); False
       leaves out the 2, as the code of DAPS does.
     tie: width C of the tie to the prediction: "sigma" is sigma^2, "spectrum"
-      the prior's own S sigma^2 / (S + sigma^2), which needs a spectrum.
+      the prior's own S sigma^2 / (S + sigma^2), which needs a spectrum;
+      "probed" is that put right in every half octave by the denoiser's Jacobian
+      (`jacobian.corrected`), one VJP a level; "jacobian" is sigma^2 times the
+      Jacobian itself and needs no spectrum, but root_steps + 1 VJPs a level and
+      one more an iteration (no root_steps with inner "mean"). Both go with
+      predictor "denoise", the last also with inner "exact" or "mean" only.
     tolerance: relative residual of the linear solves of "exact" and "mean".
     max_iterations: their limit.
-    haar_levels: 1 to 3.
+    root_steps: products for the square root of the width (`jacobian.root`);
+      read by tie "jacobian" with inner "exact" only.
+    wavelet: of the fusion: "haar", "db2" or "bior4.4".
+    haar_levels: of the wavelet, 1 to 3.
     haar_low: weight of the refined image in the low-low band.
     haar_high: weight of the refined image in the details, w_H.
-    unlock_start: factor of haar_high at the first level.
-    unlock_end: factor of haar_high at the last level, reached linearly.
+    unlock: how u, which rises linearly by step from unlock_start to unlock_end,
+      sets that weight: "product" w_H u, "clip" min(u, w_H), "base" w_H +
+      (1 - w_H) u, or "delay", w_H until the share unlock_start of the steps is
+      done and then linearly to 1 at unlock_end (`consistency.unlocked`).
+    unlock_start: u at the first level.
+    unlock_end: u at the last level.
 
   Raises:
     ValueError: for a value out of range, by name.
@@ -89,6 +107,7 @@ class NFCConfig:
   sigma_max: float = 100.0
   sigma_min: float = 0.1
   rho: float = 7.0
+  held: float = 0.0
   predictor: Predictor = "denoise"
   predictor_steps: int = 5
   predictor_sigma_min: float = 0.01
@@ -107,55 +126,49 @@ class NFCConfig:
   tie: Tie = "spectrum"
   tolerance: float = 1e-6
   max_iterations: int = 500
+  root_steps: int = 10
+  wavelet: Wavelet = "haar"
   haar_levels: int = 1
   haar_low: float = 1.0
   haar_high: float = 1.0
+  unlock: Unlock = "product"
   unlock_start: float = 1.0
   unlock_end: float = 1.0
 
   def __post_init__(self) -> None:
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if field.type is int and type(value) is not int:
-        raise ValueError(f"{field.name} must be an integer, got {value!r}")
-    if not isinstance(self.halved_misfit, bool):
-      raise ValueError(
-        f"halved_misfit must be True or False, got {self.halved_misfit!r}"
-      )
-    for name, choices in _CHOICES.items():
-      if getattr(self, name) not in choices:
-        raise ValueError(
-          f"{name} must be one of {', '.join(choices)}; "
-          f"got {getattr(self, name)!r}"
-        )
-    for name, (low, high) in _RANGES.items():
-      if not low <= getattr(self, name) <= high:
-        raise ValueError(
-          f"{name} must lie in [{low:g}, {high:g}], got {getattr(self, name)}"
-        )
+    fields.check(self, _RANGES)
     if not 0 < self.sigma_min < self.sigma_max:
       raise ValueError(
         f"sigma_min must lie in (0, sigma_max), got {self.sigma_min} with "
         f"sigma_max {self.sigma_max}"
       )
-    for name in ("step_size", "predictor_sigma_min"):
-      if not getattr(self, name) > 0:
-        raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-    if self.inner_noise_std is not None and not self.inner_noise_std > 0:
-      raise ValueError(
-        f"inner_noise_std must be positive or None, got {self.inner_noise_std}"
-      )
+    for name, choices in _NEEDED.get(self.tie, {}).items():
+      if getattr(self, name) not in choices:
+        raise ValueError(
+          f'{name} must be {" or ".join(choices)} with tie="{self.tie}", got '
+          f"{getattr(self, name)!r}"
+        )
 
-  @property
-  def fuses(self) -> bool:
-    """Whether any Haar weight differs from 1, so that fusion does something."""
-    weights = (
-      self.haar_low,
+  def detail_weights(self, progress: np.ndarray) -> np.ndarray:
+    """Weight of the refined details at a progress by step, [K] to [K]."""
+    return consistency.unlocked(
+      self.unlock,
       self.haar_high,
       self.unlock_start,
       self.unlock_end,
+      progress,
     )
-    return any(weight != 1 for weight in weights)
+
+  @property
+  def held_levels(self) -> int:
+    """How many levels stay at sigma_min."""
+    return min(round(self.held * self.levels), self.levels - 1)
+
+  @property
+  def fuses(self) -> bool:
+    """Whether any wavelet weight differs from 1: fusion does something."""
+    weights = self.detail_weights(np.linspace(0, 1, 101))
+    return bool(self.haar_low != 1 or (weights != 1).any())
 
   @classmethod
   def paper(cls, **changes: Any) -> "NFCConfig":
@@ -184,20 +197,35 @@ class NFCConfig:
   def restoration(cls, **changes: Any) -> "NFCConfig":
     """For a single best image: no noise is drawn inside a level.
 
-    As `calibrated`, but each level takes the mean of its target instead of a
-    draw, so that the result stays near the posterior mean.
+    Each level takes the mean of its target instead of a draw, so that the
+    result stays near the posterior mean; the width is the spectrum's.
     """
-    settings: dict[str, Any] = {"inner": "mean"} | changes
-    return cls(**settings)
+    settings: dict[str, Any] = {"inner": "mean"} | _affordable(changes)
+    return cls(**(settings | changes))
 
   @classmethod
   def calibrated(cls, **changes: Any) -> "NFCConfig":
     """For posterior samples: exact on a Gaussian prior at any level count.
 
-    One denoiser call a level; its mean is the centre and the prior's own
-    conditional variance the width of the tie, so that the inner draw is one
-    from p(x0 | x_sigma, y) and every level's state one from p(x_sigma | y).
-    The band is open at every level: any blend > 0 tempers the likelihood and
-    biases the levels at which it acts. Haar weights are 1.
+    One denoiser call and one VJP a level; the denoiser's mean is the centre
+    and the prior's own conditional variance the width of the tie, so that the
+    inner draw is one from p(x0 | x_sigma, y) and every level's state one from
+    p(x_sigma | y). The spectrum gives the width's shape, the VJP its size in
+    every half octave, so a spectrum that is off by a factor does no harm;
+    tie="spectrum" trusts it and saves the VJP. The band is open at every
+    level: any blend > 0 tempers the likelihood and biases the levels at which
+    it acts. Wavelet weights are 1.
+
+    tie="jacobian" takes the width from the denoiser and needs no spectrum: at
+    most 27 VJPs a level, solves to 1e-2 in at most 20 iterations, unless
+    changed. Early levels may stop short of that; later ones correct it.
     """
-    return cls(**changes)
+    settings: dict[str, Any] = {"tie": "probed"} | _affordable(changes)
+    return cls(**(settings | changes))
+
+
+def _affordable(changes: dict[str, Any]) -> dict[str, Any]:
+  """Looser solves where each product is a pass through the network."""
+  if changes.get("tie") != "jacobian":
+    return {}
+  return {"tolerance": 1e-2, "max_iterations": 20, "root_steps": 6}

@@ -1,34 +1,76 @@
-"""Haar fusion: adopt coarse corrections fully, fine ones late."""
+"""Wavelet fusion: adopt coarse corrections fully, fine ones late.
+
+Periodic two-channel filter banks, Haar first; the others test what the paper's
+ablation says of them.
+"""
+
+import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+Wavelet = Literal["haar", "db2", "bior4.4"]
+Unlock = Literal["product", "clip", "base", "delay"]
+
+_R3 = 3**0.5
+_HAAR = np.array([1.0, 1.0]) / 2**0.5
+_DB2 = np.array([1 - _R3, 3 - _R3, 3 + _R3, 1 + _R3]) / 32**0.5
+# Cohen, Daubechies and Feauveau 1992, the 9/7 pair, halves of even filters.
+_NINE = (
+  0.037828455507264,
+  -0.0238494650195568,
+  -0.1106244044184372,
+  0.3774028556128306,
+  0.8526986790088938,
+)
+_SEVEN = (
+  -0.0645388826286971,
+  -0.0406894176091641,
+  0.4180922732216172,
+  0.7884856164055829,
+)
+# Low-pass filters of analysis and, in reverse, of synthesis; equal where the
+# wavelet is orthonormal. The high-pass ones follow from the other's.
+_LOW = {
+  "haar": (_HAAR, _HAAR),
+  "db2": (_DB2, _DB2),
+  "bior4.4": (
+    np.array([0.0, *_NINE, *_NINE[-2::-1]]),
+    np.array([0.0, 0.0, *_SEVEN, *_SEVEN[-2::-1], 0.0]),
+  ),
+}
 
 
-def haar(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """One level of the orthonormal Haar transform.
+def decompose(
+  x: jax.Array, wavelet: Wavelet = "haar"
+) -> tuple[jax.Array, jax.Array]:
+  """One level of a wavelet transform with periodic borders.
 
   Args:
     x: [..., H, W, C], H and W even.
+    wavelet: "haar" and "db2" (orthonormal), or "bior4.4".
 
   Returns:
     Low-low [..., H/2, W/2, C] and details [..., 3, H/2, W/2, C], in the order
     horizontal, vertical, diagonal.
   """
-  a, b = x[..., 0::2, 0::2, :], x[..., 0::2, 1::2, :]
-  c, d = x[..., 1::2, 0::2, :], x[..., 1::2, 1::2, :]
-  low = (a + b + c + d) / 2
-  details = [(a + b - c - d) / 2, (a - b + c - d) / 2, (a - b - c + d) / 2]
-  return low, jnp.stack(details, axis=-4)
+  bank = _bank(wavelet, 0)
+  low, high = (_analyse(x, taps, -3) for taps in bank)
+  (ll, v), (h, d) = ([_analyse(y, t, -2) for t in bank] for y in (low, high))
+  return ll, jnp.stack([h, v, d], axis=-4)
 
 
-def inverse_haar(low: jax.Array, details: jax.Array) -> jax.Array:
-  """Inverse of `haar`: [..., H/2, W/2, C] and details -> [..., H, W, C]."""
+def reconstruct(
+  low: jax.Array, details: jax.Array, wavelet: Wavelet = "haar"
+) -> jax.Array:
+  """Inverse of `decompose`: low-low and details -> [..., H, W, C]."""
+  first, second = _bank(wavelet, 1)
   h, v, d = (details[..., i, :, :, :] for i in range(3))
-  top = jnp.stack([low + h + v + d, low + h - v - d], axis=-2)
-  bottom = jnp.stack([low - h + v - d, low - h - v + d], axis=-2)
-  both = jnp.stack([top, bottom], axis=-4) / 2  # [..., H/2, 2, W/2, 2, C]
-  *batch, height, _, width, _, channels = both.shape
-  return both.reshape(*batch, 2 * height, 2 * width, channels)
+  top = _synthesise(low, first, -2) + _synthesise(v, second, -2)
+  bottom = _synthesise(h, first, -2) + _synthesise(d, second, -2)
+  return _synthesise(top, first, -3) + _synthesise(bottom, second, -3)
 
 
 def fuse(
@@ -38,8 +80,9 @@ def fuse(
   low: jax.Array | float,
   high: jax.Array | float,
   levels: int,
+  wavelet: Wavelet = "haar",
 ) -> jax.Array:
-  """Moves the prediction towards the refined image, band by Haar band.
+  """Moves the prediction towards the refined image, band by wavelet band.
 
     LL: x0 + low (z - x0);  details: x0 + high (z - x0)
 
@@ -51,17 +94,97 @@ def fuse(
     low: weight of the low-low band of the last level.
     high: weight of the details of every level.
     levels: >= 1; H and W must be divisible by 2**levels.
+    wavelet: of the transform.
 
   Returns:
     The fused image.
   """
-  return x0 + _weigh(z - x0, low, high, levels)
+  return x0 + _weigh(z - x0, low, high, levels, wavelet)
+
+
+def unlocked(
+  law: Unlock, high: float, start: float, end: float, progress: np.ndarray
+) -> np.ndarray:
+  """Weight of the details at every level; the paper leaves the law open.
+
+  With u rising linearly from `start` to `end`:
+
+    product  high u
+    clip     min(u, high)
+    base     high + (1 - high) u
+    delay    high until progress `start`, then linearly to 1 at `end`
+
+  Args:
+    law: which.
+    high: w_H, in [0, 1].
+    start: in [0, 1].
+    end: in [0, 1].
+    progress: [K], 0 to 1.
+
+  Returns:
+    [K] in [0, 1].
+  """
+  u = start + (end - start) * progress
+  if law == "product":
+    return high * u
+  if law == "clip":
+    return np.minimum(u, high)
+  if law == "delay":
+    u = np.clip((progress - start) / max(end - start, 1e-9), 0, 1)
+  return high + (1 - high) * u
 
 
 def _weigh(
-  x: jax.Array, low: jax.Array | float, high: jax.Array | float, levels: int
+  x: jax.Array,
+  low: jax.Array | float,
+  high: jax.Array | float,
+  levels: int,
+  wavelet: Wavelet,
 ) -> jax.Array:
   if levels == 0:
     return low * x
-  coarse, details = haar(x)
-  return inverse_haar(_weigh(coarse, low, high, levels - 1), high * details)
+  coarse, details = decompose(x, wavelet)
+  coarse = _weigh(coarse, low, high, levels - 1, wavelet)
+  return reconstruct(coarse, high * details, wavelet)
+
+
+def _bank(wavelet: Wavelet, side: int) -> tuple[np.ndarray, np.ndarray]:
+  """Low-pass and high-pass taps of analysis (0) or synthesis (1).
+
+  The high-pass filter of one side is the other's low-pass one, reversed, with
+  alternating signs; synthesis filters are kept in reverse, as `_synthesise`
+  reads them.
+  """
+  low = _LOW[wavelet][side]
+  other = _LOW[wavelet][1 - side]
+  return low, other[::-1] * (-1.0) ** (np.arange(len(other)) + 1)
+
+
+def _analyse(x: jax.Array, taps: np.ndarray, axis: int) -> jax.Array:
+  """y[i] = sum_j taps[j] x[2 i + len(taps) / 2 - j], indices around."""
+  shifts = np.arange(len(taps)) - len(taps) // 2
+  terms = [
+    float(tap) * _every_second(jnp.roll(x, shift, axis), axis)
+    for tap, shift in zip(taps, shifts)
+    if tap
+  ]
+  return functools.reduce(jnp.add, terms)
+
+
+def _synthesise(y: jax.Array, taps: np.ndarray, axis: int) -> jax.Array:
+  """The transpose of `_analyse`."""
+  axis = axis % y.ndim
+  apart = jnp.stack([y, jnp.zeros_like(y)], axis + 1)
+  around = y.shape[:axis], y.shape[axis + 1 :]
+  apart = apart.reshape(*around[0], 2 * y.shape[axis], *around[1])
+  shifts = len(taps) // 2 - np.arange(len(taps))
+  terms = [
+    float(tap) * jnp.roll(apart, shift, axis)
+    for tap, shift in zip(taps, shifts)
+    if tap
+  ]
+  return functools.reduce(jnp.add, terms)
+
+
+def _every_second(x: jax.Array, axis: int) -> jax.Array:
+  return jax.lax.slice_in_dim(x, 0, None, 2, axis)

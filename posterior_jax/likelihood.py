@@ -61,6 +61,8 @@ class Banded(Operator):
     """Gain of A times the filter's, aliases repeated on the image grid."""
     height, width, _ = self.image_shape
     h, w, _ = self.measurement_shape
+    if height % h or width % w:  # no reduced grid: its frequencies mean nothing
+      return self.operator.gram_gain * jnp.mean(self.gain**2)
     square = jnp.tile(
       self.gain**2,
       (height // h, width // w) + (1,) * (self.gain.ndim - 2),

@@ -1,5 +1,6 @@
 """From a noisy image to a prediction of the clean one."""
 
+import functools
 from typing import Literal
 
 import jax
@@ -9,6 +10,31 @@ from jax import lax
 from posterior_jax.types import Denoiser
 
 Predictor = Literal["denoise", "euler", "heun", "dpm_solver_2m"]
+
+
+def clean(denoise: Denoiser, x: jax.Array, sigma: jax.Array) -> jax.Array:
+  """D(x, sigma) of images with any leading axes.
+
+  Args:
+    denoise: D, (x [M, H, W, C], sigma [M]) -> [M, H, W, C].
+    x: [..., H, W, C] at noise sigma.
+    sigma: scalar > 0.
+
+  Returns:
+    [..., H, W, C] float32.
+
+  Raises:
+    ValueError: if the denoiser returns something of another shape.
+  """
+  flat = x.reshape(-1, *x.shape[-3:])  # [M, H, W, C]
+  levels = jnp.full(flat.shape[0], sigma, flat.dtype)
+  found = denoise(flat, levels)
+  if getattr(found, "shape", None) != flat.shape:
+    raise ValueError(
+      f"denoise must return images of shape {flat.shape}, as it was given, "
+      f"got {getattr(found, 'shape', type(found).__name__)}"
+    )
+  return found.astype(jnp.float32).reshape(x.shape)
 
 
 def predict(
@@ -44,20 +70,8 @@ def predict(
   Raises:
     ValueError: if the denoiser returns something of another shape.
   """
-
-  def clean(x: jax.Array, sigma: jax.Array) -> jax.Array:
-    flat = x.reshape(-1, *x.shape[-3:])  # [M, H, W, C]
-    levels = jnp.full(flat.shape[0], sigma, flat.dtype)
-    found = denoise(flat, levels)
-    if getattr(found, "shape", None) != flat.shape:
-      raise ValueError(
-        f"denoise must return images of shape {flat.shape}, as it was given, "
-        f"got {getattr(found, 'shape', type(found).__name__)}"
-      )
-    return found.astype(jnp.float32).reshape(x.shape)
-
   if kind == "denoise":
-    return clean(x, sigma)
+    return clean(denoise, x, sigma)
   end = jnp.minimum(sigma_end, sigma)
   fraction = jnp.arange(steps + 1, dtype=x.dtype) / steps
   nodes = sigma ** (1 / rho) * (1 - fraction) + end ** (1 / rho) * fraction
@@ -65,9 +79,14 @@ def predict(
   step = {"euler": _euler, "heun": _heun, "dpm_solver_2m": _dpm_solver_2m}[kind]
 
   def body(i: jax.Array, carry: tuple) -> tuple:
-    return step(clean, nodes, i, *carry)
+    return step(functools.partial(clean, denoise), nodes, i, *carry)
 
   return lax.fori_loop(0, steps, body, (x, jnp.zeros_like(x)))[0]
+
+
+def calls(kind: Predictor, steps: int) -> int:
+  """How often `predict` calls the denoiser."""
+  return {"denoise": 1, "heun": 2 * steps}.get(kind, steps)
 
 
 def _euler(clean, nodes, i, x, previous):

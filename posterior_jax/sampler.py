@@ -2,7 +2,7 @@
 
 One level (arXiv 2602.00176; skeleton of DAPS, arXiv 2407.01521): predict the
 clean image, move the prediction by a band-limited likelihood, fuse the two in
-the Haar domain, add fresh noise of the next level.
+a wavelet domain, add fresh noise of the next level.
 """
 
 import functools
@@ -17,6 +17,8 @@ from posterior_jax import (
   bands,
   checks,
   consistency,
+  diagnostics,
+  jacobian,
   likelihood,
   predictor,
   schedule,
@@ -29,6 +31,7 @@ from posterior_jax.types import (
   Sampler,
   SamplerState,
   SolveInfo,
+  State,
   check_observation,
   normalised_residual,
 )
@@ -37,15 +40,17 @@ from posterior_jax.types import (
 class _Levels(NamedTuple):
   """What changes from level to level, each [levels] or, of one level, [].
 
-  `following` is the noise of the next level, 0 after the last.
+  `following` is the noise of the next level, 0 after the last; `share` the
+  weight of the level's image in the average, 0 before the held levels.
   """
 
   sigma: jax.Array
   following: jax.Array
   cutoff: jax.Array
   blend: jax.Array
-  unlock: jax.Array
+  details: jax.Array
   step_size: jax.Array
+  share: jax.Array
 
 
 def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
@@ -73,7 +78,8 @@ def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
     checks.check_image(config, spectrum, observation.operator.image_shape)
     shape = (batch, observation.y.shape[0], *observation.operator.image_shape)
     x = levels.sigma[0] * jax.random.normal(key, shape, jnp.float32)
-    return SamplerState(x, jnp.zeros((), jnp.int32))
+    average = jnp.zeros_like(x) if config.held_levels else None
+    return SamplerState(x, jnp.zeros((), jnp.int32), average)
 
   def step(
     state: SamplerState,
@@ -83,40 +89,52 @@ def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
   ) -> tuple[SamplerState, Info]:
     key_inner, key_noise = jax.random.split(key)
     now = jax.tree.map(lambda a: a[state.level], levels)
-    x0 = predictor.predict(
-      denoise,
-      state.x,
-      now.sigma,
-      kind=config.predictor,
-      steps=config.predictor_steps,
-      sigma_end=config.predictor_sigma_min,
-      rho=config.rho,
+    banded = _banded(config, spectrum, observation, now)
+    level = _by_jacobian if config.tie == "jacobian" else _by_spectrum
+    x0, z, solve, products = level(
+      config, spectrum, key_inner, denoise, state.x, banded, now
     )
-    target = _target(config, spectrum, observation, x0, now)
-    z, solve = _refine(config, key_inner, target, now.step_size)
     fused = z
     if config.fuses:
       fused = consistency.fuse(
         x0,
         z,
         low=config.haar_low,
-        high=config.haar_high * now.unlock,
+        high=now.details,
         levels=config.haar_levels,
+        wavelet=config.wavelet,
       )
-    residual = normalised_residual(observation, fused)
+    info = Info(
+      now.sigma,
+      normalised_residual(observation, fused),
+      solve,
+      diagnostics.band_energy(observation, fused),
+      calls=predictor.calls(config.predictor, config.predictor_steps),
+      products=products,
+    )
     noise = jax.random.normal(key_noise, fused.shape, fused.dtype)
-    following = SamplerState(fused + now.following * noise, state.level + 1)
-    return following, Info(now.sigma, residual, solve)
+    x, average = fused + now.following * noise, state.average
+    if average is not None:
+      average = average + now.share * (fused - average)
+      x = jnp.where(now.following > 0, x, average)
+    return SamplerState(x, state.level + 1, average), info
 
   return Sampler(init, step, config.levels)
 
 
 def _levels(config: NFCConfig) -> _Levels:
-  sigma = schedule.karras(
-    config.levels,
+  held = config.held_levels
+  ramp_down = schedule.karras(
+    config.levels - held,
     sigma_max=config.sigma_max,
     sigma_min=config.sigma_min,
     rho=config.rho,
+  )
+  sigma = np.concatenate(
+    [ramp_down[:-1], np.full(held, config.sigma_min), ramp_down[-1:]]
+  )
+  share = np.concatenate(
+    [np.zeros(config.levels - held), 1 / np.arange(1, held + 1)]
   )
   by_step = bands.linear_progress(sigma[:-1], "step")
   widening = by_step
@@ -131,38 +149,107 @@ def _levels(config: NFCConfig) -> _Levels:
     sigma[1:],
     ramp(config.cutoff_start, config.cutoff_end, widening),
     bands.cosine_blend(config.blend_start, by_step),
-    ramp(config.unlock_start, config.unlock_end, by_step),
+    config.detail_weights(by_step),
     config.step_size * ramp(1.0, config.step_size_decay, by_step),
+    share,
   )
   return _Levels(*(jnp.asarray(part, jnp.float32) for part in parts))
 
 
-def _target(
+def _banded(
   config: NFCConfig,
   spectrum: jax.Array | None,
   observation: Observation,
-  x0: jax.Array,
   now: _Levels,
-) -> likelihood.Target:
-  """The level's U: band, assumed noise and tie."""
+) -> Observation:
+  """The observation that the level believes: assumed noise and band."""
   if config.inner_noise_std is not None or not config.halved_misfit:
     noise = config.inner_noise_std or observation.noise_std
     noise = noise if config.halved_misfit else noise / np.sqrt(2)
     observation = Observation(observation.y, observation.operator, noise)
-  if config.blend_start > 0:
-    shape = observation.operator.measurement_shape[:2]
-    if config.cutoff == "snr":
-      assert spectrum is not None  # checked_spectrum refused that
-      band = bands.snr_band(spectrum, shape, now.sigma)
-    else:
-      band = bands.radial_band(shape, now.cutoff, config.band_shape)
-    weight = bands.weight(band, now.blend, config.blend)
-    observation = likelihood.apply_band(observation, weight)
-  variance = now.sigma**2
-  if config.tie == "spectrum":
+  if config.blend_start == 0:
+    return observation
+  shape = observation.operator.measurement_shape[:2]
+  if config.cutoff == "snr":
     assert spectrum is not None
+    band = bands.snr_band(spectrum, shape, now.sigma)
+  else:
+    band = bands.radial_band(shape, now.cutoff, config.band_shape)
+  weight = bands.weight(band, now.blend, config.blend)
+  return likelihood.apply_band(observation, weight)
+
+
+class _Moved(NamedTuple):
+  """A level's prediction, its refinement, and what that took."""
+
+  x0: jax.Array
+  z: jax.Array
+  solve: SolveInfo
+  products: jax.Array | int
+
+
+def _by_jacobian(
+  config: NFCConfig,
+  spectrum: jax.Array | None,
+  key: jax.Array,
+  denoise: Denoiser,
+  x: jax.Array,
+  observation: Observation,
+  now: _Levels,
+) -> _Moved:
+  """Width from the denoiser's Jacobian at x."""
+  del spectrum
+  x0, covariance = jacobian.linearise(denoise, x, now.sigma)
+  stop: dict[str, Any] = {
+    "tolerance": config.tolerance,
+    "max_iterations": config.max_iterations,
+  }
+  if config.inner == "mean":
+    return _Moved(x0, *jacobian.mean(observation, x0, covariance, **stop))
+  return _Moved(
+    x0,
+    *jacobian.draw(
+      key,
+      observation,
+      x0,
+      covariance,
+      root_steps=config.root_steps,
+      **stop,
+    ),
+  )
+
+
+def _by_spectrum(
+  config: NFCConfig,
+  spectrum: jax.Array | None,
+  key: jax.Array,
+  denoise: Denoiser,
+  x: jax.Array,
+  observation: Observation,
+  now: _Levels,
+) -> _Moved:
+  """Width diagonal in Fourier space: sigma^2, or that of a spectrum."""
+  variance = now.sigma**2
+  if config.tie != "sigma":
+    assert spectrum is not None  # checked_spectrum refused that
     variance = spectrum * variance / (spectrum + variance)
-  return likelihood.Target(observation, x0, variance)
+  if config.tie == "probed":
+    key, key_probe = jax.random.split(key)
+    x0, covariance = jacobian.linearise(denoise, x, now.sigma)
+    variance = jacobian.corrected(key_probe, covariance, variance, x)
+  else:
+    x0 = predictor.predict(
+      denoise,
+      x,
+      now.sigma,
+      kind=config.predictor,
+      steps=config.predictor_steps,
+      sigma_end=config.predictor_sigma_min,
+      rho=config.rho,
+    )
+  target = likelihood.Target(observation, x0, variance)
+  z, solve = _refine(config, key, target, now.step_size)
+  return _Moved(x0, z, solve, int(config.tie == "probed"))
 
 
 def _refine(
@@ -251,7 +338,7 @@ def _run(
   key_init, key_steps = jax.random.split(key)
   state = sampler.init(key_init, observation, num_samples)
 
-  def body(state: SamplerState, key: jax.Array) -> tuple[SamplerState, Any]:
+  def body(state: State, key: jax.Array) -> tuple[State, Any]:
     return sampler.step(state, denoise, observation, key)
 
   keys = jax.random.split(key_steps, sampler.num_steps)

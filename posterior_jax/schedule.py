@@ -1,6 +1,11 @@
 """Noise levels: decreasing sequences of sigma that end in zero."""
 
+import typing
+from typing import Literal
+
 import numpy as np
+
+Spacing = Literal["uniform", "quadratic"]
 
 
 def karras(
@@ -41,3 +46,59 @@ def karras(
   sigmas = np.linspace(*ends, levels + 1) ** rho
   sigmas[-1] = 0.0
   return sigmas
+
+
+def ddpm(
+  levels: int,
+  *,
+  spacing: Spacing = "uniform",
+  steps: int = 1000,
+  beta_min: float = 1e-4,
+  beta_max: float = 0.02,
+) -> np.ndarray:
+  """The discrete linear-beta schedule of DDPM, in variance-exploding form.
+
+  sigma_t = sqrt(1 - alpha_bar_t) / sqrt(alpha_bar_t) with alpha_bar_t the
+  product of 1 - beta up to t, at `levels` of the `steps` timesteps t, then 0.
+
+  Args:
+    levels: number of noise levels, 1 to steps; 1 is the last timestep alone.
+    spacing: "uniform" takes timesteps evenly from the first to the last (Ho et
+      al. 2020 where all are taken), "quadratic" t = steps (1 - sqrt(u)), u
+      evenly from 0 to 1, as the code of DiffPIR does: denser at low noise.
+    steps: timesteps of the schedule, 1000 in every published network.
+    beta_min: first beta, in (0, beta_max].
+    beta_max: last beta, < 1.
+
+  Returns:
+    [levels + 1] float64, strictly decreasing, the last 0.
+
+  Raises:
+    ValueError: for values out of range, or levels so many that quadratic
+      spacing would take a timestep twice.
+  """
+  if spacing not in typing.get_args(Spacing):
+    raise ValueError(
+      f"spacing must be one of {', '.join(typing.get_args(Spacing))}; got "
+      f"{spacing!r}"
+    )
+  most = steps if spacing == "uniform" else steps // 2
+  if not 1 <= levels <= most:
+    raise ValueError(
+      f"levels must lie in [1, {most}] for {spacing} spacing, got {levels}"
+    )
+  if not 0 < beta_min <= beta_max < 1:
+    raise ValueError(
+      "beta_min must lie in (0, beta_max] and beta_max below 1, got "
+      f"beta_min={beta_min} and beta_max={beta_max}"
+    )
+  share = np.linspace(0, 1, levels) if levels > 1 else np.ones(1)
+  if spacing == "uniform":
+    taken = np.round((steps - 1) * share[::-1]).astype(int)
+  else:
+    root = np.floor(steps * np.sqrt(share)).astype(int)
+    taken = steps - 1 - np.minimum(root, steps - 1)
+    taken[0] = steps - 1
+  alpha_bar = np.cumprod(1 - np.linspace(beta_min, beta_max, steps))
+  sigmas = np.sqrt((1 - alpha_bar) / alpha_bar)[taken]
+  return np.append(sigmas, 0.0)

@@ -8,7 +8,7 @@ height, width and channels, h w measurement height and width. Pixels lie in
 import abc
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import chex
 import jax
@@ -208,16 +208,31 @@ def normalised_residual(observation: Observation, x: jax.Array) -> jax.Array:
   return total / (jnp.sum(observed) * observation.noise_std**2)
 
 
+class State(Protocol):
+  """A NamedTuple whose first two fields are those of `SamplerState`."""
+
+  @property
+  def x(self) -> jax.Array:
+    """[B, N, H, W, C]."""
+
+  @property
+  def level(self) -> jax.Array:
+    """int32 scalar."""
+
+
 class SamplerState(NamedTuple):
   """What the next step needs.
 
   Attributes:
     x: [B, N, H, W, C] float32, the image at the noise of `level`.
     level: int32 scalar, how many levels have been done.
+    average: [B, N, H, W, C], mean of the images of the held levels so far;
+      None where no level is held.
   """
 
   x: jax.Array
   level: jax.Array
+  average: jax.Array | None = None
 
 
 class Info(NamedTuple):
@@ -227,22 +242,38 @@ class Info(NamedTuple):
     sigma: noise level the step started from.
     residual: [B, N] ||y - A x0||^2 / (m noise_std^2) of the step's image.
     solve: how the inner linear solve went (zeros where there is none).
+    band_energy: [B, N, K], the residual by radial band of the measurement's
+      spectrum, low to high (`diagnostics.band_energy`); None where a sampler
+      does not say.
+    calls: of the denoiser in this step, for every image.
+    products: with the denoiser's Jacobian (one VJP each), likewise.
+    trajectory: [B, N, H, W, C], the step's result, from `recorded` samplers
+      only.
   """
 
   sigma: jax.Array
   residual: jax.Array
   solve: SolveInfo
+  band_energy: jax.Array | None = None
+  calls: jax.Array | int = 0
+  products: jax.Array | int = 0
+  trajectory: jax.Array | None = None
+
+  @property
+  def evaluations(self) -> jax.Array | int:
+    """Network evaluations: calls and Jacobian products together."""
+    return self.calls + self.products
 
 
 class Sampler(NamedTuple):
   """A posterior sampler as pure functions.
 
   Attributes:
-    init: (key, observation, batch) -> SamplerState.
-    step: (state, denoise, observation, key) -> (SamplerState, Info).
+    init: (key, observation, batch) -> SamplerState, or another `State`.
+    step: (state, denoise, observation, key) -> (state, Info).
     num_steps: how many steps a run takes.
   """
 
-  init: Callable[[chex.PRNGKey, Observation, int], SamplerState]
-  step: Callable[..., tuple[SamplerState, Any]]
+  init: Callable[[chex.PRNGKey, Observation, int], State]
+  step: Callable[..., tuple[State, Any]]
   num_steps: int

@@ -1,4 +1,4 @@
-"""Bands, Haar fusion, predictors and the inner target, each on its own."""
+"""Bands, wavelet fusion, predictors and the inner target, each on its own."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ import pytest
 import pywt
 
 from posterior_jax import (
+  NFCConfig,
   Observation,
   bands,
   consistency,
@@ -76,37 +77,67 @@ def test_blend_weights():
   np.testing.assert_allclose(additive, [1.0, 1.1, 1.4], rtol=1e-6)
 
 
-# Haar
+# Wavelets
+
+every_wavelet = pytest.mark.parametrize("wavelet", ["haar", "db2", "bior4.4"])
 
 
-def test_haar_is_pywavelets():
-  x = normal((2, 16, 12, 3))
-  low, details = consistency.haar(x)
-  a, (h, v, d) = pywt.dwt2(np.asarray(x, np.float64), "haar", axes=(1, 2))
-  np.testing.assert_allclose(low, a, atol=1e-6)
-  for i, detail in enumerate((h, v, d)):
-    np.testing.assert_allclose(details[:, i], detail, atol=1e-6)
-  back = consistency.inverse_haar(low, details)
-  np.testing.assert_allclose(back, x, atol=1e-6)
+@every_wavelet
+def test_decomposition_is_that_of_pywavelets(wavelet):
+  """On images larger and smaller than the filters; and back."""
+  for shape in ((2, 16, 12, 3), (1, 4, 2, 1)):
+    x = normal(shape)
+    low, details = consistency.decompose(x, wavelet)
+    a, (h, v, d) = pywt.dwt2(
+      np.asarray(x, np.float64), wavelet, mode="periodization", axes=(1, 2)
+    )
+    np.testing.assert_allclose(low, a, atol=2e-6)
+    for i, detail in enumerate((h, v, d)):
+      np.testing.assert_allclose(details[:, i], detail, atol=2e-6)
+    back = consistency.reconstruct(low, details, wavelet)
+    np.testing.assert_allclose(back, x, atol=2e-6)
 
 
-@pytest.mark.parametrize("levels", [1, 2, 3])
+@every_wavelet
+@pytest.mark.parametrize("levels", [1, 3])
 @pytest.mark.parametrize(("low", "high"), [(1.0, 0.2), (0.3, 0.0), (1.0, 1.0)])
-def test_fusion_is_that_of_pywavelets(levels, low, high):
+def test_fusion_is_that_of_pywavelets(wavelet, levels, low, high):
   x0, z = normal((16, 24, 1)), normal((16, 24, 1), 1)
-  fused = consistency.fuse(x0, z, low=low, high=high, levels=levels)
+  fused = consistency.fuse(
+    x0, z, low=low, high=high, levels=levels, wavelet=wavelet
+  )
+  how = dict(wavelet=wavelet, mode="periodization")
   tree = [
-    pywt.wavedec2(np.asarray(x, np.float64)[..., 0], "haar", level=levels)
+    pywt.wavedec2(np.asarray(x, np.float64)[..., 0], level=levels, **how)
     for x in (x0, z)
   ]
   merged = [tree[0][0] + low * (tree[1][0] - tree[0][0])]
   for first, second in zip(tree[0][1:], tree[1][1:]):
     pairs = zip(first, second)
     merged.append(tuple(a + high * (b - a) for a, b in pairs))
-  expected = pywt.waverec2(merged, "haar")
-  np.testing.assert_allclose(fused[..., 0], expected, atol=2e-6)
+  expected = pywt.waverec2(merged, **how)
+  np.testing.assert_allclose(fused[..., 0], expected, atol=4e-6)
   if low == high == 1:
-    np.testing.assert_allclose(fused, z, atol=1e-6)
+    np.testing.assert_allclose(fused, z, atol=4e-6)
+
+
+@pytest.mark.parametrize(
+  ("law", "expected"),
+  [
+    ("product", [0.01, 0.105, 0.2]),
+    ("clip", [0.05, 0.2, 0.2]),
+    ("base", [0.24, 0.62, 1.0]),
+    ("delay", [0.2, 0.2 + 0.8 * 0.45 / 0.95, 1.0]),
+  ],
+)
+def test_details_unlock_by_each_law(law, expected):
+  progress = np.array([0.0, 0.5, 1.0])
+  found = consistency.unlocked(law, 0.2, 0.05, 1.0, progress)
+  np.testing.assert_allclose(found, expected, atol=1e-12)
+  config = NFCConfig.paper(unlock=law)
+  np.testing.assert_allclose(config.detail_weights(progress), expected)
+  assert config.fuses
+  assert not NFCConfig.paper(unlock=law, haar_high=1.0, unlock_start=1.0).fuses
 
 
 # Predictors

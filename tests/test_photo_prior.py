@@ -11,7 +11,7 @@ import safetensors.numpy
 
 import posterior_jax
 from experiments import denoise, denoise_rivals, photographs, prior_sources
-from posterior_jax import metrics, priors
+from posterior_jax import metrics, priors, schedule
 from posterior_jax.priors import photo
 
 
@@ -51,6 +51,14 @@ def test_shipped_prior_denoises_a_held_out_photograph(shipped):
   found = metrics.psnr(denoise_rivals.learned(shipped, y, sigma), truth)
   linear = metrics.psnr(denoise_rivals.wiener(y, sigma), truth)
   assert found > linear + 1.0
+
+
+def test_shipped_prior_answers_where_ddpm_starts(shipped):
+  """At 157, twice the largest level it was trained at: an image, no more."""
+  sigma = schedule.ddpm(1)[0].astype(np.float32)
+  noise = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+  found = jax.jit(shipped.denoise)(sigma * noise, jnp.full(2, sigma))
+  assert np.abs(found).max() < 1.5
 
 
 # Mean PSNR in dB of BM3D (package bm3d 4.0.3, colour) on the four held-out

@@ -36,7 +36,12 @@ CONFIGS = {
   ),
   "heun": NFCConfig(levels=3, predictor="heun", tie="sigma"),
   "two-step solver": NFCConfig(
-    levels=3, predictor="dpm_solver_2m", haar_levels=2, band_shape="butterworth"
+    levels=3,
+    predictor="dpm_solver_2m",
+    wavelet="bior4.4",
+    haar_levels=2,
+    haar_high=0.5,
+    unlock="base",
   ),
 }
 OPERATORS = {
@@ -285,6 +290,8 @@ BAD_CONFIGS = {
   "step": (dict(step_size=0.0), "step_size must be positive"),
   "tau": (dict(inner_noise_std=-1.0), "inner_noise_std must be positive"),
   "haar": (dict(haar_levels=4), "haar_levels must lie in"),
+  "wavelet": (dict(wavelet="db3"), "wavelet must be one of haar, db2, bior4.4"),
+  "unlock": (dict(unlock="late"), "unlock must be one of product, clip, base"),
   "whole": (dict(levels=2.5), "levels must be an integer, got 2.5"),
   "switch": (dict(halved_misfit="no"), "halved_misfit must be True or False"),
 }

@@ -1,5 +1,6 @@
 """The learned prior: EDM's scalings, the network's form, its files."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -55,6 +56,20 @@ def test_scalings_are_those_of_unit_variance():
   np.testing.assert_allclose(c.noise, np.log(sigma) / 4, rtol=1e-4, atol=1e-6)
   weight = edm.loss_weight(jnp.asarray(sigma, jnp.float32), 0.5)
   np.testing.assert_allclose(weight * out**2, 1, rtol=1e-5)
+
+
+def test_beyond_the_largest_level_the_image_is_scaled_down_to_it(prior):
+  """And up to it nothing is scaled, bit by bit."""
+  x, sigma = 100 * _image((3, 16, 16, 3)), jnp.array([80.0, 160.0, 40.0])
+  found = quick_jit(prior.denoise)(x, sigma)
+  unbounded = priors.unet_prior(
+    dataclasses.replace(CONFIG, sigma_max=1e9), prior.params
+  )
+  other = jnp.array([1.0, 0.5, 1.0])[:, None, None, None] * x
+  expected = quick_jit(unbounded.denoise)(other, jnp.minimum(sigma, 80.0))
+  np.testing.assert_array_equal(found, expected)
+  free = quick_jit(unbounded.denoise)(x, sigma)
+  assert np.abs(np.asarray(free - found))[1].max() > 1e-3
 
 
 def test_untrained_network_is_the_linear_estimate():
@@ -185,6 +200,8 @@ def test_refusals_of_parameters():
     priors.UNetConfig(embedding=7)
   with refused(ValueError, "sigma_data"):
     priors.UNetConfig(sigma_data=0.0)
+  with refused(ValueError, "sigma_max must be positive, got -1"):
+    priors.UNetConfig(sigma_max=-1)
 
 
 def test_files_hold_what_was_saved(tmp_path, prior):

@@ -4,6 +4,8 @@ from posterior_jax.operators.blur import Blur as Blur
 from posterior_jax.operators.blur import blur as blur
 from posterior_jax.operators.blur import gaussian_blur as gaussian_blur
 from posterior_jax.operators.blur import motion_blur as motion_blur
+from posterior_jax.operators.dense import Dense as Dense
+from posterior_jax.operators.dense import dense as dense
 from posterior_jax.operators.inpainting import Inpainting as Inpainting
 from posterior_jax.operators.inpainting import box_inpainting as box_inpainting
 from posterior_jax.operators.inpainting import inpainting as inpainting
@@ -15,10 +17,12 @@ from posterior_jax.operators.resize import super_resolution as super_resolution
 
 __all__ = (
   "Blur",
+  "Dense",
   "Inpainting",
   "Resize",
   "blur",
   "box_inpainting",
+  "dense",
   "gaussian_blur",
   "inpainting",
   "motion_blur",

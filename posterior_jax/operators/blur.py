@@ -11,7 +11,7 @@ import scipy.ndimage
 from jax import lax
 
 from posterior_jax import spectral
-from posterior_jax.operators import frozen, solve
+from posterior_jax.operators import decompose, frozen, solve
 from posterior_jax.types import (
   Operator,
   SolveInfo,
@@ -32,6 +32,8 @@ class Blur(Operator):
     image_shape: (H, W, C).
     boundary: "reflect" mirrors without repeating the edge pixel (the field's
       choice); "circular" wraps around, which Fourier space diagonalises.
+    separable: whether the kernel is a column times a row, so that a mirrored
+      blur has a fast decomposition; chooses methods, not the result.
   """
 
   kernel: jax.Array
@@ -41,6 +43,7 @@ class Blur(Operator):
   boundary: Boundary = dataclasses.field(
     default="reflect", metadata={"static": True}
   )
+  separable: bool = dataclasses.field(default=False, metadata={"static": True})
 
   @property
   def measurement_shape(self) -> tuple[int, int, int]:
@@ -83,35 +86,23 @@ class Blur(Operator):
     return self._transposed(y, self._padded_transfer(y.dtype))
 
   def svd(self) -> solve.Svd:
-    """Fourier vectors, for circular borders only.
+    """Fourier vectors for circular borders, else those of the two axes.
 
     Raises:
-      ValueError: for reflecting borders.
+      ValueError: for mirrored borders and a kernel that is not separable.
     """
-    if self.boundary != "circular":
+    if self.boundary == "circular":
+      return decompose.fourier_svd(self.transfer)
+    if not self.separable:
       raise ValueError(
-        "svd needs boundary='circular': a mirrored blur has no fast one"
+        "svd needs boundary='circular' or a separable kernel: a mirrored blur "
+        "with any other has no fast one"
       )
-    transfer = self.transfer[..., None]  # [H, W, 1]
-    values = jnp.abs(transfer)
-    angle = jnp.angle(transfer)
-    phase = lax.complex(jnp.cos(angle), jnp.sin(angle))
-
-    def to_fourier(x: jax.Array) -> jax.Array:
-      return jnp.fft.fft2(x, axes=(-3, -2), norm="ortho")
-
-    def turned(f: jax.Array, by: jax.Array) -> jax.Array:
-      return f * by.astype(f.dtype)
-
-    def to_image(f: jax.Array) -> jax.Array:
-      return jnp.fft.ifft2(f, axes=(-3, -2), norm="ortho").real
-
-    return solve.Svd(
-      values=values,
-      to_right=to_fourier,
-      from_right=to_image,
-      to_left=lambda y: turned(to_fourier(y), jnp.conj(phase)),
-      from_left=lambda f: to_image(turned(f, phase)),
+    height, width, _ = self.image_shape
+    total = jnp.sum(self.kernel)
+    return decompose.separable_svd(
+      _mirrored_matrix(jnp.sum(self.kernel, axis=1), height),
+      _mirrored_matrix(jnp.sum(self.kernel, axis=0) / total, width),
     )
 
   def normal_solve(
@@ -123,7 +114,11 @@ class Blur(Operator):
     tolerance: float = 1e-6,
     max_iterations: int = 300,
   ) -> tuple[jax.Array, SolveInfo]:
-    """Closed form for circular borders, else conjugate gradients."""
+    """Conjugate gradients, unless a closed form is known.
+
+    One is for circular borders, and for a separable kernel under a scalar
+    precision.
+    """
     gain = self.gram_gain.astype(rhs.dtype)
     if self.boundary == "circular":
       precision = jnp.asarray(precision, rhs.dtype)
@@ -132,6 +127,8 @@ class Blur(Operator):
       x = spectral.apply_transfer(rhs, 1.0 / (total + precision))
       done = SolveInfo(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
       return x, done
+    if self.separable and jnp.ndim(precision) == 0:
+      return solve.closed_form(self.svd(), rhs, precision, noise_std)
     transfer = self._padded_transfer(rhs.dtype)  # once, outside the iteration
     return solve.normal_equations(
       lambda x: self._transposed(self._correlate(x, transfer), transfer),
@@ -196,6 +193,8 @@ def blur(
     kernel: [k, k], k odd, non-negative, sum 1 within 1e-3.
     boundary: "reflect" or "circular".
 
+  Kernels that differ in whether they are separable compile anew.
+
   Raises:
     ValueError: for a kernel that is not such, one too wide for the mirror, or
       an unknown boundary.
@@ -220,7 +219,11 @@ def blur(
       f"kernel of size {values.shape[0]} is too wide to mirror an image of "
       f"{image_shape[:2]}; its half must be below the image size"
     )
-  return Blur(jnp.asarray(values, jnp.float32), image_shape, boundary)
+  factors = np.outer(values.sum(1), values.sum(0)) / values.sum()
+  separable = bool(np.abs(factors - values).max() <= 1e-6 * values.max())
+  return Blur(
+    jnp.asarray(values, jnp.float32), image_shape, boundary, separable
+  )
 
 
 def gaussian_blur(
@@ -276,3 +279,17 @@ def motion_blur(
   if isinstance(kernel, str):
     kernel = frozen.motion_kernel(kernel)
   return blur(image_shape, kernel, boundary=boundary)
+
+
+def _mirrored_matrix(taps: jax.Array, size: int) -> jax.Array:
+  """1-D correlation with k taps under mirrored borders, [size, size]."""
+  radius = taps.shape[0] // 2
+  position = np.pad(np.arange(size), radius, mode="reflect")
+  source = position[np.arange(size)[:, None] + np.arange(taps.shape[0])]
+  onto = source[..., None] == np.arange(size)  # [size, k, size]
+  return jnp.einsum(
+    "ikj,k->ij",
+    onto.astype(np.float32),
+    taps,
+    precision=lax.Precision.HIGHEST,
+  )

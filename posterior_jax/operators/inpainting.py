@@ -64,10 +64,7 @@ class Inpainting(Operator):
 
   def svd(self) -> solve.Svd:
     """The mask itself: pixels are the singular vectors."""
-
-    def same(x: jax.Array) -> jax.Array:
-      return x
-
+    same = jax.tree_util.Partial(_same)
     return solve.Svd(self.mask, same, same, same, same)
 
   def normal_solve(
@@ -225,3 +222,7 @@ def random_inpainting(
   mask = np.ones((height, width), np.float32)
   mask.flat[order[: int(fraction * count)]] = 0
   return inpainting(image_shape, mask, contiguous=False)
+
+
+def _same(x: jax.Array) -> jax.Array:
+  return x

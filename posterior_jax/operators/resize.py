@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from posterior_jax.operators import solve
+from posterior_jax.operators import decompose, solve
 from posterior_jax.types import (
   Operator,
   SolveInfo,
@@ -50,31 +50,16 @@ class Resize(Operator):
   def forward(self, x: jax.Array) -> jax.Array:
     """W_h x W_w^T."""
     check_batch("x", x, self.image_shape)
-    return _separable(self.rows, self.columns, x)
+    return decompose.separable(self.rows, self.columns, x)
 
   def adjoint(self, y: jax.Array) -> jax.Array:
     """W_h^T y W_w."""
     check_batch("y", y, self.measurement_shape)
-    return _separable(self.rows.T, self.columns.T, y)
+    return decompose.separable(self.rows.T, self.columns.T, y)
 
   def svd(self) -> solve.Svd:
     """Kronecker product of the two factors' decompositions."""
-    # As wide as arrays may be: a float32 decomposition is a few roundings off,
-    # how many depends on the machine's LAPACK.
-    widest = jax.dtypes.canonicalize_dtype(jnp.float64)
-    u_h, s_h, v_h = jnp.linalg.svd(
-      self.rows.astype(widest), full_matrices=False
-    )
-    u_w, s_w, v_w = jnp.linalg.svd(
-      self.columns.astype(widest), full_matrices=False
-    )
-    return solve.Svd(
-      values=(s_h[:, None] * s_w)[..., None],  # [h, w, 1]
-      to_right=lambda x: _separable(v_h, v_w, x),
-      from_right=lambda c: _separable(v_h.T, v_w.T, c),
-      to_left=lambda y: _separable(u_h.T, u_w.T, y),
-      from_left=lambda c: _separable(u_h, u_w, c),
-    )
+    return decompose.separable_svd(self.rows, self.columns)
 
   def normal_solve(
     self,
@@ -91,7 +76,7 @@ class Resize(Operator):
     rows = _matmul(self.rows.T, self.rows)  # [H, H]
     columns = _matmul(self.columns.T, self.columns)  # [W, W]
     return solve.normal_equations(
-      lambda x: _separable(rows, columns, x),
+      lambda x: decompose.separable(rows, columns, x),
       self.gram_gain,
       rhs,
       precision=precision,
@@ -155,17 +140,6 @@ def _cubic(x: np.ndarray) -> np.ndarray:
   near = 1.5 * x**3 - 2.5 * x**2 + 1
   far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
   return np.where(x <= 1, near, np.where(x <= 2, far, 0))
-
-
-def _separable(rows: jax.Array, columns: jax.Array, x: jax.Array) -> jax.Array:
-  """rows x columns^T on the image axes of x [..., H, W, C]."""
-  return jnp.einsum(
-    "hH,wW,...HWc->...hwc",
-    rows.astype(x.dtype),
-    columns.astype(x.dtype),
-    x,
-    precision=lax.Precision.HIGHEST,
-  )
 
 
 def _fourier_diagonal(matrix: jax.Array) -> jax.Array:

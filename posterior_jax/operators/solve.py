@@ -21,6 +21,9 @@ _IMAGE = (-3, -2, -1)
 class Svd(NamedTuple):
   """A = U diag(values) V^*, each factor as a function on images.
 
+  A pytree where the functions are `jax.tree_util.Partial`s of their arrays, as
+  those of this package are: a loop can carry it instead of decomposing again.
+
   Attributes:
     values: singular values, of the shape of the coefficients, >= 0.
     to_right: x -> V^* x, [..., H, W, C] to coefficients.
@@ -112,7 +115,8 @@ def conjugate_gradients(
   """Preconditioned conjugate gradients on a batch of images from zero.
 
   Every element of the batch [..., H, W, C] stops on its own, so that a result
-  does not depend on the batch it is in.
+  does not depend on the batch it is in. One that meets a direction of negative
+  curvature, where the matrix is not positive after all, stays where it is.
 
   Returns:
     x [..., H, W, C] and the iterations of the slowest, int32 scalar.
@@ -128,6 +132,7 @@ def conjugate_gradients(
     active = _dot(residual, residual) > limit  # [..., 1, 1, 1]
     image = matrix(direction)
     curvature = _dot(direction, image)
+    active = active & (curvature > 0)
     alpha = jnp.where(active, rho / jnp.where(active, curvature, 1), 0)
     x = x + alpha * direction
     residual = residual - alpha * image

@@ -177,6 +177,9 @@ def check_arrays(
 def _denoise(prior: UNetPrior, x: jax.Array, sigma: jax.Array) -> jax.Array:
   """D(x, sigma): x [N, H, W, C], sigma [N] -> [N, H, W, C] float32.
 
+  Beyond the parametrisation's sigma_max the answer is D(x sigma_max / sigma, sigma_max): an untrained
+  network has none, and where nearly all is noise its scale is all that differs.
+
   Raises:
     ValueError: if the images do not fit the network, or sigma the images.
   """
@@ -198,6 +201,8 @@ def _denoise(prior: UNetPrior, x: jax.Array, sigma: jax.Array) -> jax.Array:
       f"{sigma.shape}"
     )
   x, sigma = x.astype(jnp.float32), sigma.astype(jnp.float32)
+  within = jnp.minimum(sigma, config.parametrisation.sigma_max)
+  x, sigma = x * (within / sigma)[:, None, None, None], within
   graph, paths, _ = _structure(config, prior.dtype)
   flat = [(paths[key], nnx.Param(p)) for key, p in prior.params.items()]
   model = nnx.merge(graph, nnx.from_flat_state(flat))

@@ -23,6 +23,10 @@ from posterior_jax.priors import edm
 class Parametrisation(Protocol):
   """Scalings by noise level; a hashable value."""
 
+  @property
+  def sigma_max(self) -> float:
+    """Largest noise level of the schedule."""
+
   def scalings(self, sigma: jax.Array) -> edm.Preconditioning:
     """Of noise levels > 0, each of sigma's shape."""
 
@@ -33,14 +37,17 @@ class EDM:
 
   Attributes:
     sigma_data: standard deviation of a clean pixel.
+    sigma_max: largest noise level of the training.
   """
 
   sigma_data: float = 0.5
+  sigma_max: float = 80.0
 
   def __post_init__(self):
     """Refuses what is no deviation."""
-    if not self.sigma_data > 0:
-      raise ValueError(f"sigma_data must be positive, got {self.sigma_data}")
+    for name in ("sigma_data", "sigma_max"):
+      if not getattr(self, name) > 0:
+        raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
   def scalings(self, sigma: jax.Array) -> edm.Preconditioning:
     """See `edm.precondition`."""
@@ -52,7 +59,12 @@ class VE:
   """Variance exploding: x = x0 + sigma n as it is (Song et al. 2021).
 
   The network is told log sigma, and sigma times the score is asked of it.
+
+  Attributes:
+    sigma_max: largest noise level of the training.
   """
+
+  sigma_max: float = np.inf
 
   def scalings(self, sigma: jax.Array) -> edm.Preconditioning:
     """D = x + sigma F(x, log sigma)."""
@@ -102,6 +114,11 @@ class VP:
       )
     if self.steps < 2:
       raise ValueError(f"steps must be at least 2, got {self.steps}")
+
+  @property
+  def sigma_max(self) -> float:
+    """Noise level of the last step."""
+    return float(self.sigmas[-1])
 
   @property
   def sigmas(self) -> np.ndarray:

@@ -32,6 +32,8 @@ class UNetConfig:
       way up; the coarsest scale has them once, twice as many.
     embedding: E.
     sigma_data: standard deviation of a clean pixel.
+    sigma_max: largest noise level that the network has seen; it answers at
+      larger ones for the image scaled down to this one.
   """
 
   channels: int = 3
@@ -39,6 +41,7 @@ class UNetConfig:
   blocks: tuple[int, ...] = (1, 2, 2, 1)
   embedding: int = 128
   sigma_data: float = 0.5
+  sigma_max: float = 80.0
 
   def __post_init__(self):
     """Refuses sizes that make no network."""
@@ -53,8 +56,9 @@ class UNetConfig:
         "channels, widths, blocks and embedding must be positive and the "
         f"embedding even; got {self}"
       )
-    if not self.sigma_data > 0:
-      raise ValueError(f"sigma_data must be positive, got {self.sigma_data}")
+    for name in ("sigma_data", "sigma_max"):
+      if not getattr(self, name) > 0:
+        raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
   @property
   def unit(self) -> int:
@@ -63,8 +67,8 @@ class UNetConfig:
 
   @property
   def parametrisation(self) -> EDM:
-    """EDM's, with `sigma_data`."""
-    return EDM(self.sigma_data)
+    """EDM's, with `sigma_data` and `sigma_max`."""
+    return EDM(self.sigma_data, self.sigma_max)
 
   def build(self, *, dtype: DTypeLike, rngs: nnx.Rngs) -> "UNet":
     """The network with random parameters."""

@@ -1,0 +1,46 @@
+"""Tunes the knobs of every sampler on photographs that no report uses.
+
+Command: python -m experiments.tune_samplers
+  --resume goes on with a run that was cut short.
+  --config=configs/tune_samplers.py:debug: two methods, a known prior.
+Time: hours on a CPU, minutes on GPUs; `:debug` 30 seconds.
+Expected: for every method its points by mean PSNR of one sample.
+"""
+
+import ml_collections
+
+
+def get_config(form: str = "") -> ml_collections.ConfigDict:
+  """The settings; `form` "debug" shrinks them."""
+  if form not in ("", "debug"):
+    raise ValueError(
+      f"configs/tune_samplers.py has the form debug, not {form!r}"
+    )
+  debug = form == "debug"
+  return ml_collections.ConfigDict(
+    {
+      "setup": {
+        "seed": 1,
+        "photographs": ("tissue", "retina")
+        if debug
+        else ("tissue", "retina", "galaxies", "moon"),
+        "folder": "",
+        "size": 64 if debug else 256,
+        "noise_std": 0.05,
+        "prior": "gaussian" if debug else "",
+        "dtype": "float32" if debug else "bfloat16",
+      },
+      "methods": ("PiGDM",) if debug else (),
+      "tasks": (
+        ("super resolution",)
+        if debug
+        else (
+          "motion blur, medium",
+          "super resolution",
+          "random inpainting",
+        )
+      ),
+      "evaluations": 10 if debug else 1000,
+      "workers": 2 if debug else 14,
+    }
+  )

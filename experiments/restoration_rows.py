@@ -1,0 +1,125 @@
+"""How good a restored photograph is: one row of the benchmark's table."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.degradations import Problem
+from posterior_jax import Observation, metrics
+from posterior_jax.types import normalised_residual
+
+# Parts of the benchmark, as the rows' first column names them.
+METHODS, ABLATION, ROBUSTNESS = "methods", "ablation", "robustness"
+# (x, truth) -> distance of every image
+Perceptual = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class Row(NamedTuple):
+  """One photograph restored by one program; means over its samples.
+
+  Attributes:
+    part: of the study.
+    task: which.
+    kernel: of motion blur.
+    assumed: what the sampler believed wrongly, "" for nothing.
+    method: a key of `samplers.METHODS`.
+    setting: of the method.
+    variant: changes of the setting.
+    budget: denoiser calls asked for; 0: as the setting does.
+    photograph: which.
+    samples: m, drawn of the photograph.
+    calls: of the denoiser for every sample.
+    products: with its Jacobian (VJPs), likewise.
+    psnr: of one sample, in dB, averaged over the m.
+    ssim: likewise.
+    residual: |y - A x|^2 / (m noise_std^2) likewise; near 1 for the truth.
+    lpips: likewise, None without weights.
+    psnr_mean: of the mean of the samples; None for m = 1.
+    ssim_mean: likewise.
+    lpips_mean: likewise.
+    spread: standard deviation of a pixel over the samples, root mean square.
+    seconds: of all photographs and samples of the case, compiled.
+    compile_seconds: of the program, others compiling beside it.
+    note: why the numbers are missing, else "".
+  """
+
+  part: str
+  task: str
+  kernel: str
+  assumed: str
+  method: str
+  setting: str
+  variant: str
+  budget: int
+  photograph: str
+  samples: int
+  calls: int | None = None
+  products: int | None = None
+  psnr: float | None = None
+  ssim: float | None = None
+  residual: float | None = None
+  lpips: float | None = None
+  psnr_mean: float | None = None
+  ssim_mean: float | None = None
+  lpips_mean: float | None = None
+  spread: float | None = None
+  seconds: float | None = None
+  compile_seconds: float | None = None
+  note: str = ""
+
+
+def judge(
+  samples: jax.Array, problem: Problem, lpips: Perceptual | None
+) -> list[dict[str, float | None]]:
+  """How good samples are.
+
+  Args:
+    samples: [m, N, H, W, C].
+    problem: what they restore.
+    lpips: a perceptual distance, or None.
+
+  Returns:
+    Fields of `Row`, for every photograph.
+  """
+  found = _numbers(samples, problem.truth, problem.observation, lpips)
+  columns = {
+    name: None if values is None else np.asarray(values, float)
+    for name, values in found.items()
+  }
+  return [
+    {
+      name: None if values is None else float(values[i])
+      for name, values in columns.items()
+    }
+    for i in range(len(problem.truth))
+  ]
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _numbers(
+  samples: jax.Array,
+  truth: jax.Array,
+  observation: Observation,
+  lpips: Perceptual | None,
+) -> dict[str, jax.Array | None]:
+  """[N] each."""
+  several = len(samples) > 1
+  mean = jnp.mean(samples, axis=0)
+  residual = normalised_residual(observation, samples)
+  deviation = jnp.var(samples, axis=0, ddof=1) if several else None
+  return {
+    "psnr": jnp.mean(metrics.psnr(samples, truth), axis=0),
+    "ssim": jnp.mean(metrics.ssim(samples, truth), axis=0),
+    "residual": jnp.mean(residual, axis=0),
+    "lpips": jnp.mean(lpips(samples, truth), axis=0) if lpips else None,
+    "psnr_mean": metrics.psnr(mean, truth) if several else None,
+    "ssim_mean": metrics.ssim(mean, truth) if several else None,
+    "lpips_mean": lpips(mean, truth) if lpips and several else None,
+    "spread": None
+    if deviation is None
+    else jnp.sqrt(jnp.mean(deviation, axis=(-3, -2, -1))),
+  }

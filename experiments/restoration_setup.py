@@ -1,0 +1,106 @@
+"""What restoration studies share: photographs, prior, noise; verified first."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from experiments import degradations, photographs
+from experiments.degradations import CASES, Case
+from experiments.restoration_runs import Setup
+from posterior_jax import priors
+from posterior_jax.operators import frozen
+from posterior_jax.types import Denoiser
+
+SHIPPED, GAUSSIAN = "", "gaussian"
+
+
+@dataclasses.dataclass(frozen=True)
+class SetupSettings:
+  """Settings that studies share.
+
+  Attributes:
+    seed: of noise and samplers.
+    photographs: names in `photographs.SHA256`.
+    folder: more pictures, "" for none.
+    size: side of all of them, 64 to 1024 and divisible by 8; 256 is that of
+      the frozen masks.
+    noise_std: of the measurements, pixels in [-1, 1].
+    prior: a manifest as `train_prior` writes it, "" for the shipped photo
+      prior, or "gaussian" for the exactly known one of the quickstart.
+    dtype: of a network's arithmetic, float32 or bfloat16.
+  """
+
+  seed: int
+  photographs: tuple[str, ...]
+  folder: str
+  size: int
+  noise_std: float
+  prior: str
+  dtype: str
+
+  def __post_init__(self) -> None:
+    if set(self.photographs) - set(photographs.SHA256):
+      raise ValueError(
+        f"photographs must be among {', '.join(photographs.SHA256)}; got "
+        f"{', '.join(self.photographs)}"
+      )
+    if not self.photographs and not self.folder:
+      raise ValueError("photographs must name one, or folder must be given")
+    if not 64 <= self.size <= 1024 or self.size % 8:
+      raise ValueError(
+        f"size must lie in [64, 1024] and be divisible by 8, got {self.size}"
+      )
+    if not 0 < self.noise_std < float("inf"):
+      raise ValueError(f"noise_std must be positive, got {self.noise_std}")
+
+
+def build(settings: SetupSettings) -> Setup:
+  """Loads everything, after the frozen data have passed their hashes.
+
+  Args:
+    settings: what to load.
+
+  Returns:
+    What programs share.
+
+  Raises:
+    ValueError: a photograph or the frozen kernels are not those of the
+      reports, a picture is too small, or the prior cannot be read.
+  """
+  photographs.verify(settings.photographs)
+  frozen.random_mask()  # verified on loading, with kernels and corner
+  images = {
+    name: photographs.load(name, settings.size) for name in settings.photographs
+  }
+  if settings.folder:
+    images |= photographs.from_folder(settings.folder, settings.size)
+  known = degradations.build_prior(settings.size)
+  return Setup(
+    tuple(images),
+    jnp.stack([jnp.asarray(image) for image in images.values()]),
+    known.denoise if settings.prior == GAUSSIAN else _denoiser(settings),
+    known.spectrum,
+    settings.noise_std,
+    settings.seed,
+  )
+
+
+def cases_named(names: tuple[str, ...]) -> tuple[Case, ...]:
+  """Cases by their names, () for all.
+
+  Raises:
+    ValueError: for an unknown name.
+  """
+  by_name = {str(case): case for case in CASES}
+  unknown = [name for name in names if name not in by_name]
+  if unknown:
+    raise ValueError(
+      f"tasks must be among {'; '.join(by_name)}, got {unknown[0]!r}"
+    )
+  return tuple(by_name[name] for name in names or by_name)
+
+
+def _denoiser(settings: SetupSettings) -> Denoiser:
+  if settings.prior == SHIPPED:
+    return priors.photo_prior(dtype=settings.dtype).denoise
+  return priors.load_prior(settings.prior, dtype=settings.dtype).denoise

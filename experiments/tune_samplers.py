@@ -1,0 +1,181 @@
+"""Tunes every sampler's one or two knobs by the same grid budget.
+
+  python -m experiments.tune_samplers
+
+Settings: `configs/tune_samplers.py`. The photographs are `photographs.TUNING`:
+a tissue section, a retina, galaxies and the moon, which neither the prior
+learned from nor the reports restore. What wins, the highest PSNR of one sample
+averaged over tasks and photographs, is written by hand into `tuned()` of every
+baseline and `NFCConfig.restoration()`. No grid is larger than LARGEST.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments import (
+  progress,
+  record,
+  restoration_runs,
+  restoration_setup,
+  runner,
+  samplers,
+)
+from experiments.restoration_runs import Program
+
+LARGEST = 9
+# Of the linear solves, none of which tuning shall wait for.
+_SOLVE = {"tolerance": (1e-4,)}
+# By method: values of the fields that are tuned; all combinations are tried.
+GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
+  "NFC": {
+    "tie": ("spectrum", "sigma"),
+    "sigma_min": (0.04, 0.1),
+    "held": (0.0, 0.6),
+    **_SOLVE,
+  },
+  "DAPS": {
+    "noise_std": (0.035, None, 0.07),
+    "sigma_min": (0.03, 0.1, 0.3),
+    **_SOLVE,
+  },
+  "DDNM+": {"eta": (0.0, 0.3, 0.5, 0.7, 0.85, 1.0), **_SOLVE},
+  "DDRM": {"eta": (0.0, 0.5, 0.85, 1.0), "eta_data": (0.5, 1.0)},
+  "DiffPIR": {
+    "weight": (0.3, 1.0, 3.0),
+    "renewal": (0.1, 0.4, 1.0),
+    **_SOLVE,
+  },
+  "DPS": {"scale": (0.1, 0.3, 1.0, 3.0), "clip": (False, True)},
+  "FGPS": {"scale_start": (0.3, 1.0, 3.0), "scale_end": (0.1, 0.3, 1.0)},
+  "MMPS": {"eta": (0.0, 0.5, 1.0), "iterations": (1, 2, 3)},
+  "PiGDM": {"eta": (0.0, 0.5, 1.0), "data_std": (0.25, 0.5, 1.0), **_SOLVE},
+  "PnP-DM": {
+    "coupling_min": (0.05, 0.1, 0.2),
+    "decay": (0.8, 0.88, 0.93),
+    **_SOLVE,
+  },
+  "RED-diff": {"weight": (0.1, 0.5, 2.5), "learning_rate": (0.01, 0.02, 0.05)},
+  "SITCOM": {"steps": (10, 20, 50), "rate": (0.005, 0.01, 0.02)},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of the tuning.
+
+  Attributes:
+    setup: photographs, prior and noise.
+    methods: keys of GRIDS, () for all.
+    tasks: names of `degradations.CASES`, whose PSNR is averaged.
+    evaluations: denoiser calls a run may spend.
+    workers: programs compiled at a time.
+  """
+
+  setup: restoration_setup.SetupSettings
+  methods: tuple[str, ...]
+  tasks: tuple[str, ...]
+  evaluations: int
+  workers: int
+
+  def __post_init__(self) -> None:
+    unknown = set(self.methods) - set(GRIDS)
+    if unknown:
+      raise ValueError(
+        f"methods must be among {', '.join(GRIDS)}; got {min(unknown)!r}"
+      )
+    restoration_setup.cases_named(self.tasks)
+    if min(self.evaluations, self.workers) < 1:
+      raise ValueError(
+        "evaluations and workers must be at least 1, got "
+        f"{self.evaluations} and {self.workers}"
+      )
+
+
+def points(method: str) -> list[tuple[tuple[str, Any], ...]]:
+  """Every combination of a method's grid, (name, value) pairs each."""
+  grid = GRIDS[method]
+  return [
+    tuple(zip(grid, values)) for values in itertools.product(*grid.values())
+  ]
+
+
+def programs(settings: Settings) -> list[Program]:
+  """A program for every task, method and point, so that a part is of use."""
+  cases = restoration_setup.cases_named(settings.tasks)
+  return [
+    Program(
+      "tuning",
+      method,
+      samplers.TUNED,
+      (case,),
+      settings.evaluations,
+      shown(point),
+      point,
+    )
+    for case in cases
+    for method in settings.methods or GRIDS
+    for point in points(method)
+  ]
+
+
+def shown(point: Sequence[tuple[str, Any]]) -> str:
+  """A point in words: the fields that vary."""
+  return ", ".join(
+    f"{name}={value}" for name, value in point if name not in _SOLVE
+  )
+
+
+def ranking(
+  rows: Sequence[Mapping[str, Any]],
+) -> dict[str, list[tuple[str, float]]]:
+  """Mean PSNR of every point of every method, the best first.
+
+  Args:
+    rows: of the table.
+
+  Returns:
+    By method, (point, PSNR) over the cases that all its points have; points
+    that failed or diverged everywhere are left out.
+  """
+  found: dict[str, dict[str, dict[tuple[str, ...], float]]] = {}
+  for row in rows:
+    if row["psnr"] is not None:
+      point = found.setdefault(row["method"], {}).setdefault(row["variant"], {})
+      case = (row["task"], row["kernel"], row["photograph"])
+      point[case] = float(row["psnr"])
+  best = {}
+  for method, points in found.items():
+    shared = set.intersection(*map(set, points.values()))
+    means = [
+      (variant, float(np.mean([values[case] for case in shared])))
+      for variant, values in points.items()
+    ]
+    finite = [pair for pair in means if np.isfinite(pair[1])]
+    best[method] = sorted(finite, key=lambda pair: -pair[1])
+  return best
+
+
+def tune(settings: Settings, run: record.Run) -> None:
+  """Runs what the table lacks, then prints every method's ranking."""
+  setup = restoration_setup.build(settings.setup)
+  left = restoration_runs.remaining(
+    programs(settings), run.rows("tuning"), len(setup.names)
+  )
+  with progress.Progress(len(left), label="tuning") as tick:
+    for rows in restoration_runs.run_all(
+      left, setup, workers=settings.workers, tick=tick
+    ):
+      for row in rows:
+        run.write("tuning", row._asdict())
+  for method, ranked in ranking(run.rows("tuning")).items():
+    print(method)
+    for point, psnr in ranked:
+      print(f"  {psnr:.2f} dB: {point}")
+
+
+if __name__ == "__main__":
+  runner.main("tune_samplers", Settings, tune, resumable=True)

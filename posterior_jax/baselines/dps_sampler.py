@@ -1,0 +1,125 @@
+"""DPS: the score of the measurement as the gradient of one residual norm.
+
+Chung et al. 2023, Diffusion Posterior Sampling for General Noisy Inverse
+Problems, arXiv 2209.14687.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from posterior_jax import fields, schedule, spectral
+from posterior_jax.baselines import diffusion, guidance, tasks
+from posterior_jax.baselines.diffusion import Level, Moved
+from posterior_jax.types import Denoiser, Observation, Sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class DPSConfig:
+  """Settings of `dps`.
+
+  Attributes:
+    levels: noise levels of the DDPM schedule, 1 to 1000.
+    scale: step along the gradient of ||y - A x0|| of one image, in the
+      variance-preserving variables of the paper; it depends on the number of
+      pixels (published for 3 x 256 x 256).
+    clip: whether the clean image is clipped to [-1, 1]; the gradient passes
+      through the clipping.
+  """
+
+  levels: int = 1000
+  scale: float = 0.5
+  clip: bool = True
+
+  def __post_init__(self) -> None:
+    fields.check(self, {"levels": (1, 1000), "scale": (0.0, 1e4)})
+
+  @classmethod
+  def published(
+    cls, task: tasks.Task | None = None, **changes: Any
+  ) -> "DPSConfig":
+    """The authors' configurations: 1000 steps, scale 0.3, 0.5 for inpainting.
+
+    Args:
+      task: one of `baselines.TASKS`.
+      **changes: of single settings.
+    """
+    inpainting = {"box_inpainting": 0.5, "random_inpainting": 0.5}
+    scale = tasks.choose(task, inpainting, 0.3)
+    return cls(**({"scale": scale} | changes))
+
+  @classmethod
+  def tuned(cls, **changes: Any) -> "DPSConfig":
+    """One setting for every task."""
+    return cls(**changes)
+
+
+def dps(config: DPSConfig = DPSConfig.published()) -> Sampler:  # noqa: B008
+  """Diffusion posterior sampling.
+
+    x' = ancestral step - scale sqrt((1 + sigma^2) (1 + sigma'^2)) d||r||/dx,
+    r = y - A D(x, sigma)
+
+  The root turns the published step on x_vp into one on x (`diffusion`). As in
+  the authors' code the gradient is that of the norm, not of its square, and
+  the norm is taken of every image alone (some ports take it of the batch, so
+  that guidance shrinks with the batch). The ancestral step has the smaller of
+  DDPM's two variances; their network learns one between the two.
+
+  Args:
+    config: see `DPSConfig` and its `published` and `tuned`.
+
+  Returns:
+    Sampler(init, step, num_steps): one call and one Jacobian product a step.
+  """
+
+  def move(
+    key: jax.Array,
+    level: Level,
+    x: jax.Array,
+    denoise: Denoiser,
+    observation: Observation,
+  ) -> Moved:
+    return guided(
+      key, level, x, denoise, observation, scale=config.scale, clip=config.clip
+    )
+
+  return diffusion.sampler(schedule.ddpm(config.levels), move)
+
+
+def guided(
+  key: jax.Array,
+  level: Level,
+  x: jax.Array,
+  denoise: Denoiser,
+  observation: Observation,
+  *,
+  scale: jax.Array | float,
+  clip: bool,
+  band: jax.Array | None = None,
+) -> Moved:
+  """One step of DPS.
+
+  Args:
+    key: of the ancestral step.
+    level: sigma and the following one.
+    x: [B, N, H, W, C].
+    denoise: D.
+    observation: y, A.
+    scale: see `DPSConfig`.
+    clip: likewise.
+    band: gain [h, w] on the residual's spectrum, None for 1 everywhere.
+  """
+  x0, product = guidance.denoise_with_vjp(denoise, x, level.sigma, clip=clip)
+  r = guidance.misfit(observation, x0)
+  pull = r
+  if band is not None:
+    r = spectral.apply_transfer(r, band)
+    pull = spectral.apply_transfer(r, band) * observation.operator.observed
+  norm = jnp.maximum(guidance.image_norm(r), jnp.finfo(r.dtype).tiny)
+  slope = -product(observation.operator.adjoint(pull / norm))  # d||r|| / dx
+  unit = jnp.sqrt((1 + level.sigma**2) * (1 + level.following**2))
+  ahead = diffusion.ddim(key, x, x0, level, eta=1.0)
+  return Moved(ahead - scale * unit * slope, x0, products=1)

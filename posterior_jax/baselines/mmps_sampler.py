@@ -1,0 +1,95 @@
+"""MMPS: guidance by the denoiser's own covariance, sigma^2 dx0/dx.
+
+Rozet, Andry, Lanusse and Louppe 2024, Learning Diffusion Priors from
+Observations by Expectation Maximization, arXiv 2405.13712.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from posterior_jax import fields, jacobian, schedule
+from posterior_jax.baselines import diffusion, tasks
+from posterior_jax.baselines.diffusion import Level, Moved
+from posterior_jax.types import Denoiser, Observation, Sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class MMPSConfig:
+  """Settings of `mmps`.
+
+  Attributes:
+    levels: noise levels of the DDPM schedule, 1 to 1000.
+    eta: of the DDIM transition, 0 to 1.
+    iterations: of conjugate gradients, one Jacobian product each.
+    tolerance: relative residual at which an image stops earlier.
+  """
+
+  levels: int = 100
+  eta: float = 1.0
+  iterations: int = 3
+  tolerance: float = 1e-4
+
+  def __post_init__(self) -> None:
+    ranges = {"levels": (1, 1000), "eta": (0.0, 1.0), "iterations": (1, 1000)}
+    fields.check(self, ranges | {"tolerance": (1e-7, 1e-1)})
+
+  @classmethod
+  def published(
+    cls, task: tasks.Task | None = None, **changes: Any
+  ) -> "MMPSConfig":
+    """One solver iteration, the default of the authors' package azula.
+
+    The number of steps is open there; 100 ancestral ones are ours.
+
+    Args:
+      task: one of `baselines.TASKS`; all have the same setting.
+      **changes: of single settings.
+    """
+    return cls(**tasks.choose(task, {}, {"iterations": 1} | changes))
+
+  @classmethod
+  def tuned(cls, **changes: Any) -> "MMPSConfig":
+    """One setting for every task."""
+    return cls(**changes)
+
+
+def mmps(config: MMPSConfig = MMPSConfig.published()) -> Sampler:  # noqa: B008
+  """Moment matching posterior sampling.
+
+    E[x0 | x, y] = x0 + C A^T (A C A^T + noise_std^2)^-1 (y - A x0),
+    C = sigma^2 (dx0/dx)^T
+
+  exact for any Gaussian prior when the solve is. C is symmetric for an exact
+  denoiser, so that products with its transpose (VJPs) will do, and positive;
+  an image whose solve meets a direction of negative curvature, as a learned
+  denoiser may have, keeps what it had reached.
+
+  Args:
+    config: see `MMPSConfig` and its `published` and `tuned`.
+
+  Returns:
+    Sampler(init, step, num_steps): a step takes one call and a Jacobian product
+    for every iteration of its slowest image, and one more.
+  """
+
+  def move(
+    key: jax.Array,
+    level: Level,
+    x: jax.Array,
+    denoise: Denoiser,
+    observation: Observation,
+  ) -> Moved:
+    x0, covariance = jacobian.linearise(denoise, x, level.sigma)
+    x0, solve, products = jacobian.mean(
+      observation,
+      x0,
+      covariance,
+      tolerance=config.tolerance,
+      max_iterations=config.iterations,
+    )
+    ahead = diffusion.ddim(key, x, x0, level, config.eta)
+    return Moved(ahead, x0, solve, products=products)
+
+  return diffusion.sampler(schedule.ddpm(config.levels), move)

@@ -1,0 +1,162 @@
+"""The calibration study: its problems, its numbers, its resumable run."""
+
+import math
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import calibration as config
+from experiments import (
+  calibration,
+  calibration_problems,
+  calibration_report,
+  calibration_rows,
+  record,
+  runner,
+)
+from experiments.calibration_rows import Who
+from tests import oracles
+
+SIZE = 12
+KEY = jax.random.key(0)
+
+
+def settings(**changes):
+  small = config.get_config("debug")
+  small.update(
+    {"size": SIZE, "tasks": ("inpainting",), "factors": (1.0,), "workers": 1}
+    | {"samples": 32, "directions": 16, "methods": ("NFC",)}
+    | {"settings": ("calibrated",), "evaluations": (3,)}
+    | changes
+  )
+  return runner.to_settings(calibration.Settings, small)
+
+
+@pytest.mark.parametrize("task", calibration_problems.TASKS)
+def test_gaussian_posterior_is_that_of_the_oracle(task):
+  problem = calibration_problems.gaussian(task, SIZE, 3)
+  mean, covariance = oracles.gaussian_posterior(
+    problem.prior, problem.observation
+  )
+  root = np.asarray(problem.root, np.float64)
+  scale = covariance.max()
+  np.testing.assert_allclose(root @ root.T, covariance, atol=1e-5 * scale)
+  np.testing.assert_allclose(problem.mean.ravel(), mean, atol=1e-4)
+  variance = oracles.coefficient_variances(covariance, (SIZE, SIZE))
+  np.testing.assert_allclose(problem.variance, variance, rtol=1e-4)
+
+
+def test_numbers_of_exact_gaussian_samples_are_ideal():
+  problem = calibration_problems.gaussian("circular blur", SIZE, 0)
+  exact = problem.exact(jax.random.key(7), 512)
+  found = calibration_rows.judge_gaussian(exact, problem, KEY, 64)
+  assert set(found) == set(calibration_rows.NUMBERS["gaussian"])
+  assert found["mean_error"] < 2 * found["mean_floor"]
+  assert abs(found["ratio"] - 1) < 5 * found["ratio_error"]
+  assert abs(found["coverage_50"]) < 2 and abs(found["coverage_90"]) < 1.5
+  assert 0.5 < found["distance"] / found["distance_floor"] < 2
+  # And of samples that are too wide about a mean that is off.
+  wide = problem.mean + 1.5 * (exact - problem.mean) + problem.std
+  found = calibration_rows.judge_gaussian(wide, problem, KEY, 64)
+  assert abs(found["mean_error"] - 1) < 0.2
+  assert abs(found["ratio"] - 2.25) < 0.2 and abs(found["worst_band"]) > 1.8
+  assert found["distance"] > 4 * found["distance_floor"]
+  narrow = problem.mean + 0.5 * (exact - problem.mean)
+  found = calibration_rows.judge_gaussian(narrow, problem, KEY, 64)
+  # Half as wide: 26.4 % and 58.9 % of a normal instead of 50 % and 90 %.
+  assert abs(found["coverage_50"] + 23.6) < 3
+  assert abs(found["coverage_90"] + 31.1) < 3
+
+
+def test_numbers_of_exact_mixture_samples_are_ideal():
+  problem = calibration_problems.mixture(8, 1, 0, 0)
+  exact = problem.posterior.sample(jax.random.key(7), 1000)
+  images = exact.reshape(-1, 1, *calibration_problems.MIXTURE_SHAPES[8])
+  found = calibration_rows.judge_mixture(images, problem, KEY, 64)
+  assert set(found) == set(calibration_rows.NUMBERS["mixture"])
+  assert found["weight_error"] < 0.1 and found["weight_floor"] < 0.1
+  assert found["distance"] < 3 * found["distance_floor"]
+  shares = problem.modes(exact)
+  assert abs(float(shares.sum()) - 1) < 1e-5
+  one = jnp.broadcast_to(problem.prior.means[3], images.shape)
+  found = calibration_rows.judge_mixture(one, problem, KEY, 64)
+  weight = float(problem.posterior.weights[3])
+  assert math.isclose(found["weight_error"], 1 - weight, abs_tol=1e-3)
+
+
+def test_mixture_problems_are_those_of_the_definition():
+  problem = calibration_problems.mixture(80, 4, 1, 0)
+  means = np.asarray(problem.prior.means).reshape(25, 80)
+  assert len(np.unique(means, axis=0)) == 25
+  assert (
+    np.abs(means).max() == 1 and np.unique(np.diff(np.unique(means))) == 0.5
+  )
+  values = np.linalg.svd(problem.observation.operator.matrix)[1]
+  assert values.shape == (4,) and 0 < values.min() and values.max() < 1
+  other = calibration_problems.mixture(80, 4, 2, 0)
+  assert np.abs(other.observation.y - problem.observation.y).max() > 1e-3
+
+
+def test_run_writes_rows_and_a_report_and_resumes(tmp_path):
+  chosen = settings()
+  with record.Run(tmp_path / "run") as run:
+    calibration.calibrate(chosen, run)
+    gaussian, mixture = run.rows("gaussian"), run.rows("mixture")
+    done, more = (
+      [calibration._is_there(job, run) for job in calibration.jobs(wanted)]
+      for wanted in (chosen, settings(evaluations=(4,)))
+    )
+  assert [row["task"] for row in gaussian] == ["inpainting"]
+  assert [row["number"] for row in mixture] == [0, 1]
+  assert gaussian[0]["calls"] == 3 and gaussian[0]["products"] == 3
+  assert 0.5 < gaussian[0]["ratio"] < 1.5
+  page = (run.folder / "report.html").read_text()
+  assert 'id="inpainting"' in page and 'id="mixture-8-2"' in page
+  assert done == [True, True] and more == [False, False]
+
+
+def test_a_method_that_cannot_run_leaves_a_note():
+  chosen = settings(methods=("DDRM",), settings=("tuned",))
+  job = calibration.jobs(chosen)[0]._replace(changes=(("nothing", 1),))
+  rows = calibration.measure(job, chosen, threading.Lock())
+  assert len(rows) == 1 and rows[0]["calls"] is None
+  assert "failed, TypeError" in rows[0]["note"]
+  line = calibration_report.gaussian_line(rows[0])
+  assert "TypeError" in line[0] and line[1:] == [None] * (len(line) - 1)
+
+
+def test_lines_put_the_best_median_first():
+  blank = dict.fromkeys(calibration_rows.NUMBERS["mixture"]) | {
+    "calls": 5,
+    "products": 0,
+    "weight_error": 0.2,
+    "weight_floor": 0.1,
+    "distance_floor": 1.0,
+  }
+  rows = [
+    blank | Who(name, "tuned", 1.0, 5)._asdict() | {"distance": distance}
+    for name, distance in (("A", 3.0), ("A", 5.0), ("B", 2.0), ("C", "nan"))
+  ]
+  lines = calibration_report.mixture_lines(rows)
+  assert [line[0] for line in lines] == ["B tuned", "A tuned", "C tuned"]
+  assert lines[1][3].value == 4.0 and lines[2][-1] == 1
+
+
+@pytest.mark.parametrize(
+  ("change", "sentence"),
+  [
+    (dict(tasks=("phase",)), "tasks must be among inpainting, .*got 'phase'"),
+    (dict(dimensions=((9, 1),)), "dimensions must be among 8, 80, 800; got 9"),
+    (dict(evaluations=(0,)), "evaluations must hold positive numbers"),
+    (dict(factors=(-1.0,)), "factors must hold positive numbers"),
+    (dict(samples=5), "samples must be at least 20"),
+    (dict(size=18), "divisible by 4"),
+    (dict(problems=0), "problems and workers must be at least 1"),
+  ],
+)
+def test_bad_settings_are_one_sentence(change, sentence):
+  with pytest.raises(runner.UsageError, match=sentence):
+    settings(**change)

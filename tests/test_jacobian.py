@@ -1,0 +1,268 @@
+"""The width from the denoiser: its products, square root, draws and samples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from posterior_jax import (
+  NFCConfig,
+  Observation,
+  bands,
+  jacobian,
+  likelihood,
+  nfc,
+  operators,
+  priors,
+  run,
+  spectral,
+)
+from tests import oracles
+
+SHAPE = (8, 8, 1)
+SIGMA, NOISE = 0.6, 0.1
+
+
+def normal(shape, seed=0):
+  x = np.random.default_rng(seed).standard_normal(shape)
+  return jnp.asarray(x, jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def gaussian():
+  return priors.gaussian_prior(priors.power_law_spectrum(*SHAPE[:2]))
+
+
+def width(prior):
+  return prior.spectrum * SIGMA**2 / (prior.spectrum + SIGMA**2)
+
+
+def test_products_are_those_of_the_closed_form(gaussian):
+  x0, covariance = jacobian.linearise(
+    gaussian.denoise, normal((2, 3, *SHAPE)), jnp.float32(SIGMA)
+  )
+  assert x0.shape == (2, 3, *SHAPE)
+  v = normal((2, 3, *SHAPE), 1)
+  expected = spectral.apply_transfer(v, width(gaussian))
+  np.testing.assert_allclose(covariance(v), expected, atol=1e-5)
+
+
+def test_products_are_the_covariance_of_a_mixture():
+  """sigma^2 J = Cov[x0 | x], from the exact posterior of a denoising."""
+  keys = jax.random.split(jax.random.key(0), 2)
+  means = 0.3 * jax.random.normal(keys[0], (4, 2, 3, 1))
+  prior = priors.gaussian_mixture(
+    jnp.ones(4), means, jnp.array([0.3, 0.5, 0.4, 0.2])
+  )
+  x = 0.5 * jax.random.normal(keys[1], (1, 2, 3, 1))
+  exact = priors.mixture_posterior(prior, jnp.eye(6), x.ravel(), SIGMA)
+  offset = exact.means - exact.mean
+  between = jnp.einsum("k,ki,kj->ij", exact.weights, offset, offset)
+  within = jnp.einsum("k,kij->ij", exact.weights, exact.covariances)
+  x0, covariance = jacobian.linearise(prior.denoise, x, jnp.float32(SIGMA))
+  np.testing.assert_allclose(x0.ravel(), exact.mean, atol=1e-5)
+  columns = [covariance(e.reshape(x.shape)).ravel() for e in jnp.eye(6)]
+  np.testing.assert_allclose(jnp.stack(columns), between + within, atol=1e-5)
+
+
+def test_root_is_the_square_root(gaussian):
+  """Eigenvalues down to 1/500 of the largest; the error falls with steps."""
+  variance = width(gaussian)
+  x = normal((2, 3, *SHAPE))
+  expected = spectral.apply_transfer(x, jnp.sqrt(variance))
+
+  def error(steps):
+    found = jacobian.root(
+      lambda v: spectral.apply_transfer(v, variance), x, steps
+    )
+    return float(jnp.abs(found - expected).max() / jnp.abs(expected).max())
+
+  errors = [error(steps) for steps in (3, 6, 12, 24)]
+  assert errors[0] > 3 * errors[1] > 9 * errors[2], errors
+  assert errors[-1] < 1e-5
+
+
+def test_root_of_what_has_few_eigenvalues():
+  """Exact at their number, and nothing breaks once the space is exhausted."""
+  gains = jnp.tile(jnp.array([0.0, 1.0, 0.01, 9.0]), 16).reshape(SHAPE)
+  x = normal((3, *SHAPE))
+  for steps in (4, 12):
+    found = jacobian.root(lambda v: gains * v, x, steps)
+    # Half the digits of float32: the root of what rounding leaves of a zero.
+    np.testing.assert_allclose(found, jnp.sqrt(gains) * x, atol=4e-3)
+  found = jacobian.root(lambda v: 4.0 * v, x, 5)
+  np.testing.assert_allclose(found, 2.0 * x, atol=1e-5)
+  found = jacobian.root(lambda v: 0.0 * v, x, 5)
+  np.testing.assert_array_equal(found, jnp.zeros_like(x))
+
+
+OPERATORS = {
+  "resize": lambda: operators.super_resolution(SHAPE, factor=2),
+  "random": lambda: operators.random_inpainting(SHAPE, fraction=0.5),
+  "blur": lambda: operators.gaussian_blur(SHAPE, size=5, std=1.0),
+}
+
+
+def observe(name, banded):
+  operator = OPERATORS[name]()
+  y = normal((1, *operator.measurement_shape), 3)
+  observation = Observation(y, operator, jnp.float32(NOISE))
+  if not banded:
+    return observation
+  band = bands.radial_band(y.shape[1:3], jnp.float32(0.5), "butterworth")
+  weight = bands.weight(band, jnp.float32(0.9), "convex")
+  return likelihood.apply_band(observation, weight)
+
+
+CASES = [("resize", False), ("random", True)]
+
+
+@pytest.mark.parametrize(("name", "banded"), CASES)
+def test_draws_are_those_of_the_spectral_target(name, banded, gaussian):
+  """Against the exact law of the target with the same width in Fourier space.
+
+  Its mean by `likelihood.mean`, its covariance dense in float64.
+  """
+  count = 3000
+  observation = observe(name, banded)
+  centre = jnp.tile(normal((1, 1, *SHAPE), 4), (count, 1, 1, 1, 1))
+  variance = width(gaussian)
+  z, info, products = jax.jit(
+    lambda key: jacobian.draw(
+      key,
+      observation,
+      centre,
+      lambda v: spectral.apply_transfer(v, variance),
+      root_steps=24,
+      tolerance=1e-5,
+      max_iterations=200,
+    )
+  )(jax.random.key(0))
+  assert info.relative_residual < 1e-4
+  assert int(products) == 25 + int(info.iterations)
+  target = likelihood.Target(observation, centre[:1], variance)
+  mean, _ = likelihood.mean(target, tolerance=1e-6, max_iterations=500)
+  a = oracles.dense(
+    lambda x: np.asarray(
+      observation.operator.forward(jnp.asarray(x, jnp.float32)[..., None]),
+      np.float64,
+    ),
+    SHAPE[:2],
+  )
+  tie = oracles.fourier_diagonal(1 / np.asarray(variance, np.float64))
+  white = np.linalg.cholesky(a.T @ a / NOISE**2 + tie).T
+  draws = np.asarray(z - mean, np.float64).reshape(count, -1)
+  unit = draws @ white.T  # standard normal if the draw is exact
+  # Largest of 64 means and of 64 x 64 moments, at 5 standard errors.
+  assert np.abs(unit.mean(0)).max() < 5 / np.sqrt(count)
+  moments = unit.T @ unit / count - np.eye(len(white))
+  assert np.abs(moments).max() < 5 * np.sqrt(2 / count)
+
+
+def test_mean_is_that_of_the_spectral_target(gaussian):
+  observation = observe("blur", False)
+  centre, variance = normal((2, 1, *SHAPE), 4), width(gaussian)
+  found, info, products = jacobian.mean(
+    observation,
+    centre,
+    lambda v: spectral.apply_transfer(v, variance),
+    tolerance=1e-6,
+    max_iterations=200,
+  )
+  target = likelihood.Target(observation, centre, variance)
+  expected, _ = likelihood.mean(target, tolerance=1e-6, max_iterations=500)
+  np.testing.assert_allclose(found, expected, atol=1e-4)
+  assert int(products) == 1 + int(info.iterations)
+
+
+@pytest.mark.parametrize("factor", [0.2, 1.0, 5.0])
+def test_one_probe_puts_a_width_right(factor, gaussian):
+  """Exact in every half octave, whatever its factor; bounded beyond 8."""
+  shape = (2, 1, *SHAPE)
+  radius = spectral.radial_frequency(*SHAPE[:2]) * SHAPE[0]
+  wrong = width(gaussian) * jnp.where(jnp.asarray(radius) < 2, factor, 2.0)
+
+  def covariance(v):
+    return spectral.apply_transfer(v, width(gaussian))
+
+  found = jacobian.corrected(
+    jax.random.key(0), covariance, wrong, jnp.zeros(shape)
+  )
+  np.testing.assert_allclose(found, width(gaussian), rtol=1e-4)
+  channels = jnp.stack([wrong, wrong], -1)
+  found = jacobian.corrected(
+    jax.random.key(0), covariance, channels, jnp.zeros((3, *SHAPE[:2], 2))
+  )
+  np.testing.assert_allclose(found[..., 1], width(gaussian), rtol=1e-4)
+  far = jacobian.corrected(
+    jax.random.key(0), lambda v: -v, wrong, jnp.zeros(shape)
+  )
+  np.testing.assert_allclose(far, wrong / 8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("inner", ["exact", "mean"])
+def test_info_counts_the_products_that_are_made(inner, gaussian):
+  """The denoiser counts its own backward passes on the host."""
+  counted = []
+
+  @jax.custom_vjp
+  def denoise(x, sigma):
+    return gaussian.denoise(x, sigma)
+
+  def backward(sigma, g):
+    jax.debug.callback(lambda: counted.append(1))
+    return gaussian.denoise(g, sigma), jnp.zeros_like(sigma)
+
+  denoise.defvjp(lambda x, sigma: (denoise(x, sigma), sigma), backward)
+  config = NFCConfig.calibrated(tie="jacobian", inner=inner, levels=2)
+  _, info = run(nfc(config), denoise, observe("blur", False), jax.random.key(0))
+  jax.effects_barrier()
+  assert int(info.products.sum()) == len(counted)
+  assert int(info.products.max()) <= config.max_iterations + 7
+  np.testing.assert_array_equal(info.evaluations, 1 + info.products)
+
+
+def test_mixture_posterior_is_sampled_without_a_spectrum():
+  """Two modes that the measurement cannot tell apart, and one that it can.
+
+  The exact posterior is known: mode weights and the spread within modes.
+  """
+  means = jnp.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0]])
+  prior = priors.gaussian_mixture(
+    jnp.array([0.3, 0.5, 0.2]), means.reshape(3, 1, 2, 1), 0.1
+  )
+  operator = operators.inpainting((1, 2, 1), np.array([[1, 0]]))
+  observation = Observation(
+    jnp.array([0.95, 0.0]).reshape(1, 1, 2, 1), operator, 0.1
+  )
+  config = NFCConfig.calibrated(tie="jacobian", levels=60, sigma_min=0.03)
+  samples, _ = run(
+    nfc(config), prior.denoise, observation, jax.random.key(0), num_samples=4000
+  )
+  x = np.asarray(samples).reshape(-1, 2)
+  upper = x[:, 1] > 0
+  # 0.3 : 0.5 by the weights of the two modes that the measurement leaves.
+  assert abs(upper.mean() - 0.375) < 0.05
+  exact = priors.mixture_posterior(
+    prior, jnp.array([[1.0, 0.0]]), jnp.array([0.95]), 0.1
+  )
+  np.testing.assert_allclose(exact.weights, [0.375, 0.625, 0], atol=1e-6)
+  for inside, mode in ((upper, 0), (~upper, 1)):
+    error = x[inside].mean(0) - exact.means[mode]
+    assert np.abs(error).max() < 0.01
+    variance = x[inside].var(0) / np.diag(exact.covariances[mode])
+    assert np.abs(variance - 1).max() < 0.12
+
+
+@pytest.mark.parametrize(
+  ("changes", "sentence"),
+  [
+    (dict(inner="langevin"), 'inner must be exact or mean with tie="jaco'),
+    (dict(predictor="heun"), 'predictor must be denoise with tie="jacobian"'),
+    (dict(tie="probed", predictor="heun"), 'must be denoise with tie="probed"'),
+    (dict(root_steps=0), r"root_steps must lie in \[1, 1000\], got 0"),
+  ],
+)
+def test_bad_settings_are_one_sentence(changes, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    NFCConfig(**({"tie": "jacobian"} | changes))

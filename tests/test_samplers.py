@@ -1,0 +1,61 @@
+"""The table of samplers that studies compare: settings, budgets, refusals."""
+
+import jax
+import numpy as np
+import pytest
+
+import posterior_jax as pj
+from experiments import samplers
+from tests.oracles import quick_jit, refused
+
+SHAPE = (8, 8, 1)
+BUDGET = 60
+PAIRS = [
+  (m, s) for m, found in samplers.METHODS.items() for s in found.settings
+]
+
+
+@pytest.fixture(scope="module")
+def problem():
+  spectrum = pj.priors.power_law_spectrum(*SHAPE[:2])
+  prior = pj.priors.gaussian_prior(spectrum)
+  operator = pj.operators.box_inpainting(SHAPE, size=3)
+  truth = prior.sample(jax.random.key(0), (1,), channels=1)
+  return prior, pj.Observation(operator.forward(truth), operator, 0.05)
+
+
+@pytest.mark.parametrize("method", samplers.METHODS)
+def test_a_run_spends_its_budget(problem, method):
+  """By the denoiser calls that the run itself counts."""
+  prior, observation = problem
+  config = samplers.config(method, samplers.TUNED, evaluations=BUDGET)
+  sampler = samplers.build(method, config, spectrum=prior.spectrum)
+
+  def draw(observation, key):
+    return pj.run(sampler, prior.denoise, observation, key)
+
+  with jax.numpy_dtype_promotion("standard"):  # optax promotes
+    x, info = quick_jit(draw)(observation, jax.random.key(1))
+  calls = int(np.sum(info.calls))
+  # Those that stop early, as SITCOM, may spend less.
+  assert 0 < calls <= BUDGET
+  assert calls > BUDGET / 2 or method == "SITCOM"
+  assert np.isfinite(x).all()
+
+
+@pytest.mark.parametrize("method", samplers.METHODS)
+def test_every_method_has_both_settings(method):
+  names = set(samplers.METHODS[method].settings)
+  assert {samplers.PUBLISHED, samplers.TUNED} <= names
+  for setting in names:
+    for task in (None, *pj.baselines.TASKS):
+      samplers.config(method, setting, task=task)
+
+
+def test_refusals():
+  with refused(ValueError, "method must be one of NFC.*got 'nfc'"):
+    samplers.config("nfc", "tuned")
+  with refused(ValueError, "setting of NFC must be one of published, tuned"):
+    samplers.config("NFC", "paper")
+  with refused(ValueError, "evaluations must be at least 1, got 0"):
+    samplers.config("NFC", "tuned", evaluations=0)
