@@ -41,6 +41,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         "blocks": (1, 1) if debug else (1, 2, 2, 1),
         "embedding": 16 if debug else 128,
         "sigma_data": 0.5,
+        "sigma_max": 80.0,
       },
       "optim": {
         "rate": 1.5e-3,

@@ -43,9 +43,11 @@ def denoiser(
   rates = rates.to(device)
 
   def denoise(x: Any, sigma: Any) -> Any:
-    s = sigma[:, None, None, None]
+    known = sigma.clamp(max=config.sigma_max)
+    x = (known / sigma)[:, None, None, None] * x
+    s = known[:, None, None, None]
     total = s**2 + config.sigma_data**2
-    angle = (sigma.log() / 4)[:, None] * rates
+    angle = (known.log() / 4)[:, None] * rates
     waves = torch.cat([angle.sin(), angle.cos()], -1)[..., None, None]
     inner = _network(
       weights, config, (x * total.rsqrt()).to(kind), waves.to(kind)
