@@ -97,7 +97,7 @@ def test_network_equals_the_same_in_pytorch():
   torch = pytest.importorskip("torch")
   config = priors.UNetConfig(widths=(8, 16, 24), blocks=(1, 2, 1), embedding=16)
   params = _params(2, config)
-  x, sigma = _image((2, 16, 24, 3)), jnp.array([0.05, 3.0])
+  x, sigma = _image((3, 16, 24, 3)), jnp.array([0.05, 3.0, 120.0])
   found = quick_jit(priors.unet_prior(config, params).denoise)(x, sigma)
   other = torch_unet.denoiser(params, config, device="cpu", dtype="float32")
   turned = torch.tensor(np.asarray(x)).permute(0, 3, 1, 2)
