@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import jax
 from flax import nnx
 
-from neumann_jax import ChunkMatrices, InverseSpec, LanguageModel
+from neumann_jax import ChunkMatrices, LanguageModel
 from neumann_jax.decoder import DecoderLayer, Tokens
 from neumann_jax.positions import positions
 

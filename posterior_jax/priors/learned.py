@@ -177,8 +177,9 @@ def check_arrays(
 def _denoise(prior: UNetPrior, x: jax.Array, sigma: jax.Array) -> jax.Array:
   """D(x, sigma): x [N, H, W, C], sigma [N] -> [N, H, W, C] float32.
 
-  Beyond the parametrisation's sigma_max the answer is D(x sigma_max / sigma, sigma_max): an untrained
-  network has none, and where nearly all is noise its scale is all that differs.
+  Beyond the parametrisation's sigma_max the answer is D(x sigma_max / sigma,
+  sigma_max): a network has none where it was not trained, and where nearly all
+  is noise its scale is all that differs.
 
   Raises:
     ValueError: if the images do not fit the network, or sigma the images.
