@@ -24,7 +24,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         "seed": 0,
         "draws": 1 if debug else 5,
         "chunk_size": 64,
-        "tokens": 128 if debug else 1024,
+        "tokens": 64 if debug else 256,
       },
       "restoration": {
         "seed": 0,

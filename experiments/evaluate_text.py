@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import sysconfig
 from typing import NamedTuple
 
 import jax
@@ -10,10 +11,11 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from experiments import text_block
 from experiments.text_tokens import Tokenizer
 
 BLOCK = 128  # tokens whose logits are held at a time
+# What is read where no text is named.
+FILES = ("argparse.py", "difflib.py", "heapq.py", "textwrap.py")
 
 
 class Text(NamedTuple):
@@ -89,8 +91,9 @@ def read_text(path: str, tokenizer: Tokenizer, max_tokens: int) -> Text:
     name = pathlib.Path(path).name
     words = _read(path)
   else:
-    name = f"{', '.join(text_block.FILES)} of the Python standard library"
-    words = text_block.source_text()
+    name = f"{', '.join(FILES)} of the Python standard library"
+    folder = pathlib.Path(sysconfig.get_paths()["stdlib"])
+    words = "".join(_read(str(folder / file)) for file in FILES)
   tokens = tokenizer.encode(words)
   if len(tokens) < 2:
     raise ValueError(f"text must have at least 2 tokens, got {len(tokens)}")

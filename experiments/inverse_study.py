@@ -27,10 +27,10 @@ class InverseSettings:
   """What the study draws.
 
   Attributes:
-    seed: of the key families and of the block's weights.
+    seed: of the key families.
     draws: chunks per family and decay, >= 1.
     chunk_size: C, a power of two.
-    tokens: bytes of each text fed to the GDN block, a multiple of C.
+    tokens: of each text fed to the byte model, a multiple of C.
   """
 
   seed: int = 0
@@ -53,7 +53,7 @@ class Group(NamedTuple):
   """Matrices that are judged together.
 
   Attributes:
-    family: name of the keys, or of the block's layer.
+    family: name of the keys, or of the model.
     beta: range of beta, as text.
     decay: minus the log decay of a token, or its range, as text.
     a: [N, C, C] float32.

@@ -17,7 +17,7 @@ from experiments import (
   restoration_report,
   restoration_study,
   runner,
-  text_block,
+  text_matrices,
 )
 from experiments import report as reports
 from experiments.inverse_study import InverseSettings
@@ -59,11 +59,11 @@ def _inverse(
   report: reports.Report,
   tick: Progress,
 ) -> None:
-  fed, difficulty = text_block.block_group(settings)
+  fed, difficulty = text_matrices.model_group(settings)
   groups = [*inverse_study.family_groups(settings), fed]
   rows = inverse_study.study(groups, inverse_cases.all_cases(), tick)
-  block = [row for row in rows if row.family == text_block.FAMILY]
-  families = [row for row in rows if row.family != text_block.FAMILY]
+  model = [row for row in rows if row.family == text_matrices.FAMILY]
+  families = [row for row in rows if row.family != text_matrices.FAMILY]
   by_size = [
     row
     for size in PAPER_CHUNKS
@@ -75,13 +75,13 @@ def _inverse(
       tick,
     )
   ]
-  tables = {"families": families, "block": block, "paper_settings": by_size}
+  tables = {"families": families, "model": model, "paper_settings": by_size}
   for table, found in tables.items():
     for row in found:
       run.write(table, row._asdict())
   report.section("The chunk inverse of Gated DeltaNet")
   inverse_report.add_families(report, families, settings.draws)
-  inverse_report.add_block(report, block, difficulty)
+  inverse_report.add_model(report, model, difficulty)
   inverse_report.add_paper_settings(report, by_size, settings.draws)
   bounds_report.add_certificate(report, rows)
   bounds_report.add_plans(report, settings.chunk_size)

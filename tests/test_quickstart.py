@@ -22,9 +22,10 @@ from experiments import (
   report,
   restoration_study,
   runner,
-  text_block,
+  text_data,
+  text_matrices,
 )
-from neumann_jax import InverseSpec
+from neumann_jax import InverseSpec, shipped
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_report_shows_the_papers_failure(finished):
 
 
 def test_tables_on_disk_agree(finished):
-  for name in ("families", "block", "paper_settings", "restoration"):
+  for name in ("families", "model", "paper_settings", "restoration"):
     rows = _rows(finished[0], name)
     with (finished[0] / f"{name}.csv").open(newline="") as file:
       lines = list(csv.DictReader(file))
@@ -161,14 +162,26 @@ def test_study_measures_the_error_it_says():
     assert row.violations == 0 and row.entry <= row.certified
 
 
-def test_block_matrices_are_hard():
-  """Slow decay and near-equal keys, or the study would show nothing."""
+def test_matrices_are_those_of_the_shipped_model():
+  """Of text it was not trained on; hard, or the study would show nothing."""
   settings = inverse_study.InverseSettings(tokens=128)
-  group, difficulty = text_block.block_group(settings)
-  assert group.a.shape == (4 * 4 * 2, 64, 64)
-  assert difficulty.decay < 0.05 and difficulty.row_sum > 5
-  text = text_block.text_bytes(64)
-  assert bytes(text[0]).startswith(b"#") and text.shape == (4, 64)
+  group, difficulty = text_matrices.model_group(settings)
+  assert all(map(text_data.is_held_out, difficulty.modules))
+  model = shipped.language_model()
+  document = text_matrices.modules(128)[0]
+  tokens = [text_data.DOCUMENT, *document.data[:127]]
+  layer = model.layers[0]
+  x = layer.input_layernorm(model.embed_tokens(np.array([tokens])))
+  first = layer.linear_attn.chunk_matrices(x).a  # [1, Hv, 2, C, C]
+  count = (
+    2 * 2 * first.shape[1] * model.config.layer_types.count("linear_attention")
+  )
+  assert group.a.shape == (count, 64, 64) and difficulty.matrices == count
+  expected = np.asarray(first).reshape(-1, 64, 64)
+  np.testing.assert_allclose(group.a[: len(expected)], expected, atol=1e-4)
+  assert 0.05 < difficulty.cosine < 1 and difficulty.row_sum > 1
+  with pytest.raises(ValueError, match="tokens must be at most"):
+    text_matrices.modules(10**9)
 
 
 def test_photographs_are_disjoint_and_in_range():
