@@ -36,6 +36,7 @@ setuptools.setup(
     "flax>=0.12",
     "jax>=0.10,<0.13",
     "ml_collections>=1.0",
+    "ml_dtypes>=0.5",
     "numpy>=2.0",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11",

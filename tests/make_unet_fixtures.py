@@ -98,28 +98,35 @@ DIFFUSERS_CASES = {
 def draw(model, *, seed=0):
   """Random tensors for every parameter by name, in float16.
 
-  They are windows of three pools, so that a file of them is small and has
-  storages that are shared: norms near 1, strong queries and keys, all others.
-  Fresh networks will not do: they are zero where it matters.
+  They are windows of a pool for each kind, so that a file of them is small and
+  has storages that are shared. Fresh networks will not do: they are zero where
+  it matters. The first layer is faint, so that norms after it feel epsilon.
   """
   rng = np.random.default_rng(seed)
-  kinds = {"norm": [], "attends": [], "other": []}
+  kinds = {}
   for name, param in model.named_parameters():
-    gain = name.endswith("weight")
-    attends = gain and any(part in name for part in ("qkv", "to_q", "to_k"))
-    kind = "norm" if gain and param.dim() == 1 else "other"
-    kinds["attends" if attends else kind].append((name, param))
+    kinds.setdefault(_kind(name, param), []).append((name, param))
   drawn = {}
   for kind, params in kinds.items():
-    size = max((p.numel() for _, p in params), default=0) + 1024
-    entering = max((p[0].numel() for _, p in params), default=1)
+    size = max(p.numel() for _, p in params) + 1024
+    entering = max(p[0].numel() for _, p in params)
     # Outputs of layers of order 1, so that no softmax is a choice of one.
     mean, std = (1, 0.3) if kind == "norm" else (0, 1.5 / np.sqrt(entering))
+    std *= 0.01 if kind == "first" else 1
     pool = torch.tensor(rng.normal(mean, std, size), dtype=torch.float16)
     for name, param in params:
       start = int(rng.integers(0, size - param.numel() + 1))
       drawn[name] = pool[start : start + param.numel()].view(param.shape)
   return drawn
+
+
+def _kind(name, param):
+  if name.startswith(("conv_in", "input_blocks.0.")):
+    return "first"
+  if name.endswith("weight") and param.dim() == 1:
+    return "norm"
+  attends = any(part in name for part in ("qkv", "to_q", "to_k"))
+  return "attends" if attends and param.dim() > 1 else "other"
 
 
 def network(kind, options, *, seed=0):
@@ -193,7 +200,7 @@ def ddpm_scheduler(**options):
 
 
 def old_names(tensors):
-  """As diffusers before 0.15 named the layers of attention."""
+  """As older versions of diffusers named the layers of attention."""
   pairs = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value."}
   pairs[".to_out.0."] = ".proj_attn."
   renamed = {}

@@ -73,6 +73,32 @@ def test_loaded_network_equals_pytorch(case):
   check_parity(load(case), *expected(case))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("case", "mistake"),
+  [
+    ("adm", {"epsilon": 1e-6}),
+    ("adm", {"cos_first": False}),
+    ("adm", {"head_width": 32}),
+    ("adm_other", {"padding": 0}),
+    ("diffusers_old", {"epsilon": 1e-5}),
+    ("diffusers_old", {"cos_first": True}),
+    ("diffusers_old", {"shift": 0}),
+    ("diffusers_old", {"padding": 1}),
+    ("diffusers_old", {"head_width": 4}),
+  ],
+)
+def test_parity_would_see_a_mistake(case, mistake):
+  """The fixtures feel every option a hundred times more than rounding."""
+  x, sigma, denoised = expected(case)
+  prior = load(case)
+  config = dataclasses.replace(prior.config, **mistake)
+  wrong = dataclasses.replace(prior, config=config)
+  found = oracles.quick_jit(wrong.denoise)(x, sigma)
+  error = oracles.error(answer(x, sigma, found), answer(x, sigma, denoised))
+  assert error > 100 * oracles.PARITY
+
+
 def test_schedules_are_those_of_the_files():
   assert load("adm").config.parametrisation == priors.VP()
   assert load("diffusers_old").config.parametrisation == priors.VP()
@@ -204,12 +230,12 @@ def test_old_and_new_names_of_attention_give_the_same(tmp_path):
 
 
 def test_bfloat16_stays_near_float32():
-  x, sigma, denoised = expected("adm")
-  prior = load("adm", dtype="bfloat16")
+  x, sigma, denoised = expected("diffusers_old")
+  prior = load("diffusers_old", dtype="bfloat16")
   found = oracles.quick_jit(prior.denoise)(x, sigma)
   assert found.dtype == jnp.float32
   rough, exact = answer(x, sigma, found), answer(x, sigma, denoised)
-  # Eight bits at each of about sixty layers.
+  # Eight bits at each of about forty layers.
   assert 1e-4 < oracles.error(rough, exact) < 0.1
 
 
@@ -380,6 +406,7 @@ def test_tensors_of_diffusers_are_needed_as_they_are(tmp_path):
     ("up_block_types", ["UpBlock2D"] * 2, "as many scales"),
     ("time_embedding_type", "fourier", "'fourier' and ScoreSdeVeScheduler"),
     ("norm_num_groups", 3, "divisible by groups, 3"),
+    ("norm_num_groups", None, "norm_num_groups .* whole number, got None"),
     ("attention_head_dim", 5, "head_width, 5; got 8"),
     ("attn_norm_num_groups", 3, "middle_groups must divide 8, got 3"),
     ("out_channels", 1, "outputs must be at least channels, 3, got 1"),

@@ -43,6 +43,13 @@ _ONLY: dict[str, tuple[Any, ...]] = {
   "time_embedding_type": ("positional", "fourier"),
   "upsample_type": ("conv", "resnet"),
 }
+_WHOLE = (
+  "in_channels",
+  "out_channels",
+  "layers_per_block",
+  "norm_num_groups",
+  "freq_shift",
+)
 # Without influence on what a trained network computes.
 _IGNORED = ("sample_size", "dropout", "num_train_timesteps")
 
@@ -174,6 +181,10 @@ def _check(said: Mapping[str, Any]) -> None:
       raise ValueError(
         f"{key} of config.json must be one of "
         f"{', '.join(map(repr, _ONLY[key]))}, got {value!r}"
+      )
+    if key in _WHOLE and not isinstance(value, int):
+      raise ValueError(
+        f"{key} of config.json must be a whole number, got {value!r}"
       )
 
 

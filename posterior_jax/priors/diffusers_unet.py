@@ -74,7 +74,7 @@ def sources(network: DDPMConfig, *, old_names: bool) -> dict[str, Source]:
 
   Args:
     network: its shape, from config.json.
-    old_names: whether attention's layers are named as before diffusers 0.15.
+    old_names: whether attention's layers are query, key, value, proj_attn.
 
   Returns:
     By our names.
