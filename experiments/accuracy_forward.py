@@ -11,9 +11,30 @@ from collections.abc import Iterator
 import jax
 from flax import nnx
 
-from neumann_jax import ChunkMatrices, LanguageModel
-from neumann_jax.decoder import DecoderLayer, Tokens
+from neumann_jax import ChunkMatrices, InverseSpec, LanguageModel
+from neumann_jax.decoder import Tokens
 from neumann_jax.positions import positions
+
+
+def with_inverse(
+  model: LanguageModel, spec: InverseSpec, chunk_size: int
+) -> LanguageModel:
+  """The same parameters; Gated DeltaNet layers take another inverse.
+
+  Attention layers stay what they are, the name of the inverse that they carry
+  included: `with_execution` alone would have them compiled anew.
+
+  Args:
+    model: of separate layers.
+    spec: of the inverse.
+    chunk_size: C.
+  """
+  other = model.with_execution(spec=spec, chunk_size=chunk_size)
+  other.layers = nnx.List(
+    new if new.is_linear else old
+    for new, old in zip(other.layers, model.layers)
+  )
+  return other
 
 
 def hidden_states(model: LanguageModel, tokens: jax.Array) -> jax.Array:
@@ -52,15 +73,6 @@ def chunk_matrices(
     if layer.is_linear:
       yield _matrices(*parts, x)
     x = _layer(*parts, x, known)
-
-
-def count_linear(model: LanguageModel) -> int:
-  """How many of its layers are Gated DeltaNet."""
-  return len(_linear(model))
-
-
-def _linear(model: LanguageModel) -> list[DecoderLayer]:
-  return [layer for layer in model.layers if layer.is_linear]
 
 
 @functools.partial(jax.jit, static_argnums=0)

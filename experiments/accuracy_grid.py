@@ -105,7 +105,7 @@ def _losses(
 ) -> np.ndarray:
   """Negative log-likelihood of every token but the first, [B, W - 1]."""
   tokens = jnp.asarray(rows.tokens)
-  case = model.with_execution(spec=spec, chunk_size=size)
+  case = accuracy_forward.with_inverse(model, spec, size)
   hidden = accuracy_forward.hidden_states(case, tokens)
   found = accuracy_predictions.judged(model, hidden, hidden, tokens)
   return np.asarray(found.loss)

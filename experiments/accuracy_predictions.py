@@ -100,7 +100,7 @@ def measure(
       for name in (EXACT, *names):
         tick(f"predictions: {weights}, C={size}, {name}")
         spec = speed_cases.parse(name, size, "auto").spec
-        case = base.with_execution(spec=spec, chunk_size=size)
+        case = accuracy_forward.with_inverse(base, spec, size)
         hidden = accuracy_forward.hidden_states(case, tokens)
         exact = hidden if exact is None else exact
         if name == EXACT:

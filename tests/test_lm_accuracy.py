@@ -2,6 +2,7 @@
 
 import json
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ from experiments.accuracy_text import ADVERSARIAL, NATURAL, Rows
 from experiments.evaluate_text import TokenScores
 from experiments.progress import silent
 from neumann_jax import InverseSpec
+from neumann_jax.planner import rounding_bound
 from tests import oracles
 
 
@@ -92,7 +94,7 @@ def test_task_rows_have_answers_enough(study):
 def test_layer_by_layer_is_the_model(study):
   spec = InverseSpec("banded", order=3, residual_steps=8, precision="float16")
   tokens = jnp.asarray(study.text.tokens[2:4])
-  case = study.model.with_execution(spec=spec, chunk_size=64)
+  case = accuracy_forward.with_inverse(study.model, spec, 64)
   whole = study.model.with_execution(spec=spec, chunk_size=64)
   # Of another program; hidden states are of order 1.
   np.testing.assert_allclose(
@@ -352,3 +354,50 @@ def test_debug_form(study, tmp_path, capsys):
     assert rows and (tmp_path / f"o/{name}.csv").exists()
   sample = accuracy_capture.read(tmp_path / "o" / lm_accuracy.SAMPLE)
   assert len(sample.a) == 2 * 5 and len(set(sample.kind)) == 5
+
+
+# Of the shipped model: of every layer and kind of text the chunk of 64 bytes
+# with the largest row sum of |A|, as `lm_accuracy` leaves it in its folder.
+FIXTURE = pathlib.Path(__file__).parent / "fixtures" / lm_accuracy.SAMPLE
+
+
+def test_hard_matrices_of_the_shipped_model():
+  """What the study found on them, in seconds: the methods, certified."""
+  matrices = accuracy_capture.read(FIXTURE)
+  kinds = list(lm_accuracy.TEXTS)
+  assert FIXTURE.stat().st_size <= 300_000 and matrices.a.shape[1:] == (64, 64)
+  assert list(matrices.kind) == kinds * 6  # of six layers
+  assert np.abs(matrices.a).sum(-1).max() > 1  # and no easy ones
+  worst = {}
+  for found in accuracy_errors.measure(matrices, ("bfloat16", "INT8"), silent):
+    row_sum, certified = found.judged.row_sum, found.judged.certified
+    assert (found.judged.violations == 0).all(), found[:2]
+    assert (row_sum <= certified).all(), found[:2]
+    worst[found.method, found.format] = float(row_sum.max())
+    limit = rounding_bound(found.spec, 64, 1.0)
+    if limit is not None:
+      assert row_sum.max() <= limit, found[:2]
+  for form in ("bfloat16", "INT8"):
+    assert worst["ladder + refine", form] < worst["ladder", form]
+    assert worst["ladder", form] < worst["+ mask", form]
+
+
+@pytest.mark.slow
+def test_the_fixture_is_of_the_shipped_model():
+  """Of the kinds that no version of the standard library changes."""
+  given = config.get_config("").to_dict() | {"answers": 1}
+  study = lm_accuracy.prepare(runner.to_settings(lm_accuracy.Settings, given))
+  rows = study.text.first(study.settings.captured_rows, lm_accuracy.TEXTS)
+  found = accuracy_capture.joined(
+    [
+      accuracy_capture.hardest(layer)
+      for layer in accuracy_capture.layers(study.model, rows, 64)
+    ]
+  )
+  same = np.isin(found.kind, ("period", "table", "code"))
+  kept = accuracy_capture.read(FIXTURE).take(same)
+  for name, value in found.take(same)._asdict().items():
+    if name in ("layer", "head", "kind"):
+      np.testing.assert_array_equal(value, getattr(kept, name))
+    else:
+      np.testing.assert_allclose(value, getattr(kept, name), atol=1e-3)
