@@ -42,6 +42,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         "embedding": 16 if debug else 128,
         "sigma_data": 0.5,
         "sigma_max": 80.0,
+        "sigma_min": 0.01,
       },
       "optim": {
         "rate": 1.5e-3,

@@ -47,7 +47,7 @@ def denoiser(
     x = (known / sigma)[:, None, None, None] * x
     s = known[:, None, None, None]
     total = s**2 + config.sigma_data**2
-    angle = (known.log() / 4)[:, None] * rates
+    angle = (known.clamp(min=config.sigma_min).log() / 4)[:, None] * rates
     waves = torch.cat([angle.sin(), angle.cos()], -1)[..., None, None]
     inner = _network(
       weights, config, (x * total.rsqrt()).to(kind), waves.to(kind)

@@ -104,19 +104,20 @@ def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
         levels=config.haar_levels,
         wavelet=config.wavelet,
       )
+    image, average = fused, state.average
+    if average is not None:
+      average = average + now.share * (fused - average)
+      image = jnp.where(now.following > 0, fused, average)
     info = Info(
       now.sigma,
-      normalised_residual(observation, fused),
+      normalised_residual(observation, image),
       solve,
-      diagnostics.band_energy(observation, fused),
+      diagnostics.band_energy(observation, image),
       calls=predictor.calls(config.predictor, config.predictor_steps),
       products=products,
     )
-    noise = jax.random.normal(key_noise, fused.shape, fused.dtype)
-    x, average = fused + now.following * noise, state.average
-    if average is not None:
-      average = average + now.share * (fused - average)
-      x = jnp.where(now.following > 0, x, average)
+    noise = jax.random.normal(key_noise, image.shape, image.dtype)
+    x = image + now.following * noise
     return SamplerState(x, state.level + 1, average), info
 
   return Sampler(init, step, config.levels)

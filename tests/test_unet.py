@@ -72,6 +72,20 @@ def test_beyond_the_largest_level_the_image_is_scaled_down_to_it(prior):
   assert np.abs(np.asarray(free - found))[1].max() > 1e-3
 
 
+def test_below_the_smallest_level_the_network_is_told_of_it(prior):
+  """The shipped one answered 1e21 at 0.002, where PnP-DM's grid ends."""
+  x = _image((1, 16, 16, 3))
+
+  def output(sigma):
+    level = jnp.array([sigma], jnp.float32)
+    c = edm.precondition(level, CONFIG.sigma_data)
+    return (quick_jit(prior.denoise)(x, level) - c.skip * x) / c.out
+
+  # The network's input differs by the fourth digit of c_in only.
+  np.testing.assert_allclose(output(0.002), output(0.01), atol=5e-3)
+  assert np.abs(output(0.1) - output(0.01)).max() > 0.05
+
+
 def test_untrained_network_is_the_linear_estimate():
   start = priors.initial_params(CONFIG, jax.random.key(3))
   prior = priors.unet_prior(CONFIG, start)

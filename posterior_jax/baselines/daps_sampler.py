@@ -91,8 +91,9 @@ class DAPSConfig:
 
   @classmethod
   def tuned(cls, **changes: Any) -> "DAPSConfig":
-    """One setting for every task."""
-    return cls(**changes)
+    """One setting for all tasks, of `experiments.tune_samplers`."""
+    settings: dict[str, Any] = {"noise_std": 0.035, "tolerance": 1e-4}
+    return cls(**(settings | changes))
 
 
 def daps(config: DAPSConfig = DAPSConfig.published()) -> Sampler:  # noqa: B008

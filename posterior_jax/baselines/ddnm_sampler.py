@@ -79,8 +79,9 @@ class DDNMConfig:
 
   @classmethod
   def tuned(cls, **changes: Any) -> "DDNMConfig":
-    """One setting for all tasks: as published."""
-    return cls(**changes)
+    """One setting for all tasks, of `experiments.tune_samplers`."""
+    settings: dict[str, Any] = {"eta": 1.0, "tolerance": 1e-4}
+    return cls(**(settings | changes))
 
 
 def ddnm(config: DDNMConfig = DDNMConfig.published()) -> Sampler:  # noqa: B008

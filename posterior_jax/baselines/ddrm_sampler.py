@@ -74,7 +74,7 @@ class DDRMConfig:
 
   @classmethod
   def tuned(cls, **changes: Any) -> "DDRMConfig":
-    """One setting for all tasks that it can do: more levels."""
+    """One setting for all tasks that it can do: eta as published."""
     settings: dict[str, Any] = {"levels": 100}
     return cls(**(settings | changes))
 

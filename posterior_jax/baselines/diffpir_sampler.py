@@ -83,8 +83,12 @@ class DiffPIRConfig:
 
   @classmethod
   def tuned(cls, **changes: Any) -> "DiffPIRConfig":
-    """One setting for all tasks: the likelihood at its own weight."""
-    settings: dict[str, Any] = {"weight": 1.0, "renewal": 0.5}
+    """One setting for all tasks, of `experiments.tune_samplers`."""
+    settings: dict[str, Any] = {
+      "weight": 0.5,
+      "renewal": 1.0,
+      "tolerance": 1e-4,
+    }
     return cls(**(settings | changes))
 
 

@@ -52,8 +52,9 @@ class DPSConfig:
 
   @classmethod
   def tuned(cls, **changes: Any) -> "DPSConfig":
-    """One setting for every task."""
-    return cls(**changes)
+    """One setting for all tasks, of `experiments.tune_samplers`."""
+    settings: dict[str, Any] = {"scale": 3.0}
+    return cls(**(settings | changes))
 
 
 def dps(config: DPSConfig = DPSConfig.published()) -> Sampler:  # noqa: B008

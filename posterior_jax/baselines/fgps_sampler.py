@@ -75,8 +75,9 @@ class FGPSConfig:
 
   @classmethod
   def tuned(cls, **changes: Any) -> "FGPSConfig":
-    """One setting for every task."""
-    return cls(**changes)
+    """One setting for all tasks, of `experiments.tune_samplers`."""
+    settings: dict[str, Any] = {"scale_start": 3.0, "scale_end": 3.0}
+    return cls(**(settings | changes))
 
 
 def fgps(config: FGPSConfig = FGPSConfig.published()) -> Sampler:  # noqa: B008

@@ -51,8 +51,9 @@ class MMPSConfig:
 
   @classmethod
   def tuned(cls, **changes: Any) -> "MMPSConfig":
-    """One setting for every task."""
-    return cls(**changes)
+    """One setting for all tasks, of `experiments.tune_samplers`."""
+    settings: dict[str, Any] = {"iterations": 1}
+    return cls(**(settings | changes))
 
 
 def mmps(config: MMPSConfig = MMPSConfig.published()) -> Sampler:  # noqa: B008

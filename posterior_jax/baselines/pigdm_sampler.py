@@ -59,8 +59,9 @@ class PiGDMConfig:
 
   @classmethod
   def tuned(cls, **changes: Any) -> "PiGDMConfig":
-    """One setting for every task."""
-    return cls(**changes)
+    """One setting for all tasks, of `experiments.tune_samplers`."""
+    settings: dict[str, Any] = {"data_std": 0.25, "tolerance": 1e-4}
+    return cls(**(settings | changes))
 
 
 def pigdm(config: PiGDMConfig = PiGDMConfig.published()) -> Sampler:  # noqa: B008

@@ -64,8 +64,8 @@ class REDDiffConfig:
 
   @classmethod
   def tuned(cls, **changes: Any) -> "REDDiffConfig":
-    """One setting for all tasks: smaller steps, as the data is noisy."""
-    settings: dict[str, Any] = {"learning_rate": 0.02}
+    """One setting for all tasks, of `experiments.tune_samplers`."""
+    settings: dict[str, Any] = {"weight": 0.5, "learning_rate": 0.02}
     return cls(**(settings | changes))
 
 

@@ -59,8 +59,9 @@ class SITCOMConfig:
 
   @classmethod
   def tuned(cls, **changes: Any) -> "SITCOMConfig":
-    """One setting for every task."""
-    return cls(**changes)
+    """One setting for all tasks, of `experiments.tune_samplers`."""
+    settings: dict[str, Any] = {"levels": 80, "steps": 5}
+    return cls(**(settings | changes))
 
 
 class _Search(NamedTuple):

@@ -38,20 +38,27 @@ class EDM:
   Attributes:
     sigma_data: standard deviation of a clean pixel.
     sigma_max: largest noise level of the training.
+    sigma_min: smallest one; the network is told of it where there is less.
   """
 
   sigma_data: float = 0.5
   sigma_max: float = 80.0
+  sigma_min: float = 0.0
 
   def __post_init__(self):
     """Refuses what is no deviation."""
     for name in ("sigma_data", "sigma_max"):
       if not getattr(self, name) > 0:
         raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+    if not 0 <= self.sigma_min < self.sigma_max:
+      raise ValueError(
+        f"sigma_min must lie in [0, sigma_max), got {self.sigma_min}"
+      )
 
   def scalings(self, sigma: jax.Array) -> edm.Preconditioning:
     """See `edm.precondition`."""
-    return edm.precondition(sigma, self.sigma_data)
+    told = edm.precondition(jnp.maximum(sigma, self.sigma_min), self.sigma_data)
+    return edm.precondition(sigma, self.sigma_data)._replace(noise=told.noise)
 
 
 @dataclasses.dataclass(frozen=True)

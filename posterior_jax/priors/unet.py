@@ -34,6 +34,7 @@ class UNetConfig:
     sigma_data: standard deviation of a clean pixel.
     sigma_max: largest noise level that the network has seen; it answers at
       larger ones for the image scaled down to this one.
+    sigma_min: smallest one; it is told of this level where there is less.
   """
 
   channels: int = 3
@@ -42,6 +43,7 @@ class UNetConfig:
   embedding: int = 128
   sigma_data: float = 0.5
   sigma_max: float = 80.0
+  sigma_min: float = 0.01
 
   def __post_init__(self):
     """Refuses sizes that make no network."""
@@ -56,9 +58,7 @@ class UNetConfig:
         "channels, widths, blocks and embedding must be positive and the "
         f"embedding even; got {self}"
       )
-    for name in ("sigma_data", "sigma_max"):
-      if not getattr(self, name) > 0:
-        raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+    EDM(self.sigma_data, self.sigma_max, self.sigma_min)  # refuses wrong ones
 
   @property
   def unit(self) -> int:
@@ -67,8 +67,8 @@ class UNetConfig:
 
   @property
   def parametrisation(self) -> EDM:
-    """EDM's, with `sigma_data` and `sigma_max`."""
-    return EDM(self.sigma_data, self.sigma_max)
+    """EDM's, within the levels that the network has seen."""
+    return EDM(self.sigma_data, self.sigma_max, self.sigma_min)
 
   def build(self, *, dtype: DTypeLike, rngs: nnx.Rngs) -> "UNet":
     """The network with random parameters."""
