@@ -2,9 +2,11 @@
 
 Command: python -m experiments.gradient_study
   --config=configs/gradient_study.py:debug trains tiny models for the tests.
-Time: 4 minutes on one H100; `:debug` 2 minutes on 2 CPU cores.
+Time: 7 minutes on one H100 that trained another model besides; `:debug` 2
+  minutes on 2 CPU cores.
 Expected: losses.csv and cases.csv, and report.html with the curves and what
-each case ends with.
+each case ends with: over 3 seeds 1.60 to 1.68 nats in all seven, whose
+differences are within those of the seeds.
 """
 
 import ml_collections

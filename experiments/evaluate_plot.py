@@ -42,17 +42,24 @@ def figure(rows: Sequence[Any]) -> Any:
   finite = [value for value in shown if math.isfinite(value)]
   top = 10 * max(finite, default=1.0)
   used: dict[str, Any] = {}
+  known = {(row.weights, row.chunk_size) for row in rows if row.products}
+  lowest = {}
   for i, weights in enumerate(down):
     for j, size in enumerate(across):
       panel = panels[i, j]
+      if (weights, size) not in known:
+        panel.set_axis_off()
+        continue
+      lowest[j] = panel
       panel.set_title(f"{weights_words(weights)}, chunks of {size}", fontsize=9)
       for row in rows:
         if (row.weights, row.chunk_size) == (weights, size) and row.products:
           _point(panel, row, top, used)
       panel.set_yscale("log")
       panel.grid(alpha=0.3)
-  for panel in panels[-1]:
+  for panel in lowest.values():
     panel.set_xlabel("products")
+    panel.tick_params(labelbottom=True)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
   for panel in panels[:, 0]:
     panel.set_ylabel("mean KL, nats a token")
