@@ -81,7 +81,7 @@ class Settings:
 
 def config(settings: Settings) -> NFCConfig:
   """The sampler that is timed."""
-  return NFCConfig.restoration(tie="sigma", levels=settings.levels)
+  return NFCConfig.restoration(tie="sigma", held=0.0, levels=settings.levels)
 
 
 def problems(settings: Settings) -> tuple[jax.Array, list[Observation]]:
