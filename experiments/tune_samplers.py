@@ -38,28 +38,28 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     **_SOLVE,
   },
   "DAPS": {
-    "noise_std": (0.035, None, 0.07),
+    "noise_std": (0.035, None),
     "sigma_min": (0.03, 0.1, 0.3),
     **_SOLVE,
   },
   "DDNM+": {"eta": (0.0, 0.3, 0.5, 0.7, 0.85, 1.0), **_SOLVE},
   "DDRM": {"eta": (0.0, 0.5, 0.85, 1.0), "eta_data": (0.5, 1.0)},
   "DiffPIR": {
-    "weight": (0.3, 1.0, 3.0),
-    "renewal": (0.1, 0.4, 1.0),
+    "weight": (0.5, 1.0, 1.75, 3.0),
+    "renewal": (0.4, 1.0),
     **_SOLVE,
   },
-  "DPS": {"scale": (0.1, 0.3, 1.0, 3.0), "clip": (False, True)},
-  "FGPS": {"scale_start": (0.3, 1.0, 3.0), "scale_end": (0.1, 0.3, 1.0)},
-  "MMPS": {"eta": (0.0, 0.5, 1.0), "iterations": (1, 2, 3)},
+  "DPS": {"scale": (0.1, 0.3, 1.0, 3.0, 6.0, 10.0), "clip": (True,)},
+  "FGPS": {"scale_start": (1.0, 3.0), "scale_end": (0.3, 1.0, 3.0)},
+  "MMPS": {"eta": (0.5, 1.0), "iterations": (1, 2, 3)},
   "PiGDM": {"eta": (0.0, 0.5, 1.0), "data_std": (0.25, 0.5, 1.0), **_SOLVE},
   "PnP-DM": {
     "coupling_min": (0.05, 0.1, 0.2),
     "decay": (0.8, 0.88, 0.93),
     **_SOLVE,
   },
-  "RED-diff": {"weight": (0.1, 0.5, 2.5), "learning_rate": (0.01, 0.02, 0.05)},
-  "SITCOM": {"steps": (10, 20, 50), "rate": (0.005, 0.01, 0.02)},
+  "RED-diff": {"weight": (0.1, 0.5, 2.5), "learning_rate": (0.02, 0.1)},
+  "SITCOM": {"steps": (5, 10, 20), "rate": (0.01, 0.02, 0.04)},
 }
 
 
