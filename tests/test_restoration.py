@@ -270,6 +270,7 @@ def test_ranking_compares_on_the_same_cases():
   assert tune_samplers.ranking(rows) == expected
 
 
+@pytest.mark.slow
 def test_two_devices_give_what_one_gives():
   """Programs are placed in turn; a device's samples do not depend on it."""
   prior = degradations.build_prior(64)
