@@ -56,6 +56,8 @@ class Settings:
     levels: denoiser calls that an image may take, 1 to 10000.
     samples: posterior samples, 0 to 64; NFC's by its calibrated setting.
     sample_levels: denoiser calls of each of NFC's samples.
+    tie: width of NFC's samples: "spectrum", that of photographs, or "probed",
+      put right by the denoiser's Jacobian.
     prior: see `prior_files.load`; or "gaussian".
     dtype: of a network's arithmetic.
     tile: a picture with a longer side is denoised in tiles of so many pixels.
@@ -73,6 +75,7 @@ class Settings:
   levels: int
   samples: int
   sample_levels: int
+  tie: str
   prior: str
   dtype: str
   tile: int
@@ -84,6 +87,7 @@ class Settings:
     for name, known in (
       ("task", restore_input.KINDS),
       ("method", tuple(samplers.METHODS)),
+      ("tie", ("spectrum", "probed")),
       ("dtype", ("float32", "bfloat16")),
     ):
       if getattr(self, name) not in known:
@@ -195,7 +199,8 @@ def _settings(settings: Settings) -> tuple[Chosen, Chosen]:
   tuned: Chosen = (TUNED, settings.levels, {})
   if settings.method == "NFC":
     # Solves to 1e-6 would take ten times as long as the network does.
-    return tuned, (CALIBRATED, settings.sample_levels, {"tolerance": TOLERANCE})
+    changes = {"tolerance": TOLERANCE, "tie": settings.tie}
+    return tuned, (CALIBRATED, settings.sample_levels, changes)
   return tuned, tuned
 
 
@@ -289,7 +294,7 @@ def _about(job: Job) -> dict[str, Any]:
   height, width, channels = job.given.observation.operator.image_shape
   names = (
     *("image", "task", "kernel", "mask", "std", "noise_std", "degrade"),
-    *("method", "levels", "samples", "sample_levels", "prior", "seed"),
+    *("method", "levels", "samples", "sample_levels", "tie", "prior", "seed"),
   )
   return {name: getattr(job.settings, name) for name in names} | {
     "height": height,
