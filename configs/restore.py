@@ -11,8 +11,8 @@ Command: python -m experiments.restore --config.image=photo.jpg
   prior: "" for the shipped one, NAME.json of train_prior, a diffusers
   directory, NAME.pt or NAME.safetensors of guided-diffusion, or "gaussian".
   method: any of `experiments/samplers.py`; levels: denoiser calls an image;
-  sample_levels: those of NFC's samples; tie: "probed" puts their width right by
-  one Jacobian product a level, which is 15 times the time on a CPU.
+  sample_levels: those of NFC's samples, each with a Jacobian product of about
+  a call's time; tie="spectrum" saves it but draws too wide on smooth pictures.
 Time: 2 minutes for 256 x 256 on 2 CPU cores, in proportion to the pixels;
 `:debug`, a known prior at few levels, 20 seconds.
 Expected: restored.png, sample_1.png and so on, mean.png, uncertainty.png and
@@ -39,8 +39,8 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
       "method": "NFC",
       "levels": 4 if debug else 100,
       "samples": 2 if debug else 4,
-      "sample_levels": 4 if debug else 50,
-      "tie": "spectrum",
+      "sample_levels": 4 if debug else 40,
+      "tie": "probed",
       "prior": "gaussian" if debug else "",
       "dtype": "float32",
       "tile": 512,

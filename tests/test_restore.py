@@ -3,6 +3,7 @@
 import json
 import re
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -76,7 +77,7 @@ def test_run_leaves_pictures_row_and_report(files, tmp_path, capsys):
   for name in names - {"uncertainty"}:
     with PIL.Image.open(tmp_path / "run" / f"{name}.png") as found:
       assert (found.size, found.mode) == ((45, 40), "RGB")
-  assert row["calls"] == 4 * 3 and row["products"] == 0
+  assert row["calls"] == 4 * 3 and row["products"] == 4 * 2
   assert row["psnr"] > row["psnr_given"] + 0.5
   assert 0.8 < row["residual_sample"] < 1.25
   said = capsys.readouterr().out
@@ -139,6 +140,20 @@ def test_three_channels_have_the_likelihood_of_grey(files):
   grey = misfit(given.observation, x)
   colour = misfit(given.coloured(), np.repeat(x, 3, -1))
   assert abs(colour / grey - 1) < 1e-5
+
+
+def test_steps_give_the_samples_of_run(files):
+  found = config.get_config("debug")
+  found.update(image=str(files / "odd.png"), task="denoising", samples=1)
+  job = restore.prepare(runner.to_settings(restore.Settings, found))
+  ticks = []
+  key = jax.random.key(3)
+  image, spent = restore._draw(job, job.drawn, "sample", ticks.append)(key)
+  expected, _ = pj.run(job.drawn, job.denoise, job.given.observation, key)
+  # The same program but for the loop around it: rounding alone.
+  np.testing.assert_allclose(image, expected[0, 0], atol=1e-4)
+  assert spent == {"calls": 4, "products": 4}
+  assert ticks == ["sample"] * 4
 
 
 # --- files --------------------------------------------------------------------
