@@ -7,7 +7,9 @@ Command: python -m experiments.restoration
 Time: an hour on one H100, shorter with more; `:debug` 40 seconds on 2 cores.
 Expected: report.html: PSNR of one sample and of the mean of four in separate
 tables, at equal calls and at equal seconds, pictures, the paper's ablation, and
-what wrong beliefs and short schedules cost.
+what wrong beliefs and short schedules cost. LPIPS is not computed: its features
+are the ImageNet weights of VGG or AlexNet, which are not shipped, and a
+reimplementation that no such weights could check would not be LPIPS.
 """
 
 import ml_collections

@@ -37,10 +37,15 @@ OPERATORS: dict[str, Build] = {
 }
 
 
-def build_prior(size: int) -> priors.GaussianPrior:
-  """Spectrum and channel means of photographs that are never restored."""
+def build_prior(height: int, width: int | None = None) -> priors.GaussianPrior:
+  """Spectrum and channel means of photographs that are never restored.
+
+  Args:
+    height: of the images.
+    width: of them; None: the height.
+  """
   images = photographs.stack(photographs.PRIOR, 256)
-  spectrum = priors.estimate_spectrum(list(images), size, size)
+  spectrum = priors.estimate_spectrum(list(images), height, width or height)
   return priors.GaussianPrior(
     jnp.asarray(spectrum, jnp.float32),
     jnp.asarray(images.mean((0, 1, 2)), jnp.float32),

@@ -140,6 +140,16 @@ def read(file: pathlib.Path) -> np.ndarray:
     raise ValueError(f"{file} cannot be read as a picture") from error
 
 
+def save(image: np.ndarray, file: pathlib.Path) -> None:
+  """Writes an image [H, W, C], C 1 or 3, in [-1, 1] as a picture."""
+  import PIL.Image
+
+  pixels = np.clip(image * 127.5 + 127.5, 0, 255).round().astype(np.uint8)
+  if pixels.shape[-1] == 1:
+    pixels = pixels[..., 0]
+  PIL.Image.fromarray(pixels).save(file)
+
+
 def _reduced(file: pathlib.Path, size: int) -> np.ndarray:
   """The centre square as [size, size, 3] float32 in [-1, 1]."""
   pixels = read(file)  # [H, W, 3]

@@ -11,13 +11,12 @@ leaves out those that are there.
 
 import dataclasses
 import itertools
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-import PIL.Image
 
 from experiments import (
+  photographs,
   record,
   restoration_pages,
   restoration_runs,
@@ -199,10 +198,12 @@ def restore(settings: Settings, run: record.Run) -> None:
       name = restoration_pages.picture_name(
         case, program.method, program.setting, program.evaluations
       )
-      save(samples[0], pictures / f"{name}.png")
-      save(samples.mean(0), pictures / f"{name}, mean.png")
+      photographs.save(samples[0], pictures / f"{name}.png")
+      photographs.save(samples.mean(0), pictures / f"{name}, mean.png")
       spread = np.sqrt(samples.var(0, ddof=1).mean(-1, keepdims=True))
-      save(4 * np.repeat(spread, 3, -1) - 1, pictures / f"{name}, spread.png")
+      photographs.save(
+        4 * np.repeat(spread, 3, -1) - 1, pictures / f"{name}, spread.png"
+      )
 
   with Progress(len(left), label="restoration") as tick:
     for rows in restoration_runs.run_all(
@@ -212,12 +213,6 @@ def restore(settings: Settings, run: record.Run) -> None:
         run.write(TABLE, row._asdict())
   path = restoration_pages.write(run, setup, run.rows(TABLE))
   print(f"report: {reports.shown(path)}")
-
-
-def save(image: np.ndarray, path: pathlib.Path) -> None:
-  """Writes an image [H, W, 3] in [-1, 1] as a PNG file."""
-  pixels = np.clip(image * 127.5 + 127.5, 0, 255).round().astype(np.uint8)
-  PIL.Image.fromarray(pixels).save(path)
 
 
 if __name__ == "__main__":

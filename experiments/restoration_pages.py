@@ -93,7 +93,6 @@ def _add_methods(report: Report, rows: Rows, about: str) -> None:
       ("psnr", "PSNR of one sample [dB]", 2),
       ("psnr_mean", "PSNR of the mean of samples [dB]", 2),
       ("ssim", "SSIM of one sample", 3),
-      ("lpips", "LPIPS of one sample", 3),
     ):
       lines = tables.quality(rows, field, who, digits)
       if lines:

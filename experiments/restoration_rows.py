@@ -1,7 +1,5 @@
 """How good a restored photograph is: one row of the benchmark's table."""
 
-import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,8 +12,6 @@ from posterior_jax.types import normalised_residual
 
 # Parts of the benchmark, as the rows' first column names them.
 METHODS, ABLATION, ROBUSTNESS = "methods", "ablation", "robustness"
-# (x, truth) -> distance of every image
-Perceptual = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Row(NamedTuple):
@@ -37,10 +33,8 @@ class Row(NamedTuple):
     psnr: of one sample, in dB, averaged over the m.
     ssim: likewise.
     residual: |y - A x|^2 / (m noise_std^2) likewise; near 1 for the truth.
-    lpips: likewise, None without weights.
     psnr_mean: of the mean of the samples; None for m = 1.
     ssim_mean: likewise.
-    lpips_mean: likewise.
     spread: standard deviation of a pixel over the samples, root mean square.
     seconds: of all photographs and samples of the case, compiled.
     compile_seconds: of the program, others compiling beside it.
@@ -62,10 +56,8 @@ class Row(NamedTuple):
   psnr: float | None = None
   ssim: float | None = None
   residual: float | None = None
-  lpips: float | None = None
   psnr_mean: float | None = None
   ssim_mean: float | None = None
-  lpips_mean: float | None = None
   spread: float | None = None
   seconds: float | None = None
   compile_seconds: float | None = None
@@ -73,19 +65,18 @@ class Row(NamedTuple):
 
 
 def judge(
-  samples: jax.Array, problem: Problem, lpips: Perceptual | None
+  samples: jax.Array, problem: Problem
 ) -> list[dict[str, float | None]]:
   """How good samples are.
 
   Args:
     samples: [m, N, H, W, C].
     problem: what they restore.
-    lpips: a perceptual distance, or None.
 
   Returns:
     Fields of `Row`, for every photograph.
   """
-  found = _numbers(samples, problem.truth, problem.observation, lpips)
+  found = _numbers(samples, problem.truth, problem.observation)
   columns = {
     name: None if values is None else np.asarray(values, float)
     for name, values in found.items()
@@ -99,12 +90,11 @@ def judge(
   ]
 
 
-@functools.partial(jax.jit, static_argnums=3)
+@jax.jit
 def _numbers(
   samples: jax.Array,
   truth: jax.Array,
   observation: Observation,
-  lpips: Perceptual | None,
 ) -> dict[str, jax.Array | None]:
   """[N] each."""
   several = len(samples) > 1
@@ -115,10 +105,8 @@ def _numbers(
     "psnr": jnp.mean(metrics.psnr(samples, truth), axis=0),
     "ssim": jnp.mean(metrics.ssim(samples, truth), axis=0),
     "residual": jnp.mean(residual, axis=0),
-    "lpips": jnp.mean(lpips(samples, truth), axis=0) if lpips else None,
     "psnr_mean": metrics.psnr(mean, truth) if several else None,
     "ssim_mean": metrics.ssim(mean, truth) if several else None,
-    "lpips_mean": lpips(mean, truth) if lpips and several else None,
     "spread": None
     if deviation is None
     else jnp.sqrt(jnp.mean(deviation, axis=(-3, -2, -1))),

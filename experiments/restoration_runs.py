@@ -22,7 +22,7 @@ import scipy.ndimage
 import posterior_jax
 from experiments import degradations, gpu_timing, samplers
 from experiments.degradations import Case
-from experiments.restoration_rows import Perceptual, Row, judge
+from experiments.restoration_rows import Row, judge
 from posterior_jax import Observation, operators
 from posterior_jax.types import Denoiser
 
@@ -76,7 +76,6 @@ class Setup(NamedTuple):
     spectrum: the prior's, [H, W].
     noise_std: of the measurements.
     seed: of noise and samplers.
-    lpips: a perceptual distance, or None.
   """
 
   names: tuple[str, ...]
@@ -85,7 +84,6 @@ class Setup(NamedTuple):
   spectrum: jax.Array
   noise_std: float
   seed: int
-  lpips: Perceptual | None = None
 
 
 def run_all(
@@ -189,7 +187,7 @@ def run(program: Program, place: _Place, keep: Keep | None) -> list[Row]:
       "seconds": seconds,
       "compile_seconds": compile_seconds,
     }
-    judged = judge(found[0], problem, setup.lpips)
+    judged = judge(found[0], problem)
     rows += [
       Row(**(about | {"photograph": name} | numbers))
       for name, numbers in zip(setup.names, judged)

@@ -4,14 +4,12 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from experiments import degradations, photographs
+from experiments import degradations, photographs, prior_files
 from experiments.degradations import CASES, Case
 from experiments.restoration_runs import Setup
-from posterior_jax import priors
 from posterior_jax.operators import frozen
+from posterior_jax.priors import GaussianPrior
 from posterior_jax.types import Denoiser
-
-SHIPPED, GAUSSIAN = "", "gaussian"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +23,8 @@ class SetupSettings:
     size: side of all of them, 64 to 1024 and divisible by 8; 256 is that of
       the frozen masks.
     noise_std: of the measurements, pixels in [-1, 1].
-    prior: a manifest as `train_prior` writes it, "" for the shipped photo
-      prior, or "gaussian" for the exactly known one of the quickstart.
+    prior: a file of `prior_files.load`, "" for the shipped photo prior, or
+      "gaussian" for the exactly known one of the quickstart.
     dtype: of a network's arithmetic, float32 or bfloat16.
   """
 
@@ -78,7 +76,7 @@ def build(settings: SetupSettings) -> Setup:
   return Setup(
     tuple(images),
     jnp.stack([jnp.asarray(image) for image in images.values()]),
-    known.denoise if settings.prior == GAUSSIAN else _denoiser(settings),
+    _denoiser(settings, known),
     known.spectrum,
     settings.noise_std,
     settings.seed,
@@ -100,7 +98,7 @@ def cases_named(names: tuple[str, ...]) -> tuple[Case, ...]:
   return tuple(by_name[name] for name in names or by_name)
 
 
-def _denoiser(settings: SetupSettings) -> Denoiser:
-  if settings.prior == SHIPPED:
-    return priors.photo_prior(dtype=settings.dtype).denoise
-  return priors.load_prior(settings.prior, dtype=settings.dtype).denoise
+def _denoiser(settings: SetupSettings, known: GaussianPrior) -> Denoiser:
+  if settings.prior == prior_files.GAUSSIAN:
+    return known.denoise
+  return prior_files.load(settings.prior, dtype=settings.dtype).denoise
