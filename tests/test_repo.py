@@ -136,12 +136,22 @@ def test_config_says_command_time_and_expected(name):
     module.get_config("no such form")
 
 
+# What an experiment cannot do without and its user must give.
+GIVEN = {
+  "restore": {
+    "image": str(ROOT / "notebooks/figures/restoration.jpg"),
+    "task": "denoising",
+  }
+}
+
+
 def test_every_experiment_with_a_config_settles_into_its_dataclass():
   from experiments import runner
 
   for name in CONFIGS:
     experiment = importlib.import_module(f"experiments.{name}")
     config = importlib.import_module(f"configs.{name}").get_config()
+    config.update(GIVEN.get(name, {}))
     runner.to_settings(experiment.Settings, config)
 
 
