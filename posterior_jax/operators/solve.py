@@ -85,11 +85,8 @@ def normal_equations(
   """
   weight = jnp.asarray(noise_std, rhs.dtype) ** 2
   b = rhs * weight  # solve (A^T A + s^2 P) x = s^2 b
-  scaled, gain = jnp.broadcast_arrays(
-    _on_grid(weight * jnp.asarray(precision, rhs.dtype)),
-    _on_grid(gram_gain.astype(rhs.dtype)),
-  )
-  inverse = 1.0 / (gain + scaled)
+  scaled = _on_grid(weight * jnp.asarray(precision, rhs.dtype))
+  inverse = 1.0 / (_on_grid(gram_gain.astype(rhs.dtype)) + scaled)
 
   def matrix(x: jax.Array) -> jax.Array:
     return gram(x) + spectral.apply_transfer(x, scaled)

@@ -1,0 +1,162 @@
+"""How one level moves its prediction towards the measurement."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from posterior_jax import bands, jacobian, likelihood, predictor
+from posterior_jax.config import NFCConfig
+from posterior_jax.level_schedule import Levels
+from posterior_jax.types import Denoiser, Observation, SolveInfo
+
+
+class Moved(NamedTuple):
+  """A level's prediction, its refinement, and what that took."""
+
+  x0: jax.Array
+  z: jax.Array
+  solve: SolveInfo
+  products: jax.Array | int
+
+
+def refined(
+  config: NFCConfig,
+  spectrum: jax.Array | None,
+  key: jax.Array,
+  denoise: Denoiser,
+  x: jax.Array,
+  observation: Observation,
+  now: Levels,
+) -> Moved:
+  """One level before its fusion.
+
+  Args:
+    config: of the sampler.
+    spectrum: the prior's, or None where no width needs it.
+    key: of the inner draw.
+    denoise: the prior's denoiser.
+    x: [B, N, H, W, C] at the level's noise.
+    observation: as measured.
+    now: the level.
+
+  Returns:
+    The prediction, its refinement, and what that took.
+  """
+  banded = _banded(config, spectrum, observation, now)
+  level = _by_jacobian if config.tie == "jacobian" else _by_spectrum
+  return level(config, spectrum, key, denoise, x, banded, now)
+
+
+def _banded(
+  config: NFCConfig,
+  spectrum: jax.Array | None,
+  observation: Observation,
+  now: Levels,
+) -> Observation:
+  """The observation that the level believes: assumed noise and band."""
+  if config.inner_noise_std is not None or not config.halved_misfit:
+    noise = config.inner_noise_std or observation.noise_std
+    noise = noise if config.halved_misfit else noise / np.sqrt(2)
+    observation = Observation(observation.y, observation.operator, noise)
+  if config.blend_start == 0:
+    return observation
+  shape = observation.operator.measurement_shape[:2]
+  if config.cutoff == "snr":
+    assert spectrum is not None
+    band = bands.snr_band(spectrum, shape, now.sigma)
+  else:
+    band = bands.radial_band(shape, now.cutoff, config.band_shape)
+  weight = bands.weight(band, now.blend, config.blend)
+  return likelihood.apply_band(observation, weight)
+
+
+def _by_jacobian(
+  config: NFCConfig,
+  spectrum: jax.Array | None,
+  key: jax.Array,
+  denoise: Denoiser,
+  x: jax.Array,
+  observation: Observation,
+  now: Levels,
+) -> Moved:
+  """Width from the denoiser's Jacobian at x."""
+  del spectrum
+  x0, covariance = jacobian.linearise(denoise, x, now.sigma)
+  stop: dict[str, Any] = {
+    "tolerance": config.tolerance,
+    "max_iterations": config.max_iterations,
+  }
+  if config.inner == "mean":
+    return Moved(x0, *jacobian.mean(observation, x0, covariance, **stop))
+  return Moved(
+    x0,
+    *jacobian.draw(
+      key,
+      observation,
+      x0,
+      covariance,
+      root_steps=config.root_steps,
+      **stop,
+    ),
+  )
+
+
+def _by_spectrum(
+  config: NFCConfig,
+  spectrum: jax.Array | None,
+  key: jax.Array,
+  denoise: Denoiser,
+  x: jax.Array,
+  observation: Observation,
+  now: Levels,
+) -> Moved:
+  """Width diagonal in Fourier space: sigma^2, or that of a spectrum."""
+  variance = now.sigma**2
+  if config.tie != "sigma":
+    assert spectrum is not None  # checked_spectrum refused that
+    variance = spectrum * variance / (spectrum + variance)
+  if config.tie == "probed":
+    key, key_probe = jax.random.split(key)
+    x0, covariance = jacobian.linearise(denoise, x, now.sigma)
+    variance = jacobian.corrected(key_probe, covariance, variance, x)
+  else:
+    x0 = predictor.predict(
+      denoise,
+      x,
+      now.sigma,
+      kind=config.predictor,
+      steps=config.predictor_steps,
+      sigma_end=config.predictor_sigma_min,
+      rho=config.rho,
+    )
+  target = likelihood.Target(observation, x0, variance)
+  z, solve = _refine(config, key, target, now.step_size)
+  return Moved(x0, z, solve, int(config.tie == "probed"))
+
+
+def _refine(
+  config: NFCConfig,
+  key: jax.Array,
+  target: likelihood.Target,
+  step_size: jax.Array,
+) -> tuple[jax.Array, SolveInfo]:
+  if config.inner == "exact":
+    return likelihood.draw(
+      key,
+      target,
+      tolerance=config.tolerance,
+      max_iterations=config.max_iterations,
+    )
+  if config.inner == "mean":
+    return likelihood.mean(
+      target, tolerance=config.tolerance, max_iterations=config.max_iterations
+    )
+  none = SolveInfo(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+  if config.inner == "gradient":
+    return likelihood.descend(target, steps=config.inner_steps), none
+  z = likelihood.langevin(
+    key, target, steps=config.inner_steps, step_size=step_size
+  )
+  return z, none
