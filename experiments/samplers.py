@@ -43,7 +43,11 @@ def _nfc(
 
 def _spend_nfc(config: NFCConfig, evaluations: int) -> NFCConfig:
   each = predictor.calls(config.predictor, config.predictor_steps)
-  return dataclasses.replace(config, levels=max(evaluations // each, 1))
+  levels = max(evaluations // each, 1)
+  if not config.held:
+    return dataclasses.replace(config, levels=levels)
+  one = min(levels, config.levels)  # longer passes are no better
+  return dataclasses.replace(config, levels=one, passes=levels // one)
 
 
 def _baseline(

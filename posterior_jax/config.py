@@ -21,6 +21,7 @@ _NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
 }
 _RANGES = {
   "levels": (1, 10_000),
+  "passes": (1, 1000),
   "held": (0.0, 0.99),
   "rho": (1e-3, 100.0),
   "predictor_steps": (1, 1000),
@@ -45,7 +46,10 @@ class NFCConfig:
   """Settings of `nfc`; every standard deviation is in pixels of [-1, 1].
 
   Attributes:
-    levels: noise levels, 1 to 10000.
+    levels: noise levels of a pass, 1 to 10000.
+    passes: how often all levels are gone through, 1 to 1000; each later pass
+      starts from the last one's image under the noise of the first level, next
+      to nothing of it, and adds its held levels to one average. 1 unless held.
     sigma_max: first level.
     sigma_min: where the polynomial ramp would end; the node itself is replaced
       by 0 (`schedule.karras`).
@@ -104,6 +108,7 @@ class NFCConfig:
   """
 
   levels: int = 200
+  passes: int = 1
   sigma_max: float = 100.0
   sigma_min: float = 0.1
   rho: float = 7.0
@@ -141,6 +146,11 @@ class NFCConfig:
       raise ValueError(
         f"sigma_min must lie in (0, sigma_max), got {self.sigma_min} with "
         f"sigma_max {self.sigma_max}"
+      )
+    if self.passes > 1 and not self.held_levels:
+      raise ValueError(
+        f"passes must be 1 unless levels are held, got {self.passes} with "
+        f"held {self.held} of {self.levels} levels"
       )
     for name, choices in _NEEDED.get(self.tie, {}).items():
       if getattr(self, name) not in choices:

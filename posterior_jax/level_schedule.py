@@ -11,10 +11,10 @@ from posterior_jax.config import NFCConfig
 
 
 class Levels(NamedTuple):
-  """What changes from level to level, each [levels] or, of one level, [].
+  """What changes from level to level, [passes * levels] or, of one level, [].
 
   `following` is the noise of the next level, 0 after the last; `share` the
-  weight of the level's image in the average, 0 before the held levels.
+  weight of the level's image in the average, 0 where the level is not held.
   """
 
   sigma: jax.Array
@@ -27,8 +27,8 @@ class Levels(NamedTuple):
 
 
 def levels(config: NFCConfig) -> Levels:
-  """Every level of a run, each entry [config.levels]."""
-  held = config.held_levels
+  """Every level of a run, each entry [config.passes * config.levels]."""
+  held, passes = config.held_levels, config.passes
   ramp_down = schedule.karras(
     config.levels - held,
     sigma_max=config.sigma_max,
@@ -38,9 +38,11 @@ def levels(config: NFCConfig) -> Levels:
   sigma = np.concatenate(
     [ramp_down[:-1], np.full(held, config.sigma_min), ramp_down[-1:]]
   )
-  share = np.concatenate(
-    [np.zeros(config.levels - held), 1 / np.arange(1, held + 1)]
-  )
+  following = np.tile(np.append(sigma[1:-1], sigma[0]), passes)
+  following[-1] = sigma[-1]
+  share = np.zeros((passes, config.levels))
+  averaged = np.arange(1, passes * held + 1).reshape(passes, held)
+  share[:, config.levels - held :] = 1 / averaged
   by_step = bands.linear_progress(sigma[:-1], "step")
   widening = by_step
   if config.cutoff == "log_sigma":
@@ -49,13 +51,16 @@ def levels(config: NFCConfig) -> Levels:
   def ramp(start: float, end: float, progress: np.ndarray) -> np.ndarray:
     return start + (end - start) * progress
 
-  parts = (
-    sigma[:-1],
-    sigma[1:],
+  each_pass = (
     ramp(config.cutoff_start, config.cutoff_end, widening),
     bands.cosine_blend(config.blend_start, by_step),
     config.detail_weights(by_step),
     config.step_size * ramp(1.0, config.step_size_decay, by_step),
-    share,
+  )
+  parts = (
+    np.tile(sigma[:-1], passes),
+    following,
+    *(np.tile(part, passes) for part in each_pass),
+    share.ravel(),
   )
   return Levels(*(jnp.asarray(part, jnp.float32) for part in parts))

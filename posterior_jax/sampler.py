@@ -93,7 +93,7 @@ def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
     x = image + now.following * noise
     return SamplerState(x, state.level + 1, average), info
 
-  return Sampler(init, step, config.levels)
+  return Sampler(init, step, config.passes * config.levels)
 
 
 def run(

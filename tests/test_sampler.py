@@ -20,6 +20,7 @@ from posterior_jax import (
   priors,
   run,
 )
+from posterior_jax.level_schedule import levels
 
 SHAPE = (16, 16, 1)
 PAPER = NFCConfig.paper(levels=4, inner_steps=5)
@@ -132,6 +133,37 @@ def test_held_levels_leave_one_of_the_ramp():
   assert NFCConfig(levels=10, held=0.99).held_levels == 9
   with pytest.raises(ValueError, match=r"held must lie in \[0, 0.99\], got 1"):
     NFCConfig(held=1.0)
+
+
+def test_passes_average_every_held_level(prior):
+  """The schedule's weights make a plain mean; more passes come nearer."""
+  config = NFCConfig(levels=10, held=0.4, passes=3, sigma_min=1.0)
+  schedule = levels(config)
+  np.testing.assert_array_equal(schedule.sigma[10:20], schedule.sigma[:10])
+  np.testing.assert_array_equal(schedule.following[:-1], schedule.sigma[1:])
+  assert schedule.following[-1] == 0
+  found, kept = 0.0, []
+  for number, share in enumerate(schedule.share):
+    found += share * (number**2 - found)
+    kept += [number**2] * bool(share > 0)
+  assert len(kept) == 12
+  np.testing.assert_allclose(found, np.mean(kept), rtol=1e-6)
+
+  observation = observe(OPERATORS["random"](), prior, count=1)
+  mean, _ = priors.posterior_mean(prior, observation)
+  errors = []
+  for passes in (1, 12):
+    sampler = nfc(
+      dataclasses.replace(config, levels=20, passes=passes),
+      spectrum=prior.spectrum,
+    )
+    assert sampler.num_steps == 20 * passes
+    x, info = run(sampler, prior.denoise, observation, jax.random.key(3))
+    assert info.sigma.shape == (20 * passes,)
+    errors.append(float(jnp.sqrt(jnp.mean((x[0] - mean) ** 2))))
+  assert errors[1] < 0.5 * errors[0]
+  with pytest.raises(ValueError, match="passes must be 1 unless levels are"):
+    NFCConfig(passes=2)
 
 
 def test_loop_of_steps_is_run(prior):
