@@ -30,36 +30,43 @@ LARGEST = 9
 # Of the linear solves, none of which tuning shall wait for.
 _SOLVE = {"tolerance": (1e-4,)}
 # By method: values of the fields that are tuned; all combinations are tried.
+# Where the best of a first grid lay at its edge, this is the one around it.
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
   "NFC": {
-    "tie": ("spectrum", "sigma"),
-    "sigma_min": (0.04, 0.1),
-    "held": (0.0, 0.6),
+    "tie": ("spectrum", "probed"),
+    "sigma_min": (0.1, 0.15),
+    "held": (0.6, 0.8),
     **_SOLVE,
   },
   "DAPS": {
-    "noise_std": (0.035, None),
-    "sigma_min": (0.03, 0.1, 0.3),
-    **_SOLVE,
+    "step_size": (1e-4, 3e-4, 1e-3),
+    "step_size_decay": (0.01, 0.1, 1.0),
   },
   "DDNM+": {"eta": (0.0, 0.3, 0.5, 0.7, 0.85, 1.0), **_SOLVE},
   "DDRM": {"eta": (0.0, 0.5, 0.85, 1.0), "eta_data": (0.5, 1.0)},
   "DiffPIR": {
-    "weight": (0.5, 1.0, 1.75, 3.0),
-    "renewal": (0.4, 1.0),
+    "weight": (0.125, 0.25, 0.5),
+    "renewal": (0.7, 1.0),
     **_SOLVE,
   },
   "DPS": {"scale": (0.1, 0.3, 1.0, 3.0, 6.0, 10.0), "clip": (True,)},
-  "FGPS": {"scale_start": (1.0, 3.0), "scale_end": (0.3, 1.0, 3.0)},
+  "FGPS": {"scale_start": (1.0, 3.0, 6.0), "scale_end": (1.0, 3.0, 6.0)},
   "MMPS": {"eta": (0.5, 1.0), "iterations": (1, 2, 3)},
-  "PiGDM": {"eta": (0.0, 0.5, 1.0), "data_std": (0.25, 0.5, 1.0), **_SOLVE},
-  "PnP-DM": {
-    "coupling_min": (0.05, 0.1, 0.2),
-    "decay": (0.8, 0.88, 0.93),
+  "PiGDM": {
+    "eta": (0.5, 1.0),
+    "data_std": (0.03, 0.06, 0.12, 0.25),
     **_SOLVE,
   },
-  "RED-diff": {"weight": (0.1, 0.5, 2.5), "learning_rate": (0.02, 0.1)},
-  "SITCOM": {"steps": (5, 10, 20), "rate": (0.01, 0.02, 0.04)},
+  "PnP-DM": {
+    "decay": (0.5, 0.65, 0.8),
+    "nodes": (15, 30, 60),
+    **_SOLVE,
+  },
+  "RED-diff": {
+    "weight": (0.25, 0.5, 1.0),
+    "learning_rate": (0.01, 0.02, 0.05),
+  },
+  "SITCOM": {"steps": (2, 3, 5), "rate": (0.01, 0.02, 0.04)},
 }
 
 

@@ -43,6 +43,18 @@ def test_a_run_spends_its_budget(problem, method):
   assert np.isfinite(x).all()
 
 
+@pytest.mark.parametrize(
+  "evaluations, levels, passes", [(60, 60, 1), (399, 200, 1), (1000, 200, 5)]
+)
+def test_held_levels_spend_more_calls_on_more_passes(
+  evaluations, levels, passes
+):
+  config = samplers.config("NFC", "tuned", evaluations=evaluations)
+  assert (config.levels, config.passes) == (levels, passes)
+  exact = samplers.config("NFC", "calibrated", evaluations=evaluations)
+  assert (exact.levels, exact.passes) == (evaluations, 1)
+
+
 @pytest.mark.parametrize("method", samplers.METHODS)
 def test_every_method_has_both_settings(method):
   names = set(samplers.METHODS[method].settings)

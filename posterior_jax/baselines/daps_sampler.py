@@ -29,8 +29,9 @@ class DAPSConfig:
     predictor_steps: Euler steps of the probability-flow ODE a level.
     predictor_sigma_min: where the ODE stops, > 0.
     inner: "langevin", or the "exact" draw, which a linear measurement allows;
-      it keeps noise of the last level where nothing is measured, which short
-      Langevin runs from the prediction do not reach.
+      under the width sigma^2 it puts a level's whole noise where nothing is
+      measured, which short Langevin runs from the prediction do not reach: on
+      photographs 13 dB against 25 (`experiments.tune_samplers`).
     inner_steps: of "langevin".
     step_size: of "langevin", in pixel^2; it diverges above 2 over the largest
       curvature, about 2 noise_std^2 for an operator of norm 1.

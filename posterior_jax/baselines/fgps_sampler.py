@@ -76,7 +76,7 @@ class FGPSConfig:
   @classmethod
   def tuned(cls, **changes: Any) -> "FGPSConfig":
     """One setting for all tasks, of `experiments.tune_samplers`."""
-    settings: dict[str, Any] = {"scale_start": 3.0, "scale_end": 3.0}
+    settings: dict[str, Any] = {"scale_start": 1.0, "scale_end": 6.0}
     return cls(**(settings | changes))
 
 

@@ -60,7 +60,7 @@ class PiGDMConfig:
   @classmethod
   def tuned(cls, **changes: Any) -> "PiGDMConfig":
     """One setting for all tasks, of `experiments.tune_samplers`."""
-    settings: dict[str, Any] = {"data_std": 0.25, "tolerance": 1e-4}
+    settings: dict[str, Any] = {"data_std": 0.06, "tolerance": 1e-4}
     return cls(**(settings | changes))
 
 

@@ -65,7 +65,7 @@ class REDDiffConfig:
   @classmethod
   def tuned(cls, **changes: Any) -> "REDDiffConfig":
     """One setting for all tasks, of `experiments.tune_samplers`."""
-    settings: dict[str, Any] = {"weight": 0.5, "learning_rate": 0.02}
+    settings: dict[str, Any] = {"weight": 0.25, "learning_rate": 0.05}
     return cls(**(settings | changes))
 
 
