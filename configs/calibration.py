@@ -25,7 +25,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
       "seed": 0,
       "methods": ("NFC", "MMPS") if debug else (),
       "settings": ("tuned", "calibrated") if debug else (),
-      "evaluations": (5,) if debug else (20, 200, 1000),
+      "evaluations": (5,) if debug else (20, 200),
       "samples": 64 if debug else 1024,
       "directions": 64 if debug else 1000,
       "tasks": ("inpainting", "super-resolution")

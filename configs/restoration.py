@@ -3,13 +3,13 @@
 Command: python -m experiments.restoration
   --resume goes on with a run that was cut short;
   --config.setup.folder=DIR adds pictures of your own;
+  --config.setup.lpips=FILE adds LPIPS, with weights of your own disk
+  (`posterior_jax.metrics.load_lpips` says how to write them);
   --config=configs/restoration.py:debug: two methods, a known prior.
 Time: an hour on one H100, shorter with more; `:debug` 40 seconds on 2 cores.
 Expected: report.html: PSNR of one sample and of the mean of four in separate
 tables, at equal calls and at equal seconds, pictures, the paper's ablation, and
-what wrong beliefs and short schedules cost. LPIPS is not computed: its features
-are the ImageNet weights of VGG or AlexNet, which are not shipped, and a
-reimplementation that no such weights could check would not be LPIPS.
+what wrong beliefs and short schedules cost.
 """
 
 import ml_collections
@@ -36,6 +36,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         "noise_std": 0.05,
         "prior": "gaussian" if debug else "",
         "dtype": "float32" if debug else "bfloat16",
+        "lpips": "",
       },
       "parts": ("methods", "robustness")
       if debug
@@ -45,8 +46,11 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
       "tasks": ("box inpainting", MOTION[0]) if debug else (),
       "evaluations": (5,) if debug else (100, 1000),
       "samples": 2 if debug else 4,
-      "ablation_tasks": MOTION[:1] if debug else ("super resolution", *MOTION),
+      "ablation_tasks": MOTION[:1]
+      if debug
+      else ("super resolution", MOTION[1]),
       "robust_methods": ("MMPS",) if debug else ("NFC", "DAPS"),
+      "robust_evaluations": 5 if debug else 200,
       "workers": 2 if debug else 14,
     }
   )

@@ -1,7 +1,7 @@
 """Tunes the knobs of every sampler on photographs that no report uses.
 
 Command: python -m experiments.tune_samplers
-  --resume goes on with a run that was cut short.
+  --resume goes on with a run that was cut short;
   --config=configs/tune_samplers.py:debug: two methods, a known prior.
 Time: hours on a CPU, minutes on GPUs; `:debug` 30 seconds.
 Expected: for every method its points by mean PSNR of one sample.
@@ -29,6 +29,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         "noise_std": 0.05,
         "prior": "gaussian" if debug else "",
         "dtype": "float32" if debug else "bfloat16",
+        "lpips": "",
       },
       "methods": ("PiGDM",) if debug else (),
       "tasks": (

@@ -71,6 +71,7 @@ class Settings:
     samples: drawn of every observation in the methods' part, at least 2.
     ablation_tasks: as `tasks`.
     robust_methods: keys of `samplers.METHODS`.
+    robust_evaluations: denoiser calls of theirs.
     workers: programs compiled at a time.
   """
 
@@ -83,6 +84,7 @@ class Settings:
   samples: int
   ablation_tasks: tuple[str, ...]
   robust_methods: tuple[str, ...]
+  robust_evaluations: int
   workers: int
 
   def __post_init__(self) -> None:
@@ -99,9 +101,11 @@ class Settings:
         )
     restoration_setup.cases_named(self.tasks)
     restoration_setup.cases_named(self.ablation_tasks)
-    if not self.evaluations or min(self.evaluations) < 1:
+    budgets = (*self.evaluations, self.robust_evaluations)
+    if not self.evaluations or min(budgets) < 1:
       raise ValueError(
-        f"evaluations must hold positive numbers, got {self.evaluations}"
+        "evaluations and robust_evaluations must hold positive numbers, got "
+        f"{self.evaluations} and {self.robust_evaluations}"
       )
     if self.samples < 2 or self.workers < 1:
       raise ValueError(
@@ -171,7 +175,7 @@ def _robustness(settings: Settings) -> list[Program]:
             method,
             setting,
             group,
-            max(settings.evaluations),
+            settings.robust_evaluations,
             assumed=beliefs,
           )
         )

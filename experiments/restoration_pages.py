@@ -93,6 +93,8 @@ def _add_methods(report: Report, rows: Rows, about: str) -> None:
       ("psnr", "PSNR of one sample [dB]", 2),
       ("psnr_mean", "PSNR of the mean of samples [dB]", 2),
       ("ssim", "SSIM of one sample", 3),
+      ("lpips", "LPIPS of one sample", 3),
+      ("lpips_mean", "LPIPS of the mean of samples", 3),
     ):
       lines = tables.quality(rows, field, who, digits)
       if lines:

@@ -35,6 +35,8 @@ class Row(NamedTuple):
     residual: |y - A x|^2 / (m noise_std^2) likewise; near 1 for the truth.
     psnr_mean: of the mean of the samples; None for m = 1.
     ssim_mean: likewise.
+    lpips: as psnr, but small is good; None without the weights.
+    lpips_mean: as psnr_mean.
     spread: standard deviation of a pixel over the samples, root mean square.
     seconds: of all photographs and samples of the case, compiled.
     compile_seconds: of the program, others compiling beside it.
@@ -58,6 +60,8 @@ class Row(NamedTuple):
   residual: float | None = None
   psnr_mean: float | None = None
   ssim_mean: float | None = None
+  lpips: float | None = None
+  lpips_mean: float | None = None
   spread: float | None = None
   seconds: float | None = None
   compile_seconds: float | None = None
@@ -65,18 +69,19 @@ class Row(NamedTuple):
 
 
 def judge(
-  samples: jax.Array, problem: Problem
+  samples: jax.Array, problem: Problem, lpips: metrics.LPIPS | None
 ) -> list[dict[str, float | None]]:
   """How good samples are.
 
   Args:
     samples: [m, N, H, W, C].
     problem: what they restore.
+    lpips: that distance, or None without its weights.
 
   Returns:
     Fields of `Row`, for every photograph.
   """
-  found = _numbers(samples, problem.truth, problem.observation)
+  found = _numbers(samples, problem.truth, problem.observation, lpips)
   columns = {
     name: None if values is None else np.asarray(values, float)
     for name, values in found.items()
@@ -95,18 +100,25 @@ def _numbers(
   samples: jax.Array,
   truth: jax.Array,
   observation: Observation,
+  lpips: metrics.LPIPS | None,
 ) -> dict[str, jax.Array | None]:
   """[N] each."""
   several = len(samples) > 1
   mean = jnp.mean(samples, axis=0)
   residual = normalised_residual(observation, samples)
   deviation = jnp.var(samples, axis=0, ddof=1) if several else None
+  near, near_mean = None, None
+  if lpips is not None:
+    near = jnp.mean(lpips(samples, truth), axis=0)
+    near_mean = lpips(mean, truth) if several else None
   return {
     "psnr": jnp.mean(metrics.psnr(samples, truth), axis=0),
     "ssim": jnp.mean(metrics.ssim(samples, truth), axis=0),
     "residual": jnp.mean(residual, axis=0),
     "psnr_mean": metrics.psnr(mean, truth) if several else None,
     "ssim_mean": metrics.ssim(mean, truth) if several else None,
+    "lpips": near,
+    "lpips_mean": near_mean,
     "spread": None
     if deviation is None
     else jnp.sqrt(jnp.mean(deviation, axis=(-3, -2, -1))),

@@ -23,7 +23,7 @@ import posterior_jax
 from experiments import degradations, gpu_timing, samplers
 from experiments.degradations import Case
 from experiments.restoration_rows import Row, judge
-from posterior_jax import Observation, operators
+from posterior_jax import Observation, metrics, operators
 from posterior_jax.types import Denoiser
 
 AS_MEASURED = ""
@@ -76,6 +76,7 @@ class Setup(NamedTuple):
     spectrum: the prior's, [H, W].
     noise_std: of the measurements.
     seed: of noise and samplers.
+    lpips: the distance with weights of one's own, if given.
   """
 
   names: tuple[str, ...]
@@ -84,6 +85,7 @@ class Setup(NamedTuple):
   spectrum: jax.Array
   noise_std: float
   seed: int
+  lpips: metrics.LPIPS | None = None
 
 
 def run_all(
@@ -137,10 +139,9 @@ class _Place(NamedTuple):
 
 
 def _placed(setup: Setup, device: jax.Device) -> Setup:
-  truth, denoise, spectrum = jax.device_put(
-    (setup.truth, setup.denoise, setup.spectrum), device
-  )
-  return setup._replace(truth=truth, denoise=denoise, spectrum=spectrum)
+  names = ("truth", "denoise", "spectrum", "lpips")
+  arrays = {name: getattr(setup, name) for name in names}
+  return setup._replace(**jax.device_put(arrays, device))
 
 
 def run(program: Program, place: _Place, keep: Keep | None) -> list[Row]:
@@ -187,7 +188,7 @@ def run(program: Program, place: _Place, keep: Keep | None) -> list[Row]:
       "seconds": seconds,
       "compile_seconds": compile_seconds,
     }
-    judged = judge(found[0], problem)
+    judged = judge(found[0], problem, setup.lpips)
     rows += [
       Row(**(about | {"photograph": name} | numbers))
       for name, numbers in zip(setup.names, judged)

@@ -1,12 +1,14 @@
 """What restoration studies share: photographs, prior, noise; verified first."""
 
 import dataclasses
+import pathlib
 
 import jax.numpy as jnp
 
 from experiments import degradations, photographs, prior_files
 from experiments.degradations import CASES, Case
 from experiments.restoration_runs import Setup
+from posterior_jax import metrics
 from posterior_jax.operators import frozen
 from posterior_jax.priors import GaussianPrior
 from posterior_jax.types import Denoiser
@@ -26,6 +28,7 @@ class SetupSettings:
     prior: a file of `prior_files.load`, "" for the shipped photo prior, or
       "gaussian" for the exactly known one of the quickstart.
     dtype: of a network's arithmetic, float32 or bfloat16.
+    lpips: a file of `metrics.load_lpips`, "" to do without that distance.
   """
 
   seed: int
@@ -35,6 +38,7 @@ class SetupSettings:
   noise_std: float
   prior: str
   dtype: str
+  lpips: str
 
   def __post_init__(self) -> None:
     if set(self.photographs) - set(photographs.SHA256):
@@ -50,6 +54,8 @@ class SetupSettings:
       )
     if not 0 < self.noise_std < float("inf"):
       raise ValueError(f"noise_std must be positive, got {self.noise_std}")
+    if self.lpips and not pathlib.Path(self.lpips).is_file():
+      raise ValueError(f"lpips must name a file, {self.lpips!r} is none")
 
 
 def build(settings: SetupSettings) -> Setup:
@@ -63,7 +69,8 @@ def build(settings: SetupSettings) -> Setup:
 
   Raises:
     ValueError: a photograph or the frozen kernels are not those of the
-      reports, a picture is too small, or the prior cannot be read.
+      reports, a picture is too small, or the prior or the weights of LPIPS
+      cannot be read.
   """
   photographs.verify(settings.photographs)
   frozen.random_mask()  # verified on loading, with kernels and corner
@@ -80,6 +87,7 @@ def build(settings: SetupSettings) -> Setup:
     known.spectrum,
     settings.noise_std,
     settings.seed,
+    metrics.load_lpips(settings.lpips) if settings.lpips else None,
   )
 
 

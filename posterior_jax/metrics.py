@@ -24,6 +24,8 @@ from posterior_jax.calibration import (
 )
 from posterior_jax.calibration import sliced_wasserstein as sliced_wasserstein
 from posterior_jax.calibration import variance_ratio as variance_ratio
+from posterior_jax.perceptual import LPIPS as LPIPS
+from posterior_jax.perceptual import load_lpips as load_lpips
 from posterior_jax.types import (
   Observation,
   check_observation,
@@ -31,11 +33,13 @@ from posterior_jax.types import (
 )
 
 __all__ = (
+  "LPIPS",
   "Coverage",
   "MeanError",
   "VarianceRatio",
   "coefficient_variance",
   "coverage",
+  "load_lpips",
   "measurement_residual",
   "normalised_mean_error",
   "psnr",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +145,7 @@ def test_judge_against_numpy():
   operator = pj.operators.random_inpainting((16, 16, 1))
   observation = pj.Observation(operator.forward(truth), operator, 0.1)
   problem = Problem("", jnp.asarray(truth), observation)
-  rows = restoration_rows.judge(jnp.asarray(truth + noise), problem)
+  rows = restoration_rows.judge(jnp.asarray(truth + noise), problem, None)
 
   def psnr(error):
     return -10 * np.log10((error.astype(float) ** 2).mean((-3, -2, -1)) / 4)
@@ -210,6 +211,26 @@ def test_a_failing_method_leaves_a_note(monkeypatch):
   assert "no luck" in restoration_tables.failures([row._asdict()])[0]
 
 
+def test_lpips_is_judged_where_its_weights_are_given():
+  path = pathlib.Path(__file__).parent / "fixtures/lpips/alex.pt"
+  distance = pj.metrics.load_lpips(path)
+  truth = jnp.asarray(photographs.load("chelsea", 64))[None]
+  operator = pj.operators.box_inpainting(truth.shape[1:], size=8)
+  problem = Problem("box", truth, pj.Observation(truth, operator, 0.1))
+  samples = jnp.stack([0.9 * truth, 0.5 * truth])
+  ((row,), (without,)) = (
+    restoration_rows.judge(samples, problem, weights)
+    for weights in (distance, None)
+  )
+  each = [float(distance(x, truth)[0]) for x in samples]
+  assert row["lpips"] == pytest.approx(np.mean(each), rel=1e-4)
+  assert row["lpips_mean"] == pytest.approx(
+    float(distance(samples.mean(0), truth)[0]), rel=1e-4
+  )
+  assert without["lpips"] is None and without["lpips_mean"] is None
+  assert without["psnr"] == row["psnr"]
+
+
 # --- settings -----------------------------------------------------------------
 
 
@@ -220,7 +241,8 @@ def test_refusals():
     ("parts", ("speed",), "parts must be among methods, ablation, robustness"),
     ("methods", ("nfc",), "methods must be among NFC"),
     ("tasks", ("blur",), "tasks must be among super resolution; .*'blur'"),
-    ("evaluations", (), "evaluations must hold positive numbers"),
+    ("evaluations", (), "evaluations and robust_evaluations must hold"),
+    ("robust_evaluations", 0, "evaluations and robust_evaluations must hold"),
     ("samples", 1, "samples must be at least 2"),
   ):
     with refused(ValueError, words):
@@ -230,6 +252,7 @@ def test_refusals():
     ("photographs", (), "photographs must name one"),
     ("size", 100, "size must lie in"),
     ("noise_std", 0.0, "noise_std must be positive"),
+    ("lpips", "none.pt", "lpips must name a file, 'none.pt' is none"),
   ):
     with refused(ValueError, words):
       dataclasses.replace(settings.setup, **{field: value})

@@ -1,0 +1,245 @@
+"""LPIPS: distance of images in the features of a classifier.
+
+Zhang et al. 2018, arXiv 1801.03924, version 0.1 of their code, which this
+follows to the last epsilon; its weights are not shipped (`load_lpips`).
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from posterior_jax.priors import named_tensors
+from posterior_jax.priors.learned import check_arrays
+
+Network = Literal["alex", "vgg"]
+
+
+class _Conv(NamedTuple):
+  """A convolution of the classifier: its number in the file, and its form."""
+
+  number: int
+  kernel: int
+  stride: int
+  padding: int
+
+
+class _Form(NamedTuple):
+  """A classifier's convolutions by slice, a pooling between pooled slices."""
+
+  slices: tuple[tuple[_Conv, ...], ...]
+  window: int
+  pooled: tuple[bool, ...]
+  least: int  # side of an image of which every feature map has a pixel
+
+
+def _three(*numbers: int) -> tuple[_Conv, ...]:
+  return tuple(_Conv(number, 3, 1, 1) for number in numbers)
+
+
+_FORMS: dict[str, _Form] = {
+  "alex": _Form(
+    (
+      (_Conv(0, 11, 4, 2),),
+      (_Conv(3, 5, 1, 2),),
+      _three(6),
+      _three(8),
+      _three(10),
+    ),
+    window=3,
+    pooled=(False, True, True, False, False),
+    least=31,
+  ),
+  "vgg": _Form(
+    (
+      _three(0, 2),
+      _three(5, 7),
+      _three(10, 12, 14),
+      _three(17, 19, 21),
+      _three(24, 26, 28),
+    ),
+    window=2,
+    pooled=(False, True, True, True, True),
+    least=16,
+  ),
+}
+_SHIFT, _SCALE = "scaling_layer.shift", "scaling_layer.scale"
+_CHANNELS = 3
+_EPSILON = 1e-10
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LPIPS:
+  """The distance, a pytree of its weights.
+
+  Attributes:
+    shift: of colours, [3].
+    scale: of colours, [3].
+    kernels: of every convolution, [k, k, I, O].
+    biases: of every convolution, [O].
+    weights: of every slice's channels, [O], >= 0.
+    network: "alex" or "vgg".
+  """
+
+  shift: jax.Array
+  scale: jax.Array
+  kernels: tuple[jax.Array, ...]
+  biases: tuple[jax.Array, ...]
+  weights: tuple[jax.Array, ...]
+  network: Network = dataclasses.field(metadata={"static": True})
+
+  def __call__(self, x: jax.Array, truth: jax.Array) -> jax.Array:
+    """Distance of every image, 0 if equal.
+
+    Args:
+      x: [..., H, W, 3], clipped to [-1, 1]; H and W at least 31 ("alex") or 16.
+      truth: the same shape or one that broadcasts to it.
+
+    Returns:
+      [...], one per image, float32.
+
+    Raises:
+      ValueError: if the images do not match, are smaller or not of 3 channels.
+    """
+    least = _FORMS[self.network].least
+    for name, image in (("x", x), ("truth", truth)):
+      if image.ndim < 3 or image.shape[-1] != _CHANNELS:
+        raise ValueError(f"{name} must be [..., H, W, 3], got {image.shape}")
+      if min(image.shape[-3:-1]) < least:
+        raise ValueError(
+          f"{name} must be at least {least} pixels wide and high for lpips, "
+          f"got {image.shape[-3:-1]}"
+        )
+    if x.shape[-3:] != truth.shape[-3:]:
+      raise ValueError(
+        f"truth must have the size of x, {x.shape[-3:]}, got {truth.shape[-3:]}"
+      )
+    lead = jnp.broadcast_shapes(x.shape[:-3], truth.shape[:-3])
+    total = jnp.zeros(lead, jnp.float32)
+    features = [self._features(x), self._features(truth)]
+    for weight, *pair in zip(self.weights, *features, strict=True):
+      a, b = (f / (_length(f) + _EPSILON) for f in pair)
+      total += jnp.mean(jnp.sum(weight * (a - b) ** 2, axis=-1), axis=(-2, -1))
+    return total
+
+  def _features(self, x: jax.Array) -> list[jax.Array]:
+    """Rectified output of every slice, [..., h, w, O]."""
+    form = _FORMS[self.network]
+    lead = x.shape[:-3]
+    x = jnp.clip(x.astype(jnp.float32), -1, 1).reshape(-1, *x.shape[-3:])
+    x = (x - self.shift) / self.scale
+    layers = iter(zip(self.kernels, self.biases, strict=True))
+    found = []
+    for convolutions, pooled in zip(form.slices, form.pooled, strict=True):
+      x = _pool(x, form.window) if pooled else x
+      for convolution in convolutions:
+        kernel, bias = next(layers)
+        x = jax.nn.relu(_convolve(x, kernel, convolution) + bias)
+      found.append(x.reshape(*lead, *x.shape[1:]))
+    return found
+
+
+def load_lpips(path: str | os.PathLike[str]) -> LPIPS:
+  """LPIPS with weights of one's own disk.
+
+  Where PyTorch and `lpips` are installed, such a file is written by
+  `torch.save(lpips.LPIPS(net="alex").state_dict(), "lpips_alex.pt")`; net="vgg"
+  is read as well. No code of the file is run.
+
+  Args:
+    path: of the state dict, by torch.save or NAME.safetensors.
+
+  Returns:
+    The distance.
+
+  Raises:
+    FileNotFoundError: if there is no file.
+    ValueError: for a damaged file, one of another network, or a tensor that is
+      missing, unknown or of another shape, by name.
+  """
+  path = pathlib.Path(path)
+  tensors = named_tensors.read(path)
+  # The file names the weights of the slices twice.
+  tensors = {k: v for k, v in tensors.items() if not k.startswith("lins.")}
+  network = _network(path.name, tensors)
+  check_arrays(path.name, tensors, _shapes(network, tensors))
+  slices = list(enumerate(_FORMS[network].slices))
+  layers = [_layer(i, c) for i, found in slices for c in found]
+  return LPIPS(
+    jnp.asarray(tensors[_SHIFT].ravel()),
+    jnp.asarray(tensors[_SCALE].ravel()),
+    tuple(
+      jnp.asarray(tensors[f"{layer}.weight"].transpose(2, 3, 1, 0))
+      for layer in layers
+    ),
+    tuple(jnp.asarray(tensors[f"{layer}.bias"]) for layer in layers),
+    tuple(jnp.asarray(tensors[_weight(i)].ravel()) for i, _ in slices),
+    network,
+  )
+
+
+def _network(where: str, tensors: Mapping[str, np.ndarray]) -> Network:
+  if "net.slice1.2.weight" in tensors:
+    return "vgg"
+  if "net.slice5.10.weight" in tensors:
+    return "alex"
+  raise ValueError(
+    f'{where} must be a state dict of lpips.LPIPS with net "alex" or "vgg"; it '
+    "has neither's tensors"
+  )
+
+
+def _shapes(
+  network: Network, tensors: Mapping[str, np.ndarray]
+) -> dict[str, tuple[int, ...]]:
+  """Of every tensor, the numbers of channels being those of the file."""
+  found: dict[str, tuple[int, ...]] = {
+    name: (1, _CHANNELS, 1, 1) for name in (_SHIFT, _SCALE)
+  }
+  entering = _CHANNELS
+  for i, convolutions in enumerate(_FORMS[network].slices):
+    for convolution in convolutions:
+      layer = _layer(i, convolution)
+      bias = tensors.get(f"{layer}.bias", np.zeros(1))
+      leaving, side = bias.size, convolution.kernel
+      found[f"{layer}.weight"] = (leaving, entering, side, side)
+      found[f"{layer}.bias"] = (leaving,)
+      entering = leaving
+    found[_weight(i)] = (1, entering, 1, 1)
+  return found
+
+
+def _layer(number: int, convolution: _Conv) -> str:
+  return f"net.slice{number + 1}.{convolution.number}"
+
+
+def _weight(number: int) -> str:
+  return f"lin{number}.model.1.weight"
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, form: _Conv) -> jax.Array:
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    (form.stride,) * 2,
+    ((form.padding,) * 2,) * 2,
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    precision=lax.Precision.HIGHEST,
+  )
+
+
+def _pool(x: jax.Array, window: int) -> jax.Array:
+  """Largest of every window, two pixels on."""
+  sides, strides = (1, window, window, 1), (1, 2, 2, 1)
+  return lax.reduce_window(x, -jnp.inf, lax.max, sides, strides, "VALID")
+
+
+def _length(x: jax.Array) -> jax.Array:
+  return jnp.sqrt(jnp.sum(x**2, axis=-1, keepdims=True))
