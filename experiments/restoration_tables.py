@@ -107,7 +107,7 @@ def quality(
     lines.append(
       [
         str(each),
-        *(_count(mean(rows, f, each)) for f in ("calls", "products")),
+        *(_spent(rows, f, each) for f in ("calls", "products")),
         *(Cell(value, digits) for value in (*values, whole)),
       ]
     )
@@ -119,7 +119,7 @@ def cost(rows: Rows) -> list[list[Any]]:
   return [
     [
       str(who),
-      *(_count(mean(rows, f, who)) for f in ("calls", "products")),
+      *(_spent(rows, f, who) for f in ("calls", "products")),
       Cell(mean(rows, "seconds", who), 2),
       Cell(mean(rows, "residual", who), 2),
       Cell(mean(rows, "spread", who), 3),
@@ -245,5 +245,8 @@ def methods(rows: Rows) -> Rows:
   return part(rows, METHODS)
 
 
-def _count(value: float | None) -> Cell:
+def _spent(rows: Rows, field: str, who: Who) -> Cell:
+  """A count of calls, over the cases that could be run."""
+  ran = [row for row in rows if row["calls"] is not None]
+  value = mean(ran, field, who)
   return Cell(None if value is None else round(value))

@@ -185,6 +185,17 @@ def test_tables_average_over_kernels_and_choose_by_seconds():
   assert restoration_tables.over_daps(rows, 10) == 3.0
 
 
+def test_calls_are_told_of_methods_that_refuse_a_task():
+  done = _row("DDRM", "tuned", 10, 30.0) | {"task": "box_inpainting"}
+  rows = [done | {"calls": 10, "products": 0}, _row("DDRM", "tuned", 10, None)]
+  who = [Who("DDRM", "tuned", "", 10)]
+  ((_, calls, products, *psnr),) = restoration_tables.quality(
+    rows, "psnr", who, 2
+  )
+  assert (calls.value, products.value) == (10, 0)
+  assert [cell.value for cell in psnr] == [None, 30.0, None, None, None, None]
+
+
 def test_remaining_counts_every_case():
   cases = (Case("motion_blur", "short"), Case("motion_blur", "long"))
   program = restoration_runs.Program("methods", "NFC", "tuned", cases, 10)
