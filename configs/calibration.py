@@ -3,8 +3,10 @@
 Command: python -m experiments.calibration
   --resume goes on with a run that was cut short;
   --config=configs/calibration.py:debug: two methods, small images.
-Time: not measured as a whole; rows are kept as they come and --resume goes on;
-  `:debug` 1 minute on 2 cores.
+Time: not measured as a whole; rows are kept as they come and --resume goes on.
+  `--config.methods="('NFC',)" --config.settings="('calibrated',)"
+  --config.dimensions="()"`: 20 minutes on one core. Langevin samplers and
+  Jacobians in 80 dimensions want a GPU. `:debug` 1 minute on 2 cores.
 Expected: report.html: for every method, setting and number of denoiser calls
 the error of the mean, the ratio of variances in total and by radial band,
 coverage of central intervals and the sliced Wasserstein distance beside that of

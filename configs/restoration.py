@@ -6,7 +6,8 @@ Command: python -m experiments.restoration
   --config.setup.lpips=FILE adds LPIPS, with weights of your own disk
   (`posterior_jax.metrics.load_lpips` says how to write them);
   --config=configs/restoration.py:debug: two methods, a known prior.
-Time: an hour on one H100, shorter with more; `:debug` 40 seconds on 2 cores.
+Time: not measured as a whole, by its parts about an hour on one H100; `:debug`
+  40 seconds on 2 cores.
 Expected: report.html: PSNR of one sample and of the mean of four in separate
 tables, at equal calls and at equal seconds, pictures, the paper's ablation, and
 what wrong beliefs and short schedules cost.
