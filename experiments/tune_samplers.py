@@ -39,8 +39,8 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     **_SOLVE,
   },
   "DAPS": {
-    "step_size": (1e-4, 3e-4, 1e-3),
-    "step_size_decay": (0.01, 0.1, 1.0),
+    "noise_std": (0.007, 0.014, 0.035),
+    "step_size": (2e-5, 5e-5, 1e-4),
   },
   "DDNM+": {"eta": (0.0, 0.3, 0.5, 0.7, 0.85, 1.0), **_SOLVE},
   "DDRM": {"eta": (0.0, 0.5, 0.85, 1.0), "eta_data": (0.5, 1.0)},
