@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from posterior_jax.priors import named_tensors
-from posterior_jax.priors.learned import check_arrays
+from posterior_jax.priors.named_tensors import Source
 
 Network = Literal["alex", "vgg"]
 
@@ -69,7 +69,6 @@ _FORMS: dict[str, _Form] = {
     least=16,
   ),
 }
-_SHIFT, _SCALE = "scaling_layer.shift", "scaling_layer.scale"
 _CHANNELS = 3
 _EPSILON = 1e-10
 
@@ -169,18 +168,18 @@ def load_lpips(path: str | os.PathLike[str]) -> LPIPS:
   # The file names the weights of the slices twice.
   tensors = {k: v for k, v in tensors.items() if not k.startswith("lins.")}
   network = _network(path.name, tensors)
-  check_arrays(path.name, tensors, _shapes(network, tensors))
-  slices = list(enumerate(_FORMS[network].slices))
-  layers = [_layer(i, c) for i, found in slices for c in found]
+  sources = _sources(network, tensors)
+  found = named_tensors.collect(path.name, tensors, sources)
+
+  def every(leaf: str) -> tuple[jax.Array, ...]:
+    return tuple(jnp.asarray(v) for k, v in found.items() if k.endswith(leaf))
+
   return LPIPS(
-    jnp.asarray(tensors[_SHIFT].ravel()),
-    jnp.asarray(tensors[_SCALE].ravel()),
-    tuple(
-      jnp.asarray(tensors[f"{layer}.weight"].transpose(2, 3, 1, 0))
-      for layer in layers
-    ),
-    tuple(jnp.asarray(tensors[f"{layer}.bias"]) for layer in layers),
-    tuple(jnp.asarray(tensors[_weight(i)].ravel()) for i, _ in slices),
+    jnp.asarray(found["shift"]),
+    jnp.asarray(found["scale"]),
+    every(".kernel"),
+    every(".bias"),
+    every(".weight"),
     network,
   )
 
@@ -196,32 +195,26 @@ def _network(where: str, tensors: Mapping[str, np.ndarray]) -> Network:
   )
 
 
-def _shapes(
+def _sources(
   network: Network, tensors: Mapping[str, np.ndarray]
-) -> dict[str, tuple[int, ...]]:
-  """Of every tensor, the numbers of channels being those of the file."""
-  found: dict[str, tuple[int, ...]] = {
-    name: (1, _CHANNELS, 1, 1) for name in (_SHIFT, _SCALE)
+) -> dict[str, Source]:
+  """Of every array, in order, the numbers of channels being the file's."""
+  found = {
+    name: Source(f"scaling_layer.{name}", (1, _CHANNELS, 1, 1), np.ravel)
+    for name in ("shift", "scale")
   }
   entering = _CHANNELS
   for i, convolutions in enumerate(_FORMS[network].slices):
-    for convolution in convolutions:
-      layer = _layer(i, convolution)
-      bias = tensors.get(f"{layer}.bias", np.zeros(1))
-      leaving, side = bias.size, convolution.kernel
-      found[f"{layer}.weight"] = (leaving, entering, side, side)
-      found[f"{layer}.bias"] = (leaving,)
+    for form in convolutions:
+      layer = f"net.slice{i + 1}.{form.number}"
+      leaving = tensors.get(f"{layer}.bias", np.zeros(1)).size
+      shape = (form.kernel, form.kernel, entering, leaving)
+      found[f"{layer}.kernel"] = named_tensors.source(layer, "kernel", shape)
+      found[f"{layer}.bias"] = named_tensors.source(layer, "bias", (leaving,))
       entering = leaving
-    found[_weight(i)] = (1, entering, 1, 1)
+    name = f"lin{i}.model.1.weight"
+    found[f"lin{i}.weight"] = Source(name, (1, entering, 1, 1), np.ravel)
   return found
-
-
-def _layer(number: int, convolution: _Conv) -> str:
-  return f"net.slice{number + 1}.{convolution.number}"
-
-
-def _weight(number: int) -> str:
-  return f"lin{number}.model.1.weight"
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, form: _Conv) -> jax.Array:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ from experiments import (
 from experiments.degradations import CASES, Case, Problem
 from experiments.restoration_tables import Who
 from posterior_jax.operators import frozen
+from tests import test_perceptual
 from tests.oracles import refused
 
 CONFIG = runner.CONFIGS / "restoration.py:debug"
@@ -223,8 +223,7 @@ def test_a_failing_method_leaves_a_note(monkeypatch):
 
 
 def test_lpips_is_judged_where_its_weights_are_given():
-  path = pathlib.Path(__file__).parent / "fixtures/lpips/alex.pt"
-  distance = pj.metrics.load_lpips(path)
+  distance = pj.metrics.load_lpips(test_perceptual.FIXTURES / "alex.pt")
   truth = jnp.asarray(photographs.load("chelsea", 64))[None]
   operator = pj.operators.box_inpainting(truth.shape[1:], size=8)
   problem = Problem("box", truth, pj.Observation(truth, operator, 0.1))
