@@ -8,9 +8,9 @@ import numpy as np
 from posterior_jax import consistency, fields
 from posterior_jax.bands import Blend, Shape
 from posterior_jax.consistency import Unlock, Wavelet
+from posterior_jax.likelihood import Inner
 from posterior_jax.predictor import Predictor
 
-Inner = Literal["exact", "mean", "gradient", "langevin"]
 Tie = Literal["sigma", "spectrum", "probed", "jacobian"]
 Cutoff = Literal["step", "log_sigma", "snr"]
 

@@ -38,8 +38,7 @@ def levels(config: NFCConfig) -> Levels:
   sigma = np.concatenate(
     [ramp_down[:-1], np.full(held, config.sigma_min), ramp_down[-1:]]
   )
-  following = np.tile(np.append(sigma[1:-1], sigma[0]), passes)
-  following[-1] = sigma[-1]
+  nodes = np.append(np.tile(sigma[:-1], passes), sigma[-1])
   share = np.zeros((passes, config.levels))
   averaged = np.arange(1, passes * held + 1).reshape(passes, held)
   share[:, config.levels - held :] = 1 / averaged
@@ -58,8 +57,8 @@ def levels(config: NFCConfig) -> Levels:
     config.step_size * ramp(1.0, config.step_size_decay, by_step),
   )
   parts = (
-    np.tile(sigma[:-1], passes),
-    following,
+    nodes[:-1],
+    nodes[1:],
     *(np.tile(part, passes) for part in each_pass),
     share.ravel(),
   )

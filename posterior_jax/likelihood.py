@@ -8,7 +8,7 @@ exact draw is known: perturb the data and the prediction, then solve.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from jax import lax
 from posterior_jax import spectral
 from posterior_jax.operators import solve
 from posterior_jax.types import Observation, Operator, SolveInfo
+
+Inner = Literal["exact", "mean", "gradient", "langevin"]
 
 
 class Target(NamedTuple):
@@ -117,6 +119,41 @@ def apply_band(observation: Observation, weight: jax.Array) -> Observation:
   return Observation(
     y, Banded(observation.operator, gain), observation.noise_std
   )
+
+
+def refine(
+  key: jax.Array,
+  target: Target,
+  inner: Inner,
+  *,
+  steps: int,
+  step_size: jax.Array,
+  tolerance: float,
+  max_iterations: int,
+) -> tuple[jax.Array, SolveInfo]:
+  """Moves from the prediction towards the target, one of the four ways.
+
+  Args:
+    key: of the random ones.
+    target: U.
+    inner: "exact" is `draw`, "mean" `mean`, "gradient" `descend`, "langevin"
+      `langevin`.
+    steps: of "gradient" and "langevin".
+    step_size: of "langevin".
+    tolerance: relative residual of the solves of "exact" and "mean".
+    max_iterations: their limit.
+
+  Returns:
+    [B, N, H, W, C], and how the solve went, zeros where there is none.
+  """
+  if inner == "exact":
+    return draw(key, target, tolerance=tolerance, max_iterations=max_iterations)
+  if inner == "mean":
+    return mean(target, tolerance=tolerance, max_iterations=max_iterations)
+  none = SolveInfo(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+  if inner == "gradient":
+    return descend(target, steps=steps), none
+  return langevin(key, target, steps=steps, step_size=step_size), none
 
 
 def draw(

@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from posterior_jax import bands, jacobian, likelihood, predictor
@@ -44,9 +43,37 @@ def refined(
   Returns:
     The prediction, its refinement, and what that took.
   """
-  banded = _banded(config, spectrum, observation, now)
-  level = _by_jacobian if config.tie == "jacobian" else _by_spectrum
-  return level(config, spectrum, key, denoise, x, banded, now)
+  observation = _banded(config, spectrum, observation, now)
+  if config.tie == "jacobian":
+    return _by_jacobian(config, key, denoise, x, observation, now.sigma)
+  variance = now.sigma**2
+  if config.tie != "sigma":
+    assert spectrum is not None  # checked_spectrum refused that
+    variance = spectrum * variance / (spectrum + variance)
+  if config.tie == "probed":
+    key, key_probe = jax.random.split(key)
+    x0, covariance = jacobian.linearise(denoise, x, now.sigma)
+    variance = jacobian.corrected(key_probe, covariance, variance, x)
+  else:
+    x0 = predictor.predict(
+      denoise,
+      x,
+      now.sigma,
+      kind=config.predictor,
+      steps=config.predictor_steps,
+      sigma_end=config.predictor_sigma_min,
+      rho=config.rho,
+    )
+  z, solve = likelihood.refine(
+    key,
+    likelihood.Target(observation, x0, variance),
+    config.inner,
+    steps=config.inner_steps,
+    step_size=now.step_size,
+    tolerance=config.tolerance,
+    max_iterations=config.max_iterations,
+  )
+  return Moved(x0, z, solve, int(config.tie == "probed"))
 
 
 def _banded(
@@ -74,16 +101,14 @@ def _banded(
 
 def _by_jacobian(
   config: NFCConfig,
-  spectrum: jax.Array | None,
   key: jax.Array,
   denoise: Denoiser,
   x: jax.Array,
   observation: Observation,
-  now: Levels,
+  sigma: jax.Array,
 ) -> Moved:
-  """Width from the denoiser's Jacobian at x."""
-  del spectrum
-  x0, covariance = jacobian.linearise(denoise, x, now.sigma)
+  """The level under the width of the denoiser's Jacobian at x."""
+  x0, covariance = jacobian.linearise(denoise, x, sigma)
   stop: dict[str, Any] = {
     "tolerance": config.tolerance,
     "max_iterations": config.max_iterations,
@@ -101,62 +126,3 @@ def _by_jacobian(
       **stop,
     ),
   )
-
-
-def _by_spectrum(
-  config: NFCConfig,
-  spectrum: jax.Array | None,
-  key: jax.Array,
-  denoise: Denoiser,
-  x: jax.Array,
-  observation: Observation,
-  now: Levels,
-) -> Moved:
-  """Width diagonal in Fourier space: sigma^2, or that of a spectrum."""
-  variance = now.sigma**2
-  if config.tie != "sigma":
-    assert spectrum is not None  # checked_spectrum refused that
-    variance = spectrum * variance / (spectrum + variance)
-  if config.tie == "probed":
-    key, key_probe = jax.random.split(key)
-    x0, covariance = jacobian.linearise(denoise, x, now.sigma)
-    variance = jacobian.corrected(key_probe, covariance, variance, x)
-  else:
-    x0 = predictor.predict(
-      denoise,
-      x,
-      now.sigma,
-      kind=config.predictor,
-      steps=config.predictor_steps,
-      sigma_end=config.predictor_sigma_min,
-      rho=config.rho,
-    )
-  target = likelihood.Target(observation, x0, variance)
-  z, solve = _refine(config, key, target, now.step_size)
-  return Moved(x0, z, solve, int(config.tie == "probed"))
-
-
-def _refine(
-  config: NFCConfig,
-  key: jax.Array,
-  target: likelihood.Target,
-  step_size: jax.Array,
-) -> tuple[jax.Array, SolveInfo]:
-  if config.inner == "exact":
-    return likelihood.draw(
-      key,
-      target,
-      tolerance=config.tolerance,
-      max_iterations=config.max_iterations,
-    )
-  if config.inner == "mean":
-    return likelihood.mean(
-      target, tolerance=config.tolerance, max_iterations=config.max_iterations
-    )
-  none = SolveInfo(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
-  if config.inner == "gradient":
-    return likelihood.descend(target, steps=config.inner_steps), none
-  z = likelihood.langevin(
-    key, target, steps=config.inner_steps, step_size=step_size
-  )
-  return z, none

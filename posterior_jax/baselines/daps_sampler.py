@@ -142,29 +142,18 @@ def daps(config: DAPSConfig = DAPSConfig.published()) -> Sampler:  # noqa: B008
     noise_std = config.noise_std or observation.noise_std
     assumed = Observation(observation.y, observation.operator, noise_std)
     target = likelihood.Target(assumed, centre, level.sigma**2)
-    z, solve = _draw(config, key_inner, target, step_sizes[level.number])
+    z, solve = likelihood.refine(
+      key_inner,
+      target,
+      config.inner,
+      steps=config.inner_steps,
+      step_size=step_sizes[level.number],
+      tolerance=config.tolerance,
+      max_iterations=config.max_iterations,
+    )
     noise = jax.random.normal(key_noise, z.shape, z.dtype)
     return Moved(
       z + level.following * noise, z, solve, calls=config.predictor_steps
     )
 
   return diffusion.sampler(sigmas, move)
-
-
-def _draw(
-  config: DAPSConfig,
-  key: jax.Array,
-  target: likelihood.Target,
-  step_size: jax.Array,
-) -> tuple[jax.Array, Any]:
-  if config.inner == "exact":
-    return likelihood.draw(
-      key,
-      target,
-      tolerance=config.tolerance,
-      max_iterations=config.max_iterations,
-    )
-  z = likelihood.langevin(
-    key, target, steps=config.inner_steps, step_size=step_size
-  )
-  return z, None
