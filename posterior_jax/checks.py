@@ -1,4 +1,4 @@
-"""What `nfc` refuses besides its settings, before any compilation."""
+"""What `nfc`, besides its settings, and metrics refuse before compilation."""
 
 import jax
 import jax.numpy as jnp
@@ -59,3 +59,41 @@ def check_image(
         f"image_shape {shape} must be divisible by {unit} for haar_levels = "
         f"{config.haar_levels}"
       )
+
+
+def matching_images(
+  x: jax.Array, truth: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Both images as arrays of the wider of their types, float32 or float64.
+
+  Args:
+    x: [..., H, W, C].
+    truth: the same shape or one that broadcasts to it.
+
+  Returns:
+    x and truth.
+
+  Raises:
+    ValueError: if sizes differ or leading axes do not broadcast.
+    TypeError: if one is not floating point.
+  """
+  x, truth = jnp.asarray(x), jnp.asarray(truth)
+  lead = zip(x.shape[-4::-1], truth.shape[-4::-1])
+  fits = min(x.ndim, truth.ndim) >= 3 and all(
+    a == b or 1 in (a, b) for a, b in lead
+  )
+  if not fits or x.shape[-3:] != truth.shape[-3:]:
+    raise ValueError(
+      "x and truth must be images [..., H, W, C] of one size, leading axes "
+      "that broadcast, got "
+      f"{x.shape} and {truth.shape}"
+    )
+  for name, image in (("x", x), ("truth", truth)):
+    if not jnp.issubdtype(image.dtype, jnp.floating):
+      raise TypeError(
+        f"{name} must be floating point, pixels in [-1, 1], got dtype "
+        f"{image.dtype}"
+      )
+  wide = jnp.float64 in (x.dtype, truth.dtype)
+  dtype = jnp.float64 if wide else jnp.float32
+  return x.astype(dtype), truth.astype(dtype)

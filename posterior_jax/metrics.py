@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from posterior_jax import checks
 from posterior_jax.calibration import Coverage as Coverage
 from posterior_jax.calibration import MeanError as MeanError
 from posterior_jax.calibration import VarianceRatio as VarianceRatio
@@ -65,8 +66,9 @@ def psnr(x: jax.Array, truth: jax.Array) -> jax.Array:
 
   Raises:
     ValueError: if the images do not match.
+    TypeError: if they are not floating point.
   """
-  x, truth = _matching(x, truth)
+  x, truth = checks.matching_images(x, truth)
   error = _unit(x) - _unit(truth)
   return -10.0 * jnp.log10(jnp.mean(error**2, axis=_IMAGE))
 
@@ -87,8 +89,9 @@ def ssim(x: jax.Array, truth: jax.Array) -> jax.Array:
 
   Raises:
     ValueError: if the images do not match or are smaller than the window.
+    TypeError: if they are not floating point.
   """
-  x, truth = _matching(x, truth)
+  x, truth = checks.matching_images(x, truth)
   width = 2 * _SSIM_RADIUS + 1
   if min(x.shape[-3:-1]) < width:
     raise ValueError(
@@ -144,26 +147,3 @@ def _window(x: jax.Array) -> jax.Array:
     ]
     x = functools.reduce(jnp.add, terms)
   return x
-
-
-def _matching(x: jax.Array, truth: jax.Array) -> tuple[jax.Array, jax.Array]:
-  x, truth = jnp.asarray(x), jnp.asarray(truth)
-  lead = zip(x.shape[-4::-1], truth.shape[-4::-1])
-  fits = min(x.ndim, truth.ndim) >= 3 and all(
-    a == b or 1 in (a, b) for a, b in lead
-  )
-  if not fits or x.shape[-3:] != truth.shape[-3:]:
-    raise ValueError(
-      "x and truth must be images [..., H, W, C] of one size, leading axes "
-      "that broadcast, got "
-      f"{x.shape} and {truth.shape}"
-    )
-  for name, image in (("x", x), ("truth", truth)):
-    if not jnp.issubdtype(image.dtype, jnp.floating):
-      raise TypeError(
-        f"{name} must be floating point, pixels in [-1, 1], got dtype "
-        f"{image.dtype}"
-      )
-  wide = jnp.float64 in (x.dtype, truth.dtype)
-  dtype = jnp.float64 if wide else jnp.float32
-  return x.astype(dtype), truth.astype(dtype)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from posterior_jax import checks
 from posterior_jax.priors import named_tensors
 from posterior_jax.priors.named_tensors import Source
 
@@ -106,19 +107,18 @@ class LPIPS:
 
     Raises:
       ValueError: if the images do not match, are smaller or not of 3 channels.
+      TypeError: if they are not floating point.
     """
-    least = _FORMS[self.network].least
-    for name, image in (("x", x), ("truth", truth)):
-      if image.ndim < 3 or image.shape[-1] != _CHANNELS:
-        raise ValueError(f"{name} must be [..., H, W, 3], got {image.shape}")
-      if min(image.shape[-3:-1]) < least:
-        raise ValueError(
-          f"{name} must be at least {least} pixels wide and high for lpips, "
-          f"got {image.shape[-3:-1]}"
-        )
-    if x.shape[-3:] != truth.shape[-3:]:
+    x, truth = checks.matching_images(x, truth)
+    if x.shape[-1] != _CHANNELS:
       raise ValueError(
-        f"truth must have the size of x, {x.shape[-3:]}, got {truth.shape[-3:]}"
+        f"x and truth must have 3 channels for lpips, got {x.shape[-1]}"
+      )
+    least = _FORMS[self.network].least
+    if min(x.shape[-3:-1]) < least:
+      raise ValueError(
+        f"images must be at least {least} pixels wide and high for lpips, got "
+        f"{x.shape[-3:-1]}"
       )
     lead = jnp.broadcast_shapes(x.shape[:-3], truth.shape[:-3])
     total = jnp.zeros(lead, jnp.float32)

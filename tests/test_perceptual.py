@@ -90,13 +90,16 @@ def test_refusals(tmp_path):
 
   distance = metrics.load_lpips(FIXTURES / "alex.pt")
   x = jnp.zeros((1, 40, 40, 3))
-  for other, message in (
-    (x[..., :1], r"truth must be \[..., H, W, 3\]"),
-    (x[:, :30], "truth must be at least 31 pixels"),
-    (x[:, :36], "truth must have the size of x"),
+  size = r"x and truth must be images \[..., H, W, C\] of one size"
+  for pair, kind, message in (
+    ((x, x[:, :36]), ValueError, size),
+    ((jnp.tile(x, (2, 1, 1, 1)), jnp.tile(x, (3, 1, 1, 1))), ValueError, size),
+    ((x[..., :1], x[..., :1]), ValueError, "x and truth must have 3 channels"),
+    ((x[:, :30], x[:, :30]), ValueError, "images must be at least 31 pixels"),
+    ((x.astype(int), x), TypeError, "x must be floating point"),
   ):
-    with refused(ValueError, message):
-      distance(x, other)
+    with refused(kind, message):
+      distance(*pair)
 
 
 @pytest.mark.slow
