@@ -45,11 +45,12 @@ WITHOUT = {
   "neither part": BAND_OFF | HAAR_OFF,
 }
 NOISES = restoration_runs.ASSUMPTIONS[:3]
-# DAPS's tau, and the measurement's noise itself as an exact likelihood has it.
-# Both step sizes are half the largest stable one at the first level.
+# DAPS's tau, which tuning DAPS left as it is, and the measurement's own noise,
+# as an exact likelihood has it. Both step sizes are half the largest stable one
+# at the first level.
 TAUS = {
   "tau as published": {},
-  "tau tuned": {
+  "tau the noise": {
     "inner_noise_std": None,
     "halved_misfit": True,
     "step_size": 2.5e-3,

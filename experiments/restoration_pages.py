@@ -117,7 +117,7 @@ def _add_methods(report: Report, rows: Rows, about: str) -> None:
   )
   report.table(
     "Motion blur by kernel, PSNR of one sample [dB]",
-    ["method", *frozen.PATHS],
+    ["method", "calls", *frozen.PATHS],
     tables.by_kernel(rows, tables.everyone(rows), frozen.PATHS),
     measured_on=about,
     name="kernels",
@@ -267,6 +267,7 @@ def _add_standing(
   many = budgets[-1]
   for setting, field, words in (
     (TUNED, "psnr", "one sample, NFC tuned"),
+    (TUNED, "psnr_mean", "mean of samples, NFC tuned"),
     (CALIBRATED, "psnr_mean", "mean of samples, NFC calibrated"),
   ):
     lines = tables.standing(rows, field, setting, many)
@@ -276,7 +277,7 @@ def _add_standing(
         ["task", "NFC", "best rival", "rival", "lead [dB]"],
         lines,
         measured_on=about,
-        name=f"standing-{field}",
+        name=f"standing-{setting}-{field}",
       )
   lead = tables.over_daps(rows, many)
   if lead is not None:

@@ -129,10 +129,11 @@ def cost(rows: Rows) -> list[list[Any]]:
 
 
 def by_kernel(rows: Rows, who: Iterable[Who], kernels: Sequence[str]) -> list:
-  """Lines of a table: who, one-sample PSNR of every kernel."""
+  """Lines of a table: who, calls, one-sample PSNR of every kernel."""
   return [
     [
       str(each),
+      _spent(rows, "calls", each),
       *(Cell(mean(rows, "psnr", each, kernel=k), 2) for k in kernels),
     ]
     for each in who
