@@ -33,9 +33,8 @@ _SOLVE = {"tolerance": (1e-4,)}
 # Where the best of a first grid lay at its edge, this is the one around it.
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
   "NFC": {
-    "tie": ("spectrum", "probed"),
-    "sigma_min": (0.1, 0.15),
-    "held": (0.6, 0.8),
+    "width_factor": (1.5, 2.0, 3.0),
+    "sigma_min": (0.07, 0.1, 0.15),
     **_SOLVE,
   },
   "DAPS": {

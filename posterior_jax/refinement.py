@@ -66,7 +66,7 @@ def refined(
     )
   z, solve = likelihood.refine(
     key,
-    likelihood.Target(observation, x0, variance),
+    likelihood.Target(observation, x0, config.width_factor * variance),
     config.inner,
     steps=config.inner_steps,
     step_size=now.step_size,
@@ -108,7 +108,11 @@ def _by_jacobian(
   sigma: jax.Array,
 ) -> Moved:
   """The level under the width of the denoiser's Jacobian at x."""
-  x0, covariance = jacobian.linearise(denoise, x, sigma)
+  x0, own = jacobian.linearise(denoise, x, sigma)
+
+  def covariance(v: jax.Array) -> jax.Array:
+    return config.width_factor * own(v)
+
   stop: dict[str, Any] = {
     "tolerance": config.tolerance,
     "max_iterations": config.max_iterations,

@@ -79,7 +79,8 @@ def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
       )
     image, average = fused, state.average
     if average is not None:
-      average = average + now.share * (fused - average)
+      added = x0 if config.averaged == "predicted" else fused
+      average = average + now.share * (added - average)
       image = jnp.where(now.following > 0, fused, average)
     info = Info(
       now.sigma,

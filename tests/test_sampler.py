@@ -1,6 +1,7 @@
 """The sampler as a whole: its interface, its one scan, its refusals."""
 
 import dataclasses
+import itertools
 import re
 
 import chex
@@ -322,6 +323,53 @@ def test_docstring_example_runs():
   assert names["samples"].shape == tuple(map(int, shape.split(",")))
 
 
+@pytest.mark.parametrize("averaged", ["refined", "predicted"])
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_where_held_levels_settle(averaged, factor, prior):
+  """The fixed point of mean steps, in closed form for a circular blur."""
+  operator = operators.gaussian_blur(
+    SHAPE, size=3, std=0.5, boundary="circular"
+  )
+  observation = observe(operator, prior)
+  sigma = 0.3
+  config = NFCConfig(
+    levels=200,
+    sigma_min=sigma,
+    held=0.9,
+    inner="mean",
+    averaged=averaged,
+    width_factor=factor,
+  )
+  samples, _ = run(
+    nfc(config, spectrum=prior.spectrum),
+    prior.denoise,
+    observation,
+    jax.random.key(0),
+    num_samples=64,
+  )
+  found = np.fft.fft2(np.mean(samples, 0), axes=(1, 2))
+  # a (y - a z) / s^2 = (z - D z) / C with C = factor S sigma^2 / (S + sigma^2)
+  # and D = S / (S + sigma^2): the prior's precision is 1 / (factor S).
+  power = np.asarray(prior.spectrum, np.float64)[..., None]
+  delta = jnp.zeros((1, *SHAPE)).at[0, 0, 0].set(1)
+  gain = np.fft.fft2(np.asarray(operator.forward(delta)), axes=(1, 2))
+  y = np.fft.fft2(np.asarray(observation.y, np.float64), axes=(1, 2))
+
+  def settled(averaged, factor):
+    precision = np.abs(gain) ** 2 / 0.05**2 + 1 / (factor * power)
+    refined = np.conj(gain) * y / 0.05**2 / precision
+    kept = power / (power + sigma**2) if averaged == "predicted" else 1.0
+    return kept * refined
+
+  errors = {
+    other: np.linalg.norm(found - settled(*other)) / np.linalg.norm(found)
+    for other in itertools.product(("refined", "predicted"), (1.0, 2.0))
+  }
+  own = errors.pop((averaged, factor))
+  assert own < 0.005, own
+  assert min(errors.values()) > 3 * own, (own, errors)
+
+
 def test_named_settings_are_those_published():
   paper = NFCConfig.paper()
   assert (paper.levels, paper.rho) == (200, 7)
@@ -336,7 +384,8 @@ def test_named_settings_are_those_published():
   )
   assert (paper.tie, paper.halved_misfit) == ("sigma", False)
   assert NFCConfig.calibrated(levels=7).levels == 7
-  assert NFCConfig.restoration().inner == "mean"
+  best = NFCConfig.restoration()
+  assert (best.inner, best.averaged) == ("mean", "predicted")
   assert NFCConfig.paper(inner_steps=3).inner_steps == 3
 
 
