@@ -97,12 +97,21 @@ def from_folder(folder: str, size: int) -> dict[str, np.ndarray]:
   Raises:
     ValueError: there is no picture, or one is unreadable or too small.
   """
+  return {file.name: _reduced(file, size) for file in files_in(folder)}
+
+
+def files_in(folder: str) -> list[pathlib.Path]:
+  """The pictures of a folder, by name.
+
+  Raises:
+    ValueError: there is none.
+  """
   root = pathlib.Path(folder)
   files = sorted(root.iterdir()) if root.is_dir() else []
   files = [file for file in files if file.suffix.lower() in SUFFIXES]
   if not files:
     raise ValueError(f"folder {folder!r} must hold pictures, it holds none")
-  return {file.name: _reduced(file, size) for file in files}
+  return files
 
 
 def stack(names: tuple[str, ...], size: int) -> np.ndarray:

@@ -46,6 +46,8 @@ class SetupSettings:
         f"photographs must be among {', '.join(photographs.SHA256)}; got "
         f"{', '.join(self.photographs)}"
       )
+    if self.folder:
+      photographs.files_in(self.folder)
     if not self.photographs and not self.folder:
       raise ValueError("photographs must name one, or folder must be given")
     if not 64 <= self.size <= 1024 or self.size % 8:

@@ -81,7 +81,9 @@ class Settings:
 
 def config(settings: Settings) -> NFCConfig:
   """The sampler that is timed."""
-  return NFCConfig.restoration(tie="sigma", held=0.0, levels=settings.levels)
+  return NFCConfig(
+    levels=settings.levels, inner="mean", tie="sigma", tolerance=1e-4
+  )
 
 
 def problems(settings: Settings) -> tuple[jax.Array, list[Observation]]:

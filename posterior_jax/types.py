@@ -134,9 +134,9 @@ class Observation:
   """What was measured: y = A x0 + noise_std n.
 
   Attributes:
-    y: [N, h, w, C].
+    y: [N, h, w, C], floating point, of images x0 with pixels in [-1, 1].
     operator: the measurement A.
-    noise_std: scalar, > 0.
+    noise_std: scalar, > 0, on the scale of y.
   """
 
   y: jax.Array
@@ -153,7 +153,8 @@ def check_observation(observation: Observation) -> None:
     observation: y [N, h, w, C], its operator and noise.
 
   Raises:
-    TypeError: if the operator is not an `Operator` or y is no array.
+    TypeError: if the operator is not an `Operator` or y is no array of
+      floating point.
     ValueError: for a measurement of the wrong shape or not finite, or a noise
       level that is not positive.
   """
@@ -164,6 +165,10 @@ def check_observation(observation: Observation) -> None:
   )
   if not hasattr(y, "dtype") or not hasattr(y, "shape"):
     raise TypeError(f"y must be an array, got {type(y).__name__}")
+  if not jnp.issubdtype(y.dtype, jnp.floating):
+    raise TypeError(
+      f"y must be floating point, of pixels in [-1, 1], got dtype {y.dtype}"
+    )
   if not isinstance(operator, Operator):
     raise TypeError(
       f"operator must be a posterior_jax Operator, got "
