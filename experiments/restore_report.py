@@ -13,6 +13,7 @@ from experiments.restore_input import Given
 from experiments.restore_rows import Restored
 
 SHOWN_SAMPLES = 2
+SUSPICIOUS = 2.0  # of a residual that is near 1 where everything fits
 LEVELS = 127.5  # of 255, a unit of pixels in [-1, 1]
 ROWS = {
   "_given": "as given, enlarged where it is smaller",
@@ -76,6 +77,12 @@ def write(
       "square over the channels, its top half percent clipped. It does not "
       "know of a wrong kernel, mask or noise level."
     )
+    if row["method"] != "NFC":
+      report.text(
+        f"{row['method']} is not calibrated: where the posterior is known, its "
+        "samples spread more or less than they should (README says by how "
+        "much), so the map ranks places and is no error bar."
+      )
     report.figure(
       uncertainty(restored.samples),
       f"Where to trust the result, from {len(restored.samples)} samples.",
@@ -120,6 +127,11 @@ def summary(row: Mapping[str, Any]) -> list[str]:
     f"{row['calls']} calls of the denoiser and {row['products']} products with "
     f"its Jacobian; residual {row['residual']:.2f}"
   ]
+  if row["residual"] > SUSPICIOUS:
+    lines.append(
+      "a residual far above 1: the kernel, the mask or noise_std does not fit "
+      "the picture"
+    )
   for name, words in ROWS.items():
     if row[f"psnr{name}"] is not None:
       lines.append(
@@ -130,11 +142,10 @@ def summary(row: Mapping[str, Any]) -> list[str]:
 
 
 def _caption(row: Mapping[str, Any]) -> str:
-  how = (
-    "NFC's restoration() setting; samples by its calibrated() setting"
-    if row["method"] == "NFC"
-    else f"the mean of {row['samples']} samples of {row['method']}, tuned"
-  )
+  how = f"the mean of {row['samples']} samples of {row['method']}, tuned"
+  if row["method"] == "NFC":
+    samples = "; samples by its calibrated() setting" if row["samples"] else ""
+    how = f"NFC's restoration() setting{samples}"
   return (
     f"{row['task'].replace('_', ' ')}, noise {row['noise_std']:g} on pixels in "
     f"[-1, 1], {LEVELS * row['noise_std']:.1f} levels of 255. Restored: {how}."

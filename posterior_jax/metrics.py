@@ -55,7 +55,9 @@ _SSIM_C1, _SSIM_C2 = 0.01**2, 0.03**2
 
 
 def psnr(x: jax.Array, truth: jax.Array) -> jax.Array:
-  """Peak signal-to-noise ratio on [0, 1], in dB; infinite if equal.
+  """Peak signal-to-noise ratio on [0, 1], in dB.
+
+  Infinite if equal, once both are clipped.
 
   Args:
     x: [..., H, W, C].

@@ -41,9 +41,12 @@ def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
     Sampler(init, step, num_steps), for `run` or a loop of one's own.
 
   Raises:
+    TypeError: if `config` is no `NFCConfig`.
     ValueError: if the spectrum is missing, has a wrong rank or is not
       positive and finite.
   """
+  if not isinstance(config, NFCConfig):
+    raise TypeError(f"config must be an NFCConfig, got {type(config).__name__}")
   spectrum = checks.checked_spectrum(config, spectrum)
   schedule = levels(config)
 
@@ -122,13 +125,18 @@ def run(
     Samples [B, N, H, W, C] float32 and the Info of every step, stacked.
 
   Raises:
-    TypeError: if `denoise` is not callable, the operator is no `Operator`, y
-      no array, or num_samples no integer.
+    TypeError: if `sampler` is no `Sampler`, `denoise` not callable, the
+      operator no `Operator`, y no array of floating point, or num_samples no
+      integer.
     ValueError: for a measurement of the wrong shape or not finite, a noise
       level that is not positive, num_samples < 1, an image that spectrum or
       Haar levels do not fit, or a denoiser that returns another shape; before
       any compilation.
   """
+  if not isinstance(sampler, Sampler):
+    raise TypeError(
+      f"sampler must be a Sampler, as nfc returns, got {type(sampler).__name__}"
+    )
   if not callable(denoise):
     raise TypeError(f"denoise must be callable, got {type(denoise).__name__}")
   if not isinstance(num_samples, int):

@@ -15,6 +15,7 @@ from experiments import (
   prior_files,
   restore,
   restore_input,
+  restore_report,
   restore_rows,
   runner,
 )
@@ -96,10 +97,16 @@ def test_grey_stays_grey_and_grows_fourfold(files, tmp_path):
   )
   assert row["psnr"] is None and row["spread"] is None
   assert (row["height"], row["width"], row["channels"]) == (160, 180, 1)
-  assert 0.3 < row["residual"] < 1.2
+  # Below 1: restoration() trusts data twice as much as this prior's width says.
+  assert 0.1 < row["residual"] < 1.2
   with PIL.Image.open(tmp_path / "run" / "restored.png") as found:
     assert (found.size, found.mode) == ((180, 160), "L")
   assert not (tmp_path / "run" / "uncertainty.png").exists()
+  assert "samples by its" not in (tmp_path / "run" / "report.html").read_text()
+  warning = "a residual far above 1: the kernel, the mask or noise_std does not"
+  for residual, warned in ((row["residual"], False), (5.0, True)):
+    said = restore_report.summary(row | {"residual": residual})
+    assert any(line.startswith(warning) for line in said) == warned
 
 
 def test_a_rival_and_its_mean(files, tmp_path):
@@ -115,6 +122,8 @@ def test_a_rival_and_its_mean(files, tmp_path):
   )
   assert row["calls"] == 60 and row["psnr"] == row["psnr_mean"]
   assert row["psnr"] > row["psnr_given"]
+  text = (tmp_path / "run" / "report.html").read_text()
+  assert "DDNM+ is not calibrated" in text
 
 
 def test_three_channels_have_the_likelihood_of_grey(files):

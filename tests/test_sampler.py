@@ -466,6 +466,12 @@ def test_bad_calls_are_one_sentence(prior):
   refuse(prior, "y must be floating point", TypeError, **changed(y=whole))
   refuse(prior, "at least one observation", **changed(y=good.y[:0]))
   refuse(prior, "denoise must be callable", TypeError, denoise=3)
+  config = CONFIGS["calibrated"]
+  refuse(prior, "sampler must be a Sampler", TypeError, sampler=config)
+  with pytest.raises(
+    TypeError, match="config must be an NFCConfig, got method"
+  ):
+    nfc(NFCConfig.calibrated)
   refuse(prior, r"y must have shape \[N, 16", **changed(y=good.y[0]))
   refuse(prior, r"y must have shape", **changed(y=good.y[:, :8]))
   refuse(prior, "y must be finite", **changed(y=good.y.at[0].set(jnp.nan)))
