@@ -8,6 +8,7 @@ import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
@@ -176,6 +177,12 @@ def problem(
     rng.standard_normal((len(k), hv, dk, dv)),
   )
   return Problem(*(x.astype(np.float32) for x in arrays))
+
+
+def narrow(p, dtype):
+  """q, k and v rounded, and the same numbers in float64."""
+  p = Problem(*(jnp.asarray(x, dtype) for x in p[:3]), *map(jnp.asarray, p[3:]))
+  return p, Problem(*(np.asarray(x, np.float64) for x in p))
 
 
 def documents(length, *, seed=0):

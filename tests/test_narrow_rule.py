@@ -12,17 +12,11 @@ import neumann_jax
 from neumann_jax import InverseSpec, operands, state, wy
 from neumann_jax.kernels import state_gpu
 from tests import oracles
-from tests.oracles import Problem
+from tests.oracles import Problem, narrow
 
 CHUNK = 32
 FORMATS = ["bfloat16", "float16"]
 EXACT = InverseSpec("exact")
-
-
-def narrow(p, dtype):
-  """q, k and v rounded, and the same numbers in float64."""
-  p = Problem(*(jnp.asarray(x, dtype) for x in p[:3]), *map(jnp.asarray, p[3:]))
-  return p, Problem(*(np.asarray(x, np.float64) for x in p))
 
 
 @functools.partial(oracles.quick_jit, static_argnames=("chunk_size", "spec"))

@@ -245,17 +245,78 @@ def test_options_reach_the_rule(options):
   assert (np.asarray(found[0]) != np.asarray(other[0])).any()
 
 
+def without_roundings():
+  """Eight shards of eight tokens whose products need no more than 8 bits.
+
+  Keys are rows of a Hadamard matrix, all those of a shard different: A = 0 and
+  T = I. A query is the sum of four rows, so that it reads several values.
+  Decays are 0 or infinite and beta a power of two, or 0.
+  """
+  p, rng = oracles.problem(64), np.random.default_rng(11)
+  rows = functools.reduce(np.kron, [np.array([[1, 1], [1, -1]])] * 4) / 4
+  spread = (FAMILY_COUNT, 8, 2)  # [B, shards, Hk]
+  order = rng.permuted(np.tile(np.arange(16), (*spread, 1)), axis=-1)[..., :8]
+  gates = p.beta.shape
+  return p._replace(
+    q=rows[rng.integers(0, 16, (*p.q.shape[:3], 4))].sum(-2),
+    k=rows[order.swapaxes(2, 3)].reshape(p.k.shape),
+    log_decay=rng.choice([0, -np.inf], gates, p=[0.95, 0.05]),
+    beta=rng.choice([0, 0.5, 1, 2], gates),
+  )
+
+
 @pytest.mark.slow
-def test_narrow_operands_are_rounded_once():
-  """Sums stay float32, so the output is off by its own rounding, 2^-9, and at
-  most twice that where the two runs round to different sides."""
-  p, ids = oracles.problem(64), one_document(64)
-  p = Problem(*(jnp.asarray(x, jnp.bfloat16) for x in p[:5]), p.initial_state)
-  found, one = (values_of(n)(p, ids) for n in (8, None))
-  assert found[0].dtype == jnp.bfloat16 and found[1].dtype == jnp.float32
-  assert_close(found[1], one[1], oracles.FLOAT32_RULE)
-  found, one = (x[0].astype(jnp.float32) for x in (found, one))
-  assert_close(found, one, 2.0**-8)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_operands_are_rounded_once(dtype):
+  """Nothing is rounded but the output where no operand of a product is.
+
+  So sums, a shard's map, what shards send and the state are all float32.
+  """
+  p, rounded = oracles.narrow(without_roundings(), dtype)
+  ids = oracles.documents(64)
+  out, state = values_of(8)(p, ids)
+  assert out.dtype == dtype and state.dtype == jnp.float32
+  assert oracles.error(state.astype(dtype), state) > 1e-4  # it has more bits
+  want, last = oracles.delta_rule(rounded, ids)
+  assert_close(state, last, oracles.FLOAT32_RULE)
+  np.testing.assert_allclose(
+    np.float64(out),
+    want,
+    rtol=float(jnp.finfo(dtype).eps) / 2,
+    atol=oracles.FLOAT32_RULE * np.abs(want).max(),
+  )
+
+
+def by_maps(p, shards):
+  """The last state from shards' maps S -> M S + b, each of one device."""
+  state = np.float64(p.initial_state)
+  dk, dv = state.shape[-2:]
+  identity = np.broadcast_to(np.eye(dk), (*state.shape[:-1], dk))
+  start = np.concatenate([np.zeros_like(state), identity], -1)
+  v = jnp.pad(p.v, [(0, 0)] * 3 + [(0, dk)])
+  parts = (jnp.split(x, shards, axis=1) for x in p._replace(v=v)[:5])
+  for arrays in zip(*parts):
+    part = Problem(*arrays, jnp.asarray(start, jnp.float32))
+    b, m = np.split(np.float64(values_of(None)(part)[1]), [dv], axis=-1)
+    state = m @ state + b
+  return state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [2, 8])
+def test_narrow_operands_are_rounded_as_on_one_device(shards):
+  """Products round what they do where one device is given a shard's columns.
+
+  One device that is given the state instead rounds S where shards round b and
+  M: the two are equally near to float64, and no nearer to each other.
+  """
+  p, rounded = oracles.narrow(oracles.problem(64), "bfloat16")
+  found, one = (values_of(n)(p, one_document(64)) for n in (shards, None))
+  assert_close(found[1], by_maps(p, shards), oracles.FLOAT32_RULE)
+  for values in (found, one):
+    for a, b in zip(values, oracles.delta_rule(rounded), strict=True):
+      allowance = oracles.NARROW_RULE_ANY["bfloat16"]
+      assert oracles.rms_error(a, b).max() <= allowance
 
 
 def test_tokens_that_write_nothing():
