@@ -57,6 +57,11 @@ def sharded_delta_rule(
   inverse makes of them. Exactly zero gradients between documents stay so
   across shards.
 
+  Products take 16-bit q, k and v as `gated_delta_rule` does, and round b and M
+  where one device rounds the state: both forms are equally near to the exact
+  rule, not within float32 of each other. What shards exchange and how they
+  compose it is float32.
+
   Args:
     q: [B, L, Hk, Dk], this shard's tokens, like all operands.
     k: [B, L, Hk, Dk].
@@ -73,7 +78,7 @@ def sharded_delta_rule(
     chunk_size: as for `gated_delta_rule`, like all that follow.
     spec: of the inverse.
     fused: whether u and w come from one kernel.
-    implementation: back end.
+    implementation: back end; the recurrence over chunks is always the scan.
 
   Returns:
     out [B, L, Hv, Dv] in v's dtype, and the state after the last shard
