@@ -123,7 +123,7 @@ FLOAT32_RULE = 1e-5
 FLOAT32_RULE_GRADIENT = 4e-5
 
 # With bfloat16 operands T, u, w, the state, the attention, what a chunk writes
-# and the output are each rounded once, by at most 2^-9: RMS errors of 1e-3 to
+# and the output are each rounded once, by at most 2^-8: RMS errors of 1e-3 to
 # 2e-3 each, relative to what is rounded. Independent keys of width 128 add them
 # up to 4.5e-3 of the output's RMS, within the 5e-3 that fla allows its kernels;
 # where keys resemble each other the output is a small difference of large terms

@@ -15,7 +15,7 @@ from tests.oracles import assert_close
 
 CHUNK = 32
 BF16 = InverseSpec(precision="bfloat16")
-# bfloat16 operands: T and what it multiplies are each rounded once (2^-9), the
+# bfloat16 operands: T and what it multiplies are each rounded once (2^-8), the
 # bfloat16 ladder adds its own 1e-2, the result is rounded once more.
 NARROW = oracles.DESIGN_TABLE[0]["bfloat16"] * 2
 
