@@ -49,18 +49,18 @@ def corrected(
 
   for a white probe v (Hutchinson's estimate of the diagonal), summed over each
   half octave of radial frequency (all below 2 cycles an image together), the
-  channels and the batch. Where C is diagonal in Fourier space and the width
-  right in shape within a half octave, r is exact for any probe. It is kept
-  within a factor of 8.
+  channels and the samples of one observation. Where C is diagonal in Fourier
+  space and the width right in shape within a half octave, r is exact for any
+  probe. It is kept within a factor of 8.
 
   Args:
     key: of the probe.
     covariance: v -> C v, one VJP.
     width: Fourier diagonal to correct, [H, W] or [H, W, C], > 0.
-    images: [..., H, W, C], of the shape that `covariance` takes.
+    images: [B, N, H, W, C], of the shape that `covariance` takes.
 
   Returns:
-    The width, of its shape.
+    The width of every observation, [N, H, W, 1] or [N, H, W, C].
   """
   probe = jax.random.normal(key, images.shape, images.dtype)
   f = jnp.fft.fft2(probe, axes=(-3, -2), norm="ortho")
@@ -75,12 +75,12 @@ def corrected(
   ring = np.floor(2 * np.log2(radius) + 1e-9).astype(int) - 1
   member = jax.nn.one_hot(ring, int(ring.max()) + 1, dtype=f.real.dtype)
   sums = [
-    jnp.einsum("...hwc,hwk->k", a, member, precision=lax.Precision.HIGHEST)
+    jnp.einsum("bnhwc,hwk->nk", a, member, precision=lax.Precision.HIGHEST)
     for a in (found, assumed)
   ]
   ratio = sums[0] / sums[1]
   ratio = jnp.clip(ratio, 1 / _LARGEST_CORRECTION, _LARGEST_CORRECTION)
-  return (ratio[ring][..., None] * grid).reshape(width.shape)
+  return ratio[:, ring][..., None] * grid
 
 
 def draw(
@@ -168,13 +168,11 @@ def _move(
     spread = operator.forward(covariance(operator.adjoint(v)))
     return spread + observation.noise_std**2 * v
 
-  v, iterations = solve.conjugate_gradients(
-    matrix,
-    lambda r: r,
-    misfit,
-    tolerance=tolerance,
-    max_iterations=max_iterations,
+  v, iterations = solve.minimal_residual(
+    matrix, misfit, tolerance=tolerance, max_iterations=max_iterations
   )
+  longest = _norm(misfit) / observation.noise_std**2  # for any C >= 0
+  v = v * jnp.minimum(1, longest / jnp.maximum(_norm(v), 1e-30))
   shift = covariance(operator.adjoint(v))
   image = operator.forward(shift) + observation.noise_std**2 * v
   return start + shift, solve.report(misfit, image, iterations)

@@ -27,7 +27,8 @@ class Target(NamedTuple):
   Attributes:
     observation: y, A and s; with the band already in both (`apply_band`).
     centre: c, [B, N, H, W, C].
-    variance: Fourier diagonal of C, [], [H, W] or [H, W, C].
+    variance: Fourier diagonal of C, [], [H, W] or [..., H, W, C], whose
+      leading axes broadcast against those of the centre.
   """
 
   observation: Observation

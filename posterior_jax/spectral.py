@@ -23,7 +23,8 @@ def apply_transfer(x: jax.Array, transfer: jax.Array) -> jax.Array:
 
   Args:
     x: [..., H, W, C] real.
-    transfer: [], [H, W] or [H, W, C], real and even or complex Hermitian.
+    transfer: [], [H, W] or [..., H, W, C] with axes that broadcast against
+      x's, real and even or complex Hermitian.
 
   Returns:
     [..., H, W, C], real, of x's dtype.
@@ -34,7 +35,7 @@ def apply_transfer(x: jax.Array, transfer: jax.Array) -> jax.Array:
     return x * transfer.astype(x.dtype)
   if transfer.ndim == 2:
     transfer = transfer[..., None]
-  half = transfer[:, : width // 2 + 1]  # [H, W//2+1, C or 1]
+  half = transfer[..., : width // 2 + 1, :]  # [..., H, W//2+1, C or 1]
   f = jnp.fft.rfft2(x, axes=(-3, -2))
   f = f * half.astype(f.dtype)
   return jnp.fft.irfft2(f, s=(height, width), axes=(-3, -2))

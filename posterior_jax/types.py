@@ -77,8 +77,9 @@ class Operator(abc.ABC):
 
     Args:
       rhs: [..., H, W, C].
-      precision: diagonal of P on the full FFT grid, [], [H, W] or [H, W, C],
-        positive, in 1/pixel^2.
+      precision: diagonal of P on the full FFT grid, [], [H, W] or
+        [..., H, W, C] with axes that broadcast against rhs's, positive, in
+        1/pixel^2.
       noise_std: scalar measurement noise.
       tolerance: relative residual at which conjugate gradients stop.
       max_iterations: their limit.

@@ -17,6 +17,7 @@ from posterior_jax import (
   run,
   spectral,
 )
+from posterior_jax.operators import solve
 from tests import oracles
 
 SHAPE = (8, 8, 1)
@@ -188,16 +189,103 @@ def test_one_probe_puts_a_width_right(factor, gaussian):
   found = jacobian.corrected(
     jax.random.key(0), covariance, wrong, jnp.zeros(shape)
   )
-  np.testing.assert_allclose(found, width(gaussian), rtol=1e-4)
+  np.testing.assert_allclose(found[0, ..., 0], width(gaussian), rtol=1e-4)
   channels = jnp.stack([wrong, wrong], -1)
   found = jacobian.corrected(
-    jax.random.key(0), covariance, channels, jnp.zeros((3, *SHAPE[:2], 2))
+    jax.random.key(0), covariance, channels, jnp.zeros((3, 1, *SHAPE[:2], 2))
   )
-  np.testing.assert_allclose(found[..., 1], width(gaussian), rtol=1e-4)
+  np.testing.assert_allclose(found[0, ..., 1], width(gaussian), rtol=1e-4)
   far = jacobian.corrected(
     jax.random.key(0), lambda v: -v, wrong, jnp.zeros(shape)
   )
-  np.testing.assert_allclose(far, wrong / 8, rtol=1e-6)
+  np.testing.assert_allclose(far[0, ..., 0], wrong / 8, rtol=1e-6)
+
+
+def test_a_probe_is_for_one_observation_alone(gaussian):
+  """Two observations of different widths, three samples each."""
+  true = width(gaussian)
+  factors = jnp.array([0.5, 3.0]).reshape(2, 1, 1, 1)
+
+  def covariance(v):
+    return factors * spectral.apply_transfer(v, true)
+
+  found = jacobian.corrected(
+    jax.random.key(0), covariance, true, jnp.zeros((3, 2, *SHAPE))
+  )
+  assert found.shape == (2, *SHAPE)
+  np.testing.assert_allclose(found, factors * true[..., None], rtol=1e-4)
+
+
+def _nearly_positive(kind):
+  """[3, 16, 16] matrices; what stands for a network's Jacobian is "skewed"."""
+  rng = np.random.default_rng(0)
+  a = rng.standard_normal((3, 16, 16))
+  positive = a @ a.transpose(0, 2, 1) / 16 + 0.1 * np.eye(16)
+  return {
+    "positive": positive,
+    "skewed": positive + 0.3 * (a - a.transpose(0, 2, 1)),
+    "indefinite": a + a.transpose(0, 2, 1),
+    "unsymmetric": a,
+    "zero": 0 * a,
+  }[kind]
+
+
+@pytest.mark.parametrize(
+  "kind", ["positive", "skewed", "indefinite", "unsymmetric", "zero"]
+)
+def test_residuals_never_grow(kind):
+  """Whatever the matrix; and a positive one is solved."""
+  matrices = jnp.asarray(_nearly_positive(kind), jnp.float32)
+  b = normal((3, 4, 4, 1))
+
+  def matrix(x):
+    return jnp.einsum("bij,bj->bi", matrices, x.reshape(3, 16)).reshape(b.shape)
+
+  last = np.linalg.norm(b.reshape(3, 16), axis=1)
+  for steps in (1, 2, 3, 5, 8, 16, 40):
+    x, iterations = solve.minimal_residual(
+      matrix, b, tolerance=1e-5, max_iterations=steps
+    )
+    assert jnp.isfinite(x).all() and iterations <= steps
+    size = np.linalg.norm((b - matrix(x)).reshape(3, 16), axis=1)
+    assert (size <= last * (1 + 1e-4) + 1e-6).all()
+    last = size
+  if kind == "positive":
+    assert (last < 1e-4 * np.linalg.norm(b.reshape(3, 16), axis=1)).all()
+
+
+def test_a_solve_does_not_depend_on_its_batch():
+  matrices = jnp.asarray(_nearly_positive("skewed"), jnp.float32)
+  b = normal((3, 4, 4, 1))
+
+  def solved(number):
+    def matrix(x):
+      rows = jnp.einsum("bij,bj->bi", matrices[number], x.reshape(-1, 16))
+      return rows.reshape(x.shape)
+
+    return solve.minimal_residual(
+      matrix, b[number], tolerance=1e-3, max_iterations=30
+    )[0]
+
+  together = solved(np.array([0, 1, 2]))
+  for i in range(3):
+    np.testing.assert_allclose(
+      together[i], solved(np.array([i]))[0], atol=1e-4, rtol=1e-4
+    )
+
+
+def test_a_covariance_that_is_none_moves_little():
+  """-C: v is kept as short as for any covariance, so that z stays finite."""
+  observation = observe("random", False)
+  centre = jnp.zeros((1, 1, *SHAPE))
+  z, _, _ = jacobian.mean(
+    observation,
+    centre,
+    lambda v: -(NOISE**2) * (1 + 1e-6) * v,
+    tolerance=1e-6,
+    max_iterations=50,
+  )
+  assert jnp.linalg.norm(z) <= 1.01 * jnp.linalg.norm(observation.y)
 
 
 @pytest.mark.parametrize("inner", ["exact", "mean"])

@@ -126,6 +126,27 @@ def test_apply_transfer_is_a_product_of_spectra(size, channels, bits):
   assert error <= rtol * transfer.max() * np.linalg.norm(x)
 
 
+def test_apply_transfer_of_every_image_its_own():
+  """[N, H, W, C] and [B, N, H, W, 1] against one image at a time."""
+  x = jnp.asarray(normal((2, 3, 5, 6, 2)), jnp.float32)
+  one = jnp.asarray(even((5, 6), None), jnp.float32)
+  scales = jnp.asarray(1 + np.arange(6).reshape(2, 3), jnp.float32)
+  found = spectral.apply_transfer(
+    x, scales[..., None, None, None] * one[..., None]
+  )
+  shared = spectral.apply_transfer(
+    x, scales[0][:, None, None, None] * jnp.stack([one, 2 * one], -1)
+  )
+  for i in range(2):
+    for j in range(3):
+      alone = spectral.apply_transfer(x[i, j], scales[i, j] * one)
+      np.testing.assert_allclose(found[i, j], alone, rtol=1e-4, atol=1e-5)
+      alone = spectral.apply_transfer(
+        x[i, j], scales[0, j] * jnp.stack([one, 2 * one], -1)
+      )
+      np.testing.assert_allclose(shared[i, j], alone, rtol=1e-4, atol=1e-5)
+
+
 @every_size
 def test_apply_transfer_complex_is_a_convolution(size):
   """The transform of a lopsided kernel is Hermitian; definition by loops."""

@@ -75,7 +75,7 @@ def normal_equations(
     gram_gain: Fourier diagonal of A^T A, [], [H, W] or [H, W, C], >= 0; the
       preconditioner is (gram_gain / noise_std^2 + precision)^-1.
     rhs: b, [..., H, W, C].
-    precision: Fourier diagonal of P, [], [H, W] or [H, W, C], > 0.
+    precision: Fourier diagonal of P, [], [H, W] or [..., H, W, C], > 0.
     noise_std: scalar s.
     tolerance: relative residual at which an element of the batch stops.
     max_iterations: limit for all of them.
@@ -145,6 +145,55 @@ def conjugate_gradients(
   return x, iterations
 
 
+def minimal_residual(
+  matrix: Linear,
+  b: jax.Array,
+  *,
+  tolerance: float,
+  max_iterations: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Conjugate residuals on a batch of images from zero: Orthomin(1).
+
+  For matrices that are symmetric and positive only nearly, as a network's
+  Jacobian is (Vinsome 1976; Eisenstat, Elman & Schultz 1983). Every step takes
+  the length that makes the residual smallest, so that it never grows, whatever
+  the matrix; for a symmetric positive one these are conjugate residuals. Every
+  element of the batch stops on its own.
+
+  Returns:
+    x [..., H, W, C] and the iterations of the slowest, int32 scalar.
+  """
+  limit = tolerance**2 * _dot(b, b)
+
+  def running(carry: tuple) -> jax.Array:
+    residual, k = carry[1], carry[-1]
+    return jnp.any(_dot(residual, residual) > limit) & (k < max_iterations)
+
+  def step(carry: tuple) -> tuple:
+    x, residual, direction, image, k = carry
+    product = matrix(residual)
+    size = _dot(image, image)
+    beta = _dot(product, image) / jnp.where(size > 0, size, 1)
+    direction = residual - beta * direction
+    image = product - beta * image
+    size = _dot(image, image)
+    active = (_dot(residual, residual) > limit) & (size > 0)
+    alpha = _dot(residual, image) / jnp.where(size > 0, size, 1)
+    alpha = jnp.where(active, alpha, 0)
+    return (
+      x + alpha * direction,
+      residual - alpha * image,
+      direction,
+      image,
+      k + 1,
+    )
+
+  zero = jnp.zeros_like(b)
+  start = (zero, b, zero, zero, jnp.zeros((), jnp.int32))
+  x, *_, iterations = lax.while_loop(running, step, start)
+  return x, iterations
+
+
 def report(b: jax.Array, image: jax.Array, iterations: jax.Array) -> SolveInfo:
   """SolveInfo of K x = `image` against b, by the true residual."""
   size = jnp.maximum(_norm(b), jnp.finfo(b.dtype).tiny)
@@ -153,7 +202,7 @@ def report(b: jax.Array, image: jax.Array, iterations: jax.Array) -> SolveInfo:
 
 
 def _on_grid(transfer: jax.Array) -> jax.Array:
-  """[], [H, W] or [H, W, C] -> broadcastable [H, W, C]."""
+  """[], [H, W] or [..., H, W, C] -> broadcastable [..., H, W, C]."""
   transfer = jnp.asarray(transfer)
   return transfer[..., None] if transfer.ndim == 2 else transfer
 
