@@ -32,6 +32,7 @@ _RANGES = {
   "inner_steps": (1, 100_000),
   "step_size_decay": (0.0, 1.0),
   "width_factor": (0.01, 100.0),
+  "inflation": (1.0, 100.0),
   "tolerance": (1e-7, 1e-1),
   "max_iterations": (1, 100_000),
   "root_steps": (1, 1000),
@@ -88,12 +89,18 @@ class NFCConfig:
     tie: width C of the tie to the prediction: "sigma" is sigma^2, "spectrum"
       the prior's own S sigma^2 / (S + sigma^2), which needs a spectrum;
       "probed" is that put right in every half octave by the denoiser's Jacobian
-      (`jacobian.corrected`), one VJP a level; "jacobian" is sigma^2 times the
-      Jacobian itself and needs no spectrum, but root_steps + 1 VJPs a level and
-      one more an iteration (no root_steps with inner "mean"). Both go with
-      predictor "denoise", the last also with inner "exact" or "mean" only.
+      (`jacobian.corrected`), for every observation alone, one VJP a level;
+      "jacobian" is sigma^2 times the Jacobian itself and needs no spectrum, but
+      root_steps + 1 VJPs a level and one more an iteration (no root_steps with
+      inner "mean"). Both go with predictor "denoise", the last also with inner
+      "exact" or "mean" only.
     width_factor: factor on that width, 0.01 to 100: above 1 the measurement
       moves the prediction further than the prior's width allows.
+    inflation: largest factor, 1 to 100, up or down, on the width of one image,
+      chosen at every level so that the misfit of its prediction is what width
+      and noise make it (`inflation.inflated`); 1: none. Only with tie
+      "spectrum" or "probed". Noise that is stronger than the observation says
+      is taken for such a misfit: the larger the factor, the worse it is then.
     tolerance: relative residual of the linear solves of "exact" and "mean".
     max_iterations: their limit.
     root_steps: products for the square root of the width (`jacobian.root`);
@@ -137,6 +144,7 @@ class NFCConfig:
   halved_misfit: bool = True
   tie: Tie = "spectrum"
   width_factor: float = 1.0
+  inflation: float = 1.0
   tolerance: float = 1e-6
   max_iterations: int = 500
   root_steps: int = 10
@@ -159,6 +167,11 @@ class NFCConfig:
       raise ValueError(
         f"passes must be 1 unless levels are held, got {self.passes} with "
         f"held {self.held} of {self.levels} levels"
+      )
+    if self.inflation > 1 and self.tie not in ("spectrum", "probed"):
+      raise ValueError(
+        'inflation must be 1 unless tie is "spectrum" or "probed", got '
+        f'{self.inflation} with tie="{self.tie}"'
       )
     for name, choices in _NEEDED.get(self.tie, {}).items():
       if getattr(self, name) not in choices:
@@ -246,11 +259,17 @@ class NFCConfig:
     level: any blend > 0 tempers the likelihood and biases the levels at which
     it acts. Wavelet weights are 1.
 
+    A network is not exact: on photographs it is surer along the way than its
+    errors allow. `inflation` lets a misfit that is too large to be chance widen
+    an image's width by up to a half, which a Gaussian prior never needs.
+
     tie="jacobian" takes the width from the denoiser and needs no spectrum: at
     most 27 VJPs a level, solves to 1e-2 in at most 20 iterations, unless
     changed. Early levels may stop short of that; later ones correct it.
     """
     settings: dict[str, Any] = {"tie": "probed"} | _affordable(changes)
+    if changes.get("tie", "probed") in ("spectrum", "probed"):
+      settings |= {"sigma_min": 0.02, "inflation": 1.5}
     return cls(**(settings | changes))
 
 

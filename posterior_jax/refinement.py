@@ -7,6 +7,7 @@ import numpy as np
 
 from posterior_jax import bands, jacobian, likelihood, predictor
 from posterior_jax.config import NFCConfig
+from posterior_jax.inflation import inflated
 from posterior_jax.level_schedule import Levels
 from posterior_jax.types import Denoiser, Observation, SolveInfo
 
@@ -43,7 +44,8 @@ def refined(
   Returns:
     The prediction, its refinement, and what that took.
   """
-  observation = _banded(config, spectrum, observation, now)
+  believed = _believed(config, observation)
+  observation = _banded(config, spectrum, believed, now)
   if config.tie == "jacobian":
     return _by_jacobian(config, key, denoise, x, observation, now.sigma)
   variance = now.sigma**2
@@ -64,6 +66,9 @@ def refined(
       sigma_end=config.predictor_sigma_min,
       rho=config.rho,
     )
+  if config.inflation > 1:
+    key, key_probe = jax.random.split(key)
+    variance = inflated(key_probe, believed, x0, variance, config.inflation)
   z, solve = likelihood.refine(
     key,
     likelihood.Target(observation, x0, config.width_factor * variance),
@@ -76,17 +81,22 @@ def refined(
   return Moved(x0, z, solve, int(config.tie == "probed"))
 
 
+def _believed(config: NFCConfig, observation: Observation) -> Observation:
+  """The observation with the noise that the likelihood assumes."""
+  if config.inner_noise_std is None and config.halved_misfit:
+    return observation
+  noise = config.inner_noise_std or observation.noise_std
+  noise = noise if config.halved_misfit else noise / np.sqrt(2)
+  return Observation(observation.y, observation.operator, noise)
+
+
 def _banded(
   config: NFCConfig,
   spectrum: jax.Array | None,
   observation: Observation,
   now: Levels,
 ) -> Observation:
-  """The observation that the level believes: assumed noise and band."""
-  if config.inner_noise_std is not None or not config.halved_misfit:
-    noise = config.inner_noise_std or observation.noise_std
-    noise = noise if config.halved_misfit else noise / np.sqrt(2)
-    observation = Observation(observation.y, observation.operator, noise)
+  """The observation in the level's band."""
   if config.blend_start == 0:
     return observation
   shape = observation.operator.measurement_shape[:2]

@@ -1,0 +1,147 @@
+"""The width that a misfit widens: its factor, its chances, what it is for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from posterior_jax import (
+  NFCConfig,
+  Observation,
+  metrics,
+  nfc,
+  operators,
+  priors,
+  run,
+)
+from posterior_jax.inflation import inflated
+
+SHAPE = (32, 32, 1)
+NOISE, SIGMA = 0.05, 0.5
+OPERATORS = {
+  "random": lambda: operators.random_inpainting(SHAPE, fraction=0.5),
+  "resize": lambda: operators.super_resolution(SHAPE, factor=2),
+  "mirrored blur": lambda: operators.gaussian_blur(SHAPE, size=5, std=1.0),
+}
+
+
+@pytest.fixture(scope="module")
+def prior():
+  return priors.gaussian_prior(priors.power_law_spectrum(*SHAPE[:2]))
+
+
+def variance(prior):
+  return prior.spectrum * SIGMA**2 / (prior.spectrum + SIGMA**2)
+
+
+def factors(prior, name, scale, count=200):
+  """Of predictions whose true width is `scale` times the assumed one."""
+  operator = OPERATORS[name]()
+  wide = priors.gaussian_prior(scale * variance(prior))
+  keys = jax.random.split(jax.random.key(0))
+  truth = wide.sample(keys[0], (count,), channels=1)
+  clean = operator.forward(truth)
+  y = clean + NOISE * jax.random.normal(keys[1], clean.shape)
+  found = inflated(
+    jax.random.key(9),
+    Observation(y, operator, jnp.float32(NOISE)),
+    jnp.zeros((1, count, *SHAPE)),
+    variance(prior),
+    4.0,
+  )
+  assert found.shape == (1, count, *SHAPE)
+  ratio = found[0] / variance(prior)[..., None]
+  np.testing.assert_allclose(
+    ratio, jnp.broadcast_to(ratio[:, :1, :1], ratio.shape), rtol=1e-5
+  )
+  return np.asarray(ratio[:, 0, 0, 0])
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_right_width_stays(name, prior):
+  """Outside two standard deviations lie 4.6 % of a normal; chi^2 is near."""
+  found = factors(prior, name, 1.0)
+  changed = found != 1.0
+  assert changed.mean() < 0.12, changed.mean()
+  assert np.abs(found - 1).max() < 0.5
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("scale", [0.4, 2.5])
+def test_a_wrong_width_is_put_right(name, scale, prior):
+  """Up to the two standard deviations that are left to chance."""
+  found = factors(prior, name, scale)
+  between = (found >= min(scale, 1.0) * 0.8) & (found <= max(scale, 1.0) * 1.25)
+  assert between.mean() > 0.97
+  assert abs(np.median(found) - 1) > 0.45 * abs(scale - 1)
+
+
+def test_the_factor_is_bounded_and_an_images_own(prior):
+  operator = OPERATORS["random"]()
+  y = jnp.stack([jnp.zeros(SHAPE), 100 * jnp.ones(SHAPE)])
+  observation = Observation(y, operator, jnp.float32(NOISE))
+  centre = jnp.zeros((3, 2, *SHAPE)).at[1, 0].set(100.0)
+  found = inflated(jax.random.key(9), observation, centre, variance(prior), 4.0)
+  ratio = (found / variance(prior)[..., None])[:, :, 0, 0, 0]
+  np.testing.assert_allclose(ratio, [[0.25, 4], [4, 4], [0.25, 4]], rtol=1e-5)
+
+
+def test_channels_share_a_width(prior):
+  """[H, W] for three channels is [H, W, 3] of the same."""
+  shape = (*SHAPE[:2], 3)
+  operator = operators.gaussian_blur(shape, size=5, std=1.0)
+  y = jax.random.normal(jax.random.key(0), (1, *shape))
+  observation = Observation(y, operator, jnp.float32(NOISE))
+  one = variance(prior)
+  three = jnp.stack([one, one, one], -1)
+  centre = jnp.zeros((1, 1, *shape))
+  found = inflated(jax.random.key(9), observation, centre, one, 100.0)
+  assert found.shape == (1, 1, *SHAPE)
+  expected = inflated(jax.random.key(9), observation, centre, three, 100.0)
+  np.testing.assert_allclose(
+    jnp.broadcast_to(found, expected.shape), expected, rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize("name", ["random", "mirrored blur"])
+def test_a_denoiser_that_is_too_sure(name, prior):
+  """It believes in a ninth of the power: the measurement puts that right.
+
+  Judged against the posterior of the prior that the truth was drawn from.
+  """
+  operator = OPERATORS[name]()
+  truth = prior.sample(jax.random.key(1), (2,), channels=1)
+  clean = operator.forward(truth)
+  y = clean + NOISE * jax.random.normal(jax.random.key(2), clean.shape)
+  observation = Observation(y, operator, NOISE)
+  exact, _ = priors.posterior_mean(prior, observation)
+  sure = priors.gaussian_prior(prior.spectrum / 9)
+  errors, residuals = {}, {}
+  for inflation in (1.0, 4.0):
+    config = NFCConfig.calibrated(levels=30, inflation=inflation)
+    samples, _ = run(
+      nfc(config, spectrum=sure.spectrum),
+      sure.denoise,
+      observation,
+      jax.random.key(3),
+      num_samples=8,
+    )
+    errors[inflation] = float(
+      jnp.sqrt(jnp.mean((samples.mean(0) - exact) ** 2))
+    )
+    residual = metrics.measurement_residual(samples, observation)
+    residuals[inflation] = float(residual.mean())
+  assert errors[4.0] < 0.8 * errors[1.0], errors
+  assert abs(residuals[4.0] - 1) < 0.5 * abs(residuals[1.0] - 1), residuals
+
+
+def test_refusals():
+  with pytest.raises(ValueError, match=r"inflation must lie in \[1, 100\]"):
+    NFCConfig(inflation=0.5)
+  for tie in ("sigma", "jacobian"):
+    with pytest.raises(
+      ValueError, match='unless tie is "spectrum" or "probed"'
+    ):
+      NFCConfig(tie=tie, inflation=2.0)
+  assert NFCConfig.calibrated(tie="jacobian").inflation == 1
+  assert NFCConfig.calibrated(tie="spectrum").inflation > 1
