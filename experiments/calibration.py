@@ -40,7 +40,8 @@ from experiments.calibration_problems import (
 )
 from experiments.calibration_rows import Who
 from experiments.progress import Progress
-from experiments.samplers import PUBLISHED
+from experiments.samplers import CALIBRATED, PUBLISHED, TUNED
+from posterior_jax import NFCConfig
 
 GAUSSIAN, MIXTURE = "gaussian", "mixture"
 
@@ -149,13 +150,22 @@ def jobs(settings: Settings) -> list[Job]:
     for task, make in gaussian.items()
   ]
   for who in everyone(settings, (1.0,)):
-    # A mixture has no spectrum.
-    ours = who.method == "NFC" and who.setting != PUBLISHED
-    changes = (("tie", "jacobian"),) if ours else ()
+    changes = _without_spectrum(who) if who.method == "NFC" else ()
     for (size, measured), make in mixture.items():
       about = {"size": size, "measured": measured}
       found.append(Job(MIXTURE, about, who, make, changes))
   return found
+
+
+def _without_spectrum(who: Who) -> tuple[tuple[str, Any], ...]:
+  """What makes of NFC's setting the same one by the Jacobian: for mixtures."""
+  presets = {TUNED: NFCConfig.restoration, CALIBRATED: NFCConfig.calibrated}
+  if who.setting not in presets:
+    return ()
+  preset = presets[who.setting]
+  plain = dataclasses.asdict(preset())
+  own = dataclasses.asdict(preset(tie="jacobian"))
+  return tuple((k, value) for k, value in own.items() if value != plain[k])
 
 
 def _gaussians(task: str, settings: Settings) -> list[Gaussian]:

@@ -42,6 +42,36 @@ def latest(rows: Rows) -> list[Mapping[str, Any]]:
   return list({tuple(row[k] for k in keys): row for row in rows}.values())
 
 
+def with_derived(rows: Rows) -> list[dict[str, Any]]:
+  """Rows with what follows from their numbers, None without several samples.
+
+    certainty: sqrt(2) spread / error of a sample, both root mean squares. The
+      truth and a sample of its posterior are two draws, so that 1 is right;
+      less is surer than right, 0 knows nothing of its error.
+    psnr_limit: PSNR of the mean of ever more samples, from the m at hand: their
+      mean's square error less its part by chance, spread^2 / m. None where that
+      part is all there is.
+
+  Args:
+    rows: of any part.
+  """
+  return [dict(row) | _derived(row) for row in rows]
+
+
+def _derived(row: Mapping[str, Any]) -> dict[str, float | None]:
+  if row["spread"] is None or row["psnr_mean"] is None:
+    return {"certainty": None, "psnr_limit": None}
+  spread, count = float(row["spread"]), int(row["samples"])
+  one, several = (
+    4 * 10 ** (-float(row[name]) / 10) for name in ("psnr", "psnr_mean")
+  )
+  left = several - spread**2 / count
+  return {
+    "certainty": float(np.sqrt(2 / one) * spread),
+    "psnr_limit": float(10 * np.log10(4 / left)) if left > 0 else None,
+  }
+
+
 def part(rows: Rows, name: str, assumed: str = "") -> Rows:
   """Rows of one part of the study, under one belief."""
   return [r for r in rows if (r["part"], r["assumed"]) == (name, assumed)]
@@ -125,6 +155,7 @@ def cost(rows: Rows) -> list[list[Any]]:
       Cell(mean(rows, "spread", who), 3),
     ]
     for who in everyone(rows)
+    if mean(rows, "calls", who) is not None
   ]
 
 

@@ -16,8 +16,10 @@ from experiments import (
   calibration_rows,
   record,
   runner,
+  samplers,
 )
 from experiments.calibration_rows import Who
+from posterior_jax import NFCConfig
 from tests import oracles
 
 SIZE = 12
@@ -160,3 +162,23 @@ def test_lines_put_the_best_median_first():
 def test_bad_settings_are_one_sentence(change, sentence):
   with pytest.raises(runner.UsageError, match=sentence):
     settings(**change)
+
+
+@pytest.mark.parametrize(
+  ("setting", "preset"),
+  [
+    ("calibrated", NFCConfig.calibrated),
+    ("tuned", NFCConfig.restoration),
+    ("published", NFCConfig.paper),
+  ],
+)
+def test_mixtures_take_the_settings_by_the_jacobian(setting, preset):
+  """Not the spectral ones with another tie, which are refused or differ."""
+  (job,) = [
+    job
+    for job in calibration.jobs(settings(settings=(setting,)))
+    if job.table == calibration.MIXTURE
+  ]
+  found = samplers.config("NFC", setting, **dict(job.changes))
+  expected = preset() if setting == "published" else preset(tie="jacobian")
+  assert found == expected

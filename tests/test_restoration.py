@@ -315,3 +315,28 @@ def test_two_devices_give_what_one_gives():
   rows = list(restoration_runs.run_all([program] * 2, setup, workers=2))
   assert len(rows) == 2 and len(jax.local_devices()) > 1
   assert rows[0][0].psnr == rows[1][0].psnr
+
+
+def test_what_follows_from_rows():
+  """Draws of a known posterior: mean off by 0.1, spread 0.2 in every pixel."""
+  rng = np.random.default_rng(0)
+  truth = rng.normal(0.0, 0.2, (3, 256, 256, 3)).clip(-0.9, 0.9)
+  samples = 0.1 + rng.normal(0.0, 0.2, (4, *truth.shape)).clip(-0.9, 0.9)
+  operator = pj.operators.box_inpainting(truth.shape[1:], size=8)
+  truth = jnp.asarray(truth, jnp.float32)
+  problem = Problem("box", truth, pj.Observation(truth, operator, 0.1))
+  found = [
+    {"samples": 4, **row}
+    for row in restoration_rows.judge(
+      jnp.asarray(samples, jnp.float32), problem, None
+    )
+  ]
+  for row in restoration_tables.with_derived(found):
+    # One sample's error: two draws and the offset.
+    assert abs(row["certainty"] - np.sqrt(0.08 / 0.09)) < 0.01
+    expected = 10 * np.log10(4 / (0.1**2 + 0.2**2))
+    assert abs(row["psnr_limit"] - expected) < 0.1
+    assert row["psnr_limit"] > row["psnr_mean"] + 0.5
+  alone = found[0] | {"samples": 1, "spread": None, "psnr_mean": None}
+  (row,) = restoration_tables.with_derived([alone])
+  assert row["certainty"] is None and row["psnr_limit"] is None
