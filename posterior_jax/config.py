@@ -261,7 +261,8 @@ class NFCConfig:
 
     A network is not exact: on photographs it is surer along the way than its
     errors allow. `inflation` lets a misfit that is too large to be chance widen
-    an image's width by up to a half, which a Gaussian prior never needs.
+    an image's width by up to a half. Measurements of the prior itself hardly
+    need that; inflation=1 is exact for those that no draw of it would give, too.
 
     tie="jacobian" takes the width from the denoiser and needs no spectrum: at
     most 27 VJPs a level, solves to 1e-2 in at most 20 iterations, unless
