@@ -248,7 +248,7 @@ class NFCConfig:
 
   @classmethod
   def calibrated(cls, **changes: Any) -> "NFCConfig":
-    """For posterior samples: exact on a Gaussian prior at any level count.
+    """For posterior samples: right on a Gaussian prior at any level count.
 
     One denoiser call and one VJP a level; the denoiser's mean is the centre
     and the prior's own conditional variance the width of the tie, so that the
@@ -261,8 +261,8 @@ class NFCConfig:
 
     A network is not exact: on photographs it is surer along the way than its
     errors allow. `inflation` lets a misfit that is too large to be chance widen
-    an image's width by up to a half. Measurements of the prior itself hardly
-    need that; inflation=1 is exact for those that no draw of it would give, too.
+    an image's width by up to a half. On measurements of the prior itself that
+    moves the variance by about 1 %; with inflation=1 every level is exact.
 
     tie="jacobian" takes the width from the denoiser and needs no spectrum: at
     most 27 VJPs a level, solves to 1e-2 in at most 20 iterations, unless

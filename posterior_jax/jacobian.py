@@ -98,7 +98,7 @@ def draw(
     z = u + C A^T (A C A^T + s^2)^-1 (y - A u + s e),  u = c + C^(1/2) e'
 
   e and e' standard normal: u is drawn from the prior of the level and moved by
-  the measurement. The square root is `root`, the solve conjugate gradients on
+  the measurement. The square root is `root`, the solve conjugate residuals on
   measurements; what they leave out, later levels correct.
 
   Args:
@@ -137,8 +137,22 @@ def mean(
   *,
   tolerance: float,
   max_iterations: int,
+  solver: solve.Solver | None = None,
 ) -> tuple[jax.Array, SolveInfo, jax.Array]:
-  """The mean of what `draw` draws; iterations + 1 products with C."""
+  """The mean of what `draw` draws; iterations + 1 products with C.
+
+  Args:
+    observation: as for `draw`.
+    centre: likewise.
+    covariance: likewise.
+    tolerance: likewise.
+    max_iterations: likewise.
+    solver: None for that of `draw`, conjugate residuals whose answer is kept
+      as short as a covariance makes it.
+
+  Returns:
+    z, how the solve went, and how many products with C it took.
+  """
   z, info = _move(
     observation,
     centre,
@@ -146,6 +160,7 @@ def mean(
     covariance,
     tolerance=tolerance,
     max_iterations=max_iterations,
+    solver=solver,
   )
   return z, info, 1 + info.iterations
 
@@ -158,6 +173,7 @@ def _move(
   *,
   tolerance: float,
   max_iterations: int,
+  solver: solve.Solver | None = None,
 ) -> tuple[jax.Array, SolveInfo]:
   """start + C A^T (A C A^T + s^2)^-1 (y - A start + data_noise)."""
   operator = observation.operator
@@ -168,11 +184,12 @@ def _move(
     spread = operator.forward(covariance(operator.adjoint(v)))
     return spread + observation.noise_std**2 * v
 
-  v, iterations = solve.minimal_residual(
+  v, iterations = (solver or solve.minimal_residual)(
     matrix, misfit, tolerance=tolerance, max_iterations=max_iterations
   )
-  longest = _norm(misfit) / observation.noise_std**2  # for any C >= 0
-  v = v * jnp.minimum(1, longest / jnp.maximum(_norm(v), 1e-30))
+  if solver is None:
+    longest = _norm(misfit) / observation.noise_std**2  # for any C >= 0
+    v = v * jnp.minimum(1, longest / jnp.maximum(_norm(v), 1e-30))
   shift = covariance(operator.adjoint(v))
   image = operator.forward(shift) + observation.noise_std**2 * v
   return start + shift, solve.report(misfit, image, iterations)

@@ -103,7 +103,9 @@ def test_channels_share_a_width(prior):
   )
 
 
-@pytest.mark.parametrize("name", ["random", "mirrored blur"])
+@pytest.mark.parametrize(
+  "name", ["random", pytest.param("mirrored blur", marks=pytest.mark.slow)]
+)
 def test_a_denoiser_that_is_too_sure(name, prior):
   """It believes in a ninth of the power: the measurement puts that right.
 

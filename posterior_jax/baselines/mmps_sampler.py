@@ -12,6 +12,7 @@ import jax
 from posterior_jax import fields, jacobian, schedule
 from posterior_jax.baselines import diffusion, tasks
 from posterior_jax.baselines.diffusion import Level, Moved
+from posterior_jax.operators.solve import conjugate_gradients
 from posterior_jax.types import Denoiser, Observation, Sampler
 
 
@@ -89,6 +90,7 @@ def mmps(config: MMPSConfig = MMPSConfig.published()) -> Sampler:  # noqa: B008
       covariance,
       tolerance=config.tolerance,
       max_iterations=config.iterations,
+      solver=conjugate_gradients,
     )
     ahead = diffusion.ddim(key, x, x0, level, config.eta)
     return Moved(ahead, x0, solve, products=products)

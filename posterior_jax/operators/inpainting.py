@@ -124,8 +124,8 @@ class Inpainting(Operator):
     known = weight * rhs
     h, iterations = solve.conjugate_gradients(
       within(1.0 - wiener),
-      within(1.0 / (1.0 - wiener)),
       hole * spectral.apply_transfer(known, wiener),
+      precondition=within(1.0 / (1.0 - wiener)),
       **stop,
     )
     x = spectral.apply_transfer(known + h, wiener)

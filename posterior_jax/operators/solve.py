@@ -15,6 +15,8 @@ from posterior_jax import spectral
 from posterior_jax.types import SolveInfo
 
 Linear = Callable[[jax.Array], jax.Array]
+# (matrix, b, *, tolerance, max_iterations) -> x and iterations, from zero.
+Solver = Callable[..., tuple[jax.Array, jax.Array]]
 _IMAGE = (-3, -2, -1)
 
 
@@ -93,21 +95,21 @@ def normal_equations(
 
   x, iterations = conjugate_gradients(
     matrix,
-    lambda r: spectral.apply_transfer(r, inverse),
     b,
     tolerance=tolerance,
     max_iterations=max_iterations,
+    precondition=lambda r: spectral.apply_transfer(r, inverse),
   )
   return x, report(b, matrix(x), iterations)
 
 
 def conjugate_gradients(
   matrix: Linear,
-  precondition: Linear,
   b: jax.Array,
   *,
   tolerance: float,
   max_iterations: int,
+  precondition: Linear = lambda r: r,
 ) -> tuple[jax.Array, jax.Array]:
   """Preconditioned conjugate gradients on a batch of images from zero.
 
