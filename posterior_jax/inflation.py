@@ -53,7 +53,7 @@ def inflated(
   spread = observed * (operator.forward(spread) + noise * probe)
   chance = _ACCIDENT * jnp.sqrt(2 * _total(spread**2))
 
-  grid = variance[..., None] if variance.ndim == 2 else variance
+  grid = spectral.on_grid(variance)
   gain = jnp.broadcast_to(operator.gram_gain, centre.shape[-3:-1])[..., None]
   trace = _total(gain * grid) * (centre.shape[-1] // grid.shape[-1])
   surprise = _total(misfit**2) - trace - jnp.sum(observed) * noise

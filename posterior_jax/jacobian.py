@@ -65,7 +65,7 @@ def corrected(
   probe = jax.random.normal(key, images.shape, images.dtype)
   f = jnp.fft.fft2(probe, axes=(-3, -2), norm="ortho")
   product = jnp.fft.fft2(covariance(probe), axes=(-3, -2), norm="ortho")
-  grid = width[..., None] if width.ndim == 2 else width  # [H, W, 1 or C]
+  grid = spectral.on_grid(width)  # [H, W, 1 or C]
   found = jnp.real(jnp.conj(f) * product)
   assumed = jnp.abs(f) ** 2 * grid
   size = max(width.shape[:2])

@@ -18,6 +18,12 @@ def radial_frequency(height: int, width: int) -> np.ndarray:
   return np.hypot(fy, fx)
 
 
+def on_grid(transfer: jax.Array) -> jax.Array:
+  """[], [H, W] or [..., H, W, C] -> broadcastable [..., H, W, C]."""
+  transfer = jnp.asarray(transfer)
+  return transfer[..., None] if transfer.ndim == 2 else transfer
+
+
 def apply_transfer(x: jax.Array, transfer: jax.Array) -> jax.Array:
   """Multiplies the 2-D spectrum of x by a transfer function.
 
@@ -30,11 +36,9 @@ def apply_transfer(x: jax.Array, transfer: jax.Array) -> jax.Array:
     [..., H, W, C], real, of x's dtype.
   """
   height, width = x.shape[-3:-1]
-  transfer = jnp.asarray(transfer)
+  transfer = on_grid(transfer)
   if transfer.ndim == 0:
     return x * transfer.astype(x.dtype)
-  if transfer.ndim == 2:
-    transfer = transfer[..., None]
   half = transfer[..., : width // 2 + 1, :]  # [..., H, W//2+1, C or 1]
   f = jnp.fft.rfft2(x, axes=(-3, -2))
   f = f * half.astype(f.dtype)

@@ -121,9 +121,8 @@ class Blur(Operator):
     """
     gain = self.gram_gain.astype(rhs.dtype)
     if self.boundary == "circular":
-      precision = jnp.asarray(precision, rhs.dtype)
-      gain = gain[..., None] if precision.ndim > 2 else gain
-      total = gain / jnp.asarray(noise_std, rhs.dtype) ** 2
+      precision = spectral.on_grid(jnp.asarray(precision, rhs.dtype))
+      total = spectral.on_grid(gain) / jnp.asarray(noise_std, rhs.dtype) ** 2
       x = spectral.apply_transfer(rhs, 1.0 / (total + precision))
       done = SolveInfo(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
       return x, done

@@ -87,8 +87,8 @@ def normal_equations(
   """
   weight = jnp.asarray(noise_std, rhs.dtype) ** 2
   b = rhs * weight  # solve (A^T A + s^2 P) x = s^2 b
-  scaled = _on_grid(weight * jnp.asarray(precision, rhs.dtype))
-  inverse = 1.0 / (_on_grid(gram_gain.astype(rhs.dtype)) + scaled)
+  scaled = spectral.on_grid(weight * jnp.asarray(precision, rhs.dtype))
+  inverse = 1.0 / (spectral.on_grid(gram_gain.astype(rhs.dtype)) + scaled)
 
   def matrix(x: jax.Array) -> jax.Array:
     return gram(x) + spectral.apply_transfer(x, scaled)
@@ -201,12 +201,6 @@ def report(b: jax.Array, image: jax.Array, iterations: jax.Array) -> SolveInfo:
   size = jnp.maximum(_norm(b), jnp.finfo(b.dtype).tiny)
   worst = jnp.max(_norm(b - image) / size)
   return SolveInfo(iterations, worst.astype(jnp.float32))
-
-
-def _on_grid(transfer: jax.Array) -> jax.Array:
-  """[], [H, W] or [..., H, W, C] -> broadcastable [..., H, W, C]."""
-  transfer = jnp.asarray(transfer)
-  return transfer[..., None] if transfer.ndim == 2 else transfer
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
