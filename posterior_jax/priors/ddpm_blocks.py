@@ -14,6 +14,8 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from posterior_jax.priors.convolution import Conv
+
 Change = Literal["down", "up"]
 
 
@@ -63,7 +65,7 @@ class ResidualBlock(nnx.Module):
       dtype: of the products.
       rngs: streams of the initialisation.
     """
-    conv = functools.partial(nnx.Conv, dtype=dtype, rngs=rngs)
+    conv = functools.partial(Conv, dtype=dtype, rngs=rngs)
     told = 2 * width if scale_shift else width
     self.scale_shift, self.change = scale_shift, change
     self.norm1 = group_norm(entering, groups, epsilon, rngs)
@@ -154,7 +156,7 @@ class DownConv(nnx.Module):
       dtype: of the products.
       rngs: streams of the initialisation.
     """
-    self.conv = nnx.Conv(
+    self.conv = Conv(
       width,
       width,
       (3, 3),
@@ -174,7 +176,7 @@ class UpConv(nnx.Module):
 
   def __init__(self, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
     """Makes the parameters of `width` channels."""
-    self.conv = nnx.Conv(width, width, (3, 3), dtype=dtype, rngs=rngs)
+    self.conv = Conv(width, width, (3, 3), dtype=dtype, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """[N, H, W, D] -> [N, 2 H, 2 W, D]."""

@@ -17,6 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from posterior_jax.priors import ddpm_blocks
+from posterior_jax.priors.convolution import Conv
 from posterior_jax.priors.ddpm_scales import Down, Embedding, Layers, Middle, Up
 from posterior_jax.priors.parametrisation import VP, Parametrisation
 
@@ -153,9 +154,7 @@ class DDPMUNet(nnx.Module):
       rngs: streams of the initialisation.
     """
     layers = _layers(config, dtype, rngs)
-    conv = functools.partial(
-      nnx.Conv, kernel_size=(3, 3), dtype=dtype, rngs=rngs
-    )
+    conv = functools.partial(Conv, kernel_size=(3, 3), dtype=dtype, rngs=rngs)
     first = config.widths[0]
     self.config = config
     count = config.features // 2

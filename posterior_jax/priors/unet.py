@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from posterior_jax.priors.convolution import Conv
 from posterior_jax.priors.parametrisation import EDM
 
 
@@ -161,7 +162,7 @@ class UNet(nnx.Module):
 
 def _layers(dtype: DTypeLike, rngs: nnx.Rngs) -> tuple[Callable, Callable]:
   """The two kinds of layer: a 3 x 3 convolution and a linear map."""
-  conv = functools.partial(nnx.Conv, kernel_size=(3, 3), dtype=dtype, rngs=rngs)
+  conv = functools.partial(Conv, kernel_size=(3, 3), dtype=dtype, rngs=rngs)
   return conv, functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
 
 

@@ -1,0 +1,123 @@
+"""A convolution whose transpose is as quick in a loop as outside of one.
+
+JAX writes the transpose of a convolution, one half of a VJP through a network,
+with the kernel's axes swapped by name. XLA finds its quick CPU kernels for that
+at top level but not within a scan or a while loop, where the swapped kernel
+does not change: there it took 8 times as long with jax 0.10 and 30 times with
+0.12, and as much longer to compile. Swapped as data, both are the same
+convolution.
+
+`linear_call` would say so in a line, but has no vmap, and `custom_vjp` no
+forward mode: hence a primitive, by the public means that JAX gives for one.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+_convolution = Primitive("same_size_convolution")
+
+
+def convolve(
+  x: jax.Array,
+  kernel: jax.Array,
+  strides: Sequence[int],
+  padding: str | Sequence[tuple[int, int]],
+  **options: Any,
+) -> jax.Array:
+  """`lax.conv_general_dilated` for two dimensions, the channels last.
+
+  Where nothing is strided, dilated or grouped and the image keeps its size, the
+  transpose is as above; else JAX's. The same numbers either way.
+
+  Args:
+    x: [N, H, W, A].
+    kernel: [h, w, A, B].
+    strides: of the window.
+    padding: as of `lax.conv_general_dilated`.
+    **options: as of `lax.conv_general_dilated`.
+
+  Returns:
+    [N, H', W', B].
+  """
+  dilations = options.get("lhs_dilation"), options.get("rhs_dilation")
+  steps = [*strides, *(step for d in dilations for step in d or ())]
+  keeps = padding == "SAME" and all(side % 2 for side in kernel.shape[:2])
+  grouped = options.get("feature_group_count", 1) != 1
+  placed = options.get("out_sharding") is not None
+  if not keeps or set(steps) != {1} or grouped or placed:
+    return lax.conv_general_dilated(x, kernel, strides, padding, **options)
+  return _convolution.bind(
+    x,
+    kernel,
+    precision=options.get("precision"),
+    preferred_element_type=options.get("preferred_element_type"),
+  )
+
+
+def _plain(x: jax.Array, kernel: jax.Array, **options: Any) -> jax.Array:
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    (1, 1),
+    "SAME",
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    **options,
+  )
+
+
+def _transposed_in_x(
+  dy: jax.Array, x: Any, kernel: jax.Array, **options: Any
+) -> jax.Array:
+  """Of what maps x to y: the same convolution, its kernel turned."""
+  turned = kernel[::-1, ::-1].swapaxes(2, 3)
+  dx = _convolution.bind(dy, turned, **options)
+  return dx.astype(x.aval.dtype)
+
+
+def _transposed_in_kernel(
+  dy: jax.Array, x: jax.Array, kernel: Any, **options: Any
+) -> jax.Array:
+  linear = functools.partial(_plain, x, **options)
+  return jax.linear_transpose(linear, kernel.aval)(dy)[0]
+
+
+def _batched(
+  arrays: Sequence[jax.Array], axes: Sequence[int | None], **options: Any
+) -> tuple[jax.Array, int]:
+  """More images for one kernel; as JAX does it for several kernels."""
+  x, kernel = arrays
+  along, other = axes
+  if along is None or other is not None:
+    plain: Any = functools.partial(_plain, **options)
+    return jax.vmap(plain, (along, other))(x, kernel), 0
+  x = jnp.moveaxis(x, along, 0)
+  y = _convolution.bind(x.reshape(-1, *x.shape[2:]), kernel, **options)
+  return y.reshape(*x.shape[:2], *y.shape[1:]), 0
+
+
+def _abstract(x: Any, kernel: Any, **options: Any) -> Any:
+  shape = (*x.shape[:3], kernel.shape[3])
+  dtype = options["preferred_element_type"] or x.dtype
+  return x.update(shape=shape, dtype=dtype)
+
+
+_convolution.def_impl(
+  jax.jit(_plain, static_argnames=("precision", "preferred_element_type"))
+)
+_convolution.def_abstract_eval(_abstract)
+mlir.register_lowering(
+  _convolution, mlir.lower_fun(_plain, multiple_results=False)
+)
+ad.defbilinear(_convolution, _transposed_in_x, _transposed_in_kernel)
+batching.primitive_batchers[_convolution] = _batched
+
+# of any network here, with the parameters of flax's own
+Conv = functools.partial(nnx.Conv, conv_general_dilated=convolve)
