@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from posterior_jax.priors import UNetConfig
+from posterior_jax.priors import UNetConfig, learned
 from posterior_jax.priors.unet import wave_rates
 
 
@@ -43,6 +43,8 @@ def denoiser(
   rates = rates.to(device)
 
   def denoise(x: Any, sigma: Any) -> Any:
+    furthest = (1 + learned.REACH * sigma)[:, None, None, None]
+    x = torch.minimum(torch.maximum(x, -furthest), furthest)
     known = sigma.clamp(max=config.sigma_max)
     x = (known / sigma)[:, None, None, None] * x
     s = known[:, None, None, None]

@@ -137,7 +137,8 @@ def mean(
   *,
   tolerance: float,
   max_iterations: int,
-  solver: solve.Solver | None = None,
+  solver: solve.Solver = solve.minimal_residual,
+  restrained: bool = True,
 ) -> tuple[jax.Array, SolveInfo, jax.Array]:
   """The mean of what `draw` draws; iterations + 1 products with C.
 
@@ -147,8 +148,9 @@ def mean(
     covariance: likewise.
     tolerance: likewise.
     max_iterations: likewise.
-    solver: None for that of `draw`, conjugate residuals whose answer is kept
-      as short as a covariance makes it.
+    solver: of the linear system in measurements.
+    restrained: whether A (z - c) may be no longer than takes away most of the
+      misfit, as with any covariance; a network's Jacobian is not quite one.
 
   Returns:
     z, how the solve went, and how many products with C it took.
@@ -161,6 +163,7 @@ def mean(
     tolerance=tolerance,
     max_iterations=max_iterations,
     solver=solver,
+    restrained=restrained,
   )
   return z, info, 1 + info.iterations
 
@@ -173,7 +176,8 @@ def _move(
   *,
   tolerance: float,
   max_iterations: int,
-  solver: solve.Solver | None = None,
+  solver: solve.Solver = solve.minimal_residual,
+  restrained: bool = True,
 ) -> tuple[jax.Array, SolveInfo]:
   """start + C A^T (A C A^T + s^2)^-1 (y - A start + data_noise)."""
   operator = observation.operator
@@ -184,15 +188,26 @@ def _move(
     spread = operator.forward(covariance(operator.adjoint(v)))
     return spread + observation.noise_std**2 * v
 
-  v, iterations = (solver or solve.minimal_residual)(
+  v, iterations = solver(
     matrix, misfit, tolerance=tolerance, max_iterations=max_iterations
   )
-  if solver is None:
-    longest = _norm(misfit) / observation.noise_std**2  # for any C >= 0
-    v = v * jnp.minimum(1, longest / jnp.maximum(_norm(v), 1e-30))
   shift = covariance(operator.adjoint(v))
-  image = operator.forward(shift) + observation.noise_std**2 * v
+  image = operator.forward(shift)
+  if restrained:
+    share = _explained(misfit, image)
+    shift, image = (jnp.where(share > 0, share * a, 0) for a in (shift, image))
+  image = image + observation.noise_std**2 * v
   return start + shift, solve.report(misfit, image, iterations)
+
+
+def _explained(misfit: jax.Array, image: jax.Array) -> jax.Array:
+  """The share of a shift, at most 1, that leaves the least of the misfit.
+
+  1 for exact solutions under a covariance: 0 <= K (K + s^2)^-1 <= 1.
+  """
+  along = jnp.sum(misfit * image, axis=(-3, -2, -1), keepdims=True)
+  size = jnp.sum(image**2, axis=(-3, -2, -1), keepdims=True)
+  return jnp.minimum(1, along / jnp.maximum(size, 1e-30))
 
 
 def root(covariance: solve.Linear, x: jax.Array, steps: int) -> jax.Array:

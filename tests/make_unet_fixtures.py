@@ -138,10 +138,10 @@ def network(kind, options, *, seed=0):
 
 
 def noisy(seed=0, sides=SIDES):
-  """Images of unit variance, one a step, [N, 3, H, W]."""
+  """What a network sees of images in [-1, 1], one a step, [N, 3, H, W]."""
   rng, count = np.random.default_rng(seed), len(STEPS)
   return torch.tensor(
-    rng.standard_normal((count, 3, *sides)), dtype=torch.float32
+    rng.uniform(-1, 1, (count, 3, *sides)), dtype=torch.float32
   )
 
 

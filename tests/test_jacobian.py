@@ -274,18 +274,54 @@ def test_a_solve_does_not_depend_on_its_batch():
     )
 
 
-def test_a_covariance_that_is_none_moves_little():
-  """-C: v is kept as short as for any covariance, so that z stays finite."""
+@pytest.mark.parametrize("name", ["negative", "turned", "indefinite"])
+def test_what_is_no_covariance_adds_to_no_misfit(name):
+  """Networks' Jacobians are not quite symmetric or positive."""
   observation = observe("random", False)
+  size = int(np.prod(SHAPE))
+  rng = np.random.default_rng(0)
+  turn = np.triu(rng.standard_normal((size, size)), 1)
+  wrong = {
+    "negative": -(NOISE**2) * (1 + 1e-6) * np.eye(size),
+    "turned": 0.01 * np.eye(size) + 0.02 * (turn - turn.T),
+    "indefinite": 0.02 * (turn + turn.T),
+  }[name]
+
+  def covariance(v):
+    return (v.reshape(1, 1, size) @ jnp.asarray(wrong, v.dtype)).reshape(
+      v.shape
+    )
+
+  def misfit(z):
+    return float(
+      jnp.linalg.norm(observation.operator.forward(z) - observation.y)
+    )
+
   centre = jnp.zeros((1, 1, *SHAPE))
+  before, after = misfit(centre), {}
+  for restrained in (True, False):
+    z, _, _ = jacobian.mean(
+      observation,
+      centre,
+      covariance,
+      tolerance=1e-6,
+      max_iterations=3,
+      restrained=restrained,
+    )
+    after[restrained] = misfit(z)
+  assert after[True] <= before * (1 + 1e-6)
+  assert name != "negative" or after[False] > 1.05 * before
+
+
+def test_products_that_are_not_finite_move_nothing():
   z, _, _ = jacobian.mean(
-    observation,
-    centre,
-    lambda v: -(NOISE**2) * (1 + 1e-6) * v,
+    observe("random", False),
+    jnp.ones((1, 1, *SHAPE)),
+    lambda v: v * jnp.inf,
     tolerance=1e-6,
-    max_iterations=50,
+    max_iterations=3,
   )
-  assert jnp.linalg.norm(z) <= 1.01 * jnp.linalg.norm(observation.y)
+  np.testing.assert_array_equal(z, 1)
 
 
 @pytest.mark.parametrize("inner", ["exact", "mean"])

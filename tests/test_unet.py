@@ -14,6 +14,7 @@ from experiments import (
 )
 from posterior_jax import priors
 from posterior_jax.priors import edm
+from posterior_jax.priors.learned import REACH
 from tests.oracles import FLOAT32_OPERATOR, quick_jit, refused
 
 # Two scales, one block each way: sees 12 pixels to either side.
@@ -56,6 +57,27 @@ def test_scalings_are_those_of_unit_variance():
   np.testing.assert_allclose(c.noise, np.log(sigma) / 4, rtol=1e-4, atol=1e-6)
   weight = edm.loss_weight(jnp.asarray(sigma, jnp.float32), 0.5)
   np.testing.assert_allclose(weight * out**2, 1, rtol=1e-5)
+
+
+def test_pixels_that_no_noise_explains_are_brought_back(prior):
+  """Bounded whatever it is asked; nothing changes where images are."""
+  sigma = jnp.asarray([0.1, 2.0], jnp.float32)
+  furthest = np.asarray(1 + REACH * sigma)[:, None, None, None]
+  x = _image((2, 8, 8, 3)) * furthest
+  denoise = quick_jit(prior.denoise)
+  plain = denoise(x, sigma)
+  for far in (1e3, 1e30, -1e30):
+    spoiled = x.at[:, 3, 4].set(far)
+    bounded = x.at[:, 3, 4].set(np.sign(far) * furthest[:, 0, 0])
+    np.testing.assert_array_equal(
+      denoise(spoiled, sigma), denoise(bounded, sigma)
+    )
+    assert (denoise(spoiled, sigma) != plain).any()
+  # So does its Jacobian: what is out of reach pulls nothing any further.
+  spoiled = x.at[:, 3, 4].set(1e30)
+  pulled = jax.vjp(lambda x: prior.denoise(x, sigma), spoiled)[1](plain)[0]
+  assert np.isfinite(pulled).all()
+  assert (pulled[:, 3, 4] == 0).all() and (pulled[:, 0, 0] != 0).all()
 
 
 def test_beyond_the_largest_level_the_image_is_scaled_down_to_it(prior):

@@ -91,6 +91,7 @@ def mmps(config: MMPSConfig = MMPSConfig.published()) -> Sampler:  # noqa: B008
       tolerance=config.tolerance,
       max_iterations=config.iterations,
       solver=conjugate_gradients,
+      restrained=False,
     )
     ahead = diffusion.ddim(key, x, x0, level, config.eta)
     return Moved(ahead, x0, solve, products=products)

@@ -15,6 +15,9 @@ from posterior_jax.priors import edm
 from posterior_jax.priors.parametrisation import Parametrisation
 from posterior_jax.types import Denoiser
 
+# Standard deviations; 1 in 5e8 draws of the noise is beyond it.
+REACH = 6.0
+
 
 class NetworkConfig(Hashable, Protocol):
   """What is asked of the shape of a network."""
@@ -179,7 +182,9 @@ def _denoise(prior: UNetPrior, x: jax.Array, sigma: jax.Array) -> jax.Array:
 
   Beyond the parametrisation's sigma_max the answer is D(x sigma_max / sigma,
   sigma_max): a network has none where it was not trained, and where nearly all
-  is noise its scale is all that differs.
+  is noise its scale is all that differs. Pixels further than REACH sigma from
+  [-1, 1], where all images lie, are brought back to there first: no noise gets
+  so far, and a network amplifies without bound what it has never seen.
 
   Raises:
     ValueError: if the images do not fit the network, or sigma the images.
@@ -202,6 +207,8 @@ def _denoise(prior: UNetPrior, x: jax.Array, sigma: jax.Array) -> jax.Array:
       f"{sigma.shape}"
     )
   x, sigma = x.astype(jnp.float32), sigma.astype(jnp.float32)
+  furthest = (1 + REACH * sigma)[:, None, None, None]
+  x = jnp.clip(x, -furthest, furthest)
   within = jnp.minimum(sigma, config.parametrisation.sigma_max)
   x, sigma = x * (within / sigma)[:, None, None, None], within
   graph, paths, _ = _structure(config, prior.dtype)
