@@ -37,7 +37,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
       "noise_std": 0.05,
       "degrade": False,
       "method": "NFC",
-      "levels": 4 if debug else 100,
+      "levels": 20 if debug else 100,
       "samples": 2 if debug else 4,
       "sample_levels": 4 if debug else 40,
       "tie": "probed",

@@ -40,7 +40,7 @@ from experiments.calibration_problems import (
 )
 from experiments.calibration_rows import Who
 from experiments.progress import Progress
-from experiments.samplers import CALIBRATED, PUBLISHED, TUNED
+from experiments.samplers import CALIBRATED, PUBLISHED
 from posterior_jax import NFCConfig
 
 GAUSSIAN, MIXTURE = "gaussian", "mixture"
@@ -158,13 +158,11 @@ def jobs(settings: Settings) -> list[Job]:
 
 
 def _without_spectrum(who: Who) -> tuple[tuple[str, Any], ...]:
-  """What makes of NFC's setting the same one by the Jacobian: for mixtures."""
-  presets = {TUNED: NFCConfig.restoration, CALIBRATED: NFCConfig.calibrated}
-  if who.setting not in presets:
+  """What makes of `calibrated()` the same by the Jacobian: for mixtures."""
+  if who.setting != CALIBRATED:
     return ()
-  preset = presets[who.setting]
-  plain = dataclasses.asdict(preset())
-  own = dataclasses.asdict(preset(tie="jacobian"))
+  plain = dataclasses.asdict(NFCConfig.calibrated())
+  own = dataclasses.asdict(NFCConfig.calibrated(tie="jacobian"))
   return tuple((k, value) for k, value in own.items() if value != plain[k])
 
 
@@ -186,9 +184,8 @@ def everyone(settings: Settings, factors: tuple[float, ...]) -> Iterator[Who]:
       if settings.settings and setting not in settings.settings:
         continue
       published = setting == PUBLISHED
-      takes = method == "NFC" and not published
       for budget in (0,) if published else settings.evaluations:
-        for factor in factors if takes else (1.0,):
+        for factor in factors if setting == CALIBRATED else (1.0,):
           yield Who(method, setting, factor, budget)
 
 

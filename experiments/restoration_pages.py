@@ -84,7 +84,7 @@ def _add_methods(report: Report, rows: Rows, about: str) -> None:
     "sample and the mean of several stand in separate tables, for rivals too. "
     "Settings as published spend what they were published with; tuned ones "
     "the same number of denoiser calls each. Products with the denoiser's "
-    "Jacobian, about two calls' time each, are counted beside them. What more "
+    "Jacobian, about a call's time each, are counted beside them. What more "
     "samples would bring is estimated from those drawn: the square error of "
     "their mean less the part of it that is chance. The spread of true "
     "posterior samples is 0.71 of one's error; the table gives it over that, "

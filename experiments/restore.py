@@ -271,12 +271,7 @@ Draw = Callable[[jax.Array], tuple[np.ndarray, dict[str, int]]]
 def _draw(
   job: Job, sampler: posterior_jax.Sampler, label: str, tick: Tick
 ) -> Draw:
-  """One run of a sampler, its steps shown; the samples of `run`.
-
-  `posterior_jax.run` scans over the steps. XLA for CPUs computes a network's
-  gradient inside a loop ten times slower than outside (3.5 against 0.4 s at
-  256 x 256), so here each step is a call of its own.
-  """
+  """One run of a sampler, the samples of `run`; its steps are shown."""
   step = jax.jit(sampler.step)
   given = job.given.coloured()
   noise_std = jnp.asarray(given.noise_std, jnp.float32)

@@ -35,7 +35,6 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
   "NFC": {
     "width_factor": (1.5, 2.0, 3.0),
     "sigma_min": (0.07, 0.1, 0.15),
-    **_SOLVE,
   },
   "DAPS": {
     "noise_std": (0.007, 0.014, 0.035),

@@ -229,21 +229,31 @@ class NFCConfig:
     """For a single best image, with little of a sample's noise, from one run.
 
     Each level takes the mean of its target instead of a draw, under twice the
-    spectrum's width, and the last 60 % of the levels stay at noise 0.1, where
-    the predicted images are averaged. The wider tie lets more of the
-    measurement in, the denoiser takes out the noise that it brings. Both were
-    chosen for PSNR on photographs, the numbers by `experiments.tune_samplers`:
-    a width of Fourier space knows nothing of edges. On a Gaussian prior, whose
-    width is right as it is, the result is off by up to 0.15 posterior standard
-    deviations; width_factor=1 with averaged="refined" tends to the mean itself
-    as passes grow.
+    width of the denoiser's own Jacobian, and the last 60 % of the levels stay
+    at noise 0.1, where the predicted images are averaged. The wider tie lets
+    more of the measurement in, the denoiser takes out the noise that it brings.
+    Both were chosen for PSNR on photographs, the numbers by
+    `experiments.tune_samplers`. On a Gaussian prior, whose width is right as it
+    is, the result is off by up to 0.13 posterior standard deviations;
+    width_factor=1 with averaged="refined" tends to the mean itself as passes
+    and max_iterations grow. Below 20 levels three iterations are too few.
 
-    tie="jacobian" takes the denoiser's own width: as it is, and refined images.
+    Three iterations a level, so at most four VJPs for every denoiser call, each
+    of about a call's time. tie="spectrum" does without them and needs the
+    prior's spectrum; a width of Fourier space knows nothing of edges, and costs
+    0.1 to 0.4 dB on photographs.
     """
-    settings: dict[str, Any] = {"inner": "mean", "held": 0.6, "tolerance": 1e-4}
-    if changes.get("tie") != "jacobian":
-      settings |= {"averaged": "predicted", "width_factor": 2.0}
-    settings |= _affordable(changes)
+    settings: dict[str, Any] = {
+      "inner": "mean",
+      "held": 0.6,
+      "averaged": "predicted",
+      "tie": "jacobian",
+      "width_factor": 2.0,
+    }
+    if changes.get("tie", "jacobian") == "jacobian":
+      settings |= {"tolerance": 1e-2, "max_iterations": 3}
+    else:
+      settings |= {"tolerance": 1e-4}
     return cls(**(settings | changes))
 
   @classmethod
@@ -268,14 +278,9 @@ class NFCConfig:
     most 27 VJPs a level, solves to 1e-2 in at most 20 iterations, unless
     changed. Early levels may stop short of that; later ones correct it.
     """
-    settings: dict[str, Any] = {"tie": "probed"} | _affordable(changes)
+    settings: dict[str, Any] = {"tie": "probed"}
+    if changes.get("tie") == "jacobian":
+      settings |= {"tolerance": 1e-2, "max_iterations": 20, "root_steps": 6}
     if changes.get("tie", "probed") in ("spectrum", "probed"):
       settings |= {"sigma_min": 0.02, "inflation": 1.5}
     return cls(**(settings | changes))
-
-
-def _affordable(changes: dict[str, Any]) -> dict[str, Any]:
-  """Looser solves where each product is a pass through the network."""
-  if changes.get("tie") != "jacobian":
-    return {}
-  return {"tolerance": 1e-2, "max_iterations": 20, "root_steps": 6}

@@ -27,7 +27,7 @@ SHAPE = (16, 16, 1)
 PAPER = NFCConfig.paper(levels=4, inner_steps=5)
 CONFIGS = {
   "calibrated": NFCConfig.calibrated(levels=4),
-  "restoration": NFCConfig.restoration(levels=20),
+  "restoration": NFCConfig.restoration(levels=20, max_iterations=200),
   "paper": PAPER,
   "gradient": NFCConfig(levels=4, inner="gradient", inner_steps=5),
   "snr band": NFCConfig(
@@ -386,8 +386,10 @@ def test_named_settings_are_those_published():
   assert NFCConfig.calibrated(levels=7).levels == 7
   best = NFCConfig.restoration()
   assert (best.inner, best.averaged) == ("mean", "predicted")
-  own = NFCConfig.restoration(tie="jacobian")
-  assert (own.width_factor, own.averaged) == (1, "refined")
+  assert (best.tie, best.width_factor) == ("jacobian", 2)
+  assert (best.max_iterations, best.tolerance) == (3, 1e-2)
+  spectral = NFCConfig.restoration(tie="spectrum")
+  assert (spectral.max_iterations, spectral.tolerance) == (500, 1e-4)
   assert NFCConfig.paper(inner_steps=3).inner_steps == 3
 
 
