@@ -13,7 +13,7 @@ Command: python -m experiments.restore --config.image=photo.jpg
   method: any of `experiments/samplers.py`; levels: denoiser calls an image;
   sample_levels: those of NFC's samples, each with a Jacobian product of about
   a call's time; tie="spectrum" saves it but draws too wide on smooth pictures.
-Time: 2 minutes for 256 x 256 on 2 CPU cores, in proportion to the pixels;
+Time: 3 minutes for 256 x 256 on 2 CPU cores, in proportion to the pixels;
 `:debug`, a known prior at few levels, 20 seconds.
 Expected: restored.png, sample_1.png and so on, mean.png, uncertainty.png and
 report.html in the run's folder.

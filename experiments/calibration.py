@@ -104,10 +104,11 @@ class Settings:
         "problems and workers must be at least 1, got "
         f"{self.problems} and {self.workers}"
       )
-    if self.samples < 20 or self.size < 12 or self.size % 4:
+    if self.samples < 20:
+      raise ValueError(f"samples must be at least 20, got {self.samples}")
+    if self.size < 12 or self.size % 4:
       raise ValueError(
-        "samples must be at least 20 and size at least 12 and divisible by 4, "
-        f"got {self.samples} and {self.size}"
+        f"size must be at least 12 and divisible by 4, got {self.size}"
       )
 
 

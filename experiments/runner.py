@@ -255,6 +255,9 @@ def _check_field(config: ml_collections.ConfigDict, path: str) -> None:
 def _last_line(error: Exception) -> str:
   """The error itself: absl puts a config file's whole traceback before it."""
   line = str(error).strip().splitlines()[-1].strip()
+  switch = re.match(r"flag --(?:config\.)?([^=]+)=(.*): \('Non-boolean", line)
+  if switch:
+    return f"{switch[1]} must be True or False, got {switch[2]!r}"
   return line.removeprefix("ValueError: ").removeprefix("TypeError: ")
 
 

@@ -107,7 +107,7 @@ def tiled(
     TypeError: if the denoiser is not callable.
     ValueError: for sizes that do not fit.
   """
-  sides = (tile, tile) if isinstance(tile, int) else tuple(tile)
+  sides = tuple(tile) if isinstance(tile, tuple | list) else (tile, tile)
   if len(sides) != 2 or not all(isinstance(n, int) and n > 0 for n in sides):
     raise ValueError(f"tile must be one or two positive integers, got {tile}")
   if not 0 <= overlap < min(sides):

@@ -111,6 +111,10 @@ REFUSALS = {
   ),
   "field below a value": (["--config.seed.x=1"], "has no fields"),
   "wrong type": (["--config.seed=abc"], "invalid literal for int()"),
+  "no switch": (
+    ["--config.part.on=maybe"],
+    "part.on must be True or False, got 'maybe'",
+  ),
   "refused value": (["--config.part.rate=-1."], "rate must be at least 0"),
   "unknown flag": (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
   "stray word": (["fast"], "unexpected argument 'fast'"),

@@ -147,6 +147,7 @@ def test_a_bfloat16_network_keeps_a_float32_state():
   ("change", "sentence"),
   [
     (dict(tile=0), "tile must be one or two positive integers, got 0"),
+    (dict(tile=16.0), "tile must be one or two positive integers, got 16.0"),
     (dict(tile=8, overlap=8), r"overlap must lie in \[0, 8\)"),
     (dict(overlap=8, margin=5), r"margin must lie in \[0, 4\]"),
   ],

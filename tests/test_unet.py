@@ -215,6 +215,10 @@ def test_refusals_of_images(prior):
       prior.denoise(jnp.zeros(shape), sigma)
   with refused(ValueError, "sigma must have one entry"):
     prior.denoise(jnp.zeros((2, 8, 8, 3)), sigma)
+  with refused(TypeError, "sigma must be an array, got float"):
+    prior.denoise(jnp.zeros((1, 8, 8, 3)), 1.0)
+  with refused(TypeError, "x must be an array, got list"):
+    prior.denoise([[0.0]], sigma)
 
 
 def test_refusals_of_parameters():

@@ -187,9 +187,13 @@ def _denoise(prior: UNetPrior, x: jax.Array, sigma: jax.Array) -> jax.Array:
   so far, and a network amplifies without bound what it has never seen.
 
   Raises:
+    TypeError: if one of them is no array.
     ValueError: if the images do not fit the network, or sigma the images.
   """
   config = prior.config
+  for name, array in (("x", x), ("sigma", sigma)):
+    if not isinstance(array, jax.Array | np.ndarray):
+      raise TypeError(f"{name} must be an array, got {type(array).__name__}")
   if (
     x.ndim != 4
     or x.shape[3] != config.channels
