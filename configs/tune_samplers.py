@@ -4,9 +4,10 @@ Command: python -m experiments.tune_samplers
   --resume goes on with a run that was cut short;
   --config=configs/tune_samplers.py:debug: one method, a known prior.
   What `tuned()` holds was found with two of the photographs, tissue and retina,
-  and 200 to 400 calls: `--config.setup.photographs="('tissue','retina')"
-  --config.evaluations=400`; for DAPS and NFC on a CPU, `--config.setup.size=128
-  --config.setup.dtype=float32`, NFC with 200 calls.
+  and 400 calls: `--config.setup.photographs="('tissue','retina')"
+  --config.evaluations=400`; for DAPS on a CPU, `--config.setup.size=128
+  --config.setup.dtype=float32`; NFC's width and last noise with all four
+  photographs and 1000 calls.
 Time: hours on a CPU, minutes on GPUs; `:debug` 30 seconds.
 Expected: for every method its points by mean PSNR of one sample.
 """

@@ -18,6 +18,16 @@ from posterior_jax.operators import frozen
 
 PICTURES = "pictures"
 COLUMNS = [task.replace("_", " ") for task in TASKS]
+# Field of a table at one budget, its title, digits after the point.
+QUALITIES = (
+  ("psnr", "PSNR of one sample [dB]", 2),
+  ("psnr_mean", "PSNR of the mean of samples [dB]", 2),
+  ("psnr_limit", "PSNR of the mean of ever more samples, estimated [dB]", 2),
+  ("certainty", "Spread of samples over what their errors allow", 2),
+  ("ssim", "SSIM of one sample", 3),
+  ("lpips", "LPIPS of one sample", 3),
+  ("lpips_mean", "LPIPS of the mean of samples", 3),
+)
 # Published PSNR on FFHQ at 256 x 256, noise 0.05: NFC's authors (arXiv
 # 2602.00176), and DAPS's (arXiv 2407.01521) as their tables are quoted.
 PUBLISHED_PSNR: dict[str, tuple[float | None, ...]] = {
@@ -92,29 +102,7 @@ def _add_methods(report: Report, rows: Rows, about: str) -> None:
   )
   columns = ["method", "calls", "VJPs", *COLUMNS, "mean"]
   for budget in reversed(budgets):
-    who = tables.at_budget(rows, budget)
-    for field, words, digits in (
-      ("psnr", "PSNR of one sample [dB]", 2),
-      ("psnr_mean", "PSNR of the mean of samples [dB]", 2),
-      (
-        "psnr_limit",
-        "PSNR of the mean of ever more samples, estimated [dB]",
-        2,
-      ),
-      ("certainty", "Spread of samples over what their errors allow", 2),
-      ("ssim", "SSIM of one sample", 3),
-      ("lpips", "LPIPS of one sample", 3),
-      ("lpips_mean", "LPIPS of the mean of samples", 3),
-    ):
-      lines = tables.quality(rows, field, who, digits)
-      if lines:
-        report.table(
-          f"{words}, {budget} calls",
-          columns,
-          lines,
-          measured_on=f"{about} Samples: {rows[0]['samples']}.",
-          name=f"{field}-{budget}",
-        )
+    _add_budget(report, rows, budget, columns, about)
   if budgets:
     _add_seconds(report, rows, budgets[-1], columns, about)
   report.table(
@@ -132,6 +120,23 @@ def _add_methods(report: Report, rows: Rows, about: str) -> None:
     measured_on=about,
     name="kernels",
   )
+
+
+def _add_budget(
+  report: Report, rows: Rows, budget: int, columns: list[str], about: str
+) -> None:
+  """A table for each of QUALITIES."""
+  who = tables.at_budget(rows, budget)
+  for field, words, digits in QUALITIES:
+    lines = tables.quality(rows, field, who, digits)
+    if lines:
+      report.table(
+        f"{words}, {budget} calls",
+        columns,
+        lines,
+        measured_on=f"{about} Samples: {rows[0]['samples']}.",
+        name=f"{field}-{budget}",
+      )
 
 
 def _add_seconds(
@@ -275,6 +280,7 @@ def _add_standing(
   report: Report, rows: Rows, budgets: Sequence[int], about: str
 ) -> None:
   many = budgets[-1]
+  about = f"{about} VJPs come on top of calls: the first tables have them."
   for setting, field, words in (
     (TUNED, "psnr", "one sample, NFC tuned"),
     (TUNED, "psnr_mean", "mean of samples, NFC tuned"),

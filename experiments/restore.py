@@ -37,6 +37,7 @@ from posterior_jax.types import Denoiser
 TABLE = "restore"
 OVERLAP = 64
 TOLERANCE = 1e-2  # relative residual of a sample's linear solves
+FEWEST = 20  # levels of NFC's one image, whose solves go on over the levels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Settings:
       n / 127.5.
     degrade: whether the picture is clean, and to be degraded first.
     method: of `samplers.METHODS`, in its tuned setting.
-    levels: denoiser calls that an image may take, 1 to 10000.
+    levels: denoiser calls that an image may take, 1 to 10000; with NFC at least
+      20, and up to four VJPs on top of each.
     samples: posterior samples, 0 to 64; NFC's by its calibrated setting.
     sample_levels: denoiser calls of each of NFC's samples.
     tie: width of NFC's samples: "spectrum", that of photographs, or "probed",
@@ -105,7 +107,7 @@ class Settings:
       )
     for name, least, most in (
       ("std", 0.1, 50),
-      ("levels", 1, 10_000),
+      ("levels", FEWEST if self.method == "NFC" else 1, 10_000),
       ("samples", 0 if self.method == "NFC" else 1, 64),
       ("sample_levels", 1, 10_000),
       ("tile", 2 * OVERLAP, restore_input.MOST),

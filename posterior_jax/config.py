@@ -233,15 +233,16 @@ class NFCConfig:
     at noise 0.1, where the predicted images are averaged. The wider tie lets
     more of the measurement in, the denoiser takes out the noise that it brings.
     Both were chosen for PSNR on photographs, the numbers by
-    `experiments.tune_samplers`. On a Gaussian prior, whose width is right as it
-    is, the result is off by up to 0.13 posterior standard deviations;
-    width_factor=1 with averaged="refined" tends to the mean itself as passes
-    and max_iterations grow. Below 20 levels three iterations are too few.
+    `experiments.tune_samplers`, tie and averaging by hand on the same
+    pictures. A Gaussian prior's width is right as it is: on those of
+    `experiments.calibration` the result is off by up to 0.13 posterior standard
+    deviations. width_factor=1 with averaged="refined" tends to the mean itself
+    as passes and max_iterations grow.
 
     Three iterations a level, so at most four VJPs for every denoiser call, each
-    of about a call's time. tie="spectrum" does without them and needs the
-    prior's spectrum; a width of Fourier space knows nothing of edges, and costs
-    0.1 to 0.4 dB on photographs.
+    of about a call's time; 20 where fewer than 20 levels would not make up for
+    what is left out. tie="spectrum" does without VJPs and needs the prior's
+    spectrum; a width of Fourier space knows nothing of edges.
     """
     settings: dict[str, Any] = {
       "inner": "mean",
@@ -251,7 +252,8 @@ class NFCConfig:
       "width_factor": 2.0,
     }
     if changes.get("tie", "jacobian") == "jacobian":
-      settings |= {"tolerance": 1e-2, "max_iterations": 3}
+      few = changes.get("levels", cls.levels) < 20
+      settings |= {"tolerance": 1e-2, "max_iterations": 20 if few else 3}
     else:
       settings |= {"tolerance": 1e-4}
     return cls(**(settings | changes))

@@ -12,7 +12,7 @@ a prior that is too sure from noise that is stronger than assumed.
 import jax
 import jax.numpy as jnp
 
-from posterior_jax import spectral
+from posterior_jax import per_image, spectral
 from posterior_jax.types import Observation
 
 _ACCIDENT = 2.0  # standard deviations of |r|^2 that are left to chance
@@ -51,15 +51,11 @@ def inflated(
   probe = observed * jax.random.normal(key, misfit.shape, misfit.dtype)
   spread = spectral.apply_transfer(operator.adjoint(probe), variance)
   spread = observed * (operator.forward(spread) + noise * probe)
-  chance = _ACCIDENT * jnp.sqrt(2 * _total(spread**2))
+  chance = _ACCIDENT * jnp.sqrt(2 * per_image.total(spread**2))
 
   grid = spectral.on_grid(variance)
   gain = jnp.broadcast_to(operator.gram_gain, centre.shape[-3:-1])[..., None]
-  trace = _total(gain * grid) * (centre.shape[-1] // grid.shape[-1])
-  surprise = _total(misfit**2) - trace - jnp.sum(observed) * noise
+  trace = per_image.total(gain * grid) * (centre.shape[-1] // grid.shape[-1])
+  surprise = per_image.total(misfit**2) - trace - jnp.sum(observed) * noise
   excess = jnp.sign(surprise) * jnp.maximum(jnp.abs(surprise) - chance, 0)
   return grid * jnp.clip(1 + excess / trace, 1 / largest, largest)
-
-
-def _total(x: jax.Array) -> jax.Array:
-  return jnp.sum(x, axis=(-3, -2, -1), keepdims=True)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from posterior_jax import predictor, spectral
+from posterior_jax import per_image, predictor, spectral
 from posterior_jax.operators import solve
 from posterior_jax.types import Denoiser, Observation, SolveInfo
 
@@ -99,7 +99,8 @@ def draw(
 
   e and e' standard normal: u is drawn from the prior of the level and moved by
   the measurement. The square root is `root`, the solve conjugate residuals on
-  measurements; what they leave out, later levels correct.
+  measurements; what they leave out, later levels correct. A step that is too
+  long for any covariance is shortened, as in `mean`.
 
   Args:
     key: of both normal draws.
@@ -149,8 +150,9 @@ def mean(
     tolerance: likewise.
     max_iterations: likewise.
     solver: of the linear system in measurements.
-    restrained: whether A (z - c) may be no longer than takes away most of the
-      misfit, as with any covariance; a network's Jacobian is not quite one.
+    restrained: whether z - c is shortened, where it is too long, to what leaves
+      the least misfit. Under a covariance it never is too long; a network's
+      Jacobian is not quite one.
 
   Returns:
     z, how the solve went, and how many products with C it took.
@@ -193,21 +195,19 @@ def _move(
   )
   shift = covariance(operator.adjoint(v))
   image = operator.forward(shift)
+  solved = image + observation.noise_std**2 * v
   if restrained:
-    share = _explained(misfit, image)
-    shift, image = (jnp.where(share > 0, share * a, 0) for a in (shift, image))
-  image = image + observation.noise_std**2 * v
-  return start + shift, solve.report(misfit, image, iterations)
+    shift = _shortening(misfit, image) * shift
+  return start + shift, solve.report(misfit, solved, iterations)
 
 
-def _explained(misfit: jax.Array, image: jax.Array) -> jax.Array:
-  """The share of a shift, at most 1, that leaves the least of the misfit.
+def _shortening(misfit: jax.Array, image: jax.Array) -> jax.Array:
+  """The factor in [0, 1] on a shift that leaves the least of the misfit.
 
   1 for exact solutions under a covariance: 0 <= K (K + s^2)^-1 <= 1.
   """
-  along = jnp.sum(misfit * image, axis=(-3, -2, -1), keepdims=True)
-  size = jnp.sum(image**2, axis=(-3, -2, -1), keepdims=True)
-  return jnp.minimum(1, along / jnp.maximum(size, 1e-30))
+  along, size = per_image.total(misfit * image), per_image.total(image**2)
+  return jnp.clip(along / jnp.maximum(size, 1e-30), 0, 1)
 
 
 def root(covariance: solve.Linear, x: jax.Array, steps: int) -> jax.Array:
@@ -227,7 +227,7 @@ def root(covariance: solve.Linear, x: jax.Array, steps: int) -> jax.Array:
   Returns:
     [..., H, W, C].
   """
-  size = _norm(x)  # [..., 1, 1, 1]
+  size = per_image.norm(x)  # [..., 1, 1, 1]
   basis = jnp.zeros((steps, *x.shape), x.dtype).at[0].set(x / size)
   cells = jnp.zeros((2, steps, *size.shape), x.dtype)  # diagonal, beside it
 
@@ -236,8 +236,8 @@ def root(covariance: solve.Linear, x: jax.Array, steps: int) -> jax.Array:
     product = covariance(basis[i])
     rest, along = _orthogonal(product, basis)
     rest, _ = _orthogonal(rest, basis)
-    beside = _norm(rest)
-    goes_on = beside > _EXHAUSTED * _norm(product)
+    beside = per_image.norm(rest)
+    goes_on = beside > _EXHAUSTED * per_image.norm(product)
     beside = jnp.where(goes_on, beside, 0)
     following = jnp.where(goes_on, rest / jnp.where(goes_on, beside, 1), 0)
     cells = cells.at[0, i].set(along[i]).at[1, i].set(beside)
@@ -264,9 +264,5 @@ def _root_of_tridiagonal(diagonal: jax.Array, beside: jax.Array) -> jax.Array:
 
 def _orthogonal(x: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
   """x less its parts along the basis [K, ...], and how long those are."""
-  along = jnp.sum(x * basis, axis=(-3, -2, -1), keepdims=True)
+  along = per_image.total(x * basis)
   return x - jnp.sum(along * basis, axis=0), along
-
-
-def _norm(x: jax.Array) -> jax.Array:
-  return jnp.sqrt(jnp.sum(x**2, axis=(-3, -2, -1), keepdims=True))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from posterior_jax import spectral
+from posterior_jax import per_image, spectral
 from posterior_jax.operators import solve
 from posterior_jax.types import Observation, Operator, SolveInfo
 
@@ -230,8 +230,10 @@ def descend(target: Target, *, steps: int) -> jax.Array:
     g = gradient(target, z)
     along = operator.forward(g) / noise_std
     tie = g * spectral.apply_transfer(g, 1.0 / target.variance)
-    curvature = _sum(along**2) + _sum(tie)
-    width = _sum(g**2) / jnp.maximum(curvature, jnp.finfo(z.dtype).tiny)
+    curvature = per_image.total(along**2) + per_image.total(tie)
+    width = per_image.total(g**2) / jnp.maximum(
+      curvature, jnp.finfo(z.dtype).tiny
+    )
     return z - width * g
 
   return lax.fori_loop(0, steps, body, target.centre)
@@ -268,7 +270,3 @@ def _parts(
     observation.operator,
     jnp.asarray(observation.noise_std, jnp.float32),
   )
-
-
-def _sum(x: jax.Array) -> jax.Array:
-  return jnp.sum(x, axis=(-3, -2, -1), keepdims=True)

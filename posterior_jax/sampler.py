@@ -34,8 +34,8 @@ def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
   Args:
     config: see `NFCConfig` and its `paper`, `restoration` and `calibrated`.
     spectrum: the prior's power spectrum on the image grid, [H, W] or
-      [H, W, C], > 0, as in `priors.GaussianPrior`; needed by tie="spectrum"
-      and cutoff="snr", ignored otherwise.
+      [H, W, C], > 0, as in `priors.GaussianPrior`; needed by tie="spectrum",
+      tie="probed" and cutoff="snr", ignored otherwise.
 
   Returns:
     Sampler(init, step, num_steps), for `run` or a loop of one's own.

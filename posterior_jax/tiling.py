@@ -40,7 +40,8 @@ class Tiled:
     def one(total: jax.Array, which: jax.Array) -> tuple[jax.Array, None]:
       i, j = which
       corner = (0, jnp.asarray(tops)[i], jnp.asarray(lefts)[j], 0)
-      found = self.denoise(lax.dynamic_slice(x, corner, shape), sigma)
+      part = lax.dynamic_slice(x, corner, shape)
+      found = jax.checkpoint(self.denoise)(part, sigma)
       weight = jnp.asarray(rows)[i][:, None] * jnp.asarray(columns)[j]
       there = lax.dynamic_slice(total, corner, shape)
       there = there + weight[..., None] * found.astype(jnp.float32)
@@ -92,7 +93,7 @@ def tiled(
   with equal weights. The result is that of the whole image where the denoiser
   looks no further than `margin`. An image smaller than a tile is mirrored up to
   its size. Tiles are done one after another, each for the whole batch, so the
-  memory is that of a tile.
+  memory is that of a tile; for a VJP as well, which does each tile once more.
 
   Args:
     denoise: D, on [M, *tile, C].

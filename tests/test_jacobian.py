@@ -279,12 +279,13 @@ def test_what_is_no_covariance_adds_to_no_misfit(name):
   """Networks' Jacobians are not quite symmetric or positive."""
   observation = observe("random", False)
   size = int(np.prod(SHAPE))
-  rng = np.random.default_rng(0)
-  turn = np.triu(rng.standard_normal((size, size)), 1)
+  near = -(NOISE**2) * (1 + 1e-3)  # K + s^2 all but vanishes
+  turn = np.kron(np.eye(size // 2), [[0, 1], [-1, 0]])
+  signs = np.where(np.arange(size) % 4 < 2, 1, 5)
   wrong = {
-    "negative": -(NOISE**2) * (1 + 1e-6) * np.eye(size),
-    "turned": 0.01 * np.eye(size) + 0.02 * (turn - turn.T),
-    "indefinite": 0.02 * (turn + turn.T),
+    "negative": near * np.eye(size),
+    "turned": near * np.eye(size) + 1e-3 * turn,
+    "indefinite": near * np.diag(np.where(signs > 1, -1, 1)),
   }[name]
 
   def covariance(v):
@@ -310,18 +311,18 @@ def test_what_is_no_covariance_adds_to_no_misfit(name):
     )
     after[restrained] = misfit(z)
   assert after[True] <= before * (1 + 1e-6)
-  assert name != "negative" or after[False] > 1.05 * before
+  assert after[False] > 1.05 * before
 
 
-def test_products_that_are_not_finite_move_nothing():
+def test_products_that_are_not_finite_show():
   z, _, _ = jacobian.mean(
     observe("random", False),
     jnp.ones((1, 1, *SHAPE)),
-    lambda v: v * jnp.inf,
+    lambda v: v * jnp.nan,
     tolerance=1e-6,
     max_iterations=3,
   )
-  np.testing.assert_array_equal(z, 1)
+  assert not np.isfinite(z).all()
 
 
 @pytest.mark.parametrize("inner", ["exact", "mean"])

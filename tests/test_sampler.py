@@ -129,6 +129,21 @@ def test_held_levels_average_to_the_posterior_mean(inner, prior):
   assert errors[0.8] < 0.03
 
 
+@pytest.mark.parametrize("name", OPERATORS)
+def test_restoration_as_it_is_comes_near_the_posterior_mean(name, prior):
+  """Its width is doubled for photographs' sake, not for such a prior."""
+  observation = observe(OPERATORS[name](), prior, count=1)
+  mean, _ = priors.posterior_mean(prior, observation)
+  exact = nfc(NFCConfig.calibrated(levels=10), spectrum=prior.spectrum)
+  key = jax.random.key(3)
+  drawn, _ = run(exact, prior.denoise, observation, key, num_samples=64)
+  deviation = jnp.sqrt(jnp.mean((drawn - mean) ** 2))
+  best = nfc(NFCConfig.restoration())
+  found, _ = run(best, prior.denoise, observation, key)
+  error = jnp.sqrt(jnp.mean((found[0] - mean) ** 2))
+  assert error < 0.6 * deviation
+
+
 def test_held_levels_leave_one_of_the_ramp():
   assert NFCConfig(levels=1, held=0.9).held_levels == 0
   assert NFCConfig(levels=10, held=0.99).held_levels == 9
@@ -388,6 +403,7 @@ def test_named_settings_are_those_published():
   assert (best.inner, best.averaged) == ("mean", "predicted")
   assert (best.tie, best.width_factor) == ("jacobian", 2)
   assert (best.max_iterations, best.tolerance) == (3, 1e-2)
+  assert NFCConfig.restoration(levels=19).max_iterations == 20
   spectral = NFCConfig.restoration(tie="spectrum")
   assert (spectral.max_iterations, spectral.tolerance) == (500, 1e-4)
   assert NFCConfig.paper(inner_steps=3).inner_steps == 3

@@ -41,6 +41,26 @@ def local(x, sigma):
 SIZES = [(16, 16), (17, 30), (40, 21), (16, 33)]
 
 
+def test_a_vjp_takes_the_memory_of_a_tile():
+  """More tiles keep more pixels, not more of what a network has in between."""
+  config = priors.UNetConfig(widths=(16,), blocks=(8,), embedding=16)
+  params = priors.initial_params(config, jax.random.key(0))
+  prior = priors.unet_prior(config, params)
+
+  def memory(denoise, size):
+    def pulled(x):
+      y, pullback = jax.vjp(lambda x: denoise(x, SIGMA[:1]), x)
+      return pullback(y)[0]
+
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    compiled = jax.jit(pulled).lower(image).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  in_tiles = tiled(prior.denoise, tile=32, overlap=8)
+  assert memory(in_tiles, 128) < 3 * memory(prior.denoise, 32)
+  assert memory(prior.denoise, 128) > 10 * memory(prior.denoise, 32)
+
+
 @pytest.mark.parametrize("size", [*SIZES, (5, 40), (9, 3)])
 def test_a_pointwise_denoiser_is_tiled_exactly(size):
   x = normal((2, *size, 2))

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from posterior_jax import fields, schedule, spectral
+from posterior_jax import fields, per_image, schedule, spectral
 from posterior_jax.baselines import diffusion, guidance, tasks
 from posterior_jax.baselines.diffusion import Level, Moved
 from posterior_jax.types import Denoiser, Observation, Sampler
@@ -119,7 +119,7 @@ def guided(
   if band is not None:
     r = spectral.apply_transfer(r, band)
     pull = spectral.apply_transfer(r, band) * observation.operator.observed
-  norm = jnp.maximum(guidance.image_norm(r), jnp.finfo(r.dtype).tiny)
+  norm = jnp.maximum(per_image.norm(r), jnp.finfo(r.dtype).tiny)
   slope = -product(observation.operator.adjoint(pull / norm))  # d||r|| / dx
   unit = jnp.sqrt((1 + level.sigma**2) * (1 + level.following**2))
   ahead = diffusion.ddim(key, x, x0, level, eta=1.0)

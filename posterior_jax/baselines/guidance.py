@@ -55,8 +55,3 @@ def misfit(observation: Observation, x0: jax.Array) -> jax.Array:
   """
   operator = observation.operator
   return operator.observed * (observation.y - operator.forward(x0))
-
-
-def image_norm(x: jax.Array) -> jax.Array:
-  """Euclidean norm of every image, [..., H, W, C] -> [..., 1, 1, 1]."""
-  return jnp.sqrt(jnp.sum(x**2, axis=(-3, -2, -1), keepdims=True))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from posterior_jax import fields, schedule
+from posterior_jax import fields, per_image, schedule
 from posterior_jax.baselines import adam, diffusion, guidance, tasks
 from posterior_jax.baselines.diffusion import Level, Moved
 from posterior_jax.types import Denoiser, Observation, Sampler
@@ -136,7 +136,7 @@ def _optimise(
       denoise, unit * search.u, level.sigma, clip=config.clip
     )
     r = guidance.misfit(observation, x0)
-    goes_on = search.running & (guidance.image_norm(r) > enough)
+    goes_on = search.running & (per_image.norm(r) > enough)
     slope = -2 * unit * product(operator.adjoint(r))
     slope = slope + 2 * config.anchor * (search.u - start)
     to, moments = adam.direction(search.moments, slope, search.evaluated)

@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from posterior_jax import spectral
+from posterior_jax import per_image, spectral
 from posterior_jax.types import SolveInfo
 
 Linear = Callable[[jax.Array], jax.Array]
 # (matrix, b, *, tolerance, max_iterations) -> x and iterations, from zero.
 Solver = Callable[..., tuple[jax.Array, jax.Array]]
-_IMAGE = (-3, -2, -1)
 
 
 class Svd(NamedTuple):
@@ -198,14 +197,10 @@ def minimal_residual(
 
 def report(b: jax.Array, image: jax.Array, iterations: jax.Array) -> SolveInfo:
   """SolveInfo of K x = `image` against b, by the true residual."""
-  size = jnp.maximum(_norm(b), jnp.finfo(b.dtype).tiny)
-  worst = jnp.max(_norm(b - image) / size)
+  size = jnp.maximum(per_image.norm(b), jnp.finfo(b.dtype).tiny)
+  worst = jnp.max(per_image.norm(b - image) / size)
   return SolveInfo(iterations, worst.astype(jnp.float32))
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-  return jnp.sum(a * b, axis=_IMAGE, keepdims=True)
-
-
-def _norm(a: jax.Array) -> jax.Array:
-  return jnp.sqrt(_dot(a, a))
+  return per_image.total(a * b)

@@ -3,9 +3,8 @@
 JAX writes the transpose of a convolution, one half of a VJP through a network,
 with the kernel's axes swapped by name. XLA finds its quick CPU kernels for that
 at top level but not within a scan or a while loop, where the swapped kernel
-does not change: there it took 8 times as long with jax 0.10 and 30 times with
-0.12, and as much longer to compile. Swapped as data, both are the same
-convolution.
+does not change; there it is many times slower, to compile as well. Swapped as
+data, both are the same convolution.
 
 `linear_call` would say so in a line, but has no vmap, and `custom_vjp` no
 forward mode: hence a primitive, by the public means that JAX gives for one.
@@ -22,6 +21,8 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+NAMES = ("NHWC", "HWIO", "NHWC")
+
 _convolution = Primitive("same_size_convolution")
 
 
@@ -32,10 +33,11 @@ def convolve(
   padding: str | Sequence[tuple[int, int]],
   **options: Any,
 ) -> jax.Array:
-  """`lax.conv_general_dilated` for two dimensions, the channels last.
+  """`lax.conv_general_dilated`, which it is but for its transpose.
 
-  Where nothing is strided, dilated or grouped and the image keeps its size, the
-  transpose is as above; else JAX's. The same numbers either way.
+  Two dimensions with the channels last, of which nothing is strided, dilated,
+  grouped or sharded and the image keeps its size, have the transpose above,
+  others JAX's. The same numbers either way.
 
   Args:
     x: [N, H, W, A].
@@ -47,29 +49,49 @@ def convolve(
   Returns:
     [N, H', W', B].
   """
-  dilations = options.get("lhs_dilation"), options.get("rhs_dilation")
-  steps = [*strides, *(step for d in dilations for step in d or ())]
-  keeps = padding == "SAME" and all(side % 2 for side in kernel.shape[:2])
-  grouped = options.get("feature_group_count", 1) != 1
-  placed = options.get("out_sharding") is not None
-  if not keeps or set(steps) != {1} or grouped or placed:
+  alike = _varying(x) == _varying(kernel)  # else JAX casts one of them
+  if not alike or not _is_plain(kernel, strides, padding, options):
     return lax.conv_general_dilated(x, kernel, strides, padding, **options)
-  return _convolution.bind(
-    x,
-    kernel,
-    precision=options.get("precision"),
-    preferred_element_type=options.get("preferred_element_type"),
-  )
+  # What the context says here, not where the program is lowered.
+  context = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+  precision = options.get("precision") or context
+  jax.eval_shape(functools.partial(_plain, precision=precision), x, kernel)
+  return _convolution.bind(x, kernel, precision=precision)
 
 
-def _plain(x: jax.Array, kernel: jax.Array, **options: Any) -> jax.Array:
+def _varying(x: jax.Array) -> Any:
+  """Over which axes of a mesh an array differs, inside `jax.shard_map`."""
+  return getattr(jax.typeof(x), "manual_axis_type", None)
+
+
+def _is_plain(
+  kernel: jax.Array,
+  strides: Sequence[int],
+  padding: str | Sequence[tuple[int, int]],
+  options: dict[str, Any],
+) -> bool:
+  """Whether nothing but the precision differs from `_plain`."""
+  left = {
+    name: value
+    for name, value in options.items()
+    if name not in ("precision", "lhs_dilation", "rhs_dilation")
+    and value not in (None, 1)  # no sharding, no groups
+  }
+  names = left.pop("dimension_numbers", None)
+  if isinstance(names, lax.ConvDimensionNumbers):
+    default = lax.conv_dimension_numbers((1,) * 4, (1,) * 4, NAMES)
+    named = names == default
+  else:
+    named = names == NAMES
+  dilations = options.get("lhs_dilation"), options.get("rhs_dilation")
+  steps = {*strides, *(step for d in dilations for step in d or ())}
+  odd = all(side % 2 for side in kernel.shape[:2])
+  return named and not left and steps == {1} and padding == "SAME" and odd
+
+
+def _plain(x: jax.Array, kernel: jax.Array, *, precision: Any) -> jax.Array:
   return lax.conv_general_dilated(
-    x,
-    kernel,
-    (1, 1),
-    "SAME",
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    **options,
+    x, kernel, (1, 1), "SAME", dimension_numbers=NAMES, precision=precision
   )
 
 
@@ -78,8 +100,7 @@ def _transposed_in_x(
 ) -> jax.Array:
   """Of what maps x to y: the same convolution, its kernel turned."""
   turned = kernel[::-1, ::-1].swapaxes(2, 3)
-  dx = _convolution.bind(dy, turned, **options)
-  return dx.astype(x.aval.dtype)
+  return _convolution.bind(dy, turned, **options)
 
 
 def _transposed_in_kernel(
@@ -104,14 +125,10 @@ def _batched(
 
 
 def _abstract(x: Any, kernel: Any, **options: Any) -> Any:
-  shape = (*x.shape[:3], kernel.shape[3])
-  dtype = options["preferred_element_type"] or x.dtype
-  return x.update(shape=shape, dtype=dtype)
+  return x.update(shape=(*x.shape[:3], kernel.shape[3]))
 
 
-_convolution.def_impl(
-  jax.jit(_plain, static_argnames=("precision", "preferred_element_type"))
-)
+_convolution.def_impl(jax.jit(_plain, static_argnames="precision"))
 _convolution.def_abstract_eval(_abstract)
 mlir.register_lowering(
   _convolution, mlir.lower_fun(_plain, multiple_results=False)

@@ -73,7 +73,8 @@ class UNetPrior(Generic[Config]):
   """An image prior given by a denoising network.
 
   `unet_prior` makes one, `photo_prior` loads the one that is shipped,
-  `load_adm` and `load_diffusers` read those of others.
+  `load_adm` and `load_diffusers` read those of others. Images lie in [-1, 1];
+  pixels further from there than noise gets, REACH sigma, are brought back.
 
   Attributes:
     params: float32 arrays by name, as "down.0.1.inner.kernel".
@@ -120,7 +121,7 @@ def unet_prior(
   *,
   dtype: DTypeLike = jnp.float32,
 ) -> UNetPrior[Config]:
-  """A checked `UNetPrior`.
+  """A checked `UNetPrior`, of images in [-1, 1].
 
   Args:
     config: shape of the network.
