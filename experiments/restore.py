@@ -172,6 +172,8 @@ def prepare(settings: Settings) -> Job:
     seed=settings.seed,
   )
   height, width, _ = given.observation.operator.image_shape
+  if settings.degrade and (height, width) != picture.shape[:2]:
+    print(f"the picture is cut to {width} x {height}, divisible by {FACTOR}")
   known = degradations.build_prior(height, width)
   best, drawn = (
     samplers.build(

@@ -94,7 +94,7 @@ def read_mask(file: str, size: tuple[int, int]) -> np.ndarray:
     ValueError: there is no such file, or it is no picture of that size.
   """
   _check_file("mask", file)
-  grey = photographs.read(pathlib.Path(file)).mean(-1)
+  grey = _read_grey("mask", file)
   if grey.shape != size:
     raise ValueError(
       f"mask must have the picture's size, {size[1]} x {size[0]}; {file!r} has "
@@ -124,7 +124,7 @@ def read_kernel(kernel: str) -> np.ndarray:
     except (OSError, ValueError, EOFError) as error:
       raise ValueError(f"kernel {kernel!r} cannot be read as .npy") from error
   else:
-    values = photographs.read(path).mean(-1)
+    values = _read_grey("kernel", kernel)
   if values.ndim != 2 or not all(n % 2 for n in values.shape):
     raise ValueError(
       f"kernel must have two odd sides, {kernel!r} has shape {values.shape}"
@@ -230,6 +230,14 @@ def _of_shape(operator: Operator, shape: tuple[int, int, int]) -> Operator:
   """The same operator on images of another number of channels."""
   assert dataclasses.is_dataclass(operator)
   return dataclasses.replace(operator, image_shape=shape)
+
+
+def _read_grey(name: str, file: str) -> np.ndarray:
+  """[H, W] of 0 to 255."""
+  try:
+    return photographs.read(pathlib.Path(file)).mean(-1)
+  except ValueError as error:
+    raise ValueError(f"{name} {file!r} cannot be read as a picture") from error
 
 
 def _check_file(name: str, file: str) -> None:

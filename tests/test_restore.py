@@ -111,6 +111,21 @@ def test_grey_stays_grey_and_grows_fourfold(files, tmp_path):
     assert any(line.startswith(warning) for line in said) == warned
 
 
+def test_a_cut_is_told(files, tmp_path, capsys):
+  """Of 45 x 40 pixels, which four times smaller ones do not make."""
+  row = _run(
+    tmp_path / "run",
+    ":debug",
+    image=files / "odd.png",
+    task="super_resolution",
+    degrade=True,
+    samples=0,
+  )
+  assert (row["height"], row["width"]) == (40, 44)
+  said = capsys.readouterr().out
+  assert "the picture is cut to 44 x 40, divisible by 4" in said
+
+
 def test_a_rival_and_its_mean(files, tmp_path):
   row = _run(
     tmp_path / "run",
@@ -265,7 +280,7 @@ def test_judge_against_numpy():
     ({"kernel": "{}/words.npy"}, "kernel must be finite and non-negative"),
     ({"kernel": "{}/zero.npy"}, "kernel must not be 0 everywhere"),
     ({"kernel": "{}/wide.npy"}, "kernel of size 81 is too wide to mirror"),
-    ({"kernel": "{}/text.png"}, "text.png cannot be read as a picture"),
+    ({"kernel": "{}/text.png"}, "kernel .*text.png' cannot be read as a pic"),
     ({"mask": "m.png"}, "mask must be left out: motion_blur reads none"),
     ({"prior": "no.pt"}, "prior must name a file or directory"),
     ({"method": "DDRM", "kernel": "short"}, "ddrm cannot use this operator"),
@@ -276,6 +291,10 @@ def test_judge_against_numpy():
     (
       {"task": "box_inpainting", "kernel": "", "mask": "{}/mask_black.png"},
       "mask must keep at least one pixel",
+    ),
+    (
+      {"task": "box_inpainting", "kernel": "", "mask": "{}/text.png"},
+      "mask .*text.png' cannot be read as a picture",
     ),
     (
       {"task": "random_inpainting", "kernel": ""},
