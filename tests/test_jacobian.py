@@ -281,11 +281,11 @@ def test_what_is_no_covariance_adds_to_no_misfit(name):
   size = int(np.prod(SHAPE))
   near = -(NOISE**2) * (1 + 1e-3)  # K + s^2 all but vanishes
   turn = np.kron(np.eye(size // 2), [[0, 1], [-1, 0]])
-  signs = np.where(np.arange(size) % 4 < 2, 1, 5)
+  signs = np.where(np.arange(size) % 4 < 2, 1, -1)
   wrong = {
     "negative": near * np.eye(size),
     "turned": near * np.eye(size) + 1e-3 * turn,
-    "indefinite": near * np.diag(np.where(signs > 1, -1, 1)),
+    "indefinite": near * np.diag(signs),
   }[name]
 
   def covariance(v):

@@ -50,12 +50,11 @@ def convolve(
     [N, H', W', B].
   """
   alike = _varying(x) == _varying(kernel)  # else JAX casts one of them
-  if not alike or not _is_plain(kernel, strides, padding, options):
+  if not alike or not _is_plain(x, kernel, strides, padding, options):
     return lax.conv_general_dilated(x, kernel, strides, padding, **options)
   # What the context says here, not where the program is lowered.
   context = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
   precision = options.get("precision") or context
-  jax.eval_shape(functools.partial(_plain, precision=precision), x, kernel)
   return _convolution.bind(x, kernel, precision=precision)
 
 
@@ -65,28 +64,26 @@ def _varying(x: jax.Array) -> Any:
 
 
 def _is_plain(
+  x: jax.Array,
   kernel: jax.Array,
   strides: Sequence[int],
   padding: str | Sequence[tuple[int, int]],
   options: dict[str, Any],
 ) -> bool:
   """Whether nothing but the precision differs from `_plain`."""
-  left = {
-    name: value
-    for name, value in options.items()
-    if name not in ("precision", "lhs_dilation", "rhs_dilation")
-    and value not in (None, 1)  # no sharding, no groups
-  }
-  names = left.pop("dimension_numbers", None)
-  if isinstance(names, lax.ConvDimensionNumbers):
-    default = lax.conv_dimension_numbers((1,) * 4, (1,) * 4, NAMES)
-    named = names == default
-  else:
-    named = names == NAMES
+  if x.ndim != 4:
+    return False
+  known = "precision", "dimension_numbers", "lhs_dilation", "rhs_dilation"
+  others = {value for name, value in options.items() if name not in known}
+  given, ours = (
+    lax.conv_dimension_numbers(x.shape, kernel.shape, names)
+    for names in (options.get("dimension_numbers"), NAMES)
+  )
   dilations = options.get("lhs_dilation"), options.get("rhs_dilation")
   steps = {*strides, *(step for d in dilations for step in d or ())}
   odd = all(side % 2 for side in kernel.shape[:2])
-  return named and not left and steps == {1} and padding == "SAME" and odd
+  alone = others <= {None, 1}  # no sharding, no groups
+  return given == ours and alone and steps == {1} and padding == "SAME" and odd
 
 
 def _plain(x: jax.Array, kernel: jax.Array, *, precision: Any) -> jax.Array:
@@ -125,7 +122,9 @@ def _batched(
 
 
 def _abstract(x: Any, kernel: Any, **options: Any) -> Any:
-  return x.update(shape=(*x.shape[:3], kernel.shape[3]))
+  arrays = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, kernel))
+  y = jax.eval_shape(functools.partial(_plain, **options), *arrays)  # refuses
+  return x.update(shape=y.shape, dtype=y.dtype)
 
 
 _convolution.def_impl(jax.jit(_plain, static_argnames="precision"))
