@@ -18,10 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import record, runner, speed_cases, text_model, text_tokens
-from experiments.text_tokens import Tokenizer
+from experiments.data import text_tokens
+from experiments.data.text_tokens import Tokenizer
+from experiments.harness import record, runner, text_model
+from experiments.inverse_speed import cases
 from neumann_jax import Execution, Generated, SamplingSpec, generation
-from neumann_jax.spec import check_chunk_size
+from neumann_jax.chunk_inverse.inverse_spec import check_chunk_size
 
 DTYPES = ("float32", "bfloat16")
 # Ends a text whose last character is not whole yet.
@@ -96,7 +98,7 @@ class Settings:
 
   def execution(self) -> Execution:
     """How the model is computed."""
-    case = speed_cases.parse(self.spec, self.chunk_size, self.implementation)
+    case = cases.parse(self.spec, self.chunk_size, self.implementation)
     return Execution(
       dtype=jnp.dtype(self.dtype),
       param_dtype=jnp.dtype(self.dtype),

@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import gpu_rivals, gpu_timing, record, runner, torch_unet
-from experiments.gpu_timing import Job, Timing
+from experiments.harness import record, runner
+from experiments.harness import timing as gpu_timing
+from experiments.harness.timing import Job, Timing
+from experiments.peers import gpu, torch_unet
 from posterior_jax import priors
 
 
@@ -96,18 +98,15 @@ def jobs(settings: Settings, dtype: str) -> list[Job]:
     other = torch.compile(other) if compiled else other
     # NHWC in memory is what PyTorch calls channels last.
     tensors = [
-      (gpu_rivals.shared(x).permute(0, 3, 1, 2), gpu_rivals.shared(s))
-      for x, s in inputs
+      (gpu.shared(x).permute(0, 3, 1, 2), gpu.shared(s)) for x, s in inputs
     ]
     with torch.no_grad():
-      timing = gpu_timing.measure(
-        other, tensors, wait=gpu_rivals.wait, **options
-      )
+      timing = gpu_timing.measure(other, tensors, wait=gpu.wait, **options)
       y = other(*tensors[0]).permute(0, 2, 3, 1).cpu().numpy()
     gap = float(np.abs(np.asarray(call(*inputs[0])) - y).max())
     return timing, {"difference": gap}
 
-  reason = gpu_rivals.missing("torch")
+  reason = gpu.missing("torch")
   return [
     Job(f"jax {dtype}", "xla", in_jax),
     Job(f"torch eager {dtype}", "torch", lambda: in_torch(False), reason),
@@ -116,5 +115,5 @@ def jobs(settings: Settings, dtype: str) -> list[Job]:
 
 
 if __name__ == "__main__":
-  gpu_rivals.share_memory()
+  gpu.share_memory()
   runner.main("prior_speed", Settings, speed)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from absl import app
 
-from experiments import report
+from experiments.harness import report
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PICTURE = "notebooks/figures/restoration.jpg"

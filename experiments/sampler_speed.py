@@ -19,16 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import posterior_jax
-from experiments import (
-  gpu_rivals,
-  gpu_timing,
-  photographs,
-  record,
-  runner,
-  torch_sampler,
-  torch_unet,
-)
-from experiments.gpu_timing import Job, Timing
+from experiments.data import photographs
+from experiments.harness import record, runner
+from experiments.harness import timing as gpu_timing
+from experiments.harness.timing import Job, Timing
+from experiments.peers import gpu, torch_sampler, torch_unet
 from posterior_jax import NFCConfig, Observation, metrics, operators, priors
 from posterior_jax import schedule as schedules
 from posterior_jax.operators import frozen
@@ -200,11 +195,11 @@ def jobs(settings: Settings) -> list[Job]:
 
     with torch.no_grad():
       x = call(*inputs[0]).permute(0, 2, 3, 1).cpu().numpy()
-      timing = gpu_timing.measure(call, inputs, wait=gpu_rivals.wait, **options)
+      timing = gpu_timing.measure(call, inputs, wait=gpu.wait, **options)
     psnr = float(np.mean(metrics.psnr(jnp.asarray(x), truth)))
     return timing, {"psnr": psnr}
 
-  reason = gpu_rivals.missing("torch")
+  reason = gpu.missing("torch")
   rivals = [
     Job(name, "torch", functools.partial(in_torch, name), reason)
     for name in MODES
@@ -218,8 +213,8 @@ def tensors(observation: Observation) -> tuple[Any, Any]:
   assert isinstance(operator, operators.Blur)
   width = operator.image_shape[1]
   half = operator.transfer[:, : width // 2 + 1]
-  y = gpu_rivals.shared(observation.y).permute(0, 3, 1, 2).contiguous()
-  return y, gpu_rivals.shared(half)
+  y = gpu.shared(observation.y).permute(0, 3, 1, 2).contiguous()
+  return y, gpu.shared(half)
 
 
 def _compiled(mode: str | None) -> Callable[..., Any]:
@@ -255,5 +250,5 @@ def _levels(config: NFCConfig) -> np.ndarray:
 
 
 if __name__ == "__main__":
-  gpu_rivals.share_memory()
+  gpu.share_memory()
   runner.main("sampler_speed", Settings, speed)

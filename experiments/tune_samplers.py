@@ -16,15 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments import (
-  progress,
-  record,
-  restoration_runs,
-  restoration_setup,
-  runner,
-  samplers,
-)
-from experiments.restoration_runs import Program
+from experiments.harness import progress, record, runner, samplers
+from experiments.restoration import runs
+from experiments.restoration import setup as restoration_setup
+from experiments.restoration.runs import Program
 
 LARGEST = 9
 # Of the linear solves, none of which tuning shall wait for.
@@ -167,13 +162,11 @@ def ranking(
 def tune(settings: Settings, run: record.Run) -> None:
   """Runs what the table lacks, then prints every method's ranking."""
   setup = restoration_setup.build(settings.setup)
-  left = restoration_runs.remaining(
+  left = runs.remaining(
     programs(settings), run.rows("tuning"), len(setup.names)
   )
   with progress.Progress(len(left), label="tuning") as tick:
-    for rows in restoration_runs.run_all(
-      left, setup, workers=settings.workers, tick=tick
-    ):
+    for rows in runs.run_all(left, setup, workers=settings.workers, tick=tick):
       for row in rows:
         run.write("tuning", row._asdict())
   for method, ranked in ranking(run.rows("tuning")).items():

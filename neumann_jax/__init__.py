@@ -12,28 +12,32 @@ The chunk matrix A_ij = beta_i <k_i, k_j> exp(G_i - G_j), i > j, has G the
 cumulative log decay inside the chunk; T = (I + A)^-1.
 """
 
-from neumann_jax.bounds import certify as certify
-from neumann_jax.bounds import envelope as envelope
-from neumann_jax.cache import Cache as Cache
-from neumann_jax.cache import ModelCache as ModelCache
-from neumann_jax.chunks import ChunkMatrices as ChunkMatrices
-from neumann_jax.chunks import chunk_matrices as chunk_matrices
-from neumann_jax.decoding import Generated as Generated
-from neumann_jax.delta_rule import gated_delta_rule as gated_delta_rule
-from neumann_jax.generation import generate as generate
-from neumann_jax.invert import inverse as inverse
-from neumann_jax.layers import GatedDeltaNet as GatedDeltaNet
-from neumann_jax.model import LanguageModel as LanguageModel
+from neumann_jax.chunk_inverse.api import inverse as inverse
+from neumann_jax.chunk_inverse.bounds import certify as certify
+from neumann_jax.chunk_inverse.bounds import envelope as envelope
+from neumann_jax.chunk_inverse.integer import QuantSpec as QuantSpec
+from neumann_jax.chunk_inverse.inverse_spec import InverseSpec as InverseSpec
+from neumann_jax.chunk_inverse.planner import Plan as Plan
+from neumann_jax.chunk_inverse.planner import plan as plan
+from neumann_jax.delta_rule.api import gated_delta_rule as gated_delta_rule
+from neumann_jax.delta_rule.layout import ChunkMatrices as ChunkMatrices
+from neumann_jax.delta_rule.layout import chunk_matrices as chunk_matrices
+from neumann_jax.delta_rule.recurrent import (
+  gated_delta_recurrent as gated_delta_recurrent,
+)
+from neumann_jax.delta_rule.recurrent import (
+  gated_delta_step as gated_delta_step,
+)
+from neumann_jax.delta_rule.wy import wy_representation as wy_representation
+from neumann_jax.generation.api import generate as generate
+from neumann_jax.generation.decoding import Generated as Generated
+from neumann_jax.generation.sampling import SamplingSpec as SamplingSpec
+from neumann_jax.layers.cache import Cache as Cache
+from neumann_jax.layers.cache import ModelCache as ModelCache
+from neumann_jax.layers.gated_delta_net import GatedDeltaNet as GatedDeltaNet
+from neumann_jax.model.language_model import LanguageModel as LanguageModel
 from neumann_jax.model_config import Execution as Execution
 from neumann_jax.model_config import ModelConfig as ModelConfig
-from neumann_jax.planner import Plan as Plan
-from neumann_jax.planner import plan as plan
-from neumann_jax.quantize import QuantSpec as QuantSpec
-from neumann_jax.recurrent import gated_delta_recurrent as gated_delta_recurrent
-from neumann_jax.recurrent import gated_delta_step as gated_delta_step
-from neumann_jax.sampling import SamplingSpec as SamplingSpec
-from neumann_jax.spec import InverseSpec as InverseSpec
-from neumann_jax.wy import wy_representation as wy_representation
 
 __version__ = "0.1.0"
 

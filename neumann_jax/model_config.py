@@ -6,9 +6,10 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from neumann_jax import delta_rule, dispatch
-from neumann_jax.invert import Gradient
-from neumann_jax.spec import InverseSpec
+from neumann_jax.chunk_inverse import dispatch
+from neumann_jax.chunk_inverse.api import Gradient
+from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
+from neumann_jax.delta_rule import api
 
 LAYER_TYPES = ("linear_attention", "full_attention")
 REMAT = ("none", "dots", "full")
@@ -260,7 +261,7 @@ class Execution:
         raise TypeError(
           f"{name} must be True or False, got {getattr(self, name)!r}"
         )
-    delta_rule.check_gradient(self.gradient, fused=self.fused)
+    api.check_gradient(self.gradient, fused=self.fused)
     if self.query_block < 1:
       raise ValueError(
         f"query_block must be at least 1, got {self.query_block}"

@@ -23,7 +23,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from neumann_jax.model import LanguageModel
+from neumann_jax.model.language_model import LanguageModel
 from neumann_jax.model_config import Execution, ModelConfig
 from neumann_jax.sequence_axis import local_length
 

@@ -18,15 +18,15 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from neumann_jax.model import LanguageModel
-from neumann_jax.model_config import Execution, ModelConfig
-from neumann_jax.param_place import (
+from neumann_jax.checkpoint.params import (
   Path,
   Sources,
   Targets,
   abstract_model,
   flat_params,
 )
+from neumann_jax.model.language_model import LanguageModel
+from neumann_jax.model_config import Execution, ModelConfig
 
 SHIPPED = pathlib.Path(__file__).parent / "assets" / "language_model.json"
 

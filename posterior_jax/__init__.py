@@ -23,18 +23,18 @@ from posterior_jax import baselines as baselines
 from posterior_jax import metrics as metrics
 from posterior_jax import operators as operators
 from posterior_jax import priors as priors
-from posterior_jax.config import NFCConfig as NFCConfig
+from posterior_jax.base import Info as Info
+from posterior_jax.base import Observation as Observation
+from posterior_jax.base import Operator as Operator
+from posterior_jax.base import Sampler as Sampler
+from posterior_jax.base import SamplerState as SamplerState
+from posterior_jax.denoising.tiling import padded as padded
+from posterior_jax.denoising.tiling import tiled as tiled
 from posterior_jax.diagnostics import recorded as recorded
 from posterior_jax.diagnostics import streamed as streamed
-from posterior_jax.sampler import nfc as nfc
-from posterior_jax.sampler import run as run
-from posterior_jax.tiling import padded as padded
-from posterior_jax.tiling import tiled as tiled
-from posterior_jax.types import Info as Info
-from posterior_jax.types import Observation as Observation
-from posterior_jax.types import Operator as Operator
-from posterior_jax.types import Sampler as Sampler
-from posterior_jax.types import SamplerState as SamplerState
+from posterior_jax.nfc_sampler.config import NFCConfig as NFCConfig
+from posterior_jax.nfc_sampler.sampler import nfc as nfc
+from posterior_jax.nfc_sampler.sampler import run as run
 
 __all__ = (
   "Info",

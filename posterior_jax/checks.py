@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from posterior_jax import spectral
-from posterior_jax.config import NFCConfig
+from posterior_jax.linalg import fourier
+from posterior_jax.nfc_sampler.config import NFCConfig
 
 
 def checked_spectrum(
@@ -31,7 +31,7 @@ def checked_spectrum(
       "pass the prior's power spectrum [H, W] or [H, W, C]"
     )
   spectrum = jnp.asarray(spectrum, jnp.float32)
-  spectral.check_spectrum(spectrum)
+  fourier.check_spectrum(spectrum)
   return spectrum
 
 
@@ -51,7 +51,7 @@ def check_image(
     ValueError: if one of them does not fit.
   """
   if spectrum is not None:
-    spectral.check_grid(spectrum, shape)
+    fourier.check_grid(spectrum, shape)
   unit = 2**config.haar_levels
   if config.fuses:
     if shape[0] % unit or shape[1] % unit:

@@ -9,14 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from posterior_jax import spectral
-from posterior_jax.types import (
-  Denoiser,
-  Info,
-  Observation,
-  Sampler,
-  State,
-)
+from posterior_jax.base import Denoiser, Info, Observation, Sampler, State
+from posterior_jax.linalg import fourier
 
 BANDS = 8
 
@@ -44,7 +38,7 @@ def band_energy(
   observed = jnp.broadcast_to(operator.observed, operator.measurement_shape)
   misfit = observed * (observation.y - operator.forward(x))
   power = jnp.abs(jnp.fft.fft2(misfit, axes=(-3, -2), norm="ortho")) ** 2
-  index = spectral.radial_bands(height, width, bands)
+  index = fourier.radial_bands(height, width, bands)
   member = jax.nn.one_hot(index, bands, dtype=power.dtype)  # [h, w, K]
   energy = jnp.einsum(
     "...hwc,hwk->...k", power, member, precision=jax.lax.Precision.HIGHEST

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from experiments import key_families
+from experiments.data import key_families
 
 # Most of a test's time is compilation: half of it without optimisation, which
 # changes the order of sums and nothing else.

@@ -9,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from posterior_jax import fields, per_image, priors, schedule
+from posterior_jax import fields, priors, schedule
 from posterior_jax.baselines import TASKS, adam, diffusion, guidance, tasks
+from posterior_jax.linalg import reduce
 from tests import oracles
 
 
@@ -182,7 +183,7 @@ def test_products_stop_where_a_pixel_saturates():
 def test_image_norm():
   x = np.random.default_rng(2).standard_normal((3, 2, 4, 5, 2))
   expected = np.linalg.norm(x.reshape(3, 2, -1), axis=-1)
-  found = per_image.norm(jnp.asarray(x, jnp.float32))
+  found = reduce.norm(jnp.asarray(x, jnp.float32))
   assert found.shape == (3, 2, 1, 1, 1)
   np.testing.assert_allclose(found[..., 0, 0, 0], expected, rtol=1e-6)
 

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import neumann_jax.bounds as nb
-from experiments import key_families, rounding_table
-from neumann_jax import planner, reference
-from neumann_jax.quantize import QuantSpec
-from neumann_jax.spec import InverseSpec
+from experiments import rounding_table
+from experiments.data import key_families
+from neumann_jax.chunk_inverse import bounds as nb
+from neumann_jax.chunk_inverse import planner, xla
+from neumann_jax.chunk_inverse.integer import QuantSpec
+from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
 
 BETAS = ((0.0, 1.0), (0.6, 1.0), (1.0, 2.0), (2.0, 2.0))
 
@@ -106,7 +107,7 @@ def certified_specs():
 @functools.partial(jax.jit, static_argnums=1)
 def compute_and_certify(a, spec, e):
   bound = jnp.max(e, axis=(-2, -1), keepdims=True)
-  x = reference.invert(a, spec, bound)
+  x = xla.invert(a, spec, bound)
   return x, nb.certify(a, x, e)
 
 
@@ -195,11 +196,11 @@ def test_plan_meets_its_tolerance(decay, precision, tolerance):
   )
   if plan.spec.method != "exact":
     assert plan.truncation + plan.rounding <= tolerance
-    assert plan.products == reference.count_products(plan.spec, 64)
+    assert plan.products == xla.count_products(plan.spec, 64)
   for family in key_families.FAMILIES:
     c = key_families.draw(family, seed=5, count=10, chunk_size=64, decay=decay)
     a = np.float32(c.a)
-    x = np.asarray(reference.invert(jnp.asarray(a), plan.spec))
+    x = np.asarray(xla.invert(jnp.asarray(a), plan.spec))
     rows = np.abs(key_families.exact_inverse(a) - x).sum(-1)
     assert rows.max() <= tolerance
 

@@ -9,16 +9,10 @@ import numpy as np
 import pytest
 
 from configs import calibration as config
-from experiments import (
-  calibration,
-  calibration_problems,
-  calibration_report,
-  calibration_rows,
-  record,
-  runner,
-  samplers,
-)
-from experiments.calibration_rows import Who
+from experiments.calibration import problems, report, study
+from experiments.calibration import rows as calibration_rows
+from experiments.calibration.rows import Who
+from experiments.harness import record, runner, samplers
 from posterior_jax import NFCConfig
 from tests import oracles
 
@@ -34,12 +28,12 @@ def settings(**changes):
     | {"settings": ("calibrated",), "evaluations": (3,)}
     | changes
   )
-  return runner.to_settings(calibration.Settings, small)
+  return runner.to_settings(study.Settings, small)
 
 
-@pytest.mark.parametrize("task", calibration_problems.TASKS)
+@pytest.mark.parametrize("task", problems.TASKS)
 def test_gaussian_posterior_is_that_of_the_oracle(task):
-  problem = calibration_problems.gaussian(task, SIZE, 3)
+  problem = problems.gaussian(task, SIZE, 3)
   mean, covariance = oracles.gaussian_posterior(
     problem.prior, problem.observation
   )
@@ -52,7 +46,7 @@ def test_gaussian_posterior_is_that_of_the_oracle(task):
 
 
 def test_numbers_of_exact_gaussian_samples_are_ideal():
-  problem = calibration_problems.gaussian("circular blur", SIZE, 0)
+  problem = problems.gaussian("circular blur", SIZE, 0)
   exact = problem.exact(jax.random.key(7), 512)
   found = calibration_rows.judge_gaussian(exact, problem, KEY, 64)
   assert set(found) == set(calibration_rows.NUMBERS["gaussian"])
@@ -74,9 +68,9 @@ def test_numbers_of_exact_gaussian_samples_are_ideal():
 
 
 def test_numbers_of_exact_mixture_samples_are_ideal():
-  problem = calibration_problems.mixture(8, 1, 0, 0)
+  problem = problems.mixture(8, 1, 0, 0)
   exact = problem.posterior.sample(jax.random.key(7), 1000)
-  images = exact.reshape(-1, 1, *calibration_problems.MIXTURE_SHAPES[8])
+  images = exact.reshape(-1, 1, *problems.MIXTURE_SHAPES[8])
   found = calibration_rows.judge_mixture(images, problem, KEY, 64)
   assert set(found) == set(calibration_rows.NUMBERS["mixture"])
   assert found["weight_error"] < 0.1 and found["weight_floor"] < 0.1
@@ -90,7 +84,7 @@ def test_numbers_of_exact_mixture_samples_are_ideal():
 
 
 def test_mixture_problems_are_those_of_the_definition():
-  problem = calibration_problems.mixture(80, 4, 1, 0)
+  problem = problems.mixture(80, 4, 1, 0)
   means = np.asarray(problem.prior.means).reshape(25, 80)
   assert len(np.unique(means, axis=0)) == 25
   assert (
@@ -98,17 +92,17 @@ def test_mixture_problems_are_those_of_the_definition():
   )
   values = np.linalg.svd(problem.observation.operator.matrix)[1]
   assert values.shape == (4,) and 0 < values.min() and values.max() < 1
-  other = calibration_problems.mixture(80, 4, 2, 0)
+  other = problems.mixture(80, 4, 2, 0)
   assert np.abs(other.observation.y - problem.observation.y).max() > 1e-3
 
 
 def test_run_writes_rows_and_a_report_and_resumes(tmp_path):
   chosen = settings()
   with record.Run(tmp_path / "run") as run:
-    calibration.calibrate(chosen, run)
+    study.calibrate(chosen, run)
     gaussian, mixture = run.rows("gaussian"), run.rows("mixture")
     done, more = (
-      [calibration._is_there(job, run) for job in calibration.jobs(wanted)]
+      [study._is_there(job, run) for job in study.jobs(wanted)]
       for wanted in (chosen, settings(evaluations=(4,)))
     )
   assert [row["task"] for row in gaussian] == ["inpainting"]
@@ -122,11 +116,11 @@ def test_run_writes_rows_and_a_report_and_resumes(tmp_path):
 
 def test_a_method_that_cannot_run_leaves_a_note():
   chosen = settings(methods=("DDRM",), settings=("tuned",))
-  job = calibration.jobs(chosen)[0]._replace(changes=(("nothing", 1),))
-  rows = calibration.measure(job, chosen, threading.Lock())
+  job = study.jobs(chosen)[0]._replace(changes=(("nothing", 1),))
+  rows = study.measure(job, chosen, threading.Lock())
   assert len(rows) == 1 and rows[0]["calls"] is None
   assert "failed, TypeError" in rows[0]["note"]
-  line = calibration_report.gaussian_line(rows[0])
+  line = report.gaussian_line(rows[0])
   assert "TypeError" in line[0] and line[1:] == [None] * (len(line) - 1)
 
 
@@ -142,7 +136,7 @@ def test_lines_put_the_best_median_first():
     blank | Who(name, "tuned", 1.0, 5)._asdict() | {"distance": distance}
     for name, distance in (("A", 3.0), ("A", 5.0), ("B", 2.0), ("C", "nan"))
   ]
-  lines = calibration_report.mixture_lines(rows)
+  lines = report.mixture_lines(rows)
   assert [line[0] for line in lines] == ["B tuned", "A tuned", "C tuned"]
   assert lines[1][3].value == 4.0 and lines[2][-1] == 1
 
@@ -176,8 +170,8 @@ def test_mixtures_take_the_settings_by_the_jacobian(setting, preset):
   """Not the spectral ones with another tie, which are refused or differ."""
   (job,) = [
     job
-    for job in calibration.jobs(settings(settings=(setting,)))
-    if job.table == calibration.MIXTURE
+    for job in study.jobs(settings(settings=(setting,)))
+    if job.table == study.MIXTURE
   ]
   found = samplers.config("NFC", setting, **dict(job.changes))
   expected = preset() if setting == "published" else preset(tie="jacobian")

@@ -17,9 +17,14 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
-from neumann_jax import Execution, ModelConfig, checkpoint, hf_files, hf_names
-from neumann_jax.layer_stack import stack_layers, unstack_layers
-from neumann_jax.param_place import abstract_model, flat_params, with_params
+from neumann_jax import Execution, ModelConfig, checkpoint
+from neumann_jax.checkpoint import hf_layout, safetensors_io
+from neumann_jax.checkpoint.params import (
+  abstract_model,
+  flat_params,
+  with_params,
+)
+from neumann_jax.model.scan_layers import stack_layers, unstack_layers
 from tests import oracles
 
 SMALL = {
@@ -150,7 +155,7 @@ def test_stacked_layers_compute_the_same():
 def test_shards(tmp_path):
   limit = 10_000
   path = saved(tmp_path, "next", max_shard_bytes=limit)
-  index = json.loads((path / hf_files.INDEX).read_text())
+  index = json.loads((path / safetensors_io.INDEX).read_text())
   files = sorted(path.glob("*.safetensors"))
   assert len(files) > 2
   assert files[0].name == f"model-00001-of-{len(files):05}.safetensors"
@@ -189,7 +194,7 @@ def test_fused_and_separate_experts(tmp_path, name):
   fused = any(key.endswith("experts.down_proj") for key in tensors)
   assert fused == (name == "moe")
   other = {}
-  for tensor in hf_names.tensors(CONFIGS[name]):
+  for tensor in hf_layout.tensors(CONFIGS[name]):
     if not tensor.pieces:
       other[tensor.name] = tensors[tensor.name]
     elif fused:
@@ -372,7 +377,7 @@ def test_published_head_layouts(name):
     linear_value_head_dim=width,
     **options,
   )
-  tensors = hf_names.tensors(config)
+  tensors = hf_layout.tensors(config)
   start = "model.layers.0.linear_attn."
   found = {
     t.name.removeprefix(start): t.shape
@@ -415,7 +420,7 @@ def test_key_head_layout_row_by_row():
   config = CONFIGS["next"]
   hk, r, dk, dv = 2, 3, 4, 5
   qkvz, ba = (
-    next(t for t in hf_names.tensors(config) if t.name.endswith(suffix))
+    next(t for t in hf_layout.tensors(config) if t.name.endswith(suffix))
     for suffix in ("in_proj_qkvz.weight", "in_proj_ba.weight")
   )
   x = np.random.default_rng(0).normal(size=qkvz.shape)
@@ -593,7 +598,7 @@ def test_truncated_and_corrupt_files(tmp_path, damage):
 
 def test_missing_files_and_a_wrong_index(tmp_path):
   path = saved(tmp_path, "dense", max_shard_bytes=20_000)
-  index = path / hf_files.INDEX
+  index = path / safetensors_io.INDEX
   original = json.loads(index.read_text())
   shard = sorted(path.glob("*.safetensors"))[1]
   data = shard.read_bytes()
@@ -681,7 +686,7 @@ def test_a_save_that_stops_between_shards_leaves_nothing(tmp_path, monkeypatch):
     if len(written) == 2:
       raise KeyboardInterrupt
 
-  monkeypatch.setattr(hf_files, "save_file", stop)
+  monkeypatch.setattr(safetensors_io, "save_file", stop)
   with pytest.raises(KeyboardInterrupt):
     checkpoint.save(model_of("dense"), tmp_path / "x", max_shard_bytes=20_000)
   assert not list(tmp_path.iterdir())

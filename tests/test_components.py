@@ -6,17 +6,10 @@ import numpy as np
 import pytest
 import pywt
 
-from posterior_jax import (
-  NFCConfig,
-  Observation,
-  bands,
-  consistency,
-  likelihood,
-  operators,
-  predictor,
-  priors,
-  spectral,
-)
+from posterior_jax import NFCConfig, Observation, operators, priors
+from posterior_jax.denoising import predictor
+from posterior_jax.linalg import fourier
+from posterior_jax.nfc_sampler import bands, fusion, likelihood
 from tests import oracles
 
 SHAPE = (8, 8, 1)
@@ -33,7 +26,7 @@ def normal(shape, seed=0):
 
 @pytest.mark.parametrize("kind", ["hard", "butterworth", "gaussian"])
 def test_radial_band_opens_with_its_cutoff(kind):
-  radius = spectral.radial_frequency(12, 10) / np.sqrt(0.5)
+  radius = fourier.radial_frequency(12, 10) / np.sqrt(0.5)
   previous = jnp.zeros((12, 10))
   for cutoff in (0.1, 0.4, 1.0):
     band = bands.radial_band((12, 10), jnp.float32(cutoff), kind)
@@ -87,14 +80,14 @@ def test_decomposition_is_that_of_pywavelets(wavelet):
   """On images larger and smaller than the filters; and back."""
   for shape in ((2, 16, 12, 3), (1, 4, 2, 1)):
     x = normal(shape)
-    low, details = consistency.decompose(x, wavelet)
+    low, details = fusion.decompose(x, wavelet)
     a, (h, v, d) = pywt.dwt2(
       np.asarray(x, np.float64), wavelet, mode="periodization", axes=(1, 2)
     )
     np.testing.assert_allclose(low, a, atol=2e-6)
     for i, detail in enumerate((h, v, d)):
       np.testing.assert_allclose(details[:, i], detail, atol=2e-6)
-    back = consistency.reconstruct(low, details, wavelet)
+    back = fusion.reconstruct(low, details, wavelet)
     np.testing.assert_allclose(back, x, atol=2e-6)
 
 
@@ -103,9 +96,7 @@ def test_decomposition_is_that_of_pywavelets(wavelet):
 @pytest.mark.parametrize(("low", "high"), [(1.0, 0.2), (0.3, 0.0), (1.0, 1.0)])
 def test_fusion_is_that_of_pywavelets(wavelet, levels, low, high):
   x0, z = normal((16, 24, 1)), normal((16, 24, 1), 1)
-  fused = consistency.fuse(
-    x0, z, low=low, high=high, levels=levels, wavelet=wavelet
-  )
+  fused = fusion.fuse(x0, z, low=low, high=high, levels=levels, wavelet=wavelet)
   how = dict(wavelet=wavelet, mode="periodization")
   tree = [
     pywt.wavedec2(np.asarray(x, np.float64)[..., 0], level=levels, **how)
@@ -132,7 +123,7 @@ def test_fusion_is_that_of_pywavelets(wavelet, levels, low, high):
 )
 def test_details_unlock_by_each_law(law, expected):
   progress = np.array([0.0, 0.5, 1.0])
-  found = consistency.unlocked(law, 0.2, 0.05, 1.0, progress)
+  found = fusion.unlocked(law, 0.2, 0.05, 1.0, progress)
   np.testing.assert_allclose(found, expected, atol=1e-12)
   config = NFCConfig.paper(unlock=law)
   np.testing.assert_allclose(config.detail_weights(progress), expected)
@@ -163,7 +154,7 @@ def _ode_error(kind, steps):
     rho=7.0,
   )
   gain = jnp.sqrt((spectrum + END**2) / (spectrum + SIGMA**2))
-  expected = spectral.apply_transfer(x, gain)
+  expected = fourier.apply_transfer(x, gain)
   return float(jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected))
 
 
@@ -249,7 +240,7 @@ def _exact(name, banded):
   )
   weight = np.eye(len(a))
   if banded:
-    radius = spectral.radial_frequency(*size) / np.sqrt(0.5)
+    radius = fourier.radial_frequency(*size) / np.sqrt(0.5)
     square = 1 / (1 + (radius / 0.5) ** 8)
     weight = oracles.fourier_diagonal(0.1 + 0.9 * square)
   if name == "random":  # dropped pixels carry nothing to filter

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from posterior_jax.priors.convolution import convolve
+from posterior_jax.priors.nets.convolution import convolve
 from tests.oracles import FLOAT32_OPERATOR
 
 lax_convolution = lax.conv_general_dilated

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import neumann_jax
-from experiments import key_families
+from experiments.data import key_families
 from tests import oracles
 from tests.oracles import FAMILY_COUNT, Problem, assert_close
 

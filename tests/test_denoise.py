@@ -9,14 +9,11 @@ import pytest
 
 from configs import denoise as config
 from configs import prior_speed as prior_speed_config
-from experiments import (
-  denoise,
-  denoise_rivals,
-  photographs,
-  prior_speed,
-  record,
-  runner,
-)
+from experiments import prior_speed
+from experiments.data import photographs
+from experiments.denoise import study
+from experiments.harness import record, runner
+from experiments.peers import denoisers
 from posterior_jax import metrics, priors
 
 NETWORK = priors.UNetConfig(widths=(8, 16), blocks=(1, 1), embedding=16)
@@ -31,29 +28,29 @@ def prior():
 def _settings(**changes):
   debug = config.get_config("debug")
   debug.update(changes)
-  return runner.to_settings(denoise.Settings, debug)
+  return runner.to_settings(study.Settings, debug)
 
 
 def test_noise_is_of_the_stated_level_and_repeats():
   case = ("coffee", 64, 25.0)
-  truth, y = denoise.noisy(case, 0)
+  truth, y = study.noisy(case, 0)
   assert (y - truth).std() == pytest.approx(50 / 255, rel=0.02)
-  np.testing.assert_array_equal(y, denoise.noisy(case, 0)[1])
-  assert (y != denoise.noisy(case, 1)[1]).all()
-  other = denoise.noisy(("coffee", 64, 15.0), 0)[1]
+  np.testing.assert_array_equal(y, study.noisy(case, 0)[1])
+  assert (y != study.noisy(case, 1)[1]).all()
+  other = study.noisy(("coffee", 64, 15.0), 0)[1]
   assert np.corrcoef((y - truth).ravel(), (other - truth).ravel())[0, 1] < 0.1
 
 
 def test_untrained_prior_answers_the_linear_estimate(prior):
-  _, y = denoise.noisy(("china", 32, 50.0), 0)
+  _, y = study.noisy(("china", 32, 50.0), 0)
   sigma = 100 / 255
-  found = denoise_rivals.learned(prior, y, sigma)
+  found = denoisers.learned(prior, y, sigma)
   np.testing.assert_allclose(found, y * 0.25 / (0.25 + sigma**2), atol=1e-5)
 
 
 def test_wiener_filter_is_the_gaussian_posterior_mean():
   """Against a float64 FFT of its own."""
-  _, y = denoise.noisy(("chelsea", 32, 25.0), 0)
+  _, y = study.noisy(("chelsea", 32, 25.0), 0)
   sigma = 50 / 255
   images = photographs.stack(photographs.PRIOR, 256)
   spectrum = priors.estimate_spectrum(list(images), 32, 32)
@@ -61,22 +58,22 @@ def test_wiener_filter_is_the_gaussian_posterior_mean():
   gain = (spectrum / (spectrum + sigma**2))[..., None]
   centred = np.fft.fft2(y - mean, axes=(0, 1)) * gain
   expected = mean + np.fft.ifft2(centred, axes=(0, 1)).real
-  found = denoise_rivals.wiener(y, sigma)
+  found = denoisers.wiener(y, sigma)
   np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
 def test_rivals_help():
-  truth, y = denoise.noisy(("astronaut", 64, 50.0), 0)
+  truth, y = study.noisy(("astronaut", 64, 50.0), 0)
   noisy = metrics.psnr(y, truth)
-  for method in (denoise_rivals.wiener, denoise_rivals.nl_means):
+  for method in (denoisers.wiener, denoisers.nl_means):
     assert metrics.psnr(method(y, 100 / 255), truth) > noisy + 3
 
 
 def test_bm3d_is_left_out_where_it_is_not_installed(monkeypatch, prior):
-  monkeypatch.setattr(denoise_rivals, "bm3d_installed", lambda: False)
-  assert denoise_rivals.BM3D not in denoise_rivals.methods(prior)
-  monkeypatch.setattr(denoise_rivals, "bm3d_installed", lambda: True)
-  assert list(denoise_rivals.methods(prior))[-1] == denoise_rivals.PRIOR
+  monkeypatch.setattr(denoisers, "bm3d_installed", lambda: False)
+  assert denoisers.BM3D not in denoisers.methods(prior)
+  monkeypatch.setattr(denoisers, "bm3d_installed", lambda: True)
+  assert list(denoisers.methods(prior))[-1] == denoisers.PRIOR
 
 
 def test_photographs_that_were_learned_from_are_refused():
@@ -88,14 +85,14 @@ def test_photographs_that_were_learned_from_are_refused():
 
 def test_report_holds_the_table(tmp_path, prior, monkeypatch, capsys):
   """A small run of everything but BM3D; means are those of the rows."""
-  monkeypatch.setattr(denoise_rivals, "bm3d_installed", lambda: False)
+  monkeypatch.setattr(denoisers, "bm3d_installed", lambda: False)
   path = tmp_path / "small.json"
   priors.save_prior(path, prior.params, NETWORK, {})
   settings = _settings(
     prior=str(path), sigmas=(25.0, 50.0), photographs=("china", "chelsea")
   )
   with record.Run(tmp_path / "run") as run:
-    denoise.denoise(settings, run)
+    study.denoise(settings, run)
   assert "BM3D is left out" in capsys.readouterr().out
   lines = (run.folder / "denoise.jsonl").read_text().splitlines()
   rows = [json.loads(line) for line in lines]
@@ -104,11 +101,11 @@ def test_report_holds_the_table(tmp_path, prior, monkeypatch, capsys):
   table = text[text.index('id="means"') :]
   for line in re.findall(r"<tr>(.*?)</tr>", table[: table.index("</table>")]):
     cells = re.findall(r'<td[^>]*?(?:data-value="([^"]*)")?>([^<]*)<', line)
-    if cells and cells[0][1] == denoise_rivals.WIENER:
+    if cells and cells[0][1] == denoisers.WIENER:
       own = [
         r["psnr"]
         for r in rows
-        if r["method"] == denoise_rivals.WIENER
+        if r["method"] == denoisers.WIENER
         and r["size"] == 32
         and r["sigma"] == 25.0
       ]

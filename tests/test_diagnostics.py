@@ -16,10 +16,10 @@ from posterior_jax import (
   priors,
   recorded,
   run,
-  spectral,
   streamed,
 )
-from posterior_jax.types import SolveInfo
+from posterior_jax.base import SolveInfo
+from posterior_jax.linalg import fourier
 
 SHAPE = (16, 12, 2)
 OPERATORS = {
@@ -54,7 +54,7 @@ def test_band_energy_is_the_residual_by_frequency(name):
   x = jnp.asarray(x, jnp.float32)
   found = diagnostics.band_energy(observation, x)
   height, width, _ = operator.measurement_shape
-  index = spectral.radial_bands(height, width, diagnostics.BANDS)
+  index = fourier.radial_bands(height, width, diagnostics.BANDS)
   observed = np.broadcast_to(operator.observed, operator.measurement_shape)
   misfit = np.asarray(observation.y - operator.forward(x), np.float64)
   f = np.fft.fft2(observed * misfit, axes=(-3, -2), norm="ortho")

@@ -12,8 +12,9 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 import neumann_jax
-from experiments import key_families
-from neumann_jax import InverseSpec, QuantSpec, dispatch
+from experiments.data import key_families
+from neumann_jax import InverseSpec, QuantSpec
+from neumann_jax.chunk_inverse import dispatch
 from tests import oracles
 
 

@@ -14,17 +14,12 @@ from flax import nnx
 
 import neumann_jax
 from configs import evaluate_lm as config
-from experiments import (
-  evaluate_inverse,
-  evaluate_lm,
-  evaluate_text,
-  key_families,
-  runner,
-  text_model,
-  text_tokens,
-)
+from experiments.data import key_families, text_tokens
+from experiments.evaluate_lm import inverse_errors, study
+from experiments.evaluate_lm import scores as evaluate_text
+from experiments.harness import runner, text_model
 from neumann_jax import InverseSpec, checkpoint
-from neumann_jax.chunks import ChunkMatrices
+from neumann_jax.delta_rule.layout import ChunkMatrices
 from tests import oracles
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -113,7 +108,7 @@ def test_text_and_its_bytes(tmp_path):
 
 def settings(**changes):
   given = config.get_config("debug").to_dict()
-  return runner.to_settings(evaluate_lm.Settings, given | changes)
+  return runner.to_settings(study.Settings, given | changes)
 
 
 REFUSALS = {
@@ -170,15 +165,15 @@ def test_files_are_refused_before_anything_is_made(tmp_path, capsys):
 def run_main(workdir, *arguments, form=":debug"):
   runner.main(
     "evaluate_lm",
-    evaluate_lm.Settings,
-    evaluate_lm.evaluate_lm,
+    study.Settings,
+    study.evaluate_lm,
     [
       "evaluate_lm",
-      f"--config={ROOT / 'configs/evaluate_lm.py'}{form}",
+      f"--config={ROOT / 'configs/study.py'}{form}",
       f"--workdir={workdir}",
       *arguments,
     ],
-    prepare=evaluate_lm.prepare,
+    prepare=study.prepare,
     resumable=True,
   )
 
@@ -202,7 +197,7 @@ def test_layers_errors_certificates_and_plans():
     "ladder bfloat16": InverseSpec("ladder", precision="bfloat16"),
   }
   rows = list(
-    evaluate_inverse.layer_rows(
+    inverse_errors.layer_rows(
       (part, part),
       specs,
       weights="none",
@@ -315,7 +310,7 @@ def test_numbers_are_those_of_float64_logits(tmp_path):
 
 @pytest.mark.slow
 def test_a_checkpoint_gives_the_numbers_of_the_model_it_holds(tmp_path, capsys):
-  model = evaluate_lm.prepare(settings()).model
+  model = study.prepare(settings()).model
   checkpoint.save(model, tmp_path / "model")
   found = []
   for name in ("random", tmp_path / "model"):

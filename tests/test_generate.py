@@ -11,14 +11,9 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 import neumann_jax
-from neumann_jax import (
-  Execution,
-  LanguageModel,
-  ModelConfig,
-  decoding,
-  generation,
-)
-from neumann_jax.sampling import SamplingSpec
+from neumann_jax import Execution, LanguageModel, ModelConfig, generation
+from neumann_jax.generation import decoding
+from neumann_jax.generation.sampling import SamplingSpec
 from tests import oracles
 
 GREEDY = SamplingSpec(temperature=0)

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from configs import generate as config
-from experiments import generate, runner, text_model, text_tokens
+from experiments import generate
+from experiments.data import text_tokens
+from experiments.harness import runner, text_model
 from neumann_jax import Generated, SamplingSpec, checkpoint, generation
 from tests import oracles
 

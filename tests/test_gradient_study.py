@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from configs import gradient_study as config
-from experiments import gradient_study, runner
+from experiments.gradient_study import study
+from experiments.harness import runner
 from tests.oracles import refused
 
 
@@ -24,7 +25,7 @@ def test_refused_settings(changes, message):
   debug = config.get_config("debug")
   debug.update_from_flattened_dict(changes)
   with refused(runner.UsageError, message):
-    runner.to_settings(gradient_study.Settings, debug)
+    runner.to_settings(study.Settings, debug)
 
 
 @pytest.mark.slow
@@ -37,10 +38,10 @@ def test_debug_run_goes_on_where_it_was(tmp_path):
   def run():
     runner.main(
       name,
-      gradient_study.Settings,
-      gradient_study.study,
+      study.Settings,
+      study.study,
       argv=argv,
-      prepare=gradient_study.prepare,
+      prepare=study.prepare,
       resumable=True,
     )
     with (tmp_path / "run" / "losses.csv").open(newline="") as file:

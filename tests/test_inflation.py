@@ -14,7 +14,7 @@ from posterior_jax import (
   priors,
   run,
 )
-from posterior_jax.inflation import inflated
+from posterior_jax.nfc_sampler.inflation import inflated
 
 SHAPE = (32, 32, 1)
 NOISE, SIGMA = 0.05, 0.5

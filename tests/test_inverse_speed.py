@@ -13,27 +13,25 @@ import numpy as np
 import pytest
 
 import neumann_jax
-from experiments import (
-  device_keys,
-  gpu_rivals,
-  gpu_timing,
-  inverse_speed,
-  key_families,
-  runner,
-  speed_cases,
-  speed_parts,
-  speed_stage,
-  speed_sweep,
-  speed_tables,
+from experiments.data import device_keys, key_families
+from experiments.harness import runner, timing
+from experiments.inverse_speed import cases as speed_cases
+from experiments.inverse_speed import (
+  inverse_part,
+  overflow_part,
+  study,
+  tables,
+  wy_part,
 )
+from experiments.peers import gpu
 
-CONFIG = f"{runner.CONFIGS / 'inverse_speed.py'}"
+CONFIG = f"{runner.CONFIGS / 'study.py'}"
 HARMLESS = "XLA_PYTHON_CLIENT_PREALLOCATE"
 
 
 def _settings(form="", **changes):
   config = importlib.import_module("configs.inverse_speed").get_config(form)
-  return runner.to_settings(inverse_speed.Settings, config.to_dict() | changes)
+  return runner.to_settings(study.Settings, config.to_dict() | changes)
 
 
 class Clock:
@@ -52,19 +50,19 @@ class Clock:
 
 
 def test_statistics_are_of_one_call():
-  found = gpu_timing.of([0.4, 0.2, 0.9], calls=10, first=3.0)
+  found = timing.of([0.4, 0.2, 0.9], calls=10, first=3.0)
   assert found == pytest.approx((40.0, 20.0, 90.0, 10, 3.0))
-  half = gpu_timing.of([0.2], calls=10)
-  assert gpu_timing.ratio(half, found) == pytest.approx(0.5)
-  assert gpu_timing.ratio(None, found) is None
-  assert set(gpu_timing.columns(None).values()) == {None}
+  half = timing.of([0.2], calls=10)
+  assert timing.ratio(half, found) == pytest.approx(0.5)
+  assert timing.ratio(None, found) is None
+  assert set(timing.columns(None).values()) == {None}
 
 
 def test_measure_rotates_and_leaves_the_first_calls_out():
   waited = []
   # 1 that compiles, 3 + 3 to warm up, 4 unmeasured, then 2 rounds of 4.
   clock = Clock([5.0] + [0.02] * 10 + [0.01] * 4 + [0.03] * 4)
-  found = gpu_timing.measure(
+  found = timing.measure(
     clock.work,
     [("a",), ("b",), ("c",)],
     repeats=2,
@@ -79,7 +77,7 @@ def test_measure_rotates_and_leaves_the_first_calls_out():
 
 def test_measure_cuts_slow_calls_short():
   clock = Clock([0.4] * 100)
-  found = gpu_timing.measure(
+  found = timing.measure(
     clock.work, [(0,)] * 3, repeats=3, inner=50, wait=id, clock=clock
   )
   assert found.calls == 2 and found.median_ms == pytest.approx(400)
@@ -89,10 +87,10 @@ def test_a_failing_job_is_told_in_one_line():
   def fails():
     raise RuntimeError("no room\nand more")
 
-  job = gpu_timing.Job("x", "gpu", fails)
-  assert gpu_timing.run(job) == (None, {}, "failed, RuntimeError: no room")
+  job = timing.Job("x", "gpu", fails)
+  assert timing.run(job) == (None, {}, "failed, RuntimeError: no room")
   refused = job._replace(reason="not here")
-  assert gpu_timing.run(refused) == (None, {}, "not here")
+  assert timing.run(refused) == (None, {}, "not here")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +158,7 @@ def test_unknown_family_is_refused():
 
 
 def test_mixture_holds_every_combination_and_its_matrices():
-  betas = speed_sweep.SWEPT_BETAS
+  betas = overflow_part.SWEPT_BETAS
   found = device_keys.mixture(jax.random.key(0), 48, 16, 32, betas)
   assert found.keys.shape == (48, 16, 32)
   wide = np.asarray(found.wide)
@@ -183,37 +181,37 @@ def test_mixture_holds_every_combination_and_its_matrices():
 
 
 def test_input_sets_begin_elsewhere_and_are_judged_by_the_truth():
-  base = speed_parts.base(0, 1, 16)
-  assert len(base.a) == speed_parts.base_count(1) == 48
-  sets = speed_parts.input_sets(base, 100)
+  base = inverse_part.base(0, 1, 16)
+  assert len(base.a) == inverse_part.base_count(1) == 48
+  sets = inverse_part.input_sets(base, 100)
   for i, (a, bound) in enumerate(sets):
     np.testing.assert_array_equal(a[0], base.a[16 * i])
     np.testing.assert_array_equal(a[:52], a[48:])
     assert bound.shape == (100,) and set(np.unique(bound)) == {1.0, 2.0}
   t = np.array(base.truth)
   t[40] *= 1 + 1e-3
-  low, high = speed_parts.errors(base, jnp.asarray(t, jnp.float32))
+  low, high = inverse_part.errors(base, jnp.asarray(t, jnp.float32))
   assert low < 1e-6 and high == pytest.approx(1e-3, rel=1e-2)
   t[3, 5, 2] = np.nan
   broken = jnp.asarray(t, jnp.float32)
-  assert speed_parts.errors(base, broken)[0] == np.inf
+  assert inverse_part.errors(base, broken)[0] == np.inf
   for chosen, count in ((jnp.ones(48, bool), 1), (jnp.arange(48) > 3, 0)):
-    assert int(speed_parts.nonfinite(broken, chosen)) == count
+    assert int(inverse_part.nonfinite(broken, chosen)) == count
 
 
 def test_fixed_scale_takes_each_matrix_own_bound():
-  base = speed_parts.base(0, 1, 32)
+  base = inverse_part.base(0, 1, 32)
   case = speed_cases.parse("ladder int8-envelope", 32, "xla")
   t = speed_cases.compiled(case)(base.a, base.bound)
-  assert max(speed_parts.errors(base, t)) < 0.3
+  assert max(inverse_part.errors(base, t)) < 0.3
   assert speed_cases.compiled(case) is speed_cases.compiled(case)
 
 
 def test_stage_is_judged_by_the_recurrence():
   """u - w S is what the rule writes, against the exact recurrence."""
-  inputs = speed_stage.draw(0, tokens=64, heads=8, dim=16, chunk_size=16)
+  inputs = wy_part.draw(0, tokens=64, heads=8, dim=16, chunk_size=16)
   k, v, log_decay, beta = (np.asarray(x, np.float64) for x in inputs)
-  u, w = speed_stage.truth((k, v, log_decay, beta), 16)  # [N, H, C, D]
+  u, w = wy_part.truth((k, v, log_decay, beta), 16)  # [N, H, C, D]
   assert u.shape == w.shape == (4, 8, 16, 16)
   state = np.zeros((8, 16, 16))
   for n in range(2):
@@ -228,52 +226,50 @@ def test_stage_is_judged_by_the_recurrence():
     np.testing.assert_allclose(new, np.stack(written, 1), atol=1e-9)
   flat = [np.swapaxes(x, 1, 2).reshape(1, 64, 8, 16) for x in (u, w)]
   right = [jnp.asarray(x, jnp.float32) for x in flat]
-  found = speed_stage.judge(inputs, *right, 16)
+  found = wy_part.judge(inputs, *right, 16)
   assert found["error_u"] < 1e-6 and found["error_w"] < 1e-6
   assert found["nonfinite"] == 0
   wrong = right[0].at[0, 3, 2, 1].set(jnp.inf)
-  found = speed_stage.judge(inputs, wrong, right[1] * 1.01, 16)
+  found = wy_part.judge(inputs, wrong, right[1] * 1.01, 16)
   assert found["error_u"] == np.inf and found["nonfinite"] == 1
   assert found["error_w"] == pytest.approx(0.01, rel=1e-3)
 
 
 def test_byte_limit_counts_every_byte_once():
-  inputs = speed_stage.draw(0, tokens=64, heads=8, dim=16, chunk_size=16)
-  copy = gpu_timing.of([1e-3], calls=1)  # k read and written in 1 ms
+  inputs = wy_part.draw(0, tokens=64, heads=8, dim=16, chunk_size=16)
+  copy = timing.of([1e-3], calls=1)  # k read and written in 1 ms
   k, gates = 64 * 8 * 16 * 2, 64 * 8 * 4
   expected = (4 * k + 2 * gates) / (2 * k)
-  assert speed_stage.limit_ms(inputs, copy) == pytest.approx(expected)
+  assert wy_part.limit_ms(inputs, copy) == pytest.approx(expected)
 
 
 def test_rivals_say_why_they_are_missing():
   for package in ("torch", "fla"):
-    assert gpu_rivals.missing(package) == (
-      f"{package} is timed on CUDA devices only"
-    )
-  assert "not 128" in gpu_rivals.missing_fla(128)
-  assert set(gpu_rivals.versions()) == set(gpu_rivals.PACKAGES)
+    assert gpu.missing(package) == (f"{package} is timed on CUDA devices only")
+  assert "not 128" in gpu.missing_fla(128)
+  assert set(gpu.versions()) == set(gpu.PACKAGES)
 
 
 def test_memory_is_shared_only_with_torch_and_only_if_unset(monkeypatch):
   found = []
   monkeypatch.setattr(
-    gpu_rivals.importlib.util, "find_spec", lambda name: found or None
+    gpu.importlib.util, "find_spec", lambda name: found or None
   )
   monkeypatch.setenv(HARMLESS, "0")
   monkeypatch.delenv(HARMLESS)
-  gpu_rivals.share_memory()
+  gpu.share_memory()
   assert HARMLESS not in os.environ
   found.append("torch")
-  gpu_rivals.share_memory()
+  gpu.share_memory()
   assert os.environ[HARMLESS] == "false"
   monkeypatch.setenv(HARMLESS, "true")
-  gpu_rivals.share_memory()
+  gpu.share_memory()
   assert os.environ[HARMLESS] == "true"
 
 
 def _main(monkeypatch, capsys, *arguments):
   monkeypatch.setenv(HARMLESS, os.environ.get(HARMLESS, "false"))
-  inverse_speed.main(["inverse_speed", *map(str, arguments)])
+  study.main(["inverse_speed", *map(str, arguments)])
   return capsys.readouterr().out
 
 
@@ -305,17 +301,15 @@ def _debug_run(tmp_path):
     written = []
     stream = type("Stream", (), {"write": written.append, "flush": id})
     patch.setattr(sys, "stdout", stream)
-    runner.main(
-      "inverse_speed", inverse_speed.Settings, inverse_speed.inverse_speed, argv
-    )
+    runner.main("inverse_speed", study.Settings, study.inverse_speed, argv)
   return folder, "".join(written)
 
 
 def _check_inverse(finished):
   rows = {row["name"]: row for row in _table(finished[0], "inverse")}
-  assert list(rows["copy"]) == list(speed_parts.InverseRow._fields)
+  assert list(rows["copy"]) == list(inverse_part.InverseRow._fields)
   settings = _settings("debug")
-  copies = [speed_parts.COPY, speed_parts.TORCH_COPY, speed_parts.FLA]
+  copies = [inverse_part.COPY, inverse_part.TORCH_COPY, inverse_part.FLA]
   assert list(rows) == [*copies, *settings.specs]
   assert float(rows["copy"]["to_copy"]) == 1
   for name in copies[1:]:
@@ -337,7 +331,7 @@ def _check_inverse(finished):
 
 def _check_sweep(finished):
   rows = _table(finished[0], "sweep")
-  assert list(rows[0]) == list(speed_sweep.SweepRow._fields)
+  assert list(rows[0]) == list(overflow_part.SweepRow._fields)
   for row in rows:
     assert row["nonfinite"] == "0" or row["must_be_zero"] == "False"
   total = sum(int(r["matrices"]) for r in rows if r["name"] == rows[0]["name"])
@@ -347,7 +341,7 @@ def _check_sweep(finished):
 
 def _check_stage(finished):
   rows = {row["name"]: row for row in _table(finished[0], "stage")}
-  assert list(rows["fla"]) == list(speed_stage.StageRow._fields)
+  assert list(rows["fla"]) == list(wy_part.StageRow._fields)
   limit = float(rows["byte limit"]["median_ms"])
   copy = float(rows["copy of k"]["median_ms"])
   assert 2 * copy < limit < 2.5 * copy
@@ -363,14 +357,14 @@ def _check_report(finished):
   text = (folder / "report.html").read_text()
   titles = re.findall(r"<(?:h1|h2[^>]*|caption)>([^<]*)<", text)
   assert len(titles) == 1 + 3 + 3
-  assert all(speed_tables.TINY in title for title in titles)
-  assert said.count(speed_tables.TINY) == 3
+  assert all(tables.TINY in title for title in titles)
+  assert said.count(tables.TINY) == 3
   assert text.count("<table") == text.count('class="measured"') == 3
   assert text.count("<figure>") == 1 and "<script" not in text
   assert f"cpu with jax {jax.__version__}" in text
   environment = json.loads((folder / "environment.json").read_text())
   assert environment["status"] == "finished"
-  assert set(gpu_rivals.PACKAGES) <= set(environment["versions"])
+  assert set(gpu.PACKAGES) <= set(environment["versions"])
 
 
 def test_debug_form_end_to_end(tmp_path):
@@ -381,11 +375,11 @@ def test_debug_form_end_to_end(tmp_path):
 
 
 def test_sweep_failure_is_said_last():
-  row = speed_sweep.SweepRow("ladder", "gpu", "0 to 1", 9, 2, True, "x", "")
+  row = overflow_part.SweepRow("ladder", "gpu", "0 to 1", 9, 2, True, "x", "")
   for rows, said in (
     ([row], "sweep: FAILED for ladder"),
     ([row._replace(nonfinite=None)], "sweep: FAILED for ladder"),
     ([row._replace(must_be_zero=False)], "sweep: 0 wherever it must be"),
   ):
-    lines = speed_tables.closing({"sweep": rows}, _settings("debug"))
+    lines = tables.closing({"sweep": rows}, _settings("debug"))
     assert lines.splitlines()[-1] == said

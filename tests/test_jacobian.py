@@ -5,19 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from posterior_jax import (
-  NFCConfig,
-  Observation,
-  bands,
-  jacobian,
-  likelihood,
-  nfc,
-  operators,
-  priors,
-  run,
-  spectral,
-)
-from posterior_jax.operators import solve
+from posterior_jax import NFCConfig, Observation, nfc, operators, priors, run
+from posterior_jax.linalg import fourier, solve
+from posterior_jax.nfc_sampler import bands, jacobian, likelihood
 from tests import oracles
 
 SHAPE = (8, 8, 1)
@@ -44,7 +34,7 @@ def test_products_are_those_of_the_closed_form(gaussian):
   )
   assert x0.shape == (2, 3, *SHAPE)
   v = normal((2, 3, *SHAPE), 1)
-  expected = spectral.apply_transfer(v, width(gaussian))
+  expected = fourier.apply_transfer(v, width(gaussian))
   np.testing.assert_allclose(covariance(v), expected, atol=1e-5)
 
 
@@ -70,11 +60,11 @@ def test_root_is_the_square_root(gaussian):
   """Eigenvalues down to 1/500 of the largest; the error falls with steps."""
   variance = width(gaussian)
   x = normal((2, 3, *SHAPE))
-  expected = spectral.apply_transfer(x, jnp.sqrt(variance))
+  expected = fourier.apply_transfer(x, jnp.sqrt(variance))
 
   def error(steps):
     found = jacobian.root(
-      lambda v: spectral.apply_transfer(v, variance), x, steps
+      lambda v: fourier.apply_transfer(v, variance), x, steps
     )
     return float(jnp.abs(found - expected).max() / jnp.abs(expected).max())
 
@@ -133,7 +123,7 @@ def test_draws_are_those_of_the_spectral_target(name, banded, gaussian):
       key,
       observation,
       centre,
-      lambda v: spectral.apply_transfer(v, variance),
+      lambda v: fourier.apply_transfer(v, variance),
       root_steps=24,
       tolerance=1e-5,
       max_iterations=200,
@@ -166,7 +156,7 @@ def test_mean_is_that_of_the_spectral_target(gaussian):
   found, info, products = jacobian.mean(
     observation,
     centre,
-    lambda v: spectral.apply_transfer(v, variance),
+    lambda v: fourier.apply_transfer(v, variance),
     tolerance=1e-6,
     max_iterations=200,
   )
@@ -180,11 +170,11 @@ def test_mean_is_that_of_the_spectral_target(gaussian):
 def test_one_probe_puts_a_width_right(factor, gaussian):
   """Exact in every half octave, whatever its factor; bounded beyond 8."""
   shape = (2, 1, *SHAPE)
-  radius = spectral.radial_frequency(*SHAPE[:2]) * SHAPE[0]
+  radius = fourier.radial_frequency(*SHAPE[:2]) * SHAPE[0]
   wrong = width(gaussian) * jnp.where(jnp.asarray(radius) < 2, factor, 2.0)
 
   def covariance(v):
-    return spectral.apply_transfer(v, width(gaussian))
+    return fourier.apply_transfer(v, width(gaussian))
 
   found = jacobian.corrected(
     jax.random.key(0), covariance, wrong, jnp.zeros(shape)
@@ -207,7 +197,7 @@ def test_a_probe_is_for_one_observation_alone(gaussian):
   factors = jnp.array([0.5, 3.0]).reshape(2, 1, 1, 1)
 
   def covariance(v):
-    return factors * spectral.apply_transfer(v, true)
+    return factors * fourier.apply_transfer(v, true)
 
   found = jacobian.corrected(
     jax.random.key(0), covariance, true, jnp.zeros((3, 2, *SHAPE))

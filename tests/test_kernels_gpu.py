@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import key_families
-from neumann_jax import InverseSpec, QuantSpec, reference
-from neumann_jax.kernels import gpu
+from experiments.data import key_families
+from neumann_jax import InverseSpec, QuantSpec
+from neumann_jax.chunk_inverse import xla
+from neumann_jax.chunk_inverse.kernels import gpu
 from tests import oracles
 
 FORMS = {
@@ -55,7 +56,7 @@ def kernel(a, spec, bound=None):
 
 
 def by_reference(a, spec, bound=None):
-  form = oracles.quick_jit(lambda a, b: reference.invert(a, spec, b))
+  form = oracles.quick_jit(lambda a, b: xla.invert(a, spec, b))
   return np.asarray(form(jnp.asarray(a), bound))
 
 

@@ -17,9 +17,10 @@ from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 
 import neumann_jax
-from experiments import key_families
-from neumann_jax import InverseSpec, QuantSpec, reference
-from neumann_jax.kernels import tpu
+from experiments.data import key_families
+from neumann_jax import InverseSpec, QuantSpec
+from neumann_jax.chunk_inverse import xla
+from neumann_jax.chunk_inverse.kernels import tpu
 from tests import oracles
 
 # pallas has two interpreters: the body as plain XLA, and a simulated TPU
@@ -74,7 +75,7 @@ def kernel(a, spec, bound=None, interpreter="plain"):
 
 
 def by_reference(a, spec, bound=None):
-  form = oracles.quick_jit(lambda a, b: reference.invert(a, spec, b))
+  form = oracles.quick_jit(lambda a, b: xla.invert(a, spec, b))
   return np.asarray(form(jnp.asarray(a), bound))
 
 

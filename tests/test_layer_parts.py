@@ -10,9 +10,10 @@ import pytest
 from flax import nnx
 
 import neumann_jax
-from neumann_jax import Cache, norms
-from neumann_jax.cache import KeyValueCache, check_cache
-from neumann_jax.short_conv import short_conv
+from neumann_jax import Cache
+from neumann_jax.layers import norms
+from neumann_jax.layers.cache import KeyValueCache, check_cache
+from neumann_jax.layers.short_conv import short_conv
 from tests import oracles
 from tests.oracles import assert_close
 

@@ -9,15 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import (
-  gpu_rivals,
-  layer_cases,
-  layer_parts,
-  layer_report,
-  layer_speed,
-  runner,
-  speed_tables,
-)
+from experiments.harness import runner
+from experiments.inverse_speed import tables
+from experiments.layer_speed import cases, parts, report, study
+from experiments.peers import gpu
 
 CONFIG = "configs/layer_speed.py"
 HARMLESS = "XLA_PYTHON_CLIENT_PREALLOCATE"
@@ -25,7 +20,7 @@ HARMLESS = "XLA_PYTHON_CLIENT_PREALLOCATE"
 
 def settings(form="debug", **changes):
   config = importlib.import_module("configs.layer_speed").get_config(form)
-  return runner.to_settings(layer_speed.Settings, config.to_dict() | changes)
+  return runner.to_settings(study.Settings, config.to_dict() | changes)
 
 
 def test_the_full_form_is_the_published_layer():
@@ -56,7 +51,7 @@ def test_bad_settings(form, changes, sentence):
 
 
 def test_names_stand_for_cases():
-  parse = layer_cases.parse
+  parse = cases.parse
   fused = parse("fused ladder float16", 64, "gpu")
   assert fused.fused and fused.implementation == "gpu"
   assert fused.spec == parse("ladder float16", 64, "gpu").spec
@@ -68,23 +63,23 @@ def test_names_stand_for_cases():
 
 def test_error_is_relative_and_sees_what_is_not_finite():
   truth = jnp.asarray(np.random.default_rng(0).standard_normal((3, 4)))
-  error = layer_parts.error_of(truth * 1.01, truth)
+  error = parts.error_of(truth * 1.01, truth)
   assert error == pytest.approx(0.01, rel=1e-3)
-  assert layer_parts.error_of(truth.at[0, 0].set(jnp.nan), truth) == np.inf
+  assert parts.error_of(truth.at[0, 0].set(jnp.nan), truth) == np.inf
 
 
 def test_a_failure_is_a_row_with_its_reason():
-  found = layer_parts._row(
+  found = parts._row(
     settings(), 64, "block", "exact", "gpu", None, note="failed, MemoryError"
   )
   assert found.median_ms is None and found.note == "failed, MemoryError"
-  said = layer_report.closing([found], settings())
+  said = report.closing([found], settings())
   assert said.splitlines()[-1].endswith("failed, MemoryError")
 
 
 def run(monkeypatch, capsys, *arguments):
   monkeypatch.setenv(HARMLESS, os.environ.get(HARMLESS, "false"))
-  layer_speed.main(["layer_speed", *map(str, arguments)])
+  study.main(["layer_speed", *map(str, arguments)])
   return capsys.readouterr().out
 
 
@@ -103,12 +98,12 @@ def test_debug_form_end_to_end(monkeypatch, capsys, tmp_path):
     rows = {(row["part"], row["name"]): row for row in csv.DictReader(file)}
   names = settings().specs
   for name in names:
-    for part in layer_parts.PARTS:
+    for part in parts.PARTS:
       if (part, name) == ("inverse", "fused ladder float16"):
         assert (part, name) not in rows
         continue
       row = rows[part, name]
-      assert list(row) == list(layer_parts.LayerRow._fields)
+      assert list(row) == list(parts.LayerRow._fields)
       low, mid, high = (
         float(row[f"{word}_ms"]) for word in ("lowest", "median", "highest")
       )
@@ -120,15 +115,15 @@ def test_debug_form_end_to_end(monkeypatch, capsys, tmp_path):
     float(exact["median_ms"]) / float(rows["block", names[0]]["median_ms"])
   )
   for key in (
-    ("rule", layer_parts.FLA),
-    ("block", layer_parts.TRANSFORMERS_FLA),
-    ("block", layer_parts.TRANSFORMERS),
+    ("rule", parts.FLA),
+    ("block", parts.TRANSFORMERS_FLA),
+    ("block", parts.TRANSFORMERS),
   ):
     assert rows[key]["median_ms"] == "" and "CUDA" in rows[key]["note"]
   assert said.splitlines()[-1] == f"report: {folder / 'report.html'}"
   text = (folder / "report.html").read_text()
   assert text.count("<table") == text.count('class="measured"') == 2
-  assert text.count("<figure>") == 1 and speed_tables.TINY in text
+  assert text.count("<figure>") == 1 and tables.TINY in text
   environment = json.loads((folder / "environment.json").read_text())
   assert environment["status"] == "finished"
-  assert set(gpu_rivals.PACKAGES) <= set(environment["versions"])
+  assert set(gpu.PACKAGES) <= set(environment["versions"])

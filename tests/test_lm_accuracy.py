@@ -12,27 +12,19 @@ from flax import nnx
 
 import neumann_jax
 from configs import lm_accuracy as config
-from experiments import (
-  accuracy_capture,
-  accuracy_errors,
-  accuracy_forward,
-  accuracy_grid,
-  accuracy_paper,
-  accuracy_plans,
-  accuracy_predictions,
-  accuracy_report,
-  accuracy_text,
-  key_families,
-  lm_accuracy,
-  record,
-  runner,
-  text_data,
-)
-from experiments.accuracy_text import ADVERSARIAL, NATURAL, Rows
-from experiments.evaluate_text import TokenScores
-from experiments.progress import silent
+from experiments.data import key_families, text_data
+from experiments.evaluate_lm.scores import TokenScores
+from experiments.harness import record, runner
+from experiments.harness.progress import silent
+from experiments.lm_accuracy import capture, forward, grid, paper, text
+from experiments.lm_accuracy import errors as accuracy_errors
+from experiments.lm_accuracy import plans as accuracy_plans
+from experiments.lm_accuracy import predictions as accuracy_predictions
+from experiments.lm_accuracy import report as accuracy_report
+from experiments.lm_accuracy import study as lm_accuracy
+from experiments.lm_accuracy.text import ADVERSARIAL, NATURAL, Rows
 from neumann_jax import InverseSpec
-from neumann_jax.planner import rounding_bound
+from neumann_jax.chunk_inverse.planner import rounding_bound
 from tests import oracles
 
 
@@ -48,11 +40,11 @@ def study():
 
 def test_text_is_held_out_and_adversarial_text_repeats():
   given = {"natural": 3, "adversarial": 2, "window": 256, "seed": 4}
-  stream = accuracy_text.held_out("", 256)
-  rows = accuracy_text.text_rows(stream, **given)
-  again = accuracy_text.text_rows(stream, **given)
+  stream = text.held_out("", 256)
+  rows = text.text_rows(stream, **given)
+  again = text.text_rows(stream, **given)
   assert (rows.tokens == again.tokens).all() and rows.kinds == again.kinds
-  other = accuracy_text.text_rows(stream, **given | {"seed": 5})
+  other = text.text_rows(stream, **given | {"seed": 5})
   assert (other.tokens != rows.tokens).any()
   assert rows.kinds == (NATURAL,) * 3 + tuple(
     kind for kind in ADVERSARIAL for _ in range(2)
@@ -78,7 +70,7 @@ def test_a_folder_without_enough_held_out_text_is_refused(tmp_path):
   with oracles.refused(
     ValueError, "data must hold out at least the window's 256 bytes, got 7"
   ):
-    accuracy_text.held_out(str(tmp_path), 256)
+    text.held_out(str(tmp_path), 256)
 
 
 def test_task_rows_have_answers_enough(study):
@@ -86,7 +78,7 @@ def test_task_rows_have_answers_enough(study):
   for kind in dict.fromkeys(rows.kinds):
     counts = rows.counted[rows.of(kind)].sum(axis=1)
     assert counts.sum() >= 20 > counts[:-1].sum()  # and not a row too many
-  both = accuracy_text.joined(study.text, rows)
+  both = text.joined(study.text, rows)
   assert both.kinds == study.text.kinds + rows.kinds
   assert (both.tokens[len(study.text.tokens) :] == rows.tokens).all()
 
@@ -94,17 +86,17 @@ def test_task_rows_have_answers_enough(study):
 def test_layer_by_layer_is_the_model(study):
   spec = InverseSpec("banded", order=3, residual_steps=8, precision="float16")
   tokens = jnp.asarray(study.text.tokens[2:4])
-  case = accuracy_forward.with_inverse(study.model, spec, 64)
+  case = forward.with_inverse(study.model, spec, 64)
   whole = study.model.with_execution(spec=spec, chunk_size=64)
   # Of another program; hidden states are of order 1.
   np.testing.assert_allclose(
-    accuracy_forward.hidden_states(case, tokens),
+    forward.hidden_states(case, tokens),
     nnx.jit(lambda m, t: m.hidden_states(t)[0])(whole, tokens),
     atol=2e-4,
   )
   assert study.model.layers[0].linear_attn.spec == InverseSpec("exact")
   for found, want in zip(
-    accuracy_forward.chunk_matrices(case, tokens),
+    forward.chunk_matrices(case, tokens),
     nnx.jit(lambda m, t: m.chunk_matrices(t))(whole, tokens),
     strict=True,
   ):
@@ -153,7 +145,7 @@ def captured(family, **options):
   """Matrices of a family as those of four layers' heads."""
   chunks = key_families.draw(family, seed=0, count=12, chunk_size=64, **options)
   kinds = np.array([NATURAL, "table", "code"]).repeat(4)
-  return accuracy_capture.Captured(
+  return capture.Captured(
     *(np.float32(x) for x in (chunks.a, chunks.beta, chunks.log_decay)),
     layer=np.zeros(12, int),
     head=np.arange(12) % 2,
@@ -194,8 +186,8 @@ def test_errors_in_decibels_against_float64():
   assert rows[NATURAL, "ladder", "float64"].worst_db > 280
   assert all(row.violations == 0 for row in rows.values())
   names = {method for _, method, _ in rows}
-  for method, form in accuracy_paper.RATIOS:
-    assert any(accuracy_paper.ratio(name, form) for name in names), method
+  for method, form in paper.RATIOS:
+    assert any(paper.ratio(name, form) for name in names), method
   assert (
     accuracy_errors.to_decibels(np.array([0, 0.1, np.inf]))
     == [accuracy_errors.CEILING, 20, -math.inf]
@@ -214,7 +206,7 @@ def test_the_grid_shows_what_overflows(study):
   rows = Rows(tokens, counted, (NATURAL,))
   found = {
     (row.masked, row.terms): row
-    for row in accuracy_grid.measure(
+    for row in grid.measure(
       model,
       rows,
       chunk_sizes=(64,),
@@ -249,17 +241,15 @@ def test_plans_by_head_are_kept_and_save_where_decay_is_strong():
 def test_samples_of_matrices_and_their_file(tmp_path):
   matrices = captured("rank_4")
   rng = np.random.default_rng(0)
-  few = accuracy_capture.sample(matrices, 2, rng)
+  few = capture.sample(matrices, 2, rng)
   assert list(few.kind) == [NATURAL] * 2 + ["table"] * 2 + ["code"] * 2
-  hard = accuracy_capture.hardest(matrices)
+  hard = capture.hardest(matrices)
   sums = np.abs(matrices.a).sum(-1).max(-1).reshape(3, 4)
   np.testing.assert_array_equal(
     np.abs(hard.a).sum(-1).max(-1), sums.max(axis=1)
   )
-  accuracy_capture.write(hard, tmp_path / "a.npz")
-  for name, value in (
-    accuracy_capture.read(tmp_path / "a.npz")._asdict().items()
-  ):
+  capture.write(hard, tmp_path / "a.npz")
+  for name, value in capture.read(tmp_path / "a.npz")._asdict().items():
     np.testing.assert_array_equal(value, getattr(hard, name), err_msg=name)
 
 
@@ -352,7 +342,7 @@ def test_debug_form(study, tmp_path, capsys):
     lines = (tmp_path / f"o/{name}.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert rows and (tmp_path / f"o/{name}.csv").exists()
-  sample = accuracy_capture.read(tmp_path / "o" / lm_accuracy.SAMPLE)
+  sample = capture.read(tmp_path / "o" / lm_accuracy.SAMPLE)
   assert len(sample.a) == 2 * 5 and len(set(sample.kind)) == 5
 
 
@@ -363,7 +353,7 @@ FIXTURE = pathlib.Path(__file__).parent / "fixtures" / lm_accuracy.SAMPLE
 
 def test_hard_matrices_of_the_shipped_model():
   """What the study found on them, in seconds: the methods, certified."""
-  matrices = accuracy_capture.read(FIXTURE)
+  matrices = capture.read(FIXTURE)
   kinds = list(lm_accuracy.TEXTS)
   assert FIXTURE.stat().st_size <= 300_000 and matrices.a.shape[1:] == (64, 64)
   assert list(matrices.kind) == kinds * 6  # of six layers
@@ -388,14 +378,11 @@ def test_the_fixture_is_of_the_shipped_model():
   given = config.get_config("").to_dict() | {"answers": 1}
   study = lm_accuracy.prepare(runner.to_settings(lm_accuracy.Settings, given))
   rows = study.text.first(study.settings.captured_rows, lm_accuracy.TEXTS)
-  found = accuracy_capture.joined(
-    [
-      accuracy_capture.hardest(layer)
-      for layer in accuracy_capture.layers(study.model, rows, 64)
-    ]
+  found = capture.joined(
+    [capture.hardest(layer) for layer in capture.layers(study.model, rows, 64)]
   )
   same = np.isin(found.kind, ("period", "table", "code"))
-  kept = accuracy_capture.read(FIXTURE).take(same)
+  kept = capture.read(FIXTURE).take(same)
   for name, value in found.take(same)._asdict().items():
     if name in ("layer", "head", "kind"):
       np.testing.assert_array_equal(value, getattr(kept, name))

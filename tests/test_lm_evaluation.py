@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import lm_evaluation, sequence_tasks, text_data
-from experiments.text_data import Document
+from experiments.data import sequence_tasks, text_data
+from experiments.data.text_data import Document
+from experiments.train_lm import evaluation
 
 VOCABULARY = 264
 
@@ -54,15 +55,13 @@ def _losses(tokens):
 @pytest.mark.parametrize("size", [1, 2, 15, 16, 17, 24, 25, 100])
 def test_every_token_is_judged_once(size):
   tokens = np.random.default_rng(1).integers(0, VOCABULARY, size)
-  found = lm_evaluation.stream_losses(
-    Bigrams(_table()), tokens, length=16, rows=3
-  )
+  found = evaluation.stream_losses(Bigrams(_table()), tokens, length=16, rows=3)
   np.testing.assert_allclose(found, _losses(tokens), atol=1e-5)
 
 
 def test_tokens_are_judged_where_they_see_most():
   """At least half of a window, the first tokens all that there are."""
-  found = lm_evaluation.stream_losses(
+  found = evaluation.stream_losses(
     Clock(), np.ones(100, np.int32), length=16, rows=3
   )
   seen = np.round(16 * np.log((VOCABULARY - 1) / np.expm1(found[1:])))
@@ -76,7 +75,7 @@ def test_modules_are_scored_beside_gzip_and_xz():
     Document("mailbox/a.py", bytes(range(32, 127))),
     Document("mailbox/b.py", b"mail" * 20),
   ]
-  scores = lm_evaluation.text_scores(
+  scores = evaluation.text_scores(
     Bigrams(_table()), documents, length=16, rows=4
   )
   nats = _losses(text_data.stream(documents))
@@ -106,7 +105,7 @@ def _rows(name, key, text, *, rows, length):
 
 def test_answers_are_counted_and_judged(monkeypatch):
   monkeypatch.setattr(sequence_tasks, "draw", _rows)
-  scores = lm_evaluation.task_scores(
+  scores = evaluation.task_scores(
     Bigrams(_table()), np.zeros(1), length=128, rows=4, batches=2, seed=0
   )
   assert [score.task for score in scores] == list(sequence_tasks.TASKS)

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import posterior_jax
 from posterior_jax import priors
-from posterior_jax.priors import (
+from posterior_jax.priors.checkpoints import (
   adm,
   diffusers_config,
   diffusers_unet,

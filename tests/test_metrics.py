@@ -12,8 +12,9 @@ import scipy.optimize
 import scipy.stats
 import skimage.metrics
 
-from posterior_jax import metrics, operators, spectral
-from posterior_jax.types import Observation
+from posterior_jax import metrics, operators
+from posterior_jax.base import Observation
+from posterior_jax.linalg import fourier
 from tests import oracles
 
 # Bounds in standard errors: on one normal deviate, and on the largest of up to
@@ -142,7 +143,7 @@ def test_measurement_residual_counts_what_was_observed(name):
 
 def spectrum(size=(24, 24)):
   """Even, falling with frequency, [H, W]."""
-  return 1 / (0.02 + spectral.radial_frequency(*size) ** 2)
+  return 1 / (0.02 + fourier.radial_frequency(*size) ** 2)
 
 
 def draws(shape, seed=0, gain=1.0):
@@ -196,7 +197,7 @@ def test_variance_ratio_by_its_definition(size, least):
   x, exact = normal((5, 2, *size, 3)), np.exp(normal((2, *size, 3), 1))
   found = metrics.variance_ratio(f32(x), f32(exact), least=least)
   power = np.abs(np.fft.fft2(x - x.mean(0), axes=(-3, -2), norm="ortho")) ** 2
-  radius = spectral.radial_frequency(*size)
+  radius = fourier.radial_frequency(*size)
   # Bands are rings between the stated radii, of at least so many, all told.
   lower = np.concatenate([[-1], found.upper[:-1]])
   rings = [
@@ -219,7 +220,7 @@ def test_variance_ratio_by_its_definition(size, least):
 def test_variance_ratio_sees_the_band_that_is_wrong(changed):
   """Variance times 1.5 in one ring: there 1.5, elsewhere 1, in the errors."""
   size = (24, 24)
-  ring = spectral.radial_bands(*size, 8) == changed
+  ring = fourier.radial_bands(*size, 8) == changed
   gain = np.where(ring, 1.5, 1.0) ** 0.5
   x = draws((400, *size, 1), gain=gain)
   found = metrics.variance_ratio(f32(x), f32(spectrum(size)))

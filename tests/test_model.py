@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 
 import neumann_jax
-from neumann_jax import layer_stack
+from neumann_jax.model import scan_layers
 from tests import models, oracles
 
 LENGTH = 24
@@ -147,7 +147,7 @@ def test_an_inverse_that_is_wrong_shows():
 
 def test_scanned_layers_are_the_separate_ones():
   separate, want = single("deep")
-  scanned = layer_stack.stack_layers(separate)
+  scanned = scan_layers.stack_layers(separate)
   close(call(scanned, tokens())[0], want)
   cache = scanned.init_cache(2, LENGTH)
   first, cache = call(scanned, tokens()[:, :9], cache)

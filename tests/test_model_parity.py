@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from neumann_jax import Execution, checkpoint
-from neumann_jax.decoder import Tokens
-from neumann_jax.positions import positions
+from neumann_jax.layers.positions import positions
+from neumann_jax.model.decoder import Tokens
 from tests import oracles
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import neumann_jax
-from neumann_jax import InverseSpec, operands, state, wy
-from neumann_jax.kernels import state_gpu
+from neumann_jax import InverseSpec
+from neumann_jax.delta_rule import chunk_scan, wy
+from neumann_jax.delta_rule import inputs as operands
+from neumann_jax.delta_rule.kernels import chunk_scan_gpu
 from tests import oracles
 from tests.oracles import Problem, narrow
 
@@ -85,7 +87,7 @@ def inputs(dtype, ids):
     implementation="xla",
   )
   scale = jnp.float32(16**-0.5)
-  return state.Inputs(p.q, p.k, u, w, p.log_decay, scale, p[5]), rounded
+  return chunk_scan.Inputs(p.q, p.k, u, w, p.log_decay, scale, p[5]), rounded
 
 
 @pytest.mark.parametrize(
@@ -100,8 +102,10 @@ def test_kernel_and_scan_against_float64(dtype, packed):
     zero = np.zeros_like(rounded.initial_state)
     rounded = rounded._replace(initial_state=zero)
   truth = oracles.delta_rule(rounded, ids)
-  launch = functools.partial(state._launch, chunk_size=CHUNK, interpret=True)
-  scan = functools.partial(state._scan, chunk_size=CHUNK)
+  launch = functools.partial(
+    chunk_scan._launch, chunk_size=CHUNK, interpret=True
+  )
+  scan = functools.partial(chunk_scan._scan, chunk_size=CHUNK)
   for form in (launch, scan):
     out, final = oracles.quick_jit(form)(given, ids)
     assert out.dtype == dtype and final.dtype == jnp.float32
@@ -141,7 +145,7 @@ def test_what_the_kernel_refuses(options, reason):
     jax.ShapeDtypeStruct((1, known["tokens"], 32, known[d]), jnp.bfloat16)
     for d in ("dk", "dv")
   )
-  found = state_gpu.refusal(
+  found = chunk_scan_gpu.refusal(
     known["chunk_size"], jnp.dtype(known["dtype"]), k, v
   )
   assert found is None if reason is None else re.search(reason, found)

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from posterior_jax import metrics
-from posterior_jax.priors import torch_file
+from posterior_jax.priors.checkpoints import torch_file
 from tests.oracles import refused
 from tests.test_loaders import FIXTURES as UNETS
 

@@ -10,7 +10,10 @@ import pytest
 import safetensors.numpy
 
 import posterior_jax
-from experiments import denoise, denoise_rivals, photographs, prior_sources
+from experiments import prior_sources
+from experiments.data import photographs
+from experiments.denoise import study
+from experiments.peers import denoisers
 from posterior_jax import (
   NFCConfig,
   Observation,
@@ -55,10 +58,10 @@ def test_nothing_held_out_was_trained_on():
 
 def test_shipped_prior_denoises_a_held_out_photograph(shipped):
   """Far better than the linear estimate with the exact spectrum can."""
-  truth, y = denoise.noisy(("chelsea", 64, 25.0), 0)
+  truth, y = study.noisy(("chelsea", 64, 25.0), 0)
   sigma = 50 / 255
-  found = metrics.psnr(denoise_rivals.learned(shipped, y, sigma), truth)
-  linear = metrics.psnr(denoise_rivals.wiener(y, sigma), truth)
+  found = metrics.psnr(denoisers.learned(shipped, y, sigma), truth)
+  linear = metrics.psnr(denoisers.wiener(y, sigma), truth)
   assert found > linear + 1.0
 
 
@@ -80,8 +83,8 @@ BM3D = {15.0: 33.90, 25.0: 31.32, 50.0: 27.98}
 def test_shipped_prior_denoises_better_than_bm3d(shipped, sigma):
   found = []
   for name in photographs.HELD_OUT:
-    truth, y = denoise.noisy((name, 256, sigma), 0)
-    x = denoise_rivals.learned(shipped, y, 2 * sigma / 255)
+    truth, y = study.noisy((name, 256, sigma), 0)
+    x = denoisers.learned(shipped, y, 2 * sigma / 255)
     found.append(float(metrics.psnr(jnp.float32(x), jnp.float32(truth))))
   assert np.mean(found) >= BM3D[sigma] + 0.3
 
@@ -89,11 +92,11 @@ def test_shipped_prior_denoises_better_than_bm3d(shipped, sigma):
 @pytest.mark.slow
 def test_shipped_prior_leaves_no_seams(shipped):
   """A window's answer is the whole's: to 1e-2 a little inside its border."""
-  _, y = denoise.noisy(("astronaut", 512, 50.0), 0)
-  whole = denoise_rivals.learned(shipped, y, 100 / 255)
+  _, y = study.noisy(("astronaut", 512, 50.0), 0)
+  whole = denoisers.learned(shipped, y, 100 / 255)
   for top, left in ((128, 128), (64, 200)):
     part = np.s_[top : top + 256, left : left + 256]
-    alone = denoise_rivals.learned(shipped, y[part], 100 / 255)
+    alone = denoisers.learned(shipped, y[part], 100 / 255)
     gap = np.abs(alone - whole[part])
     assert gap[48:-48, 48:-48].max() < 1e-2
     assert gap.max() > 0  # the border itself does matter

@@ -9,19 +9,14 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from experiments import (
-  dead_leaves,
-  photographs,
-  prior_batches,
-  prior_figures,
-  prior_photos,
-  prior_sources,
-)
-from experiments.dead_leaves import LeafSettings
-from experiments.prior_batches import BatchSettings, Pool
+from experiments import prior_sources
+from experiments.data import dead_leaves, photo_tiles, photographs
+from experiments.data.dead_leaves import LeafSettings
+from experiments.train_prior import batches, figures
+from experiments.train_prior.batches import BatchSettings, Pool
 from tests.oracles import quick_jit, refused
 
-TILE = prior_photos.TILE
+TILE = photo_tiles.TILE
 
 
 def _picture(path, seed, shape=(160, 200)):
@@ -44,7 +39,7 @@ def folder(tmp_path_factory):
 
 
 def test_photographs_are_read_in_order_and_named(folder):
-  found = prior_photos.read(str(folder))
+  found = photo_tiles.read(str(folder))
   assert [p.name for p in found] == ["a.png", "deep/b.png"]
   np.testing.assert_array_equal(
     found[1].pixels,
@@ -58,11 +53,11 @@ def test_tiles_hold_the_reduced_photograph_to_its_borders():
   ramp = np.broadcast_to(
     np.linspace(0, 250, 400)[:, None, None], (400, 300, 3)
   ).astype(np.uint8)
-  tiles = prior_photos.tiles([prior_photos.Photograph("ramp", "", ramp)])
+  tiles = photo_tiles.tiles([photo_tiles.Photograph("ramp", "", ramp)])
   assert tiles.shape[1:] == (TILE, TILE, 3) and tiles.dtype == np.uint8
   assert tiles.min() <= 2 and tiles.max() >= 246
   slope = np.diff(tiles[:, :, 0, 0].astype(float), axis=1).mean(1)
-  scales = [s for s in prior_photos.SCALES if 300 * s >= TILE]
+  scales = [s for s in photo_tiles.SCALES if 300 * s >= TILE]
   expected = [250 / (400 * s) for s in scales]
   for rate in expected:
     assert np.abs(slope / rate - 1).min() < 0.03
@@ -75,7 +70,7 @@ def test_held_out_photographs_are_refused(tmp_path):
     path = tmp_path / "copy.jpg"
     image.resize((300, 280)).save(path, quality=60)
     with refused(ValueError, f"looks like {name}"):
-      prior_photos.read(str(tmp_path))
+      photo_tiles.read(str(tmp_path))
   assert not set(photographs.HELD_OUT) & set(photographs.PRIOR)
   for files in prior_sources.PHOTOGRAPHS.values():
     for file in files:
@@ -85,10 +80,10 @@ def test_held_out_photographs_are_refused(tmp_path):
 
 def test_folders_without_pictures_are_refused(tmp_path):
   with refused(ValueError, "must be a folder with pictures"):
-    prior_photos.read(str(tmp_path))
+    photo_tiles.read(str(tmp_path))
   _picture(tmp_path / "small.png", 0, (100, 300))
   with refused(ValueError, "small.png must have at least 144 pixels"):
-    prior_photos.read(str(tmp_path))
+    photo_tiles.read(str(tmp_path))
 
 
 # --- dead leaves --------------------------------------------------------------
@@ -116,7 +111,7 @@ def _colours():
 def test_dead_leaves_have_the_spectrum_of_photographs():
   """Power falls as a power law of exponent 2 to 3 (Lee et al. 2001)."""
   images = np.asarray(_leaves(0)) / 127.5 - 1
-  found = prior_figures.radial_spectrum(images)
+  found = figures.radial_spectrum(images)
   inside = (found.frequency > 1 / 22) & (found.frequency < 1 / 4)
   f, power = (np.log(a[inside]) for a in found)
   slope, at = np.polyfit(f, power, 1)
@@ -143,7 +138,7 @@ def test_dead_leaves_take_their_colours_from_the_tiles():
 
 def _crops(pool, count, size, settings):
   draw = functools.partial(
-    prior_batches.crops, count=count, size=size, settings=settings
+    batches.crops, count=count, size=size, settings=settings
   )
   return np.asarray(quick_jit(draw)(jax.random.key(0), pool))
 
@@ -170,7 +165,7 @@ def test_crops_are_parts_of_their_tiles():
 def test_noise_levels_cover_the_range():
   settings = BatchSettings()
   sigma = np.asarray(
-    prior_batches.noise_levels(jax.random.key(0), 20000, settings), np.float64
+    batches.noise_levels(jax.random.key(0), 20000, settings), np.float64
   )
   low, high = settings.noise_range
   assert low * 0.999 <= sigma.min() < 2 * low
@@ -204,7 +199,7 @@ def test_radial_spectrum_finds_a_wave():
   """A wave of 8 cycles has its power in that ring and its neighbours."""
   wave = np.cos(2 * np.pi * 8 * np.arange(64) / 64)
   images = np.broadcast_to(wave[None, None, :, None], (2, 64, 64, 3))
-  found = prior_figures.radial_spectrum(images)
+  found = figures.radial_spectrum(images)
   assert found.frequency[np.argmax(found.power)] == 8 / 64
   near = found.power[6:9].sum() / found.power.sum()
   assert near > 0.99

@@ -13,7 +13,7 @@ import scipy.special
 import scipy.stats
 
 from posterior_jax import operators, priors
-from posterior_jax.types import Observation
+from posterior_jax.base import Observation
 from tests import oracles
 
 SIZE = (8, 8)

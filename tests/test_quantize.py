@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import key_families
-from neumann_jax import arithmetic, quantize, reference
-from neumann_jax.quantize import QuantSpec
-from neumann_jax.spec import InverseSpec
+from experiments.data import key_families
+from neumann_jax.chunk_inverse import integer as quantize
+from neumann_jax.chunk_inverse import products, xla
+from neumann_jax.chunk_inverse.integer import QuantSpec
+from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
 
 BITS = (4, 8, 16)
 Q = {4: 7, 8: 127, 16: 32639}
@@ -90,7 +91,7 @@ def test_fake_and_true_integers_agree_bit_for_bit(method, bits, scale):
     ]
   ).astype(np.float32)
   runs = [
-    jax.jit(reference.invert, static_argnums=1)(
+    jax.jit(xla.invert, static_argnums=1)(
       a,
       InverseSpec(method, quant=QuantSpec(bits, scale, integer), **refine),
       jnp.float32(2.0),
@@ -113,7 +114,7 @@ def test_finer_scales_are_more_accurate():
   for scale in ("dynamic", "envelope"):
     spec = InverseSpec(quant=QuantSpec(8, scale))
     bound = jnp.float32(max(np.abs(a).max(), np.abs(b).max()))
-    got = arithmetic.product(spec, bound)(jnp.asarray(a), jnp.asarray(b))
+    got = products.product(spec, bound)(jnp.asarray(a), jnp.asarray(b))
     errors.append(np.linalg.norm(got - exact) / np.linalg.norm(exact))
   assert errors[0] < 0.5 * errors[1]
 
@@ -143,7 +144,7 @@ def test_fake_quantize_is_straight_through_until_it_saturates(bits):
 def test_product_gradient_is_that_of_the_rounded_operands(spec):
   rng = np.random.default_rng(4)
   a, b, g = (jnp.float32(rng.standard_normal((6, 6))) for _ in range(3))
-  _, vjp = jax.vjp(arithmetic.product(spec), a, b)
+  _, vjp = jax.vjp(products.product(spec), a, b)
   da, db = vjp(g)
   if spec.quant is None:
     form = {"tf32": 10, "bfloat16": 7, "float16": 10}[spec.precision]

@@ -11,20 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import (
-  degradations,
-  inverse_cases,
-  inverse_study,
-  key_families,
-  photographs,
-  quickstart,
-  readme,
-  report,
-  restoration_study,
-  runner,
-  text_data,
-  text_matrices,
-)
+from experiments import readme
+from experiments.data import degradations, key_families, photographs, text_data
+from experiments.harness import report, runner
+from experiments.inverse_accuracy import cases, errors, text_matrices
+from experiments.quickstart import restoration, study
 from neumann_jax import InverseSpec, shipped
 
 
@@ -42,9 +33,7 @@ def finished(tmp_path_factory):
 
   before, sys.stdout = sys.stdout, Stream()
   try:
-    runner.main(
-      "quickstart", quickstart.Settings, quickstart.quickstart, argv=argv
-    )
+    runner.main("quickstart", study.Settings, study.quickstart, argv=argv)
   finally:
     sys.stdout = before
   return folder, "".join(written)
@@ -68,7 +57,7 @@ def test_report_is_self_contained_and_says_what_was_measured(finished):
   assert text.count("<figure>") == 2
   for operator in degradations.OPERATORS:
     assert text.count(f">{operator}<") >= 4
-  for method in inverse_cases.METHODS:
+  for method in cases.METHODS:
     assert f">{method}<" in text
   environment = json.loads((finished[0] / "environment.json").read_text())
   assert environment["status"] == "finished"
@@ -107,8 +96,8 @@ def test_every_photograph_is_restored_from_every_operator(finished):
   found = {(r["operator"], r["photograph"], r["method"]) for r in rows}
   assert len(found) == len(rows) == 5 * 3 * 4
   assert all(math.isfinite(row["psnr"]) for row in rows)
-  wiener = [r for r in rows if r["method"] == restoration_study.WIENER]
-  degraded = [r for r in rows if r["method"] == restoration_study.DEGRADED]
+  wiener = [r for r in rows if r["method"] == restoration.WIENER]
+  degraded = [r for r in rows if r["method"] == restoration.DEGRADED]
   gains = [a["psnr"] - b["psnr"] for a, b in zip(wiener, degraded)]
   assert np.mean(gains) > 1
 
@@ -130,15 +119,15 @@ def test_readme_block_comes_from_the_run(finished):
 
 def test_settings_refuse_in_one_sentence():
   for build, sentence in (
-    (lambda: inverse_study.InverseSettings(draws=0), "draws must be"),
-    (lambda: inverse_study.InverseSettings(tokens=65), "tokens must be"),
-    (lambda: restoration_study.RestorationSettings(size=32), "size must lie"),
+    (lambda: errors.InverseSettings(draws=0), "draws must be"),
+    (lambda: errors.InverseSettings(tokens=65), "tokens must be"),
+    (lambda: restoration.RestorationSettings(size=32), "size must lie"),
     (
-      lambda: restoration_study.RestorationSettings(num_samples=1),
+      lambda: restoration.RestorationSettings(num_samples=1),
       "num_samples must be",
     ),
     (
-      lambda: restoration_study.RestorationSettings(photographs=("rocket",)),
+      lambda: restoration.RestorationSettings(photographs=("rocket",)),
       "must not be among the prior's own",
     ),
   ):
@@ -148,10 +137,10 @@ def test_settings_refuse_in_one_sentence():
 
 def test_study_measures_the_error_it_says():
   """Against the inverse by numpy, and an error put in on purpose."""
-  settings = inverse_study.InverseSettings(draws=2)
-  groups = inverse_study.family_groups(settings, betas=[(0.6, 1.0)])[:4]
+  settings = errors.InverseSettings(draws=2)
+  groups = errors.family_groups(settings, betas=[(0.6, 1.0)])[:4]
   spec = InverseSpec(method="ladder", precision="bfloat16")
-  rows = inverse_study.study(groups, [("ladder", "bfloat16", spec)])
+  rows = errors.study(groups, [("ladder", "bfloat16", spec)])
   for row, group in zip(rows, groups):
     exact = np.linalg.inv(np.eye(64) + np.tril(group.a, -1).astype(np.float64))
     wrong = exact * (1 + 1e-3)
@@ -164,7 +153,7 @@ def test_study_measures_the_error_it_says():
 
 def test_matrices_are_those_of_the_shipped_model():
   """Of text it was not trained on; hard, or the study would show nothing."""
-  settings = inverse_study.InverseSettings(tokens=128)
+  settings = errors.InverseSettings(tokens=128)
   group, difficulty = text_matrices.model_group(settings)
   assert all(map(text_data.is_held_out, difficulty.modules))
   model = shipped.language_model()

@@ -8,10 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import key_families
-from neumann_jax import reference
-from neumann_jax.quantize import QuantSpec
-from neumann_jax.spec import InverseSpec, newton_steps, resolve
+from experiments.data import key_families
+from neumann_jax.chunk_inverse import xla
+from neumann_jax.chunk_inverse.integer import QuantSpec
+from neumann_jax.chunk_inverse.inverse_spec import (
+  InverseSpec,
+  newton_steps,
+  resolve,
+)
 from tests import oracles
 
 CHUNK_SIZES = (16, 32, 64, 128)
@@ -42,7 +46,7 @@ def hard_problem(chunk_size, beta=(0.6, 1.0), count=100):
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def invert(a, spec, bound=None):
   bound = None if bound is None else jnp.float32(bound)
-  return reference.invert(a, spec, bound)
+  return xla.invert(a, spec, bound)
 
 
 def worst_error(spec, chunk_size, beta=(0.6, 1.0), count=40):
@@ -220,7 +224,7 @@ def test_without_its_mask_the_series_is_a_plain_neumann_sum():
   ],
 )
 def test_products_at_64(spec, products):
-  assert reference.count_products(spec, 64) == products
+  assert xla.count_products(spec, 64) == products
 
 
 def test_products_agree_with_the_traced_program():
@@ -230,11 +234,11 @@ def test_products_agree_with_the_traced_program():
     InverseSpec("ladder"),
   ):
     jaxpr = str(
-      jax.make_jaxpr(lambda a: reference.invert(a, spec))(  # noqa: B023
+      jax.make_jaxpr(lambda a: xla.invert(a, spec))(  # noqa: B023
         jnp.zeros((128, 128), jnp.float32)
       )
     )
-    assert jaxpr.count("dot_general") == reference.count_products(spec, 128)
+    assert jaxpr.count("dot_general") == xla.count_products(spec, 128)
 
 
 def test_paper_defaults():

@@ -94,7 +94,7 @@ def test_other_public_names():
     assert isinstance(
       getattr(posterior_jax.NFCConfig, name)(), posterior_jax.NFCConfig
     )
-  operator = posterior_jax.types.Operator
+  operator = posterior_jax.base.Operator
   for name in OPERATORS:
     build = getattr(posterior_jax.operators, name)
     returned = inspect.signature(build).return_annotation
@@ -117,6 +117,12 @@ def test_packages_do_not_import_each_other():
           module = getattr(node, "module", None) or ""
           assert not any(n.startswith(other) for n in [module, *names]), path
           assert not module.startswith("jax._src"), path
+
+
+def _study(name):
+  """The module with an experiment's settings: a file, or a package's study."""
+  package = (ROOT / "experiments" / name).is_dir()
+  return f"experiments.{name}.study" if package else f"experiments.{name}"
 
 
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py"))
@@ -146,10 +152,10 @@ GIVEN = {
 
 
 def test_every_experiment_with_a_config_settles_into_its_dataclass():
-  from experiments import runner
+  from experiments.harness import runner
 
   for name in CONFIGS:
-    experiment = importlib.import_module(f"experiments.{name}")
+    experiment = importlib.import_module(_study(name))
     config = importlib.import_module(f"configs.{name}").get_config()
     config.update(GIVEN.get(name, {}))
     runner.to_settings(experiment.Settings, config)

@@ -10,19 +10,13 @@ import PIL.Image
 import pytest
 
 import posterior_jax as pj
-from experiments import (
-  degradations,
-  photographs,
-  restoration,
-  restoration_rows,
-  restoration_runs,
-  restoration_tables,
-  runner,
-  samplers,
-  tune_samplers,
-)
-from experiments.degradations import CASES, Case, Problem
-from experiments.restoration_tables import Who
+from experiments import tune_samplers
+from experiments.data import degradations, photographs
+from experiments.data.degradations import CASES, Case, Problem
+from experiments.harness import runner, samplers
+from experiments.restoration import rows as restoration_rows
+from experiments.restoration import runs, study, tables
+from experiments.restoration.tables import Who
 from posterior_jax.operators import frozen
 from tests import test_perceptual
 from tests.oracles import refused
@@ -34,8 +28,8 @@ def _run(folder, *flags):
   argv = ["restoration", f"--config={CONFIG}", f"--workdir={folder}", *flags]
   runner.main(
     "restoration",
-    restoration.Settings,
-    restoration.restore,
+    study.Settings,
+    study.restore,
     argv,
     resumable=True,
   )
@@ -75,7 +69,7 @@ def test_resume_runs_what_is_missing_only(finished):
     lines = (finished / name).read_text().splitlines(keepends=True)
     (finished / name).write_text("".join(lines[:-1]))
   _run(finished, "--resume")
-  after = restoration_tables.latest(_rows(finished))
+  after = tables.latest(_rows(finished))
   assert len(after) == len(before)
   key = ("part", "task", "kernel", "assumed", "method")
   there = {tuple(row[k] for k in key): row["psnr"] for row in after}
@@ -104,11 +98,9 @@ def test_frozen_cases(case):
 def test_beliefs_change_one_thing_only():
   truth = jnp.zeros((1, 64, 64, 3))
   seen = degradations.measure(Case("motion_blur", "short"), truth, 0.05, 0)
-  half = restoration_runs.assume(seen.observation, restoration_runs.HALF_NOISE)
+  half = runs.assume(seen.observation, runs.HALF_NOISE)
   assert half.noise_std == 0.025 and half.operator is seen.observation.operator
-  turned = restoration_runs.assume(
-    seen.observation, "kernel turned by 15 degrees"
-  )
+  turned = runs.assume(seen.observation, "kernel turned by 15 degrees")
   kernel, other = seen.observation.operator.kernel, turned.operator.kernel
   assert turned.noise_std == 0.05 and turned.y is seen.observation.y
   assert abs(float(other.sum()) - 1) < 1e-6
@@ -176,34 +168,32 @@ def test_tables_average_over_kernels_and_choose_by_seconds():
     _row("DAPS", "published", 0, 26.0, 1.0),
   ]
   nfc = Who("NFC", "tuned", "", 10)
-  assert restoration_tables.mean(rows, "psnr", nfc) == 29.0
-  within = restoration_tables.within(rows, 2.0)
+  assert tables.mean(rows, "psnr", nfc) == 29.0
+  within = tables.within(rows, 2.0)
   assert Who("DPS", "tuned", "", 5) in within and nfc in within
   assert Who("DPS", "tuned", "", 10) not in within
-  (line,) = restoration_tables.standing(rows, "psnr", "tuned", 10)
+  (line,) = tables.standing(rows, "psnr", "tuned", 10)
   assert line[2] == "DPS tuned" and line[4].value == -0.5 and line[4].bad
-  assert restoration_tables.over_daps(rows, 10) == 3.0
+  assert tables.over_daps(rows, 10) == 3.0
 
 
 def test_calls_are_told_of_methods_that_refuse_a_task():
   done = _row("DDRM", "tuned", 10, 30.0) | {"task": "box_inpainting"}
   rows = [done | {"calls": 10, "products": 0}, _row("DDRM", "tuned", 10, None)]
   who = [Who("DDRM", "tuned", "", 10)]
-  ((_, calls, products, *psnr),) = restoration_tables.quality(
-    rows, "psnr", who, 2
-  )
+  ((_, calls, products, *psnr),) = tables.quality(rows, "psnr", who, 2)
   assert (calls.value, products.value) == (10, 0)
   assert [cell.value for cell in psnr] == [None, 30.0, None, None, None, None]
 
 
 def test_remaining_counts_every_case():
   cases = (Case("motion_blur", "short"), Case("motion_blur", "long"))
-  program = restoration_runs.Program("methods", "NFC", "tuned", cases, 10)
+  program = runs.Program("methods", "NFC", "tuned", cases, 10)
   rows = [_row("NFC", "tuned", 10, 30.0)]
-  assert restoration_runs.remaining([program], rows, 1) == [program]
+  assert runs.remaining([program], rows, 1) == [program]
   rows.append(_row("NFC", "tuned", 10, 30.0, kernel="long"))
-  assert restoration_runs.remaining([program], rows, 1) == []
-  assert restoration_runs.remaining([program], rows, 2) == [program]
+  assert runs.remaining([program], rows, 1) == []
+  assert runs.remaining([program], rows, 2) == [program]
 
 
 def test_a_failing_method_leaves_a_note(monkeypatch):
@@ -213,13 +203,13 @@ def test_a_failing_method_leaves_a_note(monkeypatch):
   broken = samplers.METHODS["NFC"]._replace(build=fail)
   monkeypatch.setitem(samplers.METHODS, "NFC", broken)
   prior = degradations.build_prior(64)
-  setup = restoration_runs.Setup(
+  setup = runs.Setup(
     ("cat",), jnp.zeros((1, 64, 64, 3)), prior.denoise, prior.spectrum, 0.1, 0
   )
-  program = restoration_runs.Program("methods", "NFC", "tuned", CASES[:1], 2)
-  ((row,),) = restoration_runs.run_all([program], setup, workers=1)
+  program = runs.Program("methods", "NFC", "tuned", CASES[:1], 2)
+  ((row,),) = runs.run_all([program], setup, workers=1)
   assert row.note == "failed, RuntimeError: no luck" and row.psnr is None
-  assert "no luck" in restoration_tables.failures([row._asdict()])[0]
+  assert "no luck" in tables.failures([row._asdict()])[0]
 
 
 def test_lpips_is_judged_where_its_weights_are_given():
@@ -246,7 +236,7 @@ def test_lpips_is_judged_where_its_weights_are_given():
 
 def test_refusals():
   debug = runner.parse(["restoration", f"--config={CONFIG}"], "restoration")
-  settings = runner.to_settings(restoration.Settings, debug.config)
+  settings = runner.to_settings(study.Settings, debug.config)
   for field, value, words in (
     ("parts", ("speed",), "parts must be among methods, ablation, robustness"),
     ("methods", ("nfc",), "methods must be among NFC"),
@@ -308,11 +298,9 @@ def test_two_devices_give_what_one_gives():
   """Programs are placed in turn; a device's samples do not depend on it."""
   prior = degradations.build_prior(64)
   truth = jax.random.normal(jax.random.key(0), (1, 64, 64, 3)) / 4
-  setup = restoration_runs.Setup(
-    ("noise",), truth, prior.denoise, prior.spectrum, 0.1, 0
-  )
-  program = restoration_runs.Program("methods", "DPS", "tuned", CASES[1:2], 2)
-  rows = list(restoration_runs.run_all([program] * 2, setup, workers=2))
+  setup = runs.Setup(("noise",), truth, prior.denoise, prior.spectrum, 0.1, 0)
+  program = runs.Program("methods", "DPS", "tuned", CASES[1:2], 2)
+  rows = list(runs.run_all([program] * 2, setup, workers=2))
   assert len(rows) == 2 and len(jax.local_devices()) > 1
   assert rows[0][0].psnr == rows[1][0].psnr
 
@@ -331,12 +319,12 @@ def test_what_follows_from_rows():
       jnp.asarray(samples, jnp.float32), problem, None
     )
   ]
-  for row in restoration_tables.with_derived(found):
+  for row in tables.with_derived(found):
     # One sample's error: two draws and the offset.
     assert abs(row["certainty"] - np.sqrt(0.08 / 0.09)) < 0.01
     expected = 10 * np.log10(4 / (0.1**2 + 0.2**2))
     assert abs(row["psnr_limit"] - expected) < 0.1
     assert row["psnr_limit"] > row["psnr_mean"] + 0.5
   alone = found[0] | {"samples": 1, "spread": None, "psnr_mean": None}
-  (row,) = restoration_tables.with_derived([alone])
+  (row,) = tables.with_derived([alone])
   assert row["certainty"] is None and row["psnr_limit"] is None

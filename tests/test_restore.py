@@ -10,15 +10,9 @@ import pytest
 
 import posterior_jax as pj
 from configs import restore as config
-from experiments import (
-  photographs,
-  prior_files,
-  restore,
-  restore_input,
-  restore_report,
-  restore_rows,
-  runner,
-)
+from experiments.data import photographs
+from experiments.harness import prior_files, runner
+from experiments.restore import input, report, rows, study
 from tests.oracles import refused
 
 CONFIG = runner.CONFIGS / "restore.py"
@@ -57,7 +51,7 @@ def _run(workdir, form, **fields):
   argv = ["restore", f"--config={CONFIG}{form}", f"--workdir={workdir}"]
   argv += [f"--config.{name}={value}" for name, value in fields.items()]
   runner.main(
-    "restore", restore.Settings, restore.restore, argv, prepare=restore.prepare
+    "restore", study.Settings, study.restore, argv, prepare=study.prepare
   )
   (line,) = (workdir / "restore.jsonl").read_text().splitlines()
   return json.loads(line)
@@ -107,7 +101,7 @@ def test_grey_stays_grey_and_grows_fourfold(files, tmp_path):
   assert "samples by its" not in (tmp_path / "run" / "report.html").read_text()
   warning = "a residual far above 1: the kernel, the mask or noise_std does not"
   for residual, warned in ((row["residual"], False), (5.0, True)):
-    said = restore_report.summary(row | {"residual": residual})
+    said = report.summary(row | {"residual": residual})
     assert any(line.startswith(warning) for line in said) == warned
 
 
@@ -145,8 +139,8 @@ def test_a_rival_and_its_mean(files, tmp_path):
 
 def test_three_channels_have_the_likelihood_of_grey(files):
   """Of grey images the misfit over the noise, against numpy in float64."""
-  picture, _ = restore_input.read_picture(str(files / "grey.png"))
-  given = restore_input.observe(
+  picture, _ = input.read_picture(str(files / "grey.png"))
+  given = input.observe(
     picture,
     pj.operators.super_resolution,
     enlarge=4,
@@ -171,10 +165,10 @@ def test_three_channels_have_the_likelihood_of_grey(files):
 def test_steps_give_the_samples_of_run(files):
   found = config.get_config("debug")
   found.update(image=str(files / "odd.png"), task="denoising", samples=1)
-  job = restore.prepare(runner.to_settings(restore.Settings, found))
+  job = study.prepare(runner.to_settings(study.Settings, found))
   ticks = []
   key = jax.random.key(3)
-  image, spent = restore._draw(job, job.drawn, "sample", ticks.append)(key)
+  image, spent = study._draw(job, job.drawn, "sample", ticks.append)(key)
   expected, _ = pj.run(job.drawn, job.denoise, job.given.observation, key)
   # The same program but for the loop around it: rounding alone.
   np.testing.assert_allclose(image, expected[0, 0], atol=1e-4)
@@ -186,26 +180,26 @@ def test_steps_give_the_samples_of_run(files):
 
 
 def test_kernels_are_padded_and_of_sum_1(files, tmp_path):
-  found = restore_input.read_kernel(str(files / "line.npy"))
+  found = input.read_kernel(str(files / "line.npy"))
   expected = np.zeros((7, 7))
   expected[2:5] = 1 / 21
   np.testing.assert_allclose(found, expected, rtol=1e-12)
   pixels = np.zeros((5, 5), np.uint8)
   pixels[2, 1], pixels[2, 4] = 200, 50
   PIL.Image.fromarray(pixels).save(tmp_path / "k.png")
-  found = restore_input.read_kernel(str(tmp_path / "k.png"))
+  found = input.read_kernel(str(tmp_path / "k.png"))
   np.testing.assert_allclose(found, pixels / 250, rtol=1e-12)
 
 
 def test_masks_are_white_where_observed(files):
-  found = restore_input.read_mask(str(files / "mask.png"), (40, 45))
+  found = input.read_mask(str(files / "mask.png"), (40, 45))
   assert found.sum() == 40 * 45 - 10 * 25
   assert not found[10:20, 5:30].any()
 
 
 def test_transparency_is_dropped_with_a_sentence(files):
-  found, said = restore_input.read_picture(str(files / "clear.png"))
-  plain, silent = restore_input.read_picture(str(files / "odd.png"))
+  found, said = input.read_picture(str(files / "clear.png"))
+  plain, silent = input.read_picture(str(files / "odd.png"))
   np.testing.assert_array_equal(found, plain)
   assert re.fullmatch("the transparency of .*clear.png is dropped", said)
   assert silent == ""
@@ -218,7 +212,7 @@ def test_cameras_turn_pictures(tmp_path):
   exif = PIL.Image.Exif()
   exif[0x0112] = 6
   PIL.Image.fromarray(left).save(tmp_path / "a.png", exif=exif)
-  found, _ = restore_input.read_picture(str(tmp_path / "a.png"))
+  found, _ = input.read_picture(str(tmp_path / "a.png"))
   assert found.shape == (50, 40, 3)
   assert found[:, -1].min() == 1 and found[:, :-1].max() == -1
 
@@ -241,11 +235,11 @@ def test_judge_against_numpy():
   truth = rng.uniform(-0.5, 0.5, (1, 16, 16, 1)).astype(np.float32)
   noise = rng.normal(0, 0.1, (3, 16, 16, 1)).astype(np.float32)
   operator = pj.operators.random_inpainting((16, 16, 1))
-  given = restore_input.Given(
+  given = input.Given(
     truth, pj.Observation(operator.forward(truth), operator, 0.1)
   )
   samples = truth[0] + noise
-  found = restore_rows.judge(given, restore_rows.Restored(truth[0], samples))
+  found = rows.judge(given, rows.Restored(truth[0], samples))
   assert found["residual"] == 0 and found["psnr"] == np.inf
   psnr = -10 * np.log10((noise.mean(0).astype(float) ** 2).mean() / 4)
   assert abs(found["psnr_mean"] - psnr) < 1e-3
@@ -326,7 +320,7 @@ def test_config_fits_the_settings():
   for form in ("", "debug"):
     found = config.get_config(form)
     found.update(image="a.png", task="denoising")
-    runner.to_settings(restore.Settings, found)
+    runner.to_settings(study.Settings, found)
 
 
 # --- the shipped prior --------------------------------------------------------

@@ -12,7 +12,7 @@ import sys
 import ml_collections
 import pytest
 
-from experiments import progress, record, runner
+from experiments.harness import progress, record, runner
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

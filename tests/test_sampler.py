@@ -21,7 +21,7 @@ from posterior_jax import (
   priors,
   run,
 )
-from posterior_jax.level_schedule import levels
+from posterior_jax.nfc_sampler.levels import levels
 
 SHAPE = (16, 16, 1)
 PAPER = NFCConfig.paper(levels=4, inner_steps=5)

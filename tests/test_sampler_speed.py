@@ -10,8 +10,10 @@ import pytest
 
 import posterior_jax as pj
 from configs import sampler_speed as config
-from experiments import record, runner, sampler_speed, torch_sampler
-from posterior_jax.types import SamplerState
+from experiments import sampler_speed
+from experiments.harness import record, runner
+from experiments.peers import torch_sampler
+from posterior_jax.base import SamplerState
 from tests.oracles import assert_close, refused
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import posterior_jax as pj
-from experiments import samplers
+from experiments.harness import samplers
 from tests.oracles import quick_jit, refused
 
 SHAPE = (8, 8, 1)

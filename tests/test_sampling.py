@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from neumann_jax import sampling
-from neumann_jax.sampling import SamplingSpec
+from neumann_jax.generation import sampling
+from neumann_jax.generation.sampling import SamplingSpec
 from tests import oracles
 
 DRAWS = 20000

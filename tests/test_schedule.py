@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from posterior_jax import priors, schedule, spectral
+from posterior_jax import priors, schedule
+from posterior_jax.linalg import fourier
 from tests import oracles
 
 SIZES = ((8, 8), (7, 9), (8, 5), (5, 8), (6, 1), (1, 7), (1, 1))
@@ -85,18 +86,18 @@ def test_karras_defaults_are_the_benchmarks():
     (lambda: schedule.karras(5, rho=np.nan), "rho must be positive"),
     (lambda: schedule.karras(5, rho=np.inf), "rho must be"),
     (
-      lambda: spectral.check_spectrum(np.ones(4)),
+      lambda: fourier.check_spectrum(np.ones(4)),
       r"spectrum must have shape \[H, W\]",
     ),
-    (lambda: spectral.check_spectrum(np.zeros((4, 4))), "must be positive"),
-    (lambda: spectral.check_spectrum(np.full((4, 4), np.nan)), "finite"),
-    (lambda: spectral.check_spectrum(np.full((4, 4), np.inf)), "finite"),
+    (lambda: fourier.check_spectrum(np.zeros((4, 4))), "must be positive"),
+    (lambda: fourier.check_spectrum(np.full((4, 4), np.nan)), "finite"),
+    (lambda: fourier.check_spectrum(np.full((4, 4), np.inf)), "finite"),
     (
-      lambda: spectral.check_spectrum(np.arange(1.0, 26.0).reshape(5, 5)),
+      lambda: fourier.check_spectrum(np.arange(1.0, 26.0).reshape(5, 5)),
       "spectrum must be even",
     ),
     (
-      lambda: spectral.check_spectrum(np.fft.fftshift(even((7, 9)))),
+      lambda: fourier.check_spectrum(np.fft.fftshift(even((7, 9)))),
       "spectrum must be even",
     ),
   ],
@@ -115,7 +116,7 @@ def test_apply_transfer_is_a_product_of_spectra(size, channels, bits):
   expected = reference(x, transfer if channels else transfer[..., None])
   with jax.enable_x64(bits == 64):
     dtype = {32: jnp.float32, 64: jnp.float64}[bits]
-    found = spectral.apply_transfer(
+    found = fourier.apply_transfer(
       jnp.asarray(x, dtype), jnp.asarray(transfer, dtype)
     )
   assert found.dtype == dtype and found.shape == x.shape
@@ -131,17 +132,17 @@ def test_apply_transfer_of_every_image_its_own():
   x = jnp.asarray(normal((2, 3, 5, 6, 2)), jnp.float32)
   one = jnp.asarray(even((5, 6), None), jnp.float32)
   scales = jnp.asarray(1 + np.arange(6).reshape(2, 3), jnp.float32)
-  found = spectral.apply_transfer(
+  found = fourier.apply_transfer(
     x, scales[..., None, None, None] * one[..., None]
   )
-  shared = spectral.apply_transfer(
+  shared = fourier.apply_transfer(
     x, scales[0][:, None, None, None] * jnp.stack([one, 2 * one], -1)
   )
   for i in range(2):
     for j in range(3):
-      alone = spectral.apply_transfer(x[i, j], scales[i, j] * one)
+      alone = fourier.apply_transfer(x[i, j], scales[i, j] * one)
       np.testing.assert_allclose(found[i, j], alone, rtol=1e-4, atol=1e-5)
-      alone = spectral.apply_transfer(
+      alone = fourier.apply_transfer(
         x[i, j], scales[0, j] * jnp.stack([one, 2 * one], -1)
       )
       np.testing.assert_allclose(shared[i, j], alone, rtol=1e-4, atol=1e-5)
@@ -157,7 +158,7 @@ def test_apply_transfer_complex_is_a_convolution(size):
     for j in range(width):
       expected += kernel[i, j] * np.roll(x[..., 0], (i, j), (0, 1))
   with jax.enable_x64(True):
-    found = spectral.apply_transfer(
+    found = fourier.apply_transfer(
       jnp.asarray(x), jnp.asarray(np.fft.fft2(kernel))
     )
   np.testing.assert_allclose(found[..., 0], expected, atol=1e-12)
@@ -165,24 +166,24 @@ def test_apply_transfer_complex_is_a_convolution(size):
 
 def test_apply_transfer_scalar_scales():
   x = normal((2, 5, 6, 3)).astype(np.float32)
-  found = spectral.apply_transfer(jnp.asarray(x), jnp.float32(0.25))
+  found = fourier.apply_transfer(jnp.asarray(x), jnp.float32(0.25))
   np.testing.assert_array_equal(found, 0.25 * x)
 
 
 @every_size
 def test_check_spectrum_accepts_every_even_grid(size):
-  spectral.check_spectrum(even(size))
-  spectral.check_spectrum(jnp.asarray(even(size, 3), jnp.float32))
+  fourier.check_spectrum(even(size))
+  fourier.check_spectrum(jnp.asarray(even(size, 3), jnp.float32))
   # Traced values are not read, their shape is.
-  jax.jit(spectral.check_spectrum)(jnp.zeros(size))
+  jax.jit(fourier.check_spectrum)(jnp.zeros(size))
   with pytest.raises(ValueError, match="spectrum must have shape"):
-    jax.jit(spectral.check_spectrum)(jnp.zeros(3))
+    jax.jit(fourier.check_spectrum)(jnp.zeros(3))
 
 
 @every_size
 def test_radial_frequency_is_the_distance_to_zero(size):
   height, width = size
-  found = spectral.radial_frequency(height, width)
+  found = fourier.radial_frequency(height, width)
   for i in range(height):
     for j in range(width):
       fy, fx = min(i, height - i) / height, min(j, width - j) / width
@@ -193,7 +194,7 @@ def test_radial_frequency_is_the_distance_to_zero(size):
 @pytest.mark.parametrize("size", [8, 10, 15, 24, 32])
 def test_radial_bands_have_equal_width(size, count):
   """Against exact integers: band = floor(2 count radius), capped."""
-  found = spectral.radial_bands(size, size, count)
+  found = fourier.radial_bands(size, size, count)
   k = np.minimum(np.arange(size), size - np.arange(size))
   expected = [
     [
@@ -207,10 +208,10 @@ def test_radial_bands_have_equal_width(size, count):
 
 @every_size
 def test_radial_bands_partition_the_grid(size):
-  found = spectral.radial_bands(*size, 4)
+  found = fourier.radial_bands(*size, 4)
   assert found.shape == size and np.issubdtype(found.dtype, np.integer)
   assert found[0, 0] == 0 and found.min() == 0 and found.max() <= 3
-  order = np.argsort(spectral.radial_frequency(*size), axis=None)
+  order = np.argsort(fourier.radial_frequency(*size), axis=None)
   assert (np.diff(found.ravel()[order]) >= 0).all()  # rings, inside out
   i, j = -np.arange(size[0]) % size[0], -np.arange(size[1]) % size[1]
   np.testing.assert_array_equal(found, found[i][:, j])
@@ -231,7 +232,7 @@ def test_power_law_spectrum_formula(size, exponent):
   np.testing.assert_allclose(found, expected, rtol=3e-7)
   covariance = oracles.fourier_diagonal(np.asarray(found, np.float64))
   np.testing.assert_allclose(np.diag(covariance), 0.3**2, rtol=1e-6)
-  spectral.check_spectrum(found)
+  fourier.check_spectrum(found)
 
 
 def law(radius, exponent):
@@ -251,7 +252,7 @@ def test_estimate_spectrum_recovers_a_known_one(exponent, part):
   """
   images, channels = [], 24
   for seed, size in enumerate([(320, 256), (256, 300)]):
-    gain = np.sqrt(law(spectral.radial_frequency(*size), exponent))
+    gain = np.sqrt(law(fourier.radial_frequency(*size), exponent))
     f = (
       np.fft.fft2(
         np.random.default_rng(seed).standard_normal((channels, *size))
@@ -260,7 +261,7 @@ def test_estimate_spectrum_recovers_a_known_one(exponent, part):
     )
     images.append(np.moveaxis(np.fft.ifft2(f).real, 0, -1))
   found = priors.estimate_spectrum(images, 48, 64)
-  radius = spectral.radial_frequency(48, 64)
+  radius = fourier.radial_frequency(48, 64)
   assert found.shape == radius.shape and found.dtype == np.float64
   low, high = {"all": (0, 1), "disc": (0, 0.45), "corners": (0.45, 1)}[part]
   seen = (radius > max(low, 1 / 32)) & (radius < high)

@@ -17,8 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 import neumann_jax
 from neumann_jax import InverseSpec, QuantSpec, sequence_axis
-from neumann_jax.sequence_parallel import sharded_delta_rule
-from neumann_jax.short_conv import short_conv
+from neumann_jax.delta_rule.sequence_parallel import sharded_delta_rule
+from neumann_jax.layers.short_conv import short_conv
 from tests import oracles
 from tests.oracles import FAMILY_COUNT, Problem, assert_close
 

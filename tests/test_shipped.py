@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from neumann_jax import Execution, shipped
-from neumann_jax.layer_stack import stack_layers
+from neumann_jax.model.scan_layers import stack_layers
 from tests import models
 from tests.oracles import refused
 

@@ -12,7 +12,6 @@ import pytest
 from posterior_jax import (
   Observation,
   baselines,
-  likelihood,
   metrics,
   operators,
   priors,
@@ -20,6 +19,7 @@ from posterior_jax import (
   schedule,
 )
 from posterior_jax.baselines import ddnm_sampler, ddrm_sampler, diffusion
+from posterior_jax.nfc_sampler import likelihood
 from tests import oracles
 
 SIZE = (8, 8)

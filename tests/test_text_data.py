@@ -9,8 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import sequence_tasks, text_data
-from experiments.text_data import ASK, COPY, DOCUMENT, NEEDLE, RECALL, STATE
+from experiments.data import sequence_tasks, text_data
+from experiments.data.text_data import (
+  ASK,
+  COPY,
+  DOCUMENT,
+  NEEDLE,
+  RECALL,
+  STATE,
+)
 from tests.oracles import quick_jit, refused
 
 # --- text ---------------------------------------------------------------------

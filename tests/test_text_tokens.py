@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import text_tokens
+from experiments.data import text_tokens
 from tests import oracles
 
 WORDS = {"the": 0, "cat": 1, "sat": 2, "<end>": 3, "<unknown>": 4}

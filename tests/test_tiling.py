@@ -16,8 +16,8 @@ from posterior_jax import (
   recorded,
   run,
   tiled,
-  tiling,
 )
+from posterior_jax.denoising import tiling
 
 
 def normal(shape, seed=0):

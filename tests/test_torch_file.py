@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from posterior_jax.priors import torch_file
+from posterior_jax.priors.checkpoints import torch_file
 from tests.oracles import refused
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures" / "unets"

@@ -7,14 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import (
-  key_families,
-  runner,
-  tpu_cycles,
-  tpu_kernels,
-  tpu_rivals,
-  tpu_schedule,
-)
+from experiments.data import key_families
+from experiments.harness import runner
+from experiments.peers import tpu
+from experiments.tpu_cycles import kernels, schedule, study
 from tests import oracles
 
 SLOTS = """== CAPACTIY:
@@ -28,22 +24,22 @@ MXU, XLU, VALU
 
 
 def test_slots_by_unit():
-  capacity, used = tpu_schedule.slot_use(SLOTS)
+  capacity, used = schedule.slot_use(SLOTS)
   assert capacity == {"MXU": 4, "XLU": 3, "VALU": 4}
   assert [row["VALU"] for row in used] == [2, 4, 0]
 
 
 @pytest.mark.parametrize("text", ["", "== UTILIZATION:\n1 2\n"])
 def test_slots_that_cannot_be_read_are_refused(text):
-  with oracles.refused(tpu_schedule.ScheduleError, "slots in use cannot be"):
-    tpu_schedule.slot_use(text)
+  with oracles.refused(schedule.ScheduleError, "slots in use cannot be"):
+    schedule.slot_use(text)
 
 
 def test_total_of_bundles():
   text = "Schedule analysis:\n\ttotal scheduled bundles:    214\n"
-  assert tpu_schedule.total_bundles(text) == 214
-  with oracles.refused(tpu_schedule.ScheduleError, "states no total"):
-    tpu_schedule.total_bundles("nothing")
+  assert schedule.total_bundles(text) == 214
+  with oracles.refused(schedule.ScheduleError, "states no total"):
+    schedule.total_bundles("nothing")
 
 
 @pytest.mark.parametrize("rival", ["rows_in_lanes", "batch_in_lanes"])
@@ -55,7 +51,7 @@ def test_rivals_are_right(rival):
       for f in key_families.FAMILIES
     ]
   )
-  call = getattr(tpu_rivals, rival)
+  call = getattr(tpu, rival)
   found = np.asarray(call(jnp.asarray(a, jnp.float32), 8, interpret=True))
   truth = key_families.exact_inverse(a)
   error = key_families.relative_error(found, truth).max()
@@ -74,17 +70,17 @@ def test_rivals_are_right(rival):
 def test_refusals(override, sentence, tmp_path, capsys):
   argv = ["tpu_cycles", f"--config.{override}", f"--workdir={tmp_path / 'run'}"]
   with pytest.raises(SystemExit) as caught:
-    tpu_cycles.main(argv)
+    study.main(argv)
   assert caught.value.code == 2
   assert sentence in capsys.readouterr().err
 
 
 def test_without_libtpu_one_sentence(monkeypatch, tmp_path, capsys):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-  tpu_cycles.main(
+  study.main(
     [
       "tpu_cycles",
-      f"--config={runner.CONFIGS / 'tpu_cycles.py'}:debug",
+      f"--config={runner.CONFIGS / 'study.py'}:debug",
       f"--workdir={tmp_path / 'run'}",
     ]
   )
@@ -96,10 +92,10 @@ def test_without_libtpu_one_sentence(monkeypatch, tmp_path, capsys):
   importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
 )
 def test_debug_form(tmp_path, capsys):
-  tpu_cycles.main(
+  study.main(
     [
       "tpu_cycles",
-      f"--config={runner.CONFIGS / 'tpu_cycles.py'}:debug",
+      f"--config={runner.CONFIGS / 'study.py'}:debug",
       f"--workdir={tmp_path / 'run'}",
     ]
   )
@@ -107,4 +103,4 @@ def test_debug_form(tmp_path, capsys):
   with (tmp_path / "run/tpu_cycles.csv").open() as table:
     ours, other = (float(row["bundles"]) for row in csv.DictReader(table))
   assert 0 < ours < other
-  assert len(tpu_kernels.NAMES) == 11
+  assert len(kernels.NAMES) == 11

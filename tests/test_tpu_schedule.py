@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import tpu_schedule
+from experiments.tpu_cycles import schedule
 
 ANALYSIS = "Schedule analysis:\n\ttotal scheduled bundles:    6\n"
 SLOTS = """== CAPACTIY:
@@ -33,24 +33,24 @@ LB: loop body
 def _dump(folder, program=PROGRAM, label="rival_rows"):
   stem = f"123-{label}.1"
   texts = {
-    f"{stem}-71-{tpu_schedule.FINAL}": ANALYSIS,
-    f"{stem}-70-{tpu_schedule.SLOTS}": SLOTS,
+    f"{stem}-71-{schedule.FINAL}": ANALYSIS,
+    f"{stem}-70-{schedule.SLOTS}": SLOTS,
     f"{stem}-72-final_bundles.txt": program,
-    f"123-other.1-71-{tpu_schedule.FINAL}": ANALYSIS,
+    f"123-other.1-71-{schedule.FINAL}": ANALYSIS,
   }
   for name, text in texts.items():
     (folder / name).write_text(text)
 
 
 def test_loops_inside_are_told_from_the_grids():
-  assert tpu_schedule.loop_depths(PROGRAM) == ([0, 1, 2, 2, 1, 0], 1)
+  assert schedule.loop_depths(PROGRAM) == ([0, 1, 2, 2, 1, 0], 1)
   flat = PROGRAM.replace(">>", ">")
-  assert tpu_schedule.loop_depths(flat) == ([0, 1, 1, 1, 1, 0], 0)
+  assert schedule.loop_depths(flat) == ([0, 1, 1, 1, 1, 0], 0)
 
 
 def test_a_loops_bundles_count_as_often_as_it_runs(tmp_path):
   _dump(tmp_path)
-  found = tpu_schedule.read(tmp_path, "rival_", trips=10)
+  found = schedule.read(tmp_path, "rival_", trips=10)
   assert (found.bundles, found.written, found.trips) == (24, 6, 10)
   assert found.vector == pytest.approx((4 + 10 * (2 + 3)) / (24 * 4))
   assert found.matrix == pytest.approx(10 * (2 + 1) / (24 * 4))
@@ -58,7 +58,7 @@ def test_a_loops_bundles_count_as_often_as_it_runs(tmp_path):
 
 def test_unrolled_code_counts_once(tmp_path):
   _dump(tmp_path, PROGRAM.replace(">>", ">"))
-  found = tpu_schedule.read(tmp_path, "rival_", trips=1)
+  found = schedule.read(tmp_path, "rival_", trips=1)
   assert (found.bundles, found.trips) == (6, 1)
   assert found.vector == pytest.approx(9 / 24)
 
@@ -74,14 +74,14 @@ def test_unrolled_code_counts_once(tmp_path):
 )
 def test_unknown_loops_are_refused(tmp_path, program, trips, said):
   _dump(tmp_path, program)
-  with pytest.raises(tpu_schedule.ScheduleError, match=said):
-    tpu_schedule.read(tmp_path, "rival_", trips)
+  with pytest.raises(schedule.ScheduleError, match=said):
+    schedule.read(tmp_path, "rival_", trips)
 
 
 def test_a_missing_or_doubled_dump_is_refused(tmp_path):
-  with pytest.raises(tpu_schedule.ScheduleError, match="dumped 0 files"):
-    tpu_schedule.read(tmp_path, "rival_", 1)
+  with pytest.raises(schedule.ScheduleError, match="dumped 0 files"):
+    schedule.read(tmp_path, "rival_", 1)
   _dump(tmp_path)
   _dump(tmp_path, label="rival_lanes")
-  with pytest.raises(tpu_schedule.ScheduleError, match="dumped 2 files"):
-    tpu_schedule.read(tmp_path, "rival_", 1)
+  with pytest.raises(schedule.ScheduleError, match="dumped 2 files"):
+    schedule.read(tmp_path, "rival_", 1)

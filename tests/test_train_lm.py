@@ -14,21 +14,16 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from configs import train_lm as config
-from experiments import (
-  lm_batches,
-  lm_training,
-  record,
-  runner,
-  text_data,
-  train_lm,
-)
-from experiments.checkpoints import Checkpoints
-from experiments.lm_batches import KINDS, BatchSettings
+from experiments.data import text_data
+from experiments.harness import record, runner
+from experiments.harness.checkpoints import Checkpoints
+from experiments.train_lm import batches, study, training
+from experiments.train_lm.batches import KINDS, BatchSettings
 from neumann_jax import shipped
 from tests.oracles import quick_jit, refused
 
 # One compilation of the step for this file: a layer, two kinds of rows.
-STEP = quick_jit(lm_training.step, static_argnames="plan")
+STEP = quick_jit(training.step, static_argnames="plan")
 SMALL = {
   "model.num_hidden_layers": 1,
   "model.layer_types": ("linear_attention",),
@@ -43,13 +38,13 @@ FILES = {"ast": 3000, "bisect": 500, "glob": 700, "mailbox": 300}
 def _settings(**changes):
   debug = config.get_config("debug")
   debug.update_from_flattened_dict(SMALL | changes)
-  return runner.to_settings(train_lm.Settings, debug)
+  return runner.to_settings(study.Settings, debug)
 
 
 @functools.cache
 def _fresh(**changes):
   settings = _settings(**changes)
-  return lm_training.initial_params(
+  return training.initial_params(
     settings.model, settings.execution.execution(), settings.seed
   )
 
@@ -75,7 +70,7 @@ def _step(params_or_state, folder, *, step=STEP, key=0, total=10.0, **changes):
   """A step; the state is placed as the step leaves it: one compilation."""
   state, plan = params_or_state, _settings(**changes).plan()
   if isinstance(state, dict):
-    state = lm_training.init(state)
+    state = training.init(state)
   everywhere = NamedSharding(plan.mesh, P())
   state, text = jax.device_put((state, _text(folder)), everywhere)
   return step(state, text, jax.random.key(key), jnp.float32(total), plan=plan)
@@ -207,7 +202,7 @@ def test_batches_are_a_pure_function_of_key_and_step(folder):
     length=128, text=2, recall=2, needle=0, state=1, copy=1
   )
   text = _text(folder)
-  draw = quick_jit(functools.partial(lm_batches.batch, settings=settings))
+  draw = quick_jit(functools.partial(batches.batch, settings=settings))
   drawn = {
     (key, step): draw(jax.random.key(key), jnp.int32(step), text)
     for key, step in ((0, 7), (1, 7), (0, 0), (0, 8))
@@ -221,7 +216,7 @@ def test_batches_are_a_pure_function_of_key_and_step(folder):
     assert (same.mean(1) < 0.9).all(), which
   tokens, wanted = map(np.asarray, found)
   assert tokens.shape == (6, 128) and wanted.shape == (6, 127)
-  np.testing.assert_array_equal(lm_batches.kinds(settings), [0, 0, 1, 1, 3, 4])
+  np.testing.assert_array_equal(batches.kinds(settings), [0, 0, 1, 1, 3, 4])
   whole = np.asarray(text).astype(np.int32).tobytes()
   assert all(row.tobytes() in whole for row in tokens[:2])
   assert wanted[:2].all() and not wanted[2:].all()
@@ -273,20 +268,20 @@ def quick(monkeypatch):
     seen.append((int(state.step), np.asarray(text)))
     return STEP(state, text, key, total, plan=plan)
 
-  monkeypatch.setattr(lm_training, "step", step)
+  monkeypatch.setattr(training, "step", step)
   monkeypatch.setattr(
-    lm_training,
+    training,
     "initial_params",
     lambda *_: {name: x.copy() for name, x in _fresh().items()},
   )
-  monkeypatch.setattr(train_lm, "_judge", lambda *_: None)
+  monkeypatch.setattr(study, "_judge", lambda *_: None)
   return seen
 
 
 def _train(settings, path, **options):
   command = ["python", "-m", "experiments.train_lm"]
   with record.Run(path, command=command, **options) as run:
-    train_lm.train(train_lm.prepare(settings), run)
+    study.train(study.prepare(settings), run)
   return path
 
 
@@ -295,7 +290,7 @@ def _same_runs(first, second):
   weights = "language_model.safetensors"
   assert (first / weights).read_bytes() == (second / weights).read_bytes()
   states = [
-    Checkpoints(path).restore(lm_training.init(_fresh())).state
+    Checkpoints(path).restore(training.init(_fresh())).state
     for path in (first, second)
   ]
   for a, b in zip(*map(jax.tree.leaves, states), strict=True):
@@ -316,7 +311,7 @@ def test_resumed_run_is_bit_identical(
 ):
   settings = _settings(data=folder, steps=7, save_every=2, **HARD)
   whole = _train(settings, tmp_path / "whole")
-  real = lm_training.step
+  real = training.step
 
   def stopping(state, *arguments, **options):
     if int(state.step) == 5:
@@ -327,7 +322,7 @@ def test_resumed_run_is_bit_identical(
 
   part = tmp_path / "part"
   with monkeypatch.context() as patched:
-    patched.setattr(lm_training, "step", stopping)
+    patched.setattr(training, "step", stopping)
     kind, message = (
       (RuntimeError, "the machine is gone")
       if end == "crash"

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from configs import train_lm as config
-from experiments import lm_training, runner, scalars, sequence_tasks, train_lm
-from experiments.checkpoints import Checkpoints
+from experiments.data import sequence_tasks
+from experiments.harness import runner, scalars
+from experiments.harness.checkpoints import Checkpoints
+from experiments.train_lm import study, training
 from neumann_jax import shipped
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -76,9 +78,9 @@ def whole(tmp_path_factory):
 
 
 def _state(path):
-  settings = runner.to_settings(train_lm.Settings, config.get_config("debug"))
-  like = lm_training.init(
-    lm_training.initial_params(
+  settings = runner.to_settings(study.Settings, config.get_config("debug"))
+  like = training.init(
+    training.initial_params(
       settings.model, settings.execution.execution(), seed=1
     )
   )

@@ -15,16 +15,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from configs import train_prior as config
-from experiments import (
-  pace,
-  photographs,
-  prior_training,
-  record,
-  runner,
-  train_prior,
-)
-from experiments.checkpoints import Checkpoints, Saved
-from experiments.prior_batches import BatchSettings, Pool
+from experiments.data import photographs
+from experiments.harness import pace, record, runner
+from experiments.harness.checkpoints import Checkpoints, Saved
+from experiments.train_prior import study, training
+from experiments.train_prior.batches import BatchSettings, Pool
 from posterior_jax import priors
 from tests.oracles import refused
 
@@ -34,7 +29,7 @@ NETWORK = priors.UNetConfig(widths=(8, 16), blocks=(1, 1), embedding=16)
 def _settings(folder, **changes):
   debug = config.get_config("debug")
   debug.update({"photographs": str(folder), **changes})
-  return runner.to_settings(train_prior.Settings, debug)
+  return runner.to_settings(study.Settings, debug)
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +60,17 @@ def _step(state, mesh=None, key=0, **changes):
     "count": 4,
     "config": NETWORK,
     "dtype": "float32",
-    "optim": prior_training.OptimSettings(warmup=0),
+    "optim": training.OptimSettings(warmup=0),
     "batch": BatchSettings(),
     "mesh": mesh,
   }
-  return prior_training.step(
+  return training.step(
     state, pool, jax.random.key(key), jnp.float32(100), **(options | changes)
   )
 
 
 def _start():
-  return prior_training.init(priors.initial_params(NETWORK, jax.random.key(0)))
+  return training.init(priors.initial_params(NETWORK, jax.random.key(0)))
 
 
 def test_first_loss_is_that_of_the_linear_estimate():
@@ -91,7 +86,7 @@ def test_gradient_that_is_not_finite_changes_nothing():
   params["enter.bias"] = params["enter.bias"].at[0].set(jnp.nan)
   params["leave.kernel"] = params["leave.kernel"] + 1.0
   before = jax.tree.map(np.asarray, params)
-  state, info = _step(prior_training.init(params))
+  state, info = _step(training.init(params))
   assert not np.isfinite(info.gradient) and int(state.step) == 1
   for name, value in before.items():
     np.testing.assert_array_equal(state.params[name], value)
@@ -140,7 +135,7 @@ def _train(settings, path):
   with record.Run(
     path, command=["python", "-m", "experiments.train_prior"]
   ) as r:
-    train_prior.train(settings, r)
+    study.train(settings, r)
   return r.folder
 
 
@@ -152,26 +147,26 @@ def test_resumed_run_is_bit_identical(tmp_path, folder):
   class Stopped(Exception):
     pass
 
-  real = prior_training.step
+  real = training.step
 
   def stopping(state, *arguments, **options):
     if int(state.step) == 3:
       os.kill(os.getpid(), signal.SIGTERM)
     return real(state, *arguments, **options)
 
-  prior_training.step = stopping
+  training.step = stopping
   try:
     with pytest.raises(SystemExit, match="resume="):
       _train(settings, tmp_path / "part")
   finally:
-    prior_training.step = real
+    training.step = real
   resumed = dataclasses.replace(settings, resume=str(tmp_path / "part"))
   rest = _train(resumed, tmp_path / "rest")
   first, last = (
     (path / "photo_prior.safetensors").read_bytes() for path in (whole, rest)
   )
   assert first == last
-  like = prior_training.init(
+  like = training.init(
     priors.initial_params(settings.network, jax.random.key(1))
   )
   states = [Checkpoints(path).restore(like).state for path in (whole, rest)]
@@ -185,8 +180,8 @@ def test_debug_run_leaves_everything(tmp_path):
   argv = ["train_prior", f"--config={runner.CONFIGS}/train_prior.py:debug"]
   runner.main(
     "train_prior",
-    train_prior.Settings,
-    train_prior.train,
+    study.Settings,
+    study.train,
     argv=[*argv, f"--workdir={tmp_path / 'run'}"],
   )
   prior = priors.load_prior(tmp_path / "run" / "photo_prior.json")
@@ -208,7 +203,7 @@ def test_checkpoints_refuse_other_networks(tmp_path):
   other = priors.UNetConfig(widths=(8, 24), blocks=(1, 1), embedding=16)
   params = priors.initial_params(other, jax.random.key(0))
   with refused(ValueError, "resume must name a run of the same network"):
-    Checkpoints(tmp_path).restore(prior_training.init(params))
+    Checkpoints(tmp_path).restore(training.init(params))
 
 
 def test_planned_steps_fill_the_minutes(monkeypatch):

@@ -9,9 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import (
-  torch_unet,
-)
+from experiments.peers import torch_unet
 from posterior_jax import priors
 from posterior_jax.priors import edm
 from posterior_jax.priors.learned import REACH

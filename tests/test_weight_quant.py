@@ -10,14 +10,18 @@ import pytest
 from flax import nnx
 
 import neumann_jax
-from neumann_jax import weight_quant
-from neumann_jax.linear import linear
-from neumann_jax.quantized_model import (
+from neumann_jax.layers.linear import linear
+from neumann_jax.weight_quantization import matrix as weight_quant
+from neumann_jax.weight_quantization.matrix import (
+  PRESETS,
+  QuantizedKernel,
+  WeightQuantSpec,
+)
+from neumann_jax.weight_quantization.quantized_model import (
   QuantizedExperts,
   QuantizedLinear,
   quantize_weights,
 )
-from neumann_jax.weight_quant import PRESETS, QuantizedKernel, WeightQuantSpec
 from tests import oracles
 
 LARGEST = {4: 7, 8: 127, 16: 32639}

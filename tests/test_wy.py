@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import neumann_jax
-from neumann_jax import InverseSpec, QuantSpec, wy
-from neumann_jax.spec import resolve
+from neumann_jax import InverseSpec, QuantSpec
+from neumann_jax.chunk_inverse.inverse_spec import resolve
+from neumann_jax.delta_rule import wy
 from tests import oracles
 from tests.oracles import assert_close
 

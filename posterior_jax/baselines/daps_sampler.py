@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posterior_jax import bands, fields, likelihood, predictor, schedule
+from posterior_jax import fields, schedule
+from posterior_jax.base import Denoiser, Observation, Sampler
 from posterior_jax.baselines import diffusion, tasks
 from posterior_jax.baselines.diffusion import Level, Moved
-from posterior_jax.types import Denoiser, Observation, Sampler
+from posterior_jax.denoising import predictor
+from posterior_jax.nfc_sampler import bands, likelihood
 
 
 @dataclasses.dataclass(frozen=True)

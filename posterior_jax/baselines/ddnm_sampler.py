@@ -10,9 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from posterior_jax import fields, predictor, schedule
-from posterior_jax.baselines import ddrm_sampler, diffusion, tasks
-from posterior_jax.types import (
+from posterior_jax import fields, schedule
+from posterior_jax.base import (
   Denoiser,
   Info,
   Observation,
@@ -22,6 +21,8 @@ from posterior_jax.types import (
   SolveInfo,
   State,
 )
+from posterior_jax.baselines import ddrm_sampler, diffusion, tasks
+from posterior_jax.denoising import predictor
 
 
 @dataclasses.dataclass(frozen=True)

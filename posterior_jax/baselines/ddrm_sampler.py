@@ -9,16 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from posterior_jax import fields, predictor, schedule
+from posterior_jax import fields, schedule
+from posterior_jax.base import Denoiser, Info, Observation, Operator, Sampler
 from posterior_jax.baselines import diffusion, tasks
-from posterior_jax.operators import solve
-from posterior_jax.types import (
-  Denoiser,
-  Info,
-  Observation,
-  Operator,
-  Sampler,
-)
+from posterior_jax.denoising import predictor
+from posterior_jax.linalg import solve
 
 
 @dataclasses.dataclass(frozen=True)

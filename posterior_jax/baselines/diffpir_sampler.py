@@ -10,10 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from posterior_jax import fields, likelihood, predictor, schedule
+from posterior_jax import fields, schedule
+from posterior_jax.base import Denoiser, Observation, Sampler
 from posterior_jax.baselines import diffusion, tasks
+from posterior_jax.denoising import predictor
+from posterior_jax.nfc_sampler import likelihood
 from posterior_jax.schedule import Spacing
-from posterior_jax.types import Denoiser, Observation, Sampler
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posterior_jax import diagnostics
-from posterior_jax.types import (
+from posterior_jax.base import (
   Denoiser,
   Info,
   Observation,

@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from posterior_jax import fields, per_image, schedule, spectral
+from posterior_jax import fields, schedule
+from posterior_jax.base import Denoiser, Observation, Sampler
 from posterior_jax.baselines import diffusion, guidance, tasks
 from posterior_jax.baselines.diffusion import Level, Moved
-from posterior_jax.types import Denoiser, Observation, Sampler
+from posterior_jax.linalg import fourier, reduce
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +118,9 @@ def guided(
   r = guidance.misfit(observation, x0)
   pull = r
   if band is not None:
-    r = spectral.apply_transfer(r, band)
-    pull = spectral.apply_transfer(r, band) * observation.operator.observed
-  norm = jnp.maximum(per_image.norm(r), jnp.finfo(r.dtype).tiny)
+    r = fourier.apply_transfer(r, band)
+    pull = fourier.apply_transfer(r, band) * observation.operator.observed
+  norm = jnp.maximum(reduce.norm(r), jnp.finfo(r.dtype).tiny)
   slope = -product(observation.operator.adjoint(pull / norm))  # d||r|| / dx
   unit = jnp.sqrt((1 + level.sigma**2) * (1 + level.following**2))
   ahead = diffusion.ddim(key, x, x0, level, eta=1.0)

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posterior_jax import bands, fields, schedule
+from posterior_jax import fields, schedule
+from posterior_jax.base import Denoiser, Observation, Sampler
 from posterior_jax.baselines import diffusion, dps_sampler, tasks
 from posterior_jax.baselines.diffusion import Level, Moved
-from posterior_jax.types import Denoiser, Observation, Sampler
+from posterior_jax.nfc_sampler import bands
 
 _RATE = 5.0  # of the exponential law
 _PIXEL = np.sqrt(2) / 256  # one cycle per 256 pixels, of the largest radius

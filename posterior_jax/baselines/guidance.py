@@ -9,8 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from posterior_jax import predictor
-from posterior_jax.types import Denoiser, Observation
+from posterior_jax.base import Denoiser, Observation
+from posterior_jax.denoising import predictor
 
 Product = Callable[[jax.Array], jax.Array]
 

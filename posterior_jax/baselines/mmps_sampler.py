@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 
-from posterior_jax import fields, jacobian, schedule
+from posterior_jax import fields, schedule
+from posterior_jax.base import Denoiser, Observation, Sampler
 from posterior_jax.baselines import diffusion, tasks
 from posterior_jax.baselines.diffusion import Level, Moved
-from posterior_jax.operators.solve import conjugate_gradients
-from posterior_jax.types import Denoiser, Observation, Sampler
+from posterior_jax.linalg.solve import conjugate_gradients
+from posterior_jax.nfc_sampler import jacobian
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from posterior_jax import fields, schedule
+from posterior_jax.base import Denoiser, Observation, Sampler
 from posterior_jax.baselines import diffusion, guidance, tasks
 from posterior_jax.baselines.diffusion import Level, Moved
-from posterior_jax.types import Denoiser, Observation, Sampler
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,15 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from posterior_jax import fields, likelihood, predictor, schedule
-from posterior_jax.baselines import diffusion, tasks
-from posterior_jax.types import (
+from posterior_jax import fields, schedule
+from posterior_jax.base import (
   Denoiser,
   Info,
   Observation,
   Sampler,
   SamplerState,
 )
+from posterior_jax.baselines import diffusion, tasks
+from posterior_jax.denoising import predictor
+from posterior_jax.nfc_sampler import likelihood
 
 Solver = Literal["euler", "ancestral"]
 _SIGMA_MIN, _SIGMA_MAX = 0.002, 80.0  # of the EDM grid

@@ -10,14 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from posterior_jax import fields, predictor, schedule
+from posterior_jax import fields, schedule
+from posterior_jax.base import Denoiser, Info, Observation, Sampler
 from posterior_jax.baselines import adam, diffusion, guidance, tasks
-from posterior_jax.types import (
-  Denoiser,
-  Info,
-  Observation,
-  Sampler,
-)
+from posterior_jax.denoising import predictor
 
 _SECOND_DECAY = 0.99  # of Adam's mean of squares, as in the code
 

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from posterior_jax import fields, per_image, schedule
+from posterior_jax import fields, schedule
+from posterior_jax.base import Denoiser, Observation, Sampler
 from posterior_jax.baselines import adam, diffusion, guidance, tasks
 from posterior_jax.baselines.diffusion import Level, Moved
-from posterior_jax.types import Denoiser, Observation, Sampler
+from posterior_jax.linalg import reduce
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _optimise(
       denoise, unit * search.u, level.sigma, clip=config.clip
     )
     r = guidance.misfit(observation, x0)
-    goes_on = search.running & (per_image.norm(r) > enough)
+    goes_on = search.running & (reduce.norm(r) > enough)
     slope = -2 * unit * product(operator.adjoint(r))
     slope = slope + 2 * config.anchor * (search.u - start)
     to, moments = adam.direction(search.moments, slope, search.evaluated)

@@ -10,14 +10,15 @@ import scipy.fft
 import scipy.ndimage
 from jax import lax
 
-from posterior_jax import spectral
-from posterior_jax.operators import decompose, frozen, solve
-from posterior_jax.types import (
+from posterior_jax.base import (
   Operator,
   SolveInfo,
   check_batch,
   check_image_shape,
 )
+from posterior_jax.linalg import fourier, solve
+from posterior_jax.linalg import svd as decompose
+from posterior_jax.operators import frozen
 
 Boundary = Literal["reflect", "circular"]
 
@@ -75,14 +76,14 @@ class Blur(Operator):
     """Correlates the bordered image with the kernel."""
     x = self._checked("x", x)
     if self.boundary == "circular":
-      return spectral.apply_transfer(x, self.transfer)
+      return fourier.apply_transfer(x, self.transfer)
     return self._correlate(x, self._padded_transfer(x.dtype))
 
   def adjoint(self, y: jax.Array) -> jax.Array:
     """Convolves, then folds the border back onto the image."""
     y = self._checked("y", y)
     if self.boundary == "circular":
-      return spectral.apply_transfer(y, jnp.conj(self.transfer))
+      return fourier.apply_transfer(y, jnp.conj(self.transfer))
     return self._transposed(y, self._padded_transfer(y.dtype))
 
   def svd(self) -> solve.Svd:
@@ -121,9 +122,9 @@ class Blur(Operator):
     """
     gain = self.gram_gain.astype(rhs.dtype)
     if self.boundary == "circular":
-      precision = spectral.on_grid(jnp.asarray(precision, rhs.dtype))
-      total = spectral.on_grid(gain) / jnp.asarray(noise_std, rhs.dtype) ** 2
-      x = spectral.apply_transfer(rhs, 1.0 / (total + precision))
+      precision = fourier.on_grid(jnp.asarray(precision, rhs.dtype))
+      total = fourier.on_grid(gain) / jnp.asarray(noise_std, rhs.dtype) ** 2
+      x = fourier.apply_transfer(rhs, 1.0 / (total + precision))
       done = SolveInfo(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
       return x, done
     if self.separable and jnp.ndim(precision) == 0:

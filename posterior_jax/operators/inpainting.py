@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posterior_jax import spectral
-from posterior_jax.operators import solve
-from posterior_jax.types import (
+from posterior_jax.base import (
   Operator,
   SolveInfo,
   check_batch,
   check_image_shape,
 )
+from posterior_jax.linalg import fourier, solve
 
 
 @jax.tree_util.register_dataclass
@@ -119,17 +118,17 @@ class Inpainting(Operator):
     hole = 1.0 - self.mask.astype(rhs.dtype)
 
     def within(transfer: jax.Array) -> solve.Linear:
-      return lambda h: hole * spectral.apply_transfer(hole * h, transfer)
+      return lambda h: hole * fourier.apply_transfer(hole * h, transfer)
 
     known = weight * rhs
     h, iterations = solve.conjugate_gradients(
       within(1.0 - wiener),
-      hole * spectral.apply_transfer(known, wiener),
+      hole * fourier.apply_transfer(known, wiener),
       precondition=within(1.0 / (1.0 - wiener)),
       **stop,
     )
-    x = spectral.apply_transfer(known + h, wiener)
-    image = self.forward(x) + spectral.apply_transfer(x, weight * precision)
+    x = fourier.apply_transfer(known + h, wiener)
+    image = self.forward(x) + fourier.apply_transfer(x, weight * precision)
     return x, solve.report(known, image, iterations)
 
 

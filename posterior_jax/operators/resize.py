@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from posterior_jax.operators import decompose, solve
-from posterior_jax.types import (
+from posterior_jax.base import (
   Operator,
   SolveInfo,
   check_batch,
   check_image_shape,
 )
+from posterior_jax.linalg import solve
+from posterior_jax.linalg import svd as decompose
 
 
 @jax.tree_util.register_dataclass

@@ -1,9 +1,10 @@
 """Image priors: some known exactly in closed form, some learned."""
 
-from posterior_jax.priors.adm import ADMConfig as ADMConfig
-from posterior_jax.priors.adm import load_adm as load_adm
-from posterior_jax.priors.ddpm_unet import DDPMConfig as DDPMConfig
-from posterior_jax.priors.diffusers_unet import load_diffusers as load_diffusers
+from posterior_jax.priors.checkpoints.adm import ADMConfig as ADMConfig
+from posterior_jax.priors.checkpoints.adm import load_adm as load_adm
+from posterior_jax.priors.checkpoints.diffusers_unet import (
+  load_diffusers as load_diffusers,
+)
 from posterior_jax.priors.gaussian import GaussianPrior as GaussianPrior
 from posterior_jax.priors.gaussian import estimate_spectrum as estimate_spectrum
 from posterior_jax.priors.gaussian import gaussian_prior as gaussian_prior
@@ -18,13 +19,14 @@ from posterior_jax.priors.mixture import GaussianMixture as GaussianMixture
 from posterior_jax.priors.mixture import MixturePosterior as MixturePosterior
 from posterior_jax.priors.mixture import gaussian_mixture as gaussian_mixture
 from posterior_jax.priors.mixture import mixture_posterior as mixture_posterior
+from posterior_jax.priors.nets.ddpm_unet import DDPMConfig as DDPMConfig
+from posterior_jax.priors.nets.unet import UNetConfig as UNetConfig
 from posterior_jax.priors.parametrisation import EDM as EDM
 from posterior_jax.priors.parametrisation import VE as VE
 from posterior_jax.priors.parametrisation import VP as VP
 from posterior_jax.priors.photo import load_prior as load_prior
 from posterior_jax.priors.photo import photo_prior as photo_prior
 from posterior_jax.priors.photo import save_prior as save_prior
-from posterior_jax.priors.unet import UNetConfig as UNetConfig
 
 __all__ = (
   "EDM",

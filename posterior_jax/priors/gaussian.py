@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posterior_jax import spectral
-from posterior_jax.types import (
+from posterior_jax.base import (
   Denoiser,
   Observation,
   SolveInfo,
   check_observation,
 )
+from posterior_jax.linalg import fourier
 
 
 @jax.tree_util.register_dataclass
@@ -60,7 +60,7 @@ class GaussianPrior:
     white = jax.random.normal(
       key, (*shape, height, width, channels), self.spectrum.dtype
     )
-    return self.mean + spectral.apply_transfer(white, jnp.sqrt(self.spectrum))
+    return self.mean + fourier.apply_transfer(white, jnp.sqrt(self.spectrum))
 
 
 def gaussian_prior(
@@ -81,7 +81,7 @@ def gaussian_prior(
   """
   spectrum = jnp.asarray(spectrum, jnp.float32)
   mean = jnp.asarray(mean, jnp.float32)
-  spectral.check_spectrum(spectrum)
+  fourier.check_spectrum(spectrum)
   if mean.ndim not in (0, 1, 3):
     raise ValueError(
       f"mean must be a scalar, [C] or [H, W, C], got shape {mean.shape}"
@@ -109,7 +109,7 @@ def _denoise(prior: GaussianPrior, x: jax.Array, sigma: jax.Array) -> jax.Array:
 
   def one(x: jax.Array, sigma: jax.Array) -> jax.Array:
     gain = spectrum / (spectrum + sigma**2)
-    return prior.mean + spectral.apply_transfer(x - prior.mean, gain)
+    return prior.mean + fourier.apply_transfer(x - prior.mean, gain)
 
   return jax.vmap(one)(x, sigma)
 
@@ -136,7 +136,7 @@ def posterior_mean(
   """
   check_observation(observation)
   operator = observation.operator
-  spectral.check_grid(prior.spectrum, operator.image_shape)
+  fourier.check_grid(prior.spectrum, operator.image_shape)
   noise = jnp.asarray(observation.noise_std, observation.y.dtype)
   mean = jnp.broadcast_to(prior.mean, operator.image_shape)
   misfit = operator.adjoint(observation.y - operator.forward(mean)) / noise**2
@@ -165,7 +165,7 @@ def power_law_spectrum(
   """
   if not pixel_std > 0:
     raise ValueError(f"pixel_std must be positive, got {pixel_std}")
-  f = spectral.radial_frequency(height, width) * max(height, width)
+  f = fourier.radial_frequency(height, width) * max(height, width)
   power = (1 + f**2) ** (-exponent / 2)
   return jnp.asarray(power * pixel_std**2 / power.mean(), jnp.float32)
 
@@ -201,7 +201,7 @@ def estimate_spectrum(
   rings = np.log(power)
   slope = np.polyfit(centre[:8], rings[:8], 1)[0]
   last = (rings[-1] - rings[-2]) / (centre[-1] - centre[-2])
-  radius = spectral.radial_frequency(height, width)
+  radius = fourier.radial_frequency(height, width)
   radius = np.log(np.maximum(radius, 0.5 / max(height, width)))
   value = np.interp(radius, centre, rings)
   value += slope * np.minimum(radius - centre[0], 0)
@@ -227,7 +227,7 @@ def _ring_power(image: np.ndarray, edges: np.ndarray) -> np.ndarray:
   centred = image - (image * weight).sum((0, 1))
   f = np.fft.fft2(centred * window[..., None], axes=(0, 1))
   power = (np.abs(f) ** 2).mean(-1) / (window**2).sum()  # [h, w]
-  radius = spectral.radial_frequency(height, width)
+  radius = fourier.radial_frequency(height, width)
   ring = np.digitize(radius, edges) - 1
   inside = (ring >= 0) & (ring < len(edges) - 1)
   sums = [

@@ -11,9 +11,9 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from posterior_jax.base import Denoiser
 from posterior_jax.priors import edm
 from posterior_jax.priors.parametrisation import Parametrisation
-from posterior_jax.types import Denoiser
 
 # Standard deviations; 1 in 5e8 draws of the noise is beyond it.
 REACH = 6.0

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from posterior_jax.types import Denoiser
+from posterior_jax.base import Denoiser
 
 _HIGHEST = lax.Precision.HIGHEST
 

@@ -20,7 +20,7 @@ import safetensors.numpy
 from jax.typing import DTypeLike
 
 from posterior_jax.priors.learned import UNetPrior, unet_prior
-from posterior_jax.priors.unet import UNetConfig
+from posterior_jax.priors.nets.unet import UNetConfig
 
 SHIPPED = pathlib.Path(__file__).parents[1] / "assets" / "photo_prior.json"
 

@@ -1,0 +1,1 @@
+"""Every sampler against posteriors that are known exactly."""

@@ -1,0 +1,1 @@
+"""What experiments read: photographs, text, keys, tasks, degradations."""

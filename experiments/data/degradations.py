@@ -1,0 +1,172 @@
+"""The restoration problems: photographs, five degradations, a known prior."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import posterior_jax
+from experiments.data import photographs
+from posterior_jax import operators, priors
+from posterior_jax.baselines import TASKS, Task
+from posterior_jax.operators import frozen
+
+
+class Problem(NamedTuple):
+  """Photographs seen through one operator.
+
+  Attributes:
+    name: of the operator.
+    truth: [N, H, W, 3].
+    observation: y [N, h, w, 3].
+  """
+
+  name: str
+  truth: jax.Array
+  observation: posterior_jax.Observation
+
+
+Build = Callable[[tuple[int, int, int]], posterior_jax.Operator]
+OPERATORS: dict[str, Build] = {
+  "super-resolution x4": operators.super_resolution,
+  "box inpainting": lambda s: operators.box_inpainting(s, size=s[0] // 2),
+  "random inpainting 70 %": operators.random_inpainting,
+  "Gaussian blur": operators.gaussian_blur,
+  "motion blur": operators.motion_blur,
+}
+
+
+def build_prior(height: int, width: int | None = None) -> priors.GaussianPrior:
+  """Spectrum and channel means of photographs that are never restored.
+
+  Args:
+    height: of the images.
+    width: of them; None: the height.
+  """
+  images = photographs.stack(photographs.PRIOR, 256)
+  spectrum = priors.estimate_spectrum(list(images), height, width or height)
+  return priors.GaussianPrior(
+    jnp.asarray(spectrum, jnp.float32),
+    jnp.asarray(images.mean((0, 1, 2)), jnp.float32),
+  )
+
+
+def build_problems(
+  names: tuple[str, ...], size: int, noise_std: float, seed: int
+) -> list[Problem]:
+  """Every operator on the named photographs, with frozen noise.
+
+  Args:
+    names: photographs.
+    size: their side.
+    noise_std: of the measurement, pixels in [-1, 1].
+    seed: of the noise.
+
+  Returns:
+    One problem an operator.
+  """
+  truth = jnp.asarray(photographs.stack(names, size))  # [N, H, W, 3]
+  problems = []
+  for i, (name, build) in enumerate(OPERATORS.items()):
+    operator = build((size, size, 3))
+    key = jax.random.fold_in(jax.random.key(seed), i)
+    problems.append(_observed(name, operator, truth, noise_std, key))
+  return problems
+
+
+def as_image(observation: posterior_jax.Observation) -> jax.Array:
+  """The measurement at the image's size, [N, H, W, 3].
+
+  Small ones are enlarged by cubic interpolation; dropped pixels become grey.
+  """
+  y, operator = observation.y, observation.operator
+  if operator.measurement_shape != operator.image_shape:
+    return jax.image.resize(y, (len(y), *operator.image_shape), "cubic")
+  return y * operator.observed
+
+
+class Case(NamedTuple):
+  """One frozen measurement of the benchmark.
+
+  Attributes:
+    task: which.
+    kernel: of "motion_blur", a name of `frozen.PATHS`; "" for other tasks.
+  """
+
+  task: Task
+  kernel: str = ""
+
+  def __str__(self) -> str:
+    words = self.task.replace("_", " ")
+    return f"{words}, {self.kernel}" if self.kernel else words
+
+
+CASES = (
+  *(Case(task) for task in TASKS if task != "motion_blur"),
+  *(Case("motion_blur", kernel) for kernel in frozen.PATHS),
+)
+
+
+def frozen_operator(
+  case: Case, image_shape: tuple[int, int, int]
+) -> posterior_jax.Operator:
+  """The operator of a case; at 256 x 256 with the frozen masks.
+
+  Args:
+    case: task and kernel.
+    image_shape: (H, W, C). At other sizes the box is half as wide and in the
+      middle, and the random mask is another draw.
+
+  Returns:
+    It.
+  """
+  full = image_shape[:2] == (256, 256)
+  if case.task == "motion_blur":
+    return operators.motion_blur(image_shape, case.kernel)
+  if case.task == "box_inpainting":
+    corner = frozen.box_corner() if full else None
+    side = image_shape[0] // 2
+    return operators.box_inpainting(image_shape, size=side, corner=corner)
+  if case.task == "random_inpainting" and full:
+    mask = frozen.random_mask()
+    return operators.inpainting(image_shape, mask, contiguous=False)
+  build: dict[str, Build] = {
+    "super_resolution": operators.super_resolution,
+    "random_inpainting": operators.random_inpainting,
+    "gaussian_blur": operators.gaussian_blur,
+  }
+  return build[case.task](image_shape)
+
+
+def measure(
+  case: Case, truth: jax.Array, noise_std: float, seed: int
+) -> Problem:
+  """Photographs seen through a frozen case, with frozen noise.
+
+  Args:
+    case: task and kernel.
+    truth: [N, H, W, 3].
+    noise_std: of the measurement, pixels in [-1, 1].
+    seed: of the noise, which differs from case to case.
+
+  Returns:
+    The problem.
+  """
+  height, width, channels = truth.shape[1:]
+  operator = frozen_operator(case, (height, width, channels))
+  key = jax.random.fold_in(jax.random.key(seed), CASES.index(case))
+  return _observed(str(case), operator, truth, noise_std, key)
+
+
+def _observed(
+  name: str,
+  operator: posterior_jax.Operator,
+  truth: jax.Array,
+  noise_std: float,
+  key: jax.Array,
+) -> Problem:
+  clean = operator.forward(truth)
+  y = clean + noise_std * jax.random.normal(key, clean.shape)
+  observation = posterior_jax.Observation(y, operator, noise_std)
+  return Problem(name, truth, observation)

@@ -1,0 +1,150 @@
+"""Training photographs as square tiles, at several scales.
+
+A tile is what training crops come from. Photographs are reduced by area
+averaging, as the restored ones are, which also takes most of a JPEG file's
+traces away.
+"""
+
+import bz2
+import hashlib
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+
+from experiments.data import photographs
+
+TILE = 144
+# Reductions, three an octave; sides of what is left are at least a tile.
+SCALES = tuple(0.9 * 2 ** (-k / 3) for k in range(10))
+LONGEST = 2048  # of a photograph's sides, before the reductions
+SUFFIXES = (*photographs.SUFFIXES, ".dat")
+# Two photographs whose thumbnails correlate more are taken for the same.
+SAME = 0.95
+
+
+class Photograph(NamedTuple):
+  """One training photograph.
+
+  Attributes:
+    name: its path below the folder, or its name in `photographs.FILES`.
+    sha256: of the file.
+    pixels: [h, w, 3] uint8.
+  """
+
+  name: str
+  sha256: str
+  pixels: np.ndarray
+
+
+def read(folder: str) -> list[Photograph]:
+  """Training photographs, none of which is a held-out one.
+
+  Args:
+    folder: searched for pictures at any depth, or "" for the few that ship
+      with scikit-image, scikit-learn and matplotlib.
+
+  Returns:
+    They, in order of their names.
+
+  Raises:
+    ValueError: if there is no picture, one cannot be read, is smaller than a
+      tile, or is a held-out photograph.
+  """
+  if folder:
+    root = pathlib.Path(folder)
+    found = sorted(
+      (path.relative_to(root).as_posix(), path)
+      for path in root.rglob("*")
+      if path.suffix.lower() in SUFFIXES
+    )
+  else:
+    found = [(name, photographs.path(name)) for name in photographs.PRIOR]
+  if not found:
+    raise ValueError(f"photographs {folder!r} must be a folder with pictures")
+  held_out = {
+    name: _thumbnail(_pixels(photographs.path(name)))
+    for name in photographs.HELD_OUT
+  }
+  read = []
+  for name, path in found:
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    pixels = _pixels(path)
+    if min(pixels.shape[:2]) < TILE:
+      raise ValueError(
+        f"{name} must have at least {TILE} pixels a side, got "
+        f"{pixels.shape[1]} x {pixels.shape[0]}"
+      )
+    for other, thumbnail in held_out.items():
+      if float(np.mean(thumbnail * _thumbnail(pixels))) > SAME:
+        raise ValueError(
+          f"{name} looks like {other}, which is held out from training"
+        )
+    read.append(Photograph(name, sha256, pixels))
+  return read
+
+
+def tiles(photos: Sequence[Photograph]) -> np.ndarray:
+  """Overlapping tiles of every photograph at every scale, [K, T, T, 3] uint8.
+
+  Args:
+    photos: from `read`.
+
+  Returns:
+    Tiles whose borders touch those of the reduced photograph.
+  """
+  return np.concatenate(
+    [_cut(reduced) for photo in photos for reduced in _reduced(photo.pixels)]
+  )
+
+
+def _reduced(pixels: np.ndarray) -> list[np.ndarray]:
+  image = PIL.Image.fromarray(pixels)
+  limit = min(1.0, LONGEST / max(image.size))
+  smallest = TILE / min(image.size)
+  scales = [s * limit for s in SCALES if s * limit >= smallest]
+  width, height = image.size
+  return [
+    np.asarray(
+      image.resize(
+        (round(width * scale), round(height * scale)),
+        PIL.Image.Resampling.BOX,
+      )
+    )
+    for scale in scales or [smallest]
+  ]
+
+
+def _cut(pixels: np.ndarray) -> np.ndarray:
+  """[h, w, 3] -> [K, T, T, 3], neighbours half a tile apart or less."""
+  starts = [
+    np.linspace(0, side - TILE, 1 + -(-(side - TILE) // (TILE // 2))).round()
+    for side in pixels.shape[:2]
+  ]
+  windows = np.lib.stride_tricks.sliding_window_view(
+    pixels, (TILE, TILE), axis=(0, 1)
+  )  # [h - T + 1, w - T + 1, 3, T, T]
+  rows, columns = np.meshgrid(*(s.astype(int) for s in starts), indexing="ij")
+  return np.moveaxis(windows[rows.ravel(), columns.ravel()], 1, -1)
+
+
+def _pixels(path: pathlib.Path) -> np.ndarray:
+  """[h, w, 3] uint8."""
+  if path.suffix == ".dat":  # how scipy packed its raccoon
+    raw = bz2.decompress(path.read_bytes())
+    return np.frombuffer(raw, np.uint8).reshape(768, 1024, 3)
+  with PIL.Image.open(path) as file:
+    if file.mode not in ("RGBA", "LA", "P"):
+      return np.asarray(file.convert("RGB"))
+    image = file.convert("RGBA")
+  white = PIL.Image.new("RGBA", image.size, "white")
+  return np.asarray(PIL.Image.alpha_composite(white, image).convert("RGB"))
+
+
+def _thumbnail(pixels: np.ndarray) -> np.ndarray:
+  """[16, 16, 3], zero mean and unit variance: means of products correlate."""
+  small = PIL.Image.fromarray(pixels).resize((16, 16), PIL.Image.Resampling.BOX)
+  x = np.asarray(small, np.float64)
+  return (x - x.mean()) / max(x.std(), 1e-6)

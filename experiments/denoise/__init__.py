@@ -1,0 +1,1 @@
+"""How well the photo prior denoises photographs that it never saw."""

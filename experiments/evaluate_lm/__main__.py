@@ -1,0 +1,12 @@
+"""`python -m experiments.evaluate_lm`."""
+
+from experiments.evaluate_lm import study
+from experiments.harness import runner
+
+runner.main(
+  "evaluate_lm",
+  study.Settings,
+  study.evaluate_lm,
+  prepare=study.prepare,
+  resumable=True,
+)

@@ -1,0 +1,1 @@
+"""Training under each gradient of the chunk inverse: implicit or truncated."""

@@ -1,0 +1,276 @@
+"""The one entry of every experiment.
+
+    python -m experiments.NAME [--config=configs/NAME.py[:debug]]
+        [--config.FIELD=VALUE ...] [--workdir=DIR] [--resume]
+
+Without `--config` the experiment's own `configs/NAME.py` is read. The config
+is locked: a field it does not have is refused. Without `--workdir` results go
+to `runs/NAME`. A folder that holds anything is never written over: the run
+then gets `DIR/2`, `DIR/3`, ... and says so. With `--resume`, which only long
+experiments have, the run goes on in `DIR` with the rows that are there, under
+the same config; where nothing is there, it starts.
+
+Usage errors end in one sentence on stderr and exit code 2, Ctrl-C in one and
+exit code 130. ConfigDicts stop here: experiments see frozen dataclasses.
+"""
+
+import ast
+import dataclasses
+import pathlib
+import re
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from experiments.harness import record
+
+S = TypeVar("S")
+
+INTERRUPTED = 130  # exit code of a process that Ctrl-C ended
+
+CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
+
+
+class UsageError(ValueError):
+  """The command cannot be run as given; the message is one sentence."""
+
+
+class Command(NamedTuple):
+  """A parsed command line.
+
+  Attributes:
+    config: the locked config with the command line's overrides.
+    workdir: where results go.
+    resume: whether to go on with the run that is there.
+  """
+
+  config: ml_collections.ConfigDict
+  workdir: pathlib.Path
+  resume: bool
+
+
+def main(
+  name: str,
+  settings_type: type[S],
+  experiment: Callable[[Any, record.Run], None],
+  argv: Sequence[str] | None = None,
+  *,
+  prepare: Callable[[S], Any] | None = None,
+  resumable: bool = False,
+) -> None:
+  """Parses the command line and runs the experiment in a recorded folder.
+
+  Args:
+    name: the experiment's module name; its default config is
+      `configs/<name>.py`.
+    settings_type: frozen dataclass the config becomes.
+    experiment: called with the settings, or with what `prepare` made of them,
+      and the open run.
+    argv: the command line with the program's name first; None: the process's.
+    prepare: reads the files that the settings name, before the run's folder is
+      made; what it refuses is a usage error.
+    resumable: whether the experiment leaves out the rows that its tables have.
+  """
+  argv = list(sys.argv if argv is None else argv)
+  if any(arg in ("-h", "--help", "-help") for arg in argv[1:]):
+    print(usage(name))
+    return
+  try:
+    command = parse(argv, name)
+    settings = to_settings(settings_type, command.config)
+    config = command.config.to_dict()
+    if command.resume:
+      _check_resume(name, command.workdir, config, resumable=resumable)
+    given = settings if prepare is None else _prepared(prepare, settings)
+    run = record.Run(
+      command.workdir,
+      command=record.command_line(),
+      config=config,
+      resume=command.resume,
+    )
+  except ValueError as error:
+    print(f"{name}: {error}", file=sys.stderr)
+    sys.exit(2)
+  if run.folder != command.workdir:
+    print(f"{command.workdir} is in use; this run goes to {run.folder}")
+  try:
+    with run:
+      experiment(given, run)
+  except KeyboardInterrupt:
+    print(_interrupted(name, run, resumable=resumable), file=sys.stderr)
+    sys.exit(INTERRUPTED)
+
+
+def _interrupted(name: str, run: record.Run, *, resumable: bool) -> str:
+  if not resumable:
+    return f"{name}: interrupted; what was written is in {run.folder}"
+  return (
+    f"{name}: interrupted; the same command goes on with --resume "
+    f"--workdir={run.folder}"
+  )
+
+
+def usage(name: str) -> str:
+  """The text of `--help`: this module's, the config's and its fields."""
+  config = parse([name], name).config
+  lines = [_config_docstring(name), "", "Fields and their defaults:"]
+  lines += [f"  --config.{path}={value}" for path, value in _leaves(config)]
+  return "\n".join([(__doc__ or "").replace("NAME", name), *lines])
+
+
+def parse(argv: Sequence[str], name: str) -> Command:
+  """Reads a command line.
+
+  Args:
+    argv: the program's name, then its arguments.
+    name: the experiment.
+
+  Returns:
+    The config and the folder.
+
+  Raises:
+    UsageError: an unknown flag, config file, form or field, or a wrong value.
+  """
+  base, _ = _parse_flags([name, *_config_argument(argv)], name)
+  for arg in argv[1:]:
+    if match := re.match(r"--?(?:no)?config\.([^=]+)", arg):
+      _check_field(base, match[1])
+  config, values = _parse_flags(argv, name)
+  return Command(
+    config,
+    pathlib.Path(str(values["workdir"].value)),
+    bool(values["resume"].value),
+  )
+
+
+def to_settings(settings_type: type[S], config: Mapping[str, Any]) -> S:
+  """Turns a ConfigDict into a frozen dataclass, sections into nested ones.
+
+  Args:
+    settings_type: a dataclass with a field for every entry of the config;
+      its `__post_init__` may refuse values by ValueError.
+    config: the entries; lists become tuples.
+
+  Returns:
+    The settings.
+
+  Raises:
+    UsageError: an entry is unknown, missing or refused.
+  """
+  hints = typing.get_type_hints(settings_type)
+  values = {}
+  for name, value in config.items():
+    if name not in hints:
+      raise UsageError(
+        f"config field {name!r} is unknown to {settings_type.__name__}, which "
+        f"has {', '.join(hints)}"
+      )
+    if dataclasses.is_dataclass(hints[name]):
+      value = to_settings(hints[name], value)
+    values[name] = tuple(value) if isinstance(value, list) else value
+  try:
+    return settings_type(**values)
+  except (TypeError, ValueError) as error:
+    raise UsageError(str(error)) from error
+
+
+def _check_resume(
+  name: str,
+  workdir: pathlib.Path,
+  config: Mapping[str, Any],
+  *,
+  resumable: bool,
+) -> None:
+  if not resumable:
+    raise UsageError(f"{name} has no --resume: it is run as a whole")
+  record.check_resumable(workdir, config)
+
+
+def _prepared(prepare: Callable[[S], Any], settings: S) -> Any:
+  try:
+    return prepare(settings)
+  except (ImportError, OSError, ValueError) as error:
+    raise UsageError(str(error)) from error
+
+
+def _config_argument(argv: Sequence[str]) -> Sequence[str]:
+  """The part of the command line that names the config file."""
+  for i, arg in enumerate(argv[1:], 1):
+    if re.match(r"--?config=", arg):
+      return argv[i : i + 1]
+    if re.fullmatch(r"--?config", arg):
+      return argv[i : i + 2]
+  return []
+
+
+def _parse_flags(
+  argv: Sequence[str], name: str
+) -> tuple[ml_collections.ConfigDict, flags.FlagValues]:
+  """Flag parsing by absl, with its many kinds of error made one."""
+  values = flags.FlagValues()
+  try:
+    # The config flag is parsed on definition where its default stands.
+    config_flags.DEFINE_config_file(
+      "config",
+      default=str(CONFIGS / f"{name}.py"),
+      flag_values=values,
+      sys_argv=list(argv),
+    )
+    flags.DEFINE_string(
+      "workdir", f"runs/{name}", "folder of results", flag_values=values
+    )
+    flags.DEFINE_bool(
+      "resume", False, "go on with the run in workdir", flag_values=values
+    )
+    rest = values(list(argv))
+    config: Any = values["config"].value
+    config.to_dict()  # a file that could not be read complains only now
+  except OSError as error:
+    file = " ".join(_config_argument(argv))
+    raise UsageError(f"{file} names no readable config file") from error
+  except (flags.Error, AttributeError, KeyError, TypeError) as error:
+    raise UsageError(_last_line(error)) from error
+  if len(rest) > 1:
+    raise UsageError(f"unexpected argument {rest[1]!r}; see --help")
+  return config, values
+
+
+def _check_field(config: ml_collections.ConfigDict, path: str) -> None:
+  section: Any = config
+  for part in path.split("."):
+    fields = sorted(section) if hasattr(section, "keys") else []
+    if part not in fields:
+      raise UsageError(
+        f"unknown config field {path!r}: there is no {part!r}; this level has "
+        f"{', '.join(fields) or 'no fields'}"
+      )
+    section = section[part]
+
+
+def _last_line(error: Exception) -> str:
+  """The error itself: absl puts a config file's whole traceback before it."""
+  line = str(error).strip().splitlines()[-1].strip()
+  switch = re.match(r"flag --(?:config\.)?([^=]+)=(.*): \('Non-boolean", line)
+  if switch:
+    return f"{switch[1]} must be True or False, got {switch[2]!r}"
+  return line.removeprefix("ValueError: ").removeprefix("TypeError: ")
+
+
+def _config_docstring(name: str) -> str:
+  source = (CONFIGS / f"{name}.py").read_text()
+  return ast.get_docstring(ast.parse(source)) or ""
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> list:
+  leaves = []
+  for name, value in config.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      leaves += _leaves(value, f"{prefix}{name}.")
+    else:
+      leaves.append((prefix + name, value))
+  return leaves

@@ -1,0 +1,180 @@
+"""The posterior samplers that studies compare, by name and setting.
+
+Every method has the settings "published", what its paper or code uses for a
+task, and "tuned", one setting for all tasks from `experiments.tune_samplers`;
+noise-frequency continuation has "calibrated" as well.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import posterior_jax
+from posterior_jax import NFCConfig, baselines
+from posterior_jax.baselines import Task, pnpdm_sampler
+from posterior_jax.denoising import predictor
+
+PUBLISHED, TUNED, CALIBRATED = "published", "tuned", "calibrated"
+
+
+class Method(NamedTuple):
+  """A method.
+
+  Attributes:
+    settings: by name, from a task, or None for none in particular, to the
+      method's config.
+    build: (config, the prior's spectrum or None) -> Sampler.
+    spend: (config, evaluations) -> the config whose run calls the denoiser so
+      often for every image, or a little less; Jacobian products come on top.
+  """
+
+  settings: Mapping[str, Callable[[Task | None], Any]]
+  build: Callable[[Any, jax.Array | None], posterior_jax.Sampler]
+  spend: Callable[[Any, int], Any]
+
+
+def _nfc(
+  config: NFCConfig, spectrum: jax.Array | None
+) -> posterior_jax.Sampler:
+  return posterior_jax.nfc(config, spectrum=spectrum)
+
+
+def _spend_nfc(config: NFCConfig, evaluations: int) -> NFCConfig:
+  each = predictor.calls(config.predictor, config.predictor_steps)
+  levels = max(evaluations // each, 1)
+  if not config.held:
+    return dataclasses.replace(config, levels=levels)
+  one = min(levels, config.levels)  # longer passes are no better
+  return dataclasses.replace(config, levels=one, passes=levels // one)
+
+
+def _baseline(
+  config: Any,
+  sampler: Callable[[Any], posterior_jax.Sampler],
+  levels: Callable[[Any, int], int] = lambda config, evaluations: evaluations,
+  most: int = 1000,
+) -> Method:
+  """A rival, from its config's class and how many levels a budget is worth.
+
+  The DDPM noise levels that most of them use number at most `most`.
+  """
+
+  def spend(config: Any, evaluations: int) -> Any:
+    count = min(max(levels(config, evaluations), 1), most)
+    return dataclasses.replace(config, levels=count)
+
+  return Method(
+    {PUBLISHED: config.published, TUNED: lambda task: config.tuned()},
+    lambda config, spectrum: sampler(config),
+    spend,
+  )
+
+
+def _spend_pnpdm(config: baselines.PnPDMConfig, evaluations: int) -> int:
+  endless = dataclasses.replace(config, levels=evaluations)
+  total = np.cumsum(pnpdm_sampler.calls(endless))
+  return int(np.searchsorted(total, evaluations, side="right"))
+
+
+METHODS: dict[str, Method] = {
+  "NFC": Method(
+    {
+      PUBLISHED: lambda task: NFCConfig.paper(),
+      TUNED: lambda task: NFCConfig.restoration(),
+      CALIBRATED: lambda task: NFCConfig.calibrated(),
+    },
+    _nfc,
+    _spend_nfc,
+  ),
+  "DAPS": _baseline(
+    baselines.DAPSConfig,
+    baselines.daps,
+    lambda config, evaluations: evaluations // config.predictor_steps,
+    most=10_000,
+  ),
+  "DDNM+": _baseline(baselines.DDNMConfig, baselines.ddnm),
+  "DDRM": _baseline(baselines.DDRMConfig, baselines.ddrm),
+  "DiffPIR": _baseline(
+    baselines.DiffPIRConfig,
+    baselines.diffpir,
+    # Quadratic spacing takes a timestep twice beyond half of them.
+    lambda config, evaluations: min(
+      evaluations, 500 if config.spacing == "quadratic" else 1000
+    ),
+  ),
+  "DPS": _baseline(baselines.DPSConfig, baselines.dps),
+  "FGPS": _baseline(baselines.FGPSConfig, baselines.fgps),
+  "MMPS": _baseline(baselines.MMPSConfig, baselines.mmps),
+  "PiGDM": _baseline(baselines.PiGDMConfig, baselines.pigdm),
+  "PnP-DM": _baseline(
+    baselines.PnPDMConfig, baselines.pnpdm, _spend_pnpdm, most=10_000
+  ),
+  "RED-diff": _baseline(baselines.REDDiffConfig, baselines.reddiff),
+  "SITCOM": _baseline(
+    baselines.SITCOMConfig,
+    baselines.sitcom,
+    lambda config, evaluations: evaluations // config.steps,
+  ),
+}
+
+
+def config(
+  method: str,
+  setting: str,
+  *,
+  task: Task | None = None,
+  evaluations: int | None = None,
+  **changes: Any,
+) -> Any:
+  """A method's settings.
+
+  Args:
+    method: a key of METHODS.
+    setting: a key of its settings.
+    task: what published settings may depend on.
+    evaluations: denoiser calls a run may spend on every image; None: as many
+      as the setting does.
+    **changes: fields that differ from the setting.
+
+  Returns:
+    The method's config.
+
+  Raises:
+    ValueError: for an unknown method or setting, or too few evaluations.
+    TypeError: for a field that the method does not have.
+  """
+  if method not in METHODS:
+    raise ValueError(
+      f"method must be one of {', '.join(METHODS)}; got {method!r}"
+    )
+  settings = METHODS[method].settings
+  if setting not in settings:
+    raise ValueError(
+      f"setting of {method} must be one of {', '.join(settings)}; got "
+      f"{setting!r}"
+    )
+  found = dataclasses.replace(settings[setting](task), **changes)
+  if evaluations is None:
+    return found
+  if evaluations < 1:
+    raise ValueError(f"evaluations must be at least 1, got {evaluations}")
+  return METHODS[method].spend(found, evaluations)
+
+
+def build(
+  method: str, config: Any, *, spectrum: jax.Array | None = None
+) -> posterior_jax.Sampler:
+  """The sampler of a config from `config`.
+
+  Args:
+    method: a key of METHODS.
+    config: its settings.
+    spectrum: the prior's, [H, W] or [H, W, C], for the methods that take one.
+
+  Returns:
+    The sampler, for `posterior_jax.run`.
+  """
+  return METHODS[method].build(config, spectrum)

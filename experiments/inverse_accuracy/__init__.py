@@ -1,0 +1,1 @@
+"""How wrong each chunk inverse is, over families of keys."""

@@ -1,0 +1,1 @@
+"""Times the chunk inverse on a GPU beside a copy of its bytes, XLA and fla."""

@@ -1,0 +1,5 @@
+"""`python -m experiments.inverse_speed`."""
+
+from experiments.inverse_speed import study
+
+study.main()

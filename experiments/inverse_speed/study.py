@@ -1,0 +1,173 @@
+"""Times the chunk inverse on a GPU beside a copy of its bytes, XLA and fla.
+
+  python -m experiments.inverse_speed
+
+Settings: `configs/inverse_speed.py`. Everything runs in one process on the
+same buffers. A table and the report's path are printed last. On a machine
+without a GPU one sentence says so.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+
+from experiments.harness import record, runner, timing
+from experiments.harness.progress import Progress
+from experiments.harness.report import shown
+from experiments.inverse_speed import cases as speed_cases
+from experiments.inverse_speed import (
+  inverse_part,
+  overflow_part,
+  tables,
+  wy_part,
+)
+from experiments.inverse_speed import report as speed_report
+from experiments.peers import gpu
+from neumann_jax.chunk_inverse.inverse_spec import check_chunk_size
+
+PARTS = ("inverse", "stage", "sweep")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What is timed, on what.
+
+  Attributes:
+    implementation: "gpu" for the kernels, "xla" for the tests on a CPU.
+    parts: among PARTS.
+    count: matrices in a batch, of the inverse and of a block of the sweep.
+    chunk_size: C, a power of two.
+    seed: of every draw.
+    draws: distinct chunks per family, decay and range of beta.
+    repeats: measurements of each time.
+    inner: back-to-back calls in a measurement.
+    specs: names of the inverses, see `speed_cases.parse`.
+    stage_specs: names of the inverses inside the stage.
+    tokens: T of the stage, a multiple of C.
+    heads: of its keys and of its values.
+    dim: width of its keys and of its values.
+    sweep_specs: names of the inverses whose overflows are counted.
+    sweep_count: matrices of the sweep, at least; rounded up to whole batches.
+  """
+
+  implementation: str
+  parts: tuple[str, ...]
+  count: int
+  chunk_size: int
+  seed: int
+  draws: int
+  repeats: int
+  inner: int
+  specs: tuple[str, ...]
+  stage_specs: tuple[str, ...]
+  tokens: int
+  heads: int
+  dim: int
+  sweep_specs: tuple[str, ...]
+  sweep_count: int
+
+  def __post_init__(self) -> None:
+    if self.implementation not in ("gpu", "xla"):
+      raise ValueError(
+        f"implementation must be gpu or xla, got {self.implementation!r}"
+      )
+    for part in self.parts:
+      if part not in PARTS:
+        raise ValueError(
+          f"parts must be among {', '.join(PARTS)}, got {part!r}"
+        )
+    if not self.parts:
+      raise ValueError(f"parts must name some of {', '.join(PARTS)}")
+    check_chunk_size(self.chunk_size)
+    for name in _COUNTS:
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f"{name} must be at least 1, got {getattr(self, name)}"
+        )
+    self._check_sizes()
+    for names in (self.specs, self.stage_specs, self.sweep_specs):
+      self.cases(names)
+
+  def _check_sizes(self) -> None:
+    least = inverse_part.base_count(self.draws)
+    if self.count < least:
+      raise ValueError(
+        f"count must be at least {least} to hold {self.draws} draws of every "
+        f"family, decay and range of beta, got {self.count}"
+      )
+    if self.tokens % self.chunk_size:
+      raise ValueError(
+        f"tokens must be a multiple of chunk_size = {self.chunk_size}, got "
+        f"{self.tokens}"
+      )
+    sizes = {
+      "count": 4 * self.count * self.chunk_size**2,
+      "tokens": 2 * self.tokens * self.heads * self.dim,
+    }
+    for name, size in sizes.items():
+      if self.implementation == "gpu" and size < timing.LEAST_BYTES:
+        raise ValueError(
+          f"{name} must be larger: a batch is {size / 1e6:.0f} MB, and below "
+          f"{timing.LEAST_BYTES / 1e6:.0f} MB a GPU's cache would be timed"
+        )
+
+  def cases(self, names: Sequence[str]) -> list[speed_cases.Case]:
+    """The cases that names stand for."""
+    return [
+      speed_cases.parse(name, self.chunk_size, self.implementation)
+      for name in names
+    ]
+
+
+_COUNTS = (
+  "count",
+  "draws",
+  "repeats",
+  "inner",
+  "tokens",
+  "heads",
+  "dim",
+  "sweep_count",
+)
+
+
+def inverse_speed(settings: Settings, run: record.Run) -> None:
+  """Runs the parts, writes tables and `report.html`, prints its path."""
+  platform = jax.default_backend()
+  if settings.implementation == "gpu" and platform != "gpu":
+    print(
+      f"inverse_speed: nothing was timed, because jax finds no GPU here (its "
+      f"devices are of platform {platform!r})"
+    )
+    return
+  run.environment["versions"] |= gpu.versions()
+  parts: dict[str, tuple[Callable[..., Iterator[Any]], tuple[str, ...]]] = {
+    "inverse": (inverse_part.inverse_part, settings.specs),
+    "stage": (wy_part.stage_part, settings.stage_specs),
+    "sweep": (overflow_part.sweep_part, settings.sweep_specs),
+  }
+  extra = {"inverse": 4, "stage": 4, "sweep": 0}  # drawing, copies, limit, fla
+  total = sum(extra[name] + len(parts[name][1]) for name in settings.parts)
+  found: dict[str, list] = {}
+  with Progress(total, label="inverse_speed") as tick:
+    for name in settings.parts:
+      measure, names = parts[name]
+      found[name] = []
+      for row in measure(settings, settings.cases(names), tick):
+        found[name].append(row)
+        run.write(name, row._asdict())
+  report = speed_report.build(found, settings, run.environment)
+  print(tables.closing(found, settings))
+  print(f"report: {shown(report.write(run.folder / 'report.html'))}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Shares the GPU's memory with torch, then runs the experiment.
+
+  Args:
+    argv: as of `runner.main`.
+  """
+  gpu.share_memory()
+  runner.main("inverse_speed", Settings, inverse_speed, argv)

@@ -1,0 +1,1 @@
+"""Times a Gated DeltaNet layer on a GPU with each inverse, beside fla."""

@@ -1,0 +1,174 @@
+"""What the study of the layer runs: a block, its rule and its inverse."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import neumann_jax
+from experiments.harness import timing
+from experiments.inverse_speed import cases, wy_part
+from neumann_jax import InverseSpec
+from neumann_jax.chunk_inverse import dispatch
+
+EXACT = InverseSpec("exact")
+
+
+class Case(NamedTuple):
+  """One inverse inside the layer.
+
+  Attributes:
+    name: as configs write it.
+    spec: of the inverse.
+    fused: whether u and w come from one kernel.
+    implementation: of the layer.
+  """
+
+  name: str
+  spec: InverseSpec
+  fused: bool
+  implementation: str
+
+
+class Inputs(NamedTuple):
+  """What is timed at one length, each a list of input sets.
+
+  Attributes:
+    hidden: [1, T, hidden], what the block reads.
+    operands: q, k [1, T, Hk, Dk], v [1, T, Hv, Dv], gates [1, T, Hv] float32.
+    matrices: [1, Hv, N, C, C] float32, what the rule inverts.
+  """
+
+  hidden: list[jax.Array]
+  operands: list[tuple[jax.Array, ...]]
+  matrices: list[jax.Array]
+
+
+def parse(name: str, chunk_size: int, implementation: str) -> Case:
+  """The case that a name stands for.
+
+  Args:
+    name: "[xla | fused] METHOD FORMAT [refine]", see `speed_cases.parse`.
+      "xla" keeps the whole layer in XLA. The exact solve has no kernel: it
+      alone stays in XLA.
+    chunk_size: C.
+    implementation: "gpu" or "xla".
+
+  Returns:
+    The case.
+
+  Raises:
+    ValueError: an unknown name, or a spec that the implementation cannot run.
+  """
+  fused = name.startswith("fused ")
+  inner = name.removeprefix("fused ")
+  spec = cases.parse(
+    f"xla {inner.removeprefix('xla ')}", chunk_size, "xla"
+  ).spec
+  if inner.startswith("xla "):
+    implementation = "xla"
+  elif spec.method == "exact" and implementation == "gpu":
+    implementation = "auto"
+  dispatch.check(implementation, spec, chunk_size)
+  return Case(name, spec, fused, implementation)
+
+
+def block(
+  settings: Any, case: Case, dtype: jnp.dtype = jnp.bfloat16
+) -> neumann_jax.GatedDeltaNet:
+  """The layer with a case's inverse; weights in bfloat16, the same for all."""
+  return neumann_jax.GatedDeltaNet(
+    settings.hidden,
+    num_key_heads=settings.key_heads,
+    num_value_heads=settings.value_heads,
+    key_head_dim=settings.dim,
+    value_head_dim=settings.dim,
+    conv_width=settings.conv_width,
+    decay_init="slow",
+    chunk_size=settings.chunk_size,
+    spec=case.spec,
+    fused=case.fused,
+    implementation=case.implementation,
+    dtype=dtype,
+    param_dtype=jnp.bfloat16,
+    rngs=nnx.Rngs(settings.seed),
+  )
+
+
+def run_block(
+  settings: Any, case: Case, dtype: jnp.dtype = jnp.bfloat16
+) -> jax.stages.Wrapped:
+  """The jitted prefill (parameters, x) -> (y, cache)."""
+  shapes = nnx.eval_shape(lambda: block(settings, case, dtype))
+  graph, _ = nnx.split(shapes)
+  return jax.jit(lambda parameters, x: nnx.merge(graph, parameters)(x))
+
+
+def run_rule(
+  settings: Any, case: Case, dtype: jnp.dtype = jnp.bfloat16
+) -> jax.stages.Wrapped:
+  """The jitted rule (q, k, v, log_decay, beta) -> (out, state)."""
+
+  @jax.jit
+  def run(q, k, v, log_decay, beta):
+    return neumann_jax.gated_delta_rule(
+      q.astype(dtype),
+      k.astype(dtype),
+      v.astype(dtype),
+      log_decay,
+      beta,
+      chunk_size=settings.chunk_size,
+      spec=case.spec,
+      fused=case.fused,
+      implementation=case.implementation,
+    )
+
+  return run
+
+
+def run_inverse(case: Case) -> jax.stages.Wrapped:
+  """The jitted inverse of the chunk matrices."""
+
+  @jax.jit
+  def run(a: jax.Array) -> jax.Array:
+    return neumann_jax.inverse(a, case.spec, implementation=case.implementation)
+
+  return run
+
+
+def draw(settings: Any) -> Inputs:
+  """Input sets of the longest sequence; keys come from every key family.
+
+  Args:
+    settings: of `experiments.layer_speed`.
+  """
+  tokens, c, dim = max(settings.tokens), settings.chunk_size, settings.dim
+  hidden: list[jax.Array] = []
+  operands: list[tuple[jax.Array, ...]] = []
+  for i in range(timing.INPUT_SETS):
+    seed = settings.seed + 3 * i
+    shape = (1, tokens, settings.hidden)
+    hidden.append(jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16))
+    q, k = (
+      wy_part.draw(seed + n, tokens, settings.key_heads, dim, c).k
+      for n in (1, 2)
+    )
+    values = wy_part.draw(seed, tokens, settings.value_heads, dim, c)
+    operands.append((q, k, *values[1:]))
+  return Inputs(hidden, operands, [])
+
+
+def first_tokens(settings: Any, inputs: Inputs, tokens: int) -> Inputs:
+  """The first tokens of every input set, and the matrices of their chunks."""
+
+  @jax.jit
+  def matrices(k: jax.Array, log_decay: jax.Array, beta: jax.Array):
+    return neumann_jax.chunk_matrices(
+      k, log_decay, beta, chunk_size=settings.chunk_size
+    ).a
+
+  hidden = [x[:, :tokens] for x in inputs.hidden]
+  operands = [tuple(x[:, :tokens] for x in one) for one in inputs.operands]
+  found = [matrices(k, g, beta) for _, k, _, g, beta in operands]
+  return jax.block_until_ready(Inputs(hidden, operands, found))

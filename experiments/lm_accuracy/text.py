@@ -1,0 +1,198 @@
+"""What `lm_accuracy` reads: held-out text, adversarial text, tasks.
+
+The adversarial kinds are what makes chunks hard to invert: tokens whose keys
+repeat, or nearly so.
+
+  repeated line  a line of held-out text, over and over
+  period         a random word of 1 to 24 bytes, over and over
+  table          aligned columns of numbers that differ little from row to row
+  code           assignments and calls from one pattern
+
+All rows have one length, so that a program is compiled once for them all.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.data import sequence_tasks, text_data
+
+NATURAL = "held-out text"
+DRAWS = 32  # rows of a task that are drawn; as many are kept as suffice
+
+
+class Rows(NamedTuple):
+  """Rows of tokens and what is judged in them.
+
+  Attributes:
+    tokens: [B, W] int32.
+    counted: [B, W] bool, True at the tokens whose prediction is judged; False
+      at the first of a row.
+    kinds: of each row: `NATURAL`, a name of `ADVERSARIAL` or of
+      `sequence_tasks.TASKS`.
+  """
+
+  tokens: np.ndarray
+  counted: np.ndarray
+  kinds: tuple[str, ...]
+
+  def of(self, kind: str) -> np.ndarray:
+    """Which rows are of a kind, [B] bool."""
+    return np.array([name == kind for name in self.kinds])
+
+  def first(self, count: int, kinds: tuple[str, ...]) -> "Rows":
+    """The first `count` rows of each of the kinds."""
+    at = np.concatenate([np.flatnonzero(self.of(k))[:count] for k in kinds])
+    return Rows(
+      self.tokens[at], self.counted[at], tuple(self.kinds[i] for i in at)
+    )
+
+
+def text_rows(
+  stream: np.ndarray,
+  *,
+  natural: int,
+  adversarial: int,
+  window: int,
+  seed: int,
+) -> Rows:
+  """Rows of held-out text, then of every adversarial kind.
+
+  Args:
+    stream: from `held_out`.
+    natural: rows of held-out text, evenly spread over it.
+    adversarial: rows of each adversarial kind.
+    window: W.
+    seed: of what is random.
+  """
+  starts = np.linspace(0, len(stream) - window, natural).astype(int)
+  tokens = [stream[start : start + window] for start in starts]
+  kinds = [NATURAL] * natural
+  lines = _lines(stream)
+  for number, (kind, make) in enumerate(ADVERSARIAL.items()):
+    for row in range(adversarial):
+      rng = np.random.default_rng([seed, number, row])
+      data = np.frombuffer(make(rng, lines, window), np.uint8)[: window - 1]
+      tokens.append(np.concatenate([[text_data.DOCUMENT], data]))
+      kinds.append(kind)
+  found = np.stack(tokens).astype(np.int32)
+  counted = found < 256  # marks are no bytes of the text
+  counted[:, 0] = False
+  return Rows(found, counted, tuple(kinds))
+
+
+def task_rows(
+  stream: np.ndarray, *, answers: int, window: int, seed: int
+) -> Rows:
+  """Rows of every task, with at least `answers` answers of each.
+
+  Args:
+    stream: from `held_out`; needles are hidden in it.
+    answers: of each task; at most those of `DRAWS` rows.
+    window: W, at least `sequence_tasks.SHORTEST`.
+    seed: of the draws.
+
+  Raises:
+    ValueError: for a window too short.
+  """
+  parts, kinds = [], []
+  for number, name in enumerate(sequence_tasks.TASKS):
+    key = jax.random.fold_in(jax.random.key(seed), number)
+    draw = jax.jit(
+      functools.partial(sequence_tasks.draw, name, rows=DRAWS, length=window)
+    )
+    tokens, where = (np.asarray(x) for x in draw(key, jnp.asarray(stream)))
+    total = np.cumsum(where.sum(axis=1))
+    rows = min(int(np.searchsorted(total, answers)) + 1, DRAWS)
+    parts.append((tokens[:rows], where[:rows]))
+    kinds += [name] * rows
+  tokens, where = (np.concatenate(x) for x in zip(*parts))
+  return Rows(tokens, where, tuple(kinds))
+
+
+def joined(*parts: Rows) -> Rows:
+  """All rows of several, one after another."""
+  return Rows(
+    np.concatenate([part.tokens for part in parts]),
+    np.concatenate([part.counted for part in parts]),
+    tuple(kind for part in parts for kind in part.kinds),
+  )
+
+
+def held_out(folder: str, window: int) -> np.ndarray:
+  """The held-out documents one after another, [n] uint16 tokens.
+
+  Args:
+    folder: of the text, see `text_data.held_out_text`.
+    window: tokens of a row.
+
+  Raises:
+    ValueError: if there is no held-out text, or less than a window of it.
+  """
+  stream = text_data.stream(text_data.held_out_text(folder))
+  if len(stream) < window:
+    raise ValueError(
+      f"data must hold out at least the window's {window} bytes, got "
+      f"{len(stream)}"
+    )
+  return stream
+
+
+def _lines(stream: np.ndarray) -> list[bytes]:
+  """Lines of 20 to 70 bytes."""
+  data = stream[stream < 256].astype(np.uint8).tobytes()
+  found = [line for line in data.split(b"\n") if 20 <= len(line.strip()) <= 70]
+  return found or [b"the same line again"]
+
+
+Maker = Callable[[np.random.Generator, list[bytes], int], bytes]
+
+
+def _repeated_line(
+  rng: np.random.Generator, lines: list[bytes], size: int
+) -> bytes:
+  line = lines[rng.integers(len(lines))] + b"\n"
+  return line * (size // len(line) + 1)
+
+
+def _period(rng: np.random.Generator, lines: list[bytes], size: int) -> bytes:
+  del lines
+  word = bytes(rng.integers(32, 127, rng.integers(1, 25)).tolist())
+  return word * (size // len(word) + 1)
+
+
+def _table(rng: np.random.Generator, lines: list[bytes], size: int) -> bytes:
+  del lines
+  columns = rng.integers(3, 7)
+  values = rng.integers(0, 1000, columns)
+  rows, length = [b"|".join(b"  column" for _ in range(columns)) + b"\n"], 0
+  while length < size:
+    values = values + rng.integers(0, 3, columns)
+    rows.append("|".join(f"{value:8d}" for value in values).encode() + b"\n")
+    length += len(rows[-1])
+  return b"".join(rows)
+
+
+def _code(rng: np.random.Generator, lines: list[bytes], size: int) -> bytes:
+  del lines
+  words = ("width", "height", "depth", "weight", "length", "offset")
+  name = words[rng.integers(len(words))]
+  rows, length = [], 0
+  for i in range(size):
+    rows.append(f"    self.{name}_{i} = get_{name}(values[{i}], {i})\n")
+    length += len(rows[-1])
+    if length >= size:
+      break
+  return "".join(rows).encode()
+
+
+ADVERSARIAL: dict[str, Maker] = {
+  "repeated line": _repeated_line,
+  "period": _period,
+  "table": _table,
+  "code": _code,
+}

@@ -1,0 +1,1 @@
+"""Other people's implementations, called the way their authors do."""

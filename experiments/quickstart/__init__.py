@@ -1,0 +1,1 @@
+"""Both systems at work on a CPU, in one HTML report."""

@@ -1,0 +1,6 @@
+"""`python -m experiments.quickstart`."""
+
+from experiments.harness import runner
+from experiments.quickstart import study
+
+runner.main("quickstart", study.Settings, study.quickstart)

@@ -1,0 +1,1 @@
+"""Photographs restored by every sampler, in one table and one HTML report."""

@@ -1,0 +1,6 @@
+"""`python -m experiments.restoration`."""
+
+from experiments.harness import runner
+from experiments.restoration import study
+
+runner.main("restoration", study.Settings, study.restore, resumable=True)

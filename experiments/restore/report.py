@@ -1,0 +1,182 @@
+"""The pages of one restored picture."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments.data import degradations
+from experiments.harness import record
+from experiments.harness import report as reports
+from experiments.harness.report import Cell
+from experiments.restore.input import Given
+from experiments.restore.rows import Restored
+
+SHOWN_SAMPLES = 2
+SUSPICIOUS = 2.0  # of a residual that is near 1 where everything fits
+LEVELS = 127.5  # of 255, a unit of pixels in [-1, 1]
+ROWS = {
+  "_given": "as given, enlarged where it is smaller",
+  "": "restored",
+  "_mean": "mean of the samples",
+  "_sample": "one sample",
+}
+
+
+def uncertainty(samples: np.ndarray) -> Any:
+  """Map of the samples' standard deviation, with its scale; a figure.
+
+  Args:
+    samples: [m, H, W, C], m at least 2.
+
+  Returns:
+    A matplotlib figure, in levels of 255.
+  """
+  import matplotlib.pyplot as plt
+
+  spread = LEVELS * np.sqrt(samples.var(0, ddof=1).mean(-1))
+  height, width = spread.shape
+  figure, axis = plt.subplots(
+    figsize=(6.4, 5.6 * height / width + 0.4), layout="constrained"
+  )
+  shown = axis.imshow(
+    spread, cmap="magma", vmin=0, vmax=max(np.quantile(spread, 0.995), 1e-3)
+  )
+  axis.set(xticks=[], yticks=[])
+  axis.set_title(f"Spread of {len(samples)} samples", fontsize=9)
+  bar = figure.colorbar(shown, ax=axis, shrink=0.9, extend="max")
+  bar.set_label("standard deviation of a pixel [levels of 255]", fontsize=8)
+  bar.ax.tick_params(labelsize=8)
+  return figure
+
+
+def write(
+  run: record.Run, given: Given, restored: Restored, row: Mapping[str, Any]
+) -> pathlib.Path:
+  """Writes `report.html` and returns its path.
+
+  Args:
+    run: whose folder takes it.
+    given: the picture.
+    restored: what became of it.
+    row: of the table.
+  """
+  found = run.environment
+  report = reports.Report(
+    f"{pathlib.Path(row['image']).name} restored",
+    f"Command: `{found['command']}`. Pictures at full size lie beside this "
+    "file, the numbers in `restore.jsonl` and `.csv`.",
+  )
+  report.section("Pictures")
+  report.figure(panel(given, restored), _caption(row), photographic=True)
+  if len(restored.samples) > 1:
+    report.text(
+      "Samples of the posterior are pictures that the measurement and the "
+      "prior leave possible. Where they agree the picture is known, where they "
+      "differ it is guessed: the map shows their standard deviation, root mean "
+      "square over the channels, its top half percent clipped. It does not "
+      "know of a wrong kernel, mask or noise level."
+    )
+    if row["method"] != "NFC":
+      report.text(
+        f"{row['method']} is not calibrated: where the posterior is known, its "
+        "samples spread more or less than they should (README says by how "
+        "much), so the map ranks places and is no error bar."
+      )
+    report.figure(
+      uncertainty(restored.samples),
+      f"Where to trust the result, from {len(restored.samples)} samples.",
+    )
+  report.section("Numbers")
+  _add_numbers(report, row, f"{found['devices'][0]}, {found['cpus']} CPUs")
+  return report.write(run.folder / "report.html")
+
+
+def panel(given: Given, restored: Restored) -> Any:
+  """The picture and what became of it, side by side: a figure."""
+  import matplotlib.pyplot as plt
+
+  images = {} if given.truth is None else {"clean": np.asarray(given.truth[0])}
+  images["as given"] = np.asarray(degradations.as_image(given.observation)[0])
+  images["restored"] = restored.best
+  for i, sample in enumerate(restored.samples[:SHOWN_SAMPLES], 1):
+    images[f"sample {i}"] = sample
+  height, width = restored.best.shape[:2]
+  columns = min(len(images), 3)
+  lines = -(-len(images) // columns)
+  figure, axes = plt.subplots(
+    lines,
+    columns,
+    figsize=(3.4 * columns, lines * (3.4 * height / width + 0.25)),
+    squeeze=False,
+    layout="constrained",
+  )
+  for axis in axes.flat:
+    axis.set_axis_off()
+  for axis, (name, image) in zip(axes.flat, images.items()):
+    pixels = np.clip(image / 2 + 0.5, 0, 1)
+    axis.imshow(np.repeat(pixels, 3, -1) if image.shape[-1] == 1 else pixels)
+    axis.set_title(name, fontsize=9)
+  return figure
+
+
+def summary(row: Mapping[str, Any]) -> list[str]:
+  """What is printed at the end, a line each."""
+  lines = [
+    f"{row['width']} x {row['height']} in {row['seconds']:.0f} s, "
+    f"{row['calls']} calls of the denoiser and {row['products']} products with "
+    f"its Jacobian; residual {row['residual']:.2f}"
+  ]
+  if row["residual"] > SUSPICIOUS:
+    lines.append(
+      "a residual far above 1: the kernel, the mask or noise_std does not fit "
+      "the picture"
+    )
+  for name, words in ROWS.items():
+    if row[f"psnr{name}"] is not None:
+      lines.append(
+        f"{words}: PSNR {row[f'psnr{name}']:.2f} dB, SSIM "
+        f"{row[f'ssim{name}']:.3f}"
+      )
+  return lines
+
+
+def _caption(row: Mapping[str, Any]) -> str:
+  how = f"the mean of {row['samples']} samples of {row['method']}, tuned"
+  if row["method"] == "NFC":
+    samples = "; samples by its calibrated() setting" if row["samples"] else ""
+    how = f"NFC's restoration() setting{samples}"
+  return (
+    f"{row['task'].replace('_', ' ')}, noise {row['noise_std']:g} on pixels in "
+    f"[-1, 1], {LEVELS * row['noise_std']:.1f} levels of 255. Restored: {how}."
+  )
+
+
+def _add_numbers(
+  report: reports.Report, row: Mapping[str, Any], machine: str
+) -> None:
+  report.text(
+    "The residual is |y - A x|^2 over its expected value for the true "
+    "picture: near 1 where picture, kernel or mask, and noise_std agree; far "
+    "above 1 where one of them is wrong, below 1 for a mean or where noise_std "
+    "is too large."
+  )
+  report.table(
+    "Fit, and quality where the clean picture is known",
+    ["picture", "residual", "PSNR [dB]", "SSIM"],
+    [
+      [
+        words,
+        Cell(row.get(f"residual{name}"), 2),
+        Cell(row[f"psnr{name}"], 2),
+        Cell(row[f"ssim{name}"], 3),
+      ]
+      for name, words in ROWS.items()
+      if name == "" or row.get(f"residual{name}") or row[f"psnr{name}"]
+    ],
+    measured_on=f"{row['image']}, seed {row['seed']}, {machine}; "
+    f"{row['seconds']:.0f} s, compilation included, {row['calls']} calls of "
+    f"the denoiser and {row['products']} products with its Jacobian.",
+    name="restore",
+  )

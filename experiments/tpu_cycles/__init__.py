@@ -1,0 +1,1 @@
+"""Static cycles of TPU kernels of the chunk inverse, from a CPU host."""

@@ -1,0 +1,1 @@
+"""Trains the hybrid model on bytes: the standard library, and memory tasks."""

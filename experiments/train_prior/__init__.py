@@ -1,0 +1,1 @@
+"""Trains the photo prior: EDM's loss on photographs and dead leaves."""

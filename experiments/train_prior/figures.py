@@ -1,0 +1,138 @@
+"""Draws from a trained prior, and their spectrum beside photographs'."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from posterior_jax.denoising import predictor
+from posterior_jax.linalg import fourier
+from posterior_jax.priors import UNetPrior
+
+SIGMA_MAX, SIGMA_MIN, RHO = 80.0, 0.01, 7.0
+
+
+class Spectrum(NamedTuple):
+  """Mean power of square images, radius by radius.
+
+  Attributes:
+    frequency: [K] cycles per pixel, ring by ring.
+    power: [K] per pixel, mean over images and channels.
+  """
+
+  frequency: np.ndarray
+  power: np.ndarray
+
+
+# Of samples and of photographs, by side in pixels.
+Pairs = dict[int, tuple[Spectrum, Spectrum]]
+
+
+def sample(
+  prior: UNetPrior, key: jax.Array, *, count: int, size: int, steps: int
+) -> jax.Array:
+  """Unconditional draws by the probability-flow ODE with Heun's method.
+
+  Args:
+    prior: the denoiser.
+    key: of the draw.
+    count: N.
+    size: side.
+    steps: of the ODE, two denoiser calls each.
+
+  Returns:
+    [N, size, size, C], not clipped.
+  """
+
+  @jax.jit
+  def draw(prior: UNetPrior, key: jax.Array) -> jax.Array:
+    shape = (count, size, size, prior.config.channels)
+    x = SIGMA_MAX * jax.random.normal(key, shape)
+    x = predictor.predict(
+      prior.denoise,
+      x,
+      jnp.float32(SIGMA_MAX),
+      kind="heun",
+      steps=steps,
+      sigma_end=SIGMA_MIN,
+      rho=RHO,
+    )
+    return prior.denoise(x, jnp.full(count, SIGMA_MIN))
+
+  return draw(prior, key)
+
+
+def radial_spectrum(images: np.ndarray) -> Spectrum:
+  """Windowed power spectrum on rings one bin wide.
+
+  Args:
+    images: [N, S, S, C] in [-1, 1].
+
+  Returns:
+    Rings from 1 / S to 1/2 cycle per pixel.
+  """
+  x = np.asarray(images, np.float64)
+  size = x.shape[1]
+  # Centred under the window: brightness must not leak into the first rings.
+  window = np.hanning(size + 2)[1:-1]
+  window = np.outer(window, window)[..., None]
+  centred = x - (x * window).sum((1, 2), keepdims=True) / window.sum()
+  f = np.fft.fft2(centred * window, axes=(1, 2))
+  power = (np.abs(f) ** 2).mean((0, 3)) / (window**2).sum()
+  ring = np.rint(fourier.radial_frequency(size, size) * size).astype(int)
+  total = np.bincount(ring.ravel(), power.ravel())
+  mean = total / np.bincount(ring.ravel())
+  rings = np.arange(1, size // 2 + 1)
+  return Spectrum(rings / size, mean[rings])
+
+
+def grid(images: np.ndarray, columns: int) -> np.ndarray:
+  """Images [N, S, S, 3] in [-1, 1] side by side, [h, w, 3] in [0, 1]."""
+  x = np.clip(np.asarray(images) / 2 + 0.5, 0, 1)
+  rows = [x[i : i + columns] for i in range(0, len(x), columns)]
+  whole = [row for row in rows if len(row) == len(rows[0])]
+  return np.concatenate([np.concatenate(list(row), 1) for row in whole])
+
+
+def pictures(images: np.ndarray, columns: int) -> Any:
+  """A matplotlib figure of `grid`, pixel for pixel."""
+  import matplotlib.pyplot as plt
+
+  shown = grid(images, columns)
+  figure = plt.figure(figsize=(shown.shape[1] / 120, shown.shape[0] / 120))
+  axis = figure.add_axes((0, 0, 1, 1))
+  axis.imshow(shown, interpolation="nearest")
+  axis.set_axis_off()
+  return figure
+
+
+def spectrum_figure(pairs: Pairs) -> Any:
+  """Power of samples and photographs, and their ratio, by size.
+
+  Args:
+    pairs: (samples, photographs) by side in pixels.
+
+  Returns:
+    A matplotlib figure.
+  """
+  import matplotlib.pyplot as plt
+
+  figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+  for size, (found, real) in pairs.items():
+    axes[0].loglog(real.frequency, real.power, "--", label=f"photos, {size}")
+    axes[0].loglog(found.frequency, found.power, label=f"samples, {size}")
+    axes[1].semilogx(
+      real.frequency, decibels(found, real), label=f"{size} pixels"
+    )
+  axes[0].set(xlabel="cycles per pixel", ylabel="power")
+  axes[1].axhspan(-2, 2, alpha=0.15)
+  axes[1].set(xlabel="cycles per pixel", ylabel="samples over photographs [dB]")
+  for axis in axes:
+    axis.legend(fontsize=8)
+  return figure
+
+
+def decibels(found: Spectrum, real: Spectrum) -> np.ndarray:
+  """Ratio of the powers in dB, [K]."""
+  return 10 * np.log10(found.power / real.power)

@@ -1,0 +1,108 @@
+"""Models from and to directories: of Hugging Face, and of Orbax.
+
+`load` and `save` know Qwen3.5 (dense and with experts) and Qwen3-Next as
+`transformers` reads and writes them.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from neumann_jax.checkpoint import hf_config, hf_layout, safetensors_io
+from neumann_jax.checkpoint import params as param_place
+from neumann_jax.checkpoint.new_folder import new_folder
+from neumann_jax.model.language_model import LanguageModel
+from neumann_jax.model_config import Execution
+
+MAX_SHARD_BYTES = 5_000_000_000
+
+
+def load(
+  path: str | pathlib.Path,
+  execution: Execution = Execution(),  # noqa: B008  (frozen)
+  *,
+  shardings: Callable[[LanguageModel], Any] | None = None,
+) -> LanguageModel:
+  """The text model of a Hugging Face directory.
+
+  Tensors go to the devices one by one: the host holds one of them (the experts
+  of a layer count as one) beside what lives on it. Vision towers and `mtp.*`
+  are left out.
+
+  Args:
+    path: with `config.json` and safetensors, one file or several and their
+      index; names begin with `model.` or `model.language_model.`, and experts
+      are fused or apart.
+    execution: how it is computed; parameters are cast to its `param_dtype`,
+      A_log and dt_bias to float32.
+    shardings: called with the model of shapes, gives a tree of its parameters'
+      `jax.sharding.Sharding`; None: all go to the default device.
+
+  Raises:
+    FileNotFoundError: if a file is missing.
+    ValueError: for a config that this package does not compute, for a file
+      that is truncated or corrupt, and for tensors that are missing, surplus
+      or misshapen; all before anything is loaded.
+  """
+  path = pathlib.Path(path)
+  config = hf_config.read_config(path)
+  files = safetensors_io.Files(path)
+  tensors = hf_layout.tensors(config)
+  files.check(tensors, tied=config.tie_word_embeddings)
+  if config.tie_word_embeddings:
+    files.check_tied()
+  model = param_place.abstract_model(config, execution)
+  targets = param_place.Targets(model, shardings)
+  for tensor in tensors:
+    for param, value in zip(tensor.params, tensor.split(files.read(tensor))):
+      targets.put(param, value)
+  return targets.model()
+
+
+def save(
+  model: LanguageModel,
+  path: str | pathlib.Path,
+  *,
+  max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+  """Writes a Hugging Face directory that `load` and `transformers` read.
+
+  It has the names and the layout of `model.config.model_type`; parameters keep
+  their dtype. The host holds the tensors of one file at a time.
+
+  Args:
+    model: of separate or of scanned layers.
+    path: a new or an empty folder, in one that exists. It is there complete or
+      not at all.
+    max_shard_bytes: of the tensors of a file, unless one alone is larger.
+
+  Raises:
+    FileExistsError: if something is at `path`; it stays as it was.
+    FileNotFoundError: if the folder above does not exist.
+    ValueError: if max_shard_bytes is below 1, or if parameters lie on devices
+      of other processes.
+  """
+  if max_shard_bytes < 1:
+    raise ValueError(
+      f"max_shard_bytes must be at least 1, got {max_shard_bytes}"
+    )
+  with new_folder(pathlib.Path(path)) as folder:
+    config = hf_config.to_json(model.config, model.execution.param_dtype)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    safetensors_io.write(folder, _named(model), max_shard_bytes=max_shard_bytes)
+
+
+def _named(model: LanguageModel) -> Iterator[tuple[str, np.ndarray]]:
+  """The tensors of a checkpoint, made one by one."""
+  params = param_place.Sources(model)
+  apart = model.config.model_type == "qwen3_next"
+  for tensor in hf_layout.tensors(model.config):
+    whole = tensor.join(*(params.get(param) for param in tensor.params))
+    if apart and tensor.pieces:
+      for piece in tensor.pieces:
+        yield piece.name, whole[piece.place]
+    else:
+      yield tensor.name, whole

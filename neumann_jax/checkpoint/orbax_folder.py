@@ -1,0 +1,128 @@
+"""Models from and to folders of Orbax, with their config beside."""
+
+import contextlib
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+import jax
+import orbax.checkpoint as ocp
+
+from neumann_jax.checkpoint import hf_config, orbax_files
+from neumann_jax.checkpoint.params import (
+  Path,
+  Shardings,
+  abstract_model,
+  flat_params,
+  flat_shardings,
+  with_params,
+)
+from neumann_jax.model.language_model import LanguageModel
+from neumann_jax.model.scan_layers import stack_layers, unstack_layers
+from neumann_jax.model_config import Execution
+
+
+def save_orbax(model: LanguageModel, path: str | pathlib.Path) -> None:
+  """Writes the parameters with Orbax, each where its devices are.
+
+  Args:
+    model: of separate or of scanned layers.
+    path: a new folder, in one that exists. It is there complete or not at all.
+
+  Raises:
+    FileExistsError: if something is at `path`; it stays as it was.
+    FileNotFoundError: if the folder above does not exist.
+  """
+  path = pathlib.Path(path).absolute()
+  if not path.parent.is_dir():
+    raise FileNotFoundError(
+      f"path must lie in a folder that exists, got {path}"
+    )
+  if path.exists():
+    raise FileExistsError(f"path must be new, got {path}")
+  metadata = {
+    "config": hf_config.to_json(model.config, model.execution.param_dtype),
+    "scan_layers": model.execution.scan_layers,
+  }
+  params = {_name(key): x for key, x in flat_params(model).items()}
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      checkpointer.save(path, params, custom_metadata=metadata)
+  except BaseException:
+    for unfinished in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
+      shutil.rmtree(unfinished)
+    raise
+
+
+def restore_orbax(
+  path: str | pathlib.Path,
+  execution: Execution = Execution(),  # noqa: B008  (frozen)
+  *,
+  shardings: Shardings | None = None,
+) -> LanguageModel:
+  """The model that `save_orbax` wrote.
+
+  Layers may be scanned in one and separate in the other; then the parameters
+  are on the devices twice for a while.
+
+  Args:
+    path: the folder.
+    execution: how it is computed; parameters are cast to its `param_dtype`,
+      A_log and dt_bias to float32.
+    shardings: as for `load`.
+
+  Raises:
+    FileNotFoundError: if there is no such folder.
+    ValueError: if it was not written by `save_orbax`, or is damaged.
+  """
+  path = pathlib.Path(path).absolute()
+  if not path.is_dir():
+    raise FileNotFoundError(f"path must be a folder of save_orbax, got {path}")
+  with ocp.StandardCheckpointer() as checkpointer, _whole(path):
+    orbax_files.check_whole(path)
+    metadata = checkpointer.metadata(path).custom_metadata
+    config = hf_config.from_json(metadata["config"])
+    scanned = bool(metadata["scan_layers"])
+  stored = dataclasses.replace(execution, scan_layers=scanned)
+  model = abstract_model(config, stored)
+  same = scanned == execution.scan_layers
+  places = flat_shardings(model, shardings if same else None)
+  with ocp.StandardCheckpointer() as checkpointer, _whole(path):
+    found = checkpointer.restore(path, _targets(model, places))
+  model = with_params(model, {key: found[_name(key)] for key in places})
+  return model if same else _turned(model, shardings)
+
+
+@contextlib.contextmanager
+def _whole(path: pathlib.Path) -> Iterator[None]:
+  """Whatever Orbax finds wrong with a folder, in one sentence."""
+  try:
+    yield
+  except Exception as error:  # it raises Exception itself for lost data
+    raise ValueError(
+      f"{path} is damaged, or was not written by save_orbax"
+    ) from error
+
+
+def _turned(model: LanguageModel, shardings: Shardings | None) -> LanguageModel:
+  """Separate layers of scanned ones, or the other way, where they belong."""
+  turn = unstack_layers if model.execution.scan_layers else stack_layers
+  model = turn(model)
+  places = flat_shardings(model, shardings)
+  params = flat_params(model)
+  moved = {key: jax.device_put(params[key], places[key]) for key in places}
+  return with_params(model, moved)
+
+
+def _targets(
+  model: LanguageModel, places: dict[Path, jax.sharding.Sharding]
+) -> dict[str, jax.ShapeDtypeStruct]:
+  return {
+    _name(key): jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[key])
+    for key, x in flat_params(model).items()
+  }
+
+
+def _name(path: Path) -> str:
+  return ".".join(map(str, path))

@@ -1,0 +1,206 @@
+"""The safetensors files of a Hugging Face directory, a tensor at a time."""
+
+import json
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import safetensors
+from safetensors.numpy import save_file
+
+from neumann_jax.checkpoint.hf_layout import Tensor
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Prefixes of what is no part of the text model.
+_IGNORED = ("mtp.", "model.visual.", "visual.", "model.language_model.mtp.")
+_DTYPES = ("F32", "F16", "BF16", "F64")
+_SHOWN = 4  # names that a message lists
+
+
+class Files:
+  """Tensors of a directory by their name in a text model.
+
+  Files are mapped into memory; a tensor is copied when it is read.
+
+  Args:
+    path: a directory with one safetensors file or several and their index.
+
+  Attributes:
+    shapes: shape of every tensor of the text model.
+
+  Raises:
+    FileNotFoundError: if a file is missing.
+    ValueError: for a file that is truncated or corrupt, for an index that
+      names what its files lack, and for a dtype that is not floating point.
+  """
+
+  def __init__(self, path: pathlib.Path) -> None:
+    self.path = path
+    self.shapes: dict[str, tuple[int, ...]] = {}
+    self._homes: dict[str, tuple[safetensors.safe_open, str]] = {}
+    index = None if (path / SINGLE).is_file() else _read_index(path)
+    files = [SINGLE] if index is None else sorted(set(index.values()))
+    for file in files:
+      if not (path / file).is_file():
+        raise FileNotFoundError(
+          f"{path / INDEX} names {file}, which is missing"
+        )
+    held = {file: self._open(file) for file in files}
+    for name, file in (index or {}).items():
+      if name not in held[file]:
+        raise ValueError(f"{path / INDEX} names {name}, which {file} lacks")
+
+  def read(self, tensor: Tensor) -> np.ndarray:
+    """The tensor, put together if the files hold its pieces."""
+    if tensor.name in self.shapes or not tensor.pieces:
+      return self._get(tensor.name)
+    first = self._get(tensor.pieces[0].name)
+    whole = np.empty(tensor.shape, first.dtype)
+    for piece in tensor.pieces:
+      whole[piece.place] = self._get(piece.name)
+    return whole
+
+  def check(self, wanted: Sequence[Tensor], *, tied: bool) -> None:
+    """Raises ValueError unless the tensors are those wanted.
+
+    Args:
+      wanted: all that the model needs.
+      tied: whether the output matrix may be there though it is not needed.
+    """
+    left = set(self.shapes) - ({"lm_head.weight"} if tied else set())
+    missing, misshapen = [], []
+    for name, shape in self._expected(wanted):
+      if name not in self.shapes:
+        missing.append(name)
+      elif self.shapes[name] != shape:
+        misshapen.append(f"{name} is {self.shapes[name]}, not {shape}")
+      left.discard(name)
+    groups = {"missing": missing, "surplus": sorted(left)}
+    groups["misshapen"] = misshapen
+    wrong = [_listed(kind, names) for kind, names in groups.items() if names]
+    if wrong:
+      raise ValueError(
+        f"tensors in {self.path} do not fit its config.json: {'; '.join(wrong)}"
+      )
+
+  def check_tied(self) -> None:
+    """Raises ValueError where an output matrix is not the embedding."""
+    if "lm_head.weight" not in self.shapes:
+      return
+    embedding = self._get("model.embed_tokens.weight")
+    if not np.array_equal(self._get("lm_head.weight"), embedding):
+      raise ValueError(
+        f"lm_head.weight in {self.path} must equal the embedding, for its "
+        "config.json has tie_word_embeddings"
+      )
+
+  def _expected(
+    self, wanted: Sequence[Tensor]
+  ) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for tensor in wanted:
+      whole = tensor.name in self.shapes
+      pieces = not whole and any(p.name in self.shapes for p in tensor.pieces)
+      if pieces:
+        yield from ((p.name, p.shape) for p in tensor.pieces)
+      else:
+        yield tensor.name, tensor.shape
+
+  def _get(self, name: str) -> np.ndarray:
+    file, stored = self._homes[name]
+    return file.get_tensor(stored)
+
+  def _open(self, file: str) -> set[str]:
+    """Enters the tensors of a file, and returns their names in it."""
+    try:
+      opened = safetensors.safe_open(self.path / file, framework="numpy")
+    except (safetensors.SafetensorError, OSError) as error:
+      raise ValueError(
+        f"{self.path / file} is truncated or not safetensors ({error})"
+      ) from None
+    stored = set(opened.keys())
+    for key in stored:
+      if not key.startswith(_IGNORED):
+        self._enter(file, opened, key)
+    return stored
+
+  def _enter(self, file: str, opened: safetensors.safe_open, key: str) -> None:
+    name = key.replace("model.language_model.", "model.", 1)
+    found = opened.get_slice(key)
+    if found.get_dtype() not in _DTYPES:
+      raise ValueError(
+        f"{key} in {self.path / file} must be one of {', '.join(_DTYPES)}, got "
+        f"{found.get_dtype()}"
+      )
+    if name in self.shapes:
+      raise ValueError(f"{self.path} holds {name} more than once")
+    self.shapes[name] = tuple(found.get_shape())
+    self._homes[name] = opened, key
+
+
+def write(
+  path: pathlib.Path,
+  tensors: Iterable[tuple[str, np.ndarray]],
+  *,
+  max_shard_bytes: int,
+) -> None:
+  """Writes named tensors into an existing folder, in their order.
+
+  Args:
+    path: the folder.
+    tensors: taken one by one; those of one file are held in memory together.
+    max_shard_bytes: of the tensors of a file, unless one alone is larger.
+  """
+  shards: list[list[str]] = []
+  total = size = 0
+  held: dict[str, np.ndarray] = {}
+
+  def flush() -> None:
+    file = path / f"{len(shards)}.part"
+    save_file(held, file, metadata={"format": "pt"})
+    shards.append(list(held))
+    held.clear()
+
+  for name, tensor in tensors:
+    if held and size + tensor.nbytes > max_shard_bytes:
+      flush()
+      size = 0
+    held[name] = np.ascontiguousarray(tensor)
+    size, total = size + tensor.nbytes, total + tensor.nbytes
+  flush()
+  _name_shards(path, shards, total)
+
+
+def _name_shards(
+  path: pathlib.Path, shards: list[list[str]], total: int
+) -> None:
+  count = len(shards)
+  if count == 1:
+    (path / "0.part").rename(path / SINGLE)
+    return
+  homes: dict[str, str] = {}
+  for i, names in enumerate(shards):
+    file = f"model-{i + 1:05}-of-{count:05}.safetensors"
+    (path / f"{i}.part").rename(path / file)
+    homes |= dict.fromkeys(names, file)
+  index = {"metadata": {"total_size": total}, "weight_map": homes}
+  (path / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _read_index(path: pathlib.Path) -> dict[str, str]:
+  file = path / INDEX
+  if not file.is_file():
+    raise FileNotFoundError(f"path must hold {SINGLE} or {INDEX}, got {path}")
+  try:
+    index = dict(json.loads(file.read_text())["weight_map"])
+  except (ValueError, KeyError, TypeError):
+    raise ValueError(f"{file} must be JSON with a weight_map") from None
+  for name, home in index.items():
+    if not isinstance(home, str):
+      raise ValueError(f"{file} must name the file of {name}, got {home!r}")
+  return index
+
+
+def _listed(kind: str, names: Sequence[str]) -> str:
+  rest = len(names) - _SHOWN
+  more = f" and {rest} more" if rest > 0 else ""
+  return f"{len(names)} {kind} ({', '.join(names[:_SHOWN])}{more})"

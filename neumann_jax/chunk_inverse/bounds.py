@@ -1,0 +1,153 @@
+"""Provable bounds on the chunk inverse, before and after computing it.
+
+For keys of norm at most 1 and 0 <= beta <= 2, unrolling the delta rule gives
+
+  T_ij = -beta_i exp(G_i - G_j) k_i^T [prod_m (I - beta_m k_m k_m^T)] k_j,
+
+a product of contractions, hence |T_ij| <= E_ij = beta_i exp(G_i - G_j) below
+the diagonal: the *envelope*. From T - X = T R, R = I - (I + A) X, follows the
+entrywise certificate |T - X| <= E |R| for any approximation X.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from neumann_jax import checks
+from neumann_jax.chunk_inverse import masks
+
+UNIT_ROUNDOFF = 2.0**-24  # of float32
+TINY = 2.0**-126  # smallest normal float32; what is below may become 0
+
+
+def envelope(
+  beta: jax.Array, log_decay: jax.Array, *, key_norm: float = 1.0
+) -> jax.Array:
+  """Entrywise bound E on |T|, T = (I + A)^-1.
+
+  A itself and every intermediate of the ladder and of the masked Newton
+  iteration obey the same bound.
+
+  Args:
+    beta: [..., C] float, write strength, 0 <= beta <= 2.
+    log_decay: [..., C] float, log decay of each token, <= 0.
+    key_norm: largest norm n of a key, >= 1. Keys rounded to bfloat16 can
+      exceed 1; E_ij grows by n^2 max(1, beta_max n^2 - 1)^(i-j-1).
+
+  Returns:
+    [..., C, C] float32: E below the diagonal, 1 on it, 0 above.
+
+  Raises:
+    ValueError: if key_norm < 1, if the shapes differ, or for a value out of
+      range where values are known (not traced).
+  """
+  if key_norm < 1.0:
+    raise ValueError(f"key_norm must be at least 1, got {key_norm}")
+  _check_same(beta=beta, log_decay=log_decay)
+  checks.check_gates(beta, log_decay)
+  c = beta.shape[-1]
+  beta = beta.astype(jnp.float32)
+  decay = masks.decay_matrix(log_decay.astype(jnp.float32))  # [..., C, C]
+  e = beta[..., :, None] * decay
+  if key_norm > 1.0:
+    square = key_norm**2
+    row, col = jnp.arange(c)[:, None], jnp.arange(c)[None, :]
+    largest = jnp.max(beta, axis=-1)[..., None, None]  # [..., 1, 1]
+    base = jnp.maximum(1.0, largest * square - 1.0)
+    between = jnp.maximum(row - col - 1, 0).astype(jnp.float32)
+    e = e * square * base**between
+  lower = masks.strictly_lower(c)
+  return jnp.where(lower, e, jnp.eye(c, dtype=jnp.float32))
+
+
+def certify(a: jax.Array, t: jax.Array, envelope: jax.Array) -> jax.Array:
+  """Entrywise bound on |(I + A)^-1 - t|, rounding of the check included.
+
+    |T - X| <= E (|R| + (C+2) u (|A||X| + |X| + I)),  R = I - (I + A) X,
+
+  with R in float32 at highest precision and u = 2^-24. One product for R, one
+  for E times it, and one for the rounding term. What float32 flushes to zero
+  is covered by multiples of its smallest normal number, 1.2e-38: under fast
+  decay the bound of an entry is of that order, never 0.
+
+  Args:
+    a: [..., C, C] float32 or narrower; only the strictly lower part is read.
+    t: [..., C, C], any approximation of the inverse of I + A.
+    envelope: [..., C, C], from `envelope`, valid for the keys behind `a`.
+
+  Returns:
+    [..., C, C] float32, infinite where `t` is not finite.
+
+  Raises:
+    ValueError: if the shapes differ.
+  """
+  _check_same(a=a, t=t, envelope=envelope)
+  c = a.shape[-1]
+  eye = jnp.eye(c, dtype=jnp.float32)
+  a = jnp.where(masks.strictly_lower(c), a, 0).astype(jnp.float32)
+  x = t.astype(jnp.float32)
+  residual = eye - x - _dot(a, x)
+  magnitude = _dot(jnp.abs(a), jnp.abs(x)) + jnp.abs(x) + eye
+  inner = jnp.abs(residual) + (c + 2) * UNIT_ROUNDOFF * magnitude
+  # An entry of a, of x or of the product that is flushed to zero was below
+  # TINY; it enters R once for every entry it is multiplied with.
+  flushed = c + 2 + _sum(a, -1) + _sum(x, -2)
+  inner = inner + TINY * flushed
+  # The two products of non-negative matrices round as well: at most C + 2
+  # relative roundings each, covered by this factor.
+  slack = 1.0 + 4 * (c + 2) * UNIT_ROUNDOFF
+  bound = slack * _dot(envelope.astype(jnp.float32), inner)
+  bound = bound + TINY * (c + 1 + _sum(inner, -2))  # flushed in E, t, E inner
+  return jnp.where(jnp.isfinite(bound), bound, jnp.inf)
+
+
+def truncation_tail(envelope: jax.Array) -> jax.Array:
+  """Largest row sum of E beyond each band: what cutting T there can cost.
+
+  Args:
+    envelope: [..., C, C].
+
+  Returns:
+    [..., C] float32; entry m is max_i sum_(j < i-m) E_ij, the provable bound
+    on the largest row sum of |T - X| when X is T cut to m sub-diagonals.
+  """
+  c = envelope.shape[-1]
+  # Column d of `diagonals` holds E[i, i - d], so the tail is a reversed cumsum.
+  row = jnp.arange(c)[:, None]
+  col = row - jnp.arange(c)[None, :]
+  diagonals = jnp.where(
+    col >= 0,
+    jnp.take_along_axis(
+      envelope,
+      jnp.broadcast_to(jnp.maximum(col, 0), envelope.shape),
+      axis=-1,
+    ),
+    0,
+  )  # [..., C, C]
+  from_d = jnp.cumsum(diagonals[..., ::-1], axis=-1)[..., ::-1]
+  beyond = jnp.pad(from_d[..., 1:], [(0, 0)] * (envelope.ndim - 1) + [(0, 1)])
+  return jnp.max(beyond, axis=-2)
+
+
+def required_band(envelope: jax.Array, tolerance: float) -> jax.Array:
+  """Smallest band m whose provable tail is within tolerance: [...] int32."""
+  tail = truncation_tail(envelope)
+  return jnp.argmax(tail <= tolerance, axis=-1).astype(jnp.int32)
+
+
+def _check_same(**arrays: jax.Array) -> None:
+  shapes = {}
+  for name, array in arrays.items():
+    checks.check_array(name, array)
+    shapes[name] = array.shape
+  if len(set(shapes.values())) > 1:
+    found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    raise ValueError(f"shapes must be equal, got {found}")
+
+
+def _sum(a: jax.Array, axis: int) -> jax.Array:
+  return jnp.sum(jnp.abs(a), axis=axis, keepdims=True)
+
+
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+  return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)

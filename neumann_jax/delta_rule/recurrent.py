@@ -1,0 +1,143 @@
+"""The gated delta rule token by token, and one token of it: decoding.
+
+Per value head, with S [Dk, Dv] the state and g the log decay of a token:
+
+  S <- exp(g) S;  S <- S + k (beta (v - S^t k))^t;  o = scale S^t q.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from neumann_jax.delta_rule import inputs
+from neumann_jax.delta_rule.inputs import Operands
+
+_einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+
+
+def gated_delta_recurrent(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  log_decay: jax.Array,
+  beta: jax.Array,
+  *,
+  scale: float | None = None,
+  initial_state: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """The same rule as `gated_delta_rule`, one token after the other.
+
+  Serial, and its backward pass keeps one state a token: for short sequences
+  and as a reference.
+
+  Args:
+    q: [B, T, Hk, Dk].
+    k: [B, T, Hk, Dk].
+    v: [B, T, Hv, Dv].
+    log_decay: [B, T, Hv], <= 0.
+    beta: [B, T, Hv], in [0, 2].
+    scale: of the output; None is Dk^-0.5.
+    initial_state: [B, Hv, Dk, Dv] or None.
+    segment_ids: [B, T] integers, non-decreasing along a row, or None.
+
+  Returns:
+    out [B, T, Hv, Dv] in v's dtype and the final state, as `gated_delta_rule`.
+
+  Raises:
+    TypeError: for an operand of the wrong type.
+    ValueError: for a shape or a value out of range.
+  """
+  arrays = Operands(q, k, v, log_decay, beta)
+  inputs.check(arrays._asdict(), state=initial_state, segment_ids=segment_ids)
+  return _by_tokens(
+    arrays,
+    inputs.output_scale(scale, q),
+    initial_state,
+    segment_ids,
+  )
+
+
+def gated_delta_step(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  log_decay: jax.Array,
+  beta: jax.Array,
+  state: jax.Array,
+  *,
+  scale: float | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """One token of the gated delta rule.
+
+  Args:
+    q: [B, Hk, Dk].
+    k: [B, Hk, Dk].
+    v: [B, Hv, Dv], Hv a whole multiple of Hk.
+    log_decay: [B, Hv], <= 0.
+    beta: [B, Hv], in [0, 2].
+    state: [B, Hv, Dk, Dv], before the token.
+    scale: of the output; None is Dk^-0.5.
+
+  Returns:
+    out [B, Hv, Dv] in v's dtype, and the state after the token in float32
+    (float64 for float64 values).
+
+  Raises:
+    TypeError: for an operand of the wrong type.
+    ValueError: for a shape or a value out of range.
+  """
+  arrays = Operands(q, k, v, log_decay, beta)
+  inputs.check(
+    arrays._asdict(),
+    tokens=False,
+    state=state,
+  )
+  return _one_token(arrays, inputs.output_scale(scale, q), state)
+
+
+@jax.jit
+def _by_tokens(
+  arrays: Operands,
+  scale: jax.Array,
+  initial_state: jax.Array | None,
+  segment_ids: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+  dtype = arrays.v.dtype
+  widened = inputs.widened(arrays, scale)
+  state = inputs.grouped_state(initial_state, arrays.k, arrays.v, *arrays)
+  starts = jnp.zeros(arrays.v.shape[:2], bool)
+  if segment_ids is not None:
+    starts = inputs.segment_starts(segment_ids)
+
+  def body(state, x):
+    start, token = x
+    state = jnp.where(start[:, None, None, None, None], 0, state)
+    return _token(state, token)
+
+  tokens = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (starts, widened))
+  state, out = lax.scan(body, state, tokens)
+  return jnp.swapaxes(out, 0, 1).astype(dtype), inputs.flat_state(state)
+
+
+@jax.jit
+def _one_token(
+  arrays: Operands, scale: jax.Array, state: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  widened = inputs.widened(arrays, scale)
+  grouped = inputs.grouped_state(state, arrays.k, arrays.v, *arrays)
+  grouped, out = _token(grouped, widened)
+  return out.astype(arrays.v.dtype), inputs.flat_state(grouped)
+
+
+def _token(state: jax.Array, token: Operands) -> tuple[jax.Array, jax.Array]:
+  """Advances the state [B, Hk, R, Dk, Dv] by one token."""
+  q, k, v, log_decay, beta = token
+  groups = state.shape[:3]
+  state = jnp.exp(log_decay).reshape(*groups, 1, 1) * state
+  read = _einsum("bhd,bhrdv->bhrv", k, state)
+  delta = beta.reshape(*groups, 1) * (v.reshape(read.shape) - read)
+  state = state + _einsum("bhd,bhrv->bhrdv", k, delta)
+  return state, _einsum("bhd,bhrdv->bhrv", q, state).reshape(v.shape)

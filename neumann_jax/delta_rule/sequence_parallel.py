@@ -1,0 +1,173 @@
+"""The gated delta rule with its tokens split over a mesh axis.
+
+A shard maps the state that enters it affinely, S -> M S + b with M [Dk, Dk] a
+value head, and so does every read of the state on the way: o_t = a_t + P_t S.
+One scan over a shard's chunks, started from the columns [0, I] instead of S,
+yields b and M, and all a_t and P_t, before anything of the other shards is
+known. Then the maps are gathered, every shard composes those before it into
+the state that enters it, and adds P_t S to its outputs.
+
+Per value head and token the scan takes Dv + Dk columns where one device takes
+Dv, and the last product Dk Dv more: 7/3 of the state's products for Dk = Dv,
+while the inverse and everything that needs no state stay the same. A device
+receives shards (Dk + Dv) Dk numbers a value head and row, once: 33 MB for 8
+shards, 32 heads of 128 and one row. A chain of neighbours would send Dk Dv a
+hop, but each hop would wait for the one before it, forward and backward; a
+parallel prefix would multiply the M, Dk / Dv of the gathered work for log2
+rounds more. The products with gathered maps, shards Dk^2 Dv a head, are less
+than the rest as soon as a shard is longer than Dk shards / 7.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from neumann_jax import sequence_axis
+from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
+from neumann_jax.delta_rule import api, layout
+from neumann_jax.delta_rule import chunk_scan as recurrence
+from neumann_jax.delta_rule import inputs as operands
+from neumann_jax.delta_rule.api import Form
+from neumann_jax.delta_rule.inputs import Operands
+
+_einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+
+
+def sharded_delta_rule(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  log_decay: jax.Array,
+  beta: jax.Array,
+  *,
+  axis_name: str,
+  scale: float | None = None,
+  initial_state: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+  chunk_size: int = 64,
+  spec: InverseSpec = InverseSpec(),  # noqa: B008  (frozen)
+  fused: bool = False,
+  implementation: str = "auto",
+) -> tuple[jax.Array, jax.Array]:
+  """`gated_delta_rule` of the whole sequence, inside `jax.shard_map`.
+
+  L = T / shards tokens are here. Chunks are cut a shard at a time: with L a
+  multiple of C they are those of a single device, and so is what a rounded
+  inverse makes of them. Exactly zero gradients between documents stay so
+  across shards.
+
+  Products take 16-bit q, k and v as `gated_delta_rule` does, and round b and M
+  where one device rounds the state: both forms are equally near to the exact
+  rule, not within float32 of each other. What shards exchange and how they
+  compose it is float32.
+
+  Args:
+    q: [B, L, Hk, Dk], this shard's tokens, like all operands.
+    k: [B, L, Hk, Dk].
+    v: [B, L, Hv, Dv].
+    log_decay: [B, L, Hv].
+    beta: [B, L, Hv].
+    axis_name: the mesh axis that splits the tokens.
+    scale: of the output; None is Dk^-0.5.
+    initial_state: [B, Hv, Dk, Dv] before the first shard, the same in all
+      shards; None is zero.
+    segment_ids: [B, L] integers, non-decreasing along the whole sequence. A
+      document goes on where a shard begins with the id that the one before
+      ended with.
+    chunk_size: as for `gated_delta_rule`, like all that follow.
+    spec: of the inverse.
+    fused: whether u and w come from one kernel.
+    implementation: back end; the recurrence over chunks is always the scan.
+
+  Returns:
+    out [B, L, Hv, Dv] in v's dtype, and the state after the last shard
+    [B, Hv, Dk, Dv], the same in all shards.
+
+  Raises:
+    TypeError: for an operand of the wrong type.
+    ValueError: as `gated_delta_rule`, or if the axis is unknown.
+  """
+  return _by_form(
+    Operands(q, k, v, log_decay, beta),
+    Form(chunk_size, spec, implementation, fused),
+    axis_name=axis_name,
+    scale=scale,
+    initial_state=initial_state,
+    segment_ids=segment_ids,
+  )
+
+
+def rule_over(axis_name: str | None) -> Callable[..., tuple]:
+  """`delta_rule.by_form`, over the shards of an axis if there is one."""
+  if axis_name is None:
+    return api.by_form
+  return functools.partial(_by_form, axis_name=axis_name)
+
+
+def _by_form(
+  arrays: Operands,
+  how: Form,
+  *,
+  axis_name: str,
+  scale: float | None = None,
+  initial_state: jax.Array | None = None,
+  segment_ids: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  sequence_axis.axis_size(axis_name)
+  api.check(arrays, initial_state, segment_ids, how)
+  scale = operands.output_scale(scale, arrays.q)
+  return _by_shards(arrays, scale, initial_state, segment_ids, axis_name, how)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _by_shards(
+  arrays: Operands,
+  scale: jax.Array,
+  initial_state: jax.Array | None,
+  segment_ids: jax.Array | None,
+  axis_name: str,
+  how: Form,
+) -> tuple[jax.Array, jax.Array]:
+  first = operands.grouped_state(
+    initial_state, arrays.k, arrays.v, *arrays
+  )  # [B, Hk, R, Dk, Dv]
+  (batch, length), dv = arrays.v.shape[:2], arrays.v.shape[-1]
+  # A shard that begins with a new document starts the propagator from 0.
+  reads = sequence_axis.continues(segment_ids, batch, axis_name)
+  identity = jnp.eye(first.shape[-2], dtype=first.dtype)
+  identity = jnp.where(reads[:, None, None, None, None], identity, 0)
+  identity = jnp.broadcast_to(identity, (*first.shape[:-1], first.shape[-2]))
+  start = jnp.concatenate([jnp.zeros_like(first), identity], axis=-1)
+  inputs = api.recurrence_inputs(arrays, scale, initial_state, segment_ids, how)
+  prepared, factor = recurrence.prepare(inputs, segment_ids, how.chunk_size)
+  own, out = recurrence.advance(start, prepared)
+  state, final = _states(first, own, axis_name)
+  out = out[..., :dv] + _einsum("nbhrcd,bhrdv->nbhrcv", out[..., dv:], state)
+  out = factor * layout.merge_values(out, length)
+  return out.astype(arrays.v.dtype), operands.flat_state(final)
+
+
+def _states(
+  first: jax.Array, own: jax.Array, axis_name: str
+) -> tuple[jax.Array, jax.Array]:
+  """The state that enters this shard and the one that leaves the last.
+
+  Args:
+    first: [B, Hk, R, Dk, Dv], the state before the first shard.
+    own: [B, Hk, R, Dk, Dv + Dk], b and M of this shard.
+    axis_name: the mesh axis that splits the tokens.
+  """
+  dv = first.shape[-1]
+
+  def after(state, one):
+    moved = _einsum("bhrde,bhrev->bhrdv", one[..., dv:], state)
+    return one[..., :dv] + moved, state
+
+  maps = lax.all_gather(own, axis_name)  # [shards, B, Hk, R, Dk, Dv + Dk]
+  final, entering = lax.scan(after, first, maps)
+  index = lax.axis_index(axis_name)
+  entering = lax.dynamic_index_in_dim(entering, index, keepdims=False)
+  return entering, sequence_axis.from_last(final, axis_name)

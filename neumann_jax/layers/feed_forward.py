@@ -1,0 +1,160 @@
+"""Feed-forward layers: SwiGLU, and sparse experts beside a shared one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from neumann_jax.layers.linear import linear
+from neumann_jax.model_config import Execution, ModelConfig
+
+
+class SwiGLU(nnx.Module):
+  """down(silu(gate(x)) * up(x)), [..., hidden] -> [..., hidden].
+
+  Args:
+    config: the architecture.
+    execution: how it is computed.
+    width: between the projections.
+    rngs: source of the initial parameters.
+  """
+
+  def __init__(
+    self,
+    config: ModelConfig,
+    execution: Execution,
+    *,
+    width: int,
+    rngs: nnx.Rngs,
+  ) -> None:
+    make = functools.partial(
+      linear,
+      std=config.initializer_range,
+      dtype=execution.dtype,
+      param_dtype=execution.param_dtype,
+      rngs=rngs,
+    )
+    self.gate_proj = make(config.hidden_size, width)
+    self.up_proj = make(config.hidden_size, width)
+    self.down_proj = make(width, config.hidden_size)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., hidden] -> [..., hidden]."""
+    return self.down_proj(nnx.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Experts(nnx.Module):
+  """E SwiGLU layers of one shape; each token goes through some of them.
+
+  Args:
+    config: the architecture.
+    execution: how it is computed.
+    rngs: source of the initial parameters.
+  """
+
+  def __init__(
+    self, config: ModelConfig, execution: Execution, *, rngs: nnx.Rngs
+  ) -> None:
+    self.dtype, self.num_experts = execution.dtype, config.num_experts
+    hidden, width = config.hidden_size, config.moe_intermediate_size
+    init = nnx.initializers.normal(config.initializer_range)
+    make = lambda *shape: nnx.Param(  # noqa: E731
+      init(rngs.params(), (config.num_experts, *shape), execution.param_dtype)
+    )
+    self.gate_up_proj = make(hidden, 2 * width)  # [E, hidden, gate | up]
+    self.down_proj = make(width, hidden)  # [E, width, hidden]
+
+  def __call__(
+    self, x: jax.Array, weights: jax.Array, chosen: jax.Array
+  ) -> jax.Array:
+    """The weighted sum of the chosen experts' outputs.
+
+    Copies of the tokens are sorted by expert, so that every expert multiplies
+    one contiguous group: no token is dropped, and none goes through an expert
+    that it did not choose.
+
+    Args:
+      x: [M, hidden].
+      weights: [M, K] float32.
+      chosen: [M, K] int32, distinct experts of each token.
+
+    Returns:
+      [M, hidden] in x's dtype.
+    """
+    count, k = chosen.shape
+    order = jnp.argsort(chosen.reshape(-1))  # stable: [M K]
+    token = order // k
+    sizes = jnp.bincount(chosen.reshape(-1), length=self.num_experts)
+    sizes = sizes.astype(jnp.int32)
+    both = self.multiply("gate_up_proj", x[token], sizes)
+    gate, up = jnp.split(both, 2, axis=-1)  # [M K, width] each
+    out = self.multiply("down_proj", nnx.silu(gate) * up, sizes)
+    out = out.astype(jnp.float32) * weights.reshape(-1)[order][:, None]
+    summed = jax.ops.segment_sum(out, token, num_segments=count)
+    return summed.astype(x.dtype)
+
+  def multiply(self, name: str, x: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Rows sorted by expert times the matrix of their expert.
+
+    Args:
+      name: of the matrices, "gate_up_proj" or "down_proj".
+      x: [M, in].
+      sizes: [E] int32, how many rows each expert has.
+
+    Returns:
+      [M, out].
+    """
+    return lax.ragged_dot(
+      x,
+      getattr(self, name)[...].astype(self.dtype),
+      sizes,
+      precision=lax.Precision.HIGHEST,
+    )
+
+
+class SparseExperts(nnx.Module):
+  """K of E experts a token, and a gated expert that sees every token.
+
+  Args:
+    config: the architecture.
+    execution: how it is computed.
+    rngs: source of the initial parameters.
+  """
+
+  def __init__(
+    self, config: ModelConfig, execution: Execution, *, rngs: nnx.Rngs
+  ) -> None:
+    self.config, self.dtype = config, execution.dtype
+    make = functools.partial(
+      linear,
+      std=config.initializer_range,
+      dtype=execution.dtype,
+      param_dtype=execution.param_dtype,
+      rngs=rngs,
+    )
+    self.gate = make(config.hidden_size, config.num_experts)
+    self.experts = Experts(config, execution, rngs=rngs)
+    self.shared_expert = SwiGLU(
+      config,
+      execution,
+      width=config.shared_expert_intermediate_size,
+      rngs=rngs,
+    )
+    self.shared_expert_gate = make(config.hidden_size, 1)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., hidden] -> [..., hidden]."""
+    tokens = x.reshape(-1, x.shape[-1])
+    out = self.experts(tokens, *self.route(tokens))
+    opened = nnx.sigmoid(self.shared_expert_gate(tokens))
+    return (out + opened * self.shared_expert(tokens)).reshape(x.shape)
+
+  def route(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Weights [M, K] float32 and experts [M, K] int32 of [M, hidden]."""
+    scores = nnx.softmax(self.gate(x).astype(jnp.float32))  # [M, E]
+    weights, chosen = lax.top_k(scores, self.config.num_experts_per_tok)
+    if self.config.norm_topk_prob:
+      weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
+    return weights, chosen

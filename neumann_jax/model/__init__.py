@@ -1,0 +1,1 @@
+"""The hybrid text model: decoder layers, their stack, the language model."""

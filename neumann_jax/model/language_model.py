@@ -1,0 +1,313 @@
+"""The hybrid text model of Qwen3-Next and Qwen3.5 as a flax.nnx module.
+
+Gated DeltaNet layers with a gated full attention layer every so often, each
+followed by a SwiGLU or by sparse experts, all pre-norm. Parameters are named
+as in a checkpoint: `layers/3/self_attn/q_proj/kernel` is its
+`model.layers.3.self_attn.q_proj.weight`, transposed.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from neumann_jax import checks, sequence_axis
+from neumann_jax.delta_rule import inputs, layout
+from neumann_jax.layers.attention import GatedAttention
+from neumann_jax.layers.cache import ModelCache, check_cache, check_room
+from neumann_jax.layers.gated_delta_net import GatedDeltaNet
+from neumann_jax.layers.linear import linear
+from neumann_jax.layers.norms import RMSNorm
+from neumann_jax.layers.positions import Positions, positions, shard_positions
+from neumann_jax.model.decoder import Tokens, make_layers, run_layers
+from neumann_jax.model_config import Execution, ModelConfig
+
+# What a model can change after it was made; the rest is in its parameters.
+CHANGEABLE = (
+  "chunk_size",
+  "spec",
+  "fused",
+  "implementation",
+  "gradient",
+  "query_block",
+  "remat",
+  "sequence_axis",
+)
+
+
+class LanguageModel(nnx.Module):
+  """Qwen3.5 or Qwen3-Next text model, tokens [B, T] -> logits [B, T, V].
+
+  Args:
+    config: the architecture.
+    execution: how it is computed.
+    rngs: source of the initial parameters.
+
+  Attributes:
+    layers: one `DecoderLayer` each; with `execution.scan_layers` one for each
+      layer of a period, whose parameters lead with the periods.
+
+  Raises:
+    ValueError: if layers are to be scanned but none repeat.
+  """
+
+  def __init__(
+    self,
+    config: ModelConfig,
+    execution: Execution = Execution(),  # noqa: B008  (frozen)
+    *,
+    rngs: nnx.Rngs,
+  ) -> None:
+    self.config, self.execution = config, execution
+    init = nnx.initializers.normal(config.initializer_range)
+    self.embed_tokens = nnx.Embed(
+      config.vocab_size,
+      config.hidden_size,
+      dtype=execution.dtype,
+      param_dtype=execution.param_dtype,
+      embedding_init=init,
+      rngs=rngs,
+    )
+    self.layers = nnx.List(make_layers(config, execution, rngs=rngs))
+    self.norm = RMSNorm(
+      config.hidden_size,
+      eps=config.rms_norm_eps,
+      param_dtype=execution.param_dtype,
+    )
+    if not config.tie_word_embeddings:
+      self.lm_head = linear(
+        config.hidden_size,
+        config.vocab_size,
+        std=config.initializer_range,
+        dtype=execution.dtype,
+        param_dtype=execution.param_dtype,
+        preferred_element_type=jnp.float32,
+        rngs=rngs,
+      )
+
+  def init_cache(self, batch: int, capacity: int) -> ModelCache:
+    """The cache before the first token.
+
+    Args:
+      batch: B.
+      capacity: S, tokens that a row may have in all. Only full attention
+        needs room for them.
+
+    Raises:
+      ValueError: if either is below 1.
+    """
+    for name, value in (("batch", batch), ("capacity", capacity)):
+      if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    caches = tuple(layer.init_cache(batch, capacity) for layer in self.layers)
+    if self.execution.scan_layers:
+      periods = self.config.num_hidden_layers // len(caches)
+      caches = jax.tree.map(
+        lambda x: jnp.zeros((periods, *x.shape), x.dtype), caches
+      )
+    zero = jnp.zeros(batch, jnp.int32)
+    return ModelCache(caches, zero, zero)
+
+  def __call__(
+    self,
+    tokens: jax.Array,
+    *,
+    cache: ModelCache | None = None,
+    segment_ids: jax.Array | None = None,
+    mask: jax.Array | None = None,
+  ) -> tuple[jax.Array, ModelCache | None]:
+    """Logits of the token after each one.
+
+    Args:
+      tokens: [B, T] integers in [0, V), T >= 1.
+      cache: from `init_cache` or the call before; None for none.
+      segment_ids: [B, T] integers, non-decreasing along a row: packed
+        documents that see nothing of each other. The cache enters the first
+        document and goes on with the last.
+      mask: [B, T], nonzero at real tokens; padding, left of the first tokens
+        or right of the last ones, is as if it were not there.
+
+    Returns:
+      logits [B, T, V] float32, of no meaning at padding, and the cache with
+      the tokens added (None for None). In a compiled program a row that
+      outgrows the cache's capacity gives NaN.
+
+    Raises:
+      TypeError: if tokens are not integers.
+      ValueError: for a shape or a value out of range (values are checked on
+        concrete arrays only), or if both segment_ids and mask are given.
+    """
+    hidden, cache = self.hidden_states(
+      tokens, cache=cache, segment_ids=segment_ids, mask=mask
+    )
+    return self.logits(hidden), cache
+
+  def hidden_states(
+    self,
+    tokens: jax.Array,
+    *,
+    cache: ModelCache | None = None,
+    segment_ids: jax.Array | None = None,
+    mask: jax.Array | None = None,
+  ) -> tuple[jax.Array, ModelCache | None]:
+    """What `logits` reads, [B, T, hidden]; arguments as for a call."""
+    self._check(tokens, cache, segment_ids, mask)
+    mask = None if mask is None else jnp.asarray(mask).astype(bool)
+    places = self._positions(tokens.shape, cache, segment_ids, mask)
+    known = Tokens(places, segment_ids, mask)
+    x = self.embed_tokens(tokens)
+    layers = None if cache is None else cache.layers
+    x, caches = run_layers(self.layers, self.execution, x, known, layers)
+    x = self.norm(x)
+    if cache is None:
+      return x, None
+    count = tokens.shape[1] if mask is None else jnp.sum(mask, axis=1)
+    cache = ModelCache(caches, cache.stored + count, places.first[:, -1])
+    full = cache.stored > cache.capacity  # [B]
+    return jnp.where(full[:, None, None], jnp.nan, x).astype(x.dtype), cache
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """[..., hidden] -> [..., V] float32."""
+    if not self.config.tie_word_embeddings:
+      return self.lm_head(hidden)
+    return jnp.einsum(
+      "...d,vd->...v",
+      hidden,
+      self.embed_tokens.embedding[...].astype(hidden.dtype),
+      precision=lax.Precision.HIGHEST,
+      preferred_element_type=jnp.float32,
+    )
+
+  def chunk_matrices(
+    self,
+    tokens: jax.Array,
+    *,
+    segment_ids: jax.Array | None = None,
+    mask: jax.Array | None = None,
+  ) -> tuple[layout.ChunkMatrices, ...]:
+    """The matrices that each Gated DeltaNet layer inverts, in their order.
+
+    Args:
+      tokens: [B, T], as for a call without a cache.
+      segment_ids: [B, T] integers or None.
+      mask: [B, T] or None.
+
+    Returns:
+      For each such layer a [B, Hv, N, C, C] and its gates [B, Hv, N, C].
+
+    Raises:
+      TypeError: if tokens are not integers.
+      ValueError: as for a call, or if the layers are scanned.
+    """
+    if self.execution.scan_layers:
+      raise ValueError(
+        "chunk_matrices needs separate layers: use unstack_layers first"
+      )
+    self._check(tokens, None, segment_ids, mask)
+    mask = None if mask is None else jnp.asarray(mask).astype(bool)
+    places = self._positions(tokens.shape, None, segment_ids, mask)
+    known = Tokens(places, segment_ids, mask)
+    x, found = self.embed_tokens(tokens), []
+    for layer in self.layers:
+      if layer.is_linear:
+        mixed = layer.input_layernorm(x)
+        found.append(
+          layer.linear_attn.chunk_matrices(
+            mixed, segment_ids=segment_ids, mask=mask
+          )
+        )
+      x, _ = layer(x, known)
+    return tuple(found)
+
+  def with_execution(self, **changes: Any) -> "LanguageModel":
+    """The same parameters under another `Execution`.
+
+    Args:
+      **changes: the fields of `Execution` that are in `CHANGEABLE`.
+
+    Raises:
+      ValueError: for a field that cannot change, or a value out of range.
+    """
+    for name in changes:
+      if name not in CHANGEABLE:
+        raise ValueError(
+          f"with_execution changes {', '.join(CHANGEABLE)}, not {name}"
+        )
+    execution = dataclasses.replace(self.execution, **changes)
+    model = nnx.merge(*nnx.split(self))
+    for _, node in nnx.iter_graph(model):
+      if isinstance(node, LanguageModel | GatedAttention):
+        node.execution = execution
+      if isinstance(node, GatedDeltaNet):
+        node.set_rule(
+          chunk_size=execution.chunk_size,
+          spec=execution.spec,
+          fused=execution.fused,
+          implementation=execution.implementation,
+          gradient=execution.gradient,
+          sequence_axis=execution.sequence_axis,
+        )
+    return model
+
+  def _positions(
+    self,
+    shape: tuple[int, ...],
+    cache: ModelCache | None,
+    segment_ids: jax.Array | None,
+    mask: jax.Array | None,
+  ) -> Positions:
+    batch, length = shape
+    axis = self.execution.sequence_axis
+    if axis is not None:
+      return shard_positions(batch, length, segment_ids, axis)
+    stored, start = (None, None) if cache is None else cache[1:]
+    return positions(
+      batch,
+      length,
+      stored=stored,
+      start=start,
+      segment_ids=segment_ids,
+      mask=mask,
+    )
+
+  def _check(
+    self,
+    tokens: jax.Array,
+    cache: ModelCache | None,
+    segment_ids: jax.Array | None,
+    mask: jax.Array | None,
+  ) -> None:
+    checks.check_tokens(tokens, self.config.vocab_size)
+    inputs.check_marks(tokens.shape, segment_ids, mask)
+    axis = self.execution.sequence_axis
+    sequence_axis.check(axis, mask)
+    if axis is not None and cache is not None:
+      raise ValueError(
+        f"cache cannot be given where mesh axis {axis!r} splits the tokens: "
+        "prefill without it"
+      )
+    if cache is not None:
+      self._check_cache(cache, tokens.shape[0])
+      check_room(cache, tokens.shape, mask)
+
+  def _check_cache(self, cache: ModelCache, batch: int) -> None:
+    if not isinstance(cache, ModelCache):
+      raise TypeError(
+        f"cache must be a ModelCache of init_cache, got {type(cache).__name__}"
+      )
+    if len(cache.layers) != len(self.layers):
+      raise ValueError(
+        f"cache must have {len(self.layers)} layers, as init_cache makes it, "
+        f"got {len(cache.layers)}"
+      )
+    if cache.stored.shape != (batch,):
+      raise ValueError(
+        f"cache must have {batch} rows, got {cache.stored.shape[0]}"
+      )
+    capacity = cache.capacity
+    like = jax.eval_shape(lambda: self.init_cache(batch, capacity))
+    for found, want in zip(cache.layers, like.layers):
+      check_cache(found, want)

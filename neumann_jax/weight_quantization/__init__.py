@@ -1,0 +1,1 @@
+"""Weights quantised after training: one matrix, and a whole model."""

@@ -1,0 +1,155 @@
+"""A language model whose linear maps are quantised after training."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from neumann_jax.layers.feed_forward import Experts
+from neumann_jax.model.language_model import LanguageModel
+from neumann_jax.weight_quantization.matrix import (
+  QuantizedKernel,
+  WeightQuantSpec,
+)
+
+# The router, the gate of the shared expert and the output matrix: small or
+# decisive, and left alone by the usual recipes.
+KEEP = ("gate", "shared_expert_gate", "lm_head")
+
+
+class QuantizedLinear(nnx.Module):
+  """x times a quantised kernel, plus the bias that the linear map had.
+
+  Args:
+    linear: what is quantised.
+    spec: how.
+  """
+
+  def __init__(self, linear: nnx.Linear, spec: WeightQuantSpec) -> None:
+    self.kernel = QuantizedKernel(linear.kernel[...], spec)
+    self.bias = linear.bias
+    self.dtype = jnp.dtype(linear.dtype or linear.param_dtype)
+    self.out_dtype = jnp.dtype(linear.preferred_element_type or self.dtype)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[..., in] -> [..., out]."""
+    y = self.kernel.multiply(x.astype(self.dtype), self.out_dtype, _matmul)
+    if self.bias is None:
+      return y
+    return y + self.bias[...].astype(y.dtype)
+
+
+class QuantizedExperts(Experts):
+  """Experts whose two stacks of matrices are quantised.
+
+  Args:
+    experts: what is quantised.
+    spec: how.
+  """
+
+  def __init__(self, experts: Experts, spec: WeightQuantSpec) -> None:
+    self.dtype, self.num_experts = experts.dtype, experts.num_experts
+    for name in ("gate_up_proj", "down_proj"):
+      kernel = getattr(experts, name)[...]
+      setattr(self, name, QuantizedKernel(kernel, spec))
+
+  def multiply(self, name: str, x: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Rows x [M, in], sorted by expert, times the matrix of their expert."""
+    dot = functools.partial(_ragged_dot, sizes)
+    expert = jnp.repeat(
+      jnp.arange(self.num_experts), sizes, total_repeat_length=x.shape[0]
+    )
+    return getattr(self, name).multiply(
+      x, self.dtype, dot, pick=lambda scale: scale[expert]
+    )
+
+
+def quantize_weights(
+  model: LanguageModel,
+  spec: WeightQuantSpec,
+  *,
+  keep: Sequence[str] = KEEP,
+) -> LanguageModel:
+  """The model with integer codes and scales in place of its linear maps.
+
+  Rounding is to nearest: no calibration data, nothing is trained. Embeddings
+  (also where they are the output matrix), norms, convolutions, A_log and
+  dt_bias stay as they are. Works on separate and on scanned layers, inside
+  `jax.jit` or outside; `with_execution` applies to the result.
+
+  Args:
+    model: with its linear maps as trained.
+    spec: bits and groups.
+    keep: names of linear maps that stay; the default is the router, the shared
+      expert's gate and the output matrix.
+
+  Returns:
+    A new model, which shares every array that stays with the old one.
+
+  Raises:
+    TypeError: if `spec` is no WeightQuantSpec.
+    ValueError: if the model is quantised already, or if `keep` names what no
+      model has.
+  """
+  if not isinstance(spec, WeightQuantSpec):
+    raise TypeError(
+      f"spec must be a WeightQuantSpec, as weight_quant.preset('W4A16'), got "
+      f"{spec!r}"
+    )
+  model = nnx.merge(*nnx.split(model))
+  found = _linear_maps(model)
+  _check_keep(keep, {name for _, name, _ in found})
+  for owner, name, linear in found:
+    if name in keep:
+      continue
+    if isinstance(linear, nnx.Linear):
+      setattr(owner, name, QuantizedLinear(linear, spec))
+    else:
+      setattr(owner, name, QuantizedExperts(linear, spec))
+  return model
+
+
+def _linear_maps(
+  model: LanguageModel,
+) -> list[tuple[nnx.Module, str, nnx.Linear | Experts]]:
+  """(owner, name, linear map or experts) all over the model."""
+  nodes = [node for _, node in nnx.iter_graph(model)]
+  if any(isinstance(node, QuantizedKernel) for node in nodes):
+    raise ValueError(
+      "model is quantised already: quantise the weights as trained"
+    )
+  return [
+    (node, name, child)
+    for node in nodes
+    if isinstance(node, nnx.Module)
+    for name, child in vars(node).items()
+    if isinstance(child, nnx.Linear | Experts)
+  ]
+
+
+def _check_keep(keep: Sequence[str], names: set[str]) -> None:
+  known = sorted(names | set(KEEP))
+  for name in (keep,) if isinstance(keep, str) else keep:
+    if name not in known:
+      raise ValueError(f"keep must be among {', '.join(known)}; got {name!r}")
+
+
+def _matmul(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  return jnp.matmul(
+    x, kernel, precision=lax.Precision.HIGHEST, preferred_element_type=dtype
+  )
+
+
+def _ragged_dot(
+  sizes: jax.Array, x: jax.Array, kernel: jax.Array, dtype: jnp.dtype
+) -> jax.Array:
+  return lax.ragged_dot(
+    x,
+    kernel,
+    sizes,
+    precision=lax.Precision.HIGHEST,
+    preferred_element_type=dtype,
+  )

@@ -1,0 +1,115 @@
+"""From a noisy image to a prediction of the clean one."""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from posterior_jax.base import Denoiser
+
+Predictor = Literal["denoise", "euler", "heun", "dpm_solver_2m"]
+
+
+def clean(denoise: Denoiser, x: jax.Array, sigma: jax.Array) -> jax.Array:
+  """D(x, sigma) of images with any leading axes.
+
+  Args:
+    denoise: D, (x [M, H, W, C], sigma [M]) -> [M, H, W, C].
+    x: [..., H, W, C] at noise sigma.
+    sigma: scalar > 0.
+
+  Returns:
+    [..., H, W, C] float32.
+
+  Raises:
+    ValueError: if the denoiser returns something of another shape.
+  """
+  flat = x.reshape(-1, *x.shape[-3:])  # [M, H, W, C]
+  levels = jnp.full(flat.shape[0], sigma, flat.dtype)
+  found = denoise(flat, levels)
+  if getattr(found, "shape", None) != flat.shape:
+    raise ValueError(
+      f"denoise must return images of shape {flat.shape}, as it was given, "
+      f"got {getattr(found, 'shape', type(found).__name__)}"
+    )
+  return found.astype(jnp.float32).reshape(x.shape)
+
+
+def predict(
+  denoise: Denoiser,
+  x: jax.Array,
+  sigma: jax.Array,
+  *,
+  kind: Predictor,
+  steps: int,
+  sigma_end: float,
+  rho: float,
+) -> jax.Array:
+  """One denoiser call, or the probability-flow ODE down to `sigma_end`.
+
+  The ODE of the variance-exploding process is dx/dsigma = (x - D(x, sigma)) /
+  sigma, on `steps` steps of a polynomial ramp. As in DAPS the end point is
+  returned as it is, without a last denoising.
+
+  Args:
+    denoise: D, (x [M, H, W, C], sigma [M]) -> [M, H, W, C].
+    x: [..., H, W, C] at noise sigma.
+    sigma: scalar > 0.
+    kind: "denoise" is D itself, the posterior mean; "euler" and "heun" solve
+      the ODE with one and two calls a step; "dpm_solver_2m" is the multistep
+      second-order DPM-Solver++ with one (Lu et al. 2022).
+    steps: of the ODE.
+    sigma_end: where the ODE stops; a level already below it takes no step.
+    rho: exponent of the ramp.
+
+  Returns:
+    [..., H, W, C] float32.
+
+  Raises:
+    ValueError: if the denoiser returns something of another shape.
+  """
+  if kind == "denoise":
+    return clean(denoise, x, sigma)
+  end = jnp.minimum(sigma_end, sigma)
+  fraction = jnp.arange(steps + 1, dtype=x.dtype) / steps
+  nodes = sigma ** (1 / rho) * (1 - fraction) + end ** (1 / rho) * fraction
+  nodes = nodes**rho  # [steps + 1]
+  step = {"euler": _euler, "heun": _heun, "dpm_solver_2m": _dpm_solver_2m}[kind]
+
+  def body(i: jax.Array, carry: tuple) -> tuple:
+    return step(functools.partial(clean, denoise), nodes, i, *carry)
+
+  return lax.fori_loop(0, steps, body, (x, jnp.zeros_like(x)))[0]
+
+
+def calls(kind: Predictor, steps: int) -> int:
+  """How often `predict` calls the denoiser."""
+  return {"denoise": 1, "heun": 2 * steps}.get(kind, steps)
+
+
+def _euler(clean, nodes, i, x, previous):
+  slope = (x - clean(x, nodes[i])) / nodes[i]
+  return x + (nodes[i + 1] - nodes[i]) * slope, previous
+
+
+def _heun(clean, nodes, i, x, previous):
+  width = nodes[i + 1] - nodes[i]
+  first = (x - clean(x, nodes[i])) / nodes[i]
+  ahead = x + width * first
+  second = (ahead - clean(ahead, nodes[i + 1])) / nodes[i + 1]
+  return x + width * (first + second) / 2, previous
+
+
+def _dpm_solver_2m(clean, nodes, i, x, previous):
+  """x' = (s'/s) x + (1 - s'/s) D, D extrapolated in log sigma."""
+  now = clean(x, nodes[i])
+  ratio = nodes[i + 1] / nodes[i]
+  last = jnp.log(nodes[jnp.maximum(i - 1, 0)] / nodes[i])
+  # Zero on the first step, and where a level below sigma_end does not move.
+  reach = jnp.where(
+    (i > 0) & (last > 0), -jnp.log(ratio) / jnp.where(last > 0, last, 1), 0
+  )
+  ahead = now + 0.5 * reach * (now - previous)
+  return ratio * x + (1 - ratio) * ahead, now

@@ -1,0 +1,1 @@
+"""Linear algebra on images: Fourier diagonals, solves, decompositions, sums."""

@@ -1,0 +1,87 @@
+"""Singular value decompositions that are fast on images."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from posterior_jax.linalg import solve
+
+
+def separable(rows: jax.Array, columns: jax.Array, x: jax.Array) -> jax.Array:
+  """rows x columns^T on the image axes: [h, H], [w, W], [..., H, W, C]."""
+  return jnp.einsum(
+    "hH,wW,...HWc->...hwc",
+    rows.astype(x.dtype),
+    columns.astype(x.dtype),
+    x,
+    precision=lax.Precision.HIGHEST,
+  )
+
+
+def separable_svd(rows: jax.Array, columns: jax.Array) -> solve.Svd:
+  """Of x -> rows x columns^T: the Kronecker product of two decompositions.
+
+  Args:
+    rows: [h, H].
+    columns: [w, W].
+
+  Returns:
+    Values [min(h, H), min(w, W), 1], in no order.
+  """
+  # As wide as arrays may be: a float32 decomposition is a few roundings off,
+  # how many depends on the machine's LAPACK.
+  widest = jax.dtypes.canonicalize_dtype(jnp.float64)
+  (u_h, s_h, v_h), (u_w, s_w, v_w) = (
+    jnp.linalg.svd(matrix.astype(widest), full_matrices=False)
+    for matrix in (rows, columns)
+  )
+
+  def applied(rows: jax.Array, columns: jax.Array) -> solve.Linear:
+    return jax.tree_util.Partial(separable, rows, columns)
+
+  return solve.Svd(
+    values=(s_h[:, None] * s_w)[..., None],
+    to_right=applied(v_h, v_w),
+    from_right=applied(v_h.T, v_w.T),
+    to_left=applied(u_h.T, u_w.T),
+    from_left=applied(u_h, u_w),
+  )
+
+
+def fourier_svd(transfer: jax.Array) -> solve.Svd:
+  """Of a circular blur: orthonormal Fourier vectors, turned by its phase.
+
+  Args:
+    transfer: gain of every Fourier vector, [H, W] complex.
+
+  Returns:
+    Values [H, W, 1] in FFT order; coefficients are complex.
+  """
+  transfer = transfer[..., None]  # [H, W, 1]
+  angle = jnp.angle(transfer)
+  phase = lax.complex(jnp.cos(angle), jnp.sin(angle))
+  partial = jax.tree_util.Partial
+  return solve.Svd(
+    values=jnp.abs(transfer),
+    to_right=partial(_to_fourier),
+    from_right=partial(_to_image),
+    to_left=partial(_turned_to_fourier, jnp.conj(phase)),
+    from_left=partial(_turned_to_image, phase),
+  )
+
+
+def _to_fourier(x: jax.Array) -> jax.Array:
+  return jnp.fft.fft2(x, axes=(-3, -2), norm="ortho")
+
+
+def _to_image(f: jax.Array) -> jax.Array:
+  return jnp.fft.ifft2(f, axes=(-3, -2), norm="ortho").real
+
+
+def _turned_to_fourier(phase: jax.Array, x: jax.Array) -> jax.Array:
+  f = _to_fourier(x)
+  return f * phase.astype(f.dtype)
+
+
+def _turned_to_image(phase: jax.Array, f: jax.Array) -> jax.Array:
+  return _to_image(f * phase.astype(f.dtype))

@@ -1,0 +1,39 @@
+"""How good a restoration is, and how true a set of posterior samples."""
+
+from posterior_jax.metrics.image import (
+  measurement_residual as measurement_residual,
+)
+from posterior_jax.metrics.image import psnr as psnr
+from posterior_jax.metrics.image import ssim as ssim
+from posterior_jax.metrics.lpips import LPIPS as LPIPS
+from posterior_jax.metrics.lpips import load_lpips as load_lpips
+from posterior_jax.metrics.posterior import Coverage as Coverage
+from posterior_jax.metrics.posterior import MeanError as MeanError
+from posterior_jax.metrics.posterior import VarianceRatio as VarianceRatio
+from posterior_jax.metrics.posterior import (
+  coefficient_variance as coefficient_variance,
+)
+from posterior_jax.metrics.posterior import coverage as coverage
+from posterior_jax.metrics.posterior import (
+  normalised_mean_error as normalised_mean_error,
+)
+from posterior_jax.metrics.posterior import (
+  sliced_wasserstein as sliced_wasserstein,
+)
+from posterior_jax.metrics.posterior import variance_ratio as variance_ratio
+
+__all__ = (
+  "LPIPS",
+  "Coverage",
+  "MeanError",
+  "VarianceRatio",
+  "coefficient_variance",
+  "coverage",
+  "load_lpips",
+  "measurement_residual",
+  "normalised_mean_error",
+  "psnr",
+  "sliced_wasserstein",
+  "ssim",
+  "variance_ratio",
+)

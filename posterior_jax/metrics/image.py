@@ -1,0 +1,121 @@
+"""How good a restoration is; calibration of samples in `calibration`.
+
+Images are [..., H, W, C] with pixels in [-1, 1]. Picture metrics follow the
+field's convention: clipped, mapped to [0, 1], in floating point and per image,
+so an average over images is one of decibels.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from posterior_jax import checks
+from posterior_jax.base import (
+  Observation,
+  check_observation,
+  normalised_residual,
+)
+
+_IMAGE = (-3, -2, -1)
+_SSIM_STD, _SSIM_RADIUS = 1.5, 5
+_SSIM_C1, _SSIM_C2 = 0.01**2, 0.03**2
+
+
+def psnr(x: jax.Array, truth: jax.Array) -> jax.Array:
+  """Peak signal-to-noise ratio on [0, 1], in dB.
+
+  Infinite if equal, once both are clipped.
+
+  Args:
+    x: [..., H, W, C].
+    truth: the same shape or one that broadcasts to it.
+
+  Returns:
+    [...], one per image.
+
+  Raises:
+    ValueError: if the images do not match.
+    TypeError: if they are not floating point.
+  """
+  x, truth = checks.matching_images(x, truth)
+  error = _unit(x) - _unit(truth)
+  return -10.0 * jnp.log10(jnp.mean(error**2, axis=_IMAGE))
+
+
+def ssim(x: jax.Array, truth: jax.Array) -> jax.Array:
+  """Structural similarity on [0, 1] (Wang et al. 2004), at most 1.
+
+  Gaussian window of 11 taps and standard deviation 1.5, K1 = 0.01, K2 = 0.03,
+  population covariances, averaged over the pixels whose window lies within the
+  image and over the channels.
+
+  Args:
+    x: [..., H, W, C], H and W at least 11.
+    truth: the same shape or one that broadcasts to it.
+
+  Returns:
+    [...], one per image.
+
+  Raises:
+    ValueError: if the images do not match or are smaller than the window.
+    TypeError: if they are not floating point.
+  """
+  x, truth = checks.matching_images(x, truth)
+  width = 2 * _SSIM_RADIUS + 1
+  if min(x.shape[-3:-1]) < width:
+    raise ValueError(
+      f"images must be at least {width} pixels wide and high for ssim, got "
+      f"{x.shape[-3:-1]}"
+    )
+  # Centred at grey: variances do not change and lose less to cancellation.
+  a, b = _unit(x) - 0.5, _unit(truth) - 0.5
+  mean_a, mean_b = _window(a), _window(b)
+  var_a = _window(a * a) - mean_a**2
+  var_b = _window(b * b) - mean_b**2
+  covariance = _window(a * b) - mean_a * mean_b
+  mean_a, mean_b = mean_a + 0.5, mean_b + 0.5
+  luminance = (2 * mean_a * mean_b + _SSIM_C1) / (
+    mean_a**2 + mean_b**2 + _SSIM_C1
+  )
+  structure = (2 * covariance + _SSIM_C2) / (var_a + var_b + _SSIM_C2)
+  return jnp.mean(luminance * structure, axis=_IMAGE)
+
+
+def measurement_residual(x: jax.Array, observation: Observation) -> jax.Array:
+  """||y - A x||^2 / (m noise_std^2) over the m entries that hold data.
+
+  Near 1 for the truth; inpainting counts observed pixels only, since what
+  stands at dropped ones is not data.
+
+  Args:
+    x: [..., N, H, W, C].
+    observation: y [N, h, w, C].
+
+  Returns:
+    [..., N].
+  """
+  check_observation(observation)
+  return normalised_residual(observation, x)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+  """[-1, 1] -> [0, 1], clipped."""
+  return jnp.clip(x * 0.5 + 0.5, 0.0, 1.0)
+
+
+def _window(x: jax.Array) -> jax.Array:
+  """SSIM's Gaussian mean over the valid region, [..., H-10, W-10, C]."""
+  offset = np.arange(-_SSIM_RADIUS, _SSIM_RADIUS + 1)
+  weight = np.exp(-0.5 * (offset / _SSIM_STD) ** 2)
+  weight = weight / weight.sum()
+  for axis in (-3, -2):
+    size = x.shape[axis] - 2 * _SSIM_RADIUS
+    terms = [
+      float(w) * lax.slice_in_dim(x, i, i + size, axis=axis)
+      for i, w in enumerate(weight)
+    ]
+    x = functools.reduce(jnp.add, terms)
+  return x

@@ -1,0 +1,238 @@
+"""LPIPS: distance of images in the features of a classifier.
+
+Zhang et al. 2018, arXiv 1801.03924, version 0.1 of their code, which this
+follows to the last epsilon; its weights are not shipped (`load_lpips`).
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from posterior_jax import checks
+from posterior_jax.priors.checkpoints import named_tensors
+from posterior_jax.priors.checkpoints.named_tensors import Source
+
+Network = Literal["alex", "vgg"]
+
+
+class _Conv(NamedTuple):
+  """A convolution of the classifier: its number in the file, and its form."""
+
+  number: int
+  kernel: int
+  stride: int
+  padding: int
+
+
+class _Form(NamedTuple):
+  """A classifier's convolutions by slice, a pooling between pooled slices."""
+
+  slices: tuple[tuple[_Conv, ...], ...]
+  window: int
+  pooled: tuple[bool, ...]
+  least: int  # side of an image of which every feature map has a pixel
+
+
+def _three(*numbers: int) -> tuple[_Conv, ...]:
+  return tuple(_Conv(number, 3, 1, 1) for number in numbers)
+
+
+_FORMS: dict[str, _Form] = {
+  "alex": _Form(
+    (
+      (_Conv(0, 11, 4, 2),),
+      (_Conv(3, 5, 1, 2),),
+      _three(6),
+      _three(8),
+      _three(10),
+    ),
+    window=3,
+    pooled=(False, True, True, False, False),
+    least=31,
+  ),
+  "vgg": _Form(
+    (
+      _three(0, 2),
+      _three(5, 7),
+      _three(10, 12, 14),
+      _three(17, 19, 21),
+      _three(24, 26, 28),
+    ),
+    window=2,
+    pooled=(False, True, True, True, True),
+    least=16,
+  ),
+}
+_CHANNELS = 3
+_EPSILON = 1e-10
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LPIPS:
+  """The distance, a pytree of its weights.
+
+  Attributes:
+    shift: of colours, [3].
+    scale: of colours, [3].
+    kernels: of every convolution, [k, k, I, O].
+    biases: of every convolution, [O].
+    weights: of every slice's channels, [O], >= 0.
+    network: "alex" or "vgg".
+  """
+
+  shift: jax.Array
+  scale: jax.Array
+  kernels: tuple[jax.Array, ...]
+  biases: tuple[jax.Array, ...]
+  weights: tuple[jax.Array, ...]
+  network: Network = dataclasses.field(metadata={"static": True})
+
+  def __call__(self, x: jax.Array, truth: jax.Array) -> jax.Array:
+    """Distance of every image, 0 if equal.
+
+    Args:
+      x: [..., H, W, 3], clipped to [-1, 1]; H and W at least 31 ("alex") or 16.
+      truth: the same shape or one that broadcasts to it.
+
+    Returns:
+      [...], one per image, float32.
+
+    Raises:
+      ValueError: if the images do not match, are smaller or not of 3 channels.
+      TypeError: if they are not floating point.
+    """
+    x, truth = checks.matching_images(x, truth)
+    if x.shape[-1] != _CHANNELS:
+      raise ValueError(
+        f"x and truth must have 3 channels for lpips, got {x.shape[-1]}"
+      )
+    least = _FORMS[self.network].least
+    if min(x.shape[-3:-1]) < least:
+      raise ValueError(
+        f"images must be at least {least} pixels wide and high for lpips, got "
+        f"{x.shape[-3:-1]}"
+      )
+    lead = jnp.broadcast_shapes(x.shape[:-3], truth.shape[:-3])
+    total = jnp.zeros(lead, jnp.float32)
+    features = [self._features(x), self._features(truth)]
+    for weight, *pair in zip(self.weights, *features, strict=True):
+      a, b = (f / (_length(f) + _EPSILON) for f in pair)
+      total += jnp.mean(jnp.sum(weight * (a - b) ** 2, axis=-1), axis=(-2, -1))
+    return total
+
+  def _features(self, x: jax.Array) -> list[jax.Array]:
+    """Rectified output of every slice, [..., h, w, O]."""
+    form = _FORMS[self.network]
+    lead = x.shape[:-3]
+    x = jnp.clip(x.astype(jnp.float32), -1, 1).reshape(-1, *x.shape[-3:])
+    x = (x - self.shift) / self.scale
+    layers = iter(zip(self.kernels, self.biases, strict=True))
+    found = []
+    for convolutions, pooled in zip(form.slices, form.pooled, strict=True):
+      x = _pool(x, form.window) if pooled else x
+      for convolution in convolutions:
+        kernel, bias = next(layers)
+        x = jax.nn.relu(_convolve(x, kernel, convolution) + bias)
+      found.append(x.reshape(*lead, *x.shape[1:]))
+    return found
+
+
+def load_lpips(path: str | os.PathLike[str]) -> LPIPS:
+  """LPIPS with weights of one's own disk.
+
+  Where PyTorch and `lpips` are installed, such a file is written by
+  `torch.save(lpips.LPIPS(net="alex").state_dict(), "lpips_alex.pt")`; net="vgg"
+  is read as well. No code of the file is run.
+
+  Args:
+    path: of the state dict, by torch.save or NAME.safetensors.
+
+  Returns:
+    The distance.
+
+  Raises:
+    FileNotFoundError: if there is no file.
+    ValueError: for a damaged file, one of another network, or a tensor that is
+      missing, unknown or of another shape, by name.
+  """
+  path = pathlib.Path(path)
+  tensors = named_tensors.read(path)
+  # The file names the weights of the slices twice.
+  tensors = {k: v for k, v in tensors.items() if not k.startswith("lins.")}
+  network = _network(path.name, tensors)
+  sources = _sources(network, tensors)
+  found = named_tensors.collect(path.name, tensors, sources)
+
+  def every(leaf: str) -> tuple[jax.Array, ...]:
+    return tuple(jnp.asarray(v) for k, v in found.items() if k.endswith(leaf))
+
+  return LPIPS(
+    jnp.asarray(found["shift"]),
+    jnp.asarray(found["scale"]),
+    every(".kernel"),
+    every(".bias"),
+    every(".weight"),
+    network,
+  )
+
+
+def _network(where: str, tensors: Mapping[str, np.ndarray]) -> Network:
+  if "net.slice1.2.weight" in tensors:
+    return "vgg"
+  if "net.slice5.10.weight" in tensors:
+    return "alex"
+  raise ValueError(
+    f'{where} must be a state dict of lpips.LPIPS with net "alex" or "vgg"; it '
+    "has neither's tensors"
+  )
+
+
+def _sources(
+  network: Network, tensors: Mapping[str, np.ndarray]
+) -> dict[str, Source]:
+  """Of every array, in order, the numbers of channels being the file's."""
+  found = {
+    name: Source(f"scaling_layer.{name}", (1, _CHANNELS, 1, 1), np.ravel)
+    for name in ("shift", "scale")
+  }
+  entering = _CHANNELS
+  for i, convolutions in enumerate(_FORMS[network].slices):
+    for form in convolutions:
+      layer = f"net.slice{i + 1}.{form.number}"
+      leaving = tensors.get(f"{layer}.bias", np.zeros(1)).size
+      shape = (form.kernel, form.kernel, entering, leaving)
+      found[f"{layer}.kernel"] = named_tensors.source(layer, "kernel", shape)
+      found[f"{layer}.bias"] = named_tensors.source(layer, "bias", (leaving,))
+      entering = leaving
+    name = f"lin{i}.model.1.weight"
+    found[f"lin{i}.weight"] = Source(name, (1, entering, 1, 1), np.ravel)
+  return found
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, form: _Conv) -> jax.Array:
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    (form.stride,) * 2,
+    ((form.padding,) * 2,) * 2,
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    precision=lax.Precision.HIGHEST,
+  )
+
+
+def _pool(x: jax.Array, window: int) -> jax.Array:
+  """Largest of every window, two pixels on."""
+  sides, strides = (1, window, window, 1), (1, 2, 2, 1)
+  return lax.reduce_window(x, -jnp.inf, lax.max, sides, strides, "VALID")
+
+
+def _length(x: jax.Array) -> jax.Array:
+  return jnp.sqrt(jnp.sum(x**2, axis=-1, keepdims=True))

@@ -1,0 +1,298 @@
+"""How true a set of posterior samples is, against an exact posterior.
+
+Samples are [B, ...] or images [B, ..., H, W, C]. Every metric comes with the
+value or the spread that exact samples would have, so that a number can be told
+from its Monte Carlo noise. Reached as `posterior_jax.metrics`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from posterior_jax.linalg import fourier
+
+
+class MeanError(NamedTuple):
+  """Error of a sample mean in posterior standard deviations.
+
+  Attributes:
+    value: RMS(sample mean - exact mean) / RMS(posterior std), scalar.
+    floor: its root mean square for B exact independent samples, 1 / sqrt(B).
+  """
+
+  value: jax.Array
+  floor: float
+
+
+class VarianceRatio(NamedTuple):
+  """Sample variance over exact variance; K radial bands of frequency.
+
+  Attributes:
+    total: scalar, 1 for exact samples.
+    total_error: its Monte Carlo standard error.
+    bands: [K].
+    bands_error: [K], their standard errors.
+    upper: [K] cycles per pixel, the largest radius in each band.
+    coefficients: [K], Fourier coefficients per channel in each band.
+  """
+
+  total: jax.Array
+  total_error: jax.Array
+  bands: jax.Array
+  bands_error: jax.Array
+  upper: np.ndarray
+  coefficients: np.ndarray
+
+
+class Coverage(NamedTuple):
+  """How often the truth lies in the samples' central interval.
+
+  Attributes:
+    value: fraction of the truth's entries inside, scalar.
+    expected: the fraction for exact samples; differs from the level asked for
+      because B samples have only B + 1 ranks.
+  """
+
+  value: jax.Array
+  expected: float
+
+
+def normalised_mean_error(
+  samples: jax.Array, mean: jax.Array, std: jax.Array
+) -> MeanError:
+  """RMS(mean of samples - mean) / RMS(std) over every entry.
+
+  Args:
+    samples: [B, ...].
+    mean: exact posterior mean, [...].
+    std: exact posterior standard deviation, broadcastable to it.
+
+  Returns:
+    The ratio, and its size for exact samples.
+
+  Raises:
+    ValueError: if the mean is not of a sample's shape.
+  """
+  _check_samples(samples, mean, "mean")
+  difference = jnp.mean(samples, axis=0) - mean
+  ratio = jnp.mean(difference**2) / jnp.mean(std**2)
+  return MeanError(jnp.sqrt(ratio), float(samples.shape[0] ** -0.5))
+
+
+def coefficient_variance(samples: jax.Array) -> jax.Array:
+  """Variance over samples of every orthonormal Fourier coefficient.
+
+  Of exact samples, an estimate of what `variance_ratio` compares with; of an
+  exact covariance S it is diag(F S F^*).
+
+  Args:
+    samples: [B, ..., H, W, C], B at least 2.
+
+  Returns:
+    [..., H, W, C], divided by B - 1; its mean is the variance of a pixel.
+  """
+  return jnp.sum(_power(samples), axis=0) / (samples.shape[0] - 1)
+
+
+def variance_ratio(
+  samples: jax.Array,
+  variance: jax.Array,
+  *,
+  bands: int = 8,
+  least: int = 8,
+) -> VarianceRatio:
+  """Variance of posterior samples over the exact one, in total and by band.
+
+  Each ratio is one of sums over Fourier coefficients, of the unbiased sample
+  variances and of the exact ones. The standard error is that of the mean over
+  the B samples, so it needs no independence between coefficients; it is
+  undefined (NaN) for 2 samples.
+
+  Args:
+    samples: [B, ..., H, W, C], independent over B, at least 2.
+    variance: exact variance of every coefficient of the orthonormal FFT,
+      [H, W] or [..., H, W, C]; `coefficient_variance` of exact samples will do
+      where there are many more of them.
+    bands: radial bands of equal width up to Nyquist.
+    least: a band with fewer coefficients joins the next one outward.
+
+  Returns:
+    Ratios and standard errors.
+
+  Raises:
+    ValueError: if there are fewer than 2 samples, the sizes differ, or bands
+      or least is below 1.
+  """
+  if samples.ndim < 4 or samples.shape[0] < 2:
+    raise ValueError(
+      f"samples must have shape [B, ..., H, W, C] with B at least 2, got "
+      f"{samples.shape}"
+    )
+  if bands < 1 or least < 1:
+    raise ValueError(
+      f"bands and least must be at least 1, got {bands} and {least}"
+    )
+  height, width = samples.shape[-3:-1]
+  variance = variance[..., None] if variance.ndim == 2 else variance
+  _check_variance(variance, samples)
+  index = _merged_bands(height, width, bands, least)
+  count = int(index.max()) + 1
+  power = _power(samples)
+  exact = jnp.broadcast_to(variance, power.shape[1:])
+  member = jax.nn.one_hot(index, count, dtype=power.dtype)  # [H, W, K]
+
+  def per_band(a: jax.Array, spec: str) -> jax.Array:
+    return jnp.einsum(spec, a, member, precision=lax.Precision.HIGHEST)
+
+  energy = per_band(power, "b...hwc,hwk->bk")  # [B, K]
+  energy = energy * (samples.shape[0] / (samples.shape[0] - 1))
+  norm = per_band(exact, "...hwc,hwk->k")  # [K]
+  in_bands, bands_error = _mean_and_error(energy / norm)
+  total, total_error = _mean_and_error(jnp.sum(energy, 1) / jnp.sum(norm))
+  radius = fourier.radial_frequency(height, width)
+  return VarianceRatio(
+    total=total,
+    total_error=total_error,
+    bands=in_bands,
+    bands_error=bands_error,
+    upper=np.array([radius[index == k].max() for k in range(count)]),
+    coefficients=np.bincount(index.ravel()),
+  )
+
+
+def sliced_wasserstein(
+  x: jax.Array, y: jax.Array, key: jax.Array, *, directions: int = 256
+) -> jax.Array:
+  """Sliced 2-Wasserstein distance of two point sets, in their unit.
+
+    sqrt(mean over random unit vectors u of W_2(u.x, u.y)^2)
+
+  Two finite sets of one law are not at distance 0, so a value means nothing
+  alone: compare it with its floor, the same call on two sets of exact samples
+  of the same size (the spread of several such pairs is its noise).
+
+  Args:
+    x: [n, d].
+    y: [n, d].
+    key: draws the directions; the same key compares along the same ones.
+    directions: how many.
+
+  Returns:
+    Scalar.
+
+  Raises:
+    ValueError: if the sets are not of the same shape [n, d].
+  """
+  if directions < 1:
+    raise ValueError(f"directions must be at least 1, got {directions}")
+  if x.ndim != 2 or x.shape != y.shape:
+    raise ValueError(
+      f"x and y must both have shape [n, d], got {x.shape} and {y.shape}"
+    )
+  u = jax.random.normal(key, (x.shape[1], directions), x.dtype)
+  u = u / jnp.linalg.norm(u, axis=0)
+
+  def projected(points: jax.Array) -> jax.Array:
+    along = jnp.matmul(points, u, precision=lax.Precision.HIGHEST)
+    return jnp.sort(along, axis=0)  # [n, directions]
+
+  return jnp.sqrt(jnp.mean((projected(x) - projected(y)) ** 2))
+
+
+def coverage(
+  samples: jax.Array, truth: jax.Array, *, level: float = 0.9
+) -> Coverage:
+  """Fraction of entries whose truth lies in the samples' central interval.
+
+  The interval runs between two order statistics, so that a truth drawn from
+  the posterior the samples come from falls inside with a known probability,
+  whatever that posterior is.
+
+  Args:
+    samples: [B, ...].
+    truth: [...].
+    level: probability of the interval, in (0, 1).
+
+  Returns:
+    The fraction inside, and the one expected of exact samples.
+
+  Raises:
+    ValueError: if shapes differ, or B samples are too few for the level.
+  """
+  _check_samples(samples, truth, "truth")
+  count = samples.shape[0]
+  if not 0 < level < 1:
+    raise ValueError(f"level must lie in (0, 1), got {level}")
+  tail = int(np.ceil((1 - level) / 2 * (count + 1) - 0.5 - 1e-9))  # nearest
+  if tail < 1:
+    raise ValueError(
+      f"level {level} needs at least "
+      f"{int(np.ceil(1 / (1 - level) - 1e-9))} samples, got {count}"
+    )
+  rank = jnp.sum(samples < truth, axis=0)
+  inside = (rank >= tail) & (rank <= count - tail)
+  expected = (count + 1 - 2 * tail) / (count + 1)
+  return Coverage(jnp.mean(inside.astype(samples.dtype)), expected)
+
+
+def _power(samples: jax.Array) -> jax.Array:
+  """|F (sample - mean)|^2 with the orthonormal FFT, [B, ..., H, W, C]."""
+  centred = samples - jnp.mean(samples, axis=0)
+  return jnp.abs(jnp.fft.fft2(centred, axes=(-3, -2), norm="ortho")) ** 2
+
+
+def _mean_and_error(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Mean over axis 0 of energies about their own mean, and its error.
+
+  Centring ties the B energies together: their spread falls short by
+  (B - 2) / (B - 1) for Gaussian samples, and says nothing for B = 2.
+  """
+  count = values.shape[0]
+  mean = jnp.mean(values, axis=0)
+  if count == 2:
+    return mean, jnp.full_like(mean, jnp.nan)
+  spread = jnp.std(values, axis=0, ddof=1) / count**0.5
+  return mean, spread * ((count - 1) / (count - 2)) ** 0.5
+
+
+def _merged_bands(
+  height: int, width: int, count: int, least: int
+) -> np.ndarray:
+  """`spectral.radial_bands`, those of too few coefficients joined outward."""
+  index = fourier.radial_bands(height, width, count)
+  sizes = np.bincount(index.ravel(), minlength=count)
+  merged, held = np.zeros(count, int), 0
+  for band in range(1, count):
+    held += sizes[band - 1]
+    closed = held >= least and sizes[band:].sum() >= least
+    merged[band] = merged[band - 1] + closed
+    held = 0 if closed else held
+  return merged[index]
+
+
+def _check_variance(variance: jax.Array, samples: jax.Array) -> None:
+  size = samples.shape[-3:-1]
+  if variance.ndim < 3 or variance.shape[-3:-1] != size:
+    raise ValueError(
+      f"variance must have the samples' size {size}, got shape {variance.shape}"
+    )
+  fits = variance.ndim < samples.ndim and all(
+    one in (1, many)
+    for one, many in zip(variance.shape[::-1], samples.shape[:0:-1])
+  )
+  if not fits:
+    raise ValueError(
+      f"variance must have the shape of a sample {samples.shape[1:]} or one "
+      f"that broadcasts to it, got {variance.shape}"
+    )
+
+
+def _check_samples(samples: jax.Array, one: jax.Array, name: str) -> None:
+  if samples.ndim < 1 or samples.shape[1:] != one.shape:
+    raise ValueError(
+      f"{name} must have the shape of one sample {samples.shape[1:]}, got "
+      f"{one.shape}"
+    )

@@ -1,0 +1,1 @@
+"""Published weights, read without running code of theirs."""

@@ -1,0 +1,118 @@
+"""Weights of diffusers' `UNet2DModel` in a directory, with their config.
+
+Old files name attention's layers query, key, value and proj_attn, new ones
+to_q, to_k, to_v and to_out.0; both are read.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from posterior_jax.priors.checkpoints import named_tensors
+from posterior_jax.priors.checkpoints.diffusers_config import (
+  read_network,
+  read_schedule,
+)
+from posterior_jax.priors.checkpoints.named_tensors import Source
+from posterior_jax.priors.learned import UNetPrior, param_shapes, unet_prior
+from posterior_jax.priors.nets.ddpm_unet import DDPMConfig
+from posterior_jax.priors.parametrisation import Parametrisation
+
+_WEIGHTS = (
+  "diffusion_pytorch_model.safetensors",
+  "diffusion_pytorch_model.bin",
+)
+_NEW = {"to_out": "to_out.0"}
+_OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out": "proj_attn"}
+
+
+def load_diffusers(
+  path: pathlib.Path | str,
+  *,
+  parametrisation: Parametrisation | None = None,
+  dtype: DTypeLike = jnp.float32,
+) -> UNetPrior[DDPMConfig]:
+  """The prior of a diffusers `UNet2DModel`.
+
+  Args:
+    path: of a model's directory (config.json beside safetensors or .bin, of
+      which no code is run), or of a pipeline's with unet/ in it.
+    parametrisation: what the network was trained to answer; None: what
+      scheduler_config.json says, in the directory or in scheduler/ beside it.
+    dtype: of the arithmetic: float32, or bfloat16 on accelerators.
+
+  Returns:
+    The prior; its `denoise` is what `posterior_jax.run` takes. Sides of images
+    are divisible by `prior.config.unit`.
+
+  Raises:
+    FileNotFoundError: if a file is missing.
+    ValueError: for a config with an option that is not computed here, and for
+      a file of weights that is truncated, of another kind, names a class, or
+      holds tensors that are missing, unknown or of another shape; all before
+      anything is compiled.
+  """
+  path = pathlib.Path(path)
+  if (path / "unet" / "config.json").is_file():
+    path = path / "unet"
+  said = _read(path, ("config.json",))
+  if parametrisation is None:
+    places = ("scheduler_config.json", "../scheduler/scheduler_config.json")
+    parametrisation = read_schedule(_read(path, places))
+  network = read_network(said, parametrisation)
+  file = _first(path, _WEIGHTS)
+  tensors = named_tensors.read(file)
+  old = any(name.endswith(".query.weight") for name in tensors)
+  wanted = sources(network, old_names=old)
+  params = named_tensors.collect(file.name, tensors, wanted)
+  return unet_prior(network, params, dtype=dtype)
+
+
+def sources(network: DDPMConfig, *, old_names: bool) -> dict[str, Source]:
+  """Where each parameter of a network is in a file.
+
+  Args:
+    network: its shape, from config.json.
+    old_names: whether attention's layers are query, key, value, proj_attn.
+
+  Returns:
+    By our names.
+  """
+  names = _OLD if old_names else _NEW
+  return {
+    param: _source(param, shape, names)
+    for param, shape in param_shapes(network).items()
+  }
+
+
+def _first(path: pathlib.Path, names: Iterable[str]) -> pathlib.Path:
+  for name in names:
+    if (path / name).is_file():
+      return path / name
+  raise FileNotFoundError(f"path must hold {' or '.join(names)}, got {path}")
+
+
+def _read(path: pathlib.Path, names: Iterable[str]) -> dict[str, Any]:
+  """The first of some JSON files."""
+  file = _first(path, names)
+  try:
+    found = json.loads(file.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise ValueError(f"{file.name} is no JSON: {error}") from None
+  if not isinstance(found, dict):
+    raise ValueError(f"{file.name} must hold a dict, got {found!r}")
+  return found
+
+
+def _source(
+  param: str, shape: tuple[int, ...], names: Mapping[str, str]
+) -> Source:
+  layer, leaf = param.rsplit(".", 1)
+  *above, part = layer.split(".")
+  return named_tensors.source(
+    ".".join([*above, names.get(part, part)]), leaf, shape
+  )

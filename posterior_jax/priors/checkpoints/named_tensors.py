@@ -1,0 +1,103 @@
+"""Tensors of published files under the names of our parameters.
+
+PyTorch keeps the kernel of a convolution as [O, I, h, w] and of a linear map as
+[O, I]; here they are [h, w, I, O] and [I, O]. Letters: I entering, O leaving
+channels, h w sides of a kernel.
+"""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import safetensors
+
+from posterior_jax.priors.checkpoints import torch_file
+from posterior_jax.priors.learned import check_arrays
+
+
+class Source(NamedTuple):
+  """Where a parameter comes from.
+
+  Attributes:
+    name: of the tensor in the file.
+    shape: of that tensor.
+    convert: the tensor to the parameter.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  convert: Callable[[np.ndarray], np.ndarray]
+
+
+def source(layer: str, leaf: str, shape: tuple[int, ...]) -> Source:
+  """Of a parameter that is stored as PyTorch's layers store theirs.
+
+  Args:
+    layer: the layer's name in the file.
+    leaf: "kernel", "bias", "scale" or "weight", ours.
+    shape: ours.
+
+  Returns:
+    The tensor "LAYER.weight" or "LAYER.bias" and how to turn it.
+  """
+  name = f"{layer}.bias" if leaf == "bias" else f"{layer}.weight"
+  if leaf != "kernel":
+    return Source(name, shape, np.asarray)
+  if len(shape) == 2:
+    return Source(name, shape[::-1], np.transpose)
+  height, width, entering, leaving = shape
+  return Source(
+    name,
+    (leaving, entering, height, width),
+    lambda tensor: tensor.transpose(2, 3, 1, 0),
+  )
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """All tensors of a file, as it names them; no code of it is run.
+
+  Args:
+    path: NAME.safetensors, or of any other name a file of `torch.save`.
+
+  Returns:
+    Arrays by name.
+
+  Raises:
+    FileNotFoundError: if there is no file.
+    ValueError: for a file that is truncated, changed or of another kind.
+  """
+  if not path.is_file():
+    raise FileNotFoundError(f"path must be a file of weights, got {path}")
+  if path.suffix != ".safetensors":
+    return torch_file.read(path)
+  try:
+    with safetensors.safe_open(path, framework="numpy") as file:
+      return {name: file.get_tensor(name) for name in file.keys()}
+  except safetensors.SafetensorError as error:
+    raise ValueError(
+      f"{path.name} is truncated or not safetensors: {error}"
+    ) from None
+
+
+def collect(
+  where: str,
+  tensors: Mapping[str, np.ndarray],
+  sources: Mapping[str, Source],
+) -> dict[str, np.ndarray]:
+  """Our parameters, every tensor of the file being one or part of one.
+
+  Args:
+    where: the file's name, for messages.
+    tensors: of the file.
+    sources: of every parameter.
+
+  Returns:
+    Arrays by our names.
+
+  Raises:
+    ValueError: naming the first tensor that is missing, unknown, of another
+      shape or not floating point.
+  """
+  check_arrays(where, tensors, {s.name: s.shape for s in sources.values()})
+  return {param: s.convert(tensors[s.name]) for param, s in sources.items()}
