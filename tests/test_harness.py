@@ -67,7 +67,7 @@ def test_a_frame_in_a_report(tmp_path):
   assert '<td class="number" data-value="1.25">1.25</td>' in text
   assert '<td class="number best" data-value="1.0">1.00</td>' in text
   assert '<td class="number">-</td>' in text
-  assert 'Measured on: paper Rows: <a href="rows.csv">rows.csv</a>' in text
+  assert "Measured on: paper Rows: <code>rows.csv</code>." in text
   with refused(ValueError, "no column 'errors'"):
     page.table("", table, measured_on="", name="", bad={"errors": [True] * 3})
 

@@ -130,7 +130,7 @@ class Report:
       bad: by column, which entries are shown as failures. A number that is
         missing is a dash, and "nan" where it is one of these.
       best: by column, whether its least or greatest number stands out.
-      source: the run's table behind the numbers, to which it is a link.
+      source: the run's table behind the numbers, named below.
 
     Raises:
       ValueError: a row's length differs from that of `columns`.
@@ -156,13 +156,13 @@ class Report:
     body = "\n".join(
       f"<tr>{''.join(_cell(entry) for entry in row)}</tr>" for row in rows
     )
-    link = html.escape(f"{source}.csv")
-    link = f' Rows: <a href="{link}">{link}</a>' if source else ""
+    if source:
+      measured_on = f"{measured_on} Rows: `{source}.csv`."
     self._blocks.append(
       f'<div class="scroll"><table id="{html.escape(name)}">'
       f"<caption>{_inline(caption)}</caption>\n"
       f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
-      f'\n<p class="measured">Measured on: {_inline(measured_on)}{link}</p>'
+      f'\n<p class="measured">Measured on: {_inline(measured_on)}</p>'
     )
 
   def figure(
