@@ -14,6 +14,7 @@ VERSION = re.search(
 LIBTPU = 'jax[tpu]>=0.10,<0.13; sys_platform == "linux" and '
 LIBTPU += 'platform_machine == "x86_64"'
 PLOTS = ["matplotlib>=3.8", "scikit-image>=0.24", "scikit-learn>=1.4"]
+PLOTS += ["pandas>=2.2"]  # every experiment's tables
 
 setuptools.setup(
   name="neumann-posterior",

@@ -25,7 +25,7 @@ from experiments.inverse_speed import (
 )
 from experiments.peers import gpu
 
-CONFIG = f"{runner.CONFIGS / 'study.py'}"
+CONFIG = f"{runner.CONFIGS / 'inverse_speed.py'}"
 HARMLESS = "XLA_PYTHON_CLIENT_PREALLOCATE"
 
 
