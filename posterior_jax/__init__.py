@@ -30,11 +30,11 @@ from posterior_jax.base import Sampler as Sampler
 from posterior_jax.base import SamplerState as SamplerState
 from posterior_jax.denoising.tiling import padded as padded
 from posterior_jax.denoising.tiling import tiled as tiled
-from posterior_jax.diagnostics import recorded as recorded
-from posterior_jax.diagnostics import streamed as streamed
 from posterior_jax.nfc_sampler.config import NFCConfig as NFCConfig
 from posterior_jax.nfc_sampler.sampler import nfc as nfc
-from posterior_jax.nfc_sampler.sampler import run as run
+from posterior_jax.sampling import recorded as recorded
+from posterior_jax.sampling import run as run
+from posterior_jax.sampling import streamed as streamed
 
 __all__ = (
   "Info",

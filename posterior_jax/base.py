@@ -7,7 +7,7 @@ height, width and channels, h w measurement height and width. Pixels lie in
 
 import abc
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import chex
@@ -17,6 +17,8 @@ import numpy as np
 
 # denoise(x [M, H, W, C], sigma [M]) -> E[x0 | x0 + sigma n = x] [M, H, W, C]
 Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
+# x -> K x, a linear map known by its products alone
+Linear = Callable[[jax.Array], jax.Array]
 
 
 class SolveInfo(NamedTuple):
@@ -29,6 +31,11 @@ class SolveInfo(NamedTuple):
 
   iterations: jax.Array
   relative_residual: jax.Array
+
+  @classmethod
+  def closed_form(cls) -> "SolveInfo":
+    """Of what needed no iteration: zeros, of the dtypes that a scan stacks."""
+    return cls(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
 
 
 class Operator(abc.ABC):
@@ -89,46 +96,6 @@ class Operator(abc.ABC):
     """
 
 
-def check_image_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
-  """(H, W, C) as integers, before an operator is built on it.
-
-  Raises:
-    ValueError: unless three positive integers.
-  """
-  shape = tuple(image_shape) if np.iterable(image_shape) else (image_shape,)
-  whole = all(isinstance(n, int | np.integer) and n > 0 for n in shape)
-  if len(shape) != 3 or not whole:
-    raise ValueError(
-      f"image_shape must be (H, W, C), three positive integers, got "
-      f"{image_shape}"
-    )
-  height, width, channels = map(int, shape)
-  return height, width, channels
-
-
-def check_batch(name: str, x: jax.Array, shape: tuple[int, int, int]) -> None:
-  """Refuses what is no floating-point batch of the given shape.
-
-  Args:
-    name: of the argument.
-    x: [..., *shape].
-    shape: expected last three axes.
-
-  Raises:
-    TypeError: if x is not a floating-point array.
-    ValueError: for another shape.
-  """
-  dtype = getattr(x, "dtype", None)
-  if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-    found = type(x).__name__ if dtype is None else f"dtype {dtype}"
-    raise TypeError(f"{name} must be a floating-point array, got {found}")
-  if x.ndim < 3 or x.shape[-3:] != shape:
-    raise ValueError(
-      f"{name} must have shape [..., {', '.join(map(str, shape))}], got "
-      f"{x.shape}"
-    )
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Observation:
@@ -138,6 +105,14 @@ class Observation:
     y: [N, h, w, C], floating point, of images x0 with pixels in [-1, 1].
     operator: the measurement A.
     noise_std: scalar, > 0, on the scale of y.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> import posterior_jax as pj
+    >>> operator = pj.operators.super_resolution((8, 8, 3), factor=2)
+    >>> observation = pj.Observation(jnp.zeros((1, 4, 4, 3)), operator, 0.05)
+    >>> observation.operator.measurement_shape
+    (4, 4, 3)
   """
 
   y: jax.Array
@@ -195,6 +170,20 @@ def check_observation(observation: Observation) -> None:
       raise ValueError("y must be finite everywhere, dropped pixels included")
 
 
+def misfit(observation: Observation, x: jax.Array) -> jax.Array:
+  """y - A x where the measurement holds data, 0 elsewhere.
+
+  Args:
+    observation: y [N, h, w, C].
+    x: [..., N, H, W, C].
+
+  Returns:
+    [..., N, h, w, C].
+  """
+  operator = observation.operator
+  return operator.observed * (observation.y - operator.forward(x))
+
+
 def normalised_residual(observation: Observation, x: jax.Array) -> jax.Array:
   """||y - A x||^2 / (m noise_std^2) over the m observed entries.
 
@@ -209,8 +198,7 @@ def normalised_residual(observation: Observation, x: jax.Array) -> jax.Array:
   """
   operator = observation.operator
   observed = jnp.broadcast_to(operator.observed, operator.measurement_shape)
-  misfit = observed * (observation.y - operator.forward(x))
-  total = jnp.sum(misfit**2, axis=(-3, -2, -1))
+  total = jnp.sum(misfit(observation, x) ** 2, axis=(-3, -2, -1))
   return total / (jnp.sum(observed) * observation.noise_std**2)
 
 
@@ -272,7 +260,11 @@ class Info(NamedTuple):
 
 
 class Sampler(NamedTuple):
-  """A posterior sampler as pure functions.
+  """A posterior sampler as pure functions, for `run` or a loop of one's own.
+
+  `init` begins with the key, as whatever draws does in `jax.random`; `step` is
+  the body of a scan, so it begins with the state that is carried and ends with
+  the key, which is new for every step.
 
   Attributes:
     init: (key, observation, batch) -> SamplerState, or another `State`.

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 
 Spacing = Literal["uniform", "quadratic"]
+Law = Literal["step", "log_sigma"]
 
 
 def karras(
@@ -102,3 +103,26 @@ def ddpm(
   alpha_bar = np.cumprod(1 - np.linspace(beta_min, beta_max, steps))
   sigmas = np.sqrt((1 - alpha_bar) / alpha_bar)[taken]
   return np.append(sigmas, 0.0)
+
+
+def progress(sigmas: np.ndarray, law: Law) -> np.ndarray:
+  """How far each level has come, 0 at the first to 1 at the last.
+
+  Args:
+    sigmas: [K] positive noise levels, decreasing.
+    law: "step" counts levels, "log_sigma" measures the logarithm of noise.
+
+  Returns:
+    [K] float64; 1 where there is only one level, which is the last.
+  """
+  if len(sigmas) == 1:
+    return np.ones(1)
+  if law == "step":
+    return np.linspace(0, 1, len(sigmas))
+  depth = np.log(sigmas[0] / sigmas)
+  return depth / depth[-1]
+
+
+def ramp(start: float, end: float, progress: np.ndarray) -> np.ndarray:
+  """From `start` to `end`, linear in the progress [K]."""
+  return start + (end - start) * progress

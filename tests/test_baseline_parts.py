@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from posterior_jax import fields, priors, schedule
-from posterior_jax.baselines import TASKS, adam, diffusion, guidance, tasks
+from posterior_jax.baselines import TASKS, adam, diffusion, tasks
+from posterior_jax.denoising import predictor
 from posterior_jax.linalg import reduce
 from tests import oracles
 
@@ -158,7 +159,7 @@ def test_products_are_those_of_the_jacobian():
   sigma = 0.7
   cov = oracles.fourier_diagonal(np.asarray(prior.spectrum, np.float64))
   gain = np.linalg.solve(cov + sigma**2 * np.eye(24), cov)
-  x0, product = guidance.denoise_with_vjp(
+  x0, product = predictor.clean_with_vjp(
     prior.denoise, jnp.asarray(x, jnp.float32), jnp.float32(sigma)
   )
   for given, found in ((x, x0), (v, product(jnp.asarray(v, jnp.float32)))):
@@ -172,7 +173,7 @@ def test_products_stop_where_a_pixel_saturates():
     return 2.0 * x
 
   x = jnp.full((1, 1, 2, 2, 1), 0.25).at[0, 0, 0, 0].set(3.0)
-  x0, product = guidance.denoise_with_vjp(
+  x0, product = predictor.clean_with_vjp(
     denoise, x, jnp.float32(1.0), clip=True
   )
   np.testing.assert_allclose(x0[0, 0, ..., 0], [[1.0, 0.5], [0.5, 0.5]])

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import pywt
 
-from posterior_jax import NFCConfig, Observation, operators, priors
+from posterior_jax import NFCConfig, Observation, operators, priors, schedule
 from posterior_jax.denoising import predictor
+from posterior_jax.likelihood import bands, gaussian
 from posterior_jax.linalg import fourier
-from posterior_jax.nfc_sampler import bands, fusion, likelihood
+from posterior_jax.nfc_sampler import fusion
+from posterior_jax.nfc_sampler.levels import cosine_blend
 from tests import oracles
 
 SHAPE = (8, 8, 1)
@@ -56,12 +58,12 @@ def test_snr_band_is_the_priors_share(shape):
 
 
 def test_blend_weights():
-  progress = bands.linear_progress(np.array([8.0, 4.0, 1.0]), "log_sigma")
+  progress = schedule.progress(np.array([8.0, 4.0, 1.0]), "log_sigma")
   np.testing.assert_allclose(progress, [0, 1 / 3, 1])
-  steps = bands.linear_progress(np.array([8.0, 4.0, 1.0]), "step")
+  steps = schedule.progress(np.array([8.0, 4.0, 1.0]), "step")
   np.testing.assert_allclose(steps, [0, 0.5, 1])
-  assert bands.linear_progress(np.array([8.0]), "step").tolist() == [1.0]
-  blend = bands.cosine_blend(0.35, steps)
+  assert schedule.progress(np.array([8.0]), "step").tolist() == [1.0]
+  blend = cosine_blend(0.35, steps)
   np.testing.assert_allclose(blend, [0.35, 0.175, 0], atol=1e-12)
   band, mix = jnp.asarray([0.0, 0.5, 1.0]), jnp.float32(0.4)
   convex = bands.weight(band, mix, "convex")
@@ -220,12 +222,10 @@ def _target(name, banded, count=1):
     shape = operator.measurement_shape[:2]
     band = bands.radial_band(shape, jnp.float32(0.5), "butterworth")
     weight = bands.weight(band, jnp.float32(0.9), "convex")
-    observation = likelihood.apply_band(observation, weight)
+    observation = bands.apply_band(observation, weight)
   centre = jnp.tile(normal((1, 1, *SHAPE), 4), (count, 1, 1, 1, 1))
   spectrum = priors.power_law_spectrum(*SHAPE[:2])
-  return likelihood.Target(
-    observation, centre, spectrum * 0.5 / (spectrum + 0.5)
-  )
+  return gaussian.Target(observation, centre, spectrum * 0.5 / (spectrum + 0.5))
 
 
 def _exact(name, banded):
@@ -261,12 +261,12 @@ def _exact(name, banded):
 def test_mean_is_the_minimiser(name, banded):
   expected, _ = _exact(name, banded)
   target = _target(name, banded)
-  z, info = likelihood.mean(target, tolerance=1e-6, max_iterations=500)
+  z, info = gaussian.mean(target, tolerance=1e-6, max_iterations=500)
   np.testing.assert_allclose(z.ravel(), expected, atol=2e-5)
   assert info.relative_residual < 1e-5
   # Where the gradient is zero: its size is that of float32 rounding.
-  scale = float(jnp.abs(likelihood.gradient(target, target.centre)).max())
-  assert jnp.abs(likelihood.gradient(target, z)).max() < 1e-4 * scale
+  scale = float(jnp.abs(gaussian.gradient(target, target.centre)).max())
+  assert jnp.abs(gaussian.gradient(target, z)).max() < 1e-4 * scale
 
 
 @CASES
@@ -274,7 +274,7 @@ def test_mean_is_the_minimiser(name, banded):
 def test_draw_has_mean_and_covariance_of_the_target(name, banded):
   count = 4000
   mean, covariance = _exact(name, banded)
-  z, _ = likelihood.draw(
+  z, _ = gaussian.draw(
     jax.random.key(0),
     _target(name, banded, count),
     tolerance=1e-5,
@@ -292,9 +292,9 @@ def test_draw_has_mean_and_covariance_of_the_target(name, banded):
 @every_operator
 def test_descent_reaches_the_minimiser(name):
   expected, _ = _exact(name, False)
-  z = likelihood.descend(_target(name, False), steps=400)
+  z = gaussian.descend(_target(name, False), steps=400)
   np.testing.assert_allclose(z.ravel(), expected, atol=3e-3)
-  nearer = likelihood.descend(_target(name, False), steps=5)
+  nearer = gaussian.descend(_target(name, False), steps=5)
   far = np.abs(nearer.ravel() - expected).max()
   assert np.abs(z.ravel() - expected).max() < 0.2 * far
 
@@ -304,7 +304,7 @@ def test_langevin_has_the_variance_of_its_step(name):
   """Unadjusted Langevin: covariance C (1 - h H / 2)^-1 in H's eigenvectors."""
   count, step = 1000, 1e-3
   mean, covariance = _exact(name, False)
-  z = likelihood.langevin(
+  z = gaussian.langevin(
     jax.random.key(1),
     _target(name, False, count),
     steps=600,

@@ -14,7 +14,7 @@ from posterior_jax import (
   priors,
   run,
 )
-from posterior_jax.nfc_sampler.inflation import inflated
+from posterior_jax.nfc_sampler.width import inflated_variance
 
 SHAPE = (32, 32, 1)
 NOISE, SIGMA = 0.05, 0.5
@@ -42,7 +42,7 @@ def factors(prior, name, scale, count=200):
   truth = wide.sample(keys[0], (count,), channels=1)
   clean = operator.forward(truth)
   y = clean + NOISE * jax.random.normal(keys[1], clean.shape)
-  found = inflated(
+  found = inflated_variance(
     jax.random.key(9),
     Observation(y, operator, jnp.float32(NOISE)),
     jnp.zeros((1, count, *SHAPE)),
@@ -81,7 +81,9 @@ def test_the_factor_is_bounded_and_an_images_own(prior):
   y = jnp.stack([jnp.zeros(SHAPE), 100 * jnp.ones(SHAPE)])
   observation = Observation(y, operator, jnp.float32(NOISE))
   centre = jnp.zeros((3, 2, *SHAPE)).at[1, 0].set(100.0)
-  found = inflated(jax.random.key(9), observation, centre, variance(prior), 4.0)
+  found = inflated_variance(
+    jax.random.key(9), observation, centre, variance(prior), 4.0
+  )
   ratio = (found / variance(prior)[..., None])[:, :, 0, 0, 0]
   np.testing.assert_allclose(ratio, [[0.25, 4], [4, 4], [0.25, 4]], rtol=1e-5)
 
@@ -95,9 +97,11 @@ def test_channels_share_a_width(prior):
   one = variance(prior)
   three = jnp.stack([one, one, one], -1)
   centre = jnp.zeros((1, 1, *shape))
-  found = inflated(jax.random.key(9), observation, centre, one, 100.0)
+  found = inflated_variance(jax.random.key(9), observation, centre, one, 100.0)
   assert found.shape == (1, 1, *SHAPE)
-  expected = inflated(jax.random.key(9), observation, centre, three, 100.0)
+  expected = inflated_variance(
+    jax.random.key(9), observation, centre, three, 100.0
+  )
   np.testing.assert_allclose(
     jnp.broadcast_to(found, expected.shape), expected, rtol=1e-5
   )
@@ -107,9 +111,9 @@ def test_channels_share_a_width(prior):
   "name", ["random", pytest.param("mirrored blur", marks=pytest.mark.slow)]
 )
 def test_a_denoiser_that_is_too_sure(name, prior):
-  """It believes in a ninth of the power: the measurement puts that right.
+  """It assumes a ninth of the power: the measurement puts that right.
 
-  Judged against the posterior of the prior that the truth was drawn from.
+  Evaluated against the posterior of the prior that the truth was drawn from.
   """
   operator = OPERATORS[name]()
   truth = prior.sample(jax.random.key(1), (2,), channels=1)

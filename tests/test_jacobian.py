@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 from posterior_jax import NFCConfig, Observation, nfc, operators, priors, run
-from posterior_jax.linalg import fourier, solve
-from posterior_jax.nfc_sampler import bands, jacobian, likelihood
+from posterior_jax.denoising import predictor
+from posterior_jax.likelihood import bands
+from posterior_jax.likelihood import covariance as by_products
+from posterior_jax.likelihood import gaussian as by_spectrum
+from posterior_jax.linalg import fourier, krylov
+from posterior_jax.nfc_sampler.width import corrected_variance
 from tests import oracles
 
 SHAPE = (8, 8, 1)
@@ -20,7 +24,7 @@ def normal(shape, seed=0):
 
 
 @pytest.fixture(scope="module")
-def gaussian():
+def prior():
   return priors.gaussian_prior(priors.power_law_spectrum(*SHAPE[:2]))
 
 
@@ -28,13 +32,13 @@ def width(prior):
   return prior.spectrum * SIGMA**2 / (prior.spectrum + SIGMA**2)
 
 
-def test_products_are_those_of_the_closed_form(gaussian):
-  x0, covariance = jacobian.linearise(
-    gaussian.denoise, normal((2, 3, *SHAPE)), jnp.float32(SIGMA)
+def test_products_are_those_of_the_closed_form(prior):
+  x0, covariance = predictor.linearise(
+    prior.denoise, normal((2, 3, *SHAPE)), jnp.float32(SIGMA)
   )
   assert x0.shape == (2, 3, *SHAPE)
   v = normal((2, 3, *SHAPE), 1)
-  expected = fourier.apply_transfer(v, width(gaussian))
+  expected = fourier.apply_transfer(v, width(prior))
   np.testing.assert_allclose(covariance(v), expected, atol=1e-5)
 
 
@@ -50,22 +54,20 @@ def test_products_are_the_covariance_of_a_mixture():
   offset = exact.means - exact.mean
   between = jnp.einsum("k,ki,kj->ij", exact.weights, offset, offset)
   within = jnp.einsum("k,kij->ij", exact.weights, exact.covariances)
-  x0, covariance = jacobian.linearise(prior.denoise, x, jnp.float32(SIGMA))
+  x0, covariance = predictor.linearise(prior.denoise, x, jnp.float32(SIGMA))
   np.testing.assert_allclose(x0.ravel(), exact.mean, atol=1e-5)
   columns = [covariance(e.reshape(x.shape)).ravel() for e in jnp.eye(6)]
   np.testing.assert_allclose(jnp.stack(columns), between + within, atol=1e-5)
 
 
-def test_root_is_the_square_root(gaussian):
+def test_root_is_the_square_root(prior):
   """Eigenvalues down to 1/500 of the largest; the error falls with steps."""
-  variance = width(gaussian)
+  variance = width(prior)
   x = normal((2, 3, *SHAPE))
   expected = fourier.apply_transfer(x, jnp.sqrt(variance))
 
   def error(steps):
-    found = jacobian.root(
-      lambda v: fourier.apply_transfer(v, variance), x, steps
-    )
+    found = krylov.root(lambda v: fourier.apply_transfer(v, variance), x, steps)
     return float(jnp.abs(found - expected).max() / jnp.abs(expected).max())
 
   errors = [error(steps) for steps in (3, 6, 12, 24)]
@@ -78,12 +80,12 @@ def test_root_of_what_has_few_eigenvalues():
   gains = jnp.tile(jnp.array([0.0, 1.0, 0.01, 9.0]), 16).reshape(SHAPE)
   x = normal((3, *SHAPE))
   for steps in (4, 12):
-    found = jacobian.root(lambda v: gains * v, x, steps)
+    found = krylov.root(lambda v: gains * v, x, steps)
     # Half the digits of float32: the root of what rounding leaves of a zero.
     np.testing.assert_allclose(found, jnp.sqrt(gains) * x, atol=4e-3)
-  found = jacobian.root(lambda v: 4.0 * v, x, 5)
+  found = krylov.root(lambda v: 4.0 * v, x, 5)
   np.testing.assert_allclose(found, 2.0 * x, atol=1e-5)
-  found = jacobian.root(lambda v: 0.0 * v, x, 5)
+  found = krylov.root(lambda v: 0.0 * v, x, 5)
   np.testing.assert_array_equal(found, jnp.zeros_like(x))
 
 
@@ -102,24 +104,24 @@ def observe(name, banded):
     return observation
   band = bands.radial_band(y.shape[1:3], jnp.float32(0.5), "butterworth")
   weight = bands.weight(band, jnp.float32(0.9), "convex")
-  return likelihood.apply_band(observation, weight)
+  return bands.apply_band(observation, weight)
 
 
 CASES = [("resize", False), ("random", True)]
 
 
 @pytest.mark.parametrize(("name", "banded"), CASES)
-def test_draws_are_those_of_the_spectral_target(name, banded, gaussian):
+def test_draws_are_those_of_the_spectral_target(name, banded, prior):
   """Against the exact law of the target with the same width in Fourier space.
 
-  Its mean by `likelihood.mean`, its covariance dense in float64.
+  Its mean by `by_spectrum.mean`, its covariance dense in float64.
   """
   count = 3000
   observation = observe(name, banded)
   centre = jnp.tile(normal((1, 1, *SHAPE), 4), (count, 1, 1, 1, 1))
-  variance = width(gaussian)
+  variance = width(prior)
   z, info, products = jax.jit(
-    lambda key: jacobian.draw(
+    lambda key: by_products.draw(
       key,
       observation,
       centre,
@@ -131,8 +133,8 @@ def test_draws_are_those_of_the_spectral_target(name, banded, gaussian):
   )(jax.random.key(0))
   assert info.relative_residual < 1e-4
   assert int(products) == 25 + int(info.iterations)
-  target = likelihood.Target(observation, centre[:1], variance)
-  mean, _ = likelihood.mean(target, tolerance=1e-6, max_iterations=500)
+  target = by_spectrum.Target(observation, centre[:1], variance)
+  mean, _ = by_spectrum.mean(target, tolerance=1e-6, max_iterations=500)
   a = oracles.dense(
     lambda x: np.asarray(
       observation.operator.forward(jnp.asarray(x, jnp.float32)[..., None]),
@@ -150,56 +152,56 @@ def test_draws_are_those_of_the_spectral_target(name, banded, gaussian):
   assert np.abs(moments).max() < 5 * np.sqrt(2 / count)
 
 
-def test_mean_is_that_of_the_spectral_target(gaussian):
+def test_mean_is_that_of_the_spectral_target(prior):
   observation = observe("blur", False)
-  centre, variance = normal((2, 1, *SHAPE), 4), width(gaussian)
-  found, info, products = jacobian.mean(
+  centre, variance = normal((2, 1, *SHAPE), 4), width(prior)
+  found, info, products = by_products.mean(
     observation,
     centre,
     lambda v: fourier.apply_transfer(v, variance),
     tolerance=1e-6,
     max_iterations=200,
   )
-  target = likelihood.Target(observation, centre, variance)
-  expected, _ = likelihood.mean(target, tolerance=1e-6, max_iterations=500)
+  target = by_spectrum.Target(observation, centre, variance)
+  expected, _ = by_spectrum.mean(target, tolerance=1e-6, max_iterations=500)
   np.testing.assert_allclose(found, expected, atol=1e-4)
   assert int(products) == 1 + int(info.iterations)
 
 
 @pytest.mark.parametrize("factor", [0.2, 1.0, 5.0])
-def test_one_probe_puts_a_width_right(factor, gaussian):
+def test_one_probe_puts_a_width_right(factor, prior):
   """Exact in every half octave, whatever its factor; bounded beyond 8."""
   shape = (2, 1, *SHAPE)
   radius = fourier.radial_frequency(*SHAPE[:2]) * SHAPE[0]
-  wrong = width(gaussian) * jnp.where(jnp.asarray(radius) < 2, factor, 2.0)
+  wrong = width(prior) * jnp.where(jnp.asarray(radius) < 2, factor, 2.0)
 
   def covariance(v):
-    return fourier.apply_transfer(v, width(gaussian))
+    return fourier.apply_transfer(v, width(prior))
 
-  found = jacobian.corrected(
+  found = corrected_variance(
     jax.random.key(0), covariance, wrong, jnp.zeros(shape)
   )
-  np.testing.assert_allclose(found[0, ..., 0], width(gaussian), rtol=1e-4)
+  np.testing.assert_allclose(found[0, ..., 0], width(prior), rtol=1e-4)
   channels = jnp.stack([wrong, wrong], -1)
-  found = jacobian.corrected(
+  found = corrected_variance(
     jax.random.key(0), covariance, channels, jnp.zeros((3, 1, *SHAPE[:2], 2))
   )
-  np.testing.assert_allclose(found[0, ..., 1], width(gaussian), rtol=1e-4)
-  far = jacobian.corrected(
+  np.testing.assert_allclose(found[0, ..., 1], width(prior), rtol=1e-4)
+  far = corrected_variance(
     jax.random.key(0), lambda v: -v, wrong, jnp.zeros(shape)
   )
   np.testing.assert_allclose(far[0, ..., 0], wrong / 8, rtol=1e-6)
 
 
-def test_a_probe_is_for_one_observation_alone(gaussian):
+def test_a_probe_is_for_one_observation_alone(prior):
   """Two observations of different widths, three samples each."""
-  true = width(gaussian)
+  true = width(prior)
   factors = jnp.array([0.5, 3.0]).reshape(2, 1, 1, 1)
 
   def covariance(v):
     return factors * fourier.apply_transfer(v, true)
 
-  found = jacobian.corrected(
+  found = corrected_variance(
     jax.random.key(0), covariance, true, jnp.zeros((3, 2, *SHAPE))
   )
   assert found.shape == (2, *SHAPE)
@@ -233,7 +235,7 @@ def test_residuals_never_grow(kind):
 
   last = np.linalg.norm(b.reshape(3, 16), axis=1)
   for steps in (1, 2, 3, 5, 8, 16, 40):
-    x, iterations = solve.minimal_residual(
+    x, iterations = krylov.minimal_residual(
       matrix, b, tolerance=1e-5, max_iterations=steps
     )
     assert jnp.isfinite(x).all() and iterations <= steps
@@ -253,7 +255,7 @@ def test_a_solve_does_not_depend_on_its_batch():
       rows = jnp.einsum("bij,bj->bi", matrices[number], x.reshape(-1, 16))
       return rows.reshape(x.shape)
 
-    return solve.minimal_residual(
+    return krylov.minimal_residual(
       matrix, b[number], tolerance=1e-3, max_iterations=30
     )[0]
 
@@ -291,7 +293,7 @@ def test_what_is_no_covariance_adds_to_no_misfit(name):
   centre = jnp.zeros((1, 1, *SHAPE))
   before, after = misfit(centre), {}
   for restrained in (True, False):
-    z, _, _ = jacobian.mean(
+    z, _, _ = by_products.mean(
       observation,
       centre,
       covariance,
@@ -305,7 +307,7 @@ def test_what_is_no_covariance_adds_to_no_misfit(name):
 
 
 def test_products_that_are_not_finite_show():
-  z, _, _ = jacobian.mean(
+  z, _, _ = by_products.mean(
     observe("random", False),
     jnp.ones((1, 1, *SHAPE)),
     lambda v: v * jnp.nan,
@@ -316,17 +318,17 @@ def test_products_that_are_not_finite_show():
 
 
 @pytest.mark.parametrize("inner", ["exact", "mean"])
-def test_info_counts_the_products_that_are_made(inner, gaussian):
+def test_info_counts_the_products_that_are_made(inner, prior):
   """The denoiser counts its own backward passes on the host."""
   counted = []
 
   @jax.custom_vjp
   def denoise(x, sigma):
-    return gaussian.denoise(x, sigma)
+    return prior.denoise(x, sigma)
 
   def backward(sigma, g):
     jax.debug.callback(lambda: counted.append(1))
-    return gaussian.denoise(g, sigma), jnp.zeros_like(sigma)
+    return prior.denoise(g, sigma), jnp.zeros_like(sigma)
 
   denoise.defvjp(lambda x, sigma: (denoise(x, sigma), sigma), backward)
   config = NFCConfig.calibrated(tie="jacobian", inner=inner, levels=2)

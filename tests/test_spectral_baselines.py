@@ -19,7 +19,7 @@ from posterior_jax import (
   schedule,
 )
 from posterior_jax.baselines import ddnm_sampler, ddrm_sampler, diffusion
-from posterior_jax.nfc_sampler import likelihood
+from posterior_jax.operators.banded import Banded
 from tests import oracles
 
 SIZE = (8, 8)
@@ -348,7 +348,7 @@ def test_ddrm_refuses_what_has_no_decomposition():
   refused_before_compiling(
     UNDECOMPOSED, "ddrm cannot use this operator: svd needs boundary"
   )
-  banded = likelihood.Banded(OPERATORS["circular"](), jnp.ones(SIZE))
+  banded = Banded(OPERATORS["circular"](), jnp.ones(SIZE))
   refused_before_compiling(
     banded, "ddrm needs an operator with a singular value .* got Banded"
   )

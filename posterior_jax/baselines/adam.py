@@ -40,6 +40,7 @@ def direction(
   """
   first = first_decay * moments.first + (1 - first_decay) * slope
   second = second_decay * moments.second + (1 - second_decay) * slope**2
+  # Moments start at zero: after k slopes they hold 1 - decay^k of their mean.
   power = (count + 1).astype(slope.dtype)
   mean = first / (1 - first_decay**power)
   size = jnp.sqrt(second / (1 - second_decay**power)) + epsilon

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from posterior_jax import fields, schedule
-from posterior_jax.base import Denoiser, Observation, Sampler
+from posterior_jax.base import Denoiser, Observation, Sampler, SolveInfo
 from posterior_jax.baselines import diffusion, tasks
 from posterior_jax.baselines.diffusion import Level, Moved
 from posterior_jax.denoising import predictor
-from posterior_jax.nfc_sampler import bands, likelihood
+from posterior_jax.likelihood import gaussian
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class DAPSConfig:
     sigma_max: first level.
     sigma_min: where the polynomial ramp would end.
     rho: exponent of the ramp.
-    predictor_steps: Euler steps of the probability-flow ODE a level.
+    predictor_steps: Euler steps of the probability-flow ODE per level.
     predictor_sigma_min: where the ODE stops, > 0.
     inner: "langevin", or the "exact" draw, which a linear measurement allows;
       under the width sigma^2 it puts a level's whole noise where nothing is
@@ -112,7 +112,7 @@ def daps(config: DAPSConfig = DAPSConfig.published()) -> Sampler:  # noqa: B008
     config: see `DAPSConfig` and its `published` and `tuned`.
 
   Returns:
-    Sampler(init, step, num_steps): predictor_steps calls a step.
+    Sampler(init, step, num_steps): predictor_steps calls per step.
   """
   sigmas = schedule.karras(
     config.levels,
@@ -120,8 +120,8 @@ def daps(config: DAPSConfig = DAPSConfig.published()) -> Sampler:  # noqa: B008
     sigma_min=config.sigma_min,
     rho=config.rho,
   )
-  progress = bands.linear_progress(sigmas[:-1], "step")
-  decay = 1 + (config.step_size_decay - 1) * progress
+  progress = schedule.progress(sigmas[:-1], "step")
+  decay = schedule.ramp(1.0, config.step_size_decay, progress)
   step_sizes = jnp.asarray(config.step_size * decay, jnp.float32)
 
   def move(
@@ -141,18 +141,25 @@ def daps(config: DAPSConfig = DAPSConfig.published()) -> Sampler:  # noqa: B008
       sigma_end=config.predictor_sigma_min,
       rho=config.rho,
     )
+    # The published tau is the method's, not the measurement's noise.
     noise_std = config.noise_std or observation.noise_std
     assumed = Observation(observation.y, observation.operator, noise_std)
-    target = likelihood.Target(assumed, centre, level.sigma**2)
-    z, solve = likelihood.refine(
-      key_inner,
-      target,
-      config.inner,
-      steps=config.inner_steps,
-      step_size=step_sizes[level.number],
-      tolerance=config.tolerance,
-      max_iterations=config.max_iterations,
-    )
+    target = gaussian.Target(assumed, centre, level.sigma**2)
+    if config.inner == "exact":
+      z, solve = gaussian.draw(
+        key_inner,
+        target,
+        tolerance=config.tolerance,
+        max_iterations=config.max_iterations,
+      )
+    else:
+      solve = SolveInfo.closed_form()
+      z = gaussian.langevin(
+        key_inner,
+        target,
+        steps=config.inner_steps,
+        step_size=step_sizes[level.number],
+      )
     noise = jax.random.normal(key_noise, z.shape, z.dtype)
     return Moved(
       z + level.following * noise, z, solve, calls=config.predictor_steps

@@ -13,7 +13,7 @@ from posterior_jax import fields, schedule
 from posterior_jax.base import Denoiser, Info, Observation, Operator, Sampler
 from posterior_jax.baselines import diffusion, tasks
 from posterior_jax.denoising import predictor
-from posterior_jax.linalg import solve
+from posterior_jax.linalg.svd import Svd
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ class SpectralState(NamedTuple):
 
   x: jax.Array
   level: jax.Array
-  svd: solve.Svd
+  svd: Svd
 
 
 def ddrm(config: DDRMConfig = DDRMConfig.published()) -> Sampler:  # noqa: B008
@@ -172,7 +172,7 @@ def spectral_sampler(
   return Sampler(init, step, levels)
 
 
-def decomposed(name: str, operator: Operator) -> solve.Svd:
+def decomposed(name: str, operator: Operator) -> Svd:
   """The operator's singular value decomposition.
 
   Raises:
@@ -190,7 +190,7 @@ def decomposed(name: str, operator: Operator) -> solve.Svd:
 
 
 def start(
-  svd: solve.Svd,
+  svd: Svd,
   observation: Observation,
   noise: jax.Array,
   sigma: jax.Array,
@@ -210,6 +210,7 @@ def start(
     that is noisier.
   """
   s, noise_std = svd.values, observation.noise_std
+  # The inner `where` below keeps 1 / 0 out where a singular value is zero.
   seen = (s > threshold) & (s * sigma > noise_std)
   inverse = jnp.where(seen, 1 / jnp.where(seen, s, 1), 0)
   spread = jnp.sqrt(sigma**2 - jnp.where(seen, noise_std * inverse, 0) ** 2)
@@ -221,7 +222,7 @@ def start(
 
 def transition(
   key: jax.Array,
-  svd: solve.Svd,
+  svd: Svd,
   observation: Observation,
   x: jax.Array,
   x0: jax.Array,
@@ -251,6 +252,7 @@ def transition(
   following, kept = level.following, (1 - eta**2) ** 0.5
   noise = jax.random.normal(key, x.shape, x.dtype)
   free = x0 + following * (kept * (x - x0) / level.sigma + eta * noise)
+  # Where the noise of y in a direction, noise_std / s, is below the state's.
   informative = s * following >= noise_std
   inverse = jnp.where(informative, 1 / jnp.where(informative, s, 1), 0)
   gain = jnp.where(

@@ -14,7 +14,7 @@ from posterior_jax import fields, schedule
 from posterior_jax.base import Denoiser, Observation, Sampler
 from posterior_jax.baselines import diffusion, tasks
 from posterior_jax.denoising import predictor
-from posterior_jax.nfc_sampler import likelihood
+from posterior_jax.likelihood import gaussian
 from posterior_jax.schedule import Spacing
 
 
@@ -122,10 +122,11 @@ def diffpir(config: DiffPIRConfig = DiffPIRConfig.published()) -> Sampler:  # no
   ) -> diffusion.Moved:
     x0 = predictor.clean(denoise, x, level.sigma)
     x0 = jnp.clip(x0, -1.0, 1.0) if config.clip else x0
-    target = likelihood.Target(observation, x0, level.sigma**2 / config.weight)
-    z, solve = likelihood.mean(
+    target = gaussian.Target(observation, x0, level.sigma**2 / config.weight)
+    z, solve = gaussian.mean(
       target, tolerance=config.tolerance, max_iterations=config.max_iterations
     )
+    # The last answer is the denoiser's: a data step would bring noise back.
     z = jnp.where(level.following > 0, z, x0)
     kept = (1 - config.renewal) ** 0.5 / level.sigma
     noise = config.renewal**0.5 * jax.random.normal(key, x.shape, x.dtype)

@@ -111,11 +111,10 @@ def level_of(nodes: jax.Array, number: jax.Array) -> Level:
 
 def report(observation: Observation, level: Level, moved: Moved) -> Info:
   """The diagnostics of a step."""
-  none = SolveInfo(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
   return Info(
     level.sigma,
     normalised_residual(observation, moved.x0),
-    none if moved.solve is None else moved.solve,
+    SolveInfo.closed_form() if moved.solve is None else moved.solve,
     diagnostics.band_energy(observation, moved.x0),
     calls=moved.calls,
     products=moved.products,

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from posterior_jax import fields, schedule
-from posterior_jax.base import Denoiser, Observation, Sampler
-from posterior_jax.baselines import diffusion, guidance, tasks
+from posterior_jax.base import Denoiser, Observation, Sampler, misfit
+from posterior_jax.baselines import diffusion, tasks
 from posterior_jax.baselines.diffusion import Level, Moved
+from posterior_jax.denoising import predictor
 from posterior_jax.linalg import fourier, reduce
 
 
@@ -74,7 +75,13 @@ def dps(config: DPSConfig = DPSConfig.published()) -> Sampler:  # noqa: B008
     config: see `DPSConfig` and its `published` and `tuned`.
 
   Returns:
-    Sampler(init, step, num_steps): one call and one Jacobian product a step.
+    Sampler(init, step, num_steps): one call and one Jacobian product per step.
+
+  Example:
+    >>> import posterior_jax as pj
+    >>> config = pj.baselines.DPSConfig.published("motion_blur", levels=100)
+    >>> pj.baselines.dps(config).num_steps
+    100
   """
 
   def move(
@@ -114,12 +121,14 @@ def guided(
     clip: likewise.
     band: gain [h, w] on the residual's spectrum, None for 1 everywhere.
   """
-  x0, product = guidance.denoise_with_vjp(denoise, x, level.sigma, clip=clip)
-  r = guidance.misfit(observation, x0)
+  x0, product = predictor.clean_with_vjp(denoise, x, level.sigma, clip=clip)
+  r = misfit(observation, x0)
+  # The gradient of |M r| is A^T M (M r) / |M r|: the filter acts twice.
   pull = r
   if band is not None:
     r = fourier.apply_transfer(r, band)
     pull = fourier.apply_transfer(r, band) * observation.operator.observed
+  # tiny: an image that fits exactly has no direction to go, not NaN.
   norm = jnp.maximum(reduce.norm(r), jnp.finfo(r.dtype).tiny)
   slope = -product(observation.operator.adjoint(pull / norm))  # d||r|| / dx
   unit = jnp.sqrt((1 + level.sigma**2) * (1 + level.following**2))

@@ -15,10 +15,13 @@ from posterior_jax import fields, schedule
 from posterior_jax.base import Denoiser, Observation, Sampler
 from posterior_jax.baselines import diffusion, dps_sampler, tasks
 from posterior_jax.baselines.diffusion import Level, Moved
-from posterior_jax.nfc_sampler import bands
+from posterior_jax.likelihood import bands
 
-_RATE = 5.0  # of the exponential law
-_PIXEL = np.sqrt(2) / 256  # one cycle per 256 pixels, of the largest radius
+# Of the exponential law: 99.3 % of the way is done at the last level.
+_RATE = 5.0
+# One cycle per 256 pixels as a share of the largest radius, sqrt(1/2): they
+# count cutoffs in cycles per image of 256 pixels.
+_PIXEL = np.sqrt(2) / 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,16 +99,16 @@ def fgps(config: FGPSConfig = FGPSConfig.published()) -> Sampler:  # noqa: B008
     config: see `FGPSConfig` and its `published` and `tuned`.
 
   Returns:
-    Sampler(init, step, num_steps): one call and one Jacobian product a step.
+    Sampler(init, step, num_steps): one call and one Jacobian product per step.
   """
   sigmas = schedule.ddpm(config.levels)
-  progress = bands.linear_progress(sigmas[:-1], "step")
+  progress = schedule.progress(sigmas[:-1], "step")
   widening = progress
   if config.cutoff_law == "exponential":
     widening = 1 - np.exp(-_RATE * progress)
-  cutoffs = jnp.asarray(_ramp(config.cutoff_start, config.cutoff_end, widening))
+  cutoffs = _ramp(config.cutoff_start, config.cutoff_end, widening)
   easing = (1 - np.cos(np.pi * progress)) / 2
-  scales = jnp.asarray(_ramp(config.scale_start, config.scale_end, easing))
+  scales = _ramp(config.scale_start, config.scale_end, easing)
 
   def move(
     key: jax.Array,
@@ -129,5 +132,5 @@ def fgps(config: FGPSConfig = FGPSConfig.published()) -> Sampler:  # noqa: B008
   return diffusion.sampler(sigmas, move)
 
 
-def _ramp(start: float, end: float, progress: np.ndarray) -> np.ndarray:
-  return (start + (end - start) * progress).astype(np.float32)
+def _ramp(start: float, end: float, progress: np.ndarray) -> jax.Array:
+  return jnp.asarray(schedule.ramp(start, end, progress), jnp.float32)

@@ -13,8 +13,9 @@ from posterior_jax import fields, schedule
 from posterior_jax.base import Denoiser, Observation, Sampler
 from posterior_jax.baselines import diffusion, tasks
 from posterior_jax.baselines.diffusion import Level, Moved
-from posterior_jax.linalg.solve import conjugate_gradients
-from posterior_jax.nfc_sampler import jacobian
+from posterior_jax.denoising import predictor
+from posterior_jax.likelihood import covariance
+from posterior_jax.linalg import krylov
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,16 +85,17 @@ def mmps(config: MMPSConfig = MMPSConfig.published()) -> Sampler:  # noqa: B008
     denoise: Denoiser,
     observation: Observation,
   ) -> Moved:
-    x0, covariance = jacobian.linearise(denoise, x, level.sigma)
-    x0, solve, products = jacobian.mean(
+    x0, product = predictor.linearise(denoise, x, level.sigma)
+    x0, solve, products = covariance.mean(
       observation,
       x0,
-      covariance,
+      product,
       tolerance=config.tolerance,
       max_iterations=config.iterations,
-      solver=conjugate_gradients,
+      solver=krylov.conjugate_gradients,
       restrained=False,
     )
+    # The denoiser of the posterior takes the prior's place in the transition.
     ahead = diffusion.ddim(key, x, x0, level, config.eta)
     return Moved(ahead, x0, solve, products=products)
 

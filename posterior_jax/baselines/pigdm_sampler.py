@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from posterior_jax import fields, schedule
-from posterior_jax.base import Denoiser, Observation, Sampler
-from posterior_jax.baselines import diffusion, guidance, tasks
+from posterior_jax.base import Denoiser, Observation, Sampler, misfit
+from posterior_jax.baselines import diffusion, tasks
 from posterior_jax.baselines.diffusion import Level, Moved
+from posterior_jax.denoising import predictor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ def pigdm(config: PiGDMConfig = PiGDMConfig.published()) -> Sampler:  # noqa: B0
     config: see `PiGDMConfig` and its `published` and `tuned`.
 
   Returns:
-    Sampler(init, step, num_steps): one call and one Jacobian product a step.
+    Sampler(init, step, num_steps): one call and one Jacobian product per step.
   """
 
   def move(
@@ -88,14 +89,14 @@ def pigdm(config: PiGDMConfig = PiGDMConfig.published()) -> Sampler:  # noqa: B0
     denoise: Denoiser,
     observation: Observation,
   ) -> Moved:
-    x0, product = guidance.denoise_with_vjp(denoise, x, level.sigma)
+    x0, product = predictor.clean_with_vjp(denoise, x, level.sigma)
     operator = observation.operator
     noise_std = jnp.asarray(observation.noise_std, jnp.float32)
     ratio = level.sigma / config.data_std
     variance = level.sigma**2 / (1 + ratio**2)  # r^2
     # A^T (r^2 A A^T + s^2)^-1 = (A^T A / s^2 + 1 / r^2)^-1 A^T / (r^2 s^2)
     pull, solve = operator.normal_solve(
-      operator.adjoint(guidance.misfit(observation, x0)) / noise_std**2,
+      operator.adjoint(misfit(observation, x0)) / noise_std**2,
       precision=1 / variance,
       noise_std=noise_std,
       tolerance=config.tolerance,
@@ -104,7 +105,7 @@ def pigdm(config: PiGDMConfig = PiGDMConfig.published()) -> Sampler:  # noqa: B0
     lead = product(pull)  # r^2 g
     if config.weight == "score":
       x0 = x0 + (1 + ratio**2) * lead
-      lead = 0.0 * lead
+      lead = 0.0 * lead  # already in x0
     ahead = diffusion.ddim(key, x, x0, level, config.eta)
     return Moved(ahead + lead, x0, solve, products=1)
 

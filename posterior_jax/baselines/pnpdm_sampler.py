@@ -22,10 +22,11 @@ from posterior_jax.base import (
 )
 from posterior_jax.baselines import diffusion, tasks
 from posterior_jax.denoising import predictor
-from posterior_jax.nfc_sampler import likelihood
+from posterior_jax.likelihood import gaussian
 
 Solver = Literal["euler", "ancestral"]
-_SIGMA_MIN, _SIGMA_MAX = 0.002, 80.0  # of the EDM grid
+# Of the EDM grid (Karras et al. 2022).
+_SIGMA_MIN, _SIGMA_MAX = 0.002, 80.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class PnPDMConfig:
     coupling_max: first width rho of the coupling of the two variables, in
       pixels.
     coupling_min: the width that stays once reached.
-    decay: factor of the width an iteration, in (0, 1].
+    decay: factor of the width per iteration, in (0, 1].
     nodes: of the EDM grid from sigma 80 to 0.002, 2 to 1000; the prior's draw
       takes those below rho, one call each.
     solver: of the reverse diffusion: "euler" on its SDE, or "ancestral", the
@@ -152,9 +153,9 @@ def pnpdm(config: PnPDMConfig = PnPDMConfig.published()) -> Sampler:  # noqa: B0
   ) -> tuple[SamplerState, Info]:
     key_data, key_prior = jax.random.split(key)
     level = diffusion.level_of(widths, state.level)
-    z, solve = likelihood.draw(
+    z, solve = gaussian.draw(
       key_data,
-      likelihood.Target(observation, state.x, level.sigma**2),
+      gaussian.Target(observation, state.x, level.sigma**2),
       tolerance=config.tolerance,
       max_iterations=config.max_iterations,
     )
@@ -186,7 +187,7 @@ def reverse(
     x [..., H, W, C], and how often the denoiser was called.
   """
   nodes = jnp.asarray(_nodes(config))
-  first = jnp.sum(nodes >= rho)
+  first = jnp.sum(nodes >= rho)  # the highest node below rho
 
   def body(i: jax.Array, x: jax.Array) -> jax.Array:
     sigma, following = nodes[i], nodes[i + 1]

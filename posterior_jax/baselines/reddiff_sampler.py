@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from posterior_jax import fields, schedule
-from posterior_jax.base import Denoiser, Info, Observation, Sampler
-from posterior_jax.baselines import adam, diffusion, guidance, tasks
+from posterior_jax.base import Denoiser, Info, Observation, Sampler, misfit
+from posterior_jax.baselines import adam, diffusion, tasks
 from posterior_jax.denoising import predictor
 
-_SECOND_DECAY = 0.99  # of Adam's mean of squares, as in the code
+# Of Adam's mean of squares, as in the code; PyTorch's default is 0.999.
+_SECOND_DECAY = 0.99
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +24,9 @@ class REDDiffConfig:
   """Settings of `reddiff`.
 
   Attributes:
-    levels: Adam steps, one a level of the DDPM schedule, 1 to 1000.
+    levels: Adam steps, one per level of the DDPM schedule, 1 to 1000.
     weight: lambda, of the regulariser, > 0.
-    learning_rate: of Adam, in pixels a step, > 0.
+    learning_rate: of Adam, in pixels per step, > 0.
 
   Raises:
     ValueError: for a value out of range, by name.
@@ -154,6 +155,6 @@ def gradient(
   """
   operator = observation.operator
   observed = jnp.broadcast_to(operator.observed, operator.measurement_shape)
-  misfit = operator.adjoint(guidance.misfit(observation, x))
+  pull = operator.adjoint(misfit(observation, x))
   pixels = x.shape[-1] * x.shape[-2] * x.shape[-3]
-  return weight * (x - x0) / pixels - misfit / jnp.sum(observed)
+  return weight * (x - x0) / pixels - pull / jnp.sum(observed)

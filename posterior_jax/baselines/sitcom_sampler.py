@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from posterior_jax import fields, schedule
-from posterior_jax.base import Denoiser, Observation, Sampler
-from posterior_jax.baselines import adam, diffusion, guidance, tasks
+from posterior_jax.base import Denoiser, Observation, Sampler, misfit
+from posterior_jax.baselines import adam, diffusion, tasks
 from posterior_jax.baselines.diffusion import Level, Moved
+from posterior_jax.denoising import predictor
 from posterior_jax.linalg import reduce
 
 
@@ -24,7 +25,7 @@ class SITCOMConfig:
 
   Attributes:
     levels: noise levels of the DDPM schedule, 1 to 1000.
-    steps: evaluations of the denoiser and its gradient a level, at most.
+    steps: evaluations of the denoiser and its gradient per level, at most.
     rate: step size of Adam on the input, in variance-preserving units.
     anchor: weight of the input's distance to the state, >= 0.
     stop: an image is done when its residual norm is below stop times that of
@@ -94,7 +95,7 @@ def sitcom(
 
   Returns:
     Sampler(init, step, num_steps): at most `steps` calls and as many Jacobian
-    products a step, fewer when all images stop.
+    products per step, fewer when all images stop.
   """
 
   def move(
@@ -133,10 +134,11 @@ def _optimise(
     return (search.evaluated < config.steps) & jnp.any(search.running)
 
   def body(search: _Search) -> _Search:
-    x0, product = guidance.denoise_with_vjp(
+    x0, product = predictor.clean_with_vjp(
       denoise, unit * search.u, level.sigma, clip=config.clip
     )
-    r = guidance.misfit(observation, x0)
+    r = misfit(observation, x0)
+    # Per image: one that fits the noise stops, the others go on without it.
     goes_on = search.running & (reduce.norm(r) > enough)
     slope = -2 * unit * product(operator.adjoint(r))
     slope = slope + 2 * config.anchor * (search.u - start)

@@ -1,4 +1,8 @@
-"""From a noisy image to a prediction of the clean one."""
+"""From a noisy image to a prediction of the clean one.
+
+`clean` is the only place that calls a denoiser, `clean_with_vjp` the only one
+that differentiates it; `predict` chooses between one call and an ODE.
+"""
 
 import functools
 from typing import Literal
@@ -7,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from posterior_jax.base import Denoiser
+from posterior_jax.base import Denoiser, Linear
 
 Predictor = Literal["denoise", "euler", "heun", "dpm_solver_2m"]
 
@@ -27,7 +31,7 @@ def clean(denoise: Denoiser, x: jax.Array, sigma: jax.Array) -> jax.Array:
     ValueError: if the denoiser returns something of another shape.
   """
   flat = x.reshape(-1, *x.shape[-3:])  # [M, H, W, C]
-  levels = jnp.full(flat.shape[0], sigma, flat.dtype)
+  levels = jnp.full(flat.shape[0], sigma, flat.dtype)  # [M]
   found = denoise(flat, levels)
   if getattr(found, "shape", None) != flat.shape:
     raise ValueError(
@@ -35,6 +39,55 @@ def clean(denoise: Denoiser, x: jax.Array, sigma: jax.Array) -> jax.Array:
       f"got {getattr(found, 'shape', type(found).__name__)}"
     )
   return found.astype(jnp.float32).reshape(x.shape)
+
+
+def clean_with_vjp(
+  denoise: Denoiser, x: jax.Array, sigma: jax.Array, *, clip: bool = False
+) -> tuple[jax.Array, Linear]:
+  """The clean image and the transposed Jacobian of the denoiser: one call.
+
+  Args:
+    denoise: D, (x [M, H, W, C], sigma [M]) -> [M, H, W, C].
+    x: [..., H, W, C] at noise sigma.
+    sigma: scalar > 0.
+    clip: whether the clean image is clipped to [-1, 1]; the Jacobian is then
+      that of the clipped image, zero where a pixel saturates.
+
+  Returns:
+    x0 = D(x, sigma), [..., H, W, C] float32, and v -> (dx0/dx)^T v on images
+    of that shape, one vector-Jacobian product (VJP) each.
+
+  Raises:
+    ValueError: if the denoiser returns something of another shape.
+  """
+
+  def answer(x: jax.Array) -> jax.Array:
+    x0 = clean(denoise, x, sigma)
+    return jnp.clip(x0, -1.0, 1.0) if clip else x0
+
+  x0, transposed = jax.vjp(answer, x)
+  return x0, lambda v: transposed(v)[0]
+
+
+def linearise(
+  denoise: Denoiser, x: jax.Array, sigma: jax.Array
+) -> tuple[jax.Array, Linear]:
+  """The clean image and the covariance around it, C = sigma^2 (dD/dx)^T.
+
+  For the exact denoiser this is Cov[x0 | x] (Tweedie's second-order formula,
+  as in MMPS, Rozet et al. 2024). The transpose, which a VJP gives, will do:
+  the Jacobian of an exact denoiser is symmetric, that of a network nearly so.
+
+  Args:
+    denoise: D.
+    x: [..., H, W, C] at noise sigma.
+    sigma: scalar > 0.
+
+  Returns:
+    D(x, sigma), and v -> C v of the same shape, one VJP.
+  """
+  x0, product = clean_with_vjp(denoise, x, sigma)
+  return x0, lambda v: sigma**2 * product(v)
 
 
 def predict(
@@ -58,7 +111,7 @@ def predict(
     x: [..., H, W, C] at noise sigma.
     sigma: scalar > 0.
     kind: "denoise" is D itself, the posterior mean; "euler" and "heun" solve
-      the ODE with one and two calls a step; "dpm_solver_2m" is the multistep
+      the ODE with one and two calls per step; "dpm_solver_2m" is the multistep
       second-order DPM-Solver++ with one (Lu et al. 2022).
     steps: of the ODE.
     sigma_end: where the ODE stops; a level already below it takes no step.
@@ -72,6 +125,7 @@ def predict(
   """
   if kind == "denoise":
     return clean(denoise, x, sigma)
+  # A level below the end has nowhere to go: its nodes are all the same.
   end = jnp.minimum(sigma_end, sigma)
   fraction = jnp.arange(steps + 1, dtype=x.dtype) / steps
   nodes = sigma ** (1 / rho) * (1 - fraction) + end ** (1 / rho) * fraction

@@ -41,6 +41,7 @@ class Tiled:
       i, j = which
       corner = (0, jnp.asarray(tops)[i], jnp.asarray(lefts)[j], 0)
       part = lax.dynamic_slice(x, corner, shape)
+      # Recomputed in a VJP: a network keeps many times the memory of its tile.
       found = jax.checkpoint(self.denoise)(part, sigma)
       weight = jnp.asarray(rows)[i][:, None] * jnp.asarray(columns)[j]
       there = lax.dynamic_slice(total, corner, shape)
@@ -51,6 +52,7 @@ class Tiled:
       np.meshgrid(np.arange(len(tops)), np.arange(len(lefts)), indexing="ij"),
       axis=-1,
     ).reshape(-1, 2)
+    # One tile after another: the memory of one, where a vmap would take all.
     total, _ = lax.scan(
       one, jnp.zeros(x.shape, jnp.float32), jnp.asarray(order)
     )
@@ -107,6 +109,14 @@ def tiled(
   Raises:
     TypeError: if the denoiser is not callable.
     ValueError: for sizes that do not fit.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> import posterior_jax as pj
+    >>> prior = pj.priors.gaussian_prior(pj.priors.power_law_spectrum(16, 16))
+    >>> denoise = pj.tiled(prior.denoise, tile=16, overlap=8)
+    >>> denoise(jnp.zeros((1, 24, 40, 3)), jnp.ones(1)).shape
+    (1, 24, 40, 3)
   """
   sides = tuple(tile) if isinstance(tile, tuple | list) else (tile, tile)
   if len(sides) != 2 or not all(isinstance(n, int) and n > 0 for n in sides):
@@ -141,6 +151,14 @@ def padded(denoise: Denoiser, *, multiple: int = 8) -> Padded:
   Raises:
     TypeError: if the denoiser is not callable.
     ValueError: if multiple is below 1.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> import posterior_jax as pj
+    >>> prior = pj.priors.gaussian_prior(pj.priors.power_law_spectrum(16, 16))
+    >>> denoise = pj.padded(prior.denoise, multiple=16)
+    >>> denoise(jnp.zeros((1, 13, 15, 3)), jnp.ones(1)).shape
+    (1, 13, 15, 3)
   """
   if multiple < 1:
     raise ValueError(f"multiple must be at least 1, got {multiple}")
@@ -173,11 +191,14 @@ def _cuts(
   """
   count = 1 + max(0, -(-(size - tile) // (tile - overlap)))
   starts = np.round(np.linspace(0, size - tile, count)).astype(int)
+  # From pixel centre to pixel centre, 0 within the margin and 1 behind the
+  # ramp.
   ramp = (np.arange(tile) + 0.5 - margin) / max(overlap - 2 * margin, 1)
   weights = np.ones((count, tile))
   weights[1:] = np.minimum(weights[1:], ramp)
   weights[:-1] = np.minimum(weights[:-1], ramp[::-1])
   weights = np.maximum(weights, 0)
+  # Divided by their sum: three tiles meet where sizes leave no other way.
   total = np.zeros(size)
   for start, weight in zip(starts, weights):
     total[start : start + tile] += weight

@@ -39,6 +39,7 @@ def apply_transfer(x: jax.Array, transfer: jax.Array) -> jax.Array:
   transfer = on_grid(transfer)
   if transfer.ndim == 0:
     return x * transfer.astype(x.dtype)
+  # Real images: half of the spectrum says all, and costs half.
   half = transfer[..., : width // 2 + 1, :]  # [..., H, W//2+1, C or 1]
   f = jnp.fft.rfft2(x, axes=(-3, -2))
   f = f * half.astype(f.dtype)
@@ -73,6 +74,7 @@ def check_spectrum(spectrum: jax.Array | np.ndarray) -> None:
   values = np.asarray(spectrum)
   if not (np.isfinite(values).all() and (values > 0).all()):
     raise ValueError("spectrum must be positive and finite everywhere")
+  # Index k to -k on both axes: flip, then turn by one, as 0 stays in place.
   mirrored = np.roll(values[::-1, ::-1], (1, 1), (0, 1))
   if not np.allclose(values, mirrored, rtol=1e-3, atol=0):
     raise ValueError(

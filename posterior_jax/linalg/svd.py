@@ -1,10 +1,33 @@
 """Singular value decompositions that are fast on images."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from posterior_jax.linalg import solve
+from posterior_jax.base import Linear
+
+
+class Svd(NamedTuple):
+  """A = U diag(values) V^*, each factor as a function on images.
+
+  A pytree where the functions are `jax.tree_util.Partial`s of their arrays, as
+  those of this package are: a loop can carry it instead of decomposing again.
+
+  Attributes:
+    values: singular values, of the shape of the coefficients, >= 0.
+    to_right: x -> V^* x, [..., H, W, C] to coefficients.
+    from_right: coefficients -> V c.
+    to_left: y -> U^* y, [..., h, w, C] to coefficients.
+    from_left: coefficients -> U c.
+  """
+
+  values: jax.Array
+  to_right: Linear
+  from_right: Linear
+  to_left: Linear
+  from_left: Linear
 
 
 def separable(rows: jax.Array, columns: jax.Array, x: jax.Array) -> jax.Array:
@@ -14,11 +37,12 @@ def separable(rows: jax.Array, columns: jax.Array, x: jax.Array) -> jax.Array:
     rows.astype(x.dtype),
     columns.astype(x.dtype),
     x,
+    # A measurement operator is not a layer: three digits would be its noise.
     precision=lax.Precision.HIGHEST,
   )
 
 
-def separable_svd(rows: jax.Array, columns: jax.Array) -> solve.Svd:
+def separable_svd(rows: jax.Array, columns: jax.Array) -> Svd:
   """Of x -> rows x columns^T: the Kronecker product of two decompositions.
 
   Args:
@@ -36,10 +60,10 @@ def separable_svd(rows: jax.Array, columns: jax.Array) -> solve.Svd:
     for matrix in (rows, columns)
   )
 
-  def applied(rows: jax.Array, columns: jax.Array) -> solve.Linear:
+  def applied(rows: jax.Array, columns: jax.Array) -> Linear:
     return jax.tree_util.Partial(separable, rows, columns)
 
-  return solve.Svd(
+  return Svd(
     values=(s_h[:, None] * s_w)[..., None],
     to_right=applied(v_h, v_w),
     from_right=applied(v_h.T, v_w.T),
@@ -48,7 +72,7 @@ def separable_svd(rows: jax.Array, columns: jax.Array) -> solve.Svd:
   )
 
 
-def fourier_svd(transfer: jax.Array) -> solve.Svd:
+def fourier_svd(transfer: jax.Array) -> Svd:
   """Of a circular blur: orthonormal Fourier vectors, turned by its phase.
 
   Args:
@@ -58,10 +82,12 @@ def fourier_svd(transfer: jax.Array) -> solve.Svd:
     Values [H, W, 1] in FFT order; coefficients are complex.
   """
   transfer = transfer[..., None]  # [H, W, 1]
+  # By its angle: transfer / |transfer| would be 0 / 0 where the blur has a
+  # zero.
   angle = jnp.angle(transfer)
   phase = lax.complex(jnp.cos(angle), jnp.sin(angle))
   partial = jax.tree_util.Partial
-  return solve.Svd(
+  return Svd(
     values=jnp.abs(transfer),
     to_right=partial(_to_fourier),
     from_right=partial(_to_image),

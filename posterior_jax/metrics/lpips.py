@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from posterior_jax import checks
+from posterior_jax.metrics.image import matching_images
 from posterior_jax.priors.checkpoints import named_tensors
 from posterior_jax.priors.checkpoints.named_tensors import Source
 
@@ -71,6 +71,7 @@ _FORMS: dict[str, _Form] = {
   ),
 }
 _CHANNELS = 3
+# Added to the length of a feature vector, outside of the root, as they do.
 _EPSILON = 1e-10
 
 
@@ -109,7 +110,7 @@ class LPIPS:
       ValueError: if the images do not match, are smaller or not of 3 channels.
       TypeError: if they are not floating point.
     """
-    x, truth = checks.matching_images(x, truth)
+    x, truth = matching_images(x, truth)
     if x.shape[-1] != _CHANNELS:
       raise ValueError(
         f"x and truth must have 3 channels for lpips, got {x.shape[-1]}"

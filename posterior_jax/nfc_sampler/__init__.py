@@ -1,8 +1,18 @@
 """Noise-frequency continuation: a sampler composed of parts.
 
-`config` has the settings, `levels` what they mean level by level; `bands` says
-which frequencies speak, `likelihood` moves an image towards the measurement,
-`refinement` joins the two at one level, `jacobian` and `inflation` give the
-width of the tie, `fusion` adopts coarse corrections fully and fine ones late;
-`sampler` composes them.
+`sampler` composes them, `parts` chooses them from the settings (`config`) and
+gives their signatures, `levels` says what changes from level to level. The
+parts' own mathematics: prediction in `denoising.predictor`, bands and
+likelihood in `likelihood`, the `width` of the tie, wavelet `fusion`.
 """
+
+from posterior_jax.nfc_sampler.config import NFCConfig as NFCConfig
+from posterior_jax.nfc_sampler.levels import Level as Level
+from posterior_jax.nfc_sampler.levels import levels_of as levels_of
+from posterior_jax.nfc_sampler.parts import Parts as Parts
+from posterior_jax.nfc_sampler.parts import Refined as Refined
+from posterior_jax.nfc_sampler.parts import parts_of as parts_of
+from posterior_jax.nfc_sampler.sampler import compose as compose
+from posterior_jax.nfc_sampler.sampler import nfc as nfc
+from posterior_jax.nfc_sampler.width import Prediction as Prediction
+from posterior_jax.nfc_sampler.width import Width as Width

@@ -7,20 +7,24 @@ import numpy as np
 
 from posterior_jax import fields
 from posterior_jax.denoising.predictor import Predictor
+from posterior_jax.likelihood.bands import Blend, Shape
 from posterior_jax.nfc_sampler import fusion
-from posterior_jax.nfc_sampler.bands import Blend, Shape
 from posterior_jax.nfc_sampler.fusion import Unlock, Wavelet
-from posterior_jax.nfc_sampler.likelihood import Inner
 
+Inner = Literal["exact", "mean", "gradient", "langevin"]
 Tie = Literal["sigma", "spectrum", "probed", "jacobian"]
 Cutoff = Literal["step", "log_sigma", "snr"]
 Averaged = Literal["refined", "predicted"]
 
-# Where the Jacobian is taken at the level's own image, by tie.
+# A Jacobian is of one denoiser call at the level's own image: an ODE's end
+# point has another. Its products give draws and means, but no gradient of the
+# tie, which would need the inverse.
 _NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
   "probed": {"predictor": ("denoise",)},
   "jacobian": {"predictor": ("denoise",), "inner": ("exact", "mean")},
 }
+# Wide enough for any use; narrow enough that a slip (a count for a share,
+# degrees for radians) is refused by name.
 _RANGES = {
   "levels": (1, 10_000),
   "passes": (1, 1000),
@@ -64,9 +68,9 @@ class NFCConfig:
       that the average of their refined images goes to the posterior mean.
     averaged: which images of held levels: "predicted", the denoiser's answer
       before it is moved towards the measurement, or "refined", after that.
-    predictor: "denoise" (the posterior mean, one call a level), or the
+    predictor: "denoise" (the posterior mean, one call per level), or the
       probability-flow ODE by "euler", "heun" or "dpm_solver_2m".
-    predictor_steps: ODE steps a level; ignored by "denoise".
+    predictor_steps: ODE steps per level; ignored by "denoise".
     predictor_sigma_min: where the ODE stops, > 0; ignored by "denoise".
     cutoff: how the band widens: linearly in the "step" or in "log_sigma", or
       "snr": frequency by frequency as the prior's power rises above the noise.
@@ -90,21 +94,21 @@ class NFCConfig:
     tie: width C of the tie to the prediction: "sigma" is sigma^2, "spectrum"
       the prior's own S sigma^2 / (S + sigma^2), which needs a spectrum;
       "probed" is that put right in every half octave by the denoiser's Jacobian
-      (`jacobian.corrected`), for every observation alone, one VJP a level;
+      (`width.corrected_variance`), per observation, one VJP per level;
       "jacobian" is sigma^2 times the Jacobian itself and needs no spectrum, but
-      root_steps + 1 VJPs a level and one more an iteration (no root_steps with
+      root_steps + 1 VJPs per level and one per iteration (no root_steps with
       inner "mean"). Both go with predictor "denoise", the last also with inner
       "exact" or "mean" only.
     width_factor: factor on that width, 0.01 to 100: above 1 the measurement
       moves the prediction further than the prior's width allows.
     inflation: largest factor, 1 to 100, up or down, on the width of one image,
       chosen at every level so that the misfit of its prediction is what width
-      and noise make it (`inflation.inflated`); 1: none. Only with tie
+      and noise make it (`width.inflated_variance`); 1: none. Only with tie
       "spectrum" or "probed". Noise that is stronger than the observation says
       is taken for such a misfit: the larger the factor, the worse it is then.
     tolerance: relative residual of the linear solves of "exact" and "mean".
     max_iterations: their limit.
-    root_steps: products for the square root of the width (`jacobian.root`);
+    root_steps: products for the square root of the width (`krylov.root`);
       read by tie "jacobian" with inner "exact" only.
     wavelet: of the fusion: "haar", "db2" or "bior4.4".
     haar_levels: of the wavelet, 1 to 3.
@@ -113,12 +117,20 @@ class NFCConfig:
     unlock: how u, which rises linearly by step from unlock_start to unlock_end,
       sets that weight: "product" w_H u, "clip" min(u, w_H), "base" w_H +
       (1 - w_H) u, or "delay", w_H until the share unlock_start of the steps is
-      done and then linearly to 1 at unlock_end (`consistency.unlocked`).
+      done and then linearly to 1 at unlock_end (`fusion.unlocked`).
     unlock_start: u at the first level.
     unlock_end: u at the last level.
 
   Raises:
     ValueError: for a value out of range, by name.
+
+  Example:
+    >>> import posterior_jax as pj
+    >>> pj.NFCConfig(levels=20, held=0.5).held_levels
+    10
+    >>> pj.NFCConfig(levels=0)
+    Traceback (most recent call last):
+    ValueError: levels must lie in [1, 10000], got 0
   """
 
   levels: int = 200
@@ -194,11 +206,13 @@ class NFCConfig:
   @property
   def held_levels(self) -> int:
     """How many levels stay at sigma_min."""
+    # One level is left for the ramp: the chain must come down to sigma_min.
     return min(round(self.held * self.levels), self.levels - 1)
 
   @property
   def fuses(self) -> bool:
     """Whether any wavelet weight differs from 1: fusion does something."""
+    # All laws are piecewise linear in progress: a fine grid sees any below 1.
     weights = self.detail_weights(np.linspace(0, 1, 101))
     return bool(self.haar_low != 1 or (weights != 1).any())
 
@@ -210,7 +224,15 @@ class NFCConfig:
     updates on the un-halved misfit with tau = 0.01, cutoff 0.4 to 1 by step,
     blend 0.35 to 0, one Haar level with w_L = 1, w_H = 0.2, unlocked 0.05 to
     1. tau, the step size and its decay are DAPS's: the paper states none.
+
+    Example:
+      >>> import posterior_jax as pj
+      >>> config = pj.NFCConfig.paper(levels=50)
+      >>> config.levels, config.inner, config.blend_start
+      (50, 'langevin', 0.35)
     """
+    # What is not named here is the default, which is the paper's: 200 levels,
+    # rho 7, sigma 100 to 0.1, 5 ODE steps, cutoff 0.4 to 1, 200 inner updates.
     published: dict[str, Any] = dict(
       predictor="euler",
       blend_start=0.35,
@@ -240,10 +262,16 @@ class NFCConfig:
     deviations. width_factor=1 with averaged="refined" tends to the mean itself
     as passes and max_iterations grow.
 
-    Three iterations a level, so at most four VJPs for every denoiser call, each
-    of about a call's time; 20 where fewer than 20 levels would not make up for
+    Three iterations per level, so at most four VJPs per denoiser call, each of
+    about a call's time; 20 where fewer than 20 levels would not make up for
     what is left out. tie="spectrum" does without VJPs and needs the prior's
     spectrum; a width of Fourier space knows nothing of edges.
+
+    Example:
+      >>> import posterior_jax as pj
+      >>> config = pj.NFCConfig.restoration()
+      >>> config.inner, config.tie, config.held_levels
+      ('mean', 'jacobian', 120)
     """
     settings: dict[str, Any] = {
       "inner": "mean",
@@ -253,9 +281,12 @@ class NFCConfig:
       "width_factor": 2.0,
     }
     if changes.get("tie", "jacobian") == "jacobian":
+      # What three iterations leave out, later levels add: with few of them
+      # there is no later.
       few = changes.get("levels", cls.levels) < 20
       settings |= {"tolerance": 1e-2, "max_iterations": 20 if few else 3}
     else:
+      # FFTs are cheap beside the network, and a mean has no noise to hide in.
       settings |= {"tolerance": 1e-4}
     return cls(**(settings | changes))
 
@@ -263,7 +294,7 @@ class NFCConfig:
   def calibrated(cls, **changes: Any) -> "NFCConfig":
     """For posterior samples: right on a Gaussian prior at any level count.
 
-    One denoiser call and one VJP a level; the denoiser's mean is the centre
+    One denoiser call and one VJP per level; the denoiser's mean is the centre
     and the prior's own conditional variance the width of the tie, so that the
     inner draw is one from p(x0 | x_sigma, y) and every level's state one from
     p(x_sigma | y). The spectrum gives the width's shape, the VJP its size in
@@ -278,8 +309,14 @@ class NFCConfig:
     moves the variance by about 1 %; with inflation=1 every level is exact.
 
     tie="jacobian" takes the width from the denoiser and needs no spectrum: at
-    most 27 VJPs a level, solves to 1e-2 in at most 20 iterations, unless
+    most 27 VJPs per level, solves to 1e-2 in at most 20 iterations, unless
     changed. Early levels may stop short of that; later ones correct it.
+
+    Example:
+      >>> import posterior_jax as pj
+      >>> config = pj.NFCConfig.calibrated(levels=30)
+      >>> config.inner, config.tie, config.fuses
+      ('exact', 'probed', False)
     """
     settings: dict[str, Any] = {"tie": "probed"}
     if changes.get("tie") == "jacobian":

@@ -14,6 +14,8 @@ import numpy as np
 Wavelet = Literal["haar", "db2", "bior4.4"]
 Unlock = Literal["product", "clip", "base", "delay"]
 
+# Low-pass taps that sum to sqrt(2), so that an orthonormal transform keeps the
+# power: white noise in an image is white noise in its bands.
 _R3 = 3**0.5
 _HAAR = np.array([1.0, 1.0]) / 2**0.5
 _DB2 = np.array([1 - _R3, 3 - _R3, 3 + _R3, 1 + _R3]) / 32**0.5
@@ -130,6 +132,7 @@ def unlocked(
   if law == "clip":
     return np.minimum(u, high)
   if law == "delay":
+    # 1e-9: start = end is a step, not a division by zero.
     u = np.clip((progress - start) / max(end - start, 1e-9), 0, 1)
   return high + (1 - high) * u
 
@@ -143,6 +146,8 @@ def _weigh(
 ) -> jax.Array:
   if levels == 0:
     return low * x
+  # The transform is linear: weighing the correction z - x0 alone takes one
+  # transform where weighing both images would take two.
   coarse, details = decompose(x, wavelet)
   coarse = _weigh(coarse, low, high, levels - 1, wavelet)
   return reconstruct(coarse, high * details, wavelet)
@@ -163,6 +168,8 @@ def _bank(wavelet: Wavelet, side: int) -> tuple[np.ndarray, np.ndarray]:
 def _analyse(x: jax.Array, taps: np.ndarray, axis: int) -> jax.Array:
   """y[i] = sum_j taps[j] x[2 i + len(taps) / 2 - j], indices around."""
   shifts = np.arange(len(taps)) - len(taps) // 2
+  # Rolls and sums, not a convolution: at most ten taps, and the order of the
+  # sum is fixed on every backend.
   terms = [
     float(tap) * _every_second(jnp.roll(x, shift, axis), axis)
     for tap, shift in zip(taps, shifts)

@@ -1,37 +1,32 @@
-"""Noise-frequency continuation as a pure-functional sampler, and its run.
+"""Noise-frequency continuation as a pure-functional sampler.
 
 One level (arXiv 2602.00176; skeleton of DAPS, arXiv 2407.01521): predict the
 clean image, move the prediction by a band-limited likelihood, fuse the two in
 a wavelet domain, add fresh noise of the next level.
 """
 
-import functools
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from posterior_jax import checks, diagnostics
+from posterior_jax import diagnostics
 from posterior_jax.base import (
   Denoiser,
   Info,
   Observation,
   Sampler,
   SamplerState,
-  State,
-  check_observation,
   normalised_residual,
 )
-from posterior_jax.denoising import predictor
-from posterior_jax.nfc_sampler import fusion
 from posterior_jax.nfc_sampler.config import NFCConfig
-from posterior_jax.nfc_sampler.levels import levels
-from posterior_jax.nfc_sampler.refinement import refined
+from posterior_jax.nfc_sampler.levels import Level, levels_of
+from posterior_jax.nfc_sampler.parts import Parts, parts_of, split_off
 
 
 def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
   """Diffusion posterior sampling by noise-frequency continuation.
+
+  `compose` of the parts and levels that the settings name; to put a part of
+  one's own in its place, see there.
 
   Args:
     config: see `NFCConfig` and its `paper`, `restoration` and `calibrated`.
@@ -46,19 +41,62 @@ def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
     TypeError: if `config` is no `NFCConfig`.
     ValueError: if the spectrum is missing, has a wrong rank or is not
       positive and finite.
+
+  Example:
+    >>> import posterior_jax as pj
+    >>> spectrum = pj.priors.power_law_spectrum(32, 32)
+    >>> config = pj.NFCConfig.calibrated(levels=10)
+    >>> sampler = pj.nfc(config, spectrum=spectrum)
+    >>> sampler.num_steps
+    10
   """
   if not isinstance(config, NFCConfig):
     raise TypeError(f"config must be an NFCConfig, got {type(config).__name__}")
-  spectrum = checks.checked_spectrum(config, spectrum)
-  schedule = levels(config)
+  return compose(parts_of(config, spectrum), levels_of(config))
+
+
+def compose(parts: Parts, levels: Level) -> Sampler:
+  """The sampler that goes through the levels, calling the parts at each.
+
+  Args:
+    parts: `parts_of` the settings, or with parts of one's own.
+    levels: `levels_of` the settings.
+
+  Returns:
+    Sampler(init, step, number of levels).
+
+  Example:
+    A band of one's own in the place of the settings': only frequencies that
+    lie below 1 / (8 sigma) cycles per pixel speak.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import posterior_jax as pj
+    >>> from posterior_jax.likelihood import bands
+    >>> from posterior_jax.linalg import fourier
+    >>> from posterior_jax.nfc_sampler import compose, levels_of, parts_of
+    >>> def lowest(observation, level):
+    ...   shape = observation.operator.measurement_shape[:2]
+    ...   radius = fourier.radial_frequency(*shape)  # [h, w]
+    ...   weight = jnp.where(radius < 1 / (8 * level.sigma), 1.0, 0.01)
+    ...   return bands.apply_band(observation, weight)
+    >>> config = pj.NFCConfig(levels=3, tie="sigma")
+    >>> parts = parts_of(config)._replace(band=lowest)
+    >>> sampler = compose(parts, levels_of(config))
+    >>> prior = pj.priors.gaussian_prior(pj.priors.power_law_spectrum(8, 8))
+    >>> operator = pj.operators.gaussian_blur((8, 8, 1), size=3, std=1.0)
+    >>> observation = pj.Observation(jnp.zeros((1, 8, 8, 1)), operator, 0.1)
+    >>> x, _ = pj.run(sampler, prior.denoise, observation, jax.random.key(0))
+    >>> x.shape
+    (1, 1, 8, 8, 1)
+  """
 
   def init(
     key: jax.Array, observation: Observation, batch: int
   ) -> SamplerState:
-    checks.check_image(config, spectrum, observation.operator.image_shape)
+    parts.check(observation.operator.image_shape)
     shape = (batch, observation.y.shape[0], *observation.operator.image_shape)
-    x = schedule.sigma[0] * jax.random.normal(key, shape, jnp.float32)
-    average = jnp.zeros_like(x) if config.held_levels else None
+    x = levels.sigma[0] * jax.random.normal(key, shape, jnp.float32)
+    average = jnp.zeros_like(x) if averages else None
     return SamplerState(x, jnp.zeros((), jnp.int32), average)
 
   def step(
@@ -68,108 +106,28 @@ def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
     key: jax.Array,
   ) -> tuple[SamplerState, Info]:
     key_inner, key_noise = jax.random.split(key)
-    now = jax.tree.map(lambda a: a[state.level], schedule)
-    x0, z, solve, products = refined(
-      config, spectrum, key_inner, denoise, state.x, observation, now
-    )
-    fused = z
-    if config.fuses:
-      fused = fusion.fuse(
-        x0,
-        z,
-        low=config.haar_low,
-        high=now.details,
-        levels=config.haar_levels,
-        wavelet=config.wavelet,
-      )
-    image, average = fused, state.average
-    if average is not None:
-      added = x0 if config.averaged == "predicted" else fused
-      average = average + now.share * (added - average)
-      image = jnp.where(now.following > 0, fused, average)
+    key_inner, probes = split_off(key_inner, parts.probes)
+    level = levels.at(state.level)
+    assumed = parts.assume(observation)
+
+    predicted = parts.predict(denoise, state.x, level)  # x0
+    width = parts.width(probes, assumed, predicted, level)  # C
+    banded = parts.band(assumed, level)  # B in y and A
+    refined = parts.likelihood(key_inner, banded, predicted.x0, width, level)
+    fused = parts.fuse(predicted.x0, refined.z, level)
+    image, average = parts.hold(state.average, predicted.x0, fused, level)
+    x = parts.renoise(key_noise, image, level)
+
     info = Info(
-      now.sigma,
+      level.sigma,
       normalised_residual(observation, image),
-      solve,
+      refined.solve,
       diagnostics.band_energy(observation, image),
-      calls=predictor.calls(config.predictor, config.predictor_steps),
-      products=products,
+      calls=predicted.calls,
+      products=width.products + refined.products,
     )
-    noise = jax.random.normal(key_noise, image.shape, image.dtype)
-    x = image + now.following * noise
     return SamplerState(x, state.level + 1, average), info
 
-  return Sampler(init, step, config.passes * config.levels)
-
-
-def run(
-  sampler: Sampler,
-  denoise: Denoiser,
-  observation: Observation,
-  key: jax.Array,
-  *,
-  num_samples: int = 1,
-) -> tuple[jax.Array, Any]:
-  """Draws posterior samples: the package's only scan, compiled once.
-
-  New observations, operators of the same kind and shape, noise levels, keys
-  and denoisers that are pytrees (such as `GaussianPrior.denoise`) reuse the
-  compiled program. A plain function is part of it: pass the same object again.
-
-  Args:
-    sampler: from `nfc`; pass the same object to reuse it.
-    denoise: (x [M, H, W, C], sigma [M]) -> E[x0 | x] [M, H, W, C].
-    observation: y [N, h, w, C], its operator and noise.
-    key: the same key gives the same bits on one backend.
-    num_samples: B, posterior samples of every observation.
-
-  Returns:
-    Samples [B, N, H, W, C] float32 and the Info of every step, stacked.
-
-  Raises:
-    TypeError: if `sampler` is no `Sampler`, `denoise` not callable, the
-      operator no `Operator`, y no array of floating point, or num_samples no
-      integer.
-    ValueError: for a measurement of the wrong shape or not finite, a noise
-      level that is not positive, num_samples < 1, an image that spectrum or
-      Haar levels do not fit, or a denoiser that returns another shape; before
-      any compilation.
-  """
-  if not isinstance(sampler, Sampler):
-    raise TypeError(
-      f"sampler must be a Sampler, as nfc returns, got {type(sampler).__name__}"
-    )
-  if not callable(denoise):
-    raise TypeError(f"denoise must be callable, got {type(denoise).__name__}")
-  if not isinstance(num_samples, int):
-    raise TypeError(f"num_samples must be an integer, got {num_samples!r}")
-  if num_samples < 1:
-    raise ValueError(f"num_samples must be at least 1, got {num_samples}")
-  check_observation(observation)
-  observation = Observation(
-    jnp.asarray(observation.y, jnp.float32),
-    observation.operator,
-    jnp.asarray(observation.noise_std, jnp.float32),
-  )
-  if jax.tree_util.all_leaves([denoise]):
-    denoise = jax.tree_util.Partial(denoise)
-  return _run(sampler, denoise, observation, key, num_samples)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _run(
-  sampler: Sampler,
-  denoise: Denoiser,
-  observation: Observation,
-  key: jax.Array,
-  num_samples: int,
-) -> tuple[jax.Array, Any]:
-  key_init, key_steps = jax.random.split(key)
-  state = sampler.init(key_init, observation, num_samples)
-
-  def body(state: State, key: jax.Array) -> tuple[State, Any]:
-    return sampler.step(state, denoise, observation, key)
-
-  keys = jax.random.split(key_steps, sampler.num_steps)
-  state, info = lax.scan(body, state, keys)
-  return state.x, info
+  # Known before anything is traced: levels are arrays, not tracers.
+  averages = bool((levels.share > 0).any())
+  return Sampler(init, step, len(levels.sigma))

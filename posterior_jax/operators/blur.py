@@ -10,15 +10,11 @@ import scipy.fft
 import scipy.ndimage
 from jax import lax
 
-from posterior_jax.base import (
-  Operator,
-  SolveInfo,
-  check_batch,
-  check_image_shape,
-)
+from posterior_jax.base import Operator, SolveInfo
 from posterior_jax.linalg import fourier, solve
 from posterior_jax.linalg import svd as decompose
 from posterior_jax.operators import frozen
+from posterior_jax.operators.shapes import check_batch, check_image_shape
 
 Boundary = Literal["reflect", "circular"]
 
@@ -86,7 +82,7 @@ class Blur(Operator):
       return fourier.apply_transfer(y, jnp.conj(self.transfer))
     return self._transposed(y, self._padded_transfer(y.dtype))
 
-  def svd(self) -> solve.Svd:
+  def svd(self) -> decompose.Svd:
     """Fourier vectors for circular borders, else those of the two axes.
 
     Raises:
@@ -120,12 +116,13 @@ class Blur(Operator):
     One is for circular borders, and for a separable kernel under a scalar
     precision.
     """
+    # Of the circular blur: for mirrored borders a preconditioner, exact inside.
     gain = self.gram_gain.astype(rhs.dtype)
     if self.boundary == "circular":
       precision = fourier.on_grid(jnp.asarray(precision, rhs.dtype))
       total = fourier.on_grid(gain) / jnp.asarray(noise_std, rhs.dtype) ** 2
       x = fourier.apply_transfer(rhs, 1.0 / (total + precision))
-      done = SolveInfo(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
+      done = SolveInfo.closed_form()
       return x, done
     if self.separable and jnp.ndim(precision) == 0:
       return solve.closed_form(self.svd(), rhs, precision, noise_std)
@@ -148,6 +145,8 @@ class Blur(Operator):
   def _padded_size(self) -> tuple[int, int]:
     height, width, _ = self.image_shape
     border = self.kernel.shape[0] - 1
+    # Products of small primes: an FFT of a prime size takes several times
+    # longer.
     return (
       scipy.fft.next_fast_len(height + border, real=True),
       scipy.fft.next_fast_len(width + border, real=True),
@@ -176,6 +175,7 @@ class Blur(Operator):
     f = jnp.fft.rfft2(y, s=size, axes=(-3, -2)) * transfer
     padded = jnp.fft.irfft2(f, s=size, axes=(-3, -2))
     padded = padded[..., : height + border, : width + border, :]
+    # The transpose of mirroring folds the border back; JAX knows it.
     image = jax.ShapeDtypeStruct((*y.shape[:-3], *self.image_shape), y.dtype)
     return jax.linear_transpose(self._mirror, image)(padded)[0]
 
@@ -198,6 +198,13 @@ def blur(
   Raises:
     ValueError: for a kernel that is not such, one too wide for the mirror, or
       an unknown boundary.
+
+  Example:
+    >>> import numpy as np
+    >>> import posterior_jax as pj
+    >>> operator = pj.operators.blur((8, 8, 3), np.full((3, 3), 1 / 9))
+    >>> operator.separable  # a box is a column times a row
+    True
   """
   image_shape = check_image_shape(image_shape)
   values = np.asarray(kernel, np.float64)
@@ -219,6 +226,7 @@ def blur(
       f"kernel of size {values.shape[0]} is too wide to mirror an image of "
       f"{image_shape[:2]}; its half must be below the image size"
     )
+  # A product of its margins, to the rounding of a float32 kernel.
   factors = np.outer(values.sum(1), values.sum(0)) / values.sum()
   separable = bool(np.abs(factors - values).max() <= 1e-6 * values.max())
   return Blur(
@@ -246,6 +254,14 @@ def gaussian_blur(
 
   Raises:
     ValueError: for values out of range.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> import posterior_jax as pj
+    >>> operator = pj.operators.gaussian_blur((64, 64, 3))
+    >>> flat = operator.forward(jnp.ones((64, 64, 3)))  # the kernel sums to 1
+    >>> bool(jnp.allclose(flat, 1, atol=1e-5))
+    True
   """
   if size < 1 or size % 2 == 0:
     raise ValueError(f"size must be odd and positive, got {size}")
@@ -275,6 +291,12 @@ def motion_blur(
 
   Raises:
     ValueError: for an unknown name or a kernel that is not one.
+
+  Example:
+    >>> import posterior_jax as pj
+    >>> operator = pj.operators.motion_blur((64, 64, 3), "long")
+    >>> operator.kernel.shape, operator.separable
+    ((61, 61), False)
   """
   if isinstance(kernel, str):
     kernel = frozen.motion_kernel(kernel)

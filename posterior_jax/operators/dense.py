@@ -8,13 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from posterior_jax.base import (
-  Operator,
-  SolveInfo,
-  check_batch,
-  check_image_shape,
-)
+from posterior_jax.base import Linear, Operator, SolveInfo
 from posterior_jax.linalg import solve
+from posterior_jax.linalg.svd import Svd
+from posterior_jax.operators.shapes import check_batch, check_image_shape
 
 
 @jax.tree_util.register_dataclass
@@ -54,7 +51,7 @@ class Dense(Operator):
     check_batch("y", y, self.measurement_shape)
     return _times(self.matrix.T, self.image_shape, y)
 
-  def svd(self) -> solve.Svd:
+  def svd(self) -> Svd:
     """The matrix's own; coefficients [min(m, D), 1, 1]."""
     widest = jax.dtypes.canonicalize_dtype(jnp.float64)
     left, values, right = jnp.linalg.svd(
@@ -62,11 +59,11 @@ class Dense(Operator):
     )
     seen = (len(values), 1, 1)
 
-    def times(matrix: jax.Array, shape: tuple[int, ...]) -> solve.Linear:
+    def times(matrix: jax.Array, shape: tuple[int, ...]) -> Linear:
       # Arrays as leaves, so that a loop can carry the decomposition.
       return jax.tree_util.Partial(_Times(shape), matrix)
 
-    return solve.Svd(
+    return Svd(
       values=values.reshape(seen),
       to_right=times(right, seen),
       from_right=times(right.T, self.image_shape),
@@ -107,6 +104,13 @@ def dense(image_shape: tuple[int, int, int], matrix: np.ndarray) -> Dense:
 
   Raises:
     ValueError: for a matrix of another width, or not finite.
+
+  Example:
+    >>> import numpy as np
+    >>> import posterior_jax as pj
+    >>> operator = pj.operators.dense((2, 2, 1), np.ones((1, 4)))
+    >>> operator.forward(np.ones((2, 2, 1), np.float32)).item()
+    4.0
   """
   image_shape = check_image_shape(image_shape)
   matrix = np.asarray(matrix, np.float32)

@@ -6,13 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posterior_jax.base import (
-  Operator,
-  SolveInfo,
-  check_batch,
-  check_image_shape,
-)
-from posterior_jax.linalg import fourier, solve
+from posterior_jax.base import Linear, Operator, SolveInfo
+from posterior_jax.linalg import fourier, krylov, solve
+from posterior_jax.linalg.svd import Svd
+from posterior_jax.operators.shapes import check_batch, check_image_shape
 
 
 @jax.tree_util.register_dataclass
@@ -61,10 +58,10 @@ class Inpainting(Operator):
     check_batch("y", y, self.image_shape)
     return self.mask.astype(y.dtype) * y
 
-  def svd(self) -> solve.Svd:
+  def svd(self) -> Svd:
     """The mask itself: pixels are the singular vectors."""
     same = jax.tree_util.Partial(_same)
-    return solve.Svd(self.mask, same, same, same, same)
+    return Svd(self.mask, same, same, same, same)
 
   def normal_solve(
     self,
@@ -117,11 +114,13 @@ class Inpainting(Operator):
     wiener = 1.0 / (1.0 + weight * precision)  # B^-1 / s^2
     hole = 1.0 - self.mask.astype(rhs.dtype)
 
-    def within(transfer: jax.Array) -> solve.Linear:
+    def within(transfer: jax.Array) -> Linear:
       return lambda h: hole * fourier.apply_transfer(hole * h, transfer)
 
+    # The system of the hole alone: its unknowns are few, and where the prior is
+    # smooth each iteration carries its border further in.
     known = weight * rhs
-    h, iterations = solve.conjugate_gradients(
+    h, iterations = krylov.conjugate_gradients(
       within(1.0 - wiener),
       hole * fourier.apply_transfer(known, wiener),
       precondition=within(1.0 / (1.0 - wiener)),
@@ -129,7 +128,7 @@ class Inpainting(Operator):
     )
     x = fourier.apply_transfer(known + h, wiener)
     image = self.forward(x) + fourier.apply_transfer(x, weight * precision)
-    return x, solve.report(known, image, iterations)
+    return x, krylov.report(known, image, iterations)
 
 
 def inpainting(
@@ -148,6 +147,14 @@ def inpainting(
 
   Raises:
     ValueError: for a mask of another size, or with other values, or empty.
+
+  Example:
+    >>> import numpy as np
+    >>> import posterior_jax as pj
+    >>> mask = np.eye(4)
+    >>> operator = pj.operators.inpainting((4, 4, 1), mask)
+    >>> operator.forward(np.ones((4, 4, 1), np.float32)).sum().item()
+    4.0
   """
   image_shape = check_image_shape(image_shape)
   mask = np.asarray(mask)
@@ -184,6 +191,12 @@ def box_inpainting(
 
   Raises:
     ValueError: if the square leaves the image or covers it.
+
+  Example:
+    >>> import posterior_jax as pj
+    >>> operator = pj.operators.box_inpainting((64, 64, 3), size=32)
+    >>> int(operator.mask.sum())  # 64 * 64 - 32 * 32
+    3072
   """
   image_shape = check_image_shape(image_shape)
   height, width, _ = image_shape
@@ -211,6 +224,12 @@ def random_inpainting(
 
   Raises:
     ValueError: if the fraction is out of range.
+
+  Example:
+    >>> import posterior_jax as pj
+    >>> operator = pj.operators.random_inpainting((10, 10, 3), fraction=0.7)
+    >>> int(operator.mask.sum())
+    30
   """
   image_shape = check_image_shape(image_shape)
   if not 0 <= fraction < 1:

@@ -7,14 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from posterior_jax.base import (
-  Operator,
-  SolveInfo,
-  check_batch,
-  check_image_shape,
-)
+from posterior_jax.base import Operator, SolveInfo
 from posterior_jax.linalg import solve
 from posterior_jax.linalg import svd as decompose
+from posterior_jax.operators.shapes import check_batch, check_image_shape
 
 
 @jax.tree_util.register_dataclass
@@ -58,7 +54,7 @@ class Resize(Operator):
     check_batch("y", y, self.measurement_shape)
     return decompose.separable(self.rows.T, self.columns.T, y)
 
-  def svd(self) -> solve.Svd:
+  def svd(self) -> decompose.Svd:
     """Kronecker product of the two factors' decompositions."""
     return decompose.separable_svd(self.rows, self.columns)
 
@@ -74,6 +70,7 @@ class Resize(Operator):
     """Closed form for a scalar precision, else conjugate gradients."""
     if jnp.ndim(precision) == 0:
       return solve.closed_form(self.svd(), rhs, precision, noise_std)
+    # A^T A once, so that an iteration takes two products instead of four.
     rows = _matmul(self.rows.T, self.rows)  # [H, H]
     columns = _matmul(self.columns.T, self.columns)  # [W, W]
     return solve.normal_equations(
@@ -103,6 +100,13 @@ def super_resolution(
 
   Raises:
     ValueError: if the image is not divisible by the factor.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> import posterior_jax as pj
+    >>> operator = pj.operators.super_resolution((64, 32, 3))
+    >>> operator.forward(jnp.zeros((1, 64, 32, 3))).shape
+    (1, 16, 8, 3)
   """
   image_shape = check_image_shape(image_shape)
   height, width, _ = image_shape
@@ -121,10 +125,12 @@ def super_resolution(
 def cubic_matrix(size: int, factor: int) -> np.ndarray:
   """The 1-D antialiased cubic reduction, [size // factor, size] float64."""
   centre = (np.arange(size // factor) + 0.5) * factor - 0.5
+  # Support of the stretched kernel: two input pixels per output pixel and side.
   first = np.floor(centre - 2 * factor).astype(int) + 1
   taps = first[:, None] + np.arange(4 * factor)  # [h, 4 factor]
   weights = _cubic((centre[:, None] - taps) / factor)
   weights /= weights.sum(1, keepdims=True)
+  # Mirrored with the edge pixel repeated: 0 1 .. n-1 n-1 .. 1 0 and again.
   period = np.concatenate([np.arange(size), np.arange(size)[::-1]])
   matrix = np.zeros((size // factor, size))
   np.add.at(

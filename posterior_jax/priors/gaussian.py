@@ -78,6 +78,13 @@ def gaussian_prior(
   Raises:
     ValueError: for a wrong shape, or a wrong value where values are known (not
       under a transformation that traces them).
+
+  Example:
+    >>> import jax
+    >>> import posterior_jax as pj
+    >>> prior = pj.priors.gaussian_prior(pj.priors.power_law_spectrum(8, 8))
+    >>> prior.sample(jax.random.key(0), (5,), channels=3).shape
+    (5, 8, 8, 3)
   """
   spectrum = jnp.asarray(spectrum, jnp.float32)
   mean = jnp.asarray(mean, jnp.float32)
@@ -133,6 +140,16 @@ def posterior_mean(
     TypeError: if the operator is not an `Operator`.
     ValueError: for an observation that does not fit its operator, or a
       spectrum of another size.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> import posterior_jax as pj
+    >>> prior = pj.priors.gaussian_prior(pj.priors.power_law_spectrum(8, 8))
+    >>> operator = pj.operators.super_resolution((8, 8, 1), factor=2)
+    >>> observation = pj.Observation(jnp.ones((1, 4, 4, 1)), operator, 0.1)
+    >>> mean, info = pj.priors.posterior_mean(prior, observation)
+    >>> mean.shape
+    (1, 8, 8, 1)
   """
   check_observation(observation)
   operator = observation.operator
@@ -162,6 +179,12 @@ def power_law_spectrum(
 
   Raises:
     ValueError: if pixel_std is not positive.
+
+  Example:
+    >>> import posterior_jax as pj
+    >>> spectrum = pj.priors.power_law_spectrum(16, 16, pixel_std=0.5)
+    >>> round(float(spectrum.mean()), 4)  # the variance of a pixel
+    0.25
   """
   if not pixel_std > 0:
     raise ValueError(f"pixel_std must be positive, got {pixel_std}")
@@ -193,9 +216,19 @@ def estimate_spectrum(
   Raises:
     ValueError: if there is no image, or one is too small, not finite or
       constant.
+
+  Example:
+    >>> import numpy as np
+    >>> import posterior_jax as pj
+    >>> noise = np.random.default_rng(0).uniform(-1, 1, (256, 256, 3))
+    >>> spectrum = pj.priors.estimate_spectrum([noise], 32, 32)
+    >>> round(float(spectrum.mean()), 1)  # white: 1/3 at every frequency
+    0.3
   """
   if not len(images):
     raise ValueError("images must hold at least one photograph")
+  # 23 rings from 1/128 cycle per pixel, the lowest that a window of 256 pixels
+  # resolves, to the corner of the plane.
   edges = np.geomspace(1 / 128, 0.5 * np.sqrt(2) + 1e-9, 24)
   power, centre = np.mean([_ring_power(im, edges) for im in images], axis=0)
   rings = np.log(power)
@@ -222,6 +255,8 @@ def _ring_power(image: np.ndarray, edges: np.ndarray) -> np.ndarray:
   if image.max() == image.min():
     raise ValueError("every image must hold something: one is constant")
   height, width, _ = image.shape
+  # A photograph is not periodic: without a window its edges would look like a
+  # power law of their own.
   window = np.hanning(height)[:, None] * np.hanning(width)  # [h, w]
   weight = window[..., None] / window.sum()
   centred = image - (image * weight).sum((0, 1))

@@ -15,7 +15,9 @@ from posterior_jax.base import Denoiser
 from posterior_jax.priors import edm
 from posterior_jax.priors.parametrisation import Parametrisation
 
-# Standard deviations; 1 in 5e8 draws of the noise is beyond it.
+# Standard deviations; 1 in 5e8 draws of the noise is beyond it. What lies
+# further is no noise, and a network amplifies what it has never seen without
+# bound.
 REACH = 6.0
 
 
@@ -109,6 +111,14 @@ def initial_params(
 
   Returns:
     float32 arrays by name.
+
+  Example:
+    >>> import jax
+    >>> import posterior_jax as pj
+    >>> config = pj.priors.UNetConfig(widths=(4,), blocks=(1,), embedding=4)
+    >>> params = pj.priors.initial_params(config, jax.random.key(0))
+    >>> params["enter.kernel"].shape
+    (3, 3, 3, 4)
   """
   model = config.build(dtype=jnp.float32, rngs=nnx.Rngs(key))
   flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
@@ -134,6 +144,15 @@ def unet_prior(
   Raises:
     ValueError: naming the first parameter that is missing, unknown, or of
       another shape or kind.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> import posterior_jax as pj
+    >>> config = pj.priors.UNetConfig(widths=(4,), blocks=(1,), embedding=4)
+    >>> params = pj.priors.initial_params(config, jax.random.key(0))
+    >>> prior = pj.priors.unet_prior(config, params)
+    >>> prior.denoise(jnp.zeros((1, 8, 8, 3)), jnp.ones(1)).shape
+    (1, 8, 8, 3)
   """
   name = jnp.dtype(dtype).name
   if name not in ("float32", "bfloat16"):
@@ -208,12 +227,14 @@ def _denoise(prior: UNetPrior, x: jax.Array, sigma: jax.Array) -> jax.Array:
     )
   if sigma.shape != x.shape[:1]:
     raise ValueError(
-      f"sigma must have one entry an image, shape {x.shape[:1]}, got "
+      f"sigma must have one entry per image, shape {x.shape[:1]}, got "
       f"{sigma.shape}"
     )
   x, sigma = x.astype(jnp.float32), sigma.astype(jnp.float32)
   furthest = (1 + REACH * sigma)[:, None, None, None]
   x = jnp.clip(x, -furthest, furthest)
+  # Above the training's largest level nearly all is noise: the image is scaled
+  # down to that level instead of asking for what was never trained.
   within = jnp.minimum(sigma, config.parametrisation.sigma_max)
   x, sigma = x * (within / sigma)[:, None, None, None], within
   graph, paths, _ = _structure(config, prior.dtype)

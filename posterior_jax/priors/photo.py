@@ -33,6 +33,12 @@ def photo_prior(*, dtype: DTypeLike = jnp.float32) -> UNetPrior[UNetConfig]:
 
   Returns:
     The prior; `photo_prior().denoise` is what `posterior_jax.run` takes.
+
+  Example:
+    >>> import posterior_jax as pj
+    >>> prior = pj.priors.photo_prior()
+    >>> prior.config.channels, prior.config.unit
+    (3, 8)
   """
   return load_prior(SHIPPED, dtype=dtype)
 
@@ -99,6 +105,18 @@ def save_prior(
   Raises:
     ValueError: if the parameters are not the network's, or one is not finite
       in float16.
+
+  Example:
+    >>> import pathlib, tempfile
+    >>> import jax
+    >>> import posterior_jax as pj
+    >>> config = pj.priors.UNetConfig(widths=(4,), blocks=(1,), embedding=4)
+    >>> params = pj.priors.initial_params(config, jax.random.key(0))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   manifest = pathlib.Path(folder) / "mine.json"
+    ...   pj.priors.save_prior(manifest, params, config, {"data": "none"})
+    ...   pj.priors.load_prior(manifest).config == config
+    True
   """
   manifest = pathlib.Path(manifest)
   unet_prior(config, params)

@@ -1,4 +1,4 @@
-"""Weights of OpenAI's guided-diffusion (Dhariwal and Nichol 2021), and alike.
+"""Weights of OpenAI's guided-diffusion (Dhariwal and Nichol 2021) and its kin.
 
 `ffhq_10m.pt` and `256x256_diffusion_uncond.pt` are such files. Their names say
 nearly all of the network's shape; what they do not say is in `ADMConfig`.

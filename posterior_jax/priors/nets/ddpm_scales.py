@@ -99,7 +99,7 @@ class Up(_Scale):
   def __call__(
     self, h: jax.Array, kept: list[jax.Array], embedded: jax.Array
   ) -> jax.Array:
-    """The scale's output; takes an entry a block off the end of `kept`."""
+    """The scale's output; takes one entry per block off the end of `kept`."""
     for i in range(len(self.resnets)):
       h = self.block(i, jnp.concatenate([h, kept.pop()], -1), embedded)
     for change in self.upsamplers:

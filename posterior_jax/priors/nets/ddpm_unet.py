@@ -32,7 +32,7 @@ from posterior_jax.priors.parametrisation import VP, Parametrisation
 class DDPMConfig:
   """Shape of the network, and what it was trained to answer.
 
-  Tuples have an entry a scale, the full resolution first.
+  Tuples have one entry per scale, the full resolution first.
 
   Attributes:
     widths: D of every scale.

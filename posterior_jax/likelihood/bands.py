@@ -11,36 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from posterior_jax.base import Observation
 from posterior_jax.linalg import fourier
+from posterior_jax.operators.banded import Banded
 
 Shape = Literal["hard", "butterworth", "gaussian"]
 Blend = Literal["convex", "additive"]
 
-_LARGEST_RADIUS = np.sqrt(0.5)  # the corner of the Fourier plane
+# Cutoffs are shares of the corner's radius, so that 1 opens every frequency: a
+# share of Nyquist would leave a fifth of the plane closed for ever.
+_LARGEST_RADIUS = np.sqrt(0.5)
+# Steep enough to be a band, smooth enough not to ring around edges.
 _BUTTERWORTH_ORDER = 4
-
-
-def linear_progress(sigmas: np.ndarray, law: str) -> np.ndarray:
-  """How far each level has come, 0 at the first to 1 at the last.
-
-  Args:
-    sigmas: [K] positive noise levels, decreasing.
-    law: "step" counts levels, "log_sigma" measures the logarithm of noise.
-
-  Returns:
-    [K] float64.
-  """
-  if len(sigmas) == 1:
-    return np.ones(1)
-  if law == "step":
-    return np.linspace(0, 1, len(sigmas))
-  depth = np.log(sigmas[0] / sigmas)
-  return depth / depth[-1]
-
-
-def cosine_blend(start: float, progress: np.ndarray) -> np.ndarray:
-  """l = start (1 + cos(pi p)) / 2: from `start` to 0."""
-  return start * 0.5 * (1 + np.cos(np.pi * progress))
 
 
 def radial_band(
@@ -55,7 +37,8 @@ def radial_band(
       "gaussian" (standard deviation = cutoff).
   """
   radius = fourier.radial_frequency(*shape) / _LARGEST_RADIUS
-  ratio = jnp.asarray(radius, jnp.float32) / cutoff
+  ratio = jnp.asarray(radius, jnp.float32) / cutoff  # [h, w]
+  # 1e-6: at cutoff 1 the corner itself lies within, whatever its rounding.
   if kind == "hard":
     return (ratio <= 1 + 1e-6).astype(jnp.float32)
   if kind == "butterworth":
@@ -70,7 +53,7 @@ def snr_band(
 
   A frequency opens when the prior's power S exceeds the noise of the state,
   and all are open once sigma is below the smallest of sqrt(S). The operator
-  scales signal and state noise alike and drops out.
+  scales signal and state noise equally and drops out.
 
   Args:
     spectrum: [H, W] or [H, W, C], the prior's power on the image grid.
@@ -81,12 +64,34 @@ def snr_band(
   Returns:
     [h, w] or [h, w, C].
   """
+  # Frequencies of the small grid by their sign: -1 is the last row of both
+  # grids.
   rows, columns = (np.round(np.fft.fftfreq(n) * n).astype(int) for n in shape)
-  power = spectrum[rows][:, columns]
+  power = spectrum[rows][:, columns]  # [h, w] or [h, w, C]
   return power / (power + sigma**2)
 
 
 def weight(band: jax.Array, blend: jax.Array, form: Blend) -> jax.Array:
   """B of the likelihood: (1 - l) + l M^2 or 1 + l M^2."""
+  # B acts on the square of the residual, so the mask M stands squared.
   full = 1 - blend if form == "convex" else jnp.ones_like(blend)
   return full + blend * band**2
+
+
+def apply_band(observation: Observation, weight: jax.Array) -> Observation:
+  """The observation whose plain likelihood is the band-weighted one.
+
+  Args:
+    observation: y, A, s.
+    weight: B, [h, w] or [h, w, C], > 0.
+
+  Returns:
+    y and A both followed by the filter sqrt(B), so that the square of the
+    plain residual is r^T B r.
+  """
+  gain = jnp.sqrt(weight)
+  # Dropped pixels are emptied first: the filter would spread what stands there.
+  kept = observation.y * observation.operator.observed  # [N, h, w, C]
+  y = fourier.apply_transfer(kept, gain)
+  operator = Banded(observation.operator, gain)
+  return Observation(y, operator, observation.noise_std)

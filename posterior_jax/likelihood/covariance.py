@@ -1,0 +1,144 @@
+"""Conditioning on a measurement under a covariance known by its products.
+
+The two answers of `gaussian`, draw and mean, for a covariance C that no Fourier
+transform diagonalises: a product v -> C v is one VJP through the denoiser
+(`predictor.linearise`), so the systems are solved in the space of the
+measurement, where they are smaller and need no inverse of C.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from posterior_jax.base import Linear, Observation, SolveInfo
+from posterior_jax.linalg import krylov, reduce
+
+
+def draw(
+  key: jax.Array,
+  observation: Observation,
+  centre: jax.Array,
+  covariance: Linear,
+  *,
+  root_steps: int,
+  tolerance: float,
+  max_iterations: int,
+) -> tuple[jax.Array, SolveInfo, jax.Array]:
+  """A draw from N(centre, C) given y = A z + s n, by Matheron's rule.
+
+    z = u + C A^T (A C A^T + s^2)^-1 (y - A u + s e),  u = c + C^(1/2) e'
+
+  e and e' standard normal: u is drawn from the prior of the level and moved by
+  the measurement. The square root is `krylov.root`, the solve conjugate
+  residuals in the space of measurements; what they leave out, later levels
+  correct. A step too long for any covariance is shortened, as in `mean`.
+
+  Args:
+    key: of both normal draws.
+    observation: y, A and s; with the band already in both.
+    centre: c, [B, N, H, W, C].
+    covariance: v -> C v.
+    root_steps: products for the square root.
+    tolerance: relative residual of the solve.
+    max_iterations: its limit.
+
+  Returns:
+    z, how the solve went, and how many products with C it all took: root_steps
+    + iterations + 1.
+  """
+  key_data, key_tie = jax.random.split(key)
+  white = jax.random.normal(key_tie, centre.shape, centre.dtype)
+  start = centre + krylov.root(covariance, white, root_steps)
+  shape = centre.shape[:-3] + observation.operator.measurement_shape
+  noise = jax.random.normal(key_data, shape, centre.dtype)
+  z, info = _move(
+    observation,
+    start,
+    observation.noise_std * noise,
+    covariance,
+    tolerance=tolerance,
+    max_iterations=max_iterations,
+  )
+  return z, info, root_steps + 1 + info.iterations
+
+
+def mean(
+  observation: Observation,
+  centre: jax.Array,
+  covariance: Linear,
+  *,
+  tolerance: float,
+  max_iterations: int,
+  solver: krylov.Solver = krylov.minimal_residual,
+  restrained: bool = True,
+) -> tuple[jax.Array, SolveInfo, jax.Array]:
+  """The mean of what `draw` draws; iterations + 1 products with C.
+
+  Args:
+    observation: as for `draw`.
+    centre: likewise.
+    covariance: likewise.
+    tolerance: likewise.
+    max_iterations: likewise.
+    solver: of the linear system in measurements.
+    restrained: whether z - c is shortened, where it is too long, to what leaves
+      the least misfit. Under a covariance it never is too long; a network's
+      Jacobian is not quite one.
+
+  Returns:
+    z, how the solve went, and how many products with C it took.
+  """
+  z, info = _move(
+    observation,
+    centre,
+    jnp.zeros((), centre.dtype),
+    covariance,
+    tolerance=tolerance,
+    max_iterations=max_iterations,
+    solver=solver,
+    restrained=restrained,
+  )
+  return z, info, 1 + info.iterations
+
+
+def _move(
+  observation: Observation,
+  start: jax.Array,
+  data_noise: jax.Array,
+  covariance: Linear,
+  *,
+  tolerance: float,
+  max_iterations: int,
+  solver: krylov.Solver = krylov.minimal_residual,
+  restrained: bool = True,
+) -> tuple[jax.Array, SolveInfo]:
+  """start + C A^T (A C A^T + s^2)^-1 (y - A start + data_noise)."""
+  operator = observation.operator
+  misfit = observation.y - operator.forward(start) + data_noise
+  misfit = operator.observed * misfit  # dropped pixels hold no data
+
+  # A C A^T + s^2 on measurements [B, N, h, w, C]: well conditioned, since s^2
+  # bounds it from below, where C^-1 of a network's Jacobian would not exist.
+  def matrix(v: jax.Array) -> jax.Array:
+    spread = operator.forward(covariance(operator.adjoint(v)))
+    return spread + observation.noise_std**2 * v
+
+  v, iterations = solver(
+    matrix, misfit, tolerance=tolerance, max_iterations=max_iterations
+  )
+  # One product more than the iterations; it gives the true residual as well.
+  shift = covariance(operator.adjoint(v))
+  image = operator.forward(shift)
+  solved = image + observation.noise_std**2 * v
+  if restrained:
+    shift = _shortening(misfit, image) * shift
+  return start + shift, krylov.report(misfit, solved, iterations)
+
+
+def _shortening(misfit: jax.Array, image: jax.Array) -> jax.Array:
+  """The factor in [0, 1] on a shift that leaves the least of the misfit.
+
+  1 for exact solutions under a covariance: 0 <= K (K + s^2)^-1 <= 1.
+  """
+  # The minimum of |misfit - t image|^2 over t, cut to [0, 1].
+  along, size = reduce.total(misfit * image), reduce.total(image**2)
+  return jnp.clip(along / jnp.maximum(size, 1e-30), 0, 1)

@@ -1,0 +1,189 @@
+"""Krylov methods on a batch of images: two solvers and a square root.
+
+A matrix is known by its products alone. Every element of a batch [..., H, W, C]
+stops on its own, so that a result does not depend on the batch it is in.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from posterior_jax.base import Linear, SolveInfo
+from posterior_jax.linalg import reduce
+
+# (matrix, b, *, tolerance, max_iterations) -> x and iterations, from zero.
+Solver = Callable[..., tuple[jax.Array, jax.Array]]
+
+# Of a product: below it what is left of a vector is rounding in float32, and a
+# basis vector made of that would point anywhere.
+_EXHAUSTED = 1e-5
+
+
+def conjugate_gradients(
+  matrix: Linear,
+  b: jax.Array,
+  *,
+  tolerance: float,
+  max_iterations: int,
+  precondition: Linear = lambda r: r,
+) -> tuple[jax.Array, jax.Array]:
+  """Preconditioned conjugate gradients on a batch of images from zero.
+
+  Every element of the batch [..., H, W, C] stops on its own, so that a result
+  does not depend on the batch it is in. One that meets a direction of negative
+  curvature, where the matrix is not positive after all, stays where it is.
+
+  Returns:
+    x [..., H, W, C] and the iterations of the slowest, int32 scalar.
+  """
+  # Squares are compared: no root in the loop's condition.
+  limit = tolerance**2 * _dot(b, b)  # [..., 1, 1, 1]
+
+  def running(carry: tuple) -> jax.Array:
+    _, residual, _, _, k = carry
+    return jnp.any(_dot(residual, residual) > limit) & (k < max_iterations)
+
+  def step(carry: tuple) -> tuple:
+    x, residual, direction, rho, k = carry
+    active = _dot(residual, residual) > limit  # [..., 1, 1, 1]
+    image = matrix(direction)
+    curvature = _dot(direction, image)
+    # A direction of negative curvature has no minimum: the image stays there.
+    active = active & (curvature > 0)
+    # The inner `where` keeps 0 / 0 out of gradients and of debug_nans.
+    alpha = jnp.where(active, rho / jnp.where(active, curvature, 1), 0)
+    x = x + alpha * direction
+    residual = residual - alpha * image
+    z = precondition(residual)
+    new = _dot(residual, z)
+    beta = jnp.where(active, new / jnp.where(active, rho, 1), 0)
+    direction = jnp.where(active, z + beta * direction, direction)
+    return x, residual, direction, jnp.where(active, new, rho), k + 1
+
+  z = precondition(b)
+  start = (jnp.zeros_like(b), b, z, _dot(b, z), jnp.zeros((), jnp.int32))
+  x, *_, iterations = lax.while_loop(running, step, start)
+  return x, iterations
+
+
+def minimal_residual(
+  matrix: Linear,
+  b: jax.Array,
+  *,
+  tolerance: float,
+  max_iterations: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Conjugate residuals on a batch of images from zero: Orthomin(1).
+
+  For matrices that are symmetric and positive only nearly, as a network's
+  Jacobian is (Vinsome 1976; Eisenstat, Elman & Schultz 1983). Every step takes
+  the length that makes the residual smallest, so that it never grows, whatever
+  the matrix; for a symmetric positive one these are conjugate residuals. Every
+  element of the batch stops on its own.
+
+  Returns:
+    x [..., H, W, C] and the iterations of the slowest, int32 scalar.
+  """
+  limit = tolerance**2 * _dot(b, b)
+
+  def running(carry: tuple) -> jax.Array:
+    residual, k = carry[1], carry[-1]
+    return jnp.any(_dot(residual, residual) > limit) & (k < max_iterations)
+
+  def step(carry: tuple) -> tuple:
+    x, residual, direction, image, k = carry
+    product = matrix(residual)
+    size = _dot(image, image)
+    beta = _dot(product, image) / jnp.where(size > 0, size, 1)
+    direction = residual - beta * direction
+    # By recurrence, not by a product: a product is a VJP through the network.
+    image = product - beta * image
+    size = _dot(image, image)
+    active = (_dot(residual, residual) > limit) & (size > 0)
+    alpha = _dot(residual, image) / jnp.where(size > 0, size, 1)
+    alpha = jnp.where(active, alpha, 0)
+    return (
+      x + alpha * direction,
+      residual - alpha * image,
+      direction,
+      image,
+      k + 1,
+    )
+
+  zero = jnp.zeros_like(b)
+  start = (zero, b, zero, zero, jnp.zeros((), jnp.int32))
+  x, *_, iterations = lax.while_loop(running, step, start)
+  return x, iterations
+
+
+def report(b: jax.Array, image: jax.Array, iterations: jax.Array) -> SolveInfo:
+  """SolveInfo of K x = `image` against b, by the true residual."""
+  size = jnp.maximum(reduce.norm(b), jnp.finfo(b.dtype).tiny)
+  worst = jnp.max(reduce.norm(b - image) / size)
+  return SolveInfo(iterations, worst.astype(jnp.float32))
+
+
+def root(covariance: Linear, x: jax.Array, steps: int) -> jax.Array:
+  """C^(1/2) x by the Lanczos method: of covariance C for white x.
+
+  The best answer in the Krylov space of x, exact once `steps` reaches the
+  number of different eigenvalues; else the error falls as 1 / steps for
+  eigenvalues near 0, and geometrically where they are bounded away from it.
+  The basis is orthogonalised in full, twice, and keeps `steps` images in
+  memory for each of the batch.
+
+  Args:
+    covariance: v -> C v, symmetric, no eigenvalue below 0.
+    x: [..., H, W, C].
+    steps: products with C, >= 1.
+
+  Returns:
+    [..., H, W, C].
+  """
+  size = reduce.norm(x)  # [..., 1, 1, 1]
+  basis = jnp.zeros((steps, *x.shape), x.dtype).at[0].set(x / size)
+  cells = jnp.zeros((2, steps, *size.shape), x.dtype)  # diagonal, beside it
+
+  def step(i: jax.Array, carry: tuple) -> tuple:
+    basis, cells = carry
+    product = covariance(basis[i])
+    rest, along = _orthogonal(product, basis)
+    # Twice is enough (Kahan): once leaves what cancellation did not resolve,
+    # and a basis that is not orthogonal finds the largest eigenvalues again.
+    rest, _ = _orthogonal(rest, basis)
+    beside = reduce.norm(rest)
+    goes_on = beside > _EXHAUSTED * reduce.norm(product)
+    beside = jnp.where(goes_on, beside, 0)
+    following = jnp.where(goes_on, rest / jnp.where(goes_on, beside, 1), 0)
+    cells = cells.at[0, i].set(along[i]).at[1, i].set(beside)
+    return basis.at[i + 1].set(following, mode="drop"), cells
+
+  basis, cells = lax.fori_loop(0, steps, step, (basis, cells))
+  weights = _root_of_tridiagonal(*cells[..., 0, 0, 0])  # [steps, ...]
+  return size * jnp.sum(weights[..., None, None, None] * basis, axis=0)
+
+
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+  return reduce.total(a * b)
+
+
+def _root_of_tridiagonal(diagonal: jax.Array, beside: jax.Array) -> jax.Array:
+  """First column of T^(1/2), [K, ...]; negative eigenvalues count as 0."""
+  count = len(diagonal)
+  eye = jnp.eye(count, dtype=diagonal.dtype)
+  above = jnp.eye(count, k=1, dtype=diagonal.dtype)
+  over = jnp.moveaxis(beside, 0, -1)[..., None] * above
+  matrix = jnp.moveaxis(diagonal, 0, -1)[..., None] * eye
+  matrix = matrix + over + jnp.swapaxes(over, -1, -2)  # [..., K, K]
+  values, vectors = jnp.linalg.eigh(matrix)  # [..., K], [..., K, K]
+  values = jnp.sqrt(jnp.maximum(values, 0))
+  column = jnp.sum(vectors * (values * vectors[..., 0, :])[..., None, :], -1)
+  return jnp.moveaxis(column, -1, 0)
+
+
+def _orthogonal(x: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """x less its parts along the basis [K, ...], and how long those are."""
+  along = reduce.total(x * basis)
+  return x - jnp.sum(along * basis, axis=0), along

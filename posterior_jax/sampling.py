@@ -1,0 +1,204 @@
+"""Running a sampler: the one scan, and two ways to look into it.
+
+`streamed` and `recorded` take a sampler and return one that `run` takes as
+well, so that the scan stays one and nothing is paid for what is not asked for.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from posterior_jax.base import (
+  Denoiser,
+  Info,
+  Observation,
+  Sampler,
+  State,
+  check_observation,
+)
+
+
+def run(
+  sampler: Sampler,
+  denoise: Denoiser,
+  observation: Observation,
+  key: jax.Array,
+  *,
+  num_samples: int = 1,
+) -> tuple[jax.Array, Any]:
+  """Draws posterior samples: the package's only scan, compiled once.
+
+  New observations, operators of the same kind and shape, noise levels, keys
+  and denoisers that are pytrees (such as `GaussianPrior.denoise`) reuse the
+  compiled program. A plain function is part of it: pass the same object again.
+
+  Args:
+    sampler: from `nfc` or `baselines`; pass the same object to reuse it.
+    denoise: (x [M, H, W, C], sigma [M]) -> E[x0 | x] [M, H, W, C].
+    observation: y [N, h, w, C], its operator and noise.
+    key: the same key gives the same bits on one backend.
+    num_samples: B, posterior samples of every observation.
+
+  Returns:
+    Samples [B, N, H, W, C] float32 and the Info of every step, stacked.
+
+  Raises:
+    TypeError: if `sampler` is no `Sampler`, `denoise` not callable, the
+      operator no `Operator`, y no array of floating point, or num_samples no
+      integer.
+    ValueError: for a measurement of the wrong shape or not finite, a noise
+      level that is not positive, num_samples < 1, an image that spectrum or
+      Haar levels do not fit, or a denoiser that returns another shape; before
+      any compilation.
+
+  Example:
+    >>> import jax
+    >>> import posterior_jax as pj
+    >>> prior = pj.priors.gaussian_prior(pj.priors.power_law_spectrum(8, 8))
+    >>> truth = prior.sample(jax.random.key(0), (1,), channels=1)
+    >>> operator = pj.operators.gaussian_blur((8, 8, 1), size=3, std=1.0)
+    >>> observation = pj.Observation(operator.forward(truth), operator, 0.05)
+    >>> sampler = pj.nfc(pj.NFCConfig(levels=3), spectrum=prior.spectrum)
+    >>> key = jax.random.key(1)
+    >>> samples, info = pj.run(
+    ...   sampler, prior.denoise, observation, key, num_samples=2
+    ... )
+    >>> samples.shape, info.residual.shape
+    ((2, 1, 8, 8, 1), (3, 2, 1))
+  """
+  if not isinstance(sampler, Sampler):
+    raise TypeError(
+      f"sampler must be a Sampler, as nfc returns, got {type(sampler).__name__}"
+    )
+  if not callable(denoise):
+    raise TypeError(f"denoise must be callable, got {type(denoise).__name__}")
+  if not isinstance(num_samples, int):
+    raise TypeError(f"num_samples must be an integer, got {num_samples!r}")
+  if num_samples < 1:
+    raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+  check_observation(observation)
+  # float32 whatever came: another dtype would compile anew.
+  observation = Observation(
+    jnp.asarray(observation.y, jnp.float32),
+    observation.operator,
+    jnp.asarray(observation.noise_std, jnp.float32),
+  )
+  # A plain function is no pytree and would be an invalid leaf: as a Partial it
+  # is part of the program, and only another object compiles anew.
+  if jax.tree_util.all_leaves([denoise]):
+    denoise = jax.tree_util.Partial(denoise)
+  return _run(sampler, denoise, observation, key, num_samples)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _run(
+  sampler: Sampler,
+  denoise: Denoiser,
+  observation: Observation,
+  key: jax.Array,
+  num_samples: int,
+) -> tuple[jax.Array, Any]:
+  # One key per step, made before the scan: a step draws the same whatever those
+  # before it drew.
+  key_init, key_steps = jax.random.split(key)
+  state = sampler.init(key_init, observation, num_samples)
+
+  def body(state: State, key: jax.Array) -> tuple[State, Any]:
+    return sampler.step(state, denoise, observation, key)
+
+  keys = jax.random.split(key_steps, sampler.num_steps)
+  state, info = lax.scan(body, state, keys)
+  return state.x, info
+
+
+def streamed(
+  sampler: Sampler, callback: Callable[[int, Info], None]
+) -> Sampler:
+  """A sampler that reports every step to the host as it is done.
+
+  A progress bar is `streamed(sampler, lambda step, info: bar.update())`. Steps
+  arrive in order. On several devices JAX has no order to give: use one.
+
+  Args:
+    sampler: any; pass the streamed one again to reuse what `run` compiled.
+    callback: (step, Info of host arrays), step from 0; it must not call JAX.
+
+  Returns:
+    The sampler, its samples unchanged.
+
+  Raises:
+    TypeError: if the callback is not callable.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> import posterior_jax as pj
+    >>> prior = pj.priors.gaussian_prior(pj.priors.power_law_spectrum(8, 8))
+    >>> operator = pj.operators.gaussian_blur((8, 8, 1), size=3, std=1.0)
+    >>> observation = pj.Observation(jnp.zeros((1, 8, 8, 1)), operator, 0.1)
+    >>> done = []
+    >>> sampler = pj.streamed(
+    ...   pj.nfc(pj.NFCConfig(levels=3, tie="sigma")),
+    ...   lambda step, info: done.append(step),
+    ... )
+    >>> _ = pj.run(sampler, prior.denoise, observation, jax.random.key(0))
+    >>> jax.effects_barrier()  # all reports are in
+    >>> done
+    [0, 1, 2]
+  """
+  if not callable(callback):
+    raise TypeError(f"callback must be callable, got {type(callback).__name__}")
+
+  def report(level: jax.Array, info: Info) -> None:
+    callback(int(level), info)
+
+  def step(
+    state: State,
+    denoise: Denoiser,
+    observation: Observation,
+    key: jax.Array,
+  ) -> tuple[State, Info]:
+    following, info = sampler.step(state, denoise, observation, key)
+    jax.debug.callback(report, state.level, info, ordered=True)
+    return following, info
+
+  return sampler._replace(step=step)
+
+
+def recorded(sampler: Sampler) -> Sampler:
+  """A sampler whose Info keeps the image of every step.
+
+  Args:
+    sampler: any whose step returns `Info`; `run` then holds num_steps images
+      a sample in memory.
+
+  Returns:
+    The sampler; after `run`, `info.trajectory` is [K, B, N, H, W, C], the state
+    after each of the K steps, at the noise of the next level.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> import posterior_jax as pj
+    >>> prior = pj.priors.gaussian_prior(pj.priors.power_law_spectrum(8, 8))
+    >>> operator = pj.operators.gaussian_blur((8, 8, 1), size=3, std=1.0)
+    >>> observation = pj.Observation(jnp.zeros((1, 8, 8, 1)), operator, 0.1)
+    >>> sampler = pj.recorded(pj.nfc(pj.NFCConfig(levels=3, tie="sigma")))
+    >>> key = jax.random.key(0)
+    >>> samples, info = pj.run(sampler, prior.denoise, observation, key)
+    >>> info.trajectory.shape
+    (3, 1, 1, 8, 8, 1)
+  """
+
+  def step(
+    state: State,
+    denoise: Denoiser,
+    observation: Observation,
+    key: jax.Array,
+  ) -> tuple[State, Info]:
+    following, info = sampler.step(state, denoise, observation, key)
+    return following, info._replace(trajectory=following.x)
+
+  return sampler._replace(step=step)
