@@ -254,7 +254,8 @@ def test_loaded_prior_restores():
   observation = posterior_jax.Observation(
     operator.forward(truth), operator, 0.1
   )
-  config = posterior_jax.NFCConfig.calibrated(levels=3)
+  # Two levels and no VJP: each would compile the network once more.
+  config = posterior_jax.NFCConfig(levels=2)
   sampler = posterior_jax.nfc(config, spectrum=spectrum)
   traced = []
 

@@ -1,6 +1,7 @@
 """The learned prior: EDM's scalings, the network's form, its files."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 
@@ -19,9 +20,15 @@ from tests.oracles import FLOAT32_OPERATOR, quick_jit, refused
 CONFIG = priors.UNetConfig(widths=(8, 16), blocks=(1, 1), embedding=16)
 
 
+@functools.cache
+def _initial(config):
+  """One program for all layers; eagerly each of them compiles its own."""
+  return quick_jit(functools.partial(priors.initial_params, config))
+
+
 def _params(seed=0, config=CONFIG):
   """Random everywhere: the zeros of the initialisation hide the network."""
-  start = priors.initial_params(config, jax.random.key(seed))
+  start = _initial(config)(jax.random.key(seed))
   rng = np.random.default_rng(seed)
   return {
     name: 0.3 * rng.standard_normal(p.shape) / np.sqrt(max(p[..., 0].size, 1))
@@ -73,7 +80,12 @@ def test_pixels_that_no_noise_explains_are_brought_back(prior):
     assert (denoise(spoiled, sigma) != plain).any()
   # So does its Jacobian: what is out of reach pulls nothing any further.
   spoiled = x.at[:, 3, 4].set(1e30)
-  pulled = jax.vjp(lambda x: prior.denoise(x, sigma), spoiled)[1](plain)[0]
+
+  @quick_jit
+  def pull(x, v):
+    return jax.vjp(lambda x: prior.denoise(x, sigma), x)[1](v)[0]
+
+  pulled = pull(spoiled, plain)
   assert np.isfinite(pulled).all()
   assert (pulled[:, 3, 4] == 0).all() and (pulled[:, 0, 0] != 0).all()
 
@@ -86,9 +98,10 @@ def test_beyond_the_largest_level_the_image_is_scaled_down_to_it(prior):
     dataclasses.replace(CONFIG, sigma_max=1e9), prior.params
   )
   other = jnp.array([1.0, 0.5, 1.0])[:, None, None, None] * x
-  expected = quick_jit(unbounded.denoise)(other, jnp.minimum(sigma, 80.0))
+  denoise = quick_jit(unbounded.denoise)
+  expected = denoise(other, jnp.minimum(sigma, 80.0))
   np.testing.assert_array_equal(found, expected)
-  free = quick_jit(unbounded.denoise)(x, sigma)
+  free = denoise(x, sigma)
   assert np.abs(np.asarray(free - found))[1].max() > 1e-3
 
 
@@ -96,10 +109,12 @@ def test_below_the_smallest_level_the_network_is_told_of_it(prior):
   """The shipped one answered 1e21 at 0.002, where PnP-DM's grid ends."""
   x = _image((1, 16, 16, 3))
 
+  denoise = quick_jit(prior.denoise)
+
   def output(sigma):
     level = jnp.array([sigma], jnp.float32)
     c = edm.precondition(level, CONFIG.sigma_data)
-    return (quick_jit(prior.denoise)(x, level) - c.skip * x) / c.out
+    return (denoise(x, level) - c.skip * x) / c.out
 
   # The network's input differs by the fourth digit of c_in only.
   np.testing.assert_allclose(output(0.002), output(0.01), atol=5e-3)
@@ -107,7 +122,7 @@ def test_below_the_smallest_level_the_network_is_told_of_it(prior):
 
 
 def test_untrained_network_is_the_linear_estimate():
-  start = priors.initial_params(CONFIG, jax.random.key(3))
+  start = _initial(CONFIG)(jax.random.key(3))
   prior = priors.unet_prior(CONFIG, start)
   x = _image((2, 8, 12, 3))
   sigma = jnp.array([0.1, 2.0])
@@ -118,8 +133,8 @@ def test_untrained_network_is_the_linear_estimate():
 
 def test_random_network_is_not(prior):
   x, sigma = _image((1, 16, 16, 3)), jnp.array([0.5])
-  found = quick_jit(prior.denoise)(x, sigma)
-  other = quick_jit(prior.denoise)(x, 2 * sigma)
+  denoise = quick_jit(prior.denoise)
+  found, other = denoise(x, sigma), denoise(x, 2 * sigma)
   assert np.abs(found - 0.5 * x).max() > 0.05
   # The noise level reaches the network besides its scalings.
   again = edm.precondition(jnp.array([1.0]), 0.5)
@@ -142,9 +157,10 @@ def test_network_equals_the_same_in_pytorch():
 def test_images_of_a_batch_do_not_meet(prior):
   x = _image((3, 16, 16, 3))
   sigma = jnp.array([0.05, 0.5, 20.0])
-  together = quick_jit(prior.denoise)(x, sigma)
+  denoise = quick_jit(prior.denoise)
+  together = denoise(x, sigma)
   for i in range(3):
-    alone = quick_jit(prior.denoise)(x[i : i + 1], sigma[i : i + 1])
+    alone = denoise(x[i : i + 1], sigma[i : i + 1])
     np.testing.assert_allclose(together[i], alone[0], rtol=0, atol=1e-5)
 
 
