@@ -1,7 +1,7 @@
 """DPS, PiGDM and MMPS beside azula and deepinv, with the same noise.
 
 Both packages are PyTorch and not required: `pip install azula==0.11.1
-deepinv==0.5.0`. What differs there, and is set alike here:
+deepinv==0.5.0`. What differs there, and is set to the same here:
 
 - azula's DPS takes one norm of the whole batch, ours one of every image: a
   batch of one. Its PGDM has the noise-free form with a pseudo-inverse, ours
@@ -126,7 +126,7 @@ def test_dps_is_azulas(name, prior, monkeypatch):
   states = ours(baselines.dps(config), prior, observation, monkeypatch)
   a = torch.tensor(oracles.dense_operator(observation.operator))
   y = torch.tensor(np.asarray(observation.y, np.float64).ravel())[None]
-  rival = dps.DPSSampler(
+  other = dps.DPSSampler(
     azula_denoiser(prior),
     y,
     lambda x: x @ a.T,
@@ -135,7 +135,7 @@ def test_dps_is_azulas(name, prior, monkeypatch):
     silent=True,
     dtype=torch.float64,
   )
-  found = azula_run(rival, states[0])
+  found = azula_run(other, states[0])
   np.testing.assert_allclose(states[-1], found, atol=ALONG_A_RUN)
 
 
@@ -157,7 +157,7 @@ def test_pigdm_is_azulas_where_noise_vanishes(
   a = torch.tensor(oracles.dense_operator(observation.operator))
   inverse = torch.linalg.pinv(a)
   y = torch.tensor(np.asarray(observation.y, np.float64).ravel())[None]
-  rival = pgdm.PGDMSampler(
+  other = pgdm.PGDMSampler(
     azula_denoiser(prior),
     y,
     lambda x: x @ a.T,
@@ -167,7 +167,7 @@ def test_pigdm_is_azulas_where_noise_vanishes(
     silent=True,
     dtype=torch.float64,
   )
-  found = azula_run(rival, states[0])
+  found = azula_run(other, states[0])
   np.testing.assert_allclose(states[-1], found, atol=2 * ALONG_A_RUN)
 
 
@@ -192,10 +192,10 @@ def test_mmps_is_azulas(name, iterations, prior, monkeypatch):
     solver="cg",
     iterations=iterations,
   )
-  rival = sample.DDPMSampler(
+  other = sample.DDPMSampler(
     guided, steps=LEVELS, silent=True, dtype=torch.float64
   )
-  found = azula_run(rival, states[0])
+  found = azula_run(other, states[0])
   np.testing.assert_allclose(states[-1], found, atol=ALONG_A_RUN)
 
 
@@ -252,7 +252,7 @@ def test_guidance_is_deepinvs(name, prior):
   kept = following / sigma
   x0 = np.asarray(prior.denoise(jnp.asarray(x[0]), jnp.float32([sigma])))
   plain = (1 - kept) * x0.ravel() + kept * x.ravel()
-  rivals = {
+  others = {
     "PiGDMDataFidelity": (
       baselines.PiGDMConfig(
         levels=LEVELS, eta=0.0, data_std=1.0, weight="score"
@@ -266,7 +266,7 @@ def test_guidance_is_deepinvs(name, prior):
       {"cg_max_iter": 3, "cg_tol": 1e-7},
     ),
   }
-  for kind, (config, options) in rivals.items():
+  for kind, (config, options) in others.items():
     score = (moved(config, *here, at) - plain) / (1 - kept) / sigma**2
     found = -deepinv_gradient(kind, *here, sigma, **options)
     np.testing.assert_allclose(score, found, atol=2e-4, err_msg=kind)

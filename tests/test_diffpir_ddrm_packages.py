@@ -1,7 +1,7 @@
 """DiffPIR and DDRM beside azula and deepinv, with the same noise.
 
 Both packages are PyTorch and not required: `pip install azula==0.11.1
-deepinv==0.5.0`. What differs there, and is set alike here:
+deepinv==0.5.0`. What differs there, and is set to the same here:
 
 - deepinv's DiffPIR takes the noise of images in [0, 1] with sigmas in [-1, 1],
   as the authors' code does (a quarter of the consistent weight), and calls its
@@ -23,11 +23,12 @@ from tests import oracles
 
 pytestmark = pytest.mark.slow
 torch = pytest.importorskip("torch")
-rivals = pytest.importorskip("tests.test_baseline_rivals")
+packages = pytest.importorskip("tests.test_baseline_packages")
 
-SIZE, SHAPE, D, LEVELS = rivals.SIZE, rivals.SHAPE, rivals.D, rivals.LEVELS
+SIZE, SHAPE = packages.SIZE, packages.SHAPE
+D, LEVELS = packages.D, packages.LEVELS
 NOISE = 0.1
-OPERATORS = rivals.OPERATORS
+OPERATORS = packages.OPERATORS
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +81,11 @@ def decomposed(a, noise_std):
 @pytest.mark.parametrize("name", OPERATORS)
 def test_diffpir_is_deepinvs(name, prior, monkeypatch):
   deepinv = pytest.importorskip("deepinv")
-  observation = rivals.observe(prior, name, NOISE)
+  observation = packages.observe(prior, name, NOISE)
   config = baselines.DiffPIRConfig(levels=LEVELS, weight=3.5, renewal=0.3)
   states = run_of(baselines.diffpir(config), prior, observation, monkeypatch)
   a = oracles.dense_operator(observation.operator)
-  clean = rivals.torch_denoiser(prior)
+  clean = packages.torch_denoiser(prior)
   model = deepinv.sampling.DiffPIR(
     model=lambda x, sigma: (clean(2 * x - 1, 2 * sigma) + 1) / 2,
     data_fidelity=deepinv.optim.data_fidelity.L2(),
@@ -100,14 +101,14 @@ def test_diffpir_is_deepinvs(name, prior, monkeypatch):
   found = 2 * np.asarray(found).ravel() - 1
   sigma = schedule.ddpm(LEVELS, spacing="quadratic")[-2]
   last = states[-2] / (1 + sigma**2) ** 0.5
-  np.testing.assert_allclose(last, found, atol=rivals.ALONG_A_RUN)
+  np.testing.assert_allclose(last, found, atol=packages.ALONG_A_RUN)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_diffpir_is_azulas(name, prior, monkeypatch):
   diffpir = pytest.importorskip("azula.guidance.diffpir")
   sample = pytest.importorskip("azula.sample")
-  observation = rivals.observe(prior, name, NOISE)
+  observation = packages.observe(prior, name, NOISE)
   config = baselines.DiffPIRConfig(
     levels=LEVELS, spacing="uniform", weight=2.0, renewal=0.0, clip=False
   )
@@ -115,7 +116,7 @@ def test_diffpir_is_azulas(name, prior, monkeypatch):
   a = torch.tensor(oracles.dense_operator(observation.operator))
   y = torch.tensor(np.asarray(observation.y, np.float64).ravel())[None]
   guided = diffpir.DiffPIRDenoiser(
-    rivals.azula_denoiser(prior),
+    packages.azula_denoiser(prior),
     y,
     lambda x: x @ a.T,
     NOISE**2,
@@ -123,7 +124,7 @@ def test_diffpir_is_azulas(name, prior, monkeypatch):
     solver="cg",
     iterations=1000,
   )
-  rival = sample.DDIMSampler(
+  other = sample.DDIMSampler(
     guided,
     eta=0.0,
     steps=LEVELS - 1,
@@ -131,17 +132,17 @@ def test_diffpir_is_azulas(name, prior, monkeypatch):
     silent=True,
     dtype=torch.float64,
   )
-  found = rivals.azula_run(rival, states[0])
+  found = packages.azula_run(other, states[0])
   sigma = schedule.ddpm(LEVELS)[-2]
   last = states[-2] / (1 + sigma**2) ** 0.5
-  np.testing.assert_allclose(last, found, atol=rivals.ALONG_A_RUN)
+  np.testing.assert_allclose(last, found, atol=packages.ALONG_A_RUN)
 
 
 @pytest.mark.parametrize("eta_data", [1.0, 0.7])
 @pytest.mark.parametrize("name", OPERATORS)
 def test_ddrm_is_deepinvs(name, eta_data, prior, monkeypatch):
   deepinv = pytest.importorskip("deepinv")
-  observation = rivals.observe(prior, name, NOISE)
+  observation = packages.observe(prior, name, NOISE)
   a = oracles.dense_operator(observation.operator)
   vt = np.linalg.svd(a)[2]
   config = baselines.DDRMConfig(
@@ -154,7 +155,7 @@ def test_ddrm_is_deepinvs(name, eta_data, prior, monkeypatch):
     monkeypatch,
     lambda noise: 2**0.5 * vt @ noise,
   )
-  clean = rivals.torch_denoiser(prior)
+  clean = packages.torch_denoiser(prior)
   model = deepinv.sampling.DDRM(
     denoiser=clean,
     sigmas=schedule.ddpm(LEVELS)[:-1],
@@ -164,4 +165,4 @@ def test_ddrm_is_deepinvs(name, eta_data, prior, monkeypatch):
   )
   y = torch.tensor(np.asarray(observation.y, np.float64).reshape(1, -1))
   found = np.asarray(model(y, decomposed(a, NOISE))).ravel()
-  np.testing.assert_allclose(states[-1], found, atol=rivals.ALONG_A_RUN)
+  np.testing.assert_allclose(states[-1], found, atol=packages.ALONG_A_RUN)
