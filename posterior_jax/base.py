@@ -158,6 +158,7 @@ def check_observation(observation: Observation) -> None:
     )
   if y.shape[0] < 1:
     raise ValueError("y must hold at least one observation, N is 0")
+  # Values are known only outside of a transformation; shapes always are.
   if not isinstance(noise_std, jax.core.Tracer):
     number = np.asarray(noise_std)
     numeric = number.ndim == 0 and number.dtype.kind in "fiu"
@@ -198,6 +199,7 @@ def normalised_residual(observation: Observation, x: jax.Array) -> jax.Array:
   """
   operator = observation.operator
   observed = jnp.broadcast_to(operator.observed, operator.measurement_shape)
+  # What dropped pixels hold is no data: neither its square nor its count.
   total = jnp.sum(misfit(observation, x) ** 2, axis=(-3, -2, -1))
   return total / (jnp.sum(observed) * observation.noise_std**2)
 

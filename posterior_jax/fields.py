@@ -23,6 +23,7 @@ def check(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
     ValueError: naming the first field that is wrong, and what is allowed.
   """
   for field in dataclasses.fields(config):
+    # Annotations are types here, since no module postpones their evaluation.
     value, kind = getattr(config, field.name), field.type
     if typing.get_origin(kind) is Literal:
       _check_choice(field.name, value, typing.get_args(kind))
@@ -48,6 +49,7 @@ def _check_number(
   name: str, value: Any, limits: tuple[float, float] | None, optional: bool
 ) -> None:
   otherwise = " or None" if optional else ""
+  # A bool is an int to Python, and no number to anyone who set it.
   if isinstance(value, bool) or not isinstance(value, int | float):
     raise ValueError(f"{name} must be a number{otherwise}, got {value!r}")
   if limits is None:

@@ -44,7 +44,8 @@ def karras(
   if not 0 < rho < np.inf:
     raise ValueError(f"rho must be positive and finite, got {rho}")
   ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-  sigmas = np.linspace(*ends, levels + 1) ** rho
+  # In float64 and on the host: nodes are constants of the compiled program.
+  sigmas = np.linspace(*ends, levels + 1) ** rho  # [levels + 1]
   sigmas[-1] = 0.0
   return sigmas
 
@@ -83,6 +84,7 @@ def ddpm(
       f"spacing must be one of {', '.join(typing.get_args(Spacing))}; got "
       f"{spacing!r}"
     )
+  # Beyond half of the steps the quadratic law would name a timestep twice.
   most = steps if spacing == "uniform" else steps // 2
   if not 1 <= levels <= most:
     raise ValueError(
@@ -93,13 +95,16 @@ def ddpm(
       "beta_min must lie in (0, beta_max] and beta_max below 1, got "
       f"beta_min={beta_min} and beta_max={beta_max}"
     )
+  # A single level is the last timestep: sampling starts at the highest noise.
   share = np.linspace(0, 1, levels) if levels > 1 else np.ones(1)
   if spacing == "uniform":
     taken = np.round((steps - 1) * share[::-1]).astype(int)
   else:
     root = np.floor(steps * np.sqrt(share)).astype(int)
     taken = steps - 1 - np.minimum(root, steps - 1)
+    # floor may leave the first timestep out, where all the noise is.
     taken[0] = steps - 1
+  # The product in float64: over 1000 factors float32 would lose digits.
   alpha_bar = np.cumprod(1 - np.linspace(beta_min, beta_max, steps))
   sigmas = np.sqrt((1 - alpha_bar) / alpha_bar)[taken]
   return np.append(sigmas, 0.0)

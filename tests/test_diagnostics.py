@@ -20,6 +20,7 @@ from posterior_jax import (
 )
 from posterior_jax.base import SolveInfo
 from posterior_jax.linalg import fourier
+from tests import oracles
 
 SHAPE = (16, 12, 2)
 OPERATORS = {
@@ -135,10 +136,14 @@ def test_recorded_keeps_every_state(prior, sampler):
   assert info.trajectory.shape == (3, 2, 2, *SHAPE)
   np.testing.assert_array_equal(info.trajectory[-1], samples)
   keys = jax.random.split(key)
-  state = sampler.init(keys[0], observation, 2)
-  first, _ = sampler.step(
-    state, prior.denoise, observation, jax.random.split(keys[1], 3)[0]
-  )
+
+  @oracles.quick_jit
+  def first_step(keys):
+    state = sampler.init(keys[0], observation, 2)
+    key = jax.random.split(keys[1], 3)[0]
+    return sampler.step(state, prior.denoise, observation, key)[0]
+
+  first = first_step(keys)
   np.testing.assert_allclose(info.trajectory[0], first.x, rtol=1e-4, atol=1e-3)
   expected, plain = run(sampler, prior.denoise, observation, key, num_samples=2)
   np.testing.assert_allclose(samples, expected, atol=1e-6)

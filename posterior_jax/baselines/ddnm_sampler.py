@@ -130,6 +130,7 @@ def ddnm(config: DDNMConfig = DDNMConfig.published()) -> Sampler:  # noqa: B008
     observation: Observation,
     key: jax.Array,
   ) -> tuple[State, Info]:
+    # Which way was decided in `init`, before anything was compiled.
     if isinstance(state, ddrm_sampler.SpectralState):
       return spectral.step(state, denoise, observation, key)
     level = diffusion.level_of(nodes, state.level)
@@ -183,12 +184,14 @@ def correction(
   noise_std = jnp.asarray(observation.noise_std, x.dtype)
   # No noise and no correction at the last level: any c will do.
   following = jnp.where(level.following > 0, level.following, level.sigma)
+  # Directions with s < c are filled with noise rather than inverted.
   c = jnp.maximum(noise_std / following, config.threshold)
   fill = jnp.sqrt(2 * (c * following) ** 2 - noise_std**2)
   keys = jax.random.split(key, 3)
   within, fresh = (jax.random.normal(k, x.shape, x.dtype) for k in keys[1:])
   kept = (1 - config.eta**2) ** 0.5 * (x - x0) / level.sigma
   free = following * (kept + config.eta * fresh)
+  # One A for the three: the image, its free noise, and the noise within range.
   data = observation.y - operator.forward(x0 + free - following * within)
   data += fill * jax.random.normal(keys[0], data.shape, data.dtype)
   shift, solve = operator.normal_solve(

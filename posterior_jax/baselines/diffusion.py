@@ -73,7 +73,7 @@ def sampler(sigmas: np.ndarray, move: Move) -> Sampler:
   Returns:
     Sampler(init, step, K).
   """
-  nodes = jnp.asarray(sigmas, jnp.float32)
+  nodes = jnp.asarray(sigmas, jnp.float32)  # [K + 1]
 
   def init(
     key: jax.Array, observation: Observation, batch: int
@@ -111,6 +111,7 @@ def level_of(nodes: jax.Array, number: jax.Array) -> Level:
 
 def report(observation: Observation, level: Level, moved: Moved) -> Info:
   """The diagnostics of a step."""
+  # Of the clean image: the state's own residual is that of its noise.
   return Info(
     level.sigma,
     normalised_residual(observation, moved.x0),
@@ -146,6 +147,8 @@ def ddim(
   Returns:
     x' at the following noise; x0 itself where that is 0.
   """
+  # sigma' / sigma and not their squares' difference: no digits are lost where
+  # neighbouring levels are close.
   ratio = level.following / level.sigma
   spread = eta * level.following * jnp.sqrt(1 - ratio**2)
   kept = jnp.sqrt(level.following**2 - spread**2) / level.sigma

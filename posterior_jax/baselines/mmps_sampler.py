@@ -92,6 +92,7 @@ def mmps(config: MMPSConfig = MMPSConfig.published()) -> Sampler:  # noqa: B008
       product,
       tolerance=config.tolerance,
       max_iterations=config.iterations,
+      # As published, and no step shortened: a baseline keeps its own solver.
       solver=krylov.conjugate_gradients,
       restrained=False,
     )

@@ -102,7 +102,7 @@ def pigdm(config: PiGDMConfig = PiGDMConfig.published()) -> Sampler:  # noqa: B0
       tolerance=config.tolerance,
       max_iterations=config.max_iterations,
     )
-    lead = product(pull)  # r^2 g
+    lead = product(pull)  # r^2 g, [B, N, H, W, C]
     if config.weight == "score":
       x0 = x0 + (1 + ratio**2) * lead
       lead = 0.0 * lead  # already in x0

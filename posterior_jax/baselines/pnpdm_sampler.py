@@ -137,6 +137,7 @@ def pnpdm(config: PnPDMConfig = PnPDMConfig.published()) -> Sampler:  # noqa: B0
   Returns:
     Sampler(init, step, config.levels); `Info.sigma` is rho.
   """
+  # The 0 at the end is what `level_of` reads as the noise after the last level.
   widths = jnp.asarray(np.append(_widths(config), 0.0), jnp.float32)
 
   def init(
@@ -191,6 +192,7 @@ def reverse(
 
   def body(i: jax.Array, x: jax.Array) -> jax.Array:
     sigma, following = nodes[i], nodes[i + 1]
+    # z holds noise rho, which lies between two nodes of the grid.
     if config.exact_start:
       sigma = jnp.where(i == first, rho, sigma)
     ratio = following / sigma

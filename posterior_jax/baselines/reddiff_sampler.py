@@ -116,6 +116,7 @@ def reddiff(config: REDDiffConfig = REDDiffConfig.published()) -> Sampler:  # no
       precision=jnp.ones(()),
       noise_std=noise,
     )
+    # All samples start at one image: they differ by the noises of the steps.
     x = jnp.broadcast_to(x, (batch, *x.shape))
     return REDDiffState(x, jnp.zeros((), jnp.int32), adam.start(x))
 

@@ -124,6 +124,7 @@ def _optimise(
   denoise: Denoiser,
   observation: Observation,
 ) -> _Search:
+  # Their learning rate is one of variance-preserving inputs, of size 1 always.
   unit = jnp.sqrt(1 + level.sigma**2)
   start = x / unit
   operator = observation.operator

@@ -134,6 +134,7 @@ class LPIPS:
     form = _FORMS[self.network]
     lead = x.shape[:-3]
     x = jnp.clip(x.astype(jnp.float32), -1, 1).reshape(-1, *x.shape[-3:])
+    # To the statistics of the classifier's training images, per colour.
     x = (x - self.shift) / self.scale
     layers = iter(zip(self.kernels, self.biases, strict=True))
     found = []

@@ -175,6 +175,7 @@ def variance_ratio(
     return jnp.einsum(spec, a, member, precision=lax.Precision.HIGHEST)
 
   energy = per_band(power, "b...hwc,hwk->bk")  # [B, K]
+  # Unbiased: centring by the samples' own mean takes one of B away.
   energy = energy * (samples.shape[0] / (samples.shape[0] - 1))
   norm = per_band(exact, "...hwc,hwk->k")  # [K]
   in_bands, bands_error = _mean_and_error(energy / norm)
@@ -228,7 +229,8 @@ def sliced_wasserstein(
     raise ValueError(
       f"x and y must both have shape [n, d], got {x.shape} and {y.shape}"
     )
-  u = jax.random.normal(key, (x.shape[1], directions), x.dtype)
+  # Normal draws scaled to length 1 are uniform on the sphere.
+  u = jax.random.normal(key, (x.shape[1], directions), x.dtype)  # [d, K]
   u = u / jnp.linalg.norm(u, axis=0)
 
   def projected(points: jax.Array) -> jax.Array:
@@ -280,6 +282,7 @@ def coverage(
       f"level {level} needs at least "
       f"{int(np.ceil(1 / (1 - level) - 1e-9))} samples, got {count}"
     )
+  # A truth from the samples' own law has each of the B + 1 ranks equally often.
   rank = jnp.sum(samples < truth, axis=0)
   inside = (rank >= tail) & (rank <= count - tail)
   expected = (count + 1 - 2 * tail) / (count + 1)
@@ -313,6 +316,7 @@ def _merged_bands(
   index = fourier.radial_bands(height, width, count)
   sizes = np.bincount(index.ravel(), minlength=count)
   merged, held = np.zeros(count, int), 0
+  # Outward: the lowest bands hold few coefficients and most of the power.
   for band in range(1, count):
     held += sizes[band - 1]
     closed = held >= least and sizes[band:].sum() >= least

@@ -18,8 +18,9 @@ from posterior_jax.base import (
   normalised_residual,
 )
 from posterior_jax.nfc_sampler.config import NFCConfig
+from posterior_jax.nfc_sampler.from_config import parts_of
 from posterior_jax.nfc_sampler.levels import Level, levels_of
-from posterior_jax.nfc_sampler.parts import Parts, parts_of, split_off
+from posterior_jax.nfc_sampler.parts import Parts, split_off
 
 
 def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:

@@ -15,10 +15,8 @@ It cannot tell a prior that is too sure from noise that is stronger than
 assumed.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +25,7 @@ from jax import lax
 from posterior_jax.base import Linear, Observation, misfit
 from posterior_jax.linalg import fourier, reduce
 from posterior_jax.nfc_sampler.levels import Level
+from posterior_jax.nfc_sampler.parts import Prediction, Probes, Width
 
 # A factor further off than this is no error of a spectrum: a probe that finds
 # one has met a Jacobian which is no covariance.
@@ -36,38 +35,6 @@ _LARGEST_CORRECTION = 8.0
 _ACCIDENT = 2.0
 
 
-class Prediction(NamedTuple):
-  """What a level's predictor says of the clean image.
-
-  Attributes:
-    x0: [B, N, H, W, C].
-    calls: of the denoiser that it took.
-    covariance: v -> C v by the denoiser's Jacobian (`predictor.linearise`), one
-      VJP each; None where the predictor does not differentiate.
-  """
-
-  x0: jax.Array
-  calls: int
-  covariance: Linear | None = None
-
-
-class Width(NamedTuple):
-  """The covariance C of the tie, in one of two forms.
-
-  Attributes:
-    diagonal: of C in Fourier space, [], [H, W] or [..., H, W, C] with leading
-      axes that broadcast against [B, N]; None where C is no such diagonal.
-    product: v -> C v instead.
-    products: with the denoiser's Jacobian that it took to find C.
-  """
-
-  diagonal: jax.Array | None = None
-  product: Linear | None = None
-  products: int = 0
-
-
-# Keys, as many as the part takes; see `parts.Parts.probes`.
-Probes = Sequence[chex.PRNGKey]
 WidthPart = Callable[[Probes, Observation, Prediction, Level], Width]
 
 

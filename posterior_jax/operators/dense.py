@@ -37,7 +37,9 @@ class Dense(Operator):
   @property
   def gram_gain(self) -> jax.Array:
     """Power of the rows' spectra, mean over channels, [H, W]."""
-    rows = self.matrix.reshape(-1, *self.image_shape)
+    # The diagonal of F A^T A F^*: coefficient k gathers |F row_k|^2 of all
+    # rows.
+    rows = self.matrix.reshape(-1, *self.image_shape)  # [m, H, W, C]
     f = jnp.fft.fft2(rows, axes=(1, 2), norm="ortho")
     return jnp.mean(jnp.sum(jnp.abs(f) ** 2, axis=0), axis=-1)
 
@@ -53,6 +55,7 @@ class Dense(Operator):
 
   def svd(self) -> Svd:
     """The matrix's own; coefficients [min(m, D), 1, 1]."""
+    # As wide as arrays may be, as in `separable_svd`.
     widest = jax.dtypes.canonicalize_dtype(jnp.float64)
     left, values, right = jnp.linalg.svd(
       self.matrix.astype(widest), full_matrices=False

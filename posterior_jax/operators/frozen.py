@@ -42,11 +42,14 @@ def box_corner() -> tuple[int, int]:
 
 @functools.cache
 def _arrays() -> dict[str, np.ndarray]:
+  # Verified at every start: a result that cannot be compared is worse than
+  # none.
   folder = importlib.resources.files("posterior_jax") / "assets"
   manifest = json.loads((folder / "frozen.json").read_text())
   data = (folder / manifest["file"]).read_bytes()
   verify(data, manifest["sha256"], manifest["file"])
   with importlib.resources.as_file(folder / manifest["file"]) as path:
+    # No pickle: a data file must not be able to run code.
     with np.load(path, allow_pickle=False) as arrays:
       return {name: arrays[name] for name in arrays.files}
 

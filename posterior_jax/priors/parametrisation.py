@@ -57,6 +57,7 @@ class EDM:
 
   def scalings(self, sigma: jax.Array) -> edm.Preconditioning:
     """See `edm.precondition`."""
+    # Only what the network is told stops at sigma_min; the scalings stay exact.
     told = edm.precondition(jnp.maximum(sigma, self.sigma_min), self.sigma_data)
     return edm.precondition(sigma, self.sigma_data)._replace(noise=told.noise)
 
@@ -155,6 +156,7 @@ class VP:
     levels = jnp.asarray(table, sigma.dtype)
     gaps = jnp.asarray(np.diff(np.log(table)), sigma.dtype)
     below = jnp.searchsorted(levels, sigma, side="right") - 1
+    # Every sigma has a step on either side, those beyond the ends as well.
     below = jnp.clip(below, 0, self.steps - 2)
     part = jnp.log(sigma / levels[below]) / gaps[below]
     return jnp.clip(below.astype(sigma.dtype) + part, 0, self.steps - 1)
@@ -163,6 +165,8 @@ class VP:
 def _betas(vp: VP) -> np.ndarray:
   if vp.schedule == "cosine":
     t = np.linspace(0, 1, vp.steps + 1)
+    # 0.008 and 0.999 are Nichol and Dhariwal's: beta near 0 is not too small,
+    # and the last one is below 1.
     kept = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1 - kept[1:] / kept[:-1], 0.999)
   if vp.schedule == "linear":

@@ -76,6 +76,7 @@ def load_prior(
   if not path.is_file():
     raise ValueError(f"{manifest.name} names {path.name}, which is not there")
   weights = path.read_bytes()
+  # Of the bytes that are read below, not of the path: no one can come between.
   found = hashlib.sha256(weights).hexdigest()
   if found != promised:
     raise ValueError(
@@ -123,9 +124,11 @@ def save_prior(
   for key, value in params.items():
     if not np.abs(value).max() <= np.finfo(np.float16).max:
       raise ValueError(f"params[{key!r}] must be finite in float16; it is not")
+  # Half the size to ship; a weight is rounded by at most 5e-4 of itself.
   small = {key: np.asarray(value, np.float16) for key, value in params.items()}
   weights = safetensors.numpy.save(small)
   path = manifest.with_suffix(".safetensors")
+  # The manifest last: whoever finds one finds whole weights beside it.
   path.write_bytes(weights)
   said = {
     "file": path.name,

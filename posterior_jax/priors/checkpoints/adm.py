@@ -232,6 +232,8 @@ def _source(
 def _part(tensor: np.ndarray, *, index: int, heads: int) -> np.ndarray:
   """Queries, keys or values out of qkv, [3 D] or [3 D, D, 1]."""
   width = len(tensor) // 3
+  # The old order keeps q, k and v of each head together; in the new one, which
+  # is that of a single head of full width, each of them is one block.
   rows = tensor.reshape(heads, 3, width // heads, -1)[:, index]
   return rows.reshape(width, *tensor.shape[1:2]).T
 

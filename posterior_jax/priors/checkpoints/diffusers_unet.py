@@ -26,6 +26,8 @@ _WEIGHTS = (
   "diffusion_pytorch_model.safetensors",
   "diffusion_pytorch_model.bin",
 )
+# Theirs on the right; a new file's to_out is a list of a linear map and
+# dropout.
 _NEW = {"to_out": "to_out.0"}
 _OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out": "proj_attn"}
 
@@ -66,6 +68,7 @@ def load_diffusers(
   network = read_network(said, parametrisation)
   file = _first(path, _WEIGHTS)
   tensors = named_tensors.read(file)
+  # By what the file holds: the version in config.json does not tell.
   old = any(name.endswith(".query.weight") for name in tensors)
   wanted = sources(network, old_names=old)
   params = named_tensors.collect(file.name, tensors, wanted)

@@ -42,6 +42,7 @@ def source(layer: str, leaf: str, shape: tuple[int, ...]) -> Source:
     The tensor "LAYER.weight" or "LAYER.bias" and how to turn it.
   """
   name = f"{layer}.bias" if leaf == "bias" else f"{layer}.weight"
+  # Biases, scales of norms and stored rates have no axes to turn.
   if leaf != "kernel":
     return Source(name, shape, np.asarray)
   if len(shape) == 2:
@@ -99,5 +100,6 @@ def collect(
     ValueError: naming the first tensor that is missing, unknown, of another
       shape or not floating point.
   """
+  # Before any conversion, so that the message has the file's name and shape.
   check_arrays(where, tensors, {s.name: s.shape for s in sources.values()})
   return {param: s.convert(tensors[s.name]) for param, s in sources.items()}

@@ -27,7 +27,7 @@ def group_norm(
     width,
     num_groups=groups,
     epsilon=epsilon,
-    use_fast_variance=False,
+    use_fast_variance=False,  # E x^2 - (E x)^2 cancels in float32
     rngs=rngs,
   )
 
@@ -73,6 +73,7 @@ class ResidualBlock(nnx.Module):
     self.time_emb_proj = nnx.Linear(embedding, told, dtype=dtype, rngs=rngs)
     self.norm2 = group_norm(width, groups, epsilon, rngs)
     self.conv2 = conv(width, width, (3, 3))
+    # Published files have a shortcut only where widths differ.
     self.conv_shortcut = (
       conv(entering, width, (1, 1)) if entering != width else None
     )
@@ -86,6 +87,7 @@ class ResidualBlock(nnx.Module):
     h = self.conv1(h).astype(jnp.float32)
     told = self.time_emb_proj(embedded)[:, None, None].astype(jnp.float32)
     if self.scale_shift:
+      # 1 + scale: a projection of zeros leaves the block as it is.
       scale, shift = jnp.split(told, 2, -1)
       h = self.norm2(h) * (1 + scale) + shift
     else:
@@ -134,6 +136,7 @@ class Attention(nnx.Module):
     q, k, v = (
       layer(h).reshape(split) for layer in (self.to_q, self.to_k, self.to_v)
     )
+    # Logits add up in float32 whatever the dtype of q and k: softmax is steep.
     logits = jnp.einsum(
       "nqhd,nkhd->nhqk", q, k, preferred_element_type=jnp.float32
     )

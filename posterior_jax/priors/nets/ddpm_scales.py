@@ -101,6 +101,7 @@ class Up(_Scale):
   ) -> jax.Array:
     """The scale's output; takes one entry per block off the end of `kept`."""
     for i in range(len(self.resnets)):
+      # In reverse of the way down: the finest output was kept first.
       h = self.block(i, jnp.concatenate([h, kept.pop()], -1), embedded)
     for change in self.upsamplers:
       h = _changed(change, h, embedded)

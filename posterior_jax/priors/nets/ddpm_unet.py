@@ -204,6 +204,7 @@ class DDPMUNet(nnx.Module):
     for scale in self.up_blocks:
       h = scale(h, kept, embedded)
     h = nnx.silu(self.conv_norm_out(h.astype(jnp.float32)))
+    # ADM's networks answer a variance after the C channels of the noise.
     return self.conv_out(h)[..., : config.channels].astype(jnp.float32)
 
   def _rates(self) -> jax.Array | np.ndarray:
@@ -258,6 +259,7 @@ def _down(config: DDPMConfig, layers: Layers) -> tuple[nnx.List, list[int]]:
 
 def _up(config: DDPMConfig, layers: Layers, kept: list[int]) -> nnx.List:
   """Scales on the way up, the coarsest first."""
+  # The channels that each block sees: its own and one output of the way down.
   scales, h = [], config.widths[-1]
   for level in reversed(range(len(config.widths))):
     width = config.widths[level]

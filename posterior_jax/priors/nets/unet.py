@@ -85,6 +85,8 @@ class _Block(nnx.Module):
     conv, linear = _layers(dtype, rngs)
     zeros = nnx.initializers.zeros_init()
     self.inner = conv(width, width)
+    # Zeros: at initialisation every block is the identity, and the whole
+    # network the linear estimate c_skip x (`edm`).
     self.outer = conv(width, width, kernel_init=zeros)
     self.modulation = linear(embedding, 2 * width, kernel_init=zeros)
 
@@ -156,6 +158,7 @@ class UNet(nnx.Module):
     for blocks, enlarge, skip in zip(
       reversed(self.up), reversed(self.enlarge), reversed(skips)
     ):
+      # A sum, not a concatenation: half the channels, and half the arithmetic.
       h = _through(blocks, skip + _to_space(enlarge(h)), embedded)
     return self.leave(nnx.silu(h)).astype(jnp.float32)
 
