@@ -89,11 +89,11 @@ def reddiff(config: REDDiffConfig = REDDiffConfig.published()) -> Sampler:  # no
 
   at every level from the highest noise to the lowest: the published weight
   lambda sqrt(1 - alpha_bar) / sqrt(alpha_bar) times the difference of noises
-  is lambda (x - D), so that no weight of the level is left. It starts from the
-  pseudo-inverse of y, regularised by the noise as no inverse of a blur is of
-  use without: (A^T A + s^2)^-1 A^T y. A batch means nothing: each image has its
-  own m and n, where the code divides all by one batch, which Adam's steps do
-  not feel.
+  is lambda (x - D), so that the weight does not depend on the level. It starts
+  from the pseudo-inverse of y, regularised against the noise that the inverse
+  of a blur would amplify: (A^T A + s^2)^-1 A^T y. Images of a batch are
+  independent: each has its own m and n, where the code divides by those of the
+  whole batch; Adam's steps are invariant to that factor.
 
   It seeks a mode: B samples differ by the noises e alone.
 

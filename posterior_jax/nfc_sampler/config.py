@@ -104,8 +104,8 @@ class NFCConfig:
     inflation: largest factor, 1 to 100, up or down, on the width of one image,
       chosen at every level so that the misfit of its prediction is what width
       and noise make it (`width.inflated_variance`); 1: none. Only with tie
-      "spectrum" or "probed". Noise that is stronger than the observation says
-      is taken for such a misfit: the larger the factor, the worse it is then.
+      "spectrum" or "probed". Sensitive to underestimated noise, which
+      looks like such a misfit: the more so, the larger the factor.
     tolerance: relative residual of the linear solves of "exact" and "mean".
     max_iterations: their limit.
     root_steps: products for the square root of the width (`krylov.root`);
@@ -303,10 +303,10 @@ class NFCConfig:
     level: any blend > 0 tempers the likelihood and biases the levels at which
     it acts. Wavelet weights are 1.
 
-    A network is not exact: on photographs it is surer along the way than its
-    errors allow. `inflation` lets a misfit that is too large to be chance widen
-    an image's width by up to a half. On measurements of the prior itself that
-    moves the variance by about 1 %; with inflation=1 every level is exact.
+    A network is not exact: on photographs it is overconfident along the way.
+    `inflation` lets a misfit that is too large to be chance widen an image's
+    width by up to a half. On measurements of the prior itself that moves the
+    variance by about 1 %; with inflation=1 every level is exact.
 
     tie="jacobian" takes the width from the denoiser and needs no spectrum: at
     most 27 VJPs per level, solves to 1e-2 in at most 20 iterations, unless

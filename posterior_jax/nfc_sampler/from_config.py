@@ -43,6 +43,7 @@ def parts_of(config: NFCConfig, spectrum: jax.Array | None = None) -> Parts:
     renoise=parts.renoise,
     check=_check(config, spectrum),
     probes=(config.tie == "probed") + (config.inflation > 1),
+    averages=config.held_levels > 0,
   )
 
 

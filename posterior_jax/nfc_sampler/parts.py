@@ -79,11 +79,12 @@ class Parts(NamedTuple):
     fuse: (x0, z, level) -> the image that adopts coarse corrections fully and
       fine ones late.
     hold: (average, x0, fused, level) -> (image, average): the level's image,
-      and the running average of held levels, None where none is held.
+      and the running average of held levels, None where `averages` is False.
     renoise: (key, image, level) -> x at the noise of the next level.
     check: (image_shape) -> None, raising ValueError where an image does not
       fit; called before anything is compiled.
     probes: how many keys `width` takes.
+    averages: whether `hold` keeps an average.
   """
 
   assume: Callable[[Observation], Observation]
@@ -101,6 +102,7 @@ class Parts(NamedTuple):
   renoise: Callable[[chex.PRNGKey, jax.Array, Level], jax.Array]
   check: Callable[[tuple[int, int, int]], None]
   probes: int = 0
+  averages: bool = False
 
 
 def renoise(key: chex.PRNGKey, image: jax.Array, level: Level) -> jax.Array:

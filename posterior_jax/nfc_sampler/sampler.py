@@ -75,8 +75,10 @@ def compose(parts: Parts, levels: Level) -> Sampler:
     >>> from posterior_jax.likelihood import bands
     >>> from posterior_jax.linalg import fourier
     >>> from posterior_jax.nfc_sampler import compose, levels_of, parts_of
+    >>> traced = []
     >>> def lowest(observation, level):
     ...   shape = observation.operator.measurement_shape[:2]
+    ...   traced.append(shape)  # once: levels share one program
     ...   radius = fourier.radial_frequency(*shape)  # [h, w]
     ...   weight = jnp.where(radius < 1 / (8 * level.sigma), 1.0, 0.01)
     ...   return bands.apply_band(observation, weight)
@@ -87,8 +89,8 @@ def compose(parts: Parts, levels: Level) -> Sampler:
     >>> operator = pj.operators.gaussian_blur((8, 8, 1), size=3, std=1.0)
     >>> observation = pj.Observation(jnp.zeros((1, 8, 8, 1)), operator, 0.1)
     >>> x, _ = pj.run(sampler, prior.denoise, observation, jax.random.key(0))
-    >>> x.shape
-    (1, 1, 8, 8, 1)
+    >>> x.shape, traced
+    ((1, 1, 8, 8, 1), [(8, 8)])
   """
 
   def init(
@@ -97,7 +99,7 @@ def compose(parts: Parts, levels: Level) -> Sampler:
     parts.check(observation.operator.image_shape)
     shape = (batch, observation.y.shape[0], *observation.operator.image_shape)
     x = levels.sigma[0] * jax.random.normal(key, shape, jnp.float32)
-    average = jnp.zeros_like(x) if averages else None
+    average = jnp.zeros_like(x) if parts.averages else None
     return SamplerState(x, jnp.zeros((), jnp.int32), average)
 
   def step(
@@ -129,6 +131,4 @@ def compose(parts: Parts, levels: Level) -> Sampler:
     )
     return SamplerState(x, state.level + 1, average), info
 
-  # Known before anything is traced: levels are arrays, not tracers.
-  averages = bool((levels.share > 0).any())
   return Sampler(init, step, len(levels.sigma))

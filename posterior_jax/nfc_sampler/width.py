@@ -6,13 +6,12 @@ inflation for where the choice is too sure. A part of `parts.Parts` each:
 (probes, observation, predicted, level) -> `Width`.
 
 Inflation. Where a prior is right, the misfit r = y - A c of a prediction c is
-as large as its width C and the noise s say: E |r|^2 = tr(A C A^T) + m s^2. A
-network that is surer than it should be shows in a larger misfit, and a width
-that stays small would keep the measurement from putting it right. Ensemble
+as large as its width C and the noise s say: E |r|^2 = tr(A C A^T) + m s^2. An
+overconfident network shows as a larger misfit, and a width that stays small
+would keep the measurement from putting it right. Ensemble
 filters widen theirs by the factor that balances the two sides (Wang & Bishop
 2003; Anderson 2007); this is that factor, where the difference is no accident.
-It cannot tell a prior that is too sure from noise that is stronger than
-assumed.
+It cannot tell an overconfident prior from noise that is stronger than assumed.
 """
 
 from collections.abc import Callable
