@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from posterior_jax.likelihood import bands
-from posterior_jax.nfc_sampler import fusion, levels, parts
+from posterior_jax.nfc_sampler import from_config, fusion, levels
 from tests import test_transition
 
 
@@ -87,7 +87,7 @@ MUTANTS = {
   "order of fusion swapped": Mutant(
     fusion, "fuse", lambda x0, z, **k: _fuse(z, x0, **k), "paper"
   ),
-  "renoise by the wrong level": Mutant(parts, "renoise", _renoise, "snr"),
+  "renoise by the wrong level": Mutant(from_config, "renoise", _renoise, "snr"),
 }
 
 

@@ -19,7 +19,7 @@ from posterior_jax import (
   schedule,
 )
 from posterior_jax.baselines import ddnm_sampler, ddrm_sampler, diffusion
-from posterior_jax.operators.banded import Banded
+from posterior_jax.likelihood.bands import Banded
 from tests import oracles
 
 SIZE = (8, 8)

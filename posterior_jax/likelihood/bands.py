@@ -5,15 +5,15 @@ The likelihood weighs the residual's spectrum by B = (1 - l) + l M^2 (convex)
 or 1 + l M^2 (additive), M the band and l the blend, which falls to 0.
 """
 
+import dataclasses
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posterior_jax.base import Observation
-from posterior_jax.linalg import fourier
-from posterior_jax.operators.banded import Banded
+from posterior_jax.base import Observation, Operator, SolveInfo
+from posterior_jax.linalg import fourier, solve
 
 Shape = Literal["hard", "butterworth", "gaussian"]
 Blend = Literal["convex", "additive"]
@@ -76,6 +76,73 @@ def weight(band: jax.Array, blend: jax.Array, form: Blend) -> jax.Array:
   # B acts on the square of the residual, so the mask M stands squared.
   full = 1 - blend if form == "convex" else jnp.ones_like(blend)
   return full + blend * band**2
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Banded(Operator):
+  """F A: an operator followed by a filter of its measurement.
+
+  Attributes:
+    operator: A.
+    gain: F, [h, w] or [h, w, C], >= 0.
+  """
+
+  operator: Operator
+  gain: jax.Array
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
+    """(H, W, C)."""
+    return self.operator.image_shape
+
+  @property
+  def measurement_shape(self) -> tuple[int, int, int]:
+    """(h, w, C)."""
+    return self.operator.measurement_shape
+
+  @property
+  def gram_gain(self) -> jax.Array:
+    """Gain of A times the filter's, aliases repeated on the image grid."""
+    height, width, _ = self.image_shape
+    h, w, _ = self.measurement_shape
+    if height % h or width % w:  # no reduced grid: its frequencies mean nothing
+      return self.operator.gram_gain * jnp.mean(self.gain**2)
+    # A frequency of the small grid stands for every alias on the image's.
+    square = jnp.tile(
+      self.gain**2,
+      (height // h, width // w) + (1,) * (self.gain.ndim - 2),
+    )
+    gain = self.operator.gram_gain
+    return square * (gain[..., None] if square.ndim > gain.ndim > 0 else gain)
+
+  def forward(self, x: jax.Array) -> jax.Array:
+    """F A x."""
+    return fourier.apply_transfer(self.operator.forward(x), self.gain)
+
+  def adjoint(self, y: jax.Array) -> jax.Array:
+    """A^T F y."""
+    return self.operator.adjoint(fourier.apply_transfer(y, self.gain))
+
+  def normal_solve(
+    self,
+    rhs: jax.Array,
+    *,
+    precision: jax.Array,
+    noise_std: jax.Array,
+    tolerance: float = 1e-6,
+    max_iterations: int = 300,
+  ) -> tuple[jax.Array, SolveInfo]:
+    """Conjugate gradients."""
+    return solve.normal_equations(
+      lambda x: self.adjoint(self.forward(x)),
+      self.gram_gain,
+      rhs,
+      precision=precision,
+      noise_std=noise_std,
+      tolerance=tolerance,
+      max_iterations=max_iterations,
+    )
 
 
 def apply_band(observation: Observation, weight: jax.Array) -> Observation:

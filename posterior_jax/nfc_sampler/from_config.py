@@ -11,7 +11,7 @@ from posterior_jax.base import Denoiser, Observation, SolveInfo
 from posterior_jax.denoising import predictor
 from posterior_jax.likelihood import bands, covariance, gaussian
 from posterior_jax.linalg import fourier
-from posterior_jax.nfc_sampler import fusion, parts, width
+from posterior_jax.nfc_sampler import fusion, width
 from posterior_jax.nfc_sampler.config import NFCConfig
 from posterior_jax.nfc_sampler.levels import Level
 from posterior_jax.nfc_sampler.parts import Parts, Prediction, Refined, Width
@@ -40,21 +40,30 @@ def parts_of(config: NFCConfig, spectrum: jax.Array | None = None) -> Parts:
     likelihood=_likelihood(config),
     fuse=_fuse(config),
     hold=_hold(config),
-    renoise=parts.renoise,
+    renoise=renoise,
     check=_check(config, spectrum),
     probes=(config.tie == "probed") + (config.inflation > 1),
     averages=config.held_levels > 0,
   )
 
 
+def renoise(key: chex.PRNGKey, image: jax.Array, level: Level) -> jax.Array:
+  """image + sigma' n: the state forgets how the image came about, as in DAPS.
+
+  Noise that a DDIM step would keep is correlated with the error of the last
+  prediction; fresh noise gives early mistakes no way to survive.
+  """
+  noise = jax.random.normal(key, image.shape, image.dtype)
+  return image + level.following * noise
+
+
 def _assume(config: NFCConfig) -> Callable[[Observation], Observation]:
+  # exp(-|r|^2 / tau^2) is exp(-|r|^2 / (2 s^2)) at s = tau / sqrt(2).
+  unit = 1.0 if config.halved_misfit else 2**0.5
+
   def assume(observation: Observation) -> Observation:
-    if config.inner_noise_std is None and config.halved_misfit:
-      return observation
     noise = config.inner_noise_std or observation.noise_std
-    # exp(-|r|^2 / tau^2) is exp(-|r|^2 / (2 s^2)) at s = tau / sqrt(2).
-    noise = noise if config.halved_misfit else noise / 2**0.5
-    return Observation(observation.y, observation.operator, noise)
+    return Observation(observation.y, observation.operator, noise / unit)
 
   return assume
 
@@ -101,9 +110,11 @@ def _width(config: NFCConfig, spectrum: jax.Array | None) -> width.WidthPart:
 def _band(
   config: NFCConfig, spectrum: jax.Array | None
 ) -> Callable[[Observation, Level], Observation]:
+  def everything(observation: Observation, level: Level) -> Observation:
+    del level
+    return observation
+
   def band(observation: Observation, level: Level) -> Observation:
-    if config.blend_start == 0:
-      return observation
     shape = observation.operator.measurement_shape[:2]
     if config.cutoff == "snr":
       assert spectrum is not None  # _checked_spectrum refused that
@@ -113,7 +124,8 @@ def _band(
     weight = bands.weight(mask, level.blend, config.blend)  # B, as the mask
     return bands.apply_band(observation, weight)
 
-  return band
+  # A filter of ones would cost the operator's closed form.
+  return band if config.blend_start > 0 else everything
 
 
 def _likelihood(config: NFCConfig) -> Callable[..., Refined]:
@@ -170,10 +182,11 @@ def _likelihood(config: NFCConfig) -> Callable[..., Refined]:
 
 
 def _fuse(config: NFCConfig) -> Callable[..., jax.Array]:
+  def refined(x0: jax.Array, z: jax.Array, level: Level) -> jax.Array:
+    del x0, level
+    return z
+
   def fuse(x0: jax.Array, z: jax.Array, level: Level) -> jax.Array:
-    # Weights of 1 return z: no transform, and images of odd sides are welcome.
-    if not config.fuses:
-      return z
     return fusion.fuse(
       x0,
       z,
@@ -183,7 +196,8 @@ def _fuse(config: NFCConfig) -> Callable[..., jax.Array]:
       wavelet=config.wavelet,
     )
 
-  return fuse
+  # Weights of 1 return z: no transform, and images of odd sides are welcome.
+  return fuse if config.fuses else refined
 
 
 def _hold(config: NFCConfig) -> Callable[..., tuple]:

@@ -13,8 +13,7 @@ from posterior_jax.nfc_sampler.config import NFCConfig
 class Level(NamedTuple):
   """Everything of one noise level that is a number, each a float32 scalar.
 
-  `levels_of` makes all levels of a run at once, every entry [passes * levels];
-  `at` picks one.
+  `levels_of` makes all levels of a run at once, every entry [passes * levels].
 
   Attributes:
     sigma: noise of the state.
@@ -34,10 +33,6 @@ class Level(NamedTuple):
   details: jax.Array
   step_size: jax.Array
   share: jax.Array
-
-  def at(self, number: jax.Array) -> "Level":
-    """Level `number` of all."""
-    return jax.tree.map(lambda entry: entry[number], self)
 
 
 def levels_of(config: NFCConfig) -> Level:

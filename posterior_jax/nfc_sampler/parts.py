@@ -103,26 +103,3 @@ class Parts(NamedTuple):
   check: Callable[[tuple[int, int, int]], None]
   probes: int = 0
   averages: bool = False
-
-
-def renoise(key: chex.PRNGKey, image: jax.Array, level: Level) -> jax.Array:
-  """image + sigma' n: the state forgets how the image came about, as in DAPS.
-
-  Noise that a DDIM step would keep is correlated with the error of the last
-  prediction; fresh noise gives early mistakes no way to survive.
-  """
-  noise = jax.random.normal(key, image.shape, image.dtype)
-  return image + level.following * noise
-
-
-def split_off(key: chex.PRNGKey, count: int) -> tuple[chex.PRNGKey, Probes]:
-  """What is left of a key and `count` keys taken from it, one after another.
-
-  The key itself where none is asked for, so that a width without probes leaves
-  the draws of the likelihood as they are.
-  """
-  taken = []
-  for _ in range(count):
-    key, one = jax.random.split(key)
-    taken.append(one)
-  return key, taken

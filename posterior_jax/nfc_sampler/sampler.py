@@ -5,6 +5,7 @@ clean image, move the prediction by a band-limited likelihood, fuse the two in
 a wavelet domain, add fresh noise of the next level.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -20,7 +21,7 @@ from posterior_jax.base import (
 from posterior_jax.nfc_sampler.config import NFCConfig
 from posterior_jax.nfc_sampler.from_config import parts_of
 from posterior_jax.nfc_sampler.levels import Level, levels_of
-from posterior_jax.nfc_sampler.parts import Parts, split_off
+from posterior_jax.nfc_sampler.parts import Parts, Probes
 
 
 def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
@@ -109,8 +110,8 @@ def compose(parts: Parts, levels: Level) -> Sampler:
     key: jax.Array,
   ) -> tuple[SamplerState, Info]:
     key_inner, key_noise = jax.random.split(key)
-    key_inner, probes = split_off(key_inner, parts.probes)
-    level = levels.at(state.level)
+    key_inner, probes = _split_off(key_inner, parts.probes)
+    level = jax.tree.map(lambda entry: entry[state.level], levels)
     assumed = parts.assume(observation)
 
     predicted = parts.predict(denoise, state.x, level)  # x0
@@ -132,3 +133,16 @@ def compose(parts: Parts, levels: Level) -> Sampler:
     return SamplerState(x, state.level + 1, average), info
 
   return Sampler(init, step, len(levels.sigma))
+
+
+def _split_off(key: chex.PRNGKey, count: int) -> tuple[chex.PRNGKey, Probes]:
+  """What is left of a key and `count` keys taken from it, one after another.
+
+  The key itself where none is asked for, so that a width without probes leaves
+  the draws of the likelihood as they are.
+  """
+  taken = []
+  for _ in range(count):
+    key, one = jax.random.split(key)
+    taken.append(one)
+  return key, taken
