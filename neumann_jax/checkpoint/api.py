@@ -4,8 +4,11 @@
 `transformers` reads and writes them.
 """
 
+import contextlib
 import json
 import pathlib
+import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +16,6 @@ import numpy as np
 
 from neumann_jax.checkpoint import hf_config, hf_layout, safetensors_io
 from neumann_jax.checkpoint import params as param_place
-from neumann_jax.checkpoint.new_folder import new_folder
 from neumann_jax.model.language_model import LanguageModel
 from neumann_jax.model_config import Execution
 
@@ -39,7 +41,7 @@ def load(
     execution: how it is computed; parameters are cast to its `param_dtype`,
       A_log and dt_bias to float32.
     shardings: called with the model of shapes, gives a tree of its parameters'
-      `jax.sharding.Sharding`; None: all go to the default device.
+      `jax.sharding.Sharding`; None: all go to the default device, uncommitted.
 
   Raises:
     FileNotFoundError: if a file is missing.
@@ -89,7 +91,7 @@ def save(
     raise ValueError(
       f"max_shard_bytes must be at least 1, got {max_shard_bytes}"
     )
-  with new_folder(pathlib.Path(path)) as folder:
+  with _new_folder(pathlib.Path(path)) as folder:
     config = hf_config.to_json(model.config, model.execution.param_dtype)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     safetensors_io.write(folder, _named(model), max_shard_bytes=max_shard_bytes)
@@ -106,3 +108,39 @@ def _named(model: LanguageModel) -> Iterator[tuple[str, np.ndarray]]:
         yield piece.name, whole[piece.place]
     else:
       yield tensor.name, whole
+
+
+def _check_new(path: pathlib.Path) -> None:
+  """Raises unless `path` is new or an empty folder in one that exists.
+
+  Raises:
+    FileExistsError: if something is there.
+    FileNotFoundError: if the folder above is not.
+  """
+  if not path.parent.is_dir():
+    raise FileNotFoundError(
+      f"path must lie in a folder that exists, got {path}"
+    )
+  taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+  if taken or path.is_symlink():
+    raise FileExistsError(f"path must be new or an empty folder, got {path}")
+
+
+@contextlib.contextmanager
+def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A hidden sibling that becomes `path` at the end, or goes on an error.
+
+  Raises:
+    FileExistsError: if something is at `path`; it stays as it was.
+    FileNotFoundError: if the folder above does not exist.
+  """
+  path = path.absolute()
+  _check_new(path)
+  sibling = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+  sibling.mkdir()
+  try:
+    yield sibling
+    sibling.rename(path)  # fails where something came to be meanwhile
+  except BaseException:
+    shutil.rmtree(sibling)
+    raise

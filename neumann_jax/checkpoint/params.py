@@ -52,20 +52,21 @@ def with_params(
 
 def flat_shardings(
   model: LanguageModel, shardings: Shardings | None
-) -> dict[Path, Sharding]:
+) -> dict[Path, Sharding | None]:
   """A sharding for every parameter.
 
   Args:
     model: of shapes or arrays.
     shardings: called with it, gives a tree of as many shardings as it has
-      parameters, in their order; None: the default device for all.
+      parameters, in their order; None: None for all, uncommitted arrays on
+      the default device.
 
   Raises:
     ValueError: if the numbers differ.
   """
   paths = list(flat_params(model))
   if shardings is None:
-    return dict.fromkeys(paths, jnp.zeros(0).sharding)  # the default device
+    return dict.fromkeys(paths, None)
   leaves = jax.tree.leaves(shardings(model))
   if len(leaves) != len(paths):
     raise ValueError(
@@ -81,7 +82,7 @@ class Targets:
   Args:
     model: of shapes, from `abstract_model`.
     shardings: called with it, gives a tree of as many shardings as it has
-      parameters, in their order; None: the default device for all.
+      parameters, in their order; None: uncommitted, on the default device.
 
   Raises:
     ValueError: if the numbers differ.
@@ -135,10 +136,23 @@ class Sources:
     return np.asarray(value if row is None else value[row])
 
 
+def on_default_device(value: np.ndarray) -> jax.Array:
+  """An uncommitted array.
+
+  `jax.jit` compiles once for committed and once for uncommitted arguments. What
+  users make beside a model (an optimiser's state, tokens, caches) is
+  uncommitted; a committed model would meet it in the first step, give back
+  committed results, and have the second step compiled again.
+  """
+  return jax.device_put(value)
+
+
 def _on_devices(
-  value: np.ndarray, dtype: jnp.dtype, sharding: Sharding
+  value: np.ndarray, dtype: jnp.dtype, sharding: Sharding | None
 ) -> jax.Array:
   """Each device gets its part, cast on the way."""
+  if sharding is None:
+    return on_default_device(np.ascontiguousarray(value).astype(dtype))
   return jax.make_array_from_callback(
     value.shape,
     sharding,
@@ -147,12 +161,12 @@ def _on_devices(
 
 
 def _zeros(
-  shape: tuple[int, ...], dtype: jnp.dtype, sharding: Sharding
+  shape: tuple[int, ...], dtype: jnp.dtype, sharding: Sharding | None
 ) -> jax.Array:
   return jnp.zeros(shape, dtype, device=sharding)
 
 
-def _of_row(sharding: Sharding) -> Sharding:
+def _of_row(sharding: Sharding | None) -> Sharding | None:
   """Of a row of an array that has this sharding."""
   if not isinstance(sharding, NamedSharding):
     return sharding

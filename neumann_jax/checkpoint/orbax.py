@@ -1,26 +1,37 @@
-"""Models from and to folders of Orbax, with their config beside."""
+"""Models from and to folders of Orbax, with their config beside.
+
+Orbax reads arrays at the same time and writes a traceback for each one that
+fails. The names and lengths of its files (OCDBT, by tensorstore) are known
+without reading them, so that a damaged folder is refused in one sentence first.
+"""
 
 import contextlib
 import dataclasses
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 
-from neumann_jax.checkpoint import hf_config, orbax_files
+from neumann_jax.checkpoint import hf_config
 from neumann_jax.checkpoint.params import (
   Path,
   Shardings,
   abstract_model,
   flat_params,
   flat_shardings,
+  on_default_device,
   with_params,
 )
 from neumann_jax.model.language_model import LanguageModel
 from neumann_jax.model.scan_layers import stack_layers, unstack_layers
 from neumann_jax.model_config import Execution
+
+Places = Mapping[Path, jax.sharding.Sharding | None]
 
 
 def save_orbax(model: LanguageModel, path: str | pathlib.Path) -> None:
@@ -80,7 +91,7 @@ def restore_orbax(
   if not path.is_dir():
     raise FileNotFoundError(f"path must be a folder of save_orbax, got {path}")
   with ocp.StandardCheckpointer() as checkpointer, _whole(path):
-    orbax_files.check_whole(path)
+    _check_files(path)
     metadata = checkpointer.metadata(path).custom_metadata
     config = hf_config.from_json(metadata["config"])
     scanned = bool(metadata["scan_layers"])
@@ -90,7 +101,8 @@ def restore_orbax(
   places = flat_shardings(model, shardings if same else None)
   with ocp.StandardCheckpointer() as checkpointer, _whole(path):
     found = checkpointer.restore(path, _targets(model, places))
-  model = with_params(model, {key: found[_name(key)] for key in places})
+  params = {key: found.pop(_name(key)) for key in places}
+  model = with_params(model, _uncommitted(params, places))
   return model if same else _turned(model, shardings)
 
 
@@ -116,13 +128,64 @@ def _turned(model: LanguageModel, shardings: Shardings | None) -> LanguageModel:
 
 
 def _targets(
-  model: LanguageModel, places: dict[Path, jax.sharding.Sharding]
+  model: LanguageModel, places: Places
 ) -> dict[str, jax.ShapeDtypeStruct]:
+  # Orbax must be told a place; where it is left open, the default device.
+  default = jnp.zeros(0).sharding
   return {
-    _name(key): jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[key])
+    _name(key): jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=places[key] or default
+    )
     for key, x in flat_params(model).items()
+  }
+
+
+def _uncommitted(
+  params: dict[Path, jax.Array], places: Places
+) -> dict[Path, jax.Array]:
+  """Arrays of an open place by way of the host, one by one.
+
+  Orbax commits all that it reads, and no copy on the device undoes that.
+  """
+  return {
+    key: x if places[key] else on_default_device(np.asarray(x))
+    for key, x in params.items()
   }
 
 
 def _name(path: Path) -> str:
   return ".".join(map(str, path))
+
+
+def _check_files(path: pathlib.Path) -> None:
+  """Raises ValueError naming the first file that is missing or too short.
+
+  Args:
+    path: absolute path of a folder that Orbax wrote. Where the index itself
+      cannot be read, the ValueError is tensorstore's.
+  """
+  for name, end in _places(ts.KvStore.open(path.as_uri() + "/").result()):
+    file = path / name
+    length = file.stat().st_size if file.is_file() else 0
+    if length < end:
+      raise ValueError(f"{name} has {length} bytes of at least {end}")
+
+
+def _places(store: ts.KvStore) -> Iterator[tuple[str, int]]:
+  """Every piece that the newest version refers to: its file and its end."""
+  newest = ts.ocdbt.dump(store).result()["versions"][-1]
+  open_nodes = [newest["root"]["location"]]
+  while open_nodes:
+    location = open_nodes.pop()
+    yield _place(location)
+    for entry in ts.ocdbt.dump(store, node=location).result()["entries"]:
+      if "indirect_value" in entry:
+        yield _place(entry["indirect_value"])
+      elif "location" in entry:
+        open_nodes.append(entry["location"])
+
+
+def _place(location: str) -> tuple[str, int]:
+  """kind:folder:name:offset:length."""
+  _, folder, name, offset, length = location.split(":")
+  return folder + name, int(offset) + int(length)
