@@ -22,7 +22,13 @@ from experiments.data import text_tokens
 from experiments.data.text_tokens import Tokenizer
 from experiments.harness import record, runner, text_model
 from experiments.inverse_speed import cases
-from neumann_jax import Execution, Generated, SamplingSpec, generation
+from neumann_jax import (
+  Execution,
+  Generated,
+  RuleOptions,
+  SamplingSpec,
+  generation,
+)
 from neumann_jax.chunk_inverse.inverse_spec import check_chunk_size
 
 DTYPES = ("float32", "bfloat16")
@@ -102,9 +108,9 @@ class Settings:
     return Execution(
       dtype=jnp.dtype(self.dtype),
       param_dtype=jnp.dtype(self.dtype),
-      chunk_size=self.chunk_size,
-      spec=case.spec,
-      implementation=case.implementation,
+      rule=RuleOptions(
+        self.chunk_size, case.spec, implementation=case.implementation
+      ),
       scan_layers=self.scan_layers,
     )
 

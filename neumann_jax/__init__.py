@@ -22,6 +22,7 @@ from neumann_jax.chunk_inverse.planner import plan as plan
 from neumann_jax.delta_rule.api import gated_delta_rule as gated_delta_rule
 from neumann_jax.delta_rule.layout import ChunkMatrices as ChunkMatrices
 from neumann_jax.delta_rule.layout import chunk_matrices as chunk_matrices
+from neumann_jax.delta_rule.options import RuleOptions as RuleOptions
 from neumann_jax.delta_rule.recurrent import (
   gated_delta_recurrent as gated_delta_recurrent,
 )
@@ -53,6 +54,7 @@ __all__ = [
   "ModelConfig",
   "Plan",
   "QuantSpec",
+  "RuleOptions",
   "SamplingSpec",
   "certify",
   "chunk_matrices",

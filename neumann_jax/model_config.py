@@ -6,10 +6,7 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from neumann_jax.chunk_inverse import dispatch
-from neumann_jax.chunk_inverse.api import Gradient
-from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
-from neumann_jax.delta_rule import api
+from neumann_jax.delta_rule.options import RuleOptions
 
 LAYER_TYPES = ("linear_attention", "full_attention")
 REMAT = ("none", "dots", "full")
@@ -138,10 +135,11 @@ class ModelConfig:
 
   def _check_sizes(self) -> None:
     for name in _SIZES:
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"{name} must be at least 1, got {getattr(self, name)}"
-        )
+      size = getattr(self, name)
+      if not isinstance(size, int):
+        raise ValueError(f"{name} must be an integer, got {size!r}")
+      if size < 1:
+        raise ValueError(f"{name} must be at least 1, got {size}")
     for queries, keys in _GROUPS:
       if getattr(self, queries) % getattr(self, keys):
         raise ValueError(
@@ -218,33 +216,22 @@ class Execution:
     dtype: of activations and products. Norms, gates, softmax, router, states
       and logits are float32 whatever it is.
     param_dtype: of parameters, except A_log and dt_bias, which are float32.
-    chunk_size: C of the chunk-wise rule, a power of two.
-    spec: method and arithmetic of its inverse.
-    fused: whether the rule takes u and w from one kernel, see
-      `gated_delta_rule`.
-    implementation: "auto", "tpu", "gpu", "xla" or "interpret", of the rule.
-    gradient: of its inverse, "implicit" or "truncated", see `inverse`.
+    rule: how the linear layers compute the gated delta rule; its
+      `sequence_axis` splits the tokens of the whole model.
     query_block: full attention takes so many queries at a time, so that its
       memory grows with T and not with T^2.
     scan_layers: holds the parameters of equal layers as one stack and runs it
       by `lax.scan`: one compilation for any depth.
     remat: what the backward pass computes again, a layer at a time: "none",
       "dots" (everything but products with weights) or "full".
-    sequence_axis: name of the mesh axis that the tokens are split over when
-      the model runs inside `jax.shard_map` over it; None: they are not split.
   """
 
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
-  chunk_size: int = 64
-  spec: InverseSpec = InverseSpec()  # noqa: RUF009  (frozen)
-  fused: bool = False
-  implementation: str = "auto"
-  gradient: Gradient = "implicit"
+  rule: RuleOptions = RuleOptions()  # noqa: RUF009  (frozen)
   query_block: int = 1024
   scan_layers: bool = False
   remat: Literal["none", "dots", "full"] = "none"
-  sequence_axis: str | None = None
 
   def __post_init__(self) -> None:
     """Raises TypeError or ValueError for an option that cannot be."""
@@ -253,15 +240,15 @@ class Execution:
       if not jnp.issubdtype(value, jnp.floating):
         raise ValueError(f"{name} must be floating point, got {value}")
       object.__setattr__(self, name, value)
-    if not isinstance(self.spec, InverseSpec):
-      raise TypeError(f"spec must be an InverseSpec, got {self.spec!r}")
-    dispatch.check(self.implementation, self.spec, self.chunk_size)
-    for name in ("fused", "scan_layers"):
-      if not isinstance(getattr(self, name), bool):
-        raise TypeError(
-          f"{name} must be True or False, got {getattr(self, name)!r}"
-        )
-    api.check_gradient(self.gradient, fused=self.fused)
+    if not isinstance(self.rule, RuleOptions):
+      raise TypeError(
+        f"rule must be a RuleOptions, as RuleOptions(chunk_size=64), got "
+        f"{self.rule!r}"
+      )
+    if not isinstance(self.scan_layers, bool):
+      raise TypeError(
+        f"scan_layers must be True or False, got {self.scan_layers!r}"
+      )
     if self.query_block < 1:
       raise ValueError(
         f"query_block must be at least 1, got {self.query_block}"
@@ -270,3 +257,8 @@ class Execution:
       raise ValueError(
         f"remat must be one of {', '.join(REMAT)}, got {self.remat!r}"
       )
+
+  @property
+  def sequence_axis(self) -> str | None:
+    """The mesh axis that splits the tokens, as the rule has it."""
+    return self.rule.sequence_axis

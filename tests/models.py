@@ -48,7 +48,9 @@ CONFIGS = {
 
 def make(kind, execution=None, seed=0):
   """A fresh model with chunks short enough to matter."""
-  execution = execution or neumann_jax.Execution(chunk_size=16)
+  execution = execution or neumann_jax.Execution(
+    rule=neumann_jax.RuleOptions(chunk_size=16)
+  )
   return neumann_jax.LanguageModel(
     CONFIGS[kind], execution, rngs=nnx.Rngs(seed)
   )
@@ -73,3 +75,34 @@ def trained_like(kind, execution=None, seed=0):
       continue
     variable[...] = jnp.asarray(new, value.dtype)
   return model
+
+
+BLOCK = {
+  "hidden_size": 24,
+  "linear_num_key_heads": 2,
+  "linear_num_value_heads": 4,
+  "linear_key_head_dim": 8,
+  "linear_value_head_dim": 6,
+}
+
+
+def delta_net(*, seed=0, decay_init="qwen", **options):
+  """A small Gated DeltaNet block.
+
+  Args:
+    seed: of its parameters.
+    decay_init: of A_log.
+    **options: fields of ModelConfig, of Execution or of RuleOptions.
+  """
+
+  def own(kind):
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: options.pop(name) for name in names & set(options)}
+
+  config = neumann_jax.ModelConfig(**BLOCK | own(neumann_jax.ModelConfig))
+  rule = neumann_jax.RuleOptions(**own(neumann_jax.RuleOptions))
+  execution = neumann_jax.Execution(rule=rule, **own(neumann_jax.Execution))
+  assert not options, f"no such option: {options}"
+  return neumann_jax.GatedDeltaNet(
+    config, execution, decay_init=decay_init, rngs=nnx.Rngs(seed)
+  )

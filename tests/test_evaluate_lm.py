@@ -276,7 +276,8 @@ def test_numbers_are_those_of_float64_logits(tmp_path):
   model = text_model.random_model(
     text_model.random_config(),
     neumann_jax.Execution(
-      chunk_size=32, spec=InverseSpec("exact"), scan_layers=True
+      rule=neumann_jax.RuleOptions(chunk_size=32, spec=InverseSpec("exact")),
+      scan_layers=True,
     ),
     0,
   )

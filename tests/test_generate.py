@@ -11,7 +11,13 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 import neumann_jax
-from neumann_jax import Execution, LanguageModel, ModelConfig, generation
+from neumann_jax import (
+  Execution,
+  LanguageModel,
+  ModelConfig,
+  RuleOptions,
+  generation,
+)
 from neumann_jax.generation import decoding
 from neumann_jax.generation.sampling import SamplingSpec
 from tests import oracles
@@ -57,7 +63,9 @@ def model_of(scanned=False, sparse=False, dtype="float32"):
   depth = {"num_hidden_layers": len(kinds), "layer_types": kinds}
   config = ModelConfig(**CONFIG, **depth, **(SPARSE if sparse else {}))
   execution = Execution(
-    dtype=jnp.dtype(dtype), chunk_size=8, scan_layers=scanned
+    dtype=jnp.dtype(dtype),
+    rule=RuleOptions(chunk_size=8),
+    scan_layers=scanned,
   )
   model = LanguageModel(config, execution, rngs=nnx.Rngs(1))
   for layer in model.layers:

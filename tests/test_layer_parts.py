@@ -7,14 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-import neumann_jax
 from neumann_jax import Cache
 from neumann_jax.layers import norms
 from neumann_jax.layers.cache import KeyValueCache, check_cache
 from neumann_jax.layers.short_conv import short_conv
-from tests import oracles
+from tests import models, oracles
 from tests.oracles import assert_close
 
 # At most 64 terms of a float32 sum.
@@ -172,25 +170,29 @@ def test_cache_is_a_tree_of_two():
 
 
 @functools.cache
-def block(hidden=24, **options):
-  sizes = {
-    "num_key_heads": 2,
-    "num_value_heads": 4,
-    "key_head_dim": 8,
-    "value_head_dim": 6,
-  }
-  return neumann_jax.GatedDeltaNet(hidden, rngs=nnx.Rngs(0), **sizes | options)
+def block(**options):
+  return models.delta_net(**options)
 
 
 @pytest.mark.parametrize(
   "options, sentence",
   [
-    ({"num_value_heads": 3}, "num_value_heads must be a whole multiple of"),
-    ({"num_key_heads": 0}, "num_key_heads must be at least 1, got 0"),
-    ({"hidden": -1}, "hidden_size must be at least 1, got -1"),
-    ({"key_head_dim": 0}, "key_head_dim must be at least 1, got 0"),
-    ({"value_head_dim": 0}, "value_head_dim must be at least 1, got 0"),
-    ({"conv_width": 0}, "conv_width must be at least 1, got 0"),
+    (
+      {"linear_num_value_heads": 3},
+      "num_value_heads must be a whole multiple of",
+    ),
+    ({"linear_num_key_heads": 0}, "num_key_heads must be at least 1, got 0"),
+    ({"hidden_size": -1}, "hidden_size must be at least 1, got -1"),
+    ({"linear_key_head_dim": 0}, "key_head_dim must be at least 1, got 0"),
+    ({"linear_value_head_dim": 0}, "value_head_dim must be at least 1, got 0"),
+    (
+      {"linear_conv_kernel_dim": 0},
+      "linear_conv_kernel_dim must be at least 1, got 0",
+    ),
+    (
+      {"linear_num_key_heads": 2.0},
+      "num_key_heads must be an integer, got 2.0",
+    ),
     ({"decay_init": "fast"}, 'decay_init must be "qwen" or "slow", got '),
     ({"chunk_size": 48}, "chunk_size must be a power of two, got 48"),
     ({"implementation": "cuda"}, "implementation must be one of"),

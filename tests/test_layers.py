@@ -14,22 +14,15 @@ from flax import nnx
 
 import neumann_jax
 from neumann_jax import Cache
-from tests import oracles
+from tests import models, oracles
 from tests.oracles import assert_close
 
-SIZES = {
-  "num_key_heads": 2,
-  "num_value_heads": 4,
-  "key_head_dim": 8,
-  "value_head_dim": 6,
-}
-HIDDEN = 24
+HIDDEN = models.BLOCK["hidden_size"]
 
 
-def block(seed=0, hidden=HIDDEN, **options):
+def block(seed=0, **options):
   """A small block; parameters that start at 1 are drawn, so that all count."""
-  options = {"chunk_size": 16} | SIZES | options
-  layer = neumann_jax.GatedDeltaNet(hidden, rngs=nnx.Rngs(seed), **options)
+  layer = models.delta_net(seed=seed, **{"chunk_size": 16} | options)
   rng = np.random.default_rng(seed)
   for start in (layer.dt_bias, layer.norm.weight):
     drawn = rng.uniform(0.5, 1.5, start[...].shape)
@@ -56,10 +49,10 @@ def truth_of(layer, x, segment_ids=None, weights=None):
   return oracles.gated_delta_net(
     x,
     checkpoint(layer) if weights is None else weights,
-    key_heads=layer.num_key_heads,
-    value_heads=layer.num_value_heads,
-    key_dim=layer.key_head_dim,
-    value_dim=layer.value_head_dim,
+    key_heads=layer.config.linear_num_key_heads,
+    value_heads=layer.config.linear_num_value_heads,
+    key_dim=layer.config.linear_key_head_dim,
+    value_dim=layer.config.linear_value_head_dim,
     segment_ids=segment_ids,
   )
 
@@ -104,7 +97,7 @@ def test_block_is_the_float64_block(
   layer = block(
     num_key_heads=key_heads,
     num_value_heads=value_heads,
-    conv_width=width,
+    linear_conv_kernel_dim=width,
     decay_init=decay_init,
   )
   x = hidden_states(2, length)
@@ -138,9 +131,7 @@ def test_chunk_size_does_not_show():
 )
 def test_decay_init(name, low, high):
   """A token of zeros has a = 0 and dt_bias = 1: log decay -rate softplus(1)."""
-  layer = neumann_jax.GatedDeltaNet(
-    HIDDEN, rngs=nnx.Rngs(0), decay_init=name, **SIZES | {"num_value_heads": 64}
-  )
+  layer = models.delta_net(decay_init=name, linear_num_value_heads=64)
   assert (layer.dt_bias[...] == 1).all()
   rate = np.exp(np.float64(layer.A_log[...]))
   assert low <= rate.min() and rate.max() <= high
@@ -170,7 +161,7 @@ def test_slow_decay_remembers_what_qwen_forgets():
 )
 def test_decoding_is_prefill(width, cuts):
   """Token by token and in pieces, some shorter than the convolution."""
-  layer = block(conv_width=width, decay_init="slow")
+  layer = block(linear_conv_kernel_dim=width, decay_init="slow")
   x = hidden_states(2, 20)
   whole = call(layer, x)
   for borders in (range(1, 20), *cuts):

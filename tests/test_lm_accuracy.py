@@ -94,7 +94,9 @@ def test_layer_by_layer_is_the_model(study):
     nnx.jit(lambda m, t: m.hidden_states(t)[0])(whole, tokens),
     atol=2e-4,
   )
-  assert study.model.layers[0].linear_attn.spec == InverseSpec("exact")
+  assert study.model.layers[0].linear_attn.execution.rule.spec == InverseSpec(
+    "exact"
+  )
   for found, want in zip(
     forward.chunk_matrices(case, tokens),
     nnx.jit(lambda m, t: m.chunk_matrices(t))(whole, tokens),

@@ -204,7 +204,9 @@ def test_same_seed_same_bits():
 
 def test_bfloat16_activations_keep_float32_gates_and_logits():
   execution = neumann_jax.Execution(
-    dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, chunk_size=16
+    dtype=jnp.bfloat16,
+    param_dtype=jnp.bfloat16,
+    rule=neumann_jax.RuleOptions(chunk_size=16),
   )
   model = models.trained_like("dense", execution)
   logits, cache = call(model, tokens(), model.init_cache(2, LENGTH))
@@ -295,13 +297,28 @@ def other_cache(model, **changes):
       "rms_norm_eps must be positive and finite, got nan",
     ),
     (lambda m: neumann_jax.Execution(remat="some"), "remat must be one of"),
-    (lambda m: neumann_jax.Execution(chunk_size=48), "chunk_size must be a po"),
     (
-      lambda m: neumann_jax.Execution(implementation="cuda"),
+      lambda m: neumann_jax.RuleOptions(chunk_size=48),
+      "chunk_size must be a po",
+    ),
+    (
+      lambda m: neumann_jax.RuleOptions(implementation="cuda"),
       "implementation must be one of",
     ),
-    (lambda m: neumann_jax.Execution(spec="ladder"), "spec must be an Inverse"),
-    (lambda m: neumann_jax.Execution(fused=1), "fused must be True or False"),
+    (
+      lambda m: neumann_jax.RuleOptions(spec="ladder"),
+      "spec must be an Inverse",
+    ),
+    (lambda m: neumann_jax.RuleOptions(fused=1), "fused must be True or False"),
+    (
+      lambda m: neumann_jax.Execution(scan_layers=1),
+      "scan_layers must be True",
+    ),
+    (lambda m: neumann_jax.Execution(rule=64), "rule must be a RuleOptions"),
+    (
+      lambda m: neumann_jax.RuleOptions(sequence_axis=1),
+      "sequence_axis must be the name of a mesh axis or None, got 1",
+    ),
     (lambda m: neumann_jax.Execution(dtype=jnp.int8), "dtype must be floating"),
   ],
 )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from neumann_jax import Execution, checkpoint
+from neumann_jax import Execution, RuleOptions, checkpoint
 from neumann_jax.layers.positions import positions
 from neumann_jax.model.decoder import Tokens
 from tests import oracles
@@ -19,7 +19,9 @@ FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 FAMILIES = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
 BLOCKS = (0, 3)
 DELTA_NET, ATTENTION = ("conv", "recurrent"), ("keys", "values")
-EXECUTION = Execution(chunk_size=16)  # two chunks, the last one partly filled
+# Two chunks, the last one partly filled.
+RULE = RuleOptions(chunk_size=16)
+EXECUTION = Execution(rule=RULE)
 
 
 @functools.lru_cache
@@ -188,7 +190,7 @@ def test_saved_models_load_in_transformers(tmp_path, family, scan_layers):
     family, seed=2, num_hidden_layers=8, mlp_only_layers=[]
   )
   theirs.save_pretrained(tmp_path / "theirs")
-  execution = Execution(chunk_size=16, scan_layers=scan_layers)
+  execution = Execution(rule=RULE, scan_layers=scan_layers)
   model = checkpoint.load(tmp_path / "theirs", execution)
   checkpoint.save(model, tmp_path / "ours", max_shard_bytes=100_000)
   again, info = transformers.AutoModelForCausalLM.from_pretrained(

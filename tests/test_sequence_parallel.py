@@ -19,7 +19,7 @@ import neumann_jax
 from neumann_jax import InverseSpec, QuantSpec, sequence_axis
 from neumann_jax.delta_rule.sequence_parallel import sharded_delta_rule
 from neumann_jax.layers.short_conv import short_conv
-from tests import oracles
+from tests import models, oracles
 from tests.oracles import FAMILY_COUNT, Problem, assert_close
 
 TOKENS = P(None, "tokens")
@@ -444,24 +444,18 @@ def test_convolution_reaches_into_the_shard_before(width, shards, packed):
 
 # --- The block ---------------------------------------------------------------
 
-HIDDEN = 24
+HIDDEN = models.BLOCK["hidden_size"]
 
 
 def blocks(**options):
   """The same block for split tokens and for one device."""
-  options = {"conv_width": 4, "chunk_size": 16, "decay_init": "slow"} | options
+  options = {
+    "linear_conv_kernel_dim": 4,
+    "chunk_size": 16,
+    "decay_init": "slow",
+  } | options
   return (
-    neumann_jax.GatedDeltaNet(
-      HIDDEN,
-      num_key_heads=2,
-      num_value_heads=4,
-      key_head_dim=8,
-      value_head_dim=6,
-      sequence_axis=axis,
-      rngs=nnx.Rngs(0),
-      **options,
-    )
-    for axis in ("tokens", None)
+    models.delta_net(sequence_axis=axis, **options) for axis in ("tokens", None)
   )
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from neumann_jax import Execution, shipped
+from neumann_jax import Execution, RuleOptions, shipped
 from neumann_jax.model.scan_layers import stack_layers
 from tests import models
 from tests.oracles import refused
 
-ROUNDED = Execution(chunk_size=16, param_dtype=jnp.bfloat16)
+ROUNDED = Execution(rule=RuleOptions(chunk_size=16), param_dtype=jnp.bfloat16)
 
 
 @pytest.fixture

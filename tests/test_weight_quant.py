@@ -46,9 +46,10 @@ SPARSE = dataclasses.replace(
 )
 
 
-def model(config=DENSE, **execution):
+def model(config=DENSE, *, chunk_size=16, **execution):
   """Drawn weights of a size that makes every layer count, nothing compiled."""
-  execution = neumann_jax.Execution(**{"chunk_size": 16} | execution)
+  rule = neumann_jax.RuleOptions(chunk_size=chunk_size)
+  execution = neumann_jax.Execution(rule=rule, **execution)
   shapes = nnx.eval_shape(
     lambda: neumann_jax.LanguageModel(config, execution, rngs=nnx.Rngs(0))
   )
@@ -291,7 +292,7 @@ def test_quantising_under_jit_and_another_execution():
       np.testing.assert_allclose(a, b, rtol=1e-6)
   exact = neumann_jax.InverseSpec("exact")
   other = eager.with_execution(spec=exact, chunk_size=8)
-  assert other.layers[0].linear_attn.spec == exact
+  assert other.layers[0].linear_attn.execution.rule.spec == exact
   oracles.assert_close(_logits(other, ids), _logits(eager, ids), 1e-3)
   cache = eager.init_cache(1, 19)
   first, cache = _logits(eager, ids[:, :7], cache)

@@ -22,7 +22,7 @@ from experiments.harness import record, text_model
 from experiments.harness.progress import Progress
 from experiments.harness.report import shown
 from experiments.inverse_speed import cases as speed_cases
-from neumann_jax import Execution, LanguageModel
+from neumann_jax import Execution, LanguageModel, RuleOptions
 from neumann_jax.chunk_inverse.inverse_spec import check_chunk_size
 from neumann_jax.weight_quantization import matrix
 
@@ -150,8 +150,10 @@ def prepare(settings: Settings) -> Evaluation:
   execution = Execution(
     dtype=jnp.dtype(settings.dtype),
     param_dtype=jnp.dtype(settings.dtype),
-    chunk_size=settings.chunk_sizes[0],
-    spec=speed_cases.parse(EXACT, settings.chunk_sizes[0], "xla").spec,
+    rule=RuleOptions(
+      settings.chunk_sizes[0],
+      speed_cases.parse(EXACT, settings.chunk_sizes[0], "xla").spec,
+    ),
     scan_layers=config.period < config.num_hidden_layers,
   )
   model = text_model.load(source, execution, settings.seed)

@@ -26,7 +26,7 @@ from experiments.inverse_speed import cases as speed_cases
 from experiments.train_lm import training
 from experiments.train_lm.batches import BatchSettings
 from experiments.train_lm.training import OptimSettings, Plan, TrainState
-from neumann_jax import Execution, ModelConfig
+from neumann_jax import Execution, ModelConfig, RuleOptions
 from neumann_jax.chunk_inverse.api import Gradient, check_gradient
 
 
@@ -82,10 +82,12 @@ class Settings:
     case = speed_cases.parse(inverse, self.chunk_size, "xla")
     execution = Execution(
       dtype=jnp.dtype(self.dtype),
-      chunk_size=self.chunk_size,
-      spec=case.spec,
-      implementation="xla",
-      gradient=cast(Gradient, gradient),
+      rule=RuleOptions(
+        self.chunk_size,
+        case.spec,
+        implementation="xla",
+        gradient=cast(Gradient, gradient),
+      ),
       scan_layers=self.model.period < self.model.num_hidden_layers,
     )
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))

@@ -18,7 +18,7 @@ import neumann_jax
 from experiments.data import text_data
 from experiments.data.text_data import Document
 from experiments.inverse_accuracy.errors import Group, InverseSettings
-from neumann_jax import ChunkMatrices, Execution, shipped
+from neumann_jax import ChunkMatrices, Execution, RuleOptions, shipped
 
 MODULES = 2
 FAMILY = "byte model"
@@ -59,7 +59,7 @@ def model_group(settings: InverseSettings) -> tuple[Group, Difficulty]:
     [text_data.stream([d])[: settings.tokens] for d in documents]
   )  # [MODULES, T]
   model = shipped.language_model(
-    execution=Execution(chunk_size=settings.chunk_size)
+    execution=Execution(rule=RuleOptions(settings.chunk_size))
   )
   matrices = _matrices(*nnx.split(model), jnp.asarray(tokens, jnp.int32))
   group = _group(matrices)

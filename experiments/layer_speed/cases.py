@@ -9,7 +9,7 @@ from flax import nnx
 import neumann_jax
 from experiments.harness import timing
 from experiments.inverse_speed import cases, wy_part
-from neumann_jax import InverseSpec
+from neumann_jax import Execution, InverseSpec, ModelConfig, RuleOptions
 from neumann_jax.chunk_inverse import dispatch
 
 EXACT = InverseSpec("exact")
@@ -78,21 +78,20 @@ def block(
   settings: Any, case: Case, dtype: jnp.dtype = jnp.bfloat16
 ) -> neumann_jax.GatedDeltaNet:
   """The layer with a case's inverse; weights in bfloat16, the same for all."""
+  config = ModelConfig(
+    hidden_size=settings.hidden,
+    linear_num_key_heads=settings.key_heads,
+    linear_num_value_heads=settings.value_heads,
+    linear_key_head_dim=settings.dim,
+    linear_value_head_dim=settings.dim,
+    linear_conv_kernel_dim=settings.conv_width,
+  )
+  rule = RuleOptions(
+    settings.chunk_size, case.spec, case.fused, case.implementation
+  )
+  execution = Execution(dtype=dtype, param_dtype=jnp.bfloat16, rule=rule)
   return neumann_jax.GatedDeltaNet(
-    settings.hidden,
-    num_key_heads=settings.key_heads,
-    num_value_heads=settings.value_heads,
-    key_head_dim=settings.dim,
-    value_head_dim=settings.dim,
-    conv_width=settings.conv_width,
-    decay_init="slow",
-    chunk_size=settings.chunk_size,
-    spec=case.spec,
-    fused=case.fused,
-    implementation=case.implementation,
-    dtype=dtype,
-    param_dtype=jnp.bfloat16,
-    rngs=nnx.Rngs(settings.seed),
+    config, execution, decay_init="slow", rngs=nnx.Rngs(settings.seed)
   )
 
 

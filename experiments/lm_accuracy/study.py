@@ -27,7 +27,7 @@ from experiments.lm_accuracy import grid as accuracy_grid
 from experiments.lm_accuracy import report as accuracy_report
 from experiments.lm_accuracy import text as accuracy_text
 from experiments.lm_accuracy.text import ADVERSARIAL, NATURAL, Rows
-from neumann_jax import Execution, InverseSpec, LanguageModel
+from neumann_jax import Execution, InverseSpec, LanguageModel, RuleOptions
 from neumann_jax.chunk_inverse.inverse_spec import (
   PRECISIONS,
   Precision,
@@ -217,7 +217,7 @@ def prepare(settings: Settings) -> Study:
 
 
 def _model(settings: Settings) -> LanguageModel:
-  execution = Execution(spec=InverseSpec("exact"))
+  execution = Execution(rule=RuleOptions(spec=InverseSpec("exact")))
   if settings.model == text_model.RANDOM:
     config = dataclasses.replace(
       text_model.random_config(), vocab_size=text_data.VOCABULARY

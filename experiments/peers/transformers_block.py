@@ -35,12 +35,12 @@ def layer(block: neumann_jax.GatedDeltaNet, device: str = "cuda") -> Any:
   """
   torch = importlib.import_module("torch")
   config = importlib.import_module("transformers").Qwen3_5TextConfig(
-    hidden_size=block.hidden_size,
-    linear_num_key_heads=block.num_key_heads,
-    linear_num_value_heads=block.num_value_heads,
-    linear_key_head_dim=block.key_head_dim,
-    linear_value_head_dim=block.value_head_dim,
-    linear_conv_kernel_dim=block.conv_width,
+    hidden_size=block.config.hidden_size,
+    linear_num_key_heads=block.config.linear_num_key_heads,
+    linear_num_value_heads=block.config.linear_num_value_heads,
+    linear_key_head_dim=block.config.linear_key_head_dim,
+    linear_value_head_dim=block.config.linear_value_head_dim,
+    linear_conv_kernel_dim=block.config.linear_conv_kernel_dim,
     num_hidden_layers=1,
     layer_types=["linear_attention"],
   )

@@ -31,7 +31,13 @@ from experiments.train_lm import evaluation, report
 from experiments.train_lm import training as lm_training
 from experiments.train_lm.batches import KINDS, BatchSettings
 from experiments.train_lm.training import OptimSettings, StepInfo, TrainState
-from neumann_jax import Execution, LanguageModel, ModelConfig, shipped
+from neumann_jax import (
+  Execution,
+  LanguageModel,
+  ModelConfig,
+  RuleOptions,
+  shipped,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +71,9 @@ class ExecutionSettings:
     case = cases.parse(self.inverse, self.chunk_size, self.implementation)
     return Execution(
       dtype=jnp.dtype(self.dtype),
-      chunk_size=self.chunk_size,
-      spec=case.spec,
-      fused=self.fused,
-      implementation=case.implementation,
+      rule=RuleOptions(
+        self.chunk_size, case.spec, self.fused, case.implementation
+      ),
       scan_layers=self.scan_layers,
       remat=self.remat,
     )

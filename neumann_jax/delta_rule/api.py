@@ -12,15 +12,14 @@ inverse follows its `InverseSpec`.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 
-from neumann_jax.chunk_inverse import api, dispatch
-from neumann_jax.chunk_inverse.api import Gradient
+from neumann_jax.chunk_inverse import dispatch
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
 from neumann_jax.delta_rule import chunk_scan, inputs, wy
 from neumann_jax.delta_rule.inputs import Operands
+from neumann_jax.delta_rule.options import RuleOptions
 
 
 def gated_delta_rule(
@@ -74,33 +73,18 @@ def gated_delta_rule(
     ValueError: for a shape, a value or an option out of range; values are
       checked on concrete arrays only.
   """
-  arrays = Operands(q, k, v, log_decay, beta)
-  return by_form(
-    arrays,
-    Form(chunk_size, spec, implementation, fused),
+  return with_options(
+    Operands(q, k, v, log_decay, beta),
+    RuleOptions(chunk_size, spec, fused, implementation),
     scale=scale,
     initial_state=initial_state,
     segment_ids=segment_ids,
   )
 
 
-class Form(NamedTuple):
-  """How the rule is computed.
-
-  The static options of `gated_delta_rule`, and the gradient of its inverse as
-  of `neumann_jax.inverse`.
-  """
-
-  chunk_size: int
-  spec: InverseSpec
-  implementation: str
-  fused: bool
-  gradient: Gradient = "implicit"
-
-
-def by_form(
+def with_options(
   arrays: Operands,
-  how: Form,
+  how: RuleOptions,
   *,
   scale: float | None = None,
   initial_state: jax.Array | None = None,
@@ -116,25 +100,14 @@ def check(
   arrays: Operands,
   initial_state: jax.Array | None,
   segment_ids: jax.Array | None,
-  how: Form,
+  how: RuleOptions,
 ) -> None:
   """Raises what `gated_delta_rule` raises for the same arguments."""
   inputs.check(arrays._asdict(), state=initial_state, segment_ids=segment_ids)
   dtype = inputs.compute_dtype(arrays.v)
   dispatch.check(how.implementation, how.spec, how.chunk_size, dtype)
-  check_gradient(how.gradient, fused=how.fused)
   if how.fused:
     wy.check(how.implementation, how.spec, how.chunk_size, arrays.k, arrays.v)
-
-
-def check_gradient(gradient: str, *, fused: bool) -> None:
-  """Raises ValueError unless the rule has this gradient of its inverse."""
-  api.check_gradient(gradient)
-  if fused and gradient != "implicit":
-    raise ValueError(
-      "fused=True has the gradient of the exact inverse only: gradient must be "
-      f'"implicit", got {gradient!r}'
-    )
 
 
 @functools.partial(jax.jit, static_argnums=4)
@@ -143,7 +116,7 @@ def _by_chunks(
   scale: jax.Array,
   initial_state: jax.Array | None,
   segment_ids: jax.Array | None,
-  how: Form,
+  how: RuleOptions,
 ) -> tuple[jax.Array, jax.Array]:
   out, final = chunk_scan.recurrence(
     recurrence_inputs(arrays, scale, initial_state, segment_ids, how),
@@ -159,7 +132,7 @@ def recurrence_inputs(
   scale: jax.Array,
   initial_state: jax.Array | None,
   segment_ids: jax.Array | None,
-  how: Form,
+  how: RuleOptions,
 ) -> chunk_scan.Inputs:
   """What the recurrence over chunks reads: all that needs no state.
 

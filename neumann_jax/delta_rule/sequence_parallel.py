@@ -19,7 +19,6 @@ than the rest as soon as a shard is longer than Dk shards / 7.
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +29,8 @@ from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
 from neumann_jax.delta_rule import api, layout
 from neumann_jax.delta_rule import chunk_scan as recurrence
 from neumann_jax.delta_rule import inputs as operands
-from neumann_jax.delta_rule.api import Form
 from neumann_jax.delta_rule.inputs import Operands
+from neumann_jax.delta_rule.options import RuleOptions
 
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
@@ -90,47 +89,44 @@ def sharded_delta_rule(
     TypeError: for an operand of the wrong type.
     ValueError: as `gated_delta_rule`, or if the axis is unknown.
   """
-  return _by_form(
+  return over_shards(
     Operands(q, k, v, log_decay, beta),
-    Form(chunk_size, spec, implementation, fused),
-    axis_name=axis_name,
+    RuleOptions(
+      chunk_size, spec, fused, implementation, sequence_axis=axis_name
+    ),
     scale=scale,
     initial_state=initial_state,
     segment_ids=segment_ids,
   )
 
 
-def rule_over(axis_name: str | None) -> Callable[..., tuple]:
-  """`delta_rule.by_form`, over the shards of an axis if there is one."""
-  if axis_name is None:
-    return api.by_form
-  return functools.partial(_by_form, axis_name=axis_name)
-
-
-def _by_form(
+def over_shards(
   arrays: Operands,
-  how: Form,
+  how: RuleOptions,
   *,
-  axis_name: str,
   scale: float | None = None,
   initial_state: jax.Array | None = None,
   segment_ids: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  sequence_axis.axis_size(axis_name)
+  """`sharded_delta_rule` of packed operands and options; raises as it does."""
+  if how.sequence_axis is None:
+    raise ValueError("sequence_axis must name the mesh axis of the tokens")
+  sequence_axis.axis_size(how.sequence_axis)
   api.check(arrays, initial_state, segment_ids, how)
   scale = operands.output_scale(scale, arrays.q)
-  return _by_shards(arrays, scale, initial_state, segment_ids, axis_name, how)
+  return _by_shards(arrays, scale, initial_state, segment_ids, how)
 
 
-@functools.partial(jax.jit, static_argnums=(4, 5))
+@functools.partial(jax.jit, static_argnums=4)
 def _by_shards(
   arrays: Operands,
   scale: jax.Array,
   initial_state: jax.Array | None,
   segment_ids: jax.Array | None,
-  axis_name: str,
-  how: Form,
+  how: RuleOptions,
 ) -> tuple[jax.Array, jax.Array]:
+  axis_name = how.sequence_axis
+  assert axis_name is not None  # over_shards has checked
   first = operands.grouped_state(
     initial_state, arrays.k, arrays.v, *arrays
   )  # [B, Hk, R, Dk, Dv]

@@ -13,28 +13,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from neumann_jax import sequence_axis
-from neumann_jax.chunk_inverse import dispatch
-from neumann_jax.chunk_inverse.api import Gradient
-from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
+from neumann_jax.delta_rule import api, layout, sequence_parallel, wy
 from neumann_jax.delta_rule import inputs as operands
-from neumann_jax.delta_rule import layout, wy
-from neumann_jax.delta_rule.api import Form, check_gradient
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.recurrent import gated_delta_step
-from neumann_jax.delta_rule.sequence_parallel import rule_over
 from neumann_jax.layers.cache import Cache, check_cache
 from neumann_jax.layers.linear import linear
 from neumann_jax.layers.norms import GatedRMSNorm, unit_norm
 from neumann_jax.layers.short_conv import short_conv
+from neumann_jax.model_config import Execution, ModelConfig
 
-_SIZES = (
-  "hidden_size",
-  "num_key_heads",
-  "num_value_heads",
-  "key_head_dim",
-  "value_head_dim",
-  "conv_width",
-)
 # Ranges of the uniform draw behind A_log. "qwen" is the published start, which
 # mostly forgets: log decays of -0.01 to -21 a token. "slow" gives about -0.001
 # to -0.013, the regime in which chunks are hard to invert.
@@ -50,126 +38,100 @@ class GatedDeltaNet(nnx.Module):
   biases. A checkpoint in bfloat16 differs in one rounding: beta stays float32.
 
   Args:
-    hidden_size: width of the residual stream.
-    num_key_heads: Hk.
-    num_value_heads: Hv, a whole multiple of Hk.
-    key_head_dim: Dk.
-    value_head_dim: Dv.
-    conv_width: W, taps of the short convolution.
-    norm_eps: of the gated RMSNorm.
+    config: the architecture; `hidden_size`, `rms_norm_eps` and the sizes that
+      begin with `linear_` are read.
+    execution: how it is computed. With a `sequence_axis` calls are made inside
+      `jax.shard_map`, on a shard's tokens, at least W of them, and the cache is
+      the same in all shards. A_log and dt_bias are float32 parameters whatever
+      `param_dtype` is.
     decay_init: "qwen", A_log = log U(0.01, 16), or "slow", log U(0.001, 0.01),
       for a block that remembers before it is trained; dt_bias = 1 in both.
-    chunk_size: C of the chunk-wise rule.
-    spec: its inverse.
-    fused: whether it takes u and w from one kernel, see `gated_delta_rule`.
-    implementation: its back end.
-    gradient: of its inverse, see `neumann_jax.inverse`; a fused rule has the
-      implicit one only.
-    sequence_axis: mesh axis that splits the tokens, or None. Calls are then
-      made inside `jax.shard_map`, on a shard's tokens, at least W of them; the
-      cache is the same in all shards.
-    dtype: of the activations and of what the rule multiplies; the state and
-      the gates are float32.
-    param_dtype: of the parameters except A_log and dt_bias, which are float32.
     rngs: source of the initial parameters.
 
   Raises:
-    ValueError: for a size or an option out of range.
+    ValueError: for an unknown start, or a kernel that cannot run these heads.
   """
 
   def __init__(
     self,
-    hidden_size: int,
+    config: ModelConfig,
+    execution: Execution = Execution(),  # noqa: B008  (frozen)
     *,
-    num_key_heads: int = 16,
-    num_value_heads: int = 32,
-    key_head_dim: int = 128,
-    value_head_dim: int = 128,
-    conv_width: int = 4,
-    norm_eps: float = 1e-6,
     decay_init: Literal["qwen", "slow"] = "qwen",
-    chunk_size: int = 64,
-    spec: InverseSpec = InverseSpec(),  # noqa: B008  (frozen)
-    fused: bool = False,
-    implementation: str = "auto",
-    gradient: Gradient = "implicit",
-    sequence_axis: str | None = None,
-    dtype: jnp.dtype = jnp.float32,
-    param_dtype: jnp.dtype = jnp.float32,
     rngs: nnx.Rngs,
   ) -> None:
-    self.hidden_size, self.conv_width = hidden_size, conv_width
-    self.num_key_heads, self.num_value_heads = num_key_heads, num_value_heads
-    self.key_head_dim, self.value_head_dim = key_head_dim, value_head_dim
-    self.dtype = dtype
-    self._check_sizes(decay_init)
-    self.set_rule(
-      chunk_size=chunk_size,
-      spec=spec,
-      fused=fused,
-      implementation=implementation,
-      gradient=gradient,
-      sequence_axis=sequence_axis,
-    )
+    if decay_init not in _DECAY_RANGES:
+      raise ValueError(
+        f'decay_init must be "qwen" or "slow", got {decay_init!r}'
+      )
+    self.config = config
+    self.set_execution(execution)
     make = functools.partial(
-      linear, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+      linear,
+      dtype=execution.dtype,
+      param_dtype=execution.param_dtype,
+      rngs=rngs,
     )
-    value_dim = num_value_heads * value_head_dim
-    self.in_proj_qkv = make(hidden_size, self.conv_dim)
-    self.in_proj_z = make(hidden_size, value_dim)
-    self.in_proj_b = make(hidden_size, num_value_heads)
-    self.in_proj_a = make(hidden_size, num_value_heads)
+    hidden, heads = config.hidden_size, config.linear_num_value_heads
+    value_dim = heads * config.linear_value_head_dim
+    self.in_proj_qkv = make(hidden, self.conv_dim)
+    self.in_proj_z = make(hidden, value_dim)
+    self.in_proj_b = make(hidden, heads)
+    self.in_proj_a = make(hidden, heads)
+    width = config.linear_conv_kernel_dim
     self.conv1d = nnx.Param(
-      _uniform(rngs, (conv_width, self.conv_dim), -1, 1).astype(param_dtype)
-      * conv_width**-0.5
+      _uniform(rngs, (width, self.conv_dim), -1, 1).astype(
+        execution.param_dtype
+      )
+      * width**-0.5
     )  # [W, 2 Hk Dk + Hv Dv]
-    rate = _uniform(rngs, (num_value_heads,), *_DECAY_RANGES[decay_init])
-    self.A_log = nnx.Param(jnp.log(rate))
-    self.dt_bias = nnx.Param(jnp.ones(num_value_heads, jnp.float32))
+    rate = _uniform(rngs, (heads,), *_DECAY_RANGES[decay_init])
+    self.A_log = nnx.Param(jnp.log(rate))  # [Hv]
+    self.dt_bias = nnx.Param(jnp.ones(heads, jnp.float32))  # [Hv]
     self.norm = GatedRMSNorm(
-      value_head_dim, eps=norm_eps, param_dtype=param_dtype
+      config.linear_value_head_dim,
+      eps=config.rms_norm_eps,
+      param_dtype=execution.param_dtype,
     )
-    self.out_proj = make(value_dim, hidden_size)
+    self.out_proj = make(value_dim, hidden)
 
-  def set_rule(
-    self,
-    *,
-    chunk_size: int,
-    spec: InverseSpec,
-    fused: bool,
-    implementation: str,
-    gradient: Gradient,
-    sequence_axis: str | None,
-  ) -> None:
-    """Chooses how the rule is computed; arguments as of the block.
+  def set_execution(self, execution: Execution) -> None:
+    """Chooses how the block is computed.
 
     Raises:
-      ValueError: if it cannot be computed so.
+      ValueError: if the rule has no kernel for these heads.
     """
-    dispatch.check(implementation, spec, chunk_size)
-    if fused:
+    rule = execution.rule
+    if rule.fused:
       k, v = (
-        jax.ShapeDtypeStruct((1, 1, 1, width), self.dtype)
-        for width in (self.key_head_dim, self.value_head_dim)
+        jax.ShapeDtypeStruct((1, 1, 1, width), execution.dtype)
+        for width in (
+          self.config.linear_key_head_dim,
+          self.config.linear_value_head_dim,
+        )
       )
-      wy.check(implementation, spec, chunk_size, k, v)
-    check_gradient(gradient, fused=fused)
-    self.chunk_size, self.spec, self.fused = chunk_size, spec, fused
-    self.gradient = gradient
-    self.implementation, self.sequence_axis = implementation, sequence_axis
+      wy.check(rule.implementation, rule.spec, rule.chunk_size, k, v)
+    self.execution = execution
 
   @property
   def conv_dim(self) -> int:
     """Channels of q|k|v: 2 Hk Dk + Hv Dv."""
-    keys = self.num_key_heads * self.key_head_dim
-    return 2 * keys + self.num_value_heads * self.value_head_dim
+    config = self.config
+    keys = config.linear_num_key_heads * config.linear_key_head_dim
+    values = config.linear_num_value_heads * config.linear_value_head_dim
+    return 2 * keys + values
 
   def init_cache(self, batch: int) -> Cache:
     """The cache before the first token, all zeros."""
-    state = (self.num_value_heads, self.key_head_dim, self.value_head_dim)
+    config, dtype = self.config, self.execution.dtype
+    state = (
+      config.linear_num_value_heads,
+      config.linear_key_head_dim,
+      config.linear_value_head_dim,
+    )
+    columns = (batch, self.conv_dim, config.linear_conv_kernel_dim)
     return Cache(
-      jnp.zeros((batch, self.conv_dim, self.conv_width), self.dtype),
-      jnp.zeros((batch, *state), jnp.float32),
+      jnp.zeros(columns, dtype), jnp.zeros((batch, *state), jnp.float32)
     )
 
   def __call__(
@@ -206,28 +168,28 @@ class GatedDeltaNet(nnx.Module):
       cache = self.init_cache(x.shape[0])
     x, mask = self._masked(x, mask)
     inputs, conv_state = self._operands(x, cache.conv_state, segment_ids, mask)
-    state = cache.recurrent_state
-    if x.shape[1] == 1 and self.sequence_axis is None:
-      token = Operands(*(operand[:, 0] for operand in inputs))
-      out, state = gated_delta_step(*token, state)
-      out = out[:, None]  # [B, 1, Hv, Dv]
-    else:
-      out, state = rule_over(self.sequence_axis)(
-        inputs,
-        Form(
-          self.chunk_size,
-          self.spec,
-          self.implementation,
-          self.fused,
-          self.gradient,
-        ),
-        initial_state=state,
-        segment_ids=segment_ids,
-      )
+    out, state = self._rule(inputs, cache.recurrent_state, segment_ids)
     gate = self.in_proj_z(x).reshape(out.shape)  # [B, T, Hv, Dv]
     y = self.norm(out, gate)
     y = self.out_proj(y.reshape(*x.shape[:2], -1))
     return y, Cache(conv_state, state)
+
+  def _rule(
+    self,
+    inputs: Operands,
+    state: jax.Array,
+    segment_ids: jax.Array | None,
+  ) -> tuple[jax.Array, jax.Array]:
+    how = self.execution.rule
+    if how.sequence_axis is not None:
+      run = sequence_parallel.over_shards
+    elif inputs.v.shape[1] == 1:
+      token = Operands(*(operand[:, 0] for operand in inputs))
+      out, state = gated_delta_step(*token, state)
+      return out[:, None], state  # [B, 1, Hv, Dv]
+    else:
+      run = api.with_options
+    return run(inputs, how, initial_state=state, segment_ids=segment_ids)
 
   def chunk_matrices(
     self,
@@ -259,7 +221,7 @@ class GatedDeltaNet(nnx.Module):
       inputs.log_decay,
       inputs.beta,
       segment_ids=segment_ids,
-      chunk_size=self.chunk_size,
+      chunk_size=self.execution.rule.chunk_size,
     )
 
   def _operands(
@@ -275,10 +237,11 @@ class GatedDeltaNet(nnx.Module):
       history=history,
       segment_ids=segment_ids,
       mask=mask,
-      axis_name=self.sequence_axis,
+      axis_name=self.execution.sequence_axis,
     )
-    qkv = nnx.silu(qkv).astype(self.dtype)  # [B, T, 2 Hk Dk + Hv Dv]
-    keys = self.num_key_heads * self.key_head_dim
+    config, dtype = self.config, self.execution.dtype
+    qkv = nnx.silu(qkv).astype(dtype)  # [B, T, 2 Hk Dk + Hv Dv]
+    keys = config.linear_num_key_heads * config.linear_key_head_dim
     q, k, v = jnp.split(qkv, [keys, 2 * keys], axis=-1)
     beta = nnx.sigmoid(self.in_proj_b(x).astype(jnp.float32))
     step = nnx.softplus(
@@ -290,38 +253,21 @@ class GatedDeltaNet(nnx.Module):
       log_decay = jnp.where(mask[..., None], log_decay, 0)
     lead = x.shape[:2]
     q, k = (
-      unit_norm(x.reshape(*lead, self.num_key_heads, -1)).astype(self.dtype)
+      unit_norm(x.reshape(*lead, config.linear_num_key_heads, -1)).astype(dtype)
       for x in (q, k)
     )
-    v = v.reshape(*lead, self.num_value_heads, -1)
+    v = v.reshape(*lead, config.linear_num_value_heads, -1)
     return Operands(q, k, v, log_decay, beta), history
 
   def _masked(
     self, x: jax.Array, mask: jax.Array | None
   ) -> tuple[jax.Array, jax.Array | None]:
     """Zeros padding, by selection: it may hold anything, NaN included."""
-    x = x.astype(self.dtype)
+    x = x.astype(self.execution.dtype)
     if mask is None:
       return x, None
     mask = jnp.asarray(mask).astype(bool)
     return jnp.where(mask[..., None], x, 0), mask
-
-  def _check_sizes(self, decay_init: str) -> None:
-    for name in _SIZES:
-      size = getattr(self, name)
-      if not isinstance(size, int):
-        raise ValueError(f"{name} must be an integer, got {size!r}")
-      if size < 1:
-        raise ValueError(f"{name} must be at least 1, got {size}")
-    if self.num_value_heads % self.num_key_heads:
-      raise ValueError(
-        "num_value_heads must be a whole multiple of num_key_heads, got "
-        f"{self.num_value_heads} and {self.num_key_heads}"
-      )
-    if decay_init not in _DECAY_RANGES:
-      raise ValueError(
-        f'decay_init must be "qwen" or "slow", got {decay_init!r}'
-      )
 
   def _check_inputs(
     self,
@@ -330,8 +276,8 @@ class GatedDeltaNet(nnx.Module):
     segment_ids: jax.Array | None,
     mask: jax.Array | None,
   ) -> None:
-    sequence_axis.check(self.sequence_axis, mask)
-    operands.check_hidden(x, self.hidden_size, segment_ids, mask)
+    sequence_axis.check(self.execution.sequence_axis, mask)
+    operands.check_hidden(x, self.config.hidden_size, segment_ids, mask)
     if cache is not None:
       like = jax.eval_shape(functools.partial(self.init_cache, x.shape[0]))
       check_cache(cache, like)

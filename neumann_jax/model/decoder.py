@@ -64,7 +64,7 @@ class DecoderLayer(nnx.Module):
     self.input_layernorm = norm()
     self.is_linear = config.layer_types[index] == "linear_attention"
     if self.is_linear:
-      self.linear_attn = _delta_net(config, execution, rngs)
+      self.linear_attn = GatedDeltaNet(config, execution, rngs=rngs)
     else:
       self.self_attn = GatedAttention(config, execution, rngs=rngs)
     self.post_attention_layernorm = norm()
@@ -102,29 +102,6 @@ class DecoderLayer(nnx.Module):
         x, cache=cache, segment_ids=tokens.segment_ids, mask=tokens.mask
       )
     return self.self_attn(x, tokens.positions, cache=cache)
-
-
-def _delta_net(
-  config: ModelConfig, execution: Execution, rngs: nnx.Rngs
-) -> GatedDeltaNet:
-  return GatedDeltaNet(
-    config.hidden_size,
-    num_key_heads=config.linear_num_key_heads,
-    num_value_heads=config.linear_num_value_heads,
-    key_head_dim=config.linear_key_head_dim,
-    value_head_dim=config.linear_value_head_dim,
-    conv_width=config.linear_conv_kernel_dim,
-    norm_eps=config.rms_norm_eps,
-    chunk_size=execution.chunk_size,
-    spec=execution.spec,
-    fused=execution.fused,
-    implementation=execution.implementation,
-    gradient=execution.gradient,
-    sequence_axis=execution.sequence_axis,
-    dtype=execution.dtype,
-    param_dtype=execution.param_dtype,
-    rngs=rngs,
-  )
 
 
 def make_layers(

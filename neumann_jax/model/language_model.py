@@ -16,6 +16,7 @@ from jax import lax
 
 from neumann_jax import checks, sequence_axis
 from neumann_jax.delta_rule import inputs, layout
+from neumann_jax.delta_rule.options import RuleOptions
 from neumann_jax.layers.attention import GatedAttention
 from neumann_jax.layers.cache import ModelCache, check_cache, check_room
 from neumann_jax.layers.gated_delta_net import GatedDeltaNet
@@ -26,16 +27,8 @@ from neumann_jax.model.decoder import Tokens, make_layers, run_layers
 from neumann_jax.model_config import Execution, ModelConfig
 
 # What a model can change after it was made; the rest is in its parameters.
-CHANGEABLE = (
-  "chunk_size",
-  "spec",
-  "fused",
-  "implementation",
-  "gradient",
-  "query_block",
-  "remat",
-  "sequence_axis",
-)
+CHANGEABLE = ("rule", "query_block", "remat")
+_RULE = tuple(field.name for field in dataclasses.fields(RuleOptions))
 
 
 class LanguageModel(nnx.Module):
@@ -226,30 +219,28 @@ class LanguageModel(nnx.Module):
     """The same parameters under another `Execution`.
 
     Args:
-      **changes: the fields of `Execution` that are in `CHANGEABLE`.
+      **changes: the fields of `Execution` that are in `CHANGEABLE`; a field of
+        `RuleOptions` changes that of the rule.
 
     Raises:
       ValueError: for a field that cannot change, or a value out of range.
     """
+    known = (*CHANGEABLE, *_RULE)
     for name in changes:
-      if name not in CHANGEABLE:
+      if name not in known:
         raise ValueError(
-          f"with_execution changes {', '.join(CHANGEABLE)}, not {name}"
+          f"with_execution changes {', '.join(known)}, not {name}"
         )
+    options = {name: changes.pop(name) for name in _RULE if name in changes}
     execution = dataclasses.replace(self.execution, **changes)
+    rule = dataclasses.replace(execution.rule, **options)
+    execution = dataclasses.replace(execution, rule=rule)
     model = nnx.merge(*nnx.split(self))
     for _, node in nnx.iter_graph(model):
       if isinstance(node, LanguageModel | GatedAttention):
         node.execution = execution
       if isinstance(node, GatedDeltaNet):
-        node.set_rule(
-          chunk_size=execution.chunk_size,
-          spec=execution.spec,
-          fused=execution.fused,
-          implementation=execution.implementation,
-          gradient=execution.gradient,
-          sequence_axis=execution.sequence_axis,
-        )
+        node.set_execution(execution)
     return model
 
   def _positions(

@@ -1,0 +1,59 @@
+"""How the delta rule is computed: its static options, in one record.
+
+A new option is a field here and a use where the rule is computed; `Execution`
+of a model holds the record whole, and the layer hands it on.
+"""
+
+import dataclasses
+
+from neumann_jax.chunk_inverse import api, dispatch
+from neumann_jax.chunk_inverse.api import Gradient
+from neumann_jax.chunk_inverse.inverse_spec import InverseSpec, check_spec
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleOptions:
+  """How the rule is computed; what it means is the same under any.
+
+  Attributes:
+    chunk_size: C, tokens of a chunk, a power of two.
+    spec: method and arithmetic of the chunk inverse.
+    fused: takes u and w from one kernel that never writes A or T, see
+      `gated_delta_rule`.
+    implementation: "auto", "tpu", "gpu", "xla" or "interpret".
+    gradient: of the inverse, "implicit" or "truncated", see
+      `neumann_jax.inverse`; a fused rule has the implicit one only.
+    sequence_axis: name of the mesh axis that the tokens are split over, inside
+      `jax.shard_map` over it; None: they are not split.
+
+  Raises:
+    TypeError: for an option of the wrong type.
+    ValueError: for a value out of range, options that exclude each other, or a
+      kernel that cannot run the inverse, with the reason.
+  """
+
+  chunk_size: int = 64
+  spec: InverseSpec = InverseSpec()  # noqa: RUF009  (frozen)
+  fused: bool = False
+  implementation: str = "auto"
+  gradient: Gradient = "implicit"
+  sequence_axis: str | None = None
+
+  def __post_init__(self) -> None:
+    """Refuses what no operands could make right."""
+    check_spec(self.spec)
+    dispatch.check(self.implementation, self.spec, self.chunk_size)
+    if not isinstance(self.fused, bool):
+      raise TypeError(f"fused must be True or False, got {self.fused!r}")
+    api.check_gradient(self.gradient)
+    # The kernel never writes T, which the truncated derivative would need.
+    if self.fused and self.gradient != "implicit":
+      raise ValueError(
+        "fused=True has the gradient of the exact inverse only: gradient must "
+        f'be "implicit", got {self.gradient!r}'
+      )
+    axis = self.sequence_axis
+    if axis is not None and not isinstance(axis, str):
+      raise TypeError(
+        f"sequence_axis must be the name of a mesh axis or None, got {axis!r}"
+      )
