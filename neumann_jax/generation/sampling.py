@@ -24,6 +24,16 @@ class SamplingSpec:
     top_k: tokens kept, at least 1, or None for all.
     top_p: share of the mass kept (nucleus sampling, arXiv 1904.09751), in
       (0, 1], or None for all.
+
+  Raises:
+    ValueError: for a value out of range, or one without effect.
+
+  Example:
+    >>> import neumann_jax as nj
+    >>> nj.SamplingSpec(temperature=0.7, top_p=0.9).greedy
+    False
+    >>> nj.SamplingSpec(temperature=0).greedy
+    True
   """
 
   temperature: float = 1.0
@@ -102,7 +112,9 @@ def candidates(
   # From the largest: 0 there, and nothing overflows however low the
   # temperature is.
   below = logits - jnp.max(logits, axis=-1, keepdims=True)
-  scaled = jnp.where(below == 0, 0, below / jnp.float32(spec.temperature))
+  scaled = jnp.where(
+    below == 0, 0, below / jnp.float32(spec.temperature)
+  )  # [B, V]
   size = logits.shape[1]
   if spec.top_k is None and spec.top_p is None:
     ids = jnp.arange(size, dtype=jnp.int32)
@@ -110,8 +122,8 @@ def candidates(
   scaled, ids = lax.top_k(scaled, spec.top_k or size)  # ties: lower ids first
   if spec.top_p is None or spec.top_p == 1:
     return scaled, ids
-  share = jax.nn.softmax(scaled, axis=-1)
-  before = jnp.cumsum(share, axis=-1) - share
+  share = jax.nn.softmax(scaled, axis=-1)  # [B, K]
+  before = jnp.cumsum(share, axis=-1) - share  # [B, K]
   # The first is always kept: nothing comes before it.
   return jnp.where(before < spec.top_p, scaled, -jnp.inf), ids
 
