@@ -292,7 +292,7 @@ def test_quantising_under_jit_and_another_execution():
       np.testing.assert_allclose(a, b, rtol=1e-6)
   exact = neumann_jax.InverseSpec("exact")
   other = eager.with_execution(spec=exact, chunk_size=8)
-  assert other.layers[0].linear_attn.execution.rule.spec == exact
+  assert other.layers[0].linear_attn.rule.spec == exact
   oracles.assert_close(_logits(other, ids), _logits(eager, ids), 1e-3)
   cache = eager.init_cache(1, 19)
   first, cache = _logits(eager, ids[:, :7], cache)

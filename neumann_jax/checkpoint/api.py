@@ -16,9 +16,10 @@ import numpy as np
 
 from neumann_jax.checkpoint import hf_config, hf_layout, safetensors_io
 from neumann_jax.checkpoint import params as param_place
+from neumann_jax.execution import Execution
 from neumann_jax.model.language_model import LanguageModel
-from neumann_jax.model_config import Execution
 
+# Files of 5 GB, as transformers long cut them.
 MAX_SHARD_BYTES = 5_000_000_000
 
 
@@ -48,6 +49,19 @@ def load(
     ValueError: for a config that this package does not compute, for a file
       that is truncated or corrupt, and for tensors that are missing, surplus
       or misshapen; all before anything is loaded.
+
+  Example:
+    >>> import pathlib, tempfile
+    >>> import neumann_jax as nj
+    >>> from flax import nnx
+    >>> from neumann_jax import checkpoint
+    >>> config = nj.ModelConfig(hidden_size=16, num_hidden_layers=1)
+    >>> model = nj.LanguageModel(config, rngs=nnx.Rngs(0))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   checkpoint.save(model, pathlib.Path(folder) / "model")
+    ...   again = checkpoint.load(pathlib.Path(folder) / "model")
+    >>> again.config == config
+    True
   """
   path = pathlib.Path(path)
   config = hf_config.read_config(path)
@@ -56,6 +70,8 @@ def load(
   files.check(tensors, tied=config.tie_word_embeddings)
   if config.tie_word_embeddings:
     files.check_tied()
+  # Everything is checked before a weight goes to a device; from here on
+  # tensors pass one by one, so that the host never holds the model.
   model = param_place.abstract_model(config, execution)
   targets = param_place.Targets(model, shardings)
   for tensor in tensors:
@@ -86,6 +102,19 @@ def save(
     FileNotFoundError: if the folder above does not exist.
     ValueError: if max_shard_bytes is below 1, or if parameters lie on devices
       of other processes.
+
+  Example:
+    >>> import pathlib, tempfile
+    >>> import neumann_jax as nj
+    >>> from flax import nnx
+    >>> from neumann_jax import checkpoint
+    >>> config = nj.ModelConfig(hidden_size=16, num_hidden_layers=1)
+    >>> model = nj.LanguageModel(config, rngs=nnx.Rngs(0))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   path = pathlib.Path(folder) / "model"
+    ...   checkpoint.save(model, path)
+    ...   sorted(file.name for file in path.iterdir())
+    ['config.json', 'model.safetensors']
   """
   if max_shard_bytes < 1:
     raise ValueError(
@@ -100,6 +129,7 @@ def save(
 def _named(model: LanguageModel) -> Iterator[tuple[str, np.ndarray]]:
   """The tensors of a checkpoint, made one by one."""
   params = param_place.Sources(model)
+  # Qwen3-Next is published with every expert apart, and read so by others.
   apart = model.config.model_type == "qwen3_next"
   for tensor in hf_layout.tensors(model.config):
     whole = tensor.join(*(params.get(param) for param in tensor.params))
@@ -136,6 +166,8 @@ def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """
   path = path.absolute()
   _check_new(path)
+  # A sibling lies on the same disk: the last step is one rename, which is done
+  # or not. Hidden, because a half-written folder must not be taken for a model.
   sibling = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
   sibling.mkdir()
   try:

@@ -27,9 +27,9 @@ from neumann_jax.checkpoint.params import (
   on_default_device,
   with_params,
 )
+from neumann_jax.execution import Execution
 from neumann_jax.model.language_model import LanguageModel
 from neumann_jax.model.scan_layers import stack_layers, unstack_layers
-from neumann_jax.model_config import Execution
 
 Places = Mapping[Path, jax.sharding.Sharding | None]
 
@@ -56,11 +56,13 @@ def save_orbax(model: LanguageModel, path: str | pathlib.Path) -> None:
     "config": hf_config.to_json(model.config, model.execution.param_dtype),
     "scan_layers": model.execution.scan_layers,
   }
+  # A flat dictionary: the folder then depends on no class of flax.
   params = {_name(key): x for key, x in flat_params(model).items()}
   try:
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(path, params, custom_metadata=metadata)
   except BaseException:
+    # Orbax writes beside the folder first, and leaves that behind on an error.
     for unfinished in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
       shutil.rmtree(unfinished)
     raise
@@ -97,6 +99,8 @@ def restore_orbax(
     scanned = bool(metadata["scan_layers"])
   stored = dataclasses.replace(execution, scan_layers=scanned)
   model = abstract_model(config, stored)
+  # Stored as stacks or apart, it is read as it was stored, and turned after:
+  # Orbax reads whole arrays.
   same = scanned == execution.scan_layers
   places = flat_shardings(model, shardings if same else None)
   with ocp.StandardCheckpointer() as checkpointer, _whole(path):
@@ -173,6 +177,7 @@ def _check_files(path: pathlib.Path) -> None:
 
 def _places(store: ts.KvStore) -> Iterator[tuple[str, int]]:
   """Every piece that the newest version refers to: its file and its end."""
+  # A B-tree: inner nodes name nodes, leaves hold values or name their place.
   newest = ts.ocdbt.dump(store).result()["versions"][-1]
   open_nodes = [newest["root"]["location"]]
   while open_nodes:

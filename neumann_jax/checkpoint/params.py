@@ -12,8 +12,9 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from neumann_jax.checkpoint.hf_layout import Path
+from neumann_jax.execution import Execution
 from neumann_jax.model.language_model import LanguageModel
-from neumann_jax.model_config import Execution, ModelConfig
+from neumann_jax.model_config import ModelConfig
 
 Shardings = Callable[[LanguageModel], Any]
 
@@ -29,6 +30,7 @@ def place(model: LanguageModel, path: Path) -> tuple[Path, int | None]:
   """The parameter of `model`, and its row if it is a stack of layers'."""
   if path[0] != "layers" or not model.execution.scan_layers:
     return path, None
+  # Layer n of the model is row n // period of stack n % period.
   row, layer = divmod(int(path[1]), model.config.period)
   return ("layers", layer, *path[2:]), row
 
@@ -101,6 +103,8 @@ class Targets:
       self._filled[path] = _on_devices(value, target.dtype, sharding)
       return
     one = _on_devices(value, target.dtype, _of_row(sharding))
+    # A stack is filled row by row, in place: the rows of one parameter lie far
+    # apart in a checkpoint, and the host should not collect them.
     if path not in self._filled:
       self._filled[path] = _zeros(target.shape, target.dtype, sharding)
     self._filled[path] = _set_row(self._filled[path], one, row)
@@ -174,6 +178,8 @@ def _of_row(sharding: Sharding | None) -> Sharding | None:
   return NamedSharding(sharding.mesh, spec)
 
 
+# Donated, or every row would copy the stack; `row` is traced, so that all rows
+# of a shape are one program.
 @functools.partial(jax.jit, donate_argnums=0)
 def _set_row(stack: jax.Array, value: jax.Array, row: int) -> jax.Array:
   return lax.dynamic_update_index_in_dim(stack, value, row, 0)

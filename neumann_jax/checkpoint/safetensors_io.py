@@ -13,7 +13,9 @@ from neumann_jax.checkpoint.hf_layout import Tensor
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Prefixes of what is no part of the text model.
 _IGNORED = ("mtp.", "model.visual.", "visual.", "model.language_model.mtp.")
+# What numpy and ml_dtypes hold. FP8 needs its scales beside it: not read yet.
 _DTYPES = ("F32", "F16", "BF16", "F64")
+# A wrong config would list hundreds.
 _SHOWN = 4  # names that a message lists
 
 
@@ -67,6 +69,7 @@ class Files:
       wanted: all that the model needs.
       tied: whether the output matrix may be there though it is not needed.
     """
+    # Some files of tied models hold the output matrix all the same.
     left = set(self.shapes) - ({"lm_head.weight"} if tied else set())
     missing, misshapen = [], []
     for name, shape in self._expected(wanted):
@@ -155,7 +158,9 @@ def write(
   held: dict[str, np.ndarray] = {}
 
   def flush() -> None:
+    # How many files there will be is known at the end: names come then.
     file = path / f"{len(shards)}.part"
+    # transformers asks for this mark, and refuses files without it.
     save_file(held, file, metadata={"format": "pt"})
     shards.append(list(held))
     held.clear()

@@ -6,7 +6,9 @@ the dtype of the activations: they decide what the layer remembers.
 """
 
 import functools
-from typing import Literal
+import math
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +19,26 @@ from neumann_jax.delta_rule import api, layout, sequence_parallel, wy
 from neumann_jax.delta_rule import inputs as operands
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.recurrent import gated_delta_step
+from neumann_jax.execution import Execution
 from neumann_jax.layers.cache import Cache, check_cache
 from neumann_jax.layers.linear import linear
+from neumann_jax.layers.mixer import Axes, Gates
 from neumann_jax.layers.norms import GatedRMSNorm, unit_norm
+from neumann_jax.layers.positions import Positions
 from neumann_jax.layers.short_conv import short_conv
-from neumann_jax.model_config import Execution, ModelConfig
+from neumann_jax.model_config import ModelConfig
 
 # Ranges of the uniform draw behind A_log. "qwen" is the published start, which
 # mostly forgets: log decays of -0.01 to -21 a token. "slow" gives about -0.001
 # to -0.013, the regime in which chunks are hard to invert.
 _DECAY_RANGES = {"qwen": (0.01, 16.0), "slow": (0.001, 0.01)}
+
+
+# A log decay of -128 leaves 3e-56 of a state: nothing, in float32. A larger one
+# would leave nothing either, but in the cumulative sum of a chunk it would
+# round away the decays of the tokens after it.
+_FORGOTTEN = 128.0
+_LINEAR = -20.0
 
 
 class GatedDeltaNet(nnx.Module):
@@ -50,7 +62,30 @@ class GatedDeltaNet(nnx.Module):
 
   Raises:
     ValueError: for an unknown start, or a kernel that cannot run these heads.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> import neumann_jax as nj
+    >>> from flax import nnx
+    >>> config = nj.ModelConfig(hidden_size=16)
+    >>> layer = nj.GatedDeltaNet(config, rngs=nnx.Rngs(0))
+    >>> y, cache = nnx.jit(lambda layer, x: layer(x))(
+    ...   layer, jnp.ones((2, 5, 16))
+    ... )
+    >>> y.shape, cache.recurrent_state.shape
+    ((2, 5, 16), (2, 8, 32, 32))
   """
+
+  logical_axes: ClassVar[Mapping[str, Axes]] = {
+    "in_proj_qkv/kernel": ("embed", "heads"),
+    "in_proj_z/kernel": ("embed", "heads"),
+    "in_proj_b/kernel": ("embed", "heads"),
+    "in_proj_a/kernel": ("embed", "heads"),
+    "out_proj/kernel": ("heads", "embed"),
+    "conv1d": (None, "heads"),
+    "A_log": ("heads",),
+    "dt_bias": ("heads",),
+  }
 
   def __init__(
     self,
@@ -64,7 +99,7 @@ class GatedDeltaNet(nnx.Module):
       raise ValueError(
         f'decay_init must be "qwen" or "slow", got {decay_init!r}'
       )
-    self.config = config
+    self.config, self.dtype = config, execution.dtype
     self.set_execution(execution)
     make = functools.partial(
       linear,
@@ -96,7 +131,7 @@ class GatedDeltaNet(nnx.Module):
     self.out_proj = make(value_dim, hidden)
 
   def set_execution(self, execution: Execution) -> None:
-    """Chooses how the block is computed.
+    """Takes `rule` of the options; see `Mixer`.
 
     Raises:
       ValueError: if the rule has no kernel for these heads.
@@ -104,14 +139,14 @@ class GatedDeltaNet(nnx.Module):
     rule = execution.rule
     if rule.fused:
       k, v = (
-        jax.ShapeDtypeStruct((1, 1, 1, width), execution.dtype)
+        jax.ShapeDtypeStruct((1, 1, 1, width), self.dtype)
         for width in (
           self.config.linear_key_head_dim,
           self.config.linear_value_head_dim,
         )
       )
       wy.check(rule.implementation, rule.spec, rule.chunk_size, k, v)
-    self.execution = execution
+    self.rule = rule
 
   @property
   def conv_dim(self) -> int:
@@ -121,9 +156,15 @@ class GatedDeltaNet(nnx.Module):
     values = config.linear_num_value_heads * config.linear_value_head_dim
     return 2 * keys + values
 
-  def init_cache(self, batch: int) -> Cache:
-    """The cache before the first token, all zeros."""
-    config, dtype = self.config, self.execution.dtype
+  def init_cache(self, batch: int, capacity: int | None = None) -> Cache:
+    """The cache before the first token, all zeros.
+
+    Args:
+      batch: B.
+      capacity: not read: the state has one size for any number of tokens.
+    """
+    del capacity
+    config = self.config
     state = (
       config.linear_num_value_heads,
       config.linear_key_head_dim,
@@ -131,13 +172,14 @@ class GatedDeltaNet(nnx.Module):
     )
     columns = (batch, self.conv_dim, config.linear_conv_kernel_dim)
     return Cache(
-      jnp.zeros(columns, dtype), jnp.zeros((batch, *state), jnp.float32)
+      jnp.zeros(columns, self.dtype), jnp.zeros((batch, *state), jnp.float32)
     )
 
   def __call__(
     self,
     x: jax.Array,
     *,
+    positions: Positions | None = None,
     cache: Cache | None = None,
     segment_ids: jax.Array | None = None,
     mask: jax.Array | None = None,
@@ -146,6 +188,7 @@ class GatedDeltaNet(nnx.Module):
 
     Args:
       x: [B, T, hidden] floating point.
+      positions: not read: the recurrence keeps the order of the tokens.
       cache: from the call before, or None at a start.
       segment_ids: [B, T] integers, non-decreasing along a row: documents that
         see nothing of each other. The cache enters the first document and
@@ -163,6 +206,7 @@ class GatedDeltaNet(nnx.Module):
       ValueError: for a shape or a value out of range, or if both segment_ids
         and mask are given, or mask with a sequence_axis.
     """
+    del positions
     self._check_inputs(x, cache, segment_ids, mask)
     if cache is None:
       cache = self.init_cache(x.shape[0])
@@ -180,7 +224,7 @@ class GatedDeltaNet(nnx.Module):
     state: jax.Array,
     segment_ids: jax.Array | None,
   ) -> tuple[jax.Array, jax.Array]:
-    how = self.execution.rule
+    how = self.rule
     if how.sequence_axis is not None:
       run = sequence_parallel.over_shards
     elif inputs.v.shape[1] == 1:
@@ -221,7 +265,7 @@ class GatedDeltaNet(nnx.Module):
       inputs.log_decay,
       inputs.beta,
       segment_ids=segment_ids,
-      chunk_size=self.execution.rule.chunk_size,
+      chunk_size=self.rule.chunk_size,
     )
 
   def _operands(
@@ -237,33 +281,36 @@ class GatedDeltaNet(nnx.Module):
       history=history,
       segment_ids=segment_ids,
       mask=mask,
-      axis_name=self.execution.sequence_axis,
+      axis_name=self.rule.sequence_axis,
     )
-    config, dtype = self.config, self.execution.dtype
+    config, dtype = self.config, self.dtype
     qkv = nnx.silu(qkv).astype(dtype)  # [B, T, 2 Hk Dk + Hv Dv]
     keys = config.linear_num_key_heads * config.linear_key_head_dim
     q, k, v = jnp.split(qkv, [keys, 2 * keys], axis=-1)
-    beta = nnx.sigmoid(self.in_proj_b(x).astype(jnp.float32))
-    step = nnx.softplus(
-      self.in_proj_a(x).astype(jnp.float32) + self.dt_bias[...]
-    )
-    log_decay = -jnp.exp(self.A_log[...]) * step  # [B, T, Hv]
-    if mask is not None:
-      beta = jnp.where(mask[..., None], beta, 0)
-      log_decay = jnp.where(mask[..., None], log_decay, 0)
+    gates = self._gates(x, mask)
     lead = x.shape[:2]
     q, k = (
       unit_norm(x.reshape(*lead, config.linear_num_key_heads, -1)).astype(dtype)
       for x in (q, k)
     )
     v = v.reshape(*lead, config.linear_num_value_heads, -1)
-    return Operands(q, k, v, log_decay, beta), history
+    return Operands(q, k, v, gates.log_decay, gates.beta), history
+
+  def _gates(self, x: jax.Array, mask: jax.Array | None) -> Gates:
+    """Decays and write strengths of x [B, T, hidden]; padding has neither."""
+    beta = nnx.sigmoid(self.in_proj_b(x).astype(jnp.float32))  # [B, T, Hv]
+    a = self.in_proj_a(x).astype(jnp.float32) + self.dt_bias[...]
+    log_decay = _log_decay(self.A_log[...], a)  # [B, T, Hv]
+    if mask is not None:
+      beta = jnp.where(mask[..., None], beta, 0)
+      log_decay = jnp.where(mask[..., None], log_decay, 0)
+    return Gates(log_decay, beta)
 
   def _masked(
     self, x: jax.Array, mask: jax.Array | None
   ) -> tuple[jax.Array, jax.Array | None]:
     """Zeros padding, by selection: it may hold anything, NaN included."""
-    x = x.astype(self.execution.dtype)
+    x = x.astype(self.dtype)
     if mask is None:
       return x, None
     mask = jnp.asarray(mask).astype(bool)
@@ -276,11 +323,26 @@ class GatedDeltaNet(nnx.Module):
     segment_ids: jax.Array | None,
     mask: jax.Array | None,
   ) -> None:
-    sequence_axis.check(self.execution.sequence_axis, mask)
+    sequence_axis.check(self.rule.sequence_axis, mask)
     operands.check_hidden(x, self.config.hidden_size, segment_ids, mask)
     if cache is not None:
       like = jax.eval_shape(functools.partial(self.init_cache, x.shape[0]))
       check_cache(cache, like)
+
+
+def _log_decay(a_log: jax.Array, a: jax.Array) -> jax.Array:
+  """-exp(a_log) softplus(a), finite with its gradients for all finite input.
+
+  By exponents, -exp(a_log + log softplus(a)): exp(a_log) alone overflows from
+  89 on, and softplus(a) alone is 0 below -104, of which the product is NaN.
+  """
+  # softplus(a) = e^a - e^2a / 2 + ...: below the border its logarithm is a, to
+  # e^-20 / 2 = 1e-9. Clipped for the branch that is not taken, whose infinite
+  # derivative times 0 would be NaN.
+  log_step = jnp.where(
+    a < _LINEAR, a, jnp.log(nnx.softplus(jnp.maximum(a, _LINEAR)))
+  )
+  return -jnp.exp(jnp.minimum(a_log + log_step, math.log(_FORGOTTEN)))
 
 
 def _uniform(

@@ -17,14 +17,18 @@ from jax import lax
 from neumann_jax import checks, sequence_axis
 from neumann_jax.delta_rule import inputs, layout
 from neumann_jax.delta_rule.options import RuleOptions
-from neumann_jax.layers.attention import GatedAttention
-from neumann_jax.layers.cache import ModelCache, check_cache, check_room
-from neumann_jax.layers.gated_delta_net import GatedDeltaNet
+from neumann_jax.execution import Execution
+from neumann_jax.layers.cache import (
+  ModelCache,
+  check_cache,
+  check_kind,
+  check_room,
+)
 from neumann_jax.layers.linear import linear
 from neumann_jax.layers.norms import RMSNorm
 from neumann_jax.layers.positions import Positions, positions, shard_positions
 from neumann_jax.model.decoder import Tokens, make_layers, run_layers
-from neumann_jax.model_config import Execution, ModelConfig
+from neumann_jax.model_config import ModelConfig
 
 # What a model can change after it was made; the rest is in its parameters.
 CHANGEABLE = ("rule", "query_block", "remat")
@@ -44,7 +48,24 @@ class LanguageModel(nnx.Module):
       layer of a period, whose parameters lead with the periods.
 
   Raises:
-    ValueError: if layers are to be scanned but none repeat.
+    ValueError: for an unknown layer type, or if layers are to be scanned but
+      none repeat.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> import neumann_jax as nj
+    >>> from flax import nnx
+    >>> config = nj.ModelConfig(hidden_size=16, num_hidden_layers=1)
+    >>> model = nj.LanguageModel(config, rngs=nnx.Rngs(0))
+    >>> call = nnx.jit(lambda model, *args, **kw: model(*args, **kw))
+    >>> logits, cache = call(
+    ...   model, jnp.asarray([[1, 2, 3]]), cache=model.init_cache(1, 8)
+    ... )
+    >>> logits.shape, cache.stored.tolist()
+    ((1, 3, 256), [3])
+    >>> exact = model.with_execution(spec=nj.InverseSpec("exact"))
+    >>> exact.execution.rule.spec.method
+    'exact'
   """
 
   def __init__(
@@ -95,7 +116,9 @@ class LanguageModel(nnx.Module):
     for name, value in (("batch", batch), ("capacity", capacity)):
       if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
-    caches = tuple(layer.init_cache(batch, capacity) for layer in self.layers)
+    caches = tuple(
+      layer.mixer.init_cache(batch, capacity) for layer in self.layers
+    )
     if self.execution.scan_layers:
       periods = self.config.num_hidden_layers // len(caches)
       caches = jax.tree.map(
@@ -154,9 +177,11 @@ class LanguageModel(nnx.Module):
     x = self.embed_tokens(tokens)
     layers = None if cache is None else cache.layers
     x, caches = run_layers(self.layers, self.execution, x, known, layers)
-    x = self.norm(x)
+    x = self.norm(x)  # [B, T, hidden]
     if cache is None:
       return x, None
+    # A compiled program cannot refuse a row that outgrows its cache: NaN is
+    # seen, where a dropped key would be a wrong answer that nobody notices.
     count = tokens.shape[1] if mask is None else jnp.sum(mask, axis=1)
     cache = ModelCache(caches, cache.stored + count, places.first[:, -1])
     full = cache.stored > cache.capacity  # [B]
@@ -164,6 +189,7 @@ class LanguageModel(nnx.Module):
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """[..., hidden] -> [..., V] float32."""
+    # Sums stay float32: tokens that compete differ by less than bfloat16 shows.
     if not self.config.tie_word_embeddings:
       return self.lm_head(hidden)
     return jnp.einsum(
@@ -205,13 +231,9 @@ class LanguageModel(nnx.Module):
     known = Tokens(places, segment_ids, mask)
     x, found = self.embed_tokens(tokens), []
     for layer in self.layers:
-      if layer.is_linear:
-        mixed = layer.input_layernorm(x)
-        found.append(
-          layer.linear_attn.chunk_matrices(
-            mixed, segment_ids=segment_ids, mask=mask
-          )
-        )
+      matrices = layer.chunk_matrices(x, known)
+      if matrices is not None:
+        found.append(matrices)
       x, _ = layer(x, known)
     return tuple(found)
 
@@ -235,13 +257,23 @@ class LanguageModel(nnx.Module):
     execution = dataclasses.replace(self.execution, **changes)
     rule = dataclasses.replace(execution.rule, **options)
     execution = dataclasses.replace(execution, rule=rule)
+    # Split and merged: other modules, the same arrays.
     model = nnx.merge(*nnx.split(self))
-    for _, node in nnx.iter_graph(model):
-      if isinstance(node, LanguageModel | GatedAttention):
-        node.execution = execution
-      if isinstance(node, GatedDeltaNet):
-        node.set_execution(execution)
+    model.set_execution(execution)
     return model
+
+  def set_execution(self, execution: Execution) -> None:
+    """Changes how this model is computed; `with_execution` leaves it alone.
+
+    Args:
+      execution: like the one there is but for what is in `CHANGEABLE`.
+
+    Raises:
+      ValueError: if a mixer cannot be computed so.
+    """
+    self.execution = execution
+    for layer in self.layers:
+      layer.mixer.set_execution(execution)
 
   def _positions(
     self,
@@ -298,6 +330,10 @@ class LanguageModel(nnx.Module):
       raise ValueError(
         f"cache must have {batch} rows, got {cache.stored.shape[0]}"
       )
+    like = jax.eval_shape(lambda: self.init_cache(batch, 1))
+    for found, want in zip(cache.layers, like.layers):
+      check_kind(found, want)
+    # Any capacity will do, but it is the same in all layers.
     capacity = cache.capacity
     like = jax.eval_shape(lambda: self.init_cache(batch, capacity))
     for found, want in zip(cache.layers, like.layers):

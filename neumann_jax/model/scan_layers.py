@@ -61,7 +61,5 @@ def _with_layers(
   model = nnx.merge(*nnx.split(model))
   model.layers = nnx.List(layers)
   execution = dataclasses.replace(model.execution, scan_layers=scan_layers)
-  for _, node in nnx.iter_graph(model):
-    if hasattr(node, "execution"):
-      node.execution = execution
+  model.set_execution(execution)
   return model

@@ -9,6 +9,7 @@ activations) with int32 sums and scaled once a group.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -109,12 +110,8 @@ class QuantizedKernel(nnx.Module):
 
   def __init__(self, kernel: jax.Array, spec: WeightQuantSpec) -> None:
     self.spec = spec
-    rows, bits = kernel.shape[-2], spec.weight_bits
-    groups = _split_rows(jnp.asarray(kernel, jnp.float32), spec.group)
-    scale = integer.dynamic_scale(groups, axis=-2, bits=bits)
-    codes = integer.codes(groups, scale, bits=bits).astype(jnp.int8)
-    self.codes = Codes(_join_rows(codes, rows))
-    self.scale = Scale(scale[..., 0, :])  # [..., G, N]
+    codes, scale = _quantized(kernel, spec)
+    self.codes, self.scale = Codes(codes), Scale(scale)
 
   def dequantized(self) -> jax.Array:
     """The matrix that the codes stand for, [..., K, N] float32."""
@@ -160,6 +157,20 @@ class QuantizedKernel(nnx.Module):
     zero = jnp.zeros((*x.shape[:-1], scale.shape[-1]), jnp.float32)
     total, _ = jax.lax.scan(add, zero, parts)
     return (total * x_scale).astype(dtype)
+
+
+# One program a shape: a model has a dozen shapes and hundreds of matrices, and
+# a dozen operations each would be compiled and dispatched one by one.
+@functools.partial(jax.jit, static_argnums=1)
+def _quantized(
+  kernel: jax.Array, spec: WeightQuantSpec
+) -> tuple[jax.Array, jax.Array]:
+  """Codes [..., K, N] int8 and scales [..., G, N] of a matrix [..., K, N]."""
+  groups = _split_rows(kernel.astype(jnp.float32), spec.group)  # [...,G,K/G,N]
+  scale = integer.dynamic_scale(groups, axis=-2, bits=spec.weight_bits)
+  codes = integer.codes(groups, scale, bits=spec.weight_bits)
+  codes = _join_rows(codes.astype(jnp.int8), kernel.shape[-2])
+  return codes, scale[..., 0, :]
 
 
 def _code_product(

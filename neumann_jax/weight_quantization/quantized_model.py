@@ -93,11 +93,20 @@ def quantize_weights(
     TypeError: if `spec` is no WeightQuantSpec.
     ValueError: if the model is quantised already, or if `keep` names what no
       model has.
+
+  Example:
+    >>> import neumann_jax as nj
+    >>> from flax import nnx
+    >>> from neumann_jax.weight_quantization import preset, quantize_weights
+    >>> config = nj.ModelConfig(hidden_size=16, num_hidden_layers=1)
+    >>> model = nj.LanguageModel(config, rngs=nnx.Rngs(0))
+    >>> small = quantize_weights(model, preset("W8A8"))
+    >>> small.layers[0].mlp.up_proj.kernel.codes[...].dtype
+    dtype('int8')
   """
   if not isinstance(spec, WeightQuantSpec):
     raise TypeError(
-      f"spec must be a WeightQuantSpec, as weight_quant.preset('W4A16'), got "
-      f"{spec!r}"
+      f"spec must be a WeightQuantSpec, as preset('W4A16'), got {spec!r}"
     )
   model = nnx.merge(*nnx.split(model))
   found = _linear_maps(model)
