@@ -14,6 +14,13 @@ VERSION = re.search(
 LIBTPU = 'jax[tpu]>=0.10,<0.13; sys_platform == "linux" and '
 LIBTPU += 'platform_machine == "x86_64"'
 PLOTS = ["matplotlib>=3.8", "scikit-image>=0.24", "scikit-learn>=1.4"]
+PLOTS += ["pandas>=2.2"]  # every experiment's tables
+DOCS = [
+  "latex2mathml>=3.77",
+  "mkdocs>=1.6,<2",
+  "mkdocs-material>=9.5",
+  "mkdocstrings[python]>=1.0",
+]
 
 setuptools.setup(
   name="neumann-posterior",
@@ -26,10 +33,17 @@ setuptools.setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",
+  # A wheel holds the two libraries alone: `experiments` and `configs` are names
+  # too common for somebody else's site-packages, and run from a clone. Naming
+  # the root as "" makes an editable install put the whole clone on sys.path.
   packages=setuptools.find_packages(
-    include=["neumann_jax*", "posterior_jax*", "experiments*", "configs*"]
+    include=["neumann_jax*", "posterior_jax*"]
   ),
-  package_data={"posterior_jax": ["assets/*"], "neumann_jax": ["assets/*"]},
+  package_dir={"": "."},
+  package_data={
+    "neumann_jax": ["py.typed", "assets/*"],
+    "posterior_jax": ["py.typed", "assets/*"],
+  },
   install_requires=[
     "absl-py>=2.1",
     "chex>=0.1.90",
@@ -46,9 +60,11 @@ setuptools.setup(
   ],
   extras_require={
     "plots": PLOTS,
+    "docs": DOCS,
     "test": [
       *PLOTS,
       LIBTPU,
+      "import-linter>=2.17,<3",
       "mypy>=2.4,<3",
       "nbformat>=5.10",
       "pytest>=8.0",
@@ -66,6 +82,7 @@ setuptools.setup(
     "License :: OSI Approved :: Apache Software License",
     "Programming Language :: Python :: 3.11",
     "Programming Language :: Python :: 3.12",
+    "Programming Language :: Python :: 3.13",
     "Topic :: Scientific/Engineering",
   ],
 )

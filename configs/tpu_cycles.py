@@ -24,13 +24,13 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
     "ladder bfloat16",
     "substitution, rows in lanes",
     "tokamax float32",
-    "ladder bfloat16 refined",
+    "ladder bfloat16 refine",
     "ladder float32",
-    "ladder int8",
+    "ladder int8-envelope",
     "newton bfloat16",
     "banded N3 S8 bfloat16",
     "banded N3 S8 float32",
-    "banded N3 S16 masked bfloat16",
+    "banded-masked N3 S16 bfloat16",
     "substitution, batch in lanes",
   )
   return ml_collections.ConfigDict(

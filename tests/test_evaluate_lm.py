@@ -169,7 +169,7 @@ def run_main(workdir, *arguments, form=":debug"):
     study.evaluate_lm,
     [
       "evaluate_lm",
-      f"--config={ROOT / 'configs/study.py'}{form}",
+      f"--config={ROOT / 'configs/evaluate_lm.py'}{form}",
       f"--workdir={workdir}",
       *arguments,
     ],

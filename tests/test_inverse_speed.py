@@ -25,7 +25,7 @@ from experiments.inverse_speed import (
 )
 from experiments.peers import gpu
 
-CONFIG = f"{runner.CONFIGS / 'study.py'}"
+CONFIG = f"{runner.CONFIGS / 'inverse_speed.py'}"
 HARMLESS = "XLA_PYTHON_CLIENT_PREALLOCATE"
 
 
@@ -106,7 +106,7 @@ def test_a_failing_job_is_told_in_one_line():
     ({"repeats": 0}, "repeats must be at least 1"),
     ({"sweep_count": 0}, "sweep_count must be at least 1"),
     ({"implementation": "tpu"}, "implementation must be gpu or xla"),
-    ({"specs": ("ladder float8",)}, r"a spec is named \[xla\] METHOD FORMAT"),
+    ({"specs": ("ladder float8",)}, r"a spec is named METHOD \[N3\]"),
     ({"specs": ("",)}, "a spec is named"),
     ({"specs": ("exact float32",)}, 'method "exact" has no kernel'),
     ({"stage_specs": ("ladder",)}, "a spec is named"),

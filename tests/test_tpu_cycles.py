@@ -80,7 +80,7 @@ def test_without_libtpu_one_sentence(monkeypatch, tmp_path, capsys):
   study.main(
     [
       "tpu_cycles",
-      f"--config={runner.CONFIGS / 'study.py'}:debug",
+      f"--config={runner.CONFIGS / 'tpu_cycles.py'}:debug",
       f"--workdir={tmp_path / 'run'}",
     ]
   )
@@ -95,7 +95,7 @@ def test_debug_form(tmp_path, capsys):
   study.main(
     [
       "tpu_cycles",
-      f"--config={runner.CONFIGS / 'study.py'}:debug",
+      f"--config={runner.CONFIGS / 'tpu_cycles.py'}:debug",
       f"--workdir={tmp_path / 'run'}",
     ]
   )

@@ -1,6 +1,5 @@
 """How wrong the inverses of a model's own chunk matrices are, by layer."""
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from flax import nnx
 import neumann_jax
 from experiments.data import key_families
 from neumann_jax import InverseSpec
+from neumann_jax.chunk_inverse.spec_names import without_format
 from neumann_jax.delta_rule.layout import ChunkMatrices
 from neumann_jax.model.scan_layers import unstack_layers
 
@@ -99,7 +99,7 @@ def layer_rows(
         float(found.row_sum.max()),
         float(found.certified.max()),
         int(found.violations.sum()),
-        planned=described(plan.spec),
+        planned=without_format(plan.spec),
         planned_products=plan.products,
       )
 
@@ -165,14 +165,3 @@ def _plan(
     beta_max=float(jnp.max(part.beta)),
     log_decay=part.log_decay,
   )
-
-
-def described(spec: InverseSpec) -> str:
-  """The method and its order, as "newton N3 S4" or "ladder refine"."""
-  shown = {"order": "N", "residual_steps": "S", "block": "block "}
-  words: list[str] = [spec.method]
-  for field in dataclasses.fields(spec):
-    value = getattr(spec, field.name)
-    if field.name in shown and value is not None:
-      words.append(f"{shown[field.name]}{value}")
-  return " ".join(words + ["refine"] * spec.refine)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.evaluate_lm.sweep import weights_words
-from experiments.inverse_speed.cases import FORMATS, METHODS
+from neumann_jax.chunk_inverse.inverse_spec import PRECISIONS
+from neumann_jax.chunk_inverse.spec_names import QUANTS
 
 FLOOR = 1e-9  # nats; below it float32 logits cannot tell
 CAPTION = (
@@ -14,7 +15,14 @@ CAPTION = (
   "filled shapes are refined. A cross at the top edge overflowed; a divergence "
   "below 1e-9, where float32 logits cannot tell, is drawn at 1e-9."
 )
+METHODS = ("ladder", "newton", "banded", "banded-masked", "exact")
 MARKERS = dict(zip(METHODS, "osD^v"))
+COLOURS = {
+  name: f"C{i}"
+  for i, name in enumerate(
+    (*PRECISIONS, *(name for name, quant in QUANTS.items() if quant.integer))
+  )
+}
 
 
 def figure(rows: Sequence[Any]) -> Any:
@@ -74,7 +82,7 @@ def figure(rows: Sequence[Any]) -> Any:
 def _point(panel: Any, row: Any, top: float, used: dict[str, Any]) -> None:
   words = row.spec.removeprefix("xla ").split()
   method, form = words[0], words[1]
-  colour = f"C{list(FORMATS).index(form)}"
+  colour = COLOURS[form]
   value = _clipped(row.mean_kl)
   if not math.isfinite(value):
     mark = panel.plot(row.products, top, "x", color=colour, markersize=8)

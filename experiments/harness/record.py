@@ -8,7 +8,6 @@ whether the run finished; each table is one pair of files, `NAME.jsonl` and
 import csv
 import datetime
 import importlib.metadata
-import io
 import json
 import math
 import os
@@ -20,9 +19,12 @@ import sys
 import time
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 import jax
+import pandas as pd
+
+from experiments.harness import tables
 
 ENVIRONMENT = "environment.json"
 PACKAGES = (
@@ -36,6 +38,8 @@ PACKAGES = (
   "scikit-image",
   "scikit-learn",
   "matplotlib",
+  "optax",
+  "pandas",
 )
 
 
@@ -113,59 +117,63 @@ def environment(command: Sequence[str], config: Mapping[str, Any]) -> dict:
 
 
 class Table:
-  """One table on disk, as JSON lines and as CSV, appended row by row.
+  """One table on disk: JSON lines appended row by row, in the end as CSV too.
 
   The first row fixes the columns. Opening a table that exists goes on with it;
-  half a line left by a run that was killed is dropped first, and so is a row
-  that only one of the two files has.
+  half a line left by a run that was killed is dropped first.
   """
 
   def __init__(self, stem: pathlib.Path):
-    """Opens `stem.jsonl` and `stem.csv`, making them where they are not."""
-    _drop_unpaired(stem)
-    self._json = _open_whole_lines(stem.with_suffix(".jsonl"))
-    self._csv = _open_whole_lines(stem.with_suffix(".csv"))
-    self._csv.seek(0)
-    header = self._csv.readline()
-    self._columns = next(csv.reader([header])) if header else None
-    self._csv.seek(0, os.SEEK_END)
+    """Opens `stem.jsonl`, making it where it is not."""
+    self._stem = stem
+    path = stem.with_suffix(".jsonl")
+    if path.exists():
+      whole = path.read_bytes()
+      path.write_bytes(whole[: whole.rfind(b"\n") + 1])
+    self._file = path.open("a+", encoding="utf-8", newline="")
+    found = self.rows()
+    self._columns = list(found[0]) if found else None
 
-  def write(self, row: Mapping[str, Any]) -> None:
+  def write(self, row: Mapping[str, Any] | tuple) -> None:
     """Appends one row of strings, numbers, booleans or None.
 
     Infinite and undefined numbers become the strings "inf", "-inf" and "nan",
     which strict JSON readers accept and `float` parses.
 
     Args:
-      row: a value for every column.
+      row: a value for every column, as a NamedTuple or a mapping.
 
     Raises:
       ValueError: the columns are not those of the first row.
     """
-    if self._columns is None:
-      self._columns = list(row)
-      self._csv.write(_csv_line(self._columns))
+    row = tables.as_mapping(row)
+    self._columns = self._columns or list(row)
     if list(row) != self._columns:
       raise ValueError(
         f"row has columns {list(row)}, but the table has {self._columns}"
       )
     plain = {name: _plain(value) for name, value in row.items()}
-    self._csv.write(_csv_line(list(plain.values())))
-    self._json.write(json.dumps(plain, allow_nan=False) + "\n")
-    self._csv.flush()
-    self._json.flush()
+    self._file.write(json.dumps(plain, allow_nan=False) + "\n")
+    self._file.flush()
 
   def rows(self) -> list[dict[str, Any]]:
     """All rows so far, as JSON holds them."""
-    self._json.seek(0)
-    found = [json.loads(line) for line in self._json]
-    self._json.seek(0, os.SEEK_END)
+    self._file.seek(0)
+    found = [json.loads(line) for line in self._file]
+    self._file.seek(0, os.SEEK_END)
     return found
 
   def close(self) -> None:
-    """Closes both files."""
-    self._csv.close()
-    self._json.close()
+    """Closes the file and writes `stem.csv` from it."""
+    rows = self.rows()
+    self._file.close()
+    with self._stem.with_suffix(".csv").open(
+      "w", encoding="utf-8", newline=""
+    ) as file:
+      writer = csv.DictWriter(file, self._columns or [], lineterminator="\n")
+      if rows:
+        writer.writeheader()
+      writer.writerows(rows)
 
 
 class Run:
@@ -210,8 +218,8 @@ class Run:
     self._start = time.monotonic()
     self._save("running")
 
-  def write(self, table: str, row: Mapping[str, Any]) -> None:
-    """Appends a row to `table`.jsonl and `table`.csv."""
+  def write(self, table: str, row: Mapping[str, Any] | tuple) -> None:
+    """Appends a row, a NamedTuple or a mapping, to a table."""
     self._table(table).write(row)
 
   def rows(self, table: str) -> list[dict[str, Any]]:
@@ -220,6 +228,10 @@ class Run:
     Numbers that are infinite or undefined are the strings of `Table.write`.
     """
     return self._table(table).rows()
+
+  def frame(self, table: str) -> pd.DataFrame:
+    """The rows of a table so far, with numbers as numbers."""
+    return tables.frame(self.rows(table))
 
   def _table(self, name: str) -> Table:
     if name not in self._tables:
@@ -253,40 +265,6 @@ def _plain(value: Any) -> Any:
     return value
   number = float(value)
   return number if math.isfinite(number) else str(number)
-
-
-def _csv_line(values: Sequence[Any]) -> str:
-  buffer = io.StringIO()
-  csv.writer(buffer, lineterminator="\n").writerow(values)
-  return buffer.getvalue()
-
-
-def _open_whole_lines(path: pathlib.Path) -> TextIO:
-  """Opens for appending, without a last line that was never finished."""
-  if path.exists():
-    text = path.read_bytes()
-    whole = text[: text.rfind(b"\n") + 1]
-    if whole != text:
-      path.write_bytes(whole)
-  return path.open("a+", encoding="utf-8", newline="")
-
-
-def _drop_unpaired(stem: pathlib.Path) -> None:
-  """Cuts both files to the rows that both have."""
-  with (
-    _open_whole_lines(stem.with_suffix(".jsonl")) as lines,
-    _open_whole_lines(stem.with_suffix(".csv")) as cells,
-  ):
-    lines.seek(0)
-    cells.seek(0)
-    rows, records = lines.readlines(), list(csv.reader(cells))
-    count = min(len(rows), max(len(records) - 1, 0))
-    if len(rows) > count:
-      lines.truncate(0)
-      lines.writelines(rows[:count])
-    if len(records) > count + 1:
-      cells.truncate(0)
-      cells.writelines(_csv_line(record) for record in records[: count + 1])
 
 
 def _earlier(workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -8,10 +8,16 @@ in `data-value`, so that a program can read the report too.
 import base64
 import html
 import io
-import math
 import pathlib
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
+
+from experiments.harness import tables
+from experiments.harness.tables import Digits, short
+
+__all__ = ["Cell", "Report", "render", "short", "shown"]
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --paper: #fdfdfc;
@@ -46,6 +52,7 @@ td.text { white-space: normal; max-width: 22rem; }
 td.text:first-child { white-space: nowrap; }
 tbody tr:nth-child(even) { background: var(--band); }
 td.bad { color: var(--bad); font-weight: 600; }
+td.best { font-weight: 700; }
 nav a { margin-right: 1.2rem; }
 a { color: inherit; }
 """
@@ -58,11 +65,13 @@ class Cell(NamedTuple):
     value: what is shown; numbers are shortened, keeping `data-value` whole.
     digits: decimals after the point; None: two significant digits.
     bad: shown as a failure.
+    best: shown as the best of its column.
   """
 
   value: Any
   digits: int | None = None
   bad: bool = False
+  best: bool = False
 
 
 class Report:
@@ -97,24 +106,39 @@ class Report:
   def table(
     self,
     caption: str,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[Any]],
+    columns: pd.DataFrame | Sequence[str],
+    rows: Sequence[Sequence[Any]] | None = None,
     *,
     measured_on: str,
     name: str,
+    digits: Digits = None,
+    bad: pd.DataFrame | Mapping[str, Sequence[bool]] | None = None,
+    best: Mapping[str, Literal["min", "max"]] | None = None,
+    source: str = "",
   ) -> None:
     """Adds a table.
 
     Args:
       caption: what it shows.
-      columns: headings.
-      rows: one entry a column: text, number, None (a dash) or `Cell`.
+      columns: the table, whose named index and columns are shown under their
+        names; or headings alone.
+      rows: with headings, one entry a column: text, number, None or `Cell`.
       measured_on: the data, machine or count behind the numbers.
       name: the table's HTML id.
+      digits: decimals of every column, or by column; None: two significant
+        digits.
+      bad: by column, which entries are shown as failures. A number that is
+        missing is a dash, and "nan" where it is one of these.
+      best: by column, whether its least or greatest number stands out.
+      source: the run's table behind the numbers, named below.
 
     Raises:
       ValueError: a row's length differs from that of `columns`.
     """
+    if isinstance(columns, pd.DataFrame):
+      rows = _rows(columns, digits, {} if bad is None else bad, best or {})
+      columns = list(tables.columns(columns))
+    rows = rows or []
     for row in rows:
       if len(row) != len(columns):
         raise ValueError(
@@ -132,6 +156,8 @@ class Report:
     body = "\n".join(
       f"<tr>{''.join(_cell(entry) for entry in row)}</tr>" for row in rows
     )
+    if source:
+      measured_on = f"{measured_on} Rows: `{source}.csv`."
     self._blocks.append(
       f'<div class="scroll"><table id="{html.escape(name)}">'
       f"<caption>{_inline(caption)}</caption>\n"
@@ -205,17 +231,29 @@ def shown(path: pathlib.Path) -> str:
   return str(full.relative_to(here) if full.is_relative_to(here) else full)
 
 
-def short(value: float) -> str:
-  """A number to two significant digits, in powers of ten where it is far."""
-  if math.isnan(value):
-    return "nan"
-  if math.isinf(value):
-    return "overflow" if value > 0 else "-inf"
-  if value == 0 or 1e-2 <= abs(value) < 1e4:
-    return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"
-  return (
-    f"{value:.1e}".replace("e+", "e").replace("e0", "e").replace("e-0", "e-")
-  )
+def _rows(
+  table: pd.DataFrame,
+  digits: Digits,
+  bad: pd.DataFrame | Mapping[str, Sequence[bool]],
+  best: Mapping[str, Literal["min", "max"]],
+) -> list[tuple[Cell, ...]]:
+  """A frame's entries with how each is shown."""
+  found = tables.columns(table)
+  failed = {str(name): list(marks) for name, marks in bad.items()}
+  if unknown := (failed.keys() | best.keys()) - found.keys():
+    raise ValueError(f"the table has no column {min(unknown)!r}")
+  shown = []
+  for name, values in found.items():
+    marks = failed.get(name, [False] * len(values))
+    top = getattr(pd.Series(values), best[name])() if name in best else None
+    places = tables.digits_of(digits, name)
+    shown.append(
+      [
+        Cell(x, places, bool(fails), x == top)
+        for x, fails in zip(values, marks)
+      ]
+    )
+  return list(zip(*shown))
 
 
 def _is_number(entry: Any) -> bool:
@@ -226,17 +264,14 @@ def _is_number(entry: Any) -> bool:
 def _cell(entry: Any) -> str:
   cell = entry if isinstance(entry, Cell) else Cell(entry)
   value = cell.value
-  bad = " bad" if cell.bad else ""
-  if value is None:
-    return f'<td class="number{bad}">-</td>'
+  kind = (" bad" if cell.bad else "") + (" best" if cell.best else "")
+  if tables.missing(value) and not (cell.bad and value is not None):
+    return f'<td class="number{kind}">-</td>'
   if not _is_number(value):
-    return f'<td class="text{bad}">{_inline(str(value))}</td>'
-  whole = isinstance(value, int)
+    return f'<td class="text{kind}">{_inline(str(value))}</td>'
   number = float(value)
-  shown = str(value) if whole else short(number)
-  if cell.digits is not None and math.isfinite(number):
-    shown = f"{number:.{cell.digits}f}"
-  return f'<td class="number{bad}" data-value="{number!r}">{shown}</td>'
+  words = "nan" if tables.missing(value) else tables.words(value, cell.digits)
+  return f'<td class="number{kind}" data-value="{number!r}">{words}</td>'
 
 
 def _inline(words: str) -> str:

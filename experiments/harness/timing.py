@@ -8,7 +8,7 @@ once, so that what a call costs the host is hidden behind the device.
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -23,12 +23,12 @@ LONGEST_S = 1.0
 
 
 class Job(NamedTuple):
-  """One thing to time and to judge.
+  """One thing to time and to evaluate.
 
   Attributes:
     name: what rows call it.
     implementation: where it runs.
-    run: returns its Timing and the columns that judge its output.
+    run: returns its Timing and the columns that evaluate its output.
     reason: why it cannot run here, or None.
   """
 
@@ -113,12 +113,44 @@ def attempt(job: Callable[[], T]) -> tuple[T | None, str]:
 
 
 def run(job: Job) -> tuple[Timing | None, dict[str, Any], str]:
-  """Runs a job: its timing, what judges it, and why either is missing."""
+  """Runs a job: its timing, what evaluates it, and why either is missing."""
   if job.reason:
     return None, {}, job.reason
   result, note = attempt(job.run)
-  timing, judged = (None, {}) if result is None else result
-  return timing, judged, note
+  timing, evaluated = (None, {}) if result is None else result
+  return timing, evaluated, note
+
+
+def row(
+  job: Job, about: Mapping[str, Any], evaluated: Sequence[str] = ()
+) -> dict[str, Any]:
+  """Runs a job and makes its row of a table of times.
+
+  Args:
+    job: what to run.
+    about: columns that say what it is, besides name and implementation.
+    evaluated: columns that its run returns beside the timing.
+
+  Returns:
+    name, implementation, `about`, device, the fields of `Timing`, `evaluated`
+    and note, which says why the others are None.
+  """
+  timing, found, note = run(job)
+  return {
+    "name": job.name,
+    "implementation": job.implementation,
+    **about,
+    "device": device_name(),
+    **columns(timing),
+    **dict.fromkeys(evaluated),
+    **found,
+    "note": note,
+  }
+
+
+def device_name() -> str:
+  """What runs the study."""
+  return jax.devices()[0].device_kind
 
 
 def columns(timing: Timing | None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""What the speed study times, by name: "[xla] METHOD FORMAT [refine]"."""
+"""What the speed study times, by name: "[xla] NAME OF A SPEC"."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,21 +9,9 @@ import jax
 import jax.numpy as jnp
 
 import neumann_jax
-from neumann_jax import InverseSpec, QuantSpec
+from neumann_jax import InverseSpec
 from neumann_jax.chunk_inverse import dispatch
 from neumann_jax.chunk_inverse.inverse_spec import resolve
-
-FORMATS: dict[str, dict] = {
-  "float32": {},
-  "tf32": {"precision": "tf32"},
-  "bfloat16": {"precision": "bfloat16"},
-  "float16": {"precision": "float16"},
-  "int8-dynamic": {"quant": QuantSpec(8, "dynamic", integer=True)},
-  "int8-envelope": {"quant": QuantSpec(8, "envelope", integer=True)},
-  "int16-dynamic": {"quant": QuantSpec(16, "dynamic", integer=True)},
-  "int16-envelope": {"quant": QuantSpec(16, "envelope", integer=True)},
-}
-METHODS = ("ladder", "newton", "banded", "banded-masked", "exact")
 
 
 class Case(NamedTuple):
@@ -30,33 +19,29 @@ class Case(NamedTuple):
 
   Attributes:
     name: as configs write it.
-    method: one of METHODS.
-    format: one of FORMATS.
     spec: what the name stands for.
     implementation: passed to `neumann_jax.inverse`.
   """
 
   name: str
-  method: str
-  format: str
   spec: InverseSpec
   implementation: str
 
   @property
   def paper(self) -> bool:
     """Whether it is the paper's own form, which may overflow."""
-    return self.method == "banded"
+    return self.spec.method == "banded" and not self.spec.mask_every_step
 
 
 def parse(name: str, chunk_size: int, implementation: str) -> Case:
   """The case that a name stands for.
 
   Args:
-    name: "[xla] METHOD FORMAT [refine]"; `banded` is the paper's setting
-      for this chunk size, N=3 S=8 at 64, and `banded-masked` N=3 S=C/4 with
-      the band masked at every step.
+    name: as `InverseSpec.parse` reads it, behind "xla " where it stays there.
+      `banded` without N and S is the paper's setting for this chunk size, N3
+      S8 at 64, and `banded-masked` N3 and S = C / 4.
     chunk_size: C.
-    implementation: "gpu" or "xla"; a name that begins with "xla" stays there.
+    implementation: "gpu" or "xla", of names without "xla ".
 
   Returns:
     The case.
@@ -64,20 +49,18 @@ def parse(name: str, chunk_size: int, implementation: str) -> Case:
   Raises:
     ValueError: an unknown name, or a spec that the implementation cannot run.
   """
-  words = name.split()
-  if words and words[0] == "xla":
-    implementation, words = "xla", words[1:]
-  known = len(words) in (2, 3) and words[0] in METHODS and words[1] in FORMATS
-  if not known or words[2:] not in ([], ["refine"]):
-    raise ValueError(
-      f"a spec is named [xla] METHOD FORMAT [refine], METHOD one of "
-      f"{', '.join(METHODS)} and FORMAT one of {', '.join(FORMATS)}; got "
-      f"{name!r}"
-    )
-  fields = _method_fields(words[0], chunk_size) | FORMATS[words[1]]
-  spec = InverseSpec(**fields, refine=len(words) - 2)
+  inner = name.removeprefix("xla ")
+  if inner != name:
+    implementation = "xla"
+  spec = InverseSpec.parse(inner)
+  if spec.mask_every_step and spec.order is None:
+    # S (N + 1) = C: the fewest masked steps that are exact.
+    steps = max(chunk_size // 4, 1)
+    spec = dataclasses.replace(spec, order=3, residual_steps=steps)
+  if spec.method == "banded":
+    spec = resolve(spec, chunk_size)
   dispatch.check(implementation, spec, chunk_size)
-  return Case(name, words[0], words[1], spec, implementation)
+  return Case(name, spec, implementation)
 
 
 @functools.cache
@@ -100,22 +83,3 @@ def compiled(
     )
 
   return run
-
-
-def _method_fields(method: str, chunk_size: int) -> dict:
-  if method == "banded":
-    paper = resolve(InverseSpec("banded"), chunk_size)
-    return {
-      "method": "banded",
-      "order": paper.order,
-      "residual_steps": paper.residual_steps,
-      "block": paper.block,
-    }
-  if method == "banded-masked":
-    return {
-      "method": "banded",
-      "order": 3,
-      "residual_steps": max(chunk_size // 4, 1),
-      "mask_every_step": True,
-    }
-  return {"method": method}

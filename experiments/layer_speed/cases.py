@@ -49,7 +49,7 @@ def parse(name: str, chunk_size: int, implementation: str) -> Case:
   """The case that a name stands for.
 
   Args:
-    name: "[xla | fused] METHOD FORMAT [refine]", see `speed_cases.parse`.
+    name: "[xla | fused] NAME OF A SPEC", see `cases.parse`.
       "xla" keeps the whole layer in XLA. The exact solve has no kernel: it
       alone stays in XLA.
     chunk_size: C.

@@ -18,6 +18,7 @@ from experiments.lm_accuracy.capture import Captured
 from experiments.lm_accuracy.errors import FORMATS
 from neumann_jax import InverseSpec, Plan
 from neumann_jax.chunk_inverse.planner import rounding_bound
+from neumann_jax.chunk_inverse.spec_names import without_format
 from neumann_jax.chunk_inverse.xla import count_products
 
 
@@ -92,7 +93,7 @@ def measure(
           form,
           tolerance,
           int(own.sum()),
-          inverse_errors.described(plan.spec),
+          without_format(plan.spec),
           plan.products,
           _ladder(size, tolerance, FORMATS[form]),
           plan.truncation + plan.rounding,

@@ -11,7 +11,7 @@ from experiments.data import key_families
 from experiments.inverse_accuracy import errors as inverse_study
 from experiments.inverse_accuracy.errors import InverseSettings
 from experiments.peers import tpu as tpu_rivals
-from neumann_jax import InverseSpec, QuantSpec
+from neumann_jax import InverseSpec
 from neumann_jax.chunk_inverse.kernels import tpu
 
 CHUNK_SIZE = 64
@@ -28,24 +28,17 @@ SUBSTITUTIONS = (
   "substitution, batch in lanes",
 )
 SPECS = {
-  "ladder bfloat16": InverseSpec("ladder", precision="bfloat16"),
-  "ladder bfloat16 refined": InverseSpec(
-    "ladder", precision="bfloat16", refine=1
-  ),
-  "ladder float32": InverseSpec("ladder"),
-  "ladder int8": InverseSpec("ladder", quant=QuantSpec(8, integer=True)),
-  "newton bfloat16": InverseSpec("newton", precision="bfloat16"),
-  "banded N3 S8 bfloat16": InverseSpec(
-    "banded", order=3, residual_steps=8, precision="bfloat16"
-  ),
-  "banded N3 S8 float32": InverseSpec("banded", order=3, residual_steps=8),
-  "banded N3 S16 masked bfloat16": InverseSpec(
-    "banded",
-    order=3,
-    residual_steps=16,
-    mask_every_step=True,
-    precision="bfloat16",
-  ),
+  name: InverseSpec.parse(name)
+  for name in (
+    "ladder bfloat16",
+    "ladder bfloat16 refine",
+    "ladder float32",
+    "ladder int8-envelope",
+    "newton bfloat16",
+    "banded N3 S8 bfloat16",
+    "banded N3 S8 float32",
+    "banded-masked N3 S16 bfloat16",
+  )
 }
 RIVALS: dict[str, Callable[..., jax.Array]] = {
   SUBSTITUTIONS[0]: tpu_rivals.rows_in_lanes,

@@ -6,9 +6,9 @@ on the chunk size.
 
 import dataclasses
 import typing
-from typing import Literal
+from typing import Literal, Self
 
-from neumann_jax.chunk_inverse import integer
+from neumann_jax.chunk_inverse import integer, spec_names
 
 Method = Literal["exact", "banded", "unmasked", "newton", "ladder", "doubling"]
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
@@ -90,6 +90,25 @@ class InverseSpec:
   refine: int = 0
   precision: Precision = "float32"
   quant: integer.QuantSpec | None = None
+
+  @classmethod
+  def parse(cls, name: str) -> Self:
+    """The spec of a name: "ladder bfloat16 refine", "banded N3 S8 float16".
+
+    Args:
+      name: METHOD [N3] [S8] [block64] FORMAT [refine], see `spec_names`.
+
+    Raises:
+      ValueError: for a name that is not of this form, or a spec that cannot be.
+    """
+    return cls(
+      **spec_names.fields(name, methods=tuple(_FIELDS), precisions=PRECISIONS)
+    )
+
+  @property
+  def name(self) -> str:
+    """The name that `parse` reads as this spec."""
+    return spec_names.name_of(self)
 
   def __post_init__(self) -> None:
     if self.method not in _FIELDS:

@@ -6,6 +6,7 @@ Two terms, reported apart. Truncation is proved from the gates alone
 `assets/rounding.json`, written by `python -m experiments.rounding_table`.
 """
 
+import dataclasses
 import functools
 import importlib.resources
 import json
@@ -24,6 +25,7 @@ from neumann_jax.chunk_inverse.inverse_spec import (
   check_chunk_size,
   newton_steps,
 )
+from neumann_jax.chunk_inverse.spec_names import format_name
 from neumann_jax.chunk_inverse.xla import count_products
 
 
@@ -99,7 +101,7 @@ def plan(
 def _fall_back(
   chunk_size: int, tolerance: float, arithmetic: dict, beta_max: float
 ) -> Plan:
-  name = arithmetic_name(InverseSpec(**arithmetic))
+  name = format_name(InverseSpec(**arithmetic))
   figures = [
     rounding_bound(spec, chunk_size, beta_max)
     for spec, _ in _candidates(chunk_size, arithmetic)
@@ -139,17 +141,15 @@ def _candidates(
   return out
 
 
-def arithmetic_name(spec: InverseSpec) -> str:
-  """Name of a spec's arithmetic: "bfloat16", "int8 envelope", ..."""
-  if spec.quant is None:
-    return spec.precision
-  return f"int{spec.quant.bits} {spec.quant.scale}"
-
-
 def rounding_key(spec: InverseSpec) -> str:
-  """Row of the rounding table that covers a spec."""
-  refined = " refined" if spec.refine else ""
-  return f"{spec.method}{refined}, {arithmetic_name(spec)}"
+  """Row of the rounding table that covers a spec: its name without N and S.
+
+  Codes have the same bits whether they are held as integers or in float32.
+  """
+  quant = spec.quant and dataclasses.replace(spec.quant, integer=True)
+  return InverseSpec(
+    spec.method, refine=spec.refine, precision=spec.precision, quant=quant
+  ).name
 
 
 def rounding_bound(

@@ -1,0 +1,127 @@
+"""Settings whose ranges stand beside their fields.
+
+    @dataclasses.dataclass(frozen=True)
+    class Settings(Checked):
+      steps: int = setting(at_least=1)
+      sizes: tuple[int, ...] = setting(at_least=16, multiple_of=8, some=True)
+      dtype: str = setting("bfloat16", among=("float32", "bfloat16"))
+
+A value out of range is refused in one sentence when the dataclass is made,
+from a config or in code. Rules between fields go into `__post_init__`, after
+`super().__post_init__()`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection
+from typing import Any
+
+_KEY = "range"
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+  """What a field's value, or every element of a tuple, may be.
+
+  Attributes:
+    at_least: least value.
+    above: what it must exceed.
+    at_most: greatest value.
+    below: what it must stay under.
+    multiple_of: what divides it.
+    among: the values themselves.
+    some: whether a tuple must not be empty.
+    distinct: whether its elements must differ.
+    words: "NAME must ...", in place of the sentence made of the above; what
+      was got is appended.
+  """
+
+  at_least: float | None = None
+  above: float | None = None
+  at_most: float | None = None
+  below: float | None = None
+  multiple_of: int | None = None
+  among: Collection[Any] | None = None
+  some: bool = False
+  distinct: bool = False
+  words: str = ""
+
+  def holds(self, value: Any) -> bool:
+    """Whether one value is in range; NaN never is."""
+    tests: list[tuple[Any, Callable[[Any], bool]]] = [
+      (self.at_least, lambda bound: value >= bound),
+      (self.above, lambda bound: value > bound),
+      (self.at_most, lambda bound: value <= bound),
+      (self.below, lambda bound: value < bound),
+      (self.multiple_of, lambda bound: value % bound == 0),
+      (self.among, lambda known: value in known),
+    ]
+    return all(test(bound) for bound, test in tests if bound is not None)
+
+  def sentence(self, name: str, *, many: bool) -> str:
+    """What the field must be, without what was got."""
+    if self.words:
+      return self.words
+    parts = [self._interval()]
+    if self.multiple_of is not None:
+      verb = "" if parts[0].startswith("be") else "be "
+      parts.append(f"{verb}divisible by {self.multiple_of}")
+    if self.among is not None:
+      parts.append(_choice(list(map(str, self.among)), many=many))
+    return f"{name} must {' and '.join(filter(None, parts))}"
+
+  def _interval(self) -> str:
+    low = self.at_least if self.above is None else self.above
+    high = self.at_most if self.below is None else self.below
+    if low is None and high is None:
+      return ""
+    if high is None or high == float("inf"):
+      if self.above is None:
+        return f"be at least {low}"
+      return "be positive" if low == 0 else f"be above {low}"
+    if low is None:
+      return f"be {'at most' if self.below is None else 'below'} {high}"
+    left = "[" if self.above is None else "("
+    right = "]" if self.below is None else ")"
+    return f"lie in {left}{low}, {high}{right}"
+
+  def check(self, name: str, value: Any) -> None:
+    """Raises ValueError, one sentence, where the value is out of range."""
+    many = isinstance(value, tuple | list)
+    if (self.some or self.distinct) and not many:
+      raise ValueError(f"{name} must be a tuple, got {value!r}")
+    if self.some and not value:
+      words = self.words or f"{name} must be a tuple of at least one"
+      raise ValueError(f"{words}, got {value}")
+    if self.distinct and len(set(value)) < len(value):
+      raise ValueError(f"{name} must not repeat, got {value}")
+    for each in value if many else (value,):
+      if not self.holds(each):
+        raise ValueError(f"{self.sentence(name, many=many)}, got {each!r}")
+
+
+def setting(default: Any = dataclasses.MISSING, **limits: Any) -> Any:
+  """A field of a `Checked` dataclass.
+
+  Args:
+    default: its value where a config has none.
+    **limits: the fields of `Range`.
+  """
+  metadata = {_KEY: Range(**limits)}
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+class Checked:
+  """Base of settings: refuses values out of their fields' ranges."""
+
+  def __post_init__(self) -> None:
+    for field in dataclasses.fields(self):  # type: ignore[arg-type]
+      if _KEY in field.metadata:
+        field.metadata[_KEY].check(field.name, getattr(self, field.name))
+
+
+def _choice(known: list[str], *, many: bool) -> str:
+  if many:
+    return f"be among {', '.join(known)}"
+  if len(known) <= 2:
+    return f"be {' or '.join(known)}"
+  return f"be one of {', '.join(known)}"
