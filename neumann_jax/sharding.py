@@ -100,6 +100,8 @@ def make_mesh(
   for name, size in zip(MESH_AXES, shape):
     if size < 1:
       raise ValueError(f"{name} must be at least 1, got {size}")
+  # Not `jax.make_mesh`, whose axes are explicit by default: these are the
+  # partitioner's, which finds the shardings of everything in between.
   devices = jax.devices() if devices is None else list(devices)
   count = int(np.prod(shape))
   if count > len(devices):
@@ -256,6 +258,8 @@ def on_mesh(
     for array in arrays:
       if array is not None:
         _check_even(array, mesh)
+    # The state's specs are P(): gathered whole over data and fsdp at the start.
+    # tensor is not among the axis names and stays with the partitioner.
     graph, state = nnx.split(model)
     return jax.shard_map(
       lambda state, *arrays: function(nnx.merge(graph, state), *arrays),
@@ -280,6 +284,8 @@ def _check_even(array: jax.Array, mesh: Mesh) -> None:
 
 def _logical_axes(model: LanguageModel, path: tuple[Hashable, ...]) -> Axes:
   """Of the last axes of a parameter; the axes before them stay whole."""
+  # A mixer names the axes of its own parameters; what else there is has names
+  # that all models share.
   name = "/".join(map(str, path))
   for number, layer in enumerate(model.layers):
     start = f"layers/{number}/{layer.mixer_name}/"

@@ -84,6 +84,7 @@ def load_model(
     raise ValueError(
       f"{path.name} has sha256 {found}, but {manifest.name} says {promised}"
     )
+  # All shapes before any array goes to a device.
   params = _read(path)
   shapes = _shapes(config)
   if {name: value.shape for name, value in params.items()} != shapes:
@@ -121,6 +122,8 @@ def save_model(
     if not np.isfinite(value.astype(np.float32)).all():
       raise ValueError(f"{_name(path)} must be finite in {value.dtype}")
     small[_name(path)] = value
+  # In memory first: the hash is of the bytes, and the manifest, which promises
+  # it, is written last.
   weights = safetensors.numpy.save(small)
   file = manifest.with_suffix(".safetensors")
   file.write_bytes(weights)
@@ -137,6 +140,7 @@ def _said(manifest: pathlib.Path) -> tuple[ModelConfig, pathlib.Path, str]:
   """Architecture, file and hash that a manifest names."""
   said = json.loads(manifest.read_text(encoding="utf-8"))
   try:
+    # JSON knows no tuples, and a config with a list would not hash.
     fields: dict[str, Any] = {
       key: tuple(value) if isinstance(value, list) else value
       for key, value in said["config"].items()

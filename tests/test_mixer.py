@@ -16,8 +16,9 @@ from jax.sharding import PartitionSpec as P
 
 import neumann_jax
 from neumann_jax import checkpoint, sharding
+from neumann_jax.layers.gates import Gates
 from neumann_jax.layers.linear import linear
-from neumann_jax.layers.mixer import Axes, Gates
+from neumann_jax.layers.mixer import Axes
 from neumann_jax.layers.positions import positions
 from neumann_jax.model import decoder, scan_layers
 from neumann_jax.weight_quantization.matrix import PRESETS

@@ -110,6 +110,7 @@ def from_json(found: Mapping[str, Any]) -> ModelConfig:
     raise ValueError(
       "quantization_config must be absent: quantised weights are not read"
     )
+  # A vision-language model's text part is a text model of its own.
   family: str = outer
   text: Any = found
   if outer in _NESTED:
@@ -209,6 +210,7 @@ def _options(text: Mapping[str, Any], family: str) -> dict[str, Any]:
 
 def _rope(text: Mapping[str, Any]) -> dict[str, Any]:
   """Rotary options: those of a dictionary before those beside it."""
+  # Files of transformers 4 have them beside, newer ones in a dictionary.
   given = text.get("rope_scaling") or text.get("rope_parameters") or {}
   given = _typed("rope_parameters", given, dict)
   kind = given.get("rope_type", given.get("type", "default"))

@@ -123,6 +123,7 @@ def _whole(path: pathlib.Path) -> Iterator[None]:
 
 def _turned(model: LanguageModel, shardings: Shardings | None) -> LanguageModel:
   """Separate layers of scanned ones, or the other way, where they belong."""
+  # Turned on the device: a stack and its layers are there together for a while.
   turn = unstack_layers if model.execution.scan_layers else stack_layers
   model = turn(model)
   places = flat_shardings(model, shardings)

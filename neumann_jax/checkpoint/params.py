@@ -69,6 +69,7 @@ def flat_shardings(
   paths = list(flat_params(model))
   if shardings is None:
     return dict.fromkeys(paths, None)
+  # Any tree will do, a state or a dictionary: leaves count in their order.
   leaves = jax.tree.leaves(shardings(model))
   if len(leaves) != len(paths):
     raise ValueError(
@@ -126,6 +127,7 @@ class Sources:
 
   def __init__(self, model: LanguageModel) -> None:
     self._model, self._params = model, flat_params(model)
+    # All at once at the start: a folder must not end half-written for the last.
     for path, param in self._params.items():
       if not param.is_fully_addressable:
         raise ValueError(
@@ -148,6 +150,7 @@ def on_default_device(value: np.ndarray) -> jax.Array:
   uncommitted; a committed model would meet it in the first step, give back
   committed results, and have the second step compiled again.
   """
+  # No device is named: that is what leaves the array free to go to another.
   return jax.device_put(value)
 
 

@@ -56,6 +56,8 @@ class Files:
     """The tensor, put together if the files hold its pieces."""
     if tensor.name in self.shapes or not tensor.pieces:
       return self._get(tensor.name)
+    # One buffer of the whole, filled piece by piece: the dtype is that of a
+    # file.
     first = self._get(tensor.pieces[0].name)
     whole = np.empty(tensor.shape, first.dtype)
     for piece in tensor.pieces:
@@ -100,6 +102,7 @@ class Files:
   def _expected(
     self, wanted: Sequence[Tensor]
   ) -> Iterator[tuple[str, tuple[int, ...]]]:
+    # Both forms are published; a file that mixes them lacks some of either.
     for tensor in wanted:
       whole = tensor.name in self.shapes
       pieces = not whole and any(p.name in self.shapes for p in tensor.pieces)
@@ -120,6 +123,8 @@ class Files:
       raise ValueError(
         f"{self.path / file} is truncated or not safetensors ({error})"
       ) from None
+    # Vision towers and the like are known, so that an index may name them, and
+    # left out.
     stored = set(opened.keys())
     for key in stored:
       if not key.startswith(_IGNORED):

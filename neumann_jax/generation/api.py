@@ -78,6 +78,7 @@ def generate(
     >>> found.tokens.shape, found.lengths.tolist()
     ((2, 4), [4, 4])
   """
+  # A stream of one block: the loop on the device is not interrupted.
   blocks = stream(
     model,
     prompts,
@@ -151,6 +152,8 @@ def stream(
   _check_counts(max_new_tokens=max_new_tokens, every=every)
   if prefill_chunk is not None:
     _check_counts(prefill_chunk=prefill_chunk)
+  # All is checked here, in the function and not in the iterator, so that a
+  # wrong call ends where it stands and not at the first look.
   _check_model(model)
   vocab_size = model.config.vocab_size
   sampling.check_draws(spec, key, vocab_size)
@@ -159,6 +162,7 @@ def stream(
   tokens, mask = padded(rows, prefill_chunk)
   piece = prefill_chunk or tokens.shape[1]
   _check_sharding(sharding, (len(rows), piece))
+  # Padding takes no room: only the longest prompt counts.
   needed = max(map(len, rows)) + max_new_tokens
   if capacity is None:
     capacity = tokens.shape[1] + max_new_tokens

@@ -64,7 +64,9 @@ def padded(
   """
   lengths = np.array([len(row) for row in rows])  # [B]
   longest = lengths.max()
+  # Whole pieces have one shape, and so one program.
   width = longest if piece is None else longest + -longest % piece
+  # On the right: a row's tokens then stand at the places that they have alone.
   tokens = np.zeros((len(rows), width), np.int32)  # [B, T]
   for place, row in zip(tokens, rows):
     place[: len(row)] = row

@@ -90,6 +90,7 @@ def sample(
   if spec.greedy or key is None:  # a missing key was refused unless greedy
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
   weights, ids = candidates(logits, spec)
+  # One key a row: a row draws the same whatever the batch below it.
   rows = jnp.arange(logits.shape[0])
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
   place = jax.vmap(jax.random.categorical)(keys, weights)  # [B]
@@ -115,6 +116,7 @@ def candidates(
   scaled = jnp.where(
     below == 0, 0, below / jnp.float32(spec.temperature)
   )  # [B, V]
+  # Without a cut nothing needs sorting: V log V for every token.
   size = logits.shape[1]
   if spec.top_k is None and spec.top_p is None:
     ids = jnp.arange(size, dtype=jnp.int32)
@@ -162,6 +164,7 @@ def check_logits(logits: jax.Array) -> None:
     raise ValueError(
       f"logits must have shape [B >= 1, V >= 1], got {logits.shape}"
     )
+  # One pass finds NaN, +inf and rows of -inf: the largest entry shows each.
   if isinstance(logits, jax.core.Tracer):
     return
   largest = np.asarray(logits, np.float32).max(axis=1)  # NaN if any is

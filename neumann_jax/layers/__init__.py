@@ -5,7 +5,7 @@ one for each layer.
 """
 
 from neumann_jax.layers.gated_delta_net import GatedDeltaNet as GatedDeltaNet
-from neumann_jax.layers.mixer import Gates as Gates
+from neumann_jax.layers.gates import Gates as Gates
 from neumann_jax.layers.mixer import Mixer as Mixer
 
 __all__ = ("GatedDeltaNet", "Gates", "Mixer")

@@ -152,6 +152,8 @@ class GatedAttention(nnx.Module):
       rotary_dim=config.rotary_dim,
       theta=config.rope_theta,
     )
+    # Normalised before the rotation, which keeps norms, so that neither the
+    # cache nor a later call needs to know the norm.
     q, k = turn(self.q_norm(q)), turn(self.k_norm(k))
     return q, gate.reshape(*lead, -1), k, v
 

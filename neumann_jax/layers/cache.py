@@ -1,5 +1,6 @@
 """What layers and models carry from one call to the next."""
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax
@@ -109,6 +110,7 @@ def check_room(
   """
   if any(isinstance(x, jax.core.Tracer) for x in (cache.stored, mask)):
     return
+  # In numpy: the sentence must come before anything is staged or compiled.
   real = np.ones(shape, bool) if mask is None else np.asarray(mask) != 0
   total = (np.asarray(cache.stored) + real.sum(axis=1)).max()
   if total > cache.capacity:
@@ -116,6 +118,43 @@ def check_room(
       f"cache has room for {cache.capacity} tokens a row, but a row would have "
       f"{total}"
     )
+
+
+def check_model_cache(
+  cache: ModelCache, make: Callable[[int], ModelCache]
+) -> None:
+  """Raises unless a cache is one of a model's, of any capacity.
+
+  Args:
+    cache: what was given.
+    make: from a capacity, the model's own cache for as many rows.
+
+  Raises:
+    TypeError: if it is no cache, or holds one of another kind of layer.
+    ValueError: for other numbers of layers or rows, shapes or dtypes.
+  """
+  if not isinstance(cache, ModelCache):
+    raise TypeError(
+      f"cache must be a ModelCache of init_cache, got {type(cache).__name__}"
+    )
+  # Shapes only: nothing is allocated for a comparison.
+  like = jax.eval_shape(lambda: make(1))
+  if len(cache.layers) != len(like.layers):
+    raise ValueError(
+      f"cache must have {len(like.layers)} layers, as init_cache makes it, "
+      f"got {len(cache.layers)}"
+    )
+  if cache.stored.shape != like.stored.shape:
+    raise ValueError(
+      f"cache must have {like.stored.shape[0]} rows, got "
+      f"{cache.stored.shape[0]}"
+    )
+  # Kinds before capacity, which only a cache of the right kind can tell.
+  for found, want in zip(cache.layers, like.layers):
+    check_kind(found, want)
+  like = jax.eval_shape(lambda: make(cache.capacity))
+  for found, want in zip(cache.layers, like.layers):
+    check_cache(found, want)
 
 
 def check_cache(cache: LayerCache, like: LayerCache) -> None:

@@ -90,6 +90,7 @@ class Experts(nnx.Module):
     token = order // k  # [M K], the token that each copy is of
     sizes = jnp.bincount(chosen.reshape(-1), length=self.num_experts)
     sizes = sizes.astype(jnp.int32)  # [E]; int64 under x64 is not accepted
+    # Both projections in one product: its rows are read once.
     both = self.multiply("gate_up_proj", x[token], sizes)
     gate, up = jnp.split(both, 2, axis=-1)  # [M K, width] each
     out = self.multiply("down_proj", nnx.silu(gate) * up, sizes)
@@ -160,6 +161,7 @@ class SparseExperts(nnx.Module):
     # the dtype of the activations more than it has to.
     scores = nnx.softmax(self.gate(x).astype(jnp.float32))  # [M, E]
     weights, chosen = lax.top_k(scores, self.config.num_experts_per_tok)
+    # After the cut and not before: the softmax of all experts, then of these.
     if self.config.norm_topk_prob:
       weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
     return weights, chosen

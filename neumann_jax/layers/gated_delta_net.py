@@ -6,7 +6,6 @@ the dtype of the activations: they decide what the layer remembers.
 """
 
 import functools
-import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
@@ -21,8 +20,9 @@ from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.recurrent import gated_delta_step
 from neumann_jax.execution import Execution
 from neumann_jax.layers.cache import Cache, check_cache
+from neumann_jax.layers.gates import Gates, log_decay
 from neumann_jax.layers.linear import linear
-from neumann_jax.layers.mixer import Axes, Gates
+from neumann_jax.layers.mixer import Axes
 from neumann_jax.layers.norms import GatedRMSNorm, unit_norm
 from neumann_jax.layers.positions import Positions
 from neumann_jax.layers.short_conv import short_conv
@@ -32,13 +32,6 @@ from neumann_jax.model_config import ModelConfig
 # mostly forgets: log decays of -0.01 to -21 a token. "slow" gives about -0.001
 # to -0.013, the regime in which chunks are hard to invert.
 _DECAY_RANGES = {"qwen": (0.01, 16.0), "slow": (0.001, 0.01)}
-
-
-# A log decay of -128 leaves 3e-56 of a state: nothing, in float32. A larger one
-# would leave nothing either, but in the cumulative sum of a chunk it would
-# round away the decays of the tokens after it.
-_FORGOTTEN = 128.0
-_LINEAR = -20.0
 
 
 class GatedDeltaNet(nnx.Module):
@@ -120,6 +113,8 @@ class GatedDeltaNet(nnx.Module):
       )
       * width**-0.5
     )  # [W, 2 Hk Dk + Hv Dv]
+    # float32 whatever param_dtype is: A_log is the exponent of a decay that
+    # acts over thousands of tokens.
     rate = _uniform(rngs, (heads,), *_DECAY_RANGES[decay_init])
     self.A_log = nnx.Param(jnp.log(rate))  # [Hv]
     self.dt_bias = nnx.Param(jnp.ones(heads, jnp.float32))  # [Hv]
@@ -137,6 +132,8 @@ class GatedDeltaNet(nnx.Module):
       ValueError: if the rule has no kernel for these heads.
     """
     rule = execution.rule
+    # Asked now and not at the first call: head sizes are known, and a refusal
+    # should come before anything is compiled.
     if rule.fused:
       k, v = (
         jax.ShapeDtypeStruct((1, 1, 1, width), self.dtype)
@@ -214,7 +211,7 @@ class GatedDeltaNet(nnx.Module):
     inputs, conv_state = self._operands(x, cache.conv_state, segment_ids, mask)
     out, state = self._rule(inputs, cache.recurrent_state, segment_ids)
     gate = self.in_proj_z(x).reshape(out.shape)  # [B, T, Hv, Dv]
-    y = self.norm(out, gate)
+    y = self.norm(out, gate)  # [B, T, Hv, Dv]
     y = self.out_proj(y.reshape(*x.shape[:2], -1))
     return y, Cache(conv_state, state)
 
@@ -228,6 +225,8 @@ class GatedDeltaNet(nnx.Module):
     if how.sequence_axis is not None:
       run = sequence_parallel.over_shards
     elif inputs.v.shape[1] == 1:
+      # A chunk of one token has nothing to invert, and padding it to C tokens
+      # would make a step of decoding C times as dear.
       token = Operands(*(operand[:, 0] for operand in inputs))
       out, state = gated_delta_step(*token, state)
       return out[:, None], state  # [B, 1, Hv, Dv]
@@ -275,6 +274,7 @@ class GatedDeltaNet(nnx.Module):
     segment_ids: jax.Array | None,
     mask: jax.Array | None,
   ) -> tuple[Operands, jax.Array]:
+    # One convolution over q|k|v, as its parameters lie in a checkpoint.
     qkv, history = short_conv(
       self.in_proj_qkv(x),
       self.conv1d[...],
@@ -284,27 +284,33 @@ class GatedDeltaNet(nnx.Module):
       axis_name=self.rule.sequence_axis,
     )
     config, dtype = self.config, self.dtype
+    # Rounded once, after the activation: the convolution's sums are float32.
     qkv = nnx.silu(qkv).astype(dtype)  # [B, T, 2 Hk Dk + Hv Dv]
     keys = config.linear_num_key_heads * config.linear_key_head_dim
-    q, k, v = jnp.split(qkv, [keys, 2 * keys], axis=-1)
+    q, k, v = jnp.split(qkv, [keys, 2 * keys], axis=-1)  # [B, T, H D] each
     gates = self._gates(x, mask)
     lead = x.shape[:2]
+    # Normalised in float32 and then rounded: bfloat16 keys can be longer than 1
+    # by their rounding, which `envelope(key_norm=)` is for.
     q, k = (
       unit_norm(x.reshape(*lead, config.linear_num_key_heads, -1)).astype(dtype)
       for x in (q, k)
     )
-    v = v.reshape(*lead, config.linear_num_value_heads, -1)
+    v = v.reshape(*lead, config.linear_num_value_heads, -1)  # [B, T, Hv, Dv]
     return Operands(q, k, v, gates.log_decay, gates.beta), history
 
   def _gates(self, x: jax.Array, mask: jax.Array | None) -> Gates:
     """Decays and write strengths of x [B, T, hidden]; padding has neither."""
+    # float32 from here on, and bfloat16 nowhere: a decay acts as often as there
+    # are tokens after it.
     beta = nnx.sigmoid(self.in_proj_b(x).astype(jnp.float32))  # [B, T, Hv]
-    a = self.in_proj_a(x).astype(jnp.float32) + self.dt_bias[...]
-    log_decay = _log_decay(self.A_log[...], a)  # [B, T, Hv]
-    if mask is not None:
-      beta = jnp.where(mask[..., None], beta, 0)
-      log_decay = jnp.where(mask[..., None], log_decay, 0)
-    return Gates(log_decay, beta)
+    a = self.in_proj_a(x).astype(jnp.float32) + self.dt_bias[...]  # [B, T, Hv]
+    gates = Gates(log_decay(self.A_log[...], a), beta)
+    if mask is None:
+      return gates
+    # A token that writes nothing and forgets nothing is as if it were not
+    # there.
+    return Gates(*(jnp.where(mask[..., None], gate, 0) for gate in gates))
 
   def _masked(
     self, x: jax.Array, mask: jax.Array | None
@@ -328,21 +334,6 @@ class GatedDeltaNet(nnx.Module):
     if cache is not None:
       like = jax.eval_shape(functools.partial(self.init_cache, x.shape[0]))
       check_cache(cache, like)
-
-
-def _log_decay(a_log: jax.Array, a: jax.Array) -> jax.Array:
-  """-exp(a_log) softplus(a), finite with its gradients for all finite input.
-
-  By exponents, -exp(a_log + log softplus(a)): exp(a_log) alone overflows from
-  89 on, and softplus(a) alone is 0 below -104, of which the product is NaN.
-  """
-  # softplus(a) = e^a - e^2a / 2 + ...: below the border its logarithm is a, to
-  # e^-20 / 2 = 1e-9. Clipped for the branch that is not taken, whose infinite
-  # derivative times 0 would be NaN.
-  log_step = jnp.where(
-    a < _LINEAR, a, jnp.log(nnx.softplus(jnp.maximum(a, _LINEAR)))
-  )
-  return -jnp.exp(jnp.minimum(a_log + log_step, math.log(_FORGOTTEN)))
 
 
 def _uniform(

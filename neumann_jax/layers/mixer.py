@@ -6,7 +6,7 @@ cache, generation, quantisation, sharding and checkpoints then take it as it is.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple, Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import jax
 
@@ -17,20 +17,6 @@ from neumann_jax.layers.positions import Positions
 
 # Logical axes of a parameter, as `sharding.RULES` names them; None: whole.
 Axes = tuple[str | None, ...]
-
-
-class Gates(NamedTuple):
-  """What a token does to the state of a linear attention.
-
-  Attributes:
-    log_decay: at most 0, float32. [B, T, Hv], one decay a head, is what Gated
-      DeltaNet has and the rule takes; a mixer may have [B, T, Hv, Dk], one a
-      channel of the key (KDA, arXiv 2510.26692), and a rule of its own.
-    beta: [B, T, Hv] in [0, 2], float32: how much of the value is written.
-  """
-
-  log_decay: jax.Array
-  beta: jax.Array
 
 
 C = TypeVar("C", bound=LayerCache)
@@ -93,4 +79,7 @@ class Mixer(Protocol[C]):
     segment_ids: jax.Array | None = None,
     mask: jax.Array | None = None,
   ) -> ChunkMatrices | None:
-    """The chunk matrices that it inverts for x, or None if it inverts none."""
+    """The chunk matrices that it inverts for x, or None if it inverts none.
+
+    Their gates are those that it decays and writes by, see `gates.Gates`.
+    """

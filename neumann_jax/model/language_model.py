@@ -7,6 +7,7 @@ as in a checkpoint: `layers/3/self_attn/q_proj/kernel` is its
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -20,8 +21,7 @@ from neumann_jax.delta_rule.options import RuleOptions
 from neumann_jax.execution import Execution
 from neumann_jax.layers.cache import (
   ModelCache,
-  check_cache,
-  check_kind,
+  check_model_cache,
   check_room,
 )
 from neumann_jax.layers.linear import linear
@@ -91,6 +91,7 @@ class LanguageModel(nnx.Module):
       eps=config.rms_norm_eps,
       param_dtype=execution.param_dtype,
     )
+    # Where they are tied, the embedding is the output matrix, and one array.
     if not config.tie_word_embeddings:
       self.lm_head = linear(
         config.hidden_size,
@@ -116,6 +117,7 @@ class LanguageModel(nnx.Module):
     for name, value in (("batch", batch), ("capacity", capacity)):
       if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
+    # One a layer, or one a stack: `lax.scan` takes the periods' caches apart.
     caches = tuple(
       layer.mixer.init_cache(batch, capacity) for layer in self.layers
     )
@@ -124,7 +126,9 @@ class LanguageModel(nnx.Module):
       caches = jax.tree.map(
         lambda x: jnp.zeros((periods, *x.shape), x.dtype), caches
       )
-    zero = jnp.zeros(batch, jnp.int32)
+    # int32 by name: the default integer is int64 under x64, and a cache that
+    # changes its type after a step would have the step compiled again.
+    zero = jnp.zeros(batch, jnp.int32)  # [B]
     return ModelCache(caches, zero, zero)
 
   def __call__(
@@ -171,10 +175,11 @@ class LanguageModel(nnx.Module):
   ) -> tuple[jax.Array, ModelCache | None]:
     """What `logits` reads, [B, T, hidden]; arguments as for a call."""
     self._check(tokens, cache, segment_ids, mask)
-    mask = None if mask is None else jnp.asarray(mask).astype(bool)
+    # Once for all layers: places are the same in each.
+    mask = None if mask is None else jnp.asarray(mask).astype(bool)  # [B, T]
     places = self._positions(tokens.shape, cache, segment_ids, mask)
     known = Tokens(places, segment_ids, mask)
-    x = self.embed_tokens(tokens)
+    x = self.embed_tokens(tokens)  # [B, T, hidden]
     layers = None if cache is None else cache.layers
     x, caches = run_layers(self.layers, self.execution, x, known, layers)
     x = self.norm(x)  # [B, T, hidden]
@@ -182,8 +187,8 @@ class LanguageModel(nnx.Module):
       return x, None
     # A compiled program cannot refuse a row that outgrows its cache: NaN is
     # seen, where a dropped key would be a wrong answer that nobody notices.
-    count = tokens.shape[1] if mask is None else jnp.sum(mask, axis=1)
-    cache = ModelCache(caches, cache.stored + count, places.first[:, -1])
+    added = tokens.shape[1] if mask is None else _count(mask)
+    cache = ModelCache(caches, cache.stored + added, places.first[:, -1])
     full = cache.stored > cache.capacity  # [B]
     return jnp.where(full[:, None, None], jnp.nan, x).astype(x.dtype), cache
 
@@ -284,6 +289,7 @@ class LanguageModel(nnx.Module):
   ) -> Positions:
     batch, length = shape
     axis = self.execution.sequence_axis
+    # A shard starts in the middle of the row and has to ask where.
     if axis is not None:
       return shard_positions(batch, length, segment_ids, axis)
     stored, start = (None, None) if cache is None else cache[1:]
@@ -307,34 +313,18 @@ class LanguageModel(nnx.Module):
     inputs.check_marks(tokens.shape, segment_ids, mask)
     axis = self.execution.sequence_axis
     sequence_axis.check(axis, mask)
+    # A shard's cache would have to hold what later shards compute.
     if axis is not None and cache is not None:
       raise ValueError(
         f"cache cannot be given where mesh axis {axis!r} splits the tokens: "
         "prefill without it"
       )
     if cache is not None:
-      self._check_cache(cache, tokens.shape[0])
+      make = functools.partial(self.init_cache, tokens.shape[0])
+      check_model_cache(cache, make)
       check_room(cache, tokens.shape, mask)
 
-  def _check_cache(self, cache: ModelCache, batch: int) -> None:
-    if not isinstance(cache, ModelCache):
-      raise TypeError(
-        f"cache must be a ModelCache of init_cache, got {type(cache).__name__}"
-      )
-    if len(cache.layers) != len(self.layers):
-      raise ValueError(
-        f"cache must have {len(self.layers)} layers, as init_cache makes it, "
-        f"got {len(cache.layers)}"
-      )
-    if cache.stored.shape != (batch,):
-      raise ValueError(
-        f"cache must have {batch} rows, got {cache.stored.shape[0]}"
-      )
-    like = jax.eval_shape(lambda: self.init_cache(batch, 1))
-    for found, want in zip(cache.layers, like.layers):
-      check_kind(found, want)
-    # Any capacity will do, but it is the same in all layers.
-    capacity = cache.capacity
-    like = jax.eval_shape(lambda: self.init_cache(batch, capacity))
-    for found, want in zip(cache.layers, like.layers):
-      check_cache(found, want)
+
+def _count(mask: jax.Array) -> jax.Array:
+  """Tokens of each row, [B, T] -> [B], int32 under x64 too."""
+  return jnp.sum(mask, axis=1, dtype=jnp.int32)

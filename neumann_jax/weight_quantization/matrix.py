@@ -135,12 +135,16 @@ class QuantizedKernel(nnx.Module):
       pick: from the scales of a group, the one of every row of the result.
     """
     bits = self.spec.activation_bits
+    # Dequantised for the product: the weights' memory is saved, not its time.
     if bits is None:
       return dot(x, self.dequantized().astype(x.dtype), dtype)
     x = x.astype(jnp.float32)
-    x_scale = integer.dynamic_scale(x, axis=-1, bits=bits)
-    n = integer.codes(x, x_scale, bits=bits)
+    # A scale a token, so that no token is rounded more coarsely for its
+    # neighbours, and what is generated does not depend on the batch.
+    n, x_scale = integer.dynamic_codes(x, axis=-1, bits=bits)  # [..., K]
     group, scale = self.spec.group, self.scale[...]
+    # One group: sums of K codes in int32, scaled once. 127 * 127 * K overflows
+    # from K = 133,000 on, wider than any published model.
     if scale.shape[-2] == 1:
       product = _code_product(n, self.codes[...], bits, dot)
       return (product * pick(scale[..., 0, :]) * x_scale).astype(dtype)
@@ -150,6 +154,7 @@ class QuantizedKernel(nnx.Module):
       jnp.moveaxis(scale, -2, 0),
     )  # each leads with the groups
 
+    # Group by group in a scan: all at once would hold G products of [..., N].
     def add(total, part):
       n, codes, scale = part
       return total + _code_product(n, codes, bits, dot) * pick(scale), None
@@ -167,8 +172,7 @@ def _quantized(
 ) -> tuple[jax.Array, jax.Array]:
   """Codes [..., K, N] int8 and scales [..., G, N] of a matrix [..., K, N]."""
   groups = _split_rows(kernel.astype(jnp.float32), spec.group)  # [...,G,K/G,N]
-  scale = integer.dynamic_scale(groups, axis=-2, bits=spec.weight_bits)
-  codes = integer.codes(groups, scale, bits=spec.weight_bits)
+  codes, scale = integer.dynamic_codes(groups, axis=-2, bits=spec.weight_bits)
   codes = _join_rows(codes.astype(jnp.int8), kernel.shape[-2])
   return codes, scale[..., 0, :]
 
@@ -178,19 +182,17 @@ def _code_product(
 ) -> jax.Array:
   """Product of activation codes and int8 weight codes, in float32."""
 
-  def exact(left: jax.Array) -> jax.Array:
-    return dot(left.astype(jnp.int8), codes, jnp.int32).astype(jnp.float32)
+  def exact(left: jax.Array, right: jax.Array) -> jax.Array:
+    return dot(left.astype(jnp.int8), right, jnp.int32)
 
-  if bits <= 8:
-    return exact(n)
-  high, low = integer.limbs(n)
-  return exact(high) * 256 + exact(low)
+  return integer.limb_product(integer.limbs(n, bits=bits), (codes,), exact)
 
 
 def _split_rows(x: jax.Array, group: int | None) -> jax.Array:
   """[..., K, N] -> [..., G, K / G, N], K padded with zeros to whole groups."""
   rows = x.shape[-2]
   group = rows if group is None else min(group, rows)
+  # Zeros have code 0: they change neither a scale nor a sum.
   pad = [(0, 0)] * (x.ndim - 2) + [(0, -rows % group), (0, 0)]
   x = jnp.pad(x, pad)
   return x.reshape(*x.shape[:-2], -1, group, x.shape[-1])
