@@ -1,0 +1,71 @@
+"""Examples in the docstrings of public names run as they stand."""
+
+import doctest
+import importlib
+import inspect
+
+import pytest
+
+PACKAGES = ("neumann_jax", "posterior_jax")
+# Not in a package's __all__, but documented paths of their own.
+ROOMS = (
+  "neumann_jax.checkpoint",
+  "neumann_jax.generation",
+  "neumann_jax.sharding",
+  "neumann_jax.shipped",
+  "neumann_jax.weight_quantization",
+)
+# The contract: without an example there each of these would say less.
+WITH_EXAMPLES = {
+  "neumann_jax": """
+    ModelConfig Execution LanguageModel GatedDeltaNet Cache ModelCache generate
+    SamplingSpec checkpoint.load checkpoint.save generation.stream
+    sharding.make_mesh sharding.place shipped.language_model
+    weight_quantization.quantize_weights
+  """.split()
+}
+
+
+def _public(name):
+  """(dotted name, object) of what a package exports, rooms included."""
+  module = importlib.import_module(name)
+  exported = getattr(module, "__all__", None)
+  names = exported or [n for n in vars(module) if not n.startswith("_")]
+  for one in names:
+    found = getattr(module, one)
+    if not inspect.ismodule(found):
+      yield f"{name}.{one}", found
+    elif exported:  # a room that the package names, not what it imports
+      yield from _public(found.__name__)
+
+
+def _examples():
+  finder = doctest.DocTestFinder(exclude_empty=True)
+  tests = {}
+  for package in (*PACKAGES, *ROOMS):
+    for name, found in _public(package):
+      if inspect.isclass(found) or inspect.isfunction(found):
+        tests |= {test.name: test for test in finder.find(found, name)}
+  return {name: test for name, test in tests.items() if test.examples}
+
+
+EXAMPLES = _examples()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example(name):
+  report = []
+  runner = doctest.DocTestRunner(
+    optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+  )
+  outcome = runner.run(EXAMPLES[name], out=report.append)
+  assert outcome.attempted and not outcome.failed, "".join(report)
+
+
+def test_named_ones_have_an_example():
+  named = {
+    f"{package}.{name}"
+    for package in WITH_EXAMPLES
+    for name in WITH_EXAMPLES[package]
+  }
+  assert not named - EXAMPLES.keys()
