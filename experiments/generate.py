@@ -53,7 +53,7 @@ class Settings:
     chunk_size: C of the chunk-wise rule.
     implementation: of the inverse.
     dtype: of activations and of parameters.
-    prefill_chunk: tokens of a piece of the prompt, at most all; 0 for all.
+    prefill_chunk: tokens of a piece of the prompt; 0: all of them.
     scan_layers: equal layers are compiled once, but every token then copies
       their caches.
     every: tokens between two looks at the text.

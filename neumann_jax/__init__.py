@@ -30,6 +30,7 @@ from neumann_jax.delta_rule.recurrent import (
   gated_delta_step as gated_delta_step,
 )
 from neumann_jax.delta_rule.wy import wy_representation as wy_representation
+from neumann_jax.execution import Execution as Execution
 from neumann_jax.generation.api import generate as generate
 from neumann_jax.generation.decoding import Generated as Generated
 from neumann_jax.generation.sampling import SamplingSpec as SamplingSpec
@@ -37,7 +38,6 @@ from neumann_jax.layers.cache import Cache as Cache
 from neumann_jax.layers.cache import ModelCache as ModelCache
 from neumann_jax.layers.gated_delta_net import GatedDeltaNet as GatedDeltaNet
 from neumann_jax.model.language_model import LanguageModel as LanguageModel
-from neumann_jax.model_config import Execution as Execution
 from neumann_jax.model_config import ModelConfig as ModelConfig
 
 __version__ = "0.1.0"

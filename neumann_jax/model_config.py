@@ -1,15 +1,11 @@
-"""What a Qwen3.5 or Qwen3-Next text model is, and how it is computed."""
+"""What a Qwen3.5 or Qwen3-Next text model is; `Execution` says how it runs."""
 
 import dataclasses
-from typing import Literal
 
-import jax.numpy as jnp
 import numpy as np
 
-from neumann_jax.delta_rule.options import RuleOptions
-
-LAYER_TYPES = ("linear_attention", "full_attention")
-REMAT = ("none", "dots", "full")
+# Model types of `transformers` that are text models. The first that allows the
+# feed-forward layers of a config is what it is saved as.
 FAMILIES = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
 
 
@@ -26,7 +22,8 @@ class ModelConfig:
     hidden_size: width of the residual stream.
     num_hidden_layers: depth.
     layer_types: "linear_attention" (Gated DeltaNet) or "full_attention" for
-      every layer; empty means every fourth is full attention.
+      every layer, or what else `model.decoder.MIXERS` knows: a model refuses
+      other names. Empty means every fourth is full attention.
     intermediate_size: width of a dense feed-forward layer; 0 where there is
       none.
     num_attention_heads: query heads of full attention.
@@ -51,6 +48,19 @@ class ModelConfig:
     tie_word_embeddings: whether the embedding is the output matrix too.
     max_position_embeddings: longest sequence of training; not enforced.
     initializer_range: standard deviation of fresh weights.
+
+  Raises:
+    ValueError: for a size out of range, or sizes that do not fit each other.
+
+  Example:
+    >>> import neumann_jax as nj
+    >>> config = nj.ModelConfig(hidden_size=64, num_hidden_layers=8)
+    >>> config.layer_types.count("full_attention"), config.period
+    (2, 4)
+    >>> nj.ModelConfig(hidden_size=0)
+    Traceback (most recent call last):
+      ...
+    ValueError: hidden_size must be at least 1, got 0
   """
 
   model_type: str = ""
@@ -84,9 +94,11 @@ class ModelConfig:
 
   def __post_init__(self) -> None:
     """Fills in what is empty; raises ValueError for what does not fit."""
+    # Through `object`: what is empty is filled in once, and then it is frozen.
     if not self.layer_types:
       types = tuple(
-        LAYER_TYPES[(i + 1) % 4 == 0] for i in range(self.num_hidden_layers)
+        "linear_attention" if (i + 1) % 4 else "full_attention"
+        for i in range(self.num_hidden_layers)
       )
       object.__setattr__(self, "layer_types", types)
     self._check_sizes()
@@ -127,6 +139,8 @@ class ModelConfig:
   def _families(self) -> tuple[str, ...]:
     """Families that allow its feed-forward layers."""
     sparse = [self.is_sparse(i) for i in range(self.num_hidden_layers)]
+    # Of Qwen3.5 with experts, every layer has them and their weights add up to
+    # 1: its config.json has no words for anything else.
     if self.num_experts == 0:
       return "qwen3_5_text", "qwen3_next"
     if all(sparse) and self.norm_topk_prob:
@@ -151,6 +165,7 @@ class ModelConfig:
         raise ValueError(
           f"{name} must be positive and finite, got {getattr(self, name)}"
         )
+    # Components are rotated in pairs.
     if self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
       raise ValueError(
         "head_dim * partial_rotary_factor must be even and in (0, head_dim], "
@@ -163,11 +178,6 @@ class ModelConfig:
         f"layer_types must name all {self.num_hidden_layers} layers, got "
         f"{len(self.layer_types)}"
       )
-    for kind in self.layer_types:
-      if kind not in LAYER_TYPES:
-        raise ValueError(
-          f"layer_types must be of {', '.join(LAYER_TYPES)}, got {kind!r}"
-        )
     sparse = [self.is_sparse(i) for i in range(self.num_hidden_layers)]
     if not all(sparse) and self.intermediate_size < 1:
       raise ValueError(
@@ -202,63 +212,8 @@ _SIZES = (
   "linear_conv_kernel_dim",
   "decoder_sparse_step",
 )
+# Heads of the first read those of the second, equally many each.
 _GROUPS = (
   ("num_attention_heads", "num_key_value_heads"),
   ("linear_num_value_heads", "linear_num_key_heads"),
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Execution:
-  """How a model is computed; its parameters mean the same under any.
-
-  Attributes:
-    dtype: of activations and products. Norms, gates, softmax, router, states
-      and logits are float32 whatever it is.
-    param_dtype: of parameters, except A_log and dt_bias, which are float32.
-    rule: how the linear layers compute the gated delta rule; its
-      `sequence_axis` splits the tokens of the whole model.
-    query_block: full attention takes so many queries at a time, so that its
-      memory grows with T and not with T^2.
-    scan_layers: holds the parameters of equal layers as one stack and runs it
-      by `lax.scan`: one compilation for any depth.
-    remat: what the backward pass computes again, a layer at a time: "none",
-      "dots" (everything but products with weights) or "full".
-  """
-
-  dtype: jnp.dtype = jnp.float32
-  param_dtype: jnp.dtype = jnp.float32
-  rule: RuleOptions = RuleOptions()  # noqa: RUF009  (frozen)
-  query_block: int = 1024
-  scan_layers: bool = False
-  remat: Literal["none", "dots", "full"] = "none"
-
-  def __post_init__(self) -> None:
-    """Raises TypeError or ValueError for an option that cannot be."""
-    for name in ("dtype", "param_dtype"):
-      value = jnp.dtype(getattr(self, name))
-      if not jnp.issubdtype(value, jnp.floating):
-        raise ValueError(f"{name} must be floating point, got {value}")
-      object.__setattr__(self, name, value)
-    if not isinstance(self.rule, RuleOptions):
-      raise TypeError(
-        f"rule must be a RuleOptions, as RuleOptions(chunk_size=64), got "
-        f"{self.rule!r}"
-      )
-    if not isinstance(self.scan_layers, bool):
-      raise TypeError(
-        f"scan_layers must be True or False, got {self.scan_layers!r}"
-      )
-    if self.query_block < 1:
-      raise ValueError(
-        f"query_block must be at least 1, got {self.query_block}"
-      )
-    if self.remat not in REMAT:
-      raise ValueError(
-        f"remat must be one of {', '.join(REMAT)}, got {self.remat!r}"
-      )
-
-  @property
-  def sequence_axis(self) -> str | None:
-    """The mesh axis that splits the tokens, as the rule has it."""
-    return self.rule.sequence_axis

@@ -23,14 +23,31 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from neumann_jax.execution import Execution
+from neumann_jax.layers.mixer import Axes
 from neumann_jax.model.language_model import LanguageModel
-from neumann_jax.model_config import Execution, ModelConfig
+from neumann_jax.model_config import ModelConfig
 from neumann_jax.sequence_axis import local_length
+
+__all__ = (
+  "MESH_AXES",
+  "RULES",
+  "batch_sharding",
+  "create",
+  "make_mesh",
+  "on_mesh",
+  "param_shardings",
+  "param_specs",
+  "place",
+)
 
 MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 
 Rules = Mapping[str, str | None]
 
+# Heads, widths and vocabulary over tensor: each device multiplies its part and
+# one sum ends the layer. The other side of each matrix over fsdp. Experts stay
+# whole in number, because a group of rows of any size must find its expert.
 RULES: Rules = {
   "embed": "fsdp",
   "heads": "tensor",
@@ -39,17 +56,14 @@ RULES: Rules = {
   "expert": None,
 }
 
+# fsdp splits batches too: it is data parallelism whose parameters are split.
 _TOKENS = P(("data", "fsdp"), "sequence")
 
-# Logical axes of parameters, by the end of their path; other parameters are
-# whole everywhere, and so are the axes before the named ones.
-_LOGICAL: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+# Logical axes of parameters outside of the mixers, which name their own, by the
+# end of their path; other parameters are whole everywhere.
+_LOGICAL: tuple[tuple[str, Axes], ...] = (
   (r"embed_tokens/embedding$", ("vocab", "embed")),
   (r"lm_head/kernel$", ("embed", "vocab")),
-  (r"/(in_proj_\w+|[qkv]_proj)/kernel$", ("embed", "heads")),
-  (r"/(out_proj|o_proj)/kernel$", ("heads", "embed")),
-  (r"/conv1d$", (None, "heads")),
-  (r"/(A_log|dt_bias|[qkv]_proj/bias)$", ("heads",)),
   (r"/experts/gate_up_proj$", ("expert", "embed", "mlp")),
   (r"/experts/down_proj$", ("expert", "mlp", "embed")),
   (r"/(gate_proj|up_proj)/kernel$", ("embed", "mlp")),
@@ -76,11 +90,18 @@ def make_mesh(
 
   Raises:
     ValueError: if a size is below 1, or there are too few devices.
+
+  Example:
+    >>> from neumann_jax import sharding
+    >>> dict(sharding.make_mesh(data=1).shape)
+    {'data': 1, 'fsdp': 1, 'tensor': 1, 'sequence': 1}
   """
   shape = (data, fsdp, tensor, sequence)
   for name, size in zip(MESH_AXES, shape):
     if size < 1:
       raise ValueError(f"{name} must be at least 1, got {size}")
+  # Not `jax.make_mesh`, whose axes are explicit by default: these are the
+  # partitioner's, which finds the shardings of everything in between.
   devices = jax.devices() if devices is None else list(devices)
   count = int(np.prod(shape))
   if count > len(devices):
@@ -115,7 +136,12 @@ def param_specs(
       )
   state = nnx.state(model)
   specs = [
-    (path, variable.replace(_spec(path, variable.shape, mesh, rules)))
+    (
+      path,
+      variable.replace(
+        _spec(_logical_axes(model, path), variable.shape, mesh, rules)
+      ),
+    )
     for path, variable in nnx.to_flat_state(state)
   ]
   return nnx.from_flat_state(specs)
@@ -139,7 +165,26 @@ def param_shardings(
 def place(
   model: LanguageModel, mesh: Mesh, rules: Rules = RULES
 ) -> LanguageModel:
-  """The model with its parameters laid out on the mesh."""
+  """The model with its parameters laid out on the mesh.
+
+  Args:
+    model: with arrays.
+    mesh: of MESH_AXES.
+    rules: see `param_specs`.
+
+  Raises:
+    ValueError: if a rule names an axis that the mesh does not have.
+
+  Example:
+    >>> import neumann_jax as nj
+    >>> from flax import nnx
+    >>> from neumann_jax import sharding
+    >>> config = nj.ModelConfig(hidden_size=16, num_hidden_layers=1)
+    >>> model = nj.LanguageModel(config, rngs=nnx.Rngs(0))
+    >>> placed = sharding.place(model, sharding.make_mesh())
+    >>> tuple(placed.embed_tokens.embedding[...].sharding.spec)
+    ('tensor', 'fsdp')
+  """
   graph, state = nnx.split(model)
   shardings = param_shardings(model, mesh, rules)
   return nnx.merge(graph, jax.device_put(state, shardings))
@@ -169,6 +214,8 @@ def create(
   def make() -> LanguageModel:
     return LanguageModel(config, execution, rngs=nnx.Rngs(seed))
 
+  # Made inside `jit` with the shardings of its outputs, XLA makes each part on
+  # its device.
   abstract = nnx.eval_shape(make)
   shardings = param_shardings(abstract, mesh, rules)
   state = jax.jit(lambda: nnx.state(make()), out_shardings=shardings)()
@@ -211,6 +258,8 @@ def on_mesh(
     for array in arrays:
       if array is not None:
         _check_even(array, mesh)
+    # The state's specs are P(): gathered whole over data and fsdp at the start.
+    # tensor is not among the axis names and stays with the partitioner.
     graph, state = nnx.split(model)
     return jax.shard_map(
       lambda state, *arrays: function(nnx.merge(graph, state), *arrays),
@@ -233,18 +282,25 @@ def _check_even(array: jax.Array, mesh: Mesh) -> None:
     )
 
 
-def _spec(
-  path: tuple[Hashable, ...],
-  shape: tuple[int, ...],
-  mesh: Mesh,
-  rules: Rules,
-) -> P:
+def _logical_axes(model: LanguageModel, path: tuple[Hashable, ...]) -> Axes:
+  """Of the last axes of a parameter; the axes before them stay whole."""
+  # A mixer names the axes of its own parameters; what else there is has names
+  # that all models share.
   name = "/".join(map(str, path))
-  logical = next(
+  for number, layer in enumerate(model.layers):
+    start = f"layers/{number}/{layer.mixer_name}/"
+    if name.startswith(start):
+      return layer.mixer.logical_axes.get(name.removeprefix(start), ())
+  return next(
     (axes for pattern, axes in _LOGICAL if re.search(pattern, name)), ()
   )
+
+
+def _spec(logical: Axes, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> P:
+  # Scanned layers lead with the periods, which have no logical axis.
   unnamed: tuple[None, ...] = (None,) * (len(shape) - len(logical))
   axes = unnamed + tuple(x and rules.get(x) for x in logical)
+  # Uneven parts would be padded by XLA, and differ from device to device.
   fits = (
     axis if axis is not None and size % mesh.shape[axis] == 0 else None
     for axis, size in zip(axes, shape)

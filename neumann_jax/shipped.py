@@ -25,8 +25,11 @@ from neumann_jax.checkpoint.params import (
   abstract_model,
   flat_params,
 )
+from neumann_jax.execution import Execution
 from neumann_jax.model.language_model import LanguageModel
-from neumann_jax.model_config import Execution, ModelConfig
+from neumann_jax.model_config import ModelConfig
+
+__all__ = ("language_model", "load_model", "save_model")
 
 SHIPPED = pathlib.Path(__file__).parent / "assets" / "language_model.json"
 
@@ -46,6 +49,12 @@ def language_model(
 
   Raises:
     ValueError: if its files were changed.
+
+  Example:
+    >>> from neumann_jax import shipped
+    >>> model = shipped.language_model()
+    >>> model.config.model_type, model.config.num_hidden_layers
+    ('qwen3_5_text', 8)
   """
   return load_model(SHIPPED, execution)
 
@@ -69,11 +78,13 @@ def load_model(
   config, path, promised = _said(manifest)
   if not path.is_file():
     raise ValueError(f"{manifest.name} names {path.name}, which is not there")
+  # The hash first: nothing is parsed of a file that is not the one promised.
   found = hashlib.sha256(path.read_bytes()).hexdigest()
   if found != promised:
     raise ValueError(
       f"{path.name} has sha256 {found}, but {manifest.name} says {promised}"
     )
+  # All shapes before any array goes to a device.
   params = _read(path)
   shapes = _shapes(config)
   if {name: value.shape for name, value in params.items()} != shapes:
@@ -105,11 +116,14 @@ def save_model(
   manifest = pathlib.Path(manifest)
   sources, small = Sources(model), {}
   for path in _paths(model.config):
+    # A_log and dt_bias are exponents of a decay over thousands of tokens.
     kept = np.float32 if path[-1] in ("A_log", "dt_bias") else jnp.bfloat16
     value = sources.get(path).astype(kept)
     if not np.isfinite(value.astype(np.float32)).all():
       raise ValueError(f"{_name(path)} must be finite in {value.dtype}")
     small[_name(path)] = value
+  # In memory first: the hash is of the bytes, and the manifest, which promises
+  # it, is written last.
   weights = safetensors.numpy.save(small)
   file = manifest.with_suffix(".safetensors")
   file.write_bytes(weights)
@@ -126,6 +140,7 @@ def _said(manifest: pathlib.Path) -> tuple[ModelConfig, pathlib.Path, str]:
   """Architecture, file and hash that a manifest names."""
   said = json.loads(manifest.read_text(encoding="utf-8"))
   try:
+    # JSON knows no tuples, and a config with a list would not hash.
     fields: dict[str, Any] = {
       key: tuple(value) if isinstance(value, list) else value
       for key, value in said["config"].items()

@@ -12,6 +12,7 @@ import tracemalloc
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
@@ -91,6 +92,11 @@ def assert_same(found, want):
     np.testing.assert_array_equal(found[path], x)
 
 
+def assert_free(model):
+  """No parameter is bound to a device, as nothing was said of devices."""
+  assert not any(x.committed for x in flat_params(model).values())
+
+
 def saved(folder, name, **options):
   path = folder / name
   checkpoint.save(model_of(name), path, **options)
@@ -121,13 +127,16 @@ def test_save_and_load(tmp_path, name):
   path = saved(tmp_path, name)
   assert sorted(x.name for x in path.iterdir()) == ["config.json", SINGLE]
   assert checkpoint.read_config(path) == model.config
-  assert_same(checkpoint.load(path), model)
+  found = checkpoint.load(path)
+  assert_same(found, model)
+  assert_free(found)
 
 
 def test_scanned_layers_are_the_same_checkpoint(tmp_path):
   path = saved(tmp_path, "mixed")
   scanned = checkpoint.load(path, SCANNED)
   assert_same(scanned, stack_layers(model_of("mixed")))
+  assert_free(scanned)
   checkpoint.save(scanned, tmp_path / "again")
   again = (tmp_path / "again" / SINGLE).read_bytes()
   assert again == (path / SINGLE).read_bytes()
@@ -278,8 +287,42 @@ def test_orbax(tmp_path, scanned):
   path = tmp_path / "orbax"
   checkpoint.save_orbax(stacked if scanned else model, path)
   assert [x.name for x in tmp_path.iterdir()] == ["orbax"]
-  assert_same(checkpoint.restore_orbax(path), model)
-  assert_same(checkpoint.restore_orbax(path, SCANNED), stacked)
+  for execution, want in ((Execution(), model), (SCANNED, stacked)):
+    found = checkpoint.restore_orbax(path, execution)
+    assert_same(found, want)
+    assert_free(found)
+
+
+def test_a_training_step_on_what_was_read_compiles_once(tmp_path):
+  """Arrays on no device by choice, as those that a user makes beside them."""
+  config = dataclasses.replace(
+    CONFIGS["dense"],
+    num_hidden_layers=2,
+    layer_types=("linear_attention", "full_attention"),
+  )
+  params = flat_params(abstract_model(config, Execution()))
+  made = {path: jnp.zeros(x.shape, x.dtype) for path, x in params.items()}
+  made = with_params(abstract_model(config, Execution()), made)
+  checkpoint.save(made, tmp_path / "hf")
+  checkpoint.save_orbax(made, tmp_path / "orbax")
+  tokens = jnp.zeros((1, 3), jnp.int32)
+
+  @oracles.quick_jit
+  def step(state):
+    model, optimizer = nnx.merge(graph, state)
+    gradient = nnx.grad(lambda m: jnp.sum(m(tokens)[0] ** 2))(model)
+    optimizer.update(model, gradient)
+    return nnx.state((model, optimizer))
+
+  for model in (
+    checkpoint.load(tmp_path / "hf"),
+    checkpoint.restore_orbax(tmp_path / "orbax"),
+  ):
+    optimizer = nnx.Optimizer(model, optax.sgd(1e-3, 0.9), wrt=nnx.Param)
+    graph, state = nnx.split((model, optimizer))
+    for _ in range(2):
+      state = step(state)
+  assert step._cache_size() == 1
 
 
 def shardings_over(mesh):

@@ -7,10 +7,23 @@ import inspect
 import pytest
 
 PACKAGES = ("neumann_jax", "posterior_jax")
-# Not in a package's __all__, but where users compose samplers of their own.
-ROOMS = ("posterior_jax.nfc_sampler",)
+# Not in a package's __all__, but documented paths of their own.
+ROOMS = (
+  "neumann_jax.checkpoint",
+  "neumann_jax.generation",
+  "neumann_jax.sharding",
+  "neumann_jax.shipped",
+  "neumann_jax.weight_quantization",
+  "posterior_jax.nfc_sampler",
+)
 # The contract: without an example there each of these would say less.
 WITH_EXAMPLES = {
+  "neumann_jax": """
+    ModelConfig Execution LanguageModel GatedDeltaNet Cache ModelCache generate
+    SamplingSpec checkpoint.load checkpoint.save generation.stream
+    sharding.make_mesh sharding.place shipped.language_model
+    weight_quantization.quantize_weights
+  """.split(),
   "posterior_jax": """
     nfc NFCConfig NFCConfig.paper NFCConfig.restoration NFCConfig.calibrated run
     tiled padded recorded streamed Observation operators.super_resolution
@@ -20,7 +33,7 @@ WITH_EXAMPLES = {
     priors.power_law_spectrum priors.unet_prior priors.photo_prior
     baselines.dps metrics.psnr metrics.ssim metrics.variance_ratio
     metrics.coverage metrics.sliced_wasserstein nfc_sampler.compose
-  """.split()
+  """.split(),
 }
 
 

@@ -141,9 +141,9 @@ def test_settings_are_refused(case):
 FILES = {
   "no folder": ([], "checkpoint must name a folder: give --config.checkpoint"),
   "nowhere": (["--config.checkpoint=/nowhere"], "'/nowhere' is not a folder"),
-  "long piece": (
-    ["--config.checkpoint=random", "--config.prefill_chunk=13"],
-    "prefill_chunk must be in [1, 12], the tokens of the longest prompt, got",
+  "negative piece": (
+    ["--config.checkpoint=random", "--config.prefill_chunk=-1"],
+    "prefill_chunk must be at least 0, got -1",
   ),
   "no tokens": (
     ["--config.checkpoint=random", "--config.max_new_tokens=0"],

@@ -95,8 +95,8 @@ def test_block_is_the_float64_block(
   key_heads, value_heads, width, length, decay_init
 ):
   layer = block(
-    num_key_heads=key_heads,
-    num_value_heads=value_heads,
+    linear_num_key_heads=key_heads,
+    linear_num_value_heads=value_heads,
     linear_conv_kernel_dim=width,
     decay_init=decay_init,
   )
@@ -285,6 +285,31 @@ def test_gradient_of_every_parameter():
     size = np.linalg.norm(gradient) * np.linalg.norm(direction)
     gap = abs(slope - np.vdot(gradient, direction))
     assert gap <= oracles.FLOAT32_RULE_GRADIENT * size, (name, gap / size)
+
+
+def test_decays_of_any_size_are_right_and_have_gradients():
+  """exp(A_log) overflows or the gate's softplus vanishes; their product not.
+
+  Heads that keep all, that forget e^-4 a token, everything, and e^-1.
+  """
+  layer, x = block(decay_init="slow"), hidden_states(2, 20)
+  layer.A_log[...] = jnp.asarray([100.0, 100.0, 100.0, 89.0])
+  layer.dt_bias[...] = jnp.asarray([-300.0, -104.0, 1.0, -90.0])
+  truth = truth_of(layer, x)
+  want = truth.y, Cache(truth.conv_state, truth.recurrent_state)
+  assert_close(call(layer, x), want, oracles.FLOAT32_BLOCK)
+  graph, state = nnx.split(layer)
+
+  @oracles.quick_jit
+  @functools.partial(jax.grad, argnums=(0, 1))
+  def gradients(state, x):
+    return jnp.sum(nnx.merge(graph, state)(x)[0] ** 2)
+
+  found = gradients(state, x)
+  chex.assert_tree_all_finite(found)
+  slopes = np.asarray(nnx.merge(graph, found[0]).A_log[...])
+  assert slopes[1] != 0 and slopes[3] != 0
+  assert slopes[2] == 0  # more of it forgets no more
 
 
 def test_truncated_gradient_is_that_of_what_was_computed():

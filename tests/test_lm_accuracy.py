@@ -86,7 +86,7 @@ def test_task_rows_have_answers_enough(study):
 def test_layer_by_layer_is_the_model(study):
   spec = InverseSpec("banded", order=3, residual_steps=8, precision="float16")
   tokens = jnp.asarray(study.text.tokens[2:4])
-  case = forward.with_inverse(study.model, spec, 64)
+  case = study.model.with_execution(spec=spec, chunk_size=64)
   whole = study.model.with_execution(spec=spec, chunk_size=64)
   # Of another program; hidden states are of order 1.
   np.testing.assert_allclose(
@@ -94,9 +94,7 @@ def test_layer_by_layer_is_the_model(study):
     nnx.jit(lambda m, t: m.hidden_states(t)[0])(whole, tokens),
     atol=2e-4,
   )
-  assert study.model.layers[0].linear_attn.execution.rule.spec == InverseSpec(
-    "exact"
-  )
+  assert study.model.layers[0].linear_attn.rule.spec == InverseSpec("exact")
   for found, want in zip(
     forward.chunk_matrices(case, tokens),
     nnx.jit(lambda m, t: m.chunk_matrices(t))(whole, tokens),
@@ -198,11 +196,9 @@ def test_errors_in_decibels_against_float64():
 
 def test_the_grid_shows_what_overflows(study):
   model = nnx.merge(*nnx.split(study.model))
-  for layer in model.layers:
-    if layer.is_linear:  # keys of one direction, no decay
-      layer.linear_attn.A_log[...] = jnp.full_like(
-        layer.linear_attn.A_log[...], -20.0
-      )
+  for path, rate in nnx.to_flat_state(nnx.state(model)):
+    if path[-1] == "A_log":  # keys of one direction, no decay
+      rate[...] = jnp.full_like(rate[...], -20.0)
   tokens = np.full((1, 128), 97, np.int32)
   counted = np.arange(128)[None] > 0
   rows = Rows(tokens, counted, (NATURAL,))

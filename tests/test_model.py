@@ -157,12 +157,17 @@ def test_scanned_layers_are_the_separate_ones():
 
 def test_chunk_matrices_are_those_of_the_layers():
   model, _ = single("dense")
-  found = model.chunk_matrices(tokens())
+  graph, state = nnx.split(model)
+
+  @oracles.quick_jit
+  def found_and_wanted(state, tokens):
+    model = nnx.merge(graph, state)
+    layer = model.layers[0]
+    x = layer.input_layernorm(model.embed_tokens(tokens))
+    return model.chunk_matrices(tokens), layer.linear_attn.chunk_matrices(x)
+
+  found, want = found_and_wanted(state, tokens())
   assert [m.a.shape for m in found] == [(2, 4, 2, 16, 16)] * 3
-  layer = model.layers[0]
-  want = layer.linear_attn.chunk_matrices(
-    layer.input_layernorm(model.embed_tokens(tokens()))
-  )
   close(found[0], want)
 
 

@@ -115,7 +115,8 @@ def test_block_output(loaded, index):
   model, want = loaded
   x = want[f"block{index}_input"]
   places = Tokens(positions(*x.shape[:2]), None, None)
-  mix = oracles.quick_jit(lambda x: model.layers[index]._mix(x, places, None))
+  mixer = model.layers[index].mixer
+  mix = oracles.quick_jit(lambda x: mixer(x, **places._asdict()))
   found, _ = mix(x)
   oracles.assert_close(found, want[f"block{index}_output"], oracles.PARITY)
 

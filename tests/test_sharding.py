@@ -36,7 +36,7 @@ def _loss(forward, model, tokens, segment_ids):
   return -jnp.mean(picked), logits
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(oracles.quick_jit, static_argnums=(0, 1))
 def _value_and_grad(forward, graph, state, tokens, segment_ids):
   def loss(state):
     return _loss(forward, nnx.merge(graph, state), tokens, segment_ids)

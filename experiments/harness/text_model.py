@@ -81,9 +81,8 @@ def random_model(
 
   def make() -> LanguageModel:
     model = LanguageModel(config, execution, rngs=nnx.Rngs(seed))
-    for layer in model.layers:
-      if layer.is_linear:
-        rate = layer.linear_attn.A_log
+    for path, rate in nnx.to_flat_state(nnx.state(model)):
+      if path[-1] == "A_log":
         key = jax.random.key(seed)
         drawn = jax.random.uniform(key, rate.shape, minval=1e-3, maxval=1e-2)
         rate[...] = jnp.log(drawn)

@@ -49,7 +49,7 @@ def layers(
   Yields:
     The matrices of a layer, [B, heads, chunks] flattened in this order.
   """
-  exact = forward.with_inverse(model, InverseSpec("exact"), chunk_size)
+  exact = model.with_execution(spec=InverseSpec("exact"), chunk_size=chunk_size)
   tokens = jnp.asarray(rows.tokens)
   for layer, found in enumerate(forward.chunk_matrices(exact, tokens)):
     yield _flat(found, layer, rows)

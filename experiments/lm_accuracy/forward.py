@@ -1,8 +1,9 @@
 """A language model layer by layer, so that an inverse costs one compilation.
 
-The layers of a kind are one program: under another inverse only that of Gated
-DeltaNet is compiled anew, once for all of them. A whole model would take as
-long for every inverse as its depth.
+The layers of a kind are one program, and a mixer holds only the options that it
+reads: under another inverse Gated DeltaNet is compiled anew, once for all its
+layers, and attention not at all. A whole model would take as long for every
+inverse as its depth.
 """
 
 import functools
@@ -11,30 +12,9 @@ from collections.abc import Iterator
 import jax
 from flax import nnx
 
-from neumann_jax import ChunkMatrices, InverseSpec, LanguageModel
+from neumann_jax import ChunkMatrices, LanguageModel
 from neumann_jax.layers.positions import positions
 from neumann_jax.model.decoder import Tokens
-
-
-def with_inverse(
-  model: LanguageModel, spec: InverseSpec, chunk_size: int
-) -> LanguageModel:
-  """The same parameters; Gated DeltaNet layers take another inverse.
-
-  Attention layers stay what they are, the name of the inverse that they carry
-  included: `with_execution` alone would have them compiled anew.
-
-  Args:
-    model: of separate layers.
-    spec: of the inverse.
-    chunk_size: C.
-  """
-  other = model.with_execution(spec=spec, chunk_size=chunk_size)
-  other.layers = nnx.List(
-    new if new.is_linear else old
-    for new, old in zip(other.layers, model.layers)
-  )
-  return other
 
 
 def hidden_states(model: LanguageModel, tokens: jax.Array) -> jax.Array:
@@ -57,21 +37,22 @@ def hidden_states(model: LanguageModel, tokens: jax.Array) -> jax.Array:
 def chunk_matrices(
   model: LanguageModel, tokens: jax.Array
 ) -> Iterator[ChunkMatrices]:
-  """The matrices that every Gated DeltaNet layer inverts, layer by layer.
+  """The matrices that the layers invert, one after the other.
 
   Args:
     model: of separate layers; its own inverse and chunk size count.
     tokens: [B, W].
 
   Yields:
-    a [B, Hv, N, C, C] and its gates [B, Hv, N, C].
+    a [B, Hv, N, C, C] and its gates [B, Hv, N, C], of each layer that inverts.
   """
   known = Tokens(positions(*tokens.shape), None, None)
   x = model.embed_tokens(tokens)
   for layer in model.layers:
     parts = nnx.split(layer)
-    if layer.is_linear:
-      yield _matrices(*parts, x)
+    matrices = _matrices(*parts, x, known)
+    if matrices is not None:
+      yield matrices
     x = _layer(*parts, x, known)
 
 
@@ -84,7 +65,6 @@ def _layer(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _matrices(
-  graph: nnx.GraphDef, state: nnx.State, x: jax.Array
-) -> ChunkMatrices:
-  layer = nnx.merge(graph, state)
-  return layer.linear_attn.chunk_matrices(layer.input_layernorm(x))
+  graph: nnx.GraphDef, state: nnx.State, x: jax.Array, known: Tokens
+) -> ChunkMatrices | None:
+  return nnx.merge(graph, state).chunk_matrices(x, known)

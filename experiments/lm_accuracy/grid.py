@@ -105,7 +105,7 @@ def _losses(
 ) -> np.ndarray:
   """Negative log-likelihood of every token but the first, [B, W - 1]."""
   tokens = jnp.asarray(rows.tokens)
-  case = forward.with_inverse(model, spec, size)
+  case = model.with_execution(spec=spec, chunk_size=size)
   hidden = forward.hidden_states(case, tokens)
   found = predictions.judged(model, hidden, hidden, tokens)
   return np.asarray(found.loss)

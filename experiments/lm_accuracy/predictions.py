@@ -103,7 +103,7 @@ def measure(
       for name in (EXACT, *names):
         tick(f"predictions: {weights}, C={size}, {name}")
         spec = cases.parse(name, size, "auto").spec
-        case = forward.with_inverse(base, spec, size)
+        case = base.with_execution(spec=spec, chunk_size=size)
         hidden = forward.hidden_states(case, tokens)
         exact = hidden if exact is None else exact
         if name == EXACT:

@@ -4,8 +4,11 @@
 `transformers` reads and writes them.
 """
 
+import contextlib
 import json
 import pathlib
+import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,10 +16,10 @@ import numpy as np
 
 from neumann_jax.checkpoint import hf_config, hf_layout, safetensors_io
 from neumann_jax.checkpoint import params as param_place
-from neumann_jax.checkpoint.new_folder import new_folder
+from neumann_jax.execution import Execution
 from neumann_jax.model.language_model import LanguageModel
-from neumann_jax.model_config import Execution
 
+# Files of 5 GB, as transformers long cut them.
 MAX_SHARD_BYTES = 5_000_000_000
 
 
@@ -39,13 +42,26 @@ def load(
     execution: how it is computed; parameters are cast to its `param_dtype`,
       A_log and dt_bias to float32.
     shardings: called with the model of shapes, gives a tree of its parameters'
-      `jax.sharding.Sharding`; None: all go to the default device.
+      `jax.sharding.Sharding`; None: all go to the default device, uncommitted.
 
   Raises:
     FileNotFoundError: if a file is missing.
     ValueError: for a config that this package does not compute, for a file
       that is truncated or corrupt, and for tensors that are missing, surplus
       or misshapen; all before anything is loaded.
+
+  Example:
+    >>> import pathlib, tempfile
+    >>> import neumann_jax as nj
+    >>> from flax import nnx
+    >>> from neumann_jax import checkpoint
+    >>> config = nj.ModelConfig(hidden_size=16, num_hidden_layers=1)
+    >>> model = nj.LanguageModel(config, rngs=nnx.Rngs(0))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   checkpoint.save(model, pathlib.Path(folder) / "model")
+    ...   again = checkpoint.load(pathlib.Path(folder) / "model")
+    >>> again.config == config
+    True
   """
   path = pathlib.Path(path)
   config = hf_config.read_config(path)
@@ -54,6 +70,8 @@ def load(
   files.check(tensors, tied=config.tie_word_embeddings)
   if config.tie_word_embeddings:
     files.check_tied()
+  # Everything is checked before a weight goes to a device; from here on
+  # tensors pass one by one, so that the host never holds the model.
   model = param_place.abstract_model(config, execution)
   targets = param_place.Targets(model, shardings)
   for tensor in tensors:
@@ -84,12 +102,25 @@ def save(
     FileNotFoundError: if the folder above does not exist.
     ValueError: if max_shard_bytes is below 1, or if parameters lie on devices
       of other processes.
+
+  Example:
+    >>> import pathlib, tempfile
+    >>> import neumann_jax as nj
+    >>> from flax import nnx
+    >>> from neumann_jax import checkpoint
+    >>> config = nj.ModelConfig(hidden_size=16, num_hidden_layers=1)
+    >>> model = nj.LanguageModel(config, rngs=nnx.Rngs(0))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   path = pathlib.Path(folder) / "model"
+    ...   checkpoint.save(model, path)
+    ...   sorted(file.name for file in path.iterdir())
+    ['config.json', 'model.safetensors']
   """
   if max_shard_bytes < 1:
     raise ValueError(
       f"max_shard_bytes must be at least 1, got {max_shard_bytes}"
     )
-  with new_folder(pathlib.Path(path)) as folder:
+  with _new_folder(pathlib.Path(path)) as folder:
     config = hf_config.to_json(model.config, model.execution.param_dtype)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     safetensors_io.write(folder, _named(model), max_shard_bytes=max_shard_bytes)
@@ -98,6 +129,7 @@ def save(
 def _named(model: LanguageModel) -> Iterator[tuple[str, np.ndarray]]:
   """The tensors of a checkpoint, made one by one."""
   params = param_place.Sources(model)
+  # Qwen3-Next is published with every expert apart, and read so by others.
   apart = model.config.model_type == "qwen3_next"
   for tensor in hf_layout.tensors(model.config):
     whole = tensor.join(*(params.get(param) for param in tensor.params))
@@ -106,3 +138,41 @@ def _named(model: LanguageModel) -> Iterator[tuple[str, np.ndarray]]:
         yield piece.name, whole[piece.place]
     else:
       yield tensor.name, whole
+
+
+def _check_new(path: pathlib.Path) -> None:
+  """Raises unless `path` is new or an empty folder in one that exists.
+
+  Raises:
+    FileExistsError: if something is there.
+    FileNotFoundError: if the folder above is not.
+  """
+  if not path.parent.is_dir():
+    raise FileNotFoundError(
+      f"path must lie in a folder that exists, got {path}"
+    )
+  taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+  if taken or path.is_symlink():
+    raise FileExistsError(f"path must be new or an empty folder, got {path}")
+
+
+@contextlib.contextmanager
+def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A hidden sibling that becomes `path` at the end, or goes on an error.
+
+  Raises:
+    FileExistsError: if something is at `path`; it stays as it was.
+    FileNotFoundError: if the folder above does not exist.
+  """
+  path = path.absolute()
+  _check_new(path)
+  # A sibling lies on the same disk: the last step is one rename, which is done
+  # or not. Hidden, because a half-written folder must not be taken for a model.
+  sibling = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+  sibling.mkdir()
+  try:
+    yield sibling
+    sibling.rename(path)  # fails where something came to be meanwhile
+  except BaseException:
+    shutil.rmtree(sibling)
+    raise

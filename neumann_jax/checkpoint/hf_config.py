@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from neumann_jax.model.decoder import check_layer_types
 from neumann_jax.model_config import FAMILIES, ModelConfig
 
 # Vision-language configs hold the text model's under `text_config`.
@@ -36,6 +37,7 @@ _EXPERT_SIZES = (
   "moe_intermediate_size",
   "shared_expert_intermediate_size",
 )
+# What each family needs; the others of these sizes have no meaning in it.
 _FAMILY_SIZES = {
   "qwen3_5_text": (*_SIZES, "intermediate_size"),
   "qwen3_5_moe_text": (*_SIZES, *_EXPERT_SIZES),
@@ -53,7 +55,9 @@ _NEXT_DEFAULTS: dict[str, Any] = {
   "decoder_sparse_step": 1,
   "mlp_only_layers": [],
 }
+# Every fourth layer attends in all published models that name no types.
 _INTERVAL = 4
+# Of transformers' config classes, for a file that names no value.
 _ROPE_DEFAULTS = {"rope_theta": 1e4, "partial_rotary_factor": 0.25}
 # The only values that this package computes.
 _FIXED: dict[str, Any] = {
@@ -106,6 +110,7 @@ def from_json(found: Mapping[str, Any]) -> ModelConfig:
     raise ValueError(
       "quantization_config must be absent: quantised weights are not read"
     )
+  # A vision-language model's text part is a text model of its own.
   family: str = outer
   text: Any = found
   if outer in _NESTED:
@@ -197,6 +202,7 @@ def _options(text: Mapping[str, Any], family: str) -> dict[str, Any]:
       for i in range(depth)
     ]
   options["layer_types"] = tuple(_typed("layer_types", types, list))
+  check_layer_types(options["layer_types"])
   if "mlp_only_layers" in options:
     options["mlp_only_layers"] = tuple(options["mlp_only_layers"])
   return options
@@ -204,6 +210,7 @@ def _options(text: Mapping[str, Any], family: str) -> dict[str, Any]:
 
 def _rope(text: Mapping[str, Any]) -> dict[str, Any]:
   """Rotary options: those of a dictionary before those beside it."""
+  # Files of transformers 4 have them beside, newer ones in a dictionary.
   given = text.get("rope_scaling") or text.get("rope_parameters") or {}
   given = _typed("rope_parameters", given, dict)
   kind = given.get("rope_type", given.get("type", "default"))
@@ -217,6 +224,7 @@ def _rope(text: Mapping[str, Any]) -> dict[str, Any]:
 
 def _typed(name: str, value: Any, kind: type) -> Any:
   """The value, if it has the JSON type; integers are numbers too."""
+  # bool is an int to Python, and `true` no number of heads.
   allowed: tuple[type, ...] = (int, float) if kind is float else (kind,)
   wrong_bool = isinstance(value, bool) and kind is not bool
   if wrong_bool or not isinstance(value, allowed):

@@ -55,6 +55,8 @@ class Tensor(NamedTuple):
 @functools.lru_cache(maxsize=8)
 def tensors(config: ModelConfig) -> tuple[Tensor, ...]:
   """All tensors of a checkpoint of `config`, in the model's order."""
+  # Names and shapes come from the model itself: a layer added there is in the
+  # checkpoint too.
   model = nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
   shapes = {
     path: tuple(param.shape)
@@ -81,6 +83,7 @@ def _tensor(path: Path, shape: tuple[int, ...]) -> Tensor:
   if leaf == "embedding":
     return _one(_name(*owner, "weight"), path, shape)
   if leaf == "conv1d":
+    # torch's Conv1d stores [channels, 1, taps], the middle one of its groups.
     channels = shape[::-1]
     flat = (channels[0], 1, channels[1])
     return Tensor(
@@ -91,6 +94,7 @@ def _tensor(path: Path, shape: tuple[int, ...]) -> Tensor:
       lambda x: x.T[:, None],
     )
   if "experts" in owner:
+    # [E, in, out] here, [E, out, in] in a file: the transpose of each expert.
     whole = (shape[0], shape[2], shape[1])
     tensor = _one(_name(*path), path, whole, lambda x: x.swapaxes(1, 2))
     return tensor._replace(pieces=_experts(_name(*owner), leaf, whole))
@@ -121,6 +125,7 @@ def _experts(
 ) -> tuple[Piece, ...]:
   """One tensor an expert and projection, as Qwen3-Next is published."""
   rows, shape = whole[1], whole[1:]
+  # Gate and up are one matrix in the model, and in fused files: gate first.
   if leaf == "down_proj":
     parts = {"down_proj": slice(0, rows)}
   else:

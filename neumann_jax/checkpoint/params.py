@@ -12,8 +12,9 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from neumann_jax.checkpoint.hf_layout import Path
+from neumann_jax.execution import Execution
 from neumann_jax.model.language_model import LanguageModel
-from neumann_jax.model_config import Execution, ModelConfig
+from neumann_jax.model_config import ModelConfig
 
 Shardings = Callable[[LanguageModel], Any]
 
@@ -29,6 +30,7 @@ def place(model: LanguageModel, path: Path) -> tuple[Path, int | None]:
   """The parameter of `model`, and its row if it is a stack of layers'."""
   if path[0] != "layers" or not model.execution.scan_layers:
     return path, None
+  # Layer n of the model is row n // period of stack n % period.
   row, layer = divmod(int(path[1]), model.config.period)
   return ("layers", layer, *path[2:]), row
 
@@ -52,20 +54,22 @@ def with_params(
 
 def flat_shardings(
   model: LanguageModel, shardings: Shardings | None
-) -> dict[Path, Sharding]:
+) -> dict[Path, Sharding | None]:
   """A sharding for every parameter.
 
   Args:
     model: of shapes or arrays.
     shardings: called with it, gives a tree of as many shardings as it has
-      parameters, in their order; None: the default device for all.
+      parameters, in their order; None: None for all, uncommitted arrays on
+      the default device.
 
   Raises:
     ValueError: if the numbers differ.
   """
   paths = list(flat_params(model))
   if shardings is None:
-    return dict.fromkeys(paths, jnp.zeros(0).sharding)  # the default device
+    return dict.fromkeys(paths, None)
+  # Any tree will do, a state or a dictionary: leaves count in their order.
   leaves = jax.tree.leaves(shardings(model))
   if len(leaves) != len(paths):
     raise ValueError(
@@ -81,7 +85,7 @@ class Targets:
   Args:
     model: of shapes, from `abstract_model`.
     shardings: called with it, gives a tree of as many shardings as it has
-      parameters, in their order; None: the default device for all.
+      parameters, in their order; None: uncommitted, on the default device.
 
   Raises:
     ValueError: if the numbers differ.
@@ -100,6 +104,8 @@ class Targets:
       self._filled[path] = _on_devices(value, target.dtype, sharding)
       return
     one = _on_devices(value, target.dtype, _of_row(sharding))
+    # A stack is filled row by row, in place: the rows of one parameter lie far
+    # apart in a checkpoint, and the host should not collect them.
     if path not in self._filled:
       self._filled[path] = _zeros(target.shape, target.dtype, sharding)
     self._filled[path] = _set_row(self._filled[path], one, row)
@@ -121,6 +127,7 @@ class Sources:
 
   def __init__(self, model: LanguageModel) -> None:
     self._model, self._params = model, flat_params(model)
+    # All at once at the start: a folder must not end half-written for the last.
     for path, param in self._params.items():
       if not param.is_fully_addressable:
         raise ValueError(
@@ -135,10 +142,24 @@ class Sources:
     return np.asarray(value if row is None else value[row])
 
 
+def on_default_device(value: np.ndarray) -> jax.Array:
+  """An uncommitted array.
+
+  `jax.jit` compiles once for committed and once for uncommitted arguments. What
+  users make beside a model (an optimiser's state, tokens, caches) is
+  uncommitted; a committed model would meet it in the first step, give back
+  committed results, and have the second step compiled again.
+  """
+  # No device is named: that is what leaves the array free to go to another.
+  return jax.device_put(value)
+
+
 def _on_devices(
-  value: np.ndarray, dtype: jnp.dtype, sharding: Sharding
+  value: np.ndarray, dtype: jnp.dtype, sharding: Sharding | None
 ) -> jax.Array:
   """Each device gets its part, cast on the way."""
+  if sharding is None:
+    return on_default_device(np.ascontiguousarray(value).astype(dtype))
   return jax.make_array_from_callback(
     value.shape,
     sharding,
@@ -147,12 +168,12 @@ def _on_devices(
 
 
 def _zeros(
-  shape: tuple[int, ...], dtype: jnp.dtype, sharding: Sharding
+  shape: tuple[int, ...], dtype: jnp.dtype, sharding: Sharding | None
 ) -> jax.Array:
   return jnp.zeros(shape, dtype, device=sharding)
 
 
-def _of_row(sharding: Sharding) -> Sharding:
+def _of_row(sharding: Sharding | None) -> Sharding | None:
   """Of a row of an array that has this sharding."""
   if not isinstance(sharding, NamedSharding):
     return sharding
@@ -160,6 +181,8 @@ def _of_row(sharding: Sharding) -> Sharding:
   return NamedSharding(sharding.mesh, spec)
 
 
+# Donated, or every row would copy the stack; `row` is traced, so that all rows
+# of a shape are one program.
 @functools.partial(jax.jit, donate_argnums=0)
 def _set_row(stack: jax.Array, value: jax.Array, row: int) -> jax.Array:
   return lax.dynamic_update_index_in_dim(stack, value, row, 0)

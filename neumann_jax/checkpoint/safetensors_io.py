@@ -13,7 +13,9 @@ from neumann_jax.checkpoint.hf_layout import Tensor
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Prefixes of what is no part of the text model.
 _IGNORED = ("mtp.", "model.visual.", "visual.", "model.language_model.mtp.")
+# What numpy and ml_dtypes hold. FP8 needs its scales beside it: not read yet.
 _DTYPES = ("F32", "F16", "BF16", "F64")
+# A wrong config would list hundreds.
 _SHOWN = 4  # names that a message lists
 
 
@@ -54,6 +56,8 @@ class Files:
     """The tensor, put together if the files hold its pieces."""
     if tensor.name in self.shapes or not tensor.pieces:
       return self._get(tensor.name)
+    # One buffer of the whole, filled piece by piece: the dtype is that of a
+    # file.
     first = self._get(tensor.pieces[0].name)
     whole = np.empty(tensor.shape, first.dtype)
     for piece in tensor.pieces:
@@ -67,6 +71,7 @@ class Files:
       wanted: all that the model needs.
       tied: whether the output matrix may be there though it is not needed.
     """
+    # Some files of tied models hold the output matrix all the same.
     left = set(self.shapes) - ({"lm_head.weight"} if tied else set())
     missing, misshapen = [], []
     for name, shape in self._expected(wanted):
@@ -97,6 +102,7 @@ class Files:
   def _expected(
     self, wanted: Sequence[Tensor]
   ) -> Iterator[tuple[str, tuple[int, ...]]]:
+    # Both forms are published; a file that mixes them lacks some of either.
     for tensor in wanted:
       whole = tensor.name in self.shapes
       pieces = not whole and any(p.name in self.shapes for p in tensor.pieces)
@@ -117,6 +123,8 @@ class Files:
       raise ValueError(
         f"{self.path / file} is truncated or not safetensors ({error})"
       ) from None
+    # Vision towers and the like are known, so that an index may name them, and
+    # left out.
     stored = set(opened.keys())
     for key in stored:
       if not key.startswith(_IGNORED):
@@ -155,7 +163,9 @@ def write(
   held: dict[str, np.ndarray] = {}
 
   def flush() -> None:
+    # How many files there will be is known at the end: names come then.
     file = path / f"{len(shards)}.part"
+    # transformers asks for this mark, and refuses files without it.
     save_file(held, file, metadata={"format": "pt"})
     shards.append(list(held))
     held.clear()

@@ -13,6 +13,7 @@ sums. Sums of code products stay below 2^24, so the two agree bit for bit.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -20,6 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 
 Scale = Literal["envelope", "dynamic"]
+# The product of two arrays of small integers, exact in its own dtype.
+Dot = Callable[[jax.Array, jax.Array], jax.Array]
 
 _LARGEST_CODE = {4: 7, 8: 127, 16: 32639}
 
@@ -93,6 +96,23 @@ def codes(x: jax.Array, scale: jax.Array, *, bits: int) -> jax.Array:
   return jnp.clip(jnp.floor(x * (1 / scale) + 0.5), -q, q)
 
 
+def dynamic_codes(
+  x: jax.Array, *, axis: int, bits: int
+) -> tuple[jax.Array, jax.Array]:
+  """Codes of x and their scales, from the largest magnitudes along `axis`.
+
+  Args:
+    x: any shape, float.
+    axis: as for `dynamic_scale`.
+    bits: 4, 8 or 16.
+
+  Returns:
+    x's shape, held in its dtype, and the same with `axis` reduced to 1.
+  """
+  scale = dynamic_scale(x, axis=axis, bits=bits)
+  return codes(x, scale, bits=bits), scale
+
+
 def fake_quantize(x: jax.Array, scale: jax.Array, *, bits: int) -> jax.Array:
   """Rounds x to the grid of `bits` and back, straight-through in the gradient.
 
@@ -127,13 +147,32 @@ def code_product(a: jax.Array, b: jax.Array, quant: QuantSpec) -> jax.Array:
     [..., M, N] float32, the same bits for either value of `integer`.
   """
   dot = _int8_dot if quant.integer else _float_dot
-  if quant.bits <= 8:
-    return dot(a, b).astype(jnp.float32)
-  (a_high, a_low), (b_high, b_low) = limbs(a), limbs(b)
-  high = dot(a_high, b_high).astype(jnp.float32)
-  middle = dot(a_high, b_low) + dot(a_low, b_high)
-  low = dot(a_low, b_low).astype(jnp.float32)
-  return (high * 256 + middle.astype(jnp.float32)) * 256 + low
+  return limb_product(limbs(a, bits=quant.bits), limbs(b, bits=quant.bits), dot)
+
+
+def limb_product(
+  left: tuple[jax.Array, ...], right: tuple[jax.Array, ...], dot: Dot
+) -> jax.Array:
+  """The product of codes from the products of their 8-bit limbs, in float32.
+
+  Args:
+    left: limbs of the left codes, from `limbs`.
+    right: limbs of the right codes, as many or not.
+    dot: the exact product of two limbs.
+
+  Returns:
+    sum_ij 256^(i + j) dot(left_i, right_j), i and j counted from the low limbs.
+  """
+  sums: dict[int, jax.Array] = {}
+  for i, x in enumerate(left):
+    for j, y in enumerate(right):
+      part = dot(x, y)
+      # Limbs of equal weight are added while they are exact.
+      sums[i + j] = sums[i + j] + part if i + j in sums else part
+  total = sums[0].astype(jnp.float32)
+  for weight in range(1, len(sums)):  # Horner, from the high limbs
+    total = total * 256 + sums[weight].astype(jnp.float32)
+  return total
 
 
 def high_limb(n: jax.Array) -> jax.Array:
@@ -141,8 +180,15 @@ def high_limb(n: jax.Array) -> jax.Array:
   return jnp.floor((n + 128) / 256)
 
 
-def limbs(n: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """(h, l) of codes n = 256 h + l, both in [-128, 127]."""
+def limbs(n: jax.Array, *, bits: int) -> tuple[jax.Array, ...]:
+  """8-bit parts of codes, the high one first: (h, l) with n = 256 h + l, or n.
+
+  Args:
+    n: codes of at most `bits` bits.
+    bits: 4, 8 or 16.
+  """
+  if bits <= 8:
+    return (n,)
   high = high_limb(n)
   return high, n - 256 * high
 

@@ -2,8 +2,7 @@
 
 from neumann_jax.generation.api import generate as generate
 from neumann_jax.generation.api import stream as stream
+from neumann_jax.generation.decoding import Generated as Generated
+from neumann_jax.generation.sampling import SamplingSpec as SamplingSpec
 
-__all__ = (
-  "generate",
-  "stream",
-)
+__all__ = ("Generated", "SamplingSpec", "generate", "stream")

@@ -1,4 +1,4 @@
-"""Text from a model: prompts through the chunks, then token by token.
+"""`generate` and `stream`: prompts by chunks, then token by token.
 
 Prompts of a batch may differ in length. They are padded on the right under a
 mask: padding writes nothing into states and caches, whatever stands there, and
@@ -47,23 +47,38 @@ def generate(
     key: for the draws, needed unless spec is greedy. What a row draws does not
       depend on the rows below it.
     pad_token: what fills rows that have ended.
-    prefill_chunk: prompts go through the model in pieces of so many tokens, at
-      most those of the longest; a multiple of the model's chunk_size wastes
-      nothing. One compilation then serves every piece, and activations take
-      memory for one piece. None: all at once.
+    prefill_chunk: prompts go through the model in pieces of so many tokens, the
+      last one padded; a multiple of the model's chunk_size wastes nothing. One
+      compilation then serves every piece, and activations take memory for one
+      piece. None: all at once.
     capacity: tokens that the cache holds for each row; None: for the padded
       prompts and N more. A fixed one, with prefill_chunk, lets prompts of any
       length use one compilation.
     sharding: of the tokens [B, T] on a mesh, or None.
 
   Returns:
-    The tokens, what the model thought of them, and how rows ended.
+    The tokens, their log-probabilities under the model, and how rows ended.
 
   Raises:
     TypeError: if tokens or counts are not integers, or key is no key.
     ValueError: for a value out of range, a sharding that does not fit the
       prompts, or a model that has a sequence_axis.
+
+  Example:
+    >>> import neumann_jax as nj
+    >>> from flax import nnx
+    >>> config = nj.ModelConfig(hidden_size=32, num_hidden_layers=1)
+    >>> model = nj.LanguageModel(config, rngs=nnx.Rngs(0))
+    >>> found = nj.generate(
+    ...   model,
+    ...   [[5, 6, 7], [8]],
+    ...   max_new_tokens=4,
+    ...   spec=nj.SamplingSpec(temperature=0),
+    ... )
+    >>> found.tokens.shape, found.lengths.tolist()
+    ((2, 4), [4, 4])
   """
+  # A stream of one block: the loop on the device is not interrupted.
   blocks = stream(
     model,
     prompts,
@@ -117,10 +132,28 @@ def stream(
   Raises:
     TypeError: as for `generate`, at the call and not at the first look.
     ValueError: as for `generate`, at the call.
+
+  Example:
+    >>> import neumann_jax as nj
+    >>> from flax import nnx
+    >>> from neumann_jax import generation
+    >>> config = nj.ModelConfig(hidden_size=32, num_hidden_layers=1)
+    >>> model = nj.LanguageModel(config, rngs=nnx.Rngs(0))
+    >>> looks = generation.stream(
+    ...   model,
+    ...   [[5, 6, 7], [8]],
+    ...   every=2,
+    ...   max_new_tokens=4,
+    ...   spec=nj.SamplingSpec(temperature=0),
+    ... )
+    >>> [look.lengths.tolist() for look in looks]
+    [[1, 1], [3, 3], [4, 4]]
   """
   _check_counts(max_new_tokens=max_new_tokens, every=every)
   if prefill_chunk is not None:
-    _check_integer("prefill_chunk", prefill_chunk)
+    _check_counts(prefill_chunk=prefill_chunk)
+  # All is checked here, in the function and not in the iterator, so that a
+  # wrong call ends where it stands and not at the first look.
   _check_model(model)
   vocab_size = model.config.vocab_size
   sampling.check_draws(spec, key, vocab_size)
@@ -129,6 +162,7 @@ def stream(
   tokens, mask = padded(rows, prefill_chunk)
   piece = prefill_chunk or tokens.shape[1]
   _check_sharding(sharding, (len(rows), piece))
+  # Padding takes no room: only the longest prompt counts.
   needed = max(map(len, rows)) + max_new_tokens
   if capacity is None:
     capacity = tokens.shape[1] + max_new_tokens
@@ -203,6 +237,8 @@ def _run(
   every: int,
   sharding: jax.sharding.Sharding | None,
 ) -> Iterator[Generated]:
+  # Split once: the compiled parts know the model by its graph, which is hashed,
+  # and take the parameters as arguments.
   graph, params = nnx.split(model)
   put = functools.partial(jax.device_put, device=sharding)
   cache, last = decoding.start(graph, params, len(tokens), capacity)
@@ -213,6 +249,8 @@ def _run(
     )
   found = decoding.first(graph, rule, params, last, key)
   yield found
+  # The loop on the device ends early when all rows have; this one asks between
+  # blocks, which costs the host a transfer a block and not a token.
   while found.lengths.max() < rule.max_new_tokens and not found.finished.all():
     cache, found = decoding.decode(
       graph, rule, params, cache, found, key, every

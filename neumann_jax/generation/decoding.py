@@ -18,7 +18,7 @@ class Generated(NamedTuple):
 
   Attributes:
     tokens: [B, N] int32; pad_token after a row's last.
-    logprobs: [B, N] float32, log probability of each token under the model
+    logprobs: [B, N] float32, log-probability of each token under the model
       itself, at temperature 1 and uncut; 0 after a row's last.
     lengths: [B] int32, tokens of each row; a stop token counts.
     finished: [B] bool, whether the row ended with a stop token.
@@ -31,7 +31,14 @@ class Generated(NamedTuple):
 
 
 class Rule(NamedTuple):
-  """What the compiled loop depends on besides the model and shapes."""
+  """What the compiled loop depends on besides the model and shapes.
+
+  Attributes:
+    spec: how a token is drawn.
+    stop_tokens: a row ends with the first of these.
+    pad_token: what fills rows that have ended.
+    max_new_tokens: N.
+  """
 
   spec: SamplingSpec
   stop_tokens: tuple[int, ...]
@@ -49,6 +56,8 @@ def start(
   return model.init_cache(batch, capacity), last
 
 
+# The cache is donated: it is as large as all that was read, and every piece
+# and step replaces it.
 @functools.partial(jax.jit, static_argnums=0, donate_argnames="cache")
 def prefill(
   graph: nnx.GraphDef,
@@ -64,7 +73,8 @@ def prefill(
   end = jnp.sum(mask, axis=1, dtype=jnp.int32)[:, None]  # [B, 1], 0: no token
   newest = jnp.take_along_axis(
     hidden, jnp.maximum(end - 1, 0)[..., None], axis=1
-  )[:, 0]
+  )[:, 0]  # [B, hidden]
+  # A row whose prompt ended in an earlier piece keeps what that one left.
   return cache, jnp.where(end > 0, newest.astype(last.dtype), last)
 
 
@@ -99,6 +109,7 @@ def decode(
 ) -> tuple[ModelCache, Generated]:
   """So many tokens more for each row, or fewer if all end."""
   model = nnx.merge(graph, params)
+  # `steps` is traced, so that blocks of any size are one program.
   limit = jnp.minimum(jnp.max(found.lengths) + steps, rule.max_new_tokens)
 
   def going(carry: tuple[ModelCache, Generated]) -> jax.Array:
@@ -111,7 +122,7 @@ def decode(
     cache, found = carry
     newest = lax.dynamic_slice_in_dim(
       found.tokens, jnp.max(found.lengths) - 1, 1, axis=1
-    )
+    )  # [B, 1]
     # Rows that have ended go on with pad_token: there is room, and nobody reads
     # their caches.
     hidden, cache = model.hidden_states(newest, cache=cache)
@@ -127,11 +138,13 @@ def _append(
   step = jnp.max(found.lengths)  # some row has not ended: it has them all
   live = ~found.finished
   if key is not None:
+    # By the number of the token, not by splitting: a block's size, `every`,
+    # then changes no draw.
     key = jax.random.fold_in(key, step)
   token = sampling.sample(logits, key, rule.spec)
   logprob = jnp.take_along_axis(
     jax.nn.log_softmax(logits, axis=-1), token[:, None], axis=1
-  )[:, 0]
+  )[:, 0]  # [B]
   token = jnp.where(live, token, rule.pad_token)
   stops = jnp.array(rule.stop_tokens, jnp.int32)
   return Generated(

@@ -57,23 +57,17 @@ def padded(
 
   Args:
     rows: B arrays of tokens.
-    piece: tokens of a piece, or None for one piece.
+    piece: tokens of a piece, at least 1, or None for one piece.
 
   Returns:
     Tokens [B, T] int32, 0 at padding, and the mask [B, T], True at tokens.
-
-  Raises:
-    ValueError: if a piece has no token, or more than the longest row.
   """
-  longest = max(len(row) for row in rows)
-  if piece is not None and not 1 <= piece <= longest:
-    raise ValueError(
-      f"prefill_chunk must be in [1, {longest}], the tokens of the longest "
-      f"prompt, got {piece}"
-    )
+  lengths = np.array([len(row) for row in rows])  # [B]
+  longest = lengths.max()
+  # Whole pieces have one shape, and so one program.
   width = longest if piece is None else longest + -longest % piece
-  tokens = np.zeros((len(rows), width), np.int32)
+  # On the right: a row's tokens then stand at the places that they have alone.
+  tokens = np.zeros((len(rows), width), np.int32)  # [B, T]
   for place, row in zip(tokens, rows):
     place[: len(row)] = row
-  lengths = np.array([len(row) for row in rows])
   return tokens, np.arange(width) < lengths[:, None]

@@ -24,6 +24,16 @@ class SamplingSpec:
     top_k: tokens kept, at least 1, or None for all.
     top_p: share of the mass kept (nucleus sampling, arXiv 1904.09751), in
       (0, 1], or None for all.
+
+  Raises:
+    ValueError: for a value out of range, or one without effect.
+
+  Example:
+    >>> import neumann_jax as nj
+    >>> nj.SamplingSpec(temperature=0.7, top_p=0.9).greedy
+    False
+    >>> nj.SamplingSpec(temperature=0).greedy
+    True
   """
 
   temperature: float = 1.0
@@ -80,6 +90,7 @@ def sample(
   if spec.greedy or key is None:  # a missing key was refused unless greedy
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
   weights, ids = candidates(logits, spec)
+  # One key a row: a row draws the same whatever the batch below it.
   rows = jnp.arange(logits.shape[0])
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
   place = jax.vmap(jax.random.categorical)(keys, weights)  # [B]
@@ -102,7 +113,10 @@ def candidates(
   # From the largest: 0 there, and nothing overflows however low the
   # temperature is.
   below = logits - jnp.max(logits, axis=-1, keepdims=True)
-  scaled = jnp.where(below == 0, 0, below / jnp.float32(spec.temperature))
+  scaled = jnp.where(
+    below == 0, 0, below / jnp.float32(spec.temperature)
+  )  # [B, V]
+  # Without a cut nothing needs sorting: V log V for every token.
   size = logits.shape[1]
   if spec.top_k is None and spec.top_p is None:
     ids = jnp.arange(size, dtype=jnp.int32)
@@ -110,8 +124,8 @@ def candidates(
   scaled, ids = lax.top_k(scaled, spec.top_k or size)  # ties: lower ids first
   if spec.top_p is None or spec.top_p == 1:
     return scaled, ids
-  share = jax.nn.softmax(scaled, axis=-1)
-  before = jnp.cumsum(share, axis=-1) - share
+  share = jax.nn.softmax(scaled, axis=-1)  # [B, K]
+  before = jnp.cumsum(share, axis=-1) - share  # [B, K]
   # The first is always kept: nothing comes before it.
   return jnp.where(before < spec.top_p, scaled, -jnp.inf), ids
 
@@ -150,6 +164,7 @@ def check_logits(logits: jax.Array) -> None:
     raise ValueError(
       f"logits must have shape [B >= 1, V >= 1], got {logits.shape}"
     )
+  # One pass finds NaN, +inf and rows of -inf: the largest entry shows each.
   if isinstance(logits, jax.core.Tracer):
     return
   largest = np.asarray(logits, np.float32).max(axis=1)  # NaN if any is

@@ -1,5 +1,11 @@
-"""The layers of Qwen3-Next and Qwen3.5 as flax.nnx modules, with caches."""
+"""The layers of Qwen3-Next and Qwen3.5 as flax.nnx modules, with caches.
+
+A token mixer provides what `mixer.Mixer` lists; `model.decoder.MIXERS` chooses
+one for each layer.
+"""
 
 from neumann_jax.layers.gated_delta_net import GatedDeltaNet as GatedDeltaNet
+from neumann_jax.layers.gates import Gates as Gates
+from neumann_jax.layers.mixer import Mixer as Mixer
 
-__all__ = ("GatedDeltaNet",)
+__all__ = ("GatedDeltaNet", "Gates", "Mixer")

@@ -5,18 +5,21 @@ comparison is the causal mask of prefill, decoding, padded and packed rows.
 """
 
 import functools
+from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from neumann_jax.layers.cache import KeyValueCache, check_cache
+from neumann_jax.execution import Execution
+from neumann_jax.layers.cache import KeyValueCache
 from neumann_jax.layers.linear import linear
+from neumann_jax.layers.mixer import Axes
 from neumann_jax.layers.norms import RMSNorm
-from neumann_jax.layers.positions import Positions
-from neumann_jax.layers.rotary import rotate
-from neumann_jax.model_config import Execution, ModelConfig
+from neumann_jax.layers.positions import Positions, rotate
+from neumann_jax.model_config import ModelConfig
 from neumann_jax.sequence_axis import gather_tokens
 
 
@@ -33,10 +36,21 @@ class GatedAttention(nnx.Module):
     rngs: source of the initial parameters.
   """
 
+  logical_axes: ClassVar[Mapping[str, Axes]] = {
+    "q_proj/kernel": ("embed", "heads"),
+    "k_proj/kernel": ("embed", "heads"),
+    "v_proj/kernel": ("embed", "heads"),
+    "q_proj/bias": ("heads",),
+    "k_proj/bias": ("heads",),
+    "v_proj/bias": ("heads",),
+    "o_proj/kernel": ("heads", "embed"),
+  }
+
   def __init__(
     self, config: ModelConfig, execution: Execution, *, rngs: nnx.Rngs
   ) -> None:
-    self.config, self.execution = config, execution
+    self.config, self.dtype = config, execution.dtype
+    self.set_execution(execution)
     make = functools.partial(
       linear,
       use_bias=config.attention_bias,
@@ -47,6 +61,7 @@ class GatedAttention(nnx.Module):
     )
     heads = config.num_attention_heads * config.head_dim
     shared = config.num_key_value_heads * config.head_dim
+    # Each head's query and its gate lie side by side, as in a checkpoint.
     self.q_proj = make(config.hidden_size, 2 * heads)
     self.k_proj = make(config.hidden_size, shared)
     self.v_proj = make(config.hidden_size, shared)
@@ -56,19 +71,26 @@ class GatedAttention(nnx.Module):
     )
     self.q_norm, self.k_norm = norm(config.head_dim), norm(config.head_dim)
 
+  def set_execution(self, execution: Execution) -> None:
+    """Takes `query_block` and `sequence_axis`; see `Mixer`."""
+    self.query_block = execution.query_block
+    self.sequence_axis = execution.sequence_axis
+
   def init_cache(self, batch: int, capacity: int) -> KeyValueCache:
     """An empty cache for `capacity` tokens a row."""
     config = self.config
     shape = (batch, capacity, config.num_key_value_heads, config.head_dim)
-    empty = jnp.zeros(shape, self.execution.dtype)
+    empty = jnp.zeros(shape, self.dtype)
     return KeyValueCache(empty, empty)
 
   def __call__(
     self,
     x: jax.Array,
-    positions: Positions,
     *,
+    positions: Positions,
     cache: KeyValueCache | None = None,
+    segment_ids: jax.Array | None = None,
+    mask: jax.Array | None = None,
   ) -> tuple[jax.Array, KeyValueCache | None]:
     """Mixes T tokens with each other and with those in the cache.
 
@@ -76,50 +98,62 @@ class GatedAttention(nnx.Module):
       x: [B, T, hidden], finite at padding.
       positions: places of the tokens; padding is neither seen nor stored.
       cache: of the calls before, or None; none where the tokens are split over
-        `execution.sequence_axis`.
+        a sequence axis.
+      segment_ids: not read, for `positions` know the documents.
+      mask: not read, for `positions` know the padding.
 
     Returns:
       y [B, T, hidden], and the cache with the tokens added (None for None).
       A token past the capacity of the cache is lost: the model checks.
     """
+    del segment_ids, mask
     q, gate, k, v = self._heads(x, positions)
     key_slot = positions.slot
     if cache is not None:
-      self._check_cache(cache, x.shape[0])
       cache = _store(cache, k, v, positions.slot)
       k, v = cache
       key_slot = jnp.arange(k.shape[1], dtype=jnp.int32)[None]
-    axis = self.execution.sequence_axis
+    axis = self.sequence_axis
     if axis is not None:
+      # All keys go to every shard: key heads are few and such layers one in
+      # four, so that a ring of shards would save little.
       k, v, key_slot = (gather_tokens(x, axis) for x in (k, v, key_slot))
     out = causal_attention(
-      q, k, v, positions, key_slot, query_block=self.execution.query_block
+      q, k, v, positions, key_slot, query_block=self.query_block
     )
-    out = out.reshape(*x.shape[:2], -1)
+    out = out.reshape(*x.shape[:2], -1)  # [B, T, H D]
+    # The sigmoid in float32: near 1 bfloat16 has steps of 2^-8.
     gated = out * nnx.sigmoid(gate.astype(jnp.float32)).astype(out.dtype)
     return self.o_proj(gated), cache
 
-  def _check_cache(self, cache: KeyValueCache, batch: int) -> None:
-    # Rows of any capacity will do: the model checks that the tokens fit.
-    keys = cache.keys if isinstance(cache, KeyValueCache) else None
-    capacity = 1 if keys is None or keys.ndim < 2 else keys.shape[1]
-    like = jax.eval_shape(lambda: self.init_cache(batch, capacity))
-    check_cache(cache, like)
+  def chunk_matrices(
+    self,
+    x: jax.Array,
+    *,
+    segment_ids: jax.Array | None = None,
+    mask: jax.Array | None = None,
+  ) -> None:
+    """None: softmax attention inverts nothing."""
+    del x, segment_ids, mask
 
   def _heads(
     self, x: jax.Array, positions: Positions
   ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     config, lead = self.config, x.shape[:2]
-    split = self.q_proj(x).reshape(*lead, -1, 2 * config.head_dim)
+    split = self.q_proj(x).reshape(
+      *lead, -1, 2 * config.head_dim
+    )  # [B, T, H, 2 D]
     q, gate = jnp.split(split, 2, axis=-1)  # [B, T, H, D] each
-    k = self.k_proj(x).reshape(*lead, -1, config.head_dim)
-    v = self.v_proj(x).reshape(*lead, -1, config.head_dim)
+    k = self.k_proj(x).reshape(*lead, -1, config.head_dim)  # [B, T, Hkv, D]
+    v = self.v_proj(x).reshape(*lead, -1, config.head_dim)  # [B, T, Hkv, D]
     turn = functools.partial(
       rotate,
       position=positions.rotary,
       rotary_dim=config.rotary_dim,
       theta=config.rope_theta,
     )
+    # Normalised before the rotation, which keeps norms, so that neither the
+    # cache nor a later call needs to know the norm.
     q, k = turn(self.q_norm(q)), turn(self.k_norm(k))
     return q, gate.reshape(*lead, -1), k, v
 
@@ -151,6 +185,8 @@ def causal_attention(
 
   def attend(block: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
     q, slot, first = block
+    # One comparison is causality, capacity (empty slots are later than all
+    # tokens), padding and, with the next, documents.
     seen = key_slot[:, None] <= slot[:, :, None]  # [B, T, S]
     seen &= key_slot[:, None] >= first[:, :, None]
     # The function mixes half precision with float32, which a caller who forbids
@@ -165,6 +201,7 @@ def causal_attention(
   length = q.shape[1]
   if length <= query_block:
     return attend(operands)
+  # `lax.map` of `jax.checkpoint`: neither pass holds scores of two blocks.
   blocks = jax.tree.map(lambda x: _blocks(x, query_block), operands)
   out = lax.map(jax.checkpoint(attend), blocks)  # [N, B, block, H, D]
   return jnp.swapaxes(out, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[
@@ -183,7 +220,8 @@ def _store(
   cache: KeyValueCache, k: jax.Array, v: jax.Array, slot: jax.Array
 ) -> KeyValueCache:
   """Writes [B, T, Hkv, D] keys and values into their slots."""
-  row = jnp.arange(k.shape[0])[:, None]
+  # "drop" is what loses padding, whose slot lies past every cache.
+  row = jnp.arange(k.shape[0])[:, None]  # [B, 1]
   write = lambda old, new: old.at[row, slot].set(  # noqa: E731
     new.astype(old.dtype), mode="drop"
   )

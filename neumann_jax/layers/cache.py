@@ -1,9 +1,24 @@
 """What layers and models carry from one call to the next."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
+
+# Numbers of tokens are int32, and `positions.PADDING` is the largest of them.
+_ENDLESS = np.iinfo(np.int32).max - 1
+
+
+class LayerCache(Protocol):
+  """What one mixer carries: a NamedTuple of arrays that lead with B."""
+
+  @property
+  def capacity(self) -> int | None:
+    """Tokens that a row may have, or None for no limit."""
+
+  def _asdict(self) -> dict[str, jax.Array]:
+    """Its arrays by name, as every NamedTuple has it."""
 
 
 class Cache(NamedTuple):
@@ -13,10 +28,24 @@ class Cache(NamedTuple):
     conv_state: [B, 2 Hk Dk + Hv Dv, W], the last W raw columns of q|k|v,
       oldest first, in the activation dtype.
     recurrent_state: [B, Hv, Dk, Dv] float32.
+
+  Example:
+    >>> import neumann_jax as nj
+    >>> from flax import nnx
+    >>> config = nj.ModelConfig(hidden_size=16)
+    >>> layer = nj.GatedDeltaNet(config, rngs=nnx.Rngs(0))
+    >>> cache = layer.init_cache(2)
+    >>> cache.conv_state.shape, cache.recurrent_state.shape
+    ((2, 512, 4), (2, 8, 32, 32))
   """
 
   conv_state: jax.Array
   recurrent_state: jax.Array
+
+  @property
+  def capacity(self) -> None:
+    """No limit: the state has one size for any number of tokens."""
+    return None
 
 
 class KeyValueCache(NamedTuple):
@@ -32,6 +61,12 @@ class KeyValueCache(NamedTuple):
   keys: jax.Array
   values: jax.Array
 
+  @property
+  def capacity(self) -> int:
+    """Tokens that a row may have: S."""
+    # From the right, for a cache of scanned layers leads with the periods.
+    return self.keys.shape[-3]
+
 
 class ModelCache(NamedTuple):
   """What a model carries from one call to the next.
@@ -41,21 +76,26 @@ class ModelCache(NamedTuple):
       period, whose arrays lead with the periods.
     stored: [B] int32, tokens of each row so far.
     start: [B] int32, number of the first token of the row's last document.
+
+  Example:
+    >>> import neumann_jax as nj
+    >>> from flax import nnx
+    >>> config = nj.ModelConfig(hidden_size=16, num_hidden_layers=4)
+    >>> model = nj.LanguageModel(config, rngs=nnx.Rngs(0))
+    >>> cache = model.init_cache(2, 100)
+    >>> cache.capacity, [type(layer).__name__ for layer in cache.layers]
+    (100, ['Cache', 'Cache', 'Cache', 'KeyValueCache'])
   """
 
-  layers: tuple[Cache | KeyValueCache, ...]
+  layers: tuple[LayerCache, ...]
   stored: jax.Array
   start: jax.Array
 
   @property
   def capacity(self) -> int:
     """Tokens that a row may have: S, or no limit without full attention."""
-    rooms = [
-      layer.keys.shape[-3]
-      for layer in self.layers
-      if isinstance(layer, KeyValueCache)
-    ]
-    return min(rooms, default=np.iinfo(np.int32).max - 1)
+    rooms = [layer.capacity for layer in self.layers]
+    return min((room for room in rooms if room is not None), default=_ENDLESS)
 
 
 def check_room(
@@ -70,6 +110,7 @@ def check_room(
   """
   if any(isinstance(x, jax.core.Tracer) for x in (cache.stored, mask)):
     return
+  # In numpy: the sentence must come before anything is staged or compiled.
   real = np.ones(shape, bool) if mask is None else np.asarray(mask) != 0
   total = (np.asarray(cache.stored) + real.sum(axis=1)).max()
   if total > cache.capacity:
@@ -79,9 +120,44 @@ def check_room(
     )
 
 
-def check_cache(
-  cache: Cache | KeyValueCache, like: Cache | KeyValueCache
+def check_model_cache(
+  cache: ModelCache, make: Callable[[int], ModelCache]
 ) -> None:
+  """Raises unless a cache is one of a model's, of any capacity.
+
+  Args:
+    cache: what was given.
+    make: from a capacity, the model's own cache for as many rows.
+
+  Raises:
+    TypeError: if it is no cache, or holds one of another kind of layer.
+    ValueError: for other numbers of layers or rows, shapes or dtypes.
+  """
+  if not isinstance(cache, ModelCache):
+    raise TypeError(
+      f"cache must be a ModelCache of init_cache, got {type(cache).__name__}"
+    )
+  # Shapes only: nothing is allocated for a comparison.
+  like = jax.eval_shape(lambda: make(1))
+  if len(cache.layers) != len(like.layers):
+    raise ValueError(
+      f"cache must have {len(like.layers)} layers, as init_cache makes it, "
+      f"got {len(cache.layers)}"
+    )
+  if cache.stored.shape != like.stored.shape:
+    raise ValueError(
+      f"cache must have {like.stored.shape[0]} rows, got "
+      f"{cache.stored.shape[0]}"
+    )
+  # Kinds before capacity, which only a cache of the right kind can tell.
+  for found, want in zip(cache.layers, like.layers):
+    check_kind(found, want)
+  like = jax.eval_shape(lambda: make(cache.capacity))
+  for found, want in zip(cache.layers, like.layers):
+    check_cache(found, want)
+
+
+def check_cache(cache: LayerCache, like: LayerCache) -> None:
   """Raises unless a layer's cache has the form of another.
 
   Args:
@@ -92,13 +168,19 @@ def check_cache(
     TypeError: if it is of another kind.
     ValueError: for an array of another shape or dtype.
   """
-  if type(cache) is not type(like):
-    raise TypeError(
-      f"cache must be a {type(like).__name__}, got {type(cache).__name__}"
-    )
-  for name, found, want in zip(like._fields, cache, like):
+  check_kind(cache, like)
+  for name, found in cache._asdict().items():
+    want = getattr(like, name)
     if found.shape != want.shape or found.dtype != want.dtype:
       raise ValueError(
         f"cache.{name} must be {want.dtype} of shape {want.shape}, got "
         f"{found.dtype} of shape {found.shape}"
       )
+
+
+def check_kind(cache: LayerCache, like: LayerCache) -> None:
+  """Raises TypeError unless both are caches of one kind of mixer."""
+  if type(cache) is not type(like):
+    raise TypeError(
+      f"cache must be a {type(like).__name__}, got {type(cache).__name__}"
+    )

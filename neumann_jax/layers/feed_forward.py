@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from neumann_jax.execution import Execution
 from neumann_jax.layers.linear import linear
-from neumann_jax.model_config import Execution, ModelConfig
+from neumann_jax.model_config import ModelConfig
 
 
 class SwiGLU(nnx.Module):
@@ -84,13 +85,16 @@ class Experts(nnx.Module):
       [M, hidden] in x's dtype.
     """
     count, k = chosen.shape
-    order = jnp.argsort(chosen.reshape(-1))  # stable: [M K]
-    token = order // k
+    # A stable sort, so that equal batches give equal sums, bit for bit.
+    order = jnp.argsort(chosen.reshape(-1))  # [M K]
+    token = order // k  # [M K], the token that each copy is of
     sizes = jnp.bincount(chosen.reshape(-1), length=self.num_experts)
-    sizes = sizes.astype(jnp.int32)
+    sizes = sizes.astype(jnp.int32)  # [E]; int64 under x64 is not accepted
+    # Both projections in one product: its rows are read once.
     both = self.multiply("gate_up_proj", x[token], sizes)
     gate, up = jnp.split(both, 2, axis=-1)  # [M K, width] each
     out = self.multiply("down_proj", nnx.silu(gate) * up, sizes)
+    # Weighted and summed in float32: K terms of either sign.
     out = out.astype(jnp.float32) * weights.reshape(-1)[order][:, None]
     summed = jax.ops.segment_sum(out, token, num_segments=count)
     return summed.astype(x.dtype)
@@ -153,8 +157,11 @@ class SparseExperts(nnx.Module):
 
   def route(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Weights [M, K] float32 and experts [M, K] int32 of [M, hidden]."""
+    # Float32 from here on: which experts come out on top must not depend on
+    # the dtype of the activations more than it has to.
     scores = nnx.softmax(self.gate(x).astype(jnp.float32))  # [M, E]
     weights, chosen = lax.top_k(scores, self.config.num_experts_per_tok)
+    # After the cut and not before: the softmax of all experts, then of these.
     if self.config.norm_topk_prob:
       weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
     return weights, chosen

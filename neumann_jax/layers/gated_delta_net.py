@@ -6,7 +6,8 @@ the dtype of the activations: they decide what the layer remembers.
 """
 
 import functools
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,15 @@ from neumann_jax.delta_rule import api, layout, sequence_parallel, wy
 from neumann_jax.delta_rule import inputs as operands
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.recurrent import gated_delta_step
+from neumann_jax.execution import Execution
 from neumann_jax.layers.cache import Cache, check_cache
+from neumann_jax.layers.gates import Gates, log_decay
 from neumann_jax.layers.linear import linear
+from neumann_jax.layers.mixer import Axes
 from neumann_jax.layers.norms import GatedRMSNorm, unit_norm
+from neumann_jax.layers.positions import Positions
 from neumann_jax.layers.short_conv import short_conv
-from neumann_jax.model_config import Execution, ModelConfig
+from neumann_jax.model_config import ModelConfig
 
 # Ranges of the uniform draw behind A_log. "qwen" is the published start, which
 # mostly forgets: log decays of -0.01 to -21 a token. "slow" gives about -0.001
@@ -50,7 +55,30 @@ class GatedDeltaNet(nnx.Module):
 
   Raises:
     ValueError: for an unknown start, or a kernel that cannot run these heads.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> import neumann_jax as nj
+    >>> from flax import nnx
+    >>> config = nj.ModelConfig(hidden_size=16)
+    >>> layer = nj.GatedDeltaNet(config, rngs=nnx.Rngs(0))
+    >>> y, cache = nnx.jit(lambda layer, x: layer(x))(
+    ...   layer, jnp.ones((2, 5, 16))
+    ... )
+    >>> y.shape, cache.recurrent_state.shape
+    ((2, 5, 16), (2, 8, 32, 32))
   """
+
+  logical_axes: ClassVar[Mapping[str, Axes]] = {
+    "in_proj_qkv/kernel": ("embed", "heads"),
+    "in_proj_z/kernel": ("embed", "heads"),
+    "in_proj_b/kernel": ("embed", "heads"),
+    "in_proj_a/kernel": ("embed", "heads"),
+    "out_proj/kernel": ("heads", "embed"),
+    "conv1d": (None, "heads"),
+    "A_log": ("heads",),
+    "dt_bias": ("heads",),
+  }
 
   def __init__(
     self,
@@ -64,7 +92,7 @@ class GatedDeltaNet(nnx.Module):
       raise ValueError(
         f'decay_init must be "qwen" or "slow", got {decay_init!r}'
       )
-    self.config = config
+    self.config, self.dtype = config, execution.dtype
     self.set_execution(execution)
     make = functools.partial(
       linear,
@@ -85,6 +113,8 @@ class GatedDeltaNet(nnx.Module):
       )
       * width**-0.5
     )  # [W, 2 Hk Dk + Hv Dv]
+    # float32 whatever param_dtype is: A_log is the exponent of a decay that
+    # acts over thousands of tokens.
     rate = _uniform(rngs, (heads,), *_DECAY_RANGES[decay_init])
     self.A_log = nnx.Param(jnp.log(rate))  # [Hv]
     self.dt_bias = nnx.Param(jnp.ones(heads, jnp.float32))  # [Hv]
@@ -96,22 +126,24 @@ class GatedDeltaNet(nnx.Module):
     self.out_proj = make(value_dim, hidden)
 
   def set_execution(self, execution: Execution) -> None:
-    """Chooses how the block is computed.
+    """Takes `rule` of the options; see `Mixer`.
 
     Raises:
       ValueError: if the rule has no kernel for these heads.
     """
     rule = execution.rule
+    # Asked now and not at the first call: head sizes are known, and a refusal
+    # should come before anything is compiled.
     if rule.fused:
       k, v = (
-        jax.ShapeDtypeStruct((1, 1, 1, width), execution.dtype)
+        jax.ShapeDtypeStruct((1, 1, 1, width), self.dtype)
         for width in (
           self.config.linear_key_head_dim,
           self.config.linear_value_head_dim,
         )
       )
       wy.check(rule.implementation, rule.spec, rule.chunk_size, k, v)
-    self.execution = execution
+    self.rule = rule
 
   @property
   def conv_dim(self) -> int:
@@ -121,9 +153,15 @@ class GatedDeltaNet(nnx.Module):
     values = config.linear_num_value_heads * config.linear_value_head_dim
     return 2 * keys + values
 
-  def init_cache(self, batch: int) -> Cache:
-    """The cache before the first token, all zeros."""
-    config, dtype = self.config, self.execution.dtype
+  def init_cache(self, batch: int, capacity: int | None = None) -> Cache:
+    """The cache before the first token, all zeros.
+
+    Args:
+      batch: B.
+      capacity: not read: the state has one size for any number of tokens.
+    """
+    del capacity
+    config = self.config
     state = (
       config.linear_num_value_heads,
       config.linear_key_head_dim,
@@ -131,13 +169,14 @@ class GatedDeltaNet(nnx.Module):
     )
     columns = (batch, self.conv_dim, config.linear_conv_kernel_dim)
     return Cache(
-      jnp.zeros(columns, dtype), jnp.zeros((batch, *state), jnp.float32)
+      jnp.zeros(columns, self.dtype), jnp.zeros((batch, *state), jnp.float32)
     )
 
   def __call__(
     self,
     x: jax.Array,
     *,
+    positions: Positions | None = None,
     cache: Cache | None = None,
     segment_ids: jax.Array | None = None,
     mask: jax.Array | None = None,
@@ -146,6 +185,7 @@ class GatedDeltaNet(nnx.Module):
 
     Args:
       x: [B, T, hidden] floating point.
+      positions: not read: the recurrence keeps the order of the tokens.
       cache: from the call before, or None at a start.
       segment_ids: [B, T] integers, non-decreasing along a row: documents that
         see nothing of each other. The cache enters the first document and
@@ -163,6 +203,7 @@ class GatedDeltaNet(nnx.Module):
       ValueError: for a shape or a value out of range, or if both segment_ids
         and mask are given, or mask with a sequence_axis.
     """
+    del positions
     self._check_inputs(x, cache, segment_ids, mask)
     if cache is None:
       cache = self.init_cache(x.shape[0])
@@ -170,7 +211,7 @@ class GatedDeltaNet(nnx.Module):
     inputs, conv_state = self._operands(x, cache.conv_state, segment_ids, mask)
     out, state = self._rule(inputs, cache.recurrent_state, segment_ids)
     gate = self.in_proj_z(x).reshape(out.shape)  # [B, T, Hv, Dv]
-    y = self.norm(out, gate)
+    y = self.norm(out, gate)  # [B, T, Hv, Dv]
     y = self.out_proj(y.reshape(*x.shape[:2], -1))
     return y, Cache(conv_state, state)
 
@@ -180,10 +221,12 @@ class GatedDeltaNet(nnx.Module):
     state: jax.Array,
     segment_ids: jax.Array | None,
   ) -> tuple[jax.Array, jax.Array]:
-    how = self.execution.rule
+    how = self.rule
     if how.sequence_axis is not None:
       run = sequence_parallel.over_shards
     elif inputs.v.shape[1] == 1:
+      # A chunk of one token has nothing to invert, and padding it to C tokens
+      # would make a step of decoding C times as dear.
       token = Operands(*(operand[:, 0] for operand in inputs))
       out, state = gated_delta_step(*token, state)
       return out[:, None], state  # [B, 1, Hv, Dv]
@@ -221,7 +264,7 @@ class GatedDeltaNet(nnx.Module):
       inputs.log_decay,
       inputs.beta,
       segment_ids=segment_ids,
-      chunk_size=self.execution.rule.chunk_size,
+      chunk_size=self.rule.chunk_size,
     )
 
   def _operands(
@@ -231,39 +274,49 @@ class GatedDeltaNet(nnx.Module):
     segment_ids: jax.Array | None,
     mask: jax.Array | None,
   ) -> tuple[Operands, jax.Array]:
+    # One convolution over q|k|v, as its parameters lie in a checkpoint.
     qkv, history = short_conv(
       self.in_proj_qkv(x),
       self.conv1d[...],
       history=history,
       segment_ids=segment_ids,
       mask=mask,
-      axis_name=self.execution.sequence_axis,
+      axis_name=self.rule.sequence_axis,
     )
-    config, dtype = self.config, self.execution.dtype
+    config, dtype = self.config, self.dtype
+    # Rounded once, after the activation: the convolution's sums are float32.
     qkv = nnx.silu(qkv).astype(dtype)  # [B, T, 2 Hk Dk + Hv Dv]
     keys = config.linear_num_key_heads * config.linear_key_head_dim
-    q, k, v = jnp.split(qkv, [keys, 2 * keys], axis=-1)
-    beta = nnx.sigmoid(self.in_proj_b(x).astype(jnp.float32))
-    step = nnx.softplus(
-      self.in_proj_a(x).astype(jnp.float32) + self.dt_bias[...]
-    )
-    log_decay = -jnp.exp(self.A_log[...]) * step  # [B, T, Hv]
-    if mask is not None:
-      beta = jnp.where(mask[..., None], beta, 0)
-      log_decay = jnp.where(mask[..., None], log_decay, 0)
+    q, k, v = jnp.split(qkv, [keys, 2 * keys], axis=-1)  # [B, T, H D] each
+    gates = self._gates(x, mask)
     lead = x.shape[:2]
+    # Normalised in float32 and then rounded: bfloat16 keys can be longer than 1
+    # by their rounding, which `envelope(key_norm=)` is for.
     q, k = (
       unit_norm(x.reshape(*lead, config.linear_num_key_heads, -1)).astype(dtype)
       for x in (q, k)
     )
-    v = v.reshape(*lead, config.linear_num_value_heads, -1)
-    return Operands(q, k, v, log_decay, beta), history
+    v = v.reshape(*lead, config.linear_num_value_heads, -1)  # [B, T, Hv, Dv]
+    return Operands(q, k, v, gates.log_decay, gates.beta), history
+
+  def _gates(self, x: jax.Array, mask: jax.Array | None) -> Gates:
+    """Decays and write strengths of x [B, T, hidden]; padding has neither."""
+    # float32 from here on, and bfloat16 nowhere: a decay acts as often as there
+    # are tokens after it.
+    beta = nnx.sigmoid(self.in_proj_b(x).astype(jnp.float32))  # [B, T, Hv]
+    a = self.in_proj_a(x).astype(jnp.float32) + self.dt_bias[...]  # [B, T, Hv]
+    gates = Gates(log_decay(self.A_log[...], a), beta)
+    if mask is None:
+      return gates
+    # A token that writes nothing and forgets nothing is as if it were not
+    # there.
+    return Gates(*(jnp.where(mask[..., None], gate, 0) for gate in gates))
 
   def _masked(
     self, x: jax.Array, mask: jax.Array | None
   ) -> tuple[jax.Array, jax.Array | None]:
     """Zeros padding, by selection: it may hold anything, NaN included."""
-    x = x.astype(self.execution.dtype)
+    x = x.astype(self.dtype)
     if mask is None:
       return x, None
     mask = jnp.asarray(mask).astype(bool)
@@ -276,7 +329,7 @@ class GatedDeltaNet(nnx.Module):
     segment_ids: jax.Array | None,
     mask: jax.Array | None,
   ) -> None:
-    sequence_axis.check(self.execution.sequence_axis, mask)
+    sequence_axis.check(self.rule.sequence_axis, mask)
     operands.check_hidden(x, self.config.hidden_size, segment_ids, mask)
     if cache is not None:
       like = jax.eval_shape(functools.partial(self.init_cache, x.shape[0]))

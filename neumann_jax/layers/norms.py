@@ -11,6 +11,7 @@ def unit_norm(x: jax.Array, *, eps: float = 1e-6) -> jax.Array:
 
   eps stands on the sum of squares, not on their mean: norms stay below 1.
   """
+  # A key whose norm exceeds 1 would break `envelope`, the bound of A's entries.
   x = x.astype(jnp.float32)
   return x * lax.rsqrt(jnp.sum(x**2, axis=-1, keepdims=True) + eps)
 
@@ -36,6 +37,9 @@ class GatedRMSNorm(nnx.Module):
 
   def __call__(self, x: jax.Array, gate: jax.Array) -> jax.Array:
     """[..., dim] twice -> [..., dim] in x's dtype."""
+    # Rounded to the activation dtype before the weight and again after the
+    # gate: the order of transformers, so that a bfloat16 model rounds where it
+    # did.
     normed = _over_rms(x, self.eps).astype(x.dtype)
     scaled = self.weight[...].astype(x.dtype) * normed
     gated = scaled.astype(jnp.float32) * nnx.silu(gate.astype(jnp.float32))
@@ -63,6 +67,8 @@ class RMSNorm(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """[..., dim] -> [..., dim] in x's dtype; everything in float32."""
+    # The weight is stored about 0, so that weight decay pulls the scale to 1;
+    # 1 + weight in bfloat16 would lose all of it below 2^-8.
     scale = 1.0 + self.weight[...].astype(jnp.float32)
     return (_over_rms(x, self.eps) * scale).astype(x.dtype)
 

@@ -1,4 +1,4 @@
-"""Where each token stands: in its row, in its document, in the cache."""
+"""Where each token stands in its row, document and cache; rotary embedding."""
 
 from typing import NamedTuple
 
@@ -58,11 +58,13 @@ def positions(
   start = none if start is None else start
   count = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
   if mask is not None:
+    # Padding counts for nothing, on whichever side it stands.
     count = jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1
-  slot = stored[:, None] + count
+  slot = stored[:, None] + count  # [B, T]
   first = jnp.broadcast_to(start[:, None], slot.shape)
   if segment_ids is not None:
     starts = inputs.segment_starts(segment_ids)
+    # Slots grow along a row: the largest start so far is that of the document.
     first = lax.cummax(jnp.where(starts, slot, first), axis=1)
   rotary = slot - first
   if mask is not None:
@@ -85,6 +87,8 @@ def shard_positions(
   Raises:
     ValueError: if the axis is unknown.
   """
+  # The places of all tokens are made in every shard and cut: a few integers a
+  # token, where passing counts from shard to shard would be serial.
   offset = sequence_axis.token_offset(length, axis_name)
   if segment_ids is not None:
     segment_ids = sequence_axis.gather_tokens(segment_ids, axis_name)
@@ -93,3 +97,32 @@ def shard_positions(
   return Positions(
     *(lax.dynamic_slice_in_dim(x, offset, length, axis=1) for x in places)
   )
+
+
+def rotate(
+  x: jax.Array, position: jax.Array, *, rotary_dim: int, theta: float
+) -> jax.Array:
+  """Turns component pairs (i, i + r/2) of x by position * theta^(-2 i / r).
+
+  The first r = rotary_dim components are turned, the others pass
+  (arXiv 2104.09864, in the half-split layout of Llama and Qwen).
+
+  Args:
+    x: [B, T, H, D].
+    position: [B, T] integers.
+    rotary_dim: r, even, at most D.
+    theta: base of the frequencies.
+
+  Returns:
+    [B, T, H, D] in x's dtype; angles are float32.
+  """
+  # In float32: bfloat16 holds no position above 256 exactly.
+  power = jnp.arange(0, rotary_dim, 2, dtype=jnp.float32) / rotary_dim  # [r/2]
+  angle = position[..., None].astype(jnp.float32) * theta**-power  # [B,T,r/2]
+  cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+  left, right, rest = jnp.split(x, [rotary_dim // 2, rotary_dim], axis=-1)
+  left, right = left.astype(jnp.float32), right.astype(jnp.float32)
+  turned = jnp.concatenate(
+    [left * cos - right * sin, right * cos + left * sin], axis=-1
+  )
+  return jnp.concatenate([turned.astype(x.dtype), rest], axis=-1)

@@ -40,6 +40,7 @@ def short_conv(
   if axis_name is not None:
     history = sequence_axis.conv_history(x, history, segment_ids, axis_name)
   width, length = kernel.shape[0], x.shape[1]
+  # W columns are kept where W - 1 would do: the layout of transformers' cache.
   columns = jnp.concatenate(
     [jnp.swapaxes(history.astype(x.dtype), 1, 2), x], axis=1
   )  # [B, W + T, D]
@@ -48,13 +49,21 @@ def short_conv(
   documents = None
   if segment_ids is not None:
     segment_ids = jnp.asarray(segment_ids)
-    documents = jnp.pad(segment_ids, [(0, 0), (width, 0)], mode="edge")
+    # The history is given the number of the row's first document: it is its.
+    documents = jnp.pad(
+      segment_ids, [(0, 0), (width, 0)], mode="edge"
+    )  # [B, W + T]
+  # W shifted products instead of `lax.conv`: W is 4, a depthwise convolution is
+  # bound by memory, and XLA fuses these with the mask of the documents and the
+  # activation that follows.
   y = jnp.zeros(x.shape, jnp.float32)
   for tap in range(width):
     window = slice(tap + 1, tap + 1 + length)
-    column = columns[:, window].astype(jnp.float32)
+    # Summed in float32: four bfloat16 roundings would cost two bits.
+    column = columns[:, window].astype(jnp.float32)  # [B, T, D]
     if documents is not None and segment_ids is not None:
       same = documents[:, window] == segment_ids
+      # By selection, because 0 times a NaN of another document is NaN.
       column = jnp.where(same[..., None], column, 0)
     y = y + kernel[tap].astype(jnp.float32) * column
   kept = _last_columns(columns, documents, mask, width)
@@ -82,6 +91,7 @@ def _last_columns(
 ) -> jax.Array:
   """The W columns up to the last real token: [B, W + T, D] -> [B, D, W]."""
   if documents is not None:
+    # What comes next goes on with the last document and must not see others.
     last = jnp.equal(documents[:, -1:], documents)
     columns = jnp.where(last[..., None], columns, 0)
   if mask is None:

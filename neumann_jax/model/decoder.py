@@ -8,15 +8,39 @@ import jax
 from flax import nnx
 from jax import lax
 
+from neumann_jax.delta_rule.layout import ChunkMatrices
+from neumann_jax.execution import Execution
 from neumann_jax.layers.attention import GatedAttention
+from neumann_jax.layers.cache import LayerCache
 from neumann_jax.layers.feed_forward import SparseExperts, SwiGLU
 from neumann_jax.layers.gated_delta_net import GatedDeltaNet
+from neumann_jax.layers.mixer import Mixer
 from neumann_jax.layers.norms import RMSNorm
 from neumann_jax.layers.positions import Positions
-from neumann_jax.model_config import Execution, ModelConfig
+from neumann_jax.model_config import ModelConfig
 
-LayerCache = Any  # Cache or KeyValueCache, as the layer's kind has it
 
+class MixerKind(NamedTuple):
+  """The mixer that a layer type names.
+
+  Attributes:
+    name: of the mixer in the layer and, with it, in a checkpoint.
+    make: (config, execution, rngs=rngs) -> the mixer.
+  """
+
+  name: str
+  make: Callable[..., Mixer[Any]]
+
+
+# The mixer of every entry that `ModelConfig.layer_types` may have.
+MIXERS: dict[str, MixerKind] = {
+  "linear_attention": MixerKind("linear_attn", GatedDeltaNet),
+  "full_attention": MixerKind("self_attn", GatedAttention),
+}
+
+# What the forward pass keeps under each `Execution.remat`. "dots" keeps
+# products with weights, which have no batch axis, and no product of two
+# activations.
 _SAVED = {
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   "full": jax.checkpoint_policies.nothing_saveable,
@@ -24,7 +48,7 @@ _SAVED = {
 
 
 class Tokens(NamedTuple):
-  """What every layer needs to know of the tokens of a call.
+  """What every mixer is told of the tokens of a call, by these names.
 
   Attributes:
     positions: their places.
@@ -62,11 +86,9 @@ class DecoderLayer(nnx.Module):
       param_dtype=execution.param_dtype,
     )
     self.input_layernorm = norm()
-    self.is_linear = config.layer_types[index] == "linear_attention"
-    if self.is_linear:
-      self.linear_attn = GatedDeltaNet(config, execution, rngs=rngs)
-    else:
-      self.self_attn = GatedAttention(config, execution, rngs=rngs)
+    kind = MIXERS[config.layer_types[index]]
+    self.mixer_name = kind.name
+    setattr(self, kind.name, kind.make(config, execution, rngs=rngs))
     self.post_attention_layernorm = norm()
     self.mlp: SparseExperts | SwiGLU
     if config.is_sparse(index):
@@ -76,32 +98,43 @@ class DecoderLayer(nnx.Module):
         config, execution, width=config.intermediate_size, rngs=rngs
       )
 
-  def init_cache(self, batch: int, capacity: int) -> LayerCache:
-    """The layer's cache before the first token."""
-    if self.is_linear:
-      return self.linear_attn.init_cache(batch)
-    return self.self_attn.init_cache(batch, capacity)
+  @property
+  def mixer(self) -> Mixer[Any]:
+    """The token mixer, which is an attribute of its name in a checkpoint."""
+    return getattr(self, self.mixer_name)
 
   def __call__(
     self,
     x: jax.Array,
     tokens: Tokens,
-    cache: LayerCache = None,
-  ) -> tuple[jax.Array, LayerCache]:
+    cache: LayerCache | None = None,
+  ) -> tuple[jax.Array, LayerCache | None]:
     """[B, T, hidden] -> [B, T, hidden], and the cache (None for None)."""
-    mixed, new = self._mix(self.input_layernorm(x), tokens, cache)
+    mixed, new = self.mixer(
+      self.input_layernorm(x), cache=cache, **tokens._asdict()
+    )
     x = x + mixed
     x = x + self.mlp(self.post_attention_layernorm(x))
     return x, None if cache is None else new
 
-  def _mix(
-    self, x: jax.Array, tokens: Tokens, cache: LayerCache
-  ) -> tuple[jax.Array, LayerCache]:
-    if self.is_linear:
-      return self.linear_attn(
-        x, cache=cache, segment_ids=tokens.segment_ids, mask=tokens.mask
+  def chunk_matrices(
+    self, x: jax.Array, tokens: Tokens
+  ) -> ChunkMatrices | None:
+    """What the layer inverts for x [B, T, hidden], or None if it does not."""
+    return self.mixer.chunk_matrices(
+      self.input_layernorm(x),
+      segment_ids=tokens.segment_ids,
+      mask=tokens.mask,
+    )
+
+
+def check_layer_types(types: Sequence[str]) -> None:
+  """Raises ValueError for a layer type that names no mixer."""
+  for kind in types:
+    if kind not in tuple(MIXERS):  # a list out of a file has no hash
+      raise ValueError(
+        f"layer_types must be of {', '.join(MIXERS)}, got {kind!r}"
       )
-    return self.self_attn(x, tokens.positions, cache=cache)
 
 
 def make_layers(
@@ -119,8 +152,10 @@ def make_layers(
     with the periods.
 
   Raises:
-    ValueError: if layers are to be scanned but none repeat.
+    ValueError: for an unknown layer type, or if layers are to be scanned but
+      none repeat.
   """
+  check_layer_types(config.layer_types)
   depth, period = config.num_hidden_layers, config.period
   make = functools.partial(DecoderLayer, config, execution)
   if not execution.scan_layers:
@@ -130,6 +165,8 @@ def make_layers(
       f"scan_layers needs layers that repeat, but none of the {depth} layers "
       "of this config do"
     )
+  # One layer of a period is made as many times as there are periods by `vmap`
+  # over keys: one compilation, and the parameters are born stacked.
   stacks = []
   for i in range(period):
     build = lambda key, i=i: make(i, rngs=nnx.Rngs(params=key))  # noqa: E731
@@ -146,7 +183,7 @@ def run_layers(
   x: jax.Array,
   tokens: Tokens,
   caches: tuple[LayerCache, ...] | None,
-) -> tuple[jax.Array, tuple[LayerCache, ...]]:
+) -> tuple[jax.Array, tuple[Any, ...]]:
   """Runs x [B, T, hidden] through layers from `make_layers`.
 
   Args:
@@ -159,6 +196,8 @@ def run_layers(
   Returns:
     [B, T, hidden], and the caches after the tokens (None for None).
   """
+  # Layers as functions of their state, because `lax.scan` and `jax.checkpoint`
+  # take arrays; the graphs of stacked layers are those of one layer.
   graphs, states = zip(*(nnx.split(layer) for layer in layers))
   calls = [_rematerialised(graph, execution, tokens) for graph in graphs]
 
@@ -169,10 +208,9 @@ def run_layers(
       new.append(cache)
     return x, tuple(new)
 
-  if caches is None:
-    caches = (None,) * len(calls)
+  before = (None,) * len(calls) if caches is None else caches
   run = functools.partial(lax.scan, period) if execution.scan_layers else period
-  return run(x, (states, caches))
+  return run(x, (states, before))
 
 
 def _rematerialised(
@@ -185,6 +223,8 @@ def _rematerialised(
 
   if execution.remat == "none":
     return call
+  # Inside a scan nothing can be shared between the passes, so that the barriers
+  # that keep XLA from undoing the remat would only cost.
   return jax.checkpoint(
     call,
     policy=_SAVED[execution.remat],

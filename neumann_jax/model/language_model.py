@@ -7,6 +7,7 @@ as in a checkpoint: `layers/3/self_attn/q_proj/kernel` is its
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -17,14 +18,17 @@ from jax import lax
 from neumann_jax import checks, sequence_axis
 from neumann_jax.delta_rule import inputs, layout
 from neumann_jax.delta_rule.options import RuleOptions
-from neumann_jax.layers.attention import GatedAttention
-from neumann_jax.layers.cache import ModelCache, check_cache, check_room
-from neumann_jax.layers.gated_delta_net import GatedDeltaNet
+from neumann_jax.execution import Execution
+from neumann_jax.layers.cache import (
+  ModelCache,
+  check_model_cache,
+  check_room,
+)
 from neumann_jax.layers.linear import linear
 from neumann_jax.layers.norms import RMSNorm
 from neumann_jax.layers.positions import Positions, positions, shard_positions
 from neumann_jax.model.decoder import Tokens, make_layers, run_layers
-from neumann_jax.model_config import Execution, ModelConfig
+from neumann_jax.model_config import ModelConfig
 
 # What a model can change after it was made; the rest is in its parameters.
 CHANGEABLE = ("rule", "query_block", "remat")
@@ -44,7 +48,24 @@ class LanguageModel(nnx.Module):
       layer of a period, whose parameters lead with the periods.
 
   Raises:
-    ValueError: if layers are to be scanned but none repeat.
+    ValueError: for an unknown layer type, or if layers are to be scanned but
+      none repeat.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> import neumann_jax as nj
+    >>> from flax import nnx
+    >>> config = nj.ModelConfig(hidden_size=16, num_hidden_layers=1)
+    >>> model = nj.LanguageModel(config, rngs=nnx.Rngs(0))
+    >>> call = nnx.jit(lambda model, *args, **kw: model(*args, **kw))
+    >>> logits, cache = call(
+    ...   model, jnp.asarray([[1, 2, 3]]), cache=model.init_cache(1, 8)
+    ... )
+    >>> logits.shape, cache.stored.tolist()
+    ((1, 3, 256), [3])
+    >>> exact = model.with_execution(spec=nj.InverseSpec("exact"))
+    >>> exact.execution.rule.spec.method
+    'exact'
   """
 
   def __init__(
@@ -70,6 +91,7 @@ class LanguageModel(nnx.Module):
       eps=config.rms_norm_eps,
       param_dtype=execution.param_dtype,
     )
+    # Where they are tied, the embedding is the output matrix, and one array.
     if not config.tie_word_embeddings:
       self.lm_head = linear(
         config.hidden_size,
@@ -95,13 +117,18 @@ class LanguageModel(nnx.Module):
     for name, value in (("batch", batch), ("capacity", capacity)):
       if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
-    caches = tuple(layer.init_cache(batch, capacity) for layer in self.layers)
+    # One a layer, or one a stack: `lax.scan` takes the periods' caches apart.
+    caches = tuple(
+      layer.mixer.init_cache(batch, capacity) for layer in self.layers
+    )
     if self.execution.scan_layers:
       periods = self.config.num_hidden_layers // len(caches)
       caches = jax.tree.map(
         lambda x: jnp.zeros((periods, *x.shape), x.dtype), caches
       )
-    zero = jnp.zeros(batch, jnp.int32)
+    # int32 by name: the default integer is int64 under x64, and a cache that
+    # changes its type after a step would have the step compiled again.
+    zero = jnp.zeros(batch, jnp.int32)  # [B]
     return ModelCache(caches, zero, zero)
 
   def __call__(
@@ -148,22 +175,26 @@ class LanguageModel(nnx.Module):
   ) -> tuple[jax.Array, ModelCache | None]:
     """What `logits` reads, [B, T, hidden]; arguments as for a call."""
     self._check(tokens, cache, segment_ids, mask)
-    mask = None if mask is None else jnp.asarray(mask).astype(bool)
+    # Once for all layers: places are the same in each.
+    mask = None if mask is None else jnp.asarray(mask).astype(bool)  # [B, T]
     places = self._positions(tokens.shape, cache, segment_ids, mask)
     known = Tokens(places, segment_ids, mask)
-    x = self.embed_tokens(tokens)
+    x = self.embed_tokens(tokens)  # [B, T, hidden]
     layers = None if cache is None else cache.layers
     x, caches = run_layers(self.layers, self.execution, x, known, layers)
-    x = self.norm(x)
+    x = self.norm(x)  # [B, T, hidden]
     if cache is None:
       return x, None
-    count = tokens.shape[1] if mask is None else jnp.sum(mask, axis=1)
-    cache = ModelCache(caches, cache.stored + count, places.first[:, -1])
+    # A compiled program cannot refuse a row that outgrows its cache: NaN is
+    # seen, where a dropped key would be a wrong answer that nobody notices.
+    added = tokens.shape[1] if mask is None else _count(mask)
+    cache = ModelCache(caches, cache.stored + added, places.first[:, -1])
     full = cache.stored > cache.capacity  # [B]
     return jnp.where(full[:, None, None], jnp.nan, x).astype(x.dtype), cache
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """[..., hidden] -> [..., V] float32."""
+    # Sums stay float32: tokens that compete differ by less than bfloat16 shows.
     if not self.config.tie_word_embeddings:
       return self.lm_head(hidden)
     return jnp.einsum(
@@ -205,13 +236,9 @@ class LanguageModel(nnx.Module):
     known = Tokens(places, segment_ids, mask)
     x, found = self.embed_tokens(tokens), []
     for layer in self.layers:
-      if layer.is_linear:
-        mixed = layer.input_layernorm(x)
-        found.append(
-          layer.linear_attn.chunk_matrices(
-            mixed, segment_ids=segment_ids, mask=mask
-          )
-        )
+      matrices = layer.chunk_matrices(x, known)
+      if matrices is not None:
+        found.append(matrices)
       x, _ = layer(x, known)
     return tuple(found)
 
@@ -235,13 +262,23 @@ class LanguageModel(nnx.Module):
     execution = dataclasses.replace(self.execution, **changes)
     rule = dataclasses.replace(execution.rule, **options)
     execution = dataclasses.replace(execution, rule=rule)
+    # Split and merged: other modules, the same arrays.
     model = nnx.merge(*nnx.split(self))
-    for _, node in nnx.iter_graph(model):
-      if isinstance(node, LanguageModel | GatedAttention):
-        node.execution = execution
-      if isinstance(node, GatedDeltaNet):
-        node.set_execution(execution)
+    model.set_execution(execution)
     return model
+
+  def set_execution(self, execution: Execution) -> None:
+    """Changes how this model is computed; `with_execution` leaves it alone.
+
+    Args:
+      execution: like the one there is but for what is in `CHANGEABLE`.
+
+    Raises:
+      ValueError: if a mixer cannot be computed so.
+    """
+    self.execution = execution
+    for layer in self.layers:
+      layer.mixer.set_execution(execution)
 
   def _positions(
     self,
@@ -252,6 +289,7 @@ class LanguageModel(nnx.Module):
   ) -> Positions:
     batch, length = shape
     axis = self.execution.sequence_axis
+    # A shard starts in the middle of the row and has to ask where.
     if axis is not None:
       return shard_positions(batch, length, segment_ids, axis)
     stored, start = (None, None) if cache is None else cache[1:]
@@ -275,30 +313,18 @@ class LanguageModel(nnx.Module):
     inputs.check_marks(tokens.shape, segment_ids, mask)
     axis = self.execution.sequence_axis
     sequence_axis.check(axis, mask)
+    # A shard's cache would have to hold what later shards compute.
     if axis is not None and cache is not None:
       raise ValueError(
         f"cache cannot be given where mesh axis {axis!r} splits the tokens: "
         "prefill without it"
       )
     if cache is not None:
-      self._check_cache(cache, tokens.shape[0])
+      make = functools.partial(self.init_cache, tokens.shape[0])
+      check_model_cache(cache, make)
       check_room(cache, tokens.shape, mask)
 
-  def _check_cache(self, cache: ModelCache, batch: int) -> None:
-    if not isinstance(cache, ModelCache):
-      raise TypeError(
-        f"cache must be a ModelCache of init_cache, got {type(cache).__name__}"
-      )
-    if len(cache.layers) != len(self.layers):
-      raise ValueError(
-        f"cache must have {len(self.layers)} layers, as init_cache makes it, "
-        f"got {len(cache.layers)}"
-      )
-    if cache.stored.shape != (batch,):
-      raise ValueError(
-        f"cache must have {batch} rows, got {cache.stored.shape[0]}"
-      )
-    capacity = cache.capacity
-    like = jax.eval_shape(lambda: self.init_cache(batch, capacity))
-    for found, want in zip(cache.layers, like.layers):
-      check_cache(found, want)
+
+def _count(mask: jax.Array) -> jax.Array:
+  """Tokens of each row, [B, T] -> [B], int32 under x64 too."""
+  return jnp.sum(mask, axis=1, dtype=jnp.int32)

@@ -26,6 +26,7 @@ def stack_layers(model: LanguageModel) -> LanguageModel:
     raise ValueError(
       f"stack_layers needs layers that repeat, but none of the {depth} do"
     )
+  # The graphs of a kind are equal, so that one of them will do for the stack.
   stacks = []
   for i in range(period):
     states = [nnx.state(layer) for layer in model.layers[i::period]]
@@ -58,10 +59,9 @@ def unstack_layers(model: LanguageModel) -> LanguageModel:
 def _with_layers(
   model: LanguageModel, layers: list[DecoderLayer], *, scan_layers: bool
 ) -> LanguageModel:
+  # A copy, because modules are changed in place; arrays are shared.
   model = nnx.merge(*nnx.split(model))
   model.layers = nnx.List(layers)
   execution = dataclasses.replace(model.execution, scan_layers=scan_layers)
-  for _, node in nnx.iter_graph(model):
-    if hasattr(node, "execution"):
-      node.execution = execution
+  model.set_execution(execution)
   return model

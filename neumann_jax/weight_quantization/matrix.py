@@ -9,6 +9,7 @@ activations) with int32 sums and scaled once a group.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -109,12 +110,8 @@ class QuantizedKernel(nnx.Module):
 
   def __init__(self, kernel: jax.Array, spec: WeightQuantSpec) -> None:
     self.spec = spec
-    rows, bits = kernel.shape[-2], spec.weight_bits
-    groups = _split_rows(jnp.asarray(kernel, jnp.float32), spec.group)
-    scale = integer.dynamic_scale(groups, axis=-2, bits=bits)
-    codes = integer.codes(groups, scale, bits=bits).astype(jnp.int8)
-    self.codes = Codes(_join_rows(codes, rows))
-    self.scale = Scale(scale[..., 0, :])  # [..., G, N]
+    codes, scale = _quantized(kernel, spec)
+    self.codes, self.scale = Codes(codes), Scale(scale)
 
   def dequantized(self) -> jax.Array:
     """The matrix that the codes stand for, [..., K, N] float32."""
@@ -138,12 +135,16 @@ class QuantizedKernel(nnx.Module):
       pick: from the scales of a group, the one of every row of the result.
     """
     bits = self.spec.activation_bits
+    # Dequantised for the product: the weights' memory is saved, not its time.
     if bits is None:
       return dot(x, self.dequantized().astype(x.dtype), dtype)
     x = x.astype(jnp.float32)
-    x_scale = integer.dynamic_scale(x, axis=-1, bits=bits)
-    n = integer.codes(x, x_scale, bits=bits)
+    # A scale a token, so that no token is rounded more coarsely for its
+    # neighbours, and what is generated does not depend on the batch.
+    n, x_scale = integer.dynamic_codes(x, axis=-1, bits=bits)  # [..., K]
     group, scale = self.spec.group, self.scale[...]
+    # One group: sums of K codes in int32, scaled once. 127 * 127 * K overflows
+    # from K = 133,000 on, wider than any published model.
     if scale.shape[-2] == 1:
       product = _code_product(n, self.codes[...], bits, dot)
       return (product * pick(scale[..., 0, :]) * x_scale).astype(dtype)
@@ -153,6 +154,7 @@ class QuantizedKernel(nnx.Module):
       jnp.moveaxis(scale, -2, 0),
     )  # each leads with the groups
 
+    # Group by group in a scan: all at once would hold G products of [..., N].
     def add(total, part):
       n, codes, scale = part
       return total + _code_product(n, codes, bits, dot) * pick(scale), None
@@ -162,24 +164,35 @@ class QuantizedKernel(nnx.Module):
     return (total * x_scale).astype(dtype)
 
 
+# One program a shape: a model has a dozen shapes and hundreds of matrices, and
+# a dozen operations each would be compiled and dispatched one by one.
+@functools.partial(jax.jit, static_argnums=1)
+def _quantized(
+  kernel: jax.Array, spec: WeightQuantSpec
+) -> tuple[jax.Array, jax.Array]:
+  """Codes [..., K, N] int8 and scales [..., G, N] of a matrix [..., K, N]."""
+  groups = _split_rows(kernel.astype(jnp.float32), spec.group)  # [...,G,K/G,N]
+  codes, scale = integer.dynamic_codes(groups, axis=-2, bits=spec.weight_bits)
+  codes = _join_rows(codes.astype(jnp.int8), kernel.shape[-2])
+  return codes, scale[..., 0, :]
+
+
 def _code_product(
   n: jax.Array, codes: jax.Array, bits: int, dot: Dot
 ) -> jax.Array:
   """Product of activation codes and int8 weight codes, in float32."""
 
-  def exact(left: jax.Array) -> jax.Array:
-    return dot(left.astype(jnp.int8), codes, jnp.int32).astype(jnp.float32)
+  def exact(left: jax.Array, right: jax.Array) -> jax.Array:
+    return dot(left.astype(jnp.int8), right, jnp.int32)
 
-  if bits <= 8:
-    return exact(n)
-  high, low = integer.limbs(n)
-  return exact(high) * 256 + exact(low)
+  return integer.limb_product(integer.limbs(n, bits=bits), (codes,), exact)
 
 
 def _split_rows(x: jax.Array, group: int | None) -> jax.Array:
   """[..., K, N] -> [..., G, K / G, N], K padded with zeros to whole groups."""
   rows = x.shape[-2]
   group = rows if group is None else min(group, rows)
+  # Zeros have code 0: they change neither a scale nor a sum.
   pad = [(0, 0)] * (x.ndim - 2) + [(0, -rows % group), (0, 0)]
   x = jnp.pad(x, pad)
   return x.reshape(*x.shape[:-2], -1, group, x.shape[-1])

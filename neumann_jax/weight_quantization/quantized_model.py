@@ -30,6 +30,7 @@ class QuantizedLinear(nnx.Module):
 
   def __init__(self, linear: nnx.Linear, spec: WeightQuantSpec) -> None:
     self.kernel = QuantizedKernel(linear.kernel[...], spec)
+    # Added in the dtype of the result, as `nnx.Linear` does.
     self.bias = linear.bias
     self.dtype = jnp.dtype(linear.dtype or linear.param_dtype)
     self.out_dtype = jnp.dtype(linear.preferred_element_type or self.dtype)
@@ -58,6 +59,7 @@ class QuantizedExperts(Experts):
 
   def multiply(self, name: str, x: jax.Array, sizes: jax.Array) -> jax.Array:
     """Rows x [M, in], sorted by expert, times the matrix of their expert."""
+    # Each row of the result is scaled by its own expert's scales.
     dot = functools.partial(_ragged_dot, sizes)
     expert = jnp.repeat(
       jnp.arange(self.num_experts), sizes, total_repeat_length=x.shape[0]
@@ -93,12 +95,22 @@ def quantize_weights(
     TypeError: if `spec` is no WeightQuantSpec.
     ValueError: if the model is quantised already, or if `keep` names what no
       model has.
+
+  Example:
+    >>> import neumann_jax as nj
+    >>> from flax import nnx
+    >>> from neumann_jax.weight_quantization import preset, quantize_weights
+    >>> config = nj.ModelConfig(hidden_size=16, num_hidden_layers=1)
+    >>> model = nj.LanguageModel(config, rngs=nnx.Rngs(0))
+    >>> small = quantize_weights(model, preset("W8A8"))
+    >>> small.layers[0].mlp.up_proj.kernel.codes[...].dtype
+    dtype('int8')
   """
   if not isinstance(spec, WeightQuantSpec):
     raise TypeError(
-      f"spec must be a WeightQuantSpec, as weight_quant.preset('W4A16'), got "
-      f"{spec!r}"
+      f"spec must be a WeightQuantSpec, as preset('W4A16'), got {spec!r}"
     )
+  # A copy of the modules, which are then changed in place; arrays are shared.
   model = nnx.merge(*nnx.split(model))
   found = _linear_maps(model)
   _check_keep(keep, {name for _, name, _ in found})
@@ -137,6 +149,8 @@ def _check_keep(keep: Sequence[str], names: set[str]) -> None:
       raise ValueError(f"keep must be among {', '.join(known)}; got {name!r}")
 
 
+# HIGHEST in both, for what activations are left in floating point; products of
+# integers are exact whatever it says.
 def _matmul(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
   return jnp.matmul(
     x, kernel, precision=lax.Precision.HIGHEST, preferred_element_type=dtype

@@ -1,0 +1,82 @@
+"""How a model is computed: one record; each layer takes what it reads of it."""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+
+from neumann_jax.delta_rule.options import RuleOptions
+
+REMAT = ("none", "dots", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+  """How a model is computed; its parameters mean the same under any.
+
+  Attributes:
+    dtype: of activations and products. Norms, gates, softmax, router, states
+      and logits are float32 whatever it is.
+    param_dtype: of parameters, except A_log and dt_bias, which are float32.
+    rule: how the linear layers compute the gated delta rule; its
+      `sequence_axis` splits the tokens of the whole model.
+    query_block: full attention takes so many queries at a time, so that its
+      memory grows with T and not with T^2.
+    scan_layers: holds the parameters of equal layers as one stack and runs it
+      by `lax.scan`: one compilation for any depth.
+    remat: what the backward pass computes again, a layer at a time: "none",
+      "dots" (everything but products with weights) or "full".
+
+  Raises:
+    TypeError: for an option of another type.
+    ValueError: for a value out of range.
+
+  Example:
+    >>> import neumann_jax as nj
+    >>> execution = nj.Execution(rule=nj.RuleOptions(chunk_size=32))
+    >>> execution.rule.chunk_size, execution.remat
+    (32, 'none')
+    >>> nj.Execution(remat="some")
+    Traceback (most recent call last):
+      ...
+    ValueError: remat must be one of none, dots, full, got 'some'
+  """
+
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+  rule: RuleOptions = RuleOptions()  # noqa: RUF009  (frozen)
+  # Scores of 1024 queries and 32768 keys are 128 MiB a head in float32.
+  query_block: int = 1024
+  scan_layers: bool = False
+  remat: Literal["none", "dots", "full"] = "none"
+
+  def __post_init__(self) -> None:
+    """Raises TypeError or ValueError for an option that cannot be."""
+    for name in ("dtype", "param_dtype"):
+      # "bfloat16", jnp.bfloat16 and its dtype are one option, and must hash so.
+      value = jnp.dtype(getattr(self, name))
+      if not jnp.issubdtype(value, jnp.floating):
+        raise ValueError(f"{name} must be floating point, got {value}")
+      object.__setattr__(self, name, value)
+    if not isinstance(self.rule, RuleOptions):
+      raise TypeError(
+        f"rule must be a RuleOptions, as RuleOptions(chunk_size=64), got "
+        f"{self.rule!r}"
+      )
+    if not isinstance(self.scan_layers, bool):
+      raise TypeError(
+        f"scan_layers must be True or False, got {self.scan_layers!r}"
+      )
+    if self.query_block < 1:
+      raise ValueError(
+        f"query_block must be at least 1, got {self.query_block}"
+      )
+    if self.remat not in REMAT:
+      raise ValueError(
+        f"remat must be one of {', '.join(REMAT)}, got {self.remat!r}"
+      )
+
+  @property
+  def sequence_axis(self) -> str | None:
+    """The mesh axis that splits the tokens, as the rule has it."""
+    return self.rule.sequence_axis
