@@ -167,8 +167,11 @@ def draw_all(
   for beta in betas:
     for family in FAMILIES:
       for decay in DECAYS:
-        yield beta, family, decay, draw(
-          family, beta=beta, decay=decay, **options
+        yield (
+          beta,
+          family,
+          decay,
+          draw(family, beta=beta, decay=decay, **options),
         )
 
 
