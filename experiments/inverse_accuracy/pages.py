@@ -106,8 +106,9 @@ def add_paper_settings(report: Report, rows: pd.DataFrame, count: int) -> None:
     count: chunks per family and decay.
   """
   tables = []
-  for size, chosen in rows.groupby("chunk_size", sort=False):
-    table = worst(chosen).rename({"banded": PAPER_NAMES[int(size)]})
+  for size in rows.chunk_size.unique():
+    chosen = rows[rows.chunk_size == size]
+    table = worst(chosen).rename({"banded": PAPER_NAMES[size]})
     table.insert(0, "chunk", size)
     tables.append(table.reset_index().set_index("chunk"))
   report.heading("The paper's settings by chunk length")
