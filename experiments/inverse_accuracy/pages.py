@@ -240,9 +240,10 @@ def _add_fixed_scale(report: Report, rows: pd.DataFrame, measured: str) -> None:
     for suffix, words in (("", "dynamic"), (" envelope", "fixed"))
   }
   table = table[[name for name in names if name in table]].rename(columns=names)
+  pairs = pd.MultiIndex.from_product([fixed, rows.beta.unique()])
   _add(
     report,
-    table.sort_index(level="method", key=lambda x: x.map(list(fixed).index)),
+    table.reindex(pairs.set_names(["method", "beta"])),
     measured,
     name="fixed-scale",
     caption="Worst relative error, dynamic scale beside fixed scale",
