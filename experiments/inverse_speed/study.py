@@ -41,7 +41,7 @@ class Settings(Checked):
     draws: distinct chunks per family, decay and range of beta.
     repeats: measurements of each time.
     inner: back-to-back calls in a measurement.
-    specs: names of the inverses, see `speed_cases.parse`.
+    specs: names of the inverses, see `cases.parse`.
     stage_specs: names of the inverses inside the stage.
     tokens: T of the stage, a multiple of C.
     heads: of its keys and of its values.

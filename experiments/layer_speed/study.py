@@ -37,7 +37,7 @@ class Settings(Checked):
     seed: of every draw.
     repeats: measurements of each time.
     inner: back-to-back calls in a measurement.
-    specs: names of the inverses, see `layer_cases.parse`; the first is what
+    specs: names of the inverses, see `cases.parse`; the first is what
       the others are compared with.
   """
 

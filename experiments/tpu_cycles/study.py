@@ -36,9 +36,9 @@ class Settings(Checked):
   """What is compiled, for what.
 
   Attributes:
-    kinds: of TPU, among `tpu_schedule.TOPOLOGIES`.
+    kinds: of TPU, among `schedule.TOPOLOGIES`.
     batches: matrices a grid step, multiples of 8.
-    kernels: among `tpu_kernels.NAMES`.
+    kernels: among `kernels.NAMES`.
     draws: chunks per family and decay whose error is measured.
     seed: of the draws.
   """
