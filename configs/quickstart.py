@@ -12,6 +12,8 @@ mean, within its Monte Carlo error, on every operator.
 
 import ml_collections
 
+from configs import inverse_accuracy
+
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
   """The settings; `form` "debug" shrinks them."""
@@ -20,12 +22,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
   debug = form == "debug"
   return ml_collections.ConfigDict(
     {
-      "inverse": {
-        "seed": 0,
-        "draws": 1 if debug else 5,
-        "chunk_size": 64,
-        "tokens": 64 if debug else 256,
-      },
+      "inverse": inverse_accuracy.get_config(form),
       "restoration": {
         "seed": 0,
         "size": 64 if debug else 256,

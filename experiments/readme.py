@@ -12,9 +12,11 @@ import pathlib
 import shutil
 from collections.abc import Sequence
 
+import pandas as pd
 from absl import app
 
-from experiments.harness import report
+from experiments.harness import tables
+from experiments.inverse_accuracy import pages
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PICTURE = "notebooks/figures/restoration.jpg"
@@ -31,7 +33,6 @@ METHODS = (
   "ladder",
   "ladder + refine",
 )
-FORMATS = ("float32", "bfloat16", "float16", "INT16", "INT8")
 
 
 def block(run: pathlib.Path) -> str:
@@ -43,35 +44,33 @@ def block(run: pathlib.Path) -> str:
   Returns:
     Markdown without the comments.
   """
-  rows = [
-    json.loads(line) for line in (run / "families.jsonl").open(encoding="utf-8")
-  ]
+  lines = (run / "families.jsonl").read_text(encoding="utf-8").splitlines()
+  rows = tables.frame(map(json.loads, lines))
   config = json.loads((run / "environment.json").read_text())["config"]
   draws = config["inverse"]["draws"]
-  lines = [
-    "**Worst relative error of the chunk inverse** over 8 families of keys and "
-    f"3 decays ({draws} chunks of 64 tokens each, beta in [0.6, 1]; truth in "
-    "float64). Independent random keys make every row look good; low-rank, "
-    "repeated and periodic keys do not.",
-    "",
-    f"| method | products | {' | '.join(FORMATS)} |",
-    f"|---|---|{'---|' * len(FORMATS)}",
-  ]
-  for method in METHODS:
-    chosen = [
-      r for r in rows if r["method"] == method and r["beta"] != "0 to 2"
-    ]
-    errors = [
-      report.short(
-        max(float(r["worst"]) for r in chosen if r["format"] == form)
-      )
-      for form in FORMATS
-    ]
-    products = chosen[0]["products"]
-    lines.append(f"| {method} | {products} | {' | '.join(errors)} |")
   caption = (run / "panel.txt").read_text().strip()
-  lines += ["", f"![{caption}]({PICTURE})", "", caption]
-  return "\n".join(lines)
+  return "\n".join(
+    [
+      "**Worst relative error of the chunk inverse** over 8 families of keys "
+      f"and 3 decays ({draws} chunks of 64 tokens each, beta in [0.6, 1]; "
+      "truth in float64). Independent random keys make every row look good; "
+      "low-rank, repeated and periodic keys do not.",
+      "",
+      markdown(pages.worst(rows[rows.beta == pages.MILD]).loc[list(METHODS)]),
+      "",
+      f"![{caption}]({PICTURE})",
+      "",
+      caption,
+    ]
+  )
+
+
+def markdown(table: pd.DataFrame) -> str:
+  """A frame as a table of Markdown."""
+  found = tables.columns(table)
+  rows = [list(map(tables.words, row)) for row in zip(*found.values())]
+  head, *body = [f"| {' | '.join(row)} |" for row in [list(found), *rows]]
+  return "\n".join([head, f"|{'---|' * len(found)}", *body])
 
 
 def main(argv: Sequence[str]) -> None:

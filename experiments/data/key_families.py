@@ -2,10 +2,12 @@
 
 Random independent keys make every method look good; the failures reported
 from trained models come from keys that are aligned, repeated, periodic or of
-low rank, under slow decay. Everything here is numpy in float64.
+low rank, under slow decay. Drawn here by numpy in float64; `device_keys` draws
+the same families on the device.
 """
 
-import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,11 +22,11 @@ FAMILIES = (
   "period_7",
 )
 DECAYS = (0.0, 0.001, 0.01)
+PERIOD, RANK = 7, 4
 
 
-@dataclasses.dataclass(frozen=True)
-class Chunks:
-  """A batch of chunks and the gates behind them.
+class Chunks(NamedTuple):
+  """A batch of chunks and the gates behind them, of numpy or of jax.
 
   Attributes:
     keys: [N, C, D], unit norm.
@@ -32,59 +34,95 @@ class Chunks:
     log_decay: [N, C], <= 0.
   """
 
-  keys: np.ndarray
-  beta: np.ndarray
-  log_decay: np.ndarray
+  keys: Any
+  beta: Any
+  log_decay: Any
 
   @property
-  def a(self) -> np.ndarray:
+  def a(self) -> Any:
     """The strictly lower A_ij = beta_i <k_i, k_j> exp(G_i - G_j), [N, C, C]."""
-    gram = self.keys @ np.swapaxes(self.keys, -1, -2)
-    total = np.cumsum(self.log_decay, axis=-1)
-    exponent = np.tril(total[..., :, None] - total[..., None, :])
-    return np.tril(self.beta[..., :, None] * gram * np.exp(exponent), -1)
+    xp = self.keys.__array_namespace__()
+    gram = self.keys @ xp.swapaxes(self.keys, -1, -2)
+    total = xp.cumsum(self.log_decay, axis=-1)
+    exponent = xp.tril(total[..., :, None] - total[..., None, :])
+    return xp.tril(self.beta[..., :, None] * gram * xp.exp(exponent), -1)
 
 
-def _unit(x: np.ndarray) -> np.ndarray:
-  return x / np.linalg.norm(x, axis=-1, keepdims=True)
+class Normal(NamedTuple):
+  """Where a family's normal numbers come from; called in its own order.
+
+  Attributes:
+    own: [N, C, D], a vector per token.
+    few: m -> [N, m, D], vectors that tokens share.
+    basis: [N, RANK, D], orthonormal rows.
+    weights: [N, C, RANK].
+  """
+
+  own: Callable[[], Any]
+  few: Callable[[int], Any]
+  basis: Callable[[], Any]
+  weights: Callable[[], Any]
 
 
-def keys(
-  family: str, rng: np.random.Generator, count: int, chunk_size: int, dim: int
-) -> np.ndarray:
-  """Unit keys [count, C, D] of a named family.
+def shaped(family: str, normal: Normal, chunk_size: int) -> Any:
+  """Unit keys [N, C, D] of a named family.
 
   Args:
     family: one of FAMILIES. `cosine_c` shares one direction so that two keys
       have mean cosine c; `rank_4` draws from a four-dimensional subspace;
       `period_7` repeats seven independent keys.
-    rng: source of randomness.
-    count: number of chunks.
+    normal: the numbers that they are made of.
     chunk_size: C.
-    dim: D, the key width.
 
   Raises:
     ValueError: if the family is unknown.
   """
-  shape = (count, chunk_size, dim)
+  if family not in FAMILIES:
+    raise ValueError(
+      f"family must be one of {', '.join(FAMILIES)}; got {family}"
+    )
   if family == "independent":
-    return _unit(rng.standard_normal(shape))
-  if family.startswith("cosine_"):
-    cosine = float(family.removeprefix("cosine_"))
-    shared = _unit(rng.standard_normal((count, 1, dim)))
-    own = _unit(rng.standard_normal(shape))
-    return _unit(np.sqrt(cosine) * shared + np.sqrt(1 - cosine) * own)
+    return _unit(normal.own())
   if family == "identical":
-    one = _unit(rng.standard_normal((count, 1, dim)))
-    return np.broadcast_to(one, shape).copy()
+    return _unit(normal.few(1)).repeat(chunk_size, 1)
   if family == "rank_4":
-    basis = np.linalg.qr(rng.standard_normal((count, dim, 4)))[0]
-    weights = rng.standard_normal((count, chunk_size, 4))
-    return _unit(weights @ np.swapaxes(basis, -1, -2))
+    basis = normal.basis()
+    return _unit(normal.weights() @ basis)
   if family == "period_7":
-    seven = _unit(rng.standard_normal((count, 7, dim)))
-    return seven[:, np.arange(chunk_size) % 7]
-  raise ValueError(f"family must be one of {', '.join(FAMILIES)}; got {family}")
+    return _unit(normal.few(PERIOD))[:, np.arange(chunk_size) % PERIOD]
+  cosine = float(family.removeprefix("cosine_"))
+  shared = _unit(normal.few(1))
+  return _unit(cosine**0.5 * shared + (1 - cosine) ** 0.5 * _unit(normal.own()))
+
+
+def _unit(x: Any) -> Any:
+  return x / x.__array_namespace__().linalg.norm(x, axis=-1, keepdims=True)
+
+
+def keys(
+  family: str, rng: np.random.Generator, count: int, chunk_size: int, dim: int
+) -> np.ndarray:
+  """Unit keys [count, C, D] of a named family, see `shaped`.
+
+  Args:
+    family: one of FAMILIES.
+    rng: source of randomness.
+    count: number of chunks.
+    chunk_size: C.
+    dim: D, the key width.
+  """
+
+  def basis() -> np.ndarray:
+    columns = np.linalg.qr(rng.standard_normal((count, dim, RANK)))[0]
+    return np.swapaxes(columns, -1, -2)
+
+  normal = Normal(
+    own=lambda: rng.standard_normal((count, chunk_size, dim)),
+    few=lambda m: rng.standard_normal((count, m, dim)),
+    basis=basis,
+    weights=lambda: rng.standard_normal((count, chunk_size, RANK)),
+  )
+  return shaped(family, normal, chunk_size)
 
 
 def draw(
@@ -106,7 +144,7 @@ def draw(
     chunk_size: C.
     dim: D, the key width.
     beta: range of the uniform write strengths, within [0, 2].
-    decay: minus the log decay of a token, >= 0.
+    decay: minus the log decay per token, >= 0.
 
   Returns:
     The chunks, in float64.
@@ -115,6 +153,26 @@ def draw(
   k = keys(family, rng, count, chunk_size, dim)
   strength = rng.uniform(*beta, size=(count, chunk_size))
   return Chunks(k, strength, np.full((count, chunk_size), -decay))
+
+
+def draw_all(
+  betas: Sequence[tuple[float, float]], **options: Any
+) -> Iterator[tuple[tuple[float, float], str, float, Chunks]]:
+  """Every range of beta, family and decay, ranges outermost, with its chunks.
+
+  Args:
+    betas: ranges of the write strengths.
+    **options: of `draw`, the same for all.
+  """
+  for beta in betas:
+    for family in FAMILIES:
+      for decay in DECAYS:
+        yield (
+          beta,
+          family,
+          decay,
+          draw(family, beta=beta, decay=decay, **options),
+        )
 
 
 def exact_inverse(a: np.ndarray) -> np.ndarray:

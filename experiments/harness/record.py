@@ -238,6 +238,17 @@ class Run:
       self._tables[name] = Table(self.folder / name)
     return self._tables[name]
 
+  def origin(self) -> str:
+    """Where the numbers come from, as the head of a report says it."""
+    found = self.environment
+    return (
+      f"Measured on {', '.join(found['devices'])} ({found['machine']}, "
+      f"{found['cpus']} CPUs) with jax {found['versions']['jax']} and Python "
+      f"{found['python']}; command: `{found['command']}`. Everything needed to "
+      "repeat it stands in `environment.json` beside this file, every number "
+      "in the `.jsonl` and `.csv` tables."
+    )
+
   def seconds(self) -> float:
     """Time since the run began."""
     return time.monotonic() - self._start

@@ -57,7 +57,7 @@ def _baseline(
   levels: Callable[[Any, int], int] = lambda config, evaluations: evaluations,
   most: int = 1000,
 ) -> Method:
-  """A rival, from its config's class and how many levels a budget is worth.
+  """A baseline, from its config's class and how many levels a budget is worth.
 
   The DDPM noise levels that most of them use number at most `most`.
   """

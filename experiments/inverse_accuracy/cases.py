@@ -1,4 +1,6 @@
-"""The methods and operand formats that the inverse study compares."""
+"""The methods and operand formats whose errors are compared."""
+
+from collections.abc import Sequence
 
 from neumann_jax import InverseSpec, QuantSpec
 
@@ -13,8 +15,9 @@ ENVELOPE_FORMATS: dict[str, dict] = {
   "INT16 envelope": {"quant": QuantSpec(bits=16, scale="envelope")},
   "INT8 envelope": {"quant": QuantSpec(bits=8, scale="envelope")},
 }
+PAPER = "banded N3 S8 (paper, C=64)"
 METHODS: dict[str, dict] = {
-  "banded N3 S8 (paper, C=64)": {
+  PAPER: {
     "method": "banded",
     "order": 3,
     "residual_steps": 8,
@@ -39,26 +42,28 @@ PAPER_FORMATS = ("float32", "float16", "INT8")
 FIXED_SCALE = ("newton", "ladder", "newton + refine", "ladder + refine")
 
 
-def all_cases() -> list[Case]:
-  """Every approximation studied."""
+def all_cases(formats: Sequence[str] = tuple(FORMATS)) -> list[Case]:
+  """Every approximation, in some formats of operands."""
   rows = [("exact solve", "float32", InverseSpec(method="exact"))]
   rows += [
     (method, form, InverseSpec(**METHODS[method], **FORMATS[form]))
     for method in METHODS
-    for form in FORMATS
+    for form in formats
   ]
   rows += [
     (method, form, InverseSpec(**METHODS[method], **ENVELOPE_FORMATS[form]))
     for method in FIXED_SCALE
     for form in ENVELOPE_FORMATS
+    if form.removesuffix(" envelope") in formats
   ]
   return rows
 
 
-def paper_cases() -> list[Case]:
+def paper_cases(formats: Sequence[str] = PAPER_FORMATS) -> list[Case]:
   """The paper's setting for each chunk length, beside the ladder."""
   return [
     (method, form, InverseSpec(method=method, **FORMATS[form]))
     for method in ("banded", "ladder")
     for form in PAPER_FORMATS
+    if form in formats
   ]

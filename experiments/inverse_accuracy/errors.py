@@ -7,6 +7,7 @@ bound that did not hold would show.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,33 +18,35 @@ import numpy as np
 import neumann_jax
 from experiments.data import key_families
 from experiments.harness import progress
-from experiments.inverse_accuracy.cases import Case
+from experiments.harness.settings import Checked, setting
+from experiments.inverse_accuracy.cases import FORMATS, Case
 from neumann_jax import InverseSpec
 from neumann_jax.chunk_inverse.inverse_spec import check_chunk_size
 from neumann_jax.chunk_inverse.xla import count_products
 
 
 @dataclasses.dataclass(frozen=True)
-class InverseSettings:
-  """What the study draws.
+class InverseSettings(Checked):
+  """What is measured.
 
   Attributes:
     seed: of the key families.
-    draws: chunks per family and decay, >= 1.
+    draws: chunks per family and decay.
     chunk_size: C, a power of two.
     tokens: of each text fed to the byte model, a multiple of C.
+    formats: of the operands, among `cases.FORMATS`.
   """
 
   seed: int = 0
-  draws: int = 10
+  draws: int = setting(10, at_least=1)
   chunk_size: int = 64
-  tokens: int = 1024
+  tokens: int = setting(1024, at_least=1)
+  formats: tuple[str, ...] = setting(tuple(FORMATS), among=FORMATS, some=True)
 
   def __post_init__(self) -> None:
-    if self.draws < 1:
-      raise ValueError(f"draws must be at least 1, got {self.draws}")
+    super().__post_init__()
     check_chunk_size(self.chunk_size)
-    if self.tokens < 1 or self.tokens % self.chunk_size:
+    if self.tokens % self.chunk_size:
       raise ValueError(
         "tokens must be a positive multiple of chunk_size = "
         f"{self.chunk_size}, got {self.tokens}"
@@ -51,12 +54,12 @@ class InverseSettings:
 
 
 class Group(NamedTuple):
-  """Matrices that are judged together.
+  """Matrices that are evaluated together.
 
   Attributes:
     family: name of the keys, or of the model.
     beta: range of beta, as text.
-    decay: minus the log decay of a token, or its range, as text.
+    decay: minus the log decay per token, or its range, as text.
     a: [N, C, C] float32.
     envelope: [N, C, C] float32.
   """
@@ -68,7 +71,7 @@ class Group(NamedTuple):
   envelope: np.ndarray
 
 
-class Row(NamedTuple):
+class ErrorRow(NamedTuple):
   """One method in one format on one group.
 
   Attributes:
@@ -116,23 +119,17 @@ def family_groups(
   Returns:
     One group a range, family and decay.
   """
+  drawn = key_families.draw_all(
+    betas,
+    seed=settings.seed,
+    count=settings.draws,
+    chunk_size=chunk_size or settings.chunk_size,
+  )
   return [
     group_of(
-      family,
-      key_families.draw(
-        family,
-        seed=settings.seed,
-        count=settings.draws,
-        chunk_size=chunk_size or settings.chunk_size,
-        beta=beta,
-        decay=decay,
-      ),
-      beta=f"{beta[0]:g} to {beta[1]:g}",
-      decay=f"{decay:g}",
+      family, chunks, beta=f"{beta[0]:g} to {beta[1]:g}", decay=f"{decay:g}"
     )
-    for beta in betas
-    for family in key_families.FAMILIES
-    for decay in key_families.DECAYS
+    for beta, family, decay, chunks in drawn
   ]
 
 
@@ -153,12 +150,12 @@ def study(
   groups: Sequence[Group],
   cases: Sequence[Case],
   tick: progress.Tick = progress.silent,
-) -> list[Row]:
+) -> list[ErrorRow]:
   """Measures every case on every group.
 
   Args:
     groups: matrices of one chunk size.
-    cases: what to measure, as from `inverse_cases`.
+    cases: what to measure, as from `experiments.inverse_accuracy.cases`.
     tick: called before each case.
 
   Returns:
@@ -170,37 +167,38 @@ def study(
   ends = np.cumsum([len(group.a) for group in groups])
   spans = [slice(e - len(g.a), e) for e, g in zip(ends, groups)]
   rows = []
+  operands = jnp.asarray(a), jnp.asarray(envelope)
   for method, form, spec in cases:
     tick(f"inverse: {method}, {form}")
-    x, bound = _approximate(jnp.asarray(a), jnp.asarray(envelope), spec)
+    x = _approximate(*operands, spec)
+    bound = _certified(operands[0], x, operands[1])
     found, allowed = np.asarray(x), np.asarray(bound, np.float64)
     products = count_products(spec, a.shape[-1])
     for group, span in zip(groups, spans):
       rows.append(
-        Row(
+        ErrorRow(
           *group[:3],
           chunk_size=a.shape[-1],
           method=method,
           format=form,
           products=products,
-          **_judge(found[span], truth[span], allowed[span]),
+          **_errors(found[span], truth[span], allowed[span]),
         )
       )
   return rows
 
 
+@functools.partial(jax.jit, static_argnames="spec")
 def _approximate(
   a: jax.Array, envelope: jax.Array, spec: InverseSpec
-) -> tuple[jax.Array, jax.Array]:
-  @jax.jit
-  def run(a: jax.Array, envelope: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x = neumann_jax.inverse(a, spec, envelope=envelope)
-    return x, neumann_jax.certify(a, x, envelope)
-
-  return run(a, envelope)
+) -> jax.Array:
+  return neumann_jax.inverse(a, spec, envelope=envelope)
 
 
-def _judge(
+_certified = jax.jit(neumann_jax.certify)  # one program for every spec
+
+
+def _errors(
   x: np.ndarray, truth: np.ndarray, bound: np.ndarray
 ) -> dict[str, Any]:
   relative = key_families.relative_error(x, truth)  # [N]

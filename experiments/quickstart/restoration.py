@@ -6,11 +6,11 @@ yardstick here. The mean of posterior samples must approach it and one sample
 must lie below it; neither is a bid for the best picture.
 """
 
-import concurrent.futures
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,63 +19,52 @@ import numpy as np
 import posterior_jax
 from experiments.data import degradations, photographs
 from experiments.data.degradations import Problem
-from experiments.harness import progress
-from posterior_jax import NFCConfig, metrics, priors
+from experiments.harness import progress, threads
+from experiments.harness.settings import Checked, setting
+from posterior_jax import NFCConfig, Observation, metrics, priors
 
 DEGRADED = "degraded"
 WIENER = "posterior mean (Wiener)"
 CALIBRATED = "NFC calibrated"
 PAPER = "NFC, paper's settings shrunk"
 
+# By column of the report: [H, W, 3] in [-1, 1], the spread [H, W].
+Pictures = Mapping[str, np.ndarray]
+
 
 @dataclasses.dataclass(frozen=True)
-class RestorationSettings:
+class RestorationSettings(Checked):
   """What is restored and how long it may take.
 
   Attributes:
     seed: of the noise and of the sampler.
-    size: side of the photographs, 64 to 256.
+    size: side of the photographs.
     noise_std: of the measurement, pixels in [-1, 1].
-    num_samples: calibrated samples of the first photograph, at least 2; the
-      others get one.
+    num_samples: calibrated samples of the first photograph; the others get
+      one.
     levels: noise levels of the calibrated sampler.
     tolerance: relative residual of its linear solves.
     paper_levels: levels of the paper's settings, shrunk from 200.
     paper_inner_steps: Langevin updates a level, shrunk from 200.
-    photographs: which to restore.
-    workers: operators restored at a time, each on about one core.
+    photographs: which to restore, none of the prior's own.
+    workers: programs compiled at a time, each on about one core.
   """
 
   seed: int = 0
-  size: int = 256
-  noise_std: float = 0.05
-  num_samples: int = 4
-  levels: int = 30
-  tolerance: float = 1e-2
-  paper_levels: int = 10
-  paper_inner_steps: int = 20
-  photographs: tuple[str, ...] = photographs.RESTORED
-  workers: int = 2
+  size: int = setting(256, at_least=64, at_most=256)
+  noise_std: float = setting(0.05, above=0)
+  num_samples: int = setting(4, at_least=2)
+  levels: int = setting(30, at_least=1)
+  tolerance: float = setting(1e-2, at_least=1e-7, at_most=0.1)
+  paper_levels: int = setting(10, at_least=1)
+  paper_inner_steps: int = setting(20, at_least=1)
+  photographs: tuple[str, ...] = setting(
+    photographs.RESTORED, among=photographs.FILES, some=True
+  )
+  workers: int = setting(2, at_least=1)
 
   def __post_init__(self) -> None:
-    for name in ("levels", "paper_levels", "paper_inner_steps", "workers"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name} must be at least 1: {getattr(self, name)}")
-    if not self.noise_std > 0:
-      raise ValueError(f"noise_std must be positive, got {self.noise_std}")
-    if not 1e-7 <= self.tolerance <= 0.1:
-      raise ValueError(
-        f"tolerance must lie in [1e-7, 0.1], got {self.tolerance}"
-      )
-    if not self.photographs or set(self.photographs) - set(photographs.FILES):
-      raise ValueError(
-        f"photographs must be among {', '.join(photographs.FILES)}; got "
-        f"{', '.join(self.photographs) or 'none'}"
-      )
-    if not 64 <= self.size <= 256:
-      raise ValueError(f"size must lie in [64, 256], got {self.size}")
-    if self.num_samples < 2:
-      raise ValueError(f"num_samples must be at least 2: {self.num_samples}")
+    super().__post_init__()
     if set(self.photographs) & set(photographs.PRIOR):
       raise ValueError(
         "photographs must not be among the prior's own, "
@@ -83,7 +72,7 @@ class RestorationSettings:
       )
 
 
-class Row(NamedTuple):
+class Restored(NamedTuple):
   """One photograph restored by one method.
 
   Attributes:
@@ -111,167 +100,149 @@ class Row(NamedTuple):
   seconds: float
 
 
-class Pictures(NamedTuple):
-  """What one operator's page shows, images [H, W, 3] in [-1, 1].
+class Method(NamedTuple):
+  """A way to restore.
 
   Attributes:
-    truth: the first photograph.
-    degraded: its measurement at the image's size.
-    wiener: its posterior mean.
-    sample: one calibrated sample.
-    mean: the mean of its calibrated samples.
-    std: their standard deviation, [H, W], root mean square over channels.
-    paper: one sample of the paper's settings, shrunk.
+    restore: observation -> images [N, H, W, 3].
+    samples: that it draws of the first photograph; 0: it draws none.
   """
 
-  truth: np.ndarray
-  degraded: np.ndarray
-  wiener: np.ndarray
-  sample: np.ndarray
-  mean: np.ndarray
-  std: np.ndarray
-  paper: np.ndarray
-
-
-class _Answer(NamedTuple):
-  """One method's images: [N, H, W, 3], and all samples of the first."""
-
-  method: str
-  images: jax.Array
-  seconds: float
-  several: jax.Array | None = None
+  restore: Callable[[Observation], jax.Array]
+  samples: int
 
 
 def study(
   settings: RestorationSettings, tick: progress.Tick = progress.silent
-) -> tuple[list[Row], dict[str, Pictures]]:
+) -> tuple[list[Restored], dict[str, Pictures]]:
   """Restores every photograph from every degradation.
 
   Args:
     settings: what to do.
-    tick: called before each operator, from several threads.
+    tick: called before the compilation, and before each operator.
 
   Returns:
-    A row for every operator, photograph and method, and the pictures of every
+    A row for every operator, method and photograph, and the pictures of every
     operator.
   """
   prior = degradations.build_prior(settings.size)
   problems = degradations.build_problems(
     settings.photographs, settings.size, settings.noise_std, settings.seed
   )
-
-  def one(problem: Problem) -> tuple[list[Row], Pictures]:
+  methods = _methods(settings, prior)
+  tick("restoration: compiling")
+  programs = _compiled(methods, problems, settings.workers)
+  rows: list[Restored] = []
+  pictures: dict[str, Pictures] = {}
+  for problem in problems:
     tick(f"restoration: {problem.name}")
-    answers = _restore(problem, settings, prior)
-    return _rows(problem, settings, answers), _pictures(problem, answers)
+    answers = {DEGRADED: degradations.as_image(problem.observation)}
+    seconds = {DEGRADED: 0.0}
+    for name, method in methods.items():
+      batch = _batch(problem.observation, method)
+      start = time.monotonic()
+      run = programs[name, problem.name]
+      answers[name] = jax.block_until_ready(run(batch))
+      seconds[name] = time.monotonic() - start
+    pictures[problem.name] = _pictures(problem, answers, settings.num_samples)
+    for name, images in answers.items():
+      samples = 0 if name == DEGRADED else methods[name].samples
+      rows += _rows(settings, problem, name, images, samples, seconds[name])
+  return rows, pictures
 
-  with concurrent.futures.ThreadPoolExecutor(settings.workers) as pool:
-    done = list(pool.map(one, problems))
-  rows = [row for found, _ in done for row in found]
-  return rows, {p.name: shown for p, (_, shown) in zip(problems, done)}
 
-
-def _restore(
-  problem: Problem, settings: RestorationSettings, prior: priors.GaussianPrior
-) -> list[_Answer]:
-  observation = problem.observation
-  count = len(problem.truth)
-  repeats = settings.num_samples - 1
-  # The first photograph is repeated, so that one batch holds all samples.
-  order = np.array([0] * repeats + list(range(count)))
-  batch = dataclasses.replace(observation, y=observation.y[order])
-  keys = jax.random.split(jax.random.key(settings.seed))
-  wiener, wiener_seconds = _timed(
-    lambda o: priors.posterior_mean(prior, o)[0], observation
-  )
+def _methods(
+  settings: RestorationSettings, prior: priors.GaussianPrior
+) -> dict[str, Method]:
   calibrated = NFCConfig.calibrated(
     levels=settings.levels, tolerance=settings.tolerance
   )
   paper = NFCConfig.paper(
     levels=settings.paper_levels, inner_steps=settings.paper_inner_steps
   )
-  drawn, drawn_seconds = _sample(calibrated, prior, batch, keys[0])
-  rough, rough_seconds = _sample(paper, prior, observation, keys[1])
-  return [
-    _Answer(DEGRADED, degradations.as_image(observation), 0.0),
-    _Answer(WIENER, wiener, wiener_seconds),
-    _Answer(CALIBRATED, drawn[repeats:], drawn_seconds, drawn[: repeats + 1]),
-    _Answer(PAPER, rough, rough_seconds),
-  ]
+  keys = jax.random.split(jax.random.key(settings.seed))
+
+  def drawn(
+    config: NFCConfig, key: jax.Array
+  ) -> Callable[[Observation], jax.Array]:
+    sampler = posterior_jax.nfc(config, spectrum=prior.spectrum)
+    return lambda o: posterior_jax.run(sampler, prior.denoise, o, key)[0][0]
+
+  return {
+    WIENER: Method(lambda o: priors.posterior_mean(prior, o)[0], 0),
+    CALIBRATED: Method(drawn(calibrated, keys[0]), settings.num_samples),
+    PAPER: Method(drawn(paper, keys[1]), 1),
+  }
 
 
-def _sample(
-  config: NFCConfig,
-  prior: priors.GaussianPrior,
-  observation: posterior_jax.Observation,
-  key: jax.Array,
-) -> tuple[jax.Array, float]:
-  """One sample of every observation, [N, H, W, 3], and its seconds."""
-  sampler = posterior_jax.nfc(config, spectrum=prior.spectrum)
-
-  def draw(observation: posterior_jax.Observation) -> jax.Array:
-    return posterior_jax.run(sampler, prior.denoise, observation, key)[0][0]
-
-  return _timed(draw, observation)
+def _batch(observation: Observation, method: Method) -> Observation:
+  """The first photograph again for every sample: one batch holds them all."""
+  again = max(method.samples, 1) - 1
+  order = np.array([0] * again + list(range(len(observation.y))))
+  return dataclasses.replace(observation, y=observation.y[order])
 
 
-def _timed(
-  function: Callable[..., jax.Array], *arguments: Any
-) -> tuple[jax.Array, float]:
-  compiled = jax.jit(function).lower(*arguments).compile()
-  start = time.monotonic()
-  result = jax.block_until_ready(compiled(*arguments))
-  return result, time.monotonic() - start
+def _compiled(
+  methods: Mapping[str, Method], problems: list[Problem], workers: int
+) -> dict[tuple[str, str], Callable[[Observation], jax.Array]]:
+  """A program for every method and operator, by their names."""
+
+  def compile_one(pair: tuple[str, Problem]) -> tuple[tuple, Callable]:
+    name, problem = pair
+    batch = _batch(problem.observation, methods[name])
+    program = jax.jit(methods[name].restore).lower(batch).compile()
+    return (name, problem.name), program
+
+  pairs = itertools.product(methods, problems)
+  return dict(threads.in_threads(compile_one, pairs, workers))
 
 
 def _rows(
-  problem: Problem, settings: RestorationSettings, answers: list[_Answer]
-) -> list[Row]:
+  settings: RestorationSettings,
+  problem: Problem,
+  method: str,
+  images: jax.Array,
+  samples: int,
+  seconds: float,
+) -> list[Restored]:
+  """A row for every photograph; the first may have several samples."""
+  several = images[:samples]
+  x = images[max(samples, 1) - 1 :]  # one answer a photograph
+  numbers = zip(
+    metrics.psnr(x, problem.truth),
+    metrics.ssim(x, problem.truth),
+    metrics.measurement_residual(x, problem.observation),
+  )
   rows = []
-  for answer in answers:
-    x = answer.images
-    psnr = metrics.psnr(x, problem.truth)
-    ssim = metrics.ssim(x, problem.truth)
-    residual = metrics.measurement_residual(x, problem.observation)
-    for i, photograph in enumerate(settings.photographs):
-      samples = int(answer.method in (CALIBRATED, PAPER))
-      means: tuple[float | None, float | None] = (None, None)
-      if i == 0 and answer.several is not None:
-        samples = len(answer.several)
-        mean = jnp.mean(answer.several, axis=0)
-        truth = problem.truth[0]
-        means = (
-          float(metrics.psnr(mean, truth)),
-          float(metrics.ssim(mean, truth)),
-        )
-      rows.append(
-        Row(
-          problem.name,
-          photograph,
-          answer.method,
-          samples,
-          float(psnr[i]),
-          float(ssim[i]),
-          float(residual[i]),
-          *means,
-          seconds=answer.seconds,
-        )
-      )
+  for photograph, found in zip(settings.photographs, numbers):
+    psnr, ssim, residual = map(float, found)
+    drawn = min(samples, 1)
+    means = (None, None)
+    about = (problem.name, photograph, method, drawn)
+    rows.append(Restored(*about, psnr, ssim, residual, *means, seconds))
+  if samples > 1:
+    mean, truth = jnp.mean(several, axis=0), problem.truth[0]
+    rows[0] = rows[0]._replace(
+      samples=samples,
+      psnr_mean=float(metrics.psnr(mean, truth)),
+      ssim_mean=float(metrics.ssim(mean, truth)),
+    )
   return rows
 
 
-def _pictures(problem: Problem, answers: list[_Answer]) -> Pictures:
-  by_name = {answer.method: answer for answer in answers}
-  several = by_name[CALIBRATED].several
-  assert several is not None
+def _pictures(
+  problem: Problem, answers: Mapping[str, jax.Array], samples: int
+) -> Pictures:
+  """What the report shows of the first photograph, by column."""
+  several = answers[CALIBRATED][:samples]
   variance = jnp.var(several, axis=0, ddof=1)  # [H, W, 3]
-  shown = (
-    problem.truth[0],
-    by_name[DEGRADED].images[0],
-    by_name[WIENER].images[0],
-    several[0],
-    jnp.mean(several, axis=0),
-    jnp.sqrt(jnp.mean(variance, axis=-1)),
-    by_name[PAPER].images[0],
-  )
-  return Pictures(*(np.asarray(picture) for picture in shown))
+  shown = {
+    "photograph": problem.truth[0],
+    "measured": answers[DEGRADED][0],
+    "exact posterior mean": answers[WIENER][0],
+    "one sample": several[0],
+    "mean of samples": jnp.mean(several, axis=0),
+    "spread of samples": jnp.sqrt(jnp.mean(variance, axis=-1)),
+    "paper's, shrunk": answers[PAPER][0],
+  }
+  return {name: np.asarray(image) for name, image in shown.items()}

@@ -1,42 +1,38 @@
-"""The report's pages on restored photographs, from restoration_study."""
+"""The report's pages on restored photographs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from experiments.harness.report import Cell, Report
+from experiments.harness.report import Report
 from experiments.quickstart.restoration import (
   CALIBRATED,
   DEGRADED,
-  PAPER,
   WIENER,
   Pictures,
   RestorationSettings,
-  Row,
 )
 
-COLUMNS = {
-  "truth": "photograph",
-  "degraded": "measured",
-  "wiener": "exact posterior mean",
-  "sample": "one sample",
-  "mean": "mean of samples",
-  "std": "spread of samples",
-  "paper": "paper's, shrunk",
-}
-BRIEF = ("truth", "degraded", "wiener", "sample", "std")
+SPREAD = "spread of samples"
+BRIEF = (
+  "photograph",
+  "measured",
+  "exact posterior mean",
+  "one sample",
+  SPREAD,
+)
 BRIEF_OPERATORS = (
   "super-resolution x4",
   "random inpainting 70 %",
   "motion blur",
 )
-METHODS = (DEGRADED, WIENER, CALIBRATED, PAPER)
 
 
 def add_restoration(
   report: Report,
-  rows: Sequence[Row],
+  rows: pd.DataFrame,
   pictures: Mapping[str, Pictures],
   settings: RestorationSettings,
 ) -> None:
@@ -44,7 +40,7 @@ def add_restoration(
 
   Args:
     report: takes them.
-    rows: from `restoration_study.study`.
+    rows: of `restoration.study`.
     pictures: likewise, by operator.
     settings: what was done.
   """
@@ -61,14 +57,14 @@ def add_restoration(
     "their spread must be the spread of the posterior."
   )
   report.figure(
-    panel(pictures, tuple(COLUMNS)),
+    panel(pictures),
     caption(settings) + " The last column is the paper's setting with "
     f"{settings.paper_levels} levels and {settings.paper_inner_steps} Langevin "
     "updates instead of 200 and 200: it shows that code path, not the method "
     "at its published cost.",
     photographic=True,
   )
-  _add_quality(report, rows, measured, settings.workers)
+  _add_quality(report, rows, measured)
   _add_agreement(
     report,
     rows,
@@ -77,9 +73,7 @@ def add_restoration(
   )
 
 
-def _add_quality(
-  report: Report, rows: Sequence[Row], measured: str, workers: int
-) -> None:
+def _add_quality(report: Report, rows: pd.DataFrame, measured: str) -> None:
   report.heading("Quality, mean over the photographs")
   report.text(
     "For images drawn from the prior the posterior mean would have the highest "
@@ -90,23 +84,25 @@ def _add_quality(
     "for the true image: near 1 for a sample, below 1 for the mean, far above "
     "1 where a sampler has not reached the measurement."
   )
+  groups = rows.groupby(["operator", "method"], sort=False)
+  table = groups[["psnr", "ssim", "residual", "seconds"]].mean()
+  # What is measured is no answer: nothing to measure again.
+  degraded = table.index.get_level_values("method") == DEGRADED
+  table.loc[degraded, ["residual", "seconds"]] = np.nan
   report.table(
     "Restoration",
-    ["operator", "answer", "PSNR [dB]", "SSIM", "residual", "seconds"],
-    [
-      _quality(rows, operator, method)
-      for operator in dict.fromkeys(row.operator for row in rows)
-      for method in METHODS
-    ],
-    measured_on=f"{measured} Seconds: all photographs and samples, compiled, "
-    f"{workers} operators at a time.",
+    table.rename_axis(["operator", "answer"]).rename(
+      columns={"psnr": "PSNR [dB]", "ssim": "SSIM"}
+    ),
+    digits={"PSNR [dB]": 2, "SSIM": 3, "residual": 2, "seconds": 1},
+    measured_on=f"{measured} Seconds: all photographs and samples, compiled.",
     name="restoration",
   )
 
 
 def _add_agreement(
   report: Report,
-  rows: Sequence[Row],
+  rows: pd.DataFrame,
   pictures: Mapping[str, Pictures],
   measured: str,
 ) -> None:
@@ -119,17 +115,37 @@ def _add_agreement(
     "mean; the one found is a little higher, because PSNR clips pixels to "
     "their range."
   )
+  first = rows[rows.photograph == rows.photograph[0]]
+  drawn = first[first.method == CALIBRATED].set_index("operator")
+  exact = first[first.method == WIENER].set_index("operator").psnr
+  spread, mean, truth = (
+    pd.Series({operator: x[column] for operator, x in pictures.items()})
+    for column in (SPREAD, "mean of samples", "exact posterior mean")
+  )
+  variance = (spread**2).map(np.mean)
+  distance = ((mean - truth) ** 2).map(np.mean)
+  noise = variance / drawn.samples  # expected squared distance
+  # PSNR is on [0, 1], where a squared distance is a quarter of that on [-1, 1].
+  expected = -10 * np.log10(10 ** (-exact / 10) + noise / 4)
   report.table(
     "Mean of calibrated samples",
-    [
-      "operator",
-      "m",
-      "PSNR of exact mean",
-      "PSNR expected of m",
-      "PSNR found",
-      "distance / expected",
-    ],
-    [_agreement(rows, o, shown) for o, shown in pictures.items()],
+    pd.DataFrame(
+      {
+        "m": drawn.samples,
+        "PSNR of exact mean": exact,
+        "PSNR expected of m": expected,
+        "PSNR found": drawn.psnr_mean,
+        "distance / expected": np.sqrt(distance / noise),
+      }
+    )
+    .loc[list(pictures)]
+    .rename_axis("operator"),
+    digits={
+      "PSNR of exact mean": 2,
+      "PSNR expected of m": 2,
+      "PSNR found": 2,
+      "distance / expected": 3,
+    },
     measured_on=measured,
     name="agreement",
   )
@@ -151,70 +167,35 @@ def caption(settings: RestorationSettings) -> str:
   )
 
 
-def panel(pictures: Mapping[str, Pictures], columns: Sequence[str]) -> Any:
+def panel(pictures: Mapping[str, Pictures], columns: Sequence[str] = ()) -> Any:
   """Operators in rows, answers in columns: a matplotlib figure.
 
   Args:
     pictures: by operator.
-    columns: fields of `Pictures`.
+    columns: of the pictures, all where none is named.
 
   Returns:
     The figure.
   """
   import matplotlib.pyplot as plt
 
-  size = (1.75 * len(columns), 1.82 * len(pictures))
+  columns = columns or list(next(iter(pictures.values())))
   figure, axes = plt.subplots(
     len(pictures),
     len(columns),
-    figsize=size,
+    figsize=(1.75 * len(columns), 1.82 * len(pictures)),
     squeeze=False,
     layout="constrained",
     gridspec_kw={"wspace": 0.02, "hspace": 0.02},
   )
-  for row, (name, shown) in zip(axes, pictures.items()):
-    for axis, column in zip(row, columns):
-      image = getattr(shown, column)
-      if column == "std":
-        axis.imshow(image, cmap="gray", vmin=0, vmax=0.5)
+  for line, (name, shown) in zip(axes, pictures.items()):
+    for axis, column in zip(line, columns):
+      if column == SPREAD:
+        axis.imshow(shown[column], cmap="gray", vmin=0, vmax=0.5)
       else:
-        axis.imshow(np.clip(image / 2 + 0.5, 0, 1))
+        axis.imshow(np.clip(shown[column] / 2 + 0.5, 0, 1))
       axis.set(xticks=[], yticks=[])
-    row[0].set_ylabel(name, fontsize=8)
+    line[0].set_ylabel(name, fontsize=8)
   for axis, column in zip(axes[0], columns):
-    axis.set_title(COLUMNS[column], fontsize=9)
+    axis.set_title(column, fontsize=9)
   return figure
-
-
-def _quality(rows: Sequence[Row], operator: str, method: str) -> list[Any]:
-  chosen = [r for r in rows if (r.operator, r.method) == (operator, method)]
-  means: list[Any] = [
-    Cell(float(np.mean([getattr(r, field) for r in chosen])), digits)
-    for field, digits in (("psnr", 2), ("ssim", 3), ("residual", 2))
-  ]
-  if method == DEGRADED:  # not an answer: nothing to measure again
-    means[-1] = Cell(None)
-  seconds = Cell(chosen[0].seconds, 1) if chosen[0].seconds else None
-  return [operator, method, *means, seconds]
-
-
-def _agreement(
-  rows: Sequence[Row], operator: str, shown: Pictures
-) -> list[Any]:
-  def first(method: str) -> Row:
-    return next(r for r in rows if (r.operator, r.method) == (operator, method))
-
-  count = first(CALIBRATED).samples
-  noise = float(np.mean(shown.std**2)) / count  # expected squared distance
-  found = float(np.mean((shown.mean - shown.wiener) ** 2))
-  exact = first(WIENER).psnr
-  # PSNR is on [0, 1], where a squared distance is a quarter of that on [-1, 1].
-  expected = -10 * np.log10(10 ** (-exact / 10) + noise / 4)
-  return [
-    operator,
-    count,
-    Cell(exact, 2),
-    Cell(float(expected), 2),
-    Cell(first(CALIBRATED).psnr_mean, 2),
-    Cell(float(np.sqrt(found / noise)), 3),
-  ]
