@@ -119,6 +119,8 @@ def draw(
   job: Job, sampler: posterior_jax.Sampler, label: str, tick: Tick
 ) -> Callable[[jax.Array], Drawn]:
   """From a key to the sample of `posterior_jax.run`; its steps are shown."""
+  # One program each: without it every operation of `init` is one of its own.
+  init = jax.jit(sampler.init, static_argnums=2)
   step = jax.jit(sampler.step)
   given = job.given.coloured()
   noise_std = jnp.asarray(given.noise_std, jnp.float32)
@@ -127,7 +129,7 @@ def draw(
   def one(key: jax.Array) -> Drawn:
     calls = products = 0
     key_init, key_steps = jax.random.split(key)
-    state = sampler.init(key_init, observation, 1)
+    state = init(key_init, observation, 1)
     for key in jax.random.split(key_steps, sampler.num_steps):
       tick(label)
       state, info = step(state, job.denoise, observation, key)
