@@ -13,15 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import record, runner
-from experiments.harness import timing as gpu_timing
+from experiments.harness import record, runner, timing
+from experiments.harness.settings import Checked, setting
 from experiments.harness.timing import Job, Timing
 from experiments.peers import gpu, torch_unet
 from posterior_jax import priors
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Checked):
   """Settings of the timing.
 
   Attributes:
@@ -32,41 +32,26 @@ class Settings:
     inner: calls in a measurement.
   """
 
-  batch: int
-  size: int
+  batch: int = setting(at_least=1)
+  size: int = setting(at_least=8, multiple_of=8)
   dtypes: tuple[str, ...]
-  repeats: int
-  inner: int
-
-  def __post_init__(self):
-    """Refuses values out of range."""
-    counts = (self.batch, self.repeats, self.inner, self.size)
-    if min(counts) < 1 or self.size % 8:
-      raise ValueError(
-        "batch, repeats, inner and size must be positive and the size "
-        f"divisible by 8; got {self}"
-      )
+  repeats: int = setting(at_least=1)
+  inner: int = setting(at_least=1)
 
 
 def speed(settings: Settings, run: record.Run) -> None:
   """Times every form, writes and prints the table."""
-  found: dict[str, Timing | None] = {}
+  about = {"batch": settings.batch, "size": settings.size}
+  found: dict[str, dict] = {}
   for dtype in settings.dtypes:
     for job in jobs(settings, dtype):
-      timing, judged, note = gpu_timing.run(job)
-      found[job.name] = timing
-      row = {
-        "form": job.name,
-        "batch": settings.batch,
-        "size": settings.size,
-        **gpu_timing.columns(timing),
-        "difference": judged.get("difference"),
-        "note": note,
-      }
+      row = timing.row(job, about, ("difference",))
+      del row["implementation"]
+      found[job.name] = row = {"form": row.pop("name"), **row}
       run.write("prior_speed", row)
-      shown = note or f"{timing.median_ms:.2f} ms" if timing else note
-      print(f"{job.name}: {shown}")
-    ratio = gpu_timing.ratio(
+      time = f"{row['median_ms'] or 0:.2f} ms"
+      print(f"{job.name}: {row['note'] or time}")
+    ratio = timing.ratio(
       found[f"jax {dtype}"], found[f"torch compiled {dtype}"]
     )
     if ratio is not None:
@@ -77,7 +62,7 @@ def jobs(settings: Settings, dtype: str) -> list[Job]:
   """JAX, PyTorch and compiled PyTorch, on the same images."""
   prior = priors.photo_prior(dtype=dtype)
   shape = (settings.batch, settings.size, settings.size, 3)
-  keys = jax.random.split(jax.random.key(0), gpu_timing.INPUT_SETS)
+  keys = jax.random.split(jax.random.key(0), timing.INPUT_SETS)
   sigma = jnp.full(settings.batch, 0.2)
   inputs = [(jax.random.normal(key, shape), sigma) for key in keys]
   call = jax.jit(prior.denoise)
@@ -87,7 +72,7 @@ def jobs(settings: Settings, dtype: str) -> list[Job]:
   }
 
   def in_jax() -> tuple[Timing, dict[str, Any]]:
-    return gpu_timing.measure(call, inputs, **options), {}
+    return timing.measure(call, inputs, **options), {}
 
   def in_torch(compiled: bool) -> tuple[Timing, dict[str, Any]]:
     import torch
@@ -101,10 +86,10 @@ def jobs(settings: Settings, dtype: str) -> list[Job]:
       (gpu.shared(x).permute(0, 3, 1, 2), gpu.shared(s)) for x, s in inputs
     ]
     with torch.no_grad():
-      timing = gpu_timing.measure(other, tensors, wait=gpu.wait, **options)
+      taken = timing.measure(other, tensors, wait=gpu.wait, **options)
       y = other(*tensors[0]).permute(0, 2, 3, 1).cpu().numpy()
     gap = float(np.abs(np.asarray(call(*inputs[0])) - y).max())
-    return timing, {"difference": gap}
+    return taken, {"difference": gap}
 
   reason = gpu.missing("torch")
   return [

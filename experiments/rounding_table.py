@@ -63,11 +63,7 @@ def hard_chunks(
     for family in key_families.FAMILIES
     for i, decay in enumerate(key_families.DECAYS)
   ]
-  return key_families.Chunks(
-    np.concatenate([p.keys for p in parts]),
-    np.concatenate([p.beta for p in parts]),
-    np.concatenate([p.log_decay for p in parts]),
-  )
+  return key_families.Chunks(*map(np.concatenate, zip(*parts)))
 
 
 def worst_row_sum(

@@ -20,8 +20,8 @@ import numpy as np
 
 import posterior_jax
 from experiments.data import photographs
-from experiments.harness import record, runner
-from experiments.harness import timing as gpu_timing
+from experiments.harness import record, runner, timing
+from experiments.harness.settings import Checked, setting
 from experiments.harness.timing import Job, Timing
 from experiments.peers import gpu, torch_sampler, torch_unet
 from posterior_jax import NFCConfig, Observation, metrics, operators, priors
@@ -41,8 +41,11 @@ MODES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+_COUNTS = "batch, levels and repeats must be at least 1"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Checked):
   """Settings of the timing.
 
   Attributes:
@@ -54,24 +57,12 @@ class Settings:
     repeats: measurements.
   """
 
-  batch: int
-  size: int
-  levels: int
-  noise_std: float
+  batch: int = setting(at_least=1, words=_COUNTS)
+  size: int = setting(at_least=64, multiple_of=8)
+  levels: int = setting(at_least=1, words=_COUNTS)
+  noise_std: float = setting(above=0)
   dtype: str
-  repeats: int
-
-  def __post_init__(self) -> None:
-    if min(self.batch, self.levels, self.repeats) < 1:
-      raise ValueError(
-        f"batch, levels and repeats must be at least 1, got {self}"
-      )
-    if self.size < 64 or self.size % 8:
-      raise ValueError(
-        f"size must be at least 64 and divisible by 8, got {self.size}"
-      )
-    if not self.noise_std > 0:
-      raise ValueError(f"noise_std must be positive, got {self.noise_std}")
+  repeats: int = setting(at_least=1, words=_COUNTS)
 
 
 def config(settings: Settings) -> NFCConfig:
@@ -118,35 +109,28 @@ def counted_compilations() -> Iterator[Callable[[], int]]:
 
 def speed(settings: Settings, run: record.Run) -> None:
   """Times every form, writes and prints the table."""
-  found: dict[str, Timing | None] = {}
+  about = {
+    name: getattr(settings, name) for name in ("batch", "size", "levels")
+  }
+  found: dict[str, dict] = {}
   for job in jobs(settings):
-    timing, judged, note = gpu_timing.run(job)
-    found[job.name] = timing
-    row = {
-      "form": job.name,
-      "batch": settings.batch,
-      "size": settings.size,
-      "levels": settings.levels,
-      **gpu_timing.columns(timing),
-      "images_per_s": None,
-      "psnr": judged.get("psnr"),
-      "compilations": judged.get("compilations"),
-      "note": note,
-    }
-    shown = note
-    if timing is not None:
-      row["images_per_s"] = 1e3 * settings.batch / timing.median_ms
-      spread = (timing.highest_ms - timing.lowest_ms) / timing.median_ms
+    row = timing.row(job, about, ("images_per_s", "psnr", "compilations"))
+    del row["implementation"]
+    found[job.name] = row = {"form": row.pop("name"), **row}
+    shown, median = row["note"], row["median_ms"]
+    if median is not None:
+      row["images_per_s"] = 1e3 * settings.batch / median
+      spread = (row["highest_ms"] - row["lowest_ms"]) / median
       shown = (
         f"{row['images_per_s']:.3f} images/s, spread {spread:.1%}, "
-        f"{judged['psnr']:.2f} dB"
+        f"{row['psnr']:.2f} dB"
       )
     run.write("sampler_speed", row)
     print(f"{job.name}: {shown}")
-    if judged.get("compilations") is not None:
-      print(f"programs compiled after the first run: {judged['compilations']}")
+    if row["compilations"] is not None:
+      print(f"programs compiled after the first run: {row['compilations']}")
   for name in MODES:
-    ratio = gpu_timing.ratio(found[name], found["jax"])
+    ratio = timing.ratio(found[name], found["jax"])
     if ratio is not None:
       print(f"jax's throughput over {name}: {ratio:.3f}")
 
@@ -167,10 +151,10 @@ def jobs(settings: Settings) -> list[Job]:
     with counted_compilations() as count:
       first = jax.block_until_ready(draw(*inputs[0]))
       before = count()
-      timing = gpu_timing.measure(draw, inputs, **options)
+      taken = timing.measure(draw, inputs, **options)
       after = count() - before
     psnr = float(jnp.mean(metrics.psnr(first, truth)))
-    return timing, {"psnr": psnr, "compilations": after}
+    return taken, {"psnr": psnr, "compilations": after}
 
   def in_torch(form: str) -> tuple[Timing, dict[str, Any]]:
     import torch
@@ -195,16 +179,16 @@ def jobs(settings: Settings) -> list[Job]:
 
     with torch.no_grad():
       x = call(*inputs[0]).permute(0, 2, 3, 1).cpu().numpy()
-      timing = gpu_timing.measure(call, inputs, wait=gpu.wait, **options)
+      taken = timing.measure(call, inputs, wait=gpu.wait, **options)
     psnr = float(np.mean(metrics.psnr(jnp.asarray(x), truth)))
-    return timing, {"psnr": psnr}
+    return taken, {"psnr": psnr}
 
   reason = gpu.missing("torch")
-  rivals = [
+  peers = [
     Job(name, "torch", functools.partial(in_torch, name), reason)
     for name in MODES
   ]
-  return [Job("jax", "xla", in_jax), *rivals]
+  return [Job("jax", "xla", in_jax), *peers]
 
 
 def tensors(observation: Observation) -> tuple[Any, Any]:

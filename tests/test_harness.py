@@ -80,6 +80,7 @@ class Some(Checked):
   size: int = setting(64, at_least=64, multiple_of=8)
   kind: str = setting("a", among=("a", "b"))
   parts: tuple = setting(("x",), among=("x", "y", "z"), some=True)
+  some: tuple = setting((1,), some=True)
   names: tuple = setting((), distinct=True)
   batches: tuple = setting((8,), multiple_of=8, words="batches must be eights")
 
@@ -93,7 +94,8 @@ class Some(Checked):
     ({"size": 60}, "size must be at least 64 and divisible by 8, got 60"),
     ({"kind": "c"}, "kind must be a or b, got 'c'"),
     ({"parts": ("x", "w")}, "parts must be among x, y, z, got 'w'"),
-    ({"parts": ()}, r"parts must be a tuple of at least one, got \(\)"),
+    ({"parts": ()}, r"parts must name some of x, y, z, got \(\)"),
+    ({"some": ()}, r"some must be a tuple of at least one, got \(\)"),
     ({"parts": "x"}, "parts must be a tuple, got 'x'"),
     ({"names": ("i", "i")}, "names must not repeat"),
     ({"batches": (8, 12)}, "batches must be eights, got 12"),

@@ -14,13 +14,13 @@ import pytest
 
 import neumann_jax
 from experiments.data import device_keys, key_families
-from experiments.harness import runner, timing
+from experiments.harness import runner, tables, timing
 from experiments.inverse_speed import cases as speed_cases
 from experiments.inverse_speed import (
   inverse_part,
   overflow_part,
+  report,
   study,
-  tables,
   wy_part,
 )
 from experiments.peers import gpu
@@ -180,7 +180,7 @@ def test_mixture_holds_every_combination_and_its_matrices():
   np.testing.assert_allclose(device_keys.matrices(found), oracle, atol=1e-6)
 
 
-def test_input_sets_begin_elsewhere_and_are_judged_by_the_truth():
+def test_input_sets_begin_elsewhere_and_are_compared_with_the_truth():
   base = inverse_part.base(0, 1, 16)
   assert len(base.a) == inverse_part.base_count(1) == 48
   sets = inverse_part.input_sets(base, 100)
@@ -207,7 +207,7 @@ def test_fixed_scale_takes_each_matrix_own_bound():
   assert speed_cases.compiled(case) is speed_cases.compiled(case)
 
 
-def test_stage_is_judged_by_the_recurrence():
+def test_stage_is_compared_with_the_recurrence():
   """u - w S is what the rule writes, against the exact recurrence."""
   inputs = wy_part.draw(0, tokens=64, heads=8, dim=16, chunk_size=16)
   k, v, log_decay, beta = (np.asarray(x, np.float64) for x in inputs)
@@ -226,11 +226,11 @@ def test_stage_is_judged_by_the_recurrence():
     np.testing.assert_allclose(new, np.stack(written, 1), atol=1e-9)
   flat = [np.swapaxes(x, 1, 2).reshape(1, 64, 8, 16) for x in (u, w)]
   right = [jnp.asarray(x, jnp.float32) for x in flat]
-  found = wy_part.judge(inputs, *right, 16)
+  found = wy_part.evaluate(inputs, *right, 16)
   assert found["error_u"] < 1e-6 and found["error_w"] < 1e-6
   assert found["nonfinite"] == 0
   wrong = right[0].at[0, 3, 2, 1].set(jnp.inf)
-  found = wy_part.judge(inputs, wrong, right[1] * 1.01, 16)
+  found = wy_part.evaluate(inputs, wrong, right[1] * 1.01, 16)
   assert found["error_u"] == np.inf and found["nonfinite"] == 1
   assert found["error_w"] == pytest.approx(0.01, rel=1e-3)
 
@@ -243,7 +243,7 @@ def test_byte_limit_counts_every_byte_once():
   assert wy_part.limit_ms(inputs, copy) == pytest.approx(expected)
 
 
-def test_rivals_say_why_they_are_missing():
+def test_peers_say_why_they_are_missing():
   for package in ("torch", "fla"):
     assert gpu.missing(package) == (f"{package} is timed on CUDA devices only")
   assert "not 128" in gpu.missing_fla(128)
@@ -307,7 +307,12 @@ def _debug_run(tmp_path):
 
 def _check_inverse(finished):
   rows = {row["name"]: row for row in _table(finished[0], "inverse")}
-  assert list(rows["copy"]) == list(inverse_part.InverseRow._fields)
+  assert list(rows["copy"]) == [
+    *("name", "implementation", "matrices", "chunk_size", "device"),
+    *timing.Timing._fields,
+    *("to_copy", "to_fla", "error_beta_1", "error_beta_2", "nonfinite"),
+    "note",
+  ]
   settings = _settings("debug")
   copies = [inverse_part.COPY, inverse_part.TORCH_COPY, inverse_part.FLA]
   assert list(rows) == [*copies, *settings.specs]
@@ -341,7 +346,11 @@ def _check_sweep(finished):
 
 def _check_stage(finished):
   rows = {row["name"]: row for row in _table(finished[0], "stage")}
-  assert list(rows["fla"]) == list(wy_part.StageRow._fields)
+  assert list(rows["fla"]) == [
+    *("name", "implementation", "tokens", "heads", "dim", "chunk_size"),
+    *("device", *timing.Timing._fields, "to_limit", "to_fla"),
+    *("error_u", "error_w", "nonfinite", "note"),
+  ]
   limit = float(rows["byte limit"]["median_ms"])
   copy = float(rows["copy of k"]["median_ms"])
   assert 2 * copy < limit < 2.5 * copy
@@ -357,8 +366,8 @@ def _check_report(finished):
   text = (folder / "report.html").read_text()
   titles = re.findall(r"<(?:h1|h2[^>]*|caption)>([^<]*)<", text)
   assert len(titles) == 1 + 3 + 3
-  assert all(tables.TINY in title for title in titles)
-  assert said.count(tables.TINY) == 3
+  assert all(timing.TINY in title for title in titles)
+  assert said.count(timing.TINY) == 3
   assert text.count("<table") == text.count('class="measured"') == 3
   assert text.count("<figure>") == 1 and "<script" not in text
   assert f"cpu with jax {jax.__version__}" in text
@@ -381,5 +390,6 @@ def test_sweep_failure_is_said_last():
     ([row._replace(nonfinite=None)], "sweep: FAILED for ladder"),
     ([row._replace(must_be_zero=False)], "sweep: 0 wherever it must be"),
   ):
-    lines = tables.closing({"sweep": rows}, _settings("debug"))
+    found = {"sweep": tables.frame(rows)}
+    lines = report.closing(found, _settings("debug"))
     assert lines.splitlines()[-1] == said

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.harness import runner
-from experiments.inverse_speed import tables
+from experiments.harness import runner, tables, timing
 from experiments.layer_speed import cases, parts, report, study
 from experiments.peers import gpu
 
@@ -69,12 +68,15 @@ def test_error_is_relative_and_sees_what_is_not_finite():
 
 
 def test_a_failure_is_a_row_with_its_reason():
-  found = parts._row(
-    settings(), 64, "block", "exact", "gpu", None, note="failed, MemoryError"
-  )
-  assert found.median_ms is None and found.note == "failed, MemoryError"
-  said = report.closing([found], settings())
-  assert said.splitlines()[-1].endswith("failed, MemoryError")
+  def run():
+    raise MemoryError
+
+  job = timing.Job("exact", "gpu", run)
+  found = parts._row(settings(), 64, "block", job)
+  assert found["median_ms"] is None
+  assert found["note"] == "failed, MemoryError: "
+  said = report.closing(tables.frame([found]), settings())
+  assert said.splitlines()[-1].endswith("failed, MemoryError:")
 
 
 def run(monkeypatch, capsys, *arguments):
@@ -103,7 +105,11 @@ def test_debug_form_end_to_end(monkeypatch, capsys, tmp_path):
         assert (part, name) not in rows
         continue
       row = rows[part, name]
-      assert list(row) == list(parts.LayerRow._fields)
+      assert list(row) == [
+        *("part", "name", "implementation", "tokens", "chunk_size", "device"),
+        *("median_ms", "lowest_ms", "highest_ms", "calls"),
+        *("share", "error", "memory_mb", "note"),
+      ]
       low, mid, high = (
         float(row[f"{word}_ms"]) for word in ("lowest", "median", "highest")
       )
@@ -123,7 +129,7 @@ def test_debug_form_end_to_end(monkeypatch, capsys, tmp_path):
   assert said.splitlines()[-1] == f"report: {folder / 'report.html'}"
   text = (folder / "report.html").read_text()
   assert text.count("<table") == text.count('class="measured"') == 2
-  assert text.count("<figure>") == 1 and tables.TINY in text
+  assert text.count("<figure>") == 1 and timing.TINY in text
   environment = json.loads((folder / "environment.json").read_text())
   assert environment["status"] == "finished"
   assert set(gpu.PACKAGES) <= set(environment["versions"])

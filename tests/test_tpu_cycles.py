@@ -1,4 +1,4 @@
-"""Schedules read from dumps, the rivals' arithmetic, and the command."""
+"""Schedules read from dumps, the peers' arithmetic, and the command."""
 
 import csv
 import importlib.util
@@ -42,8 +42,8 @@ def test_total_of_bundles():
     schedule.total_bundles("nothing")
 
 
-@pytest.mark.parametrize("rival", ["rows_in_lanes", "batch_in_lanes"])
-def test_rivals_are_right(rival):
+@pytest.mark.parametrize("peer", ["rows_in_lanes", "batch_in_lanes"])
+def test_peers_are_right(peer):
   """C = 16: the same code, compiled in seconds."""
   a = np.concatenate(
     [
@@ -51,7 +51,7 @@ def test_rivals_are_right(rival):
       for f in key_families.FAMILIES
     ]
   )
-  call = getattr(tpu, rival)
+  call = getattr(tpu, peer)
   found = np.asarray(call(jnp.asarray(a, jnp.float32), 8, interpret=True))
   truth = key_families.exact_inverse(a)
   error = key_families.relative_error(found, truth).max()

@@ -30,7 +30,7 @@ LB: loop body
 """
 
 
-def _dump(folder, program=PROGRAM, label="rival_rows"):
+def _dump(folder, program=PROGRAM, label="peer_rows"):
   stem = f"123-{label}.1"
   texts = {
     f"{stem}-71-{schedule.FINAL}": ANALYSIS,
@@ -50,7 +50,7 @@ def test_loops_inside_are_told_from_the_grids():
 
 def test_a_loops_bundles_count_as_often_as_it_runs(tmp_path):
   _dump(tmp_path)
-  found = schedule.read(tmp_path, "rival_", trips=10)
+  found = schedule.read(tmp_path, "peer_", trips=10)
   assert (found.bundles, found.written, found.trips) == (24, 6, 10)
   assert found.vector == pytest.approx((4 + 10 * (2 + 3)) / (24 * 4))
   assert found.matrix == pytest.approx(10 * (2 + 1) / (24 * 4))
@@ -58,7 +58,7 @@ def test_a_loops_bundles_count_as_often_as_it_runs(tmp_path):
 
 def test_unrolled_code_counts_once(tmp_path):
   _dump(tmp_path, PROGRAM.replace(">>", ">"))
-  found = schedule.read(tmp_path, "rival_", trips=1)
+  found = schedule.read(tmp_path, "peer_", trips=1)
   assert (found.bundles, found.trips) == (6, 1)
   assert found.vector == pytest.approx(9 / 24)
 
@@ -75,13 +75,13 @@ def test_unrolled_code_counts_once(tmp_path):
 def test_unknown_loops_are_refused(tmp_path, program, trips, said):
   _dump(tmp_path, program)
   with pytest.raises(schedule.ScheduleError, match=said):
-    schedule.read(tmp_path, "rival_", trips)
+    schedule.read(tmp_path, "peer_", trips)
 
 
 def test_a_missing_or_doubled_dump_is_refused(tmp_path):
   with pytest.raises(schedule.ScheduleError, match="dumped 0 files"):
-    schedule.read(tmp_path, "rival_", 1)
+    schedule.read(tmp_path, "peer_", 1)
   _dump(tmp_path)
-  _dump(tmp_path, label="rival_lanes")
+  _dump(tmp_path, label="peer_lanes")
   with pytest.raises(schedule.ScheduleError, match="dumped 2 files"):
-    schedule.read(tmp_path, "rival_", 1)
+    schedule.read(tmp_path, "peer_", 1)

@@ -52,7 +52,7 @@ class Normal(NamedTuple):
   """Where a family's normal numbers come from; called in its own order.
 
   Attributes:
-    own: [N, C, D], a vector a token.
+    own: [N, C, D], a vector per token.
     few: m -> [N, m, D], vectors that tokens share.
     basis: [N, RANK, D], orthonormal rows.
     weights: [N, C, RANK].

@@ -13,8 +13,8 @@ from experiments.evaluate_lm import inverse_errors, scores
 from experiments.evaluate_lm.scores import Windows
 from experiments.harness import record
 from experiments.harness.progress import Tick
+from experiments.harness.timing import device_name
 from experiments.inverse_speed import cases
-from experiments.inverse_speed.inverse_part import device_name
 from neumann_jax import LanguageModel
 from neumann_jax.weight_quantization import matrix
 from neumann_jax.weight_quantization.quantized_model import quantize_weights

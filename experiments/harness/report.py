@@ -112,7 +112,7 @@ class Report:
     measured_on: str,
     name: str,
     digits: Digits = None,
-    bad: pd.DataFrame | Mapping[str, Sequence[bool]] | None = None,
+    bad: pd.DataFrame | Mapping[str, Any] | None = None,
     best: Mapping[str, Literal["min", "max"]] | None = None,
     source: str = "",
   ) -> None:
@@ -234,7 +234,7 @@ def shown(path: pathlib.Path) -> str:
 def _rows(
   table: pd.DataFrame,
   digits: Digits,
-  bad: pd.DataFrame | Mapping[str, Sequence[bool]],
+  bad: pd.DataFrame | Mapping[str, Any],
   best: Mapping[str, Literal["min", "max"]],
 ) -> list[tuple[Cell, ...]]:
   """A frame's entries with how each is shown."""

@@ -90,8 +90,10 @@ class Range:
     if (self.some or self.distinct) and not many:
       raise ValueError(f"{name} must be a tuple, got {value!r}")
     if self.some and not value:
-      words = self.words or f"{name} must be a tuple of at least one"
-      raise ValueError(f"{words}, got {value}")
+      words = f"{name} must be a tuple of at least one"
+      if self.among is not None:
+        words = f"{name} must name some of {', '.join(map(str, self.among))}"
+      raise ValueError(f"{self.words or words}, got {value}")
     if self.distinct and len(set(value)) < len(value):
       raise ValueError(f"{name} must not repeat, got {value}")
     for each in value if many else (value,):

@@ -12,7 +12,7 @@ import pandas as pd
 
 # How JSON lines spell the numbers that JSON has none for.
 _WORDS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
-Digits = int | Mapping[str, int] | None
+Digits = int | Mapping[Any, int] | None
 
 
 def frame(rows: Iterable[Any]) -> pd.DataFrame:

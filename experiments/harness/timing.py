@@ -15,6 +15,31 @@ import jax
 
 T = TypeVar("T")
 
+TINY = "on a CPU, for the tests only"
+# How HTML and printed tables of times call the columns of a row.
+HEADINGS = {
+  "implementation": "runs in",
+  "median_ms": "ms",
+  "lowest_ms": "lowest",
+  "highest_ms": "highest",
+  "first_s": "first call, s",
+  "to_copy": "x copy",
+  "to_fla": "x fla",
+  "to_limit": "x limit",
+  "nonfinite": "not finite",
+  "memory_mb": "memory in MB",
+}
+DIGITS = {
+  "ms": 3,
+  "lowest": 3,
+  "highest": 3,
+  "first call, s": 1,
+  "x copy": 2,
+  "x fla": 2,
+  "x limit": 2,
+  "memory in MB": 0,
+}
+
 INPUT_SETS = 3
 # Above twice the second-level cache of the largest GPU known here (60 MB).
 LEAST_BYTES = 128_000_000
@@ -148,11 +173,6 @@ def row(
   }
 
 
-def device_name() -> str:
-  """What runs the study."""
-  return jax.devices()[0].device_kind
-
-
 def columns(timing: Timing | None) -> dict[str, Any]:
   """The fields of a timing as a row has them, None where there is none."""
   if timing is None:
@@ -160,8 +180,49 @@ def columns(timing: Timing | None) -> dict[str, Any]:
   return timing._asdict()
 
 
-def ratio(timing: Timing | None, other: Timing | None) -> float | None:
-  """How many times as long as the other, by medians."""
-  if timing is None or other is None:
-    return None
-  return timing.median_ms / other.median_ms
+def ratio(timing: Any, other: Any) -> float | None:
+  """How many times as long as the other, by medians; None without either.
+
+  Args:
+    timing: a Timing, a row of a table of times, or None.
+    other: likewise.
+  """
+  ours, theirs = _median(timing), _median(other)
+  return None if ours is None or theirs is None else ours / theirs
+
+
+def _median(timing: Any) -> float | None:
+  if isinstance(timing, Mapping):
+    return timing["median_ms"]
+  return None if timing is None else timing.median_ms
+
+
+def device_name() -> str:
+  """What runs the study."""
+  return jax.devices()[0].device_kind
+
+
+def machine() -> str:
+  """What ran the study, as every table says it."""
+  return f"{device_name()} with jax {jax.__version__}"
+
+
+def mark(implementation: str) -> str:
+  """What every title ends with where the run is none of a GPU's kernels."""
+  if implementation == "gpu":
+    return ""
+  if jax.default_backend() == "cpu":
+    return f" ({TINY})"
+  return f" (in XLA on a {jax.default_backend()}, for the tests only)"
+
+
+def without_gpu(name: str, implementation: str) -> bool:
+  """Whether there is nothing to time here, which is said in one sentence."""
+  platform = jax.default_backend()
+  missing = implementation == "gpu" and platform != "gpu"
+  if missing:
+    print(
+      f"{name}: nothing was timed, because jax finds no GPU here (its "
+      f"devices are of platform {platform!r})"
+    )
+  return missing

@@ -47,7 +47,7 @@ def add_families(report: Report, rows: pd.DataFrame, count: int) -> None:
     "the usual test, show none of this."
   )
   mild, wide = rows[rows.beta == MILD], rows[rows.beta == WIDE]
-  _add(report, worst(mild), measured, name="families")
+  add_worst(report, mild, measured, name="families")
   report.heading("Where they break")
   for form in ("float32", "bfloat16"):
     _add_by_family(report, mild, measured, form)
@@ -56,7 +56,7 @@ def add_families(report: Report, rows: pd.DataFrame, count: int) -> None:
     "Negative eigenvalues (beta beyond 1) are where powers of A overflow. The "
     "ladder and the masked Newton iteration never form one."
   )
-  _add(report, worst(wide), measured, name="families-beta-2")
+  add_worst(report, wide, measured, name="families-beta-2")
   report.heading("Integers with one scale fixed by the gates")
   report.text(
     "The envelope bounds every operand in advance, so the scale needs no data: "
@@ -87,9 +87,9 @@ def add_model(
     f"have a mean |cosine| of {difficulty.cosine:.2f} and rows of |A| sum up "
     f"to {difficulty.row_sum:.1f}."
   )
-  _add(
+  add_worst(
     report,
-    worst(rows),
+    rows,
     f"{difficulty.matrices} matrices: the first bytes of "
     f"{', '.join(difficulty.modules)} of Python {platform.python_version()}, "
     f"all linear layers and value heads, chunks of {first.chunk_size}.",
@@ -106,8 +106,9 @@ def add_paper_settings(report: Report, rows: pd.DataFrame, count: int) -> None:
     count: chunks per family and decay.
   """
   tables = []
-  for size, chosen in rows.groupby("chunk_size", sort=False):
-    table = worst(chosen).rename({"banded": PAPER_NAMES[int(size)]})
+  for size in rows.chunk_size.unique():
+    chosen = rows[rows.chunk_size == size]
+    table = worst(chosen).rename({"banded": PAPER_NAMES[size]})
     table.insert(0, "chunk", size)
     tables.append(table.reset_index().set_index("chunk"))
   report.heading("The paper's settings by chunk length")
@@ -187,6 +188,13 @@ def worst(rows: pd.DataFrame) -> pd.DataFrame:
   return table
 
 
+def add_worst(
+  report: Report, rows: pd.DataFrame, measured: str, *, name: str
+) -> None:
+  """Adds methods x formats, the worst over the rows' groups."""
+  _add(report, worst(rows), measured, name=name)
+
+
 def _add(
   report: Report,
   table: pd.DataFrame,
@@ -239,9 +247,10 @@ def _add_fixed_scale(report: Report, rows: pd.DataFrame, measured: str) -> None:
     for suffix, words in (("", "dynamic"), (" envelope", "fixed"))
   }
   table = table[[name for name in names if name in table]].rename(columns=names)
+  pairs = pd.MultiIndex.from_product([fixed, rows.beta.unique()])
   _add(
     report,
-    table.sort_index(level="method", key=lambda x: x.map(list(fixed).index)),
+    table.reindex(pairs.set_names(["method", "beta"])),
     measured,
     name="fixed-scale",
     caption="Worst relative error, dynamic scale beside fixed scale",

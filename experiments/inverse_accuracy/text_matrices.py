@@ -32,7 +32,7 @@ class Difficulty(NamedTuple):
     matrices: how many.
     cosine: mean |<k_i, k_j>| of the chunk's pairs, from A and the gates.
     row_sum: largest row sum of |A|.
-    decay: median log decay of a token, negated.
+    decay: median log decay per token, negated.
   """
 
   modules: tuple[str, ...]

@@ -12,7 +12,7 @@ from experiments.data import device_keys
 from experiments.harness import timing
 from experiments.harness.progress import Tick
 from experiments.inverse_speed.cases import Case, compiled
-from experiments.inverse_speed.inverse_part import device_name, nonfinite
+from experiments.inverse_speed.inverse_part import nonfinite
 
 SWEPT_BETAS = ((0.6, 1.0), (1.0, 2.0))
 SWEEP_DIM = 128
@@ -71,7 +71,7 @@ def sweep_part(
         matrices,
         bad,
         not case.paper,
-        device_name(),
+        timing.device_name(),
         note,
       )
 

@@ -11,27 +11,25 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
-
 from experiments.harness import record, runner, timing
 from experiments.harness.progress import Progress
 from experiments.harness.report import shown
+from experiments.harness.settings import Checked, setting
 from experiments.inverse_speed import cases as speed_cases
 from experiments.inverse_speed import (
   inverse_part,
   overflow_part,
-  tables,
+  report,
   wy_part,
 )
-from experiments.inverse_speed import report as speed_report
 from experiments.peers import gpu
 from neumann_jax.chunk_inverse.inverse_spec import check_chunk_size
 
 PARTS = ("inverse", "stage", "sweep")
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Checked):
   """What is timed, on what.
 
   Attributes:
@@ -43,7 +41,7 @@ class Settings:
     draws: distinct chunks per family, decay and range of beta.
     repeats: measurements of each time.
     inner: back-to-back calls in a measurement.
-    specs: names of the inverses, see `speed_cases.parse`.
+    specs: names of the inverses, see `cases.parse`.
     stage_specs: names of the inverses inside the stage.
     tokens: T of the stage, a multiple of C.
     heads: of its keys and of its values.
@@ -52,40 +50,25 @@ class Settings:
     sweep_count: matrices of the sweep, at least; rounded up to whole batches.
   """
 
-  implementation: str
-  parts: tuple[str, ...]
-  count: int
+  implementation: str = setting(among=("gpu", "xla"))
+  parts: tuple[str, ...] = setting(among=PARTS, some=True)
+  count: int = setting(at_least=1)
   chunk_size: int
   seed: int
-  draws: int
-  repeats: int
-  inner: int
+  draws: int = setting(at_least=1)
+  repeats: int = setting(at_least=1)
+  inner: int = setting(at_least=1)
   specs: tuple[str, ...]
   stage_specs: tuple[str, ...]
-  tokens: int
-  heads: int
-  dim: int
+  tokens: int = setting(at_least=1)
+  heads: int = setting(at_least=1)
+  dim: int = setting(at_least=1)
   sweep_specs: tuple[str, ...]
-  sweep_count: int
+  sweep_count: int = setting(at_least=1)
 
   def __post_init__(self) -> None:
-    if self.implementation not in ("gpu", "xla"):
-      raise ValueError(
-        f"implementation must be gpu or xla, got {self.implementation!r}"
-      )
-    for part in self.parts:
-      if part not in PARTS:
-        raise ValueError(
-          f"parts must be among {', '.join(PARTS)}, got {part!r}"
-        )
-    if not self.parts:
-      raise ValueError(f"parts must name some of {', '.join(PARTS)}")
+    super().__post_init__()
     check_chunk_size(self.chunk_size)
-    for name in _COUNTS:
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"{name} must be at least 1, got {getattr(self, name)}"
-        )
     self._check_sizes()
     for names in (self.specs, self.stage_specs, self.sweep_specs):
       self.cases(names)
@@ -121,26 +104,9 @@ class Settings:
     ]
 
 
-_COUNTS = (
-  "count",
-  "draws",
-  "repeats",
-  "inner",
-  "tokens",
-  "heads",
-  "dim",
-  "sweep_count",
-)
-
-
 def inverse_speed(settings: Settings, run: record.Run) -> None:
   """Runs the parts, writes tables and `report.html`, prints its path."""
-  platform = jax.default_backend()
-  if settings.implementation == "gpu" and platform != "gpu":
-    print(
-      f"inverse_speed: nothing was timed, because jax finds no GPU here (its "
-      f"devices are of platform {platform!r})"
-    )
+  if timing.without_gpu("inverse_speed", settings.implementation):
     return
   run.environment["versions"] |= gpu.versions()
   parts: dict[str, tuple[Callable[..., Iterator[Any]], tuple[str, ...]]] = {
@@ -150,17 +116,15 @@ def inverse_speed(settings: Settings, run: record.Run) -> None:
   }
   extra = {"inverse": 4, "stage": 4, "sweep": 0}  # drawing, copies, limit, fla
   total = sum(extra[name] + len(parts[name][1]) for name in settings.parts)
-  found: dict[str, list] = {}
   with Progress(total, label="inverse_speed") as tick:
     for name in settings.parts:
       measure, names = parts[name]
-      found[name] = []
       for row in measure(settings, settings.cases(names), tick):
-        found[name].append(row)
-        run.write(name, row._asdict())
-  report = speed_report.build(found, settings, run.environment)
-  print(tables.closing(found, settings))
-  print(f"report: {shown(report.write(run.folder / 'report.html'))}")
+        run.write(name, row)
+  found = {name: run.frame(name) for name in settings.parts}
+  pages = report.build(found, settings, run.environment)
+  print(report.closing(found, settings))
+  print(f"report: {shown(pages.write(run.folder / 'report.html'))}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

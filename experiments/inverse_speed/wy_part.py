@@ -10,61 +10,17 @@ import numpy as np
 
 import neumann_jax
 from experiments.data import device_keys, key_families
-from experiments.harness import timing as gpu_timing
+from experiments.harness import timing
 from experiments.harness.progress import Tick
 from experiments.harness.timing import Job, Timing
 from experiments.inverse_speed.cases import Case
-from experiments.inverse_speed.inverse_part import COPY, device_name
+from experiments.inverse_speed.inverse_part import COPY
 from experiments.peers import gpu
 
 FLA = "fla"
 LIMIT = "byte limit"
 BETA = (0.6, 1.0)
-JUDGED = 8  # chunks compared with float64, spread evenly over the sequence
-
-
-class StageRow(NamedTuple):
-  """One implementation of the stage, the copy or the byte limit.
-
-  Attributes:
-    name: of the case.
-    implementation: "gpu", "xla" or "fla"; "bytes" for the limit.
-    tokens: T.
-    heads: of keys and of values.
-    dim: width of keys and of values.
-    chunk_size: C.
-    device: that ran it.
-    median_ms: milliseconds a call, over the repeats.
-    lowest_ms: the fastest.
-    highest_ms: the slowest.
-    calls: back-to-back calls in a measurement.
-    first_s: seconds of the first call, compilation included.
-    to_limit: times as long as reading and writing every byte once.
-    to_fla: times as long as fla's.
-    error_u: worst relative Frobenius error of a judged chunk's u.
-    error_w: the same of w.
-    nonfinite: entries of u and w that are not finite.
-    note: why something is missing.
-  """
-
-  name: str
-  implementation: str
-  tokens: int
-  heads: int
-  dim: int
-  chunk_size: int
-  device: str
-  median_ms: float | None
-  lowest_ms: float | None
-  highest_ms: float | None
-  calls: int | None
-  first_s: float | None
-  to_limit: float | None
-  to_fla: float | None
-  error_u: float | None
-  error_w: float | None
-  nonfinite: int | None
-  note: str
+EVALUATED = 8  # chunks compared with float64, spread evenly over the sequence
 
 
 class Inputs(NamedTuple):
@@ -125,12 +81,12 @@ def truth(
   return t @ v, (t * enter[..., None, :]) @ k
 
 
-def judge(
+def evaluate(
   inputs: Inputs, u: jax.Array, w: jax.Array, chunk_size: int
 ) -> dict[str, Any]:
   """Worst relative errors of u and w on a few chunks, entries not finite."""
   chunks = inputs.k.shape[1] // chunk_size
-  chosen = np.unique(np.linspace(0, chunks - 1, JUDGED).astype(int))
+  chosen = np.unique(np.linspace(0, chunks - 1, EVALUATED).astype(int))
   tokens = (chosen[:, None] * chunk_size + np.arange(chunk_size)).reshape(-1)
   index = jnp.asarray(tokens, jnp.int32)
 
@@ -152,7 +108,7 @@ def judge(
 
 def stage_part(
   settings: Any, cases: Sequence[Case], tick: Tick
-) -> Iterator[StageRow]:
+) -> Iterator[dict[str, Any]]:
   """Times a copy, fla's stage and every case on the same buffers.
 
   Args:
@@ -161,52 +117,41 @@ def stage_part(
     tick: called before each.
 
   Yields:
-    One row each: the copy of k, the byte limit, fla, the cases.
+    One row of times each: the copy of k, the byte limit, fla, the cases; with
+    the times of the limit and of fla that it takes, the worst relative
+    Frobenius errors of an evaluated chunk's u and w, and the entries of both
+    that are not finite.
   """
   tick("stage: drawing")
-  shape = _shape(settings)
+  names = ("tokens", "heads", "dim", "chunk_size")
+  shape = {name: getattr(settings, name) for name in names}
   sets = [
     jax.block_until_ready(draw(settings.seed + i, **shape))
-    for i in range(gpu_timing.INPUT_SETS)
+    for i in range(timing.INPUT_SETS)
   ]
   time = functools.partial(
-    gpu_timing.measure, repeats=settings.repeats, inner=settings.inner
+    timing.measure, repeats=settings.repeats, inner=settings.inner
   )
+  evaluated = ("to_limit", "to_fla", "error_u", "error_w", "nonfinite")
+
+  def row(job: Job) -> dict[str, Any]:
+    return timing.row(job, shape, evaluated)
+
   tick("stage: copy")
   copy = time(jax.jit(jnp.copy), [(x.k,) for x in sets])
-  limit = limit_ms(sets[0], copy)
-  yield _row(settings, f"{COPY} of k", "xla", **gpu_timing.columns(copy))
-  yield _row(settings, LIMIT, "bytes", median_ms=limit, to_limit=1.0)
-  rival: Timing | None = None
+  yield row(Job(f"{COPY} of k", "xla", lambda: (copy, {})))
+  limit = row(Job(LIMIT, "bytes", lambda: (copy, {})))
+  limit |= dict.fromkeys(Timing._fields)  # nothing ran
+  limit |= {"median_ms": limit_ms(sets[0], copy), "to_limit": 1.0}
+  yield limit
+  fla = None
   for job in _jobs(sets, cases, settings.chunk_size, time):
     tick(f"stage: {job.name}")
-    timing, judged, note = gpu_timing.run(job)
-    rival = timing if job.name == FLA else rival
-    yield _row(
-      settings,
-      job.name,
-      job.implementation,
-      to_limit=None if timing is None else timing.median_ms / limit,
-      to_fla=gpu_timing.ratio(timing, rival),
-      note=note,
-      **gpu_timing.columns(timing),
-      **judged,
-    )
-
-
-def _shape(settings: Any) -> dict[str, int]:
-  names = ("tokens", "heads", "dim", "chunk_size")
-  return {name: getattr(settings, name) for name in names}
-
-
-def _row(
-  settings: Any, name: str, implementation: str, **columns: Any
-) -> StageRow:
-  """A row with None in every column that is not given."""
-  known: dict[str, Any] = dict.fromkeys(StageRow._fields)
-  known |= _shape(settings) | {"device": device_name(), "note": ""} | columns
-  known |= {"name": name, "implementation": implementation}
-  return StageRow(**known)
+    found = row(job)
+    fla = found if job.name == FLA else fla
+    found["to_limit"] = timing.ratio(found, limit)
+    found["to_fla"] = timing.ratio(found, fla)
+    yield found
 
 
 def _jobs(
@@ -214,50 +159,28 @@ def _jobs(
   cases: Sequence[Case],
   chunk_size: int,
   time: Callable[..., Timing],
-) -> list[Job]:
+) -> Iterator[Job]:
   """fla's stage, then ours."""
-  no_fla = gpu.missing_fla(chunk_size)
-  rival = functools.partial(_fla, sets, chunk_size, time)
-  return [Job(FLA, "fla", rival, no_fla)] + [
-    Job(
-      case.name,
-      case.implementation,
-      functools.partial(_ours, sets, case, chunk_size, time),
+
+  def ours(case: Case) -> tuple[Timing, dict[str, Any]]:
+    run = jax.jit(
+      functools.partial(
+        neumann_jax.wy_representation,
+        spec=case.spec,
+        chunk_size=chunk_size,
+        implementation=case.implementation,
+      )
     )
-    for case in cases
-  ]
+    taken, (u, w) = time(run, sets), run(*sets[0])
+    return taken, evaluate(sets[0], u, w, chunk_size)
 
+  def fla() -> tuple[Timing, dict[str, Any]]:
+    inputs = [tuple(map(gpu.shared, x)) for x in sets]
+    run = gpu.wy_stage(chunk_size)
+    taken = time(run, inputs, wait=gpu.wait)
+    u, w = map(gpu.returned, run(*inputs[0]))
+    return taken, evaluate(sets[0], u, w, chunk_size)
 
-def _ours(
-  sets: list[Inputs],
-  case: Case,
-  chunk_size: int,
-  time: Callable[..., Timing],
-) -> tuple[Timing, dict[str, Any]]:
-  @jax.jit
-  def run(
-    k: jax.Array, v: jax.Array, log_decay: jax.Array, beta: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
-    return neumann_jax.wy_representation(
-      k,
-      v,
-      log_decay,
-      beta,
-      spec=case.spec,
-      chunk_size=chunk_size,
-      implementation=case.implementation,
-    )
-
-  timing = time(run, sets)
-  u, w = run(*sets[0])
-  return timing, judge(sets[0], u, w, chunk_size)
-
-
-def _fla(
-  sets: list[Inputs], chunk_size: int, time: Callable[..., Timing]
-) -> tuple[Timing, dict[str, Any]]:
-  inputs = [tuple(map(gpu.shared, x)) for x in sets]
-  run = gpu.wy_stage(chunk_size)
-  timing = time(run, inputs, wait=gpu.wait)
-  u, w = map(gpu.returned, run(*inputs[0]))
-  return timing, judge(sets[0], u, w, chunk_size)
+  yield Job(FLA, "fla", fla, gpu.missing_fla(chunk_size))
+  for case in cases:
+    yield Job(case.name, case.implementation, functools.partial(ours, case))

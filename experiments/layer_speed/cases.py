@@ -15,7 +15,7 @@ from neumann_jax.chunk_inverse import dispatch
 EXACT = InverseSpec("exact")
 
 
-class Case(NamedTuple):
+class LayerCase(NamedTuple):
   """One inverse inside the layer.
 
   Attributes:
@@ -45,7 +45,7 @@ class Inputs(NamedTuple):
   matrices: list[jax.Array]
 
 
-def parse(name: str, chunk_size: int, implementation: str) -> Case:
+def parse(name: str, chunk_size: int, implementation: str) -> LayerCase:
   """The case that a name stands for.
 
   Args:
@@ -71,11 +71,11 @@ def parse(name: str, chunk_size: int, implementation: str) -> Case:
   elif spec.method == "exact" and implementation == "gpu":
     implementation = "auto"
   dispatch.check(implementation, spec, chunk_size)
-  return Case(name, spec, fused, implementation)
+  return LayerCase(name, spec, fused, implementation)
 
 
 def block(
-  settings: Any, case: Case, dtype: jnp.dtype = jnp.bfloat16
+  settings: Any, case: LayerCase, dtype: jnp.dtype = jnp.bfloat16
 ) -> neumann_jax.GatedDeltaNet:
   """The layer with a case's inverse; weights in bfloat16, the same for all."""
   config = ModelConfig(
@@ -96,7 +96,7 @@ def block(
 
 
 def run_block(
-  settings: Any, case: Case, dtype: jnp.dtype = jnp.bfloat16
+  settings: Any, case: LayerCase, dtype: jnp.dtype = jnp.bfloat16
 ) -> jax.stages.Wrapped:
   """The jitted prefill (parameters, x) -> (y, cache)."""
   shapes = nnx.eval_shape(lambda: block(settings, case, dtype))
@@ -105,7 +105,7 @@ def run_block(
 
 
 def run_rule(
-  settings: Any, case: Case, dtype: jnp.dtype = jnp.bfloat16
+  settings: Any, case: LayerCase, dtype: jnp.dtype = jnp.bfloat16
 ) -> jax.stages.Wrapped:
   """The jitted rule (q, k, v, log_decay, beta) -> (out, state)."""
 
@@ -126,7 +126,7 @@ def run_rule(
   return run
 
 
-def run_inverse(case: Case) -> jax.stages.Wrapped:
+def run_inverse(case: LayerCase) -> jax.stages.Wrapped:
   """The jitted inverse of the chunk matrices."""
 
   @jax.jit

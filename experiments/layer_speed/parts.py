@@ -5,7 +5,6 @@ says why. Programs of one length are compiled together, in threads, before any
 of them is timed.
 """
 
-import concurrent.futures
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -15,55 +14,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.harness import timing as gpu_timing
+from experiments.harness import threads, timing
 from experiments.harness.progress import Tick
-from experiments.harness.timing import Timing
-from experiments.inverse_speed.inverse_part import device_name
+from experiments.harness.timing import Job, Timing
 from experiments.layer_speed import cases as layer_cases
-from experiments.layer_speed.cases import Case, Inputs
+from experiments.layer_speed.cases import Inputs, LayerCase
 from experiments.peers import gpu, transformers_block
 
 BLOCK, RULE, INVERSE = PARTS = ("block", "rule", "inverse")
 FLA = "fla"
 TRANSFORMERS_FLA = "transformers with fla"
 TRANSFORMERS = "transformers in torch"
-
-
-class LayerRow(NamedTuple):
-  """One thing timed at one length.
-
-  Attributes:
-    part: one of PARTS.
-    name: of the case or the rival.
-    implementation: "gpu", "xla", "auto", "fla" or "torch".
-    tokens: T of the sequence.
-    chunk_size: C.
-    device: that ran it.
-    median_ms: milliseconds a call, over the repeats.
-    lowest_ms: the fastest.
-    highest_ms: the slowest.
-    calls: back-to-back calls in a measurement.
-    share: of the inverse: its time over that of the block around it.
-    error: RMS error of the output over the output's RMS, against the same
-      computation in float32 at highest precision.
-    memory_mb: megabytes of intermediate results, 10^6 bytes.
-    note: why something is missing.
-  """
-
-  part: str
-  name: str
-  implementation: str
-  tokens: int
-  chunk_size: int
-  device: str
-  median_ms: float | None
-  lowest_ms: float | None
-  highest_ms: float | None
-  calls: int | None
-  share: float | None
-  error: float | None
-  memory_mb: float | None
-  note: str
 
 
 class Program(NamedTuple):
@@ -77,7 +38,7 @@ class Program(NamedTuple):
   """
 
   part: str
-  case: Case
+  case: LayerCase
   run: jax.stages.Wrapped
   sets: Sequence[tuple]
 
@@ -95,9 +56,9 @@ class Truth(NamedTuple):
 
 
 def layer_part(
-  settings: Any, cases: Sequence[Case], tick: Tick
-) -> Iterator[LayerRow]:
-  """Times every case and every rival at every length.
+  settings: Any, cases: Sequence[LayerCase], tick: Tick
+) -> Iterator[dict[str, Any]]:
+  """Times every case and its peers at every length.
 
   Args:
     settings: of `experiments.layer_speed`.
@@ -105,7 +66,11 @@ def layer_part(
     tick: called before each.
 
   Yields:
-    One row for every part of every case, then the rivals, by length.
+    One row of times for every part of every case, then the peers, by length;
+    with `share`, of an inverse its time over that of the block around it;
+    `error`, the RMS error of the output over the output's RMS, against the
+    same computation in float32 at highest precision; and `memory_mb`, of
+    intermediate results in 10^6 bytes.
   """
   tick("drawing")
   drawn = layer_cases.draw(settings)
@@ -114,16 +79,29 @@ def layer_part(
   for tokens in settings.tokens:
     inputs = layer_cases.first_tokens(settings, drawn, tokens)
     tick(f"{tokens} tokens: float32")
-    truth = _truth(settings, cases, parameters, inputs)
+    truth = _truth(settings, parameters, inputs)
     programs = _programs(settings, cases, parameters, inputs)
     tick(f"{tokens} tokens: compiling")
-    compiled = _compiled(programs)
-    row = functools.partial(_row, settings, tokens)
-    yield from _ours(settings, programs, compiled, truth, tick, row)
-    yield from _rivals(settings, block, inputs, truth, tick, row)
+    memory = _compiled(programs)
+    blocks: dict[str, dict] = {}
+    for program, megabytes in zip(programs, memory, strict=True):
+      name = program.case.name
+      tick(f"{program.part}: {name}")
+      row = _row(
+        settings, tokens, program.part, _ours(settings, program, truth)
+      )
+      row["memory_mb"] = megabytes
+      if program.part == BLOCK:
+        blocks[name] = row
+      if program.part == INVERSE:
+        row["share"] = timing.ratio(row, blocks[name])
+      yield row
+    for part, job in _peers(settings, block, inputs, truth):
+      tick(f"{part}: {job.name}")
+      yield _row(settings, tokens, part, job)
 
 
-def units(settings: Any, cases: Sequence[Case]) -> int:
+def units(settings: Any, cases: Sequence[LayerCase]) -> int:
   """How often `layer_part` ticks."""
   programs = sum(2 + (not case.fused) for case in cases)
   return 1 + len(settings.tokens) * (2 + programs + 3)
@@ -141,11 +119,11 @@ def error_of(found: jax.Array, truth: jax.Array) -> float:
   return float(ratio(found, truth))
 
 
-def _truth(
-  settings: Any, cases: Sequence[Case], parameters: Any, inputs: Inputs
-) -> Truth:
+def _truth(settings: Any, parameters: Any, inputs: Inputs) -> Truth:
   """The exact solve, all in XLA and in float32, of the first input set."""
-  exact = Case("truth", layer_cases.EXACT, fused=False, implementation="xla")
+  exact = LayerCase(
+    "truth", layer_cases.EXACT, fused=False, implementation="xla"
+  )
   block = layer_cases.run_block(settings, exact, jnp.float32)
   rule = layer_cases.run_rule(settings, exact, jnp.float32)
   y = block(parameters, inputs.hidden[0])[0]
@@ -154,7 +132,7 @@ def _truth(
 
 
 def _programs(
-  settings: Any, cases: Sequence[Case], parameters: Any, inputs: Inputs
+  settings: Any, cases: Sequence[LayerCase], parameters: Any, inputs: Inputs
 ) -> list[Program]:
   """Everything of ours, the whole layer before its parts."""
   hidden = [(parameters, x) for x in inputs.hidden]
@@ -182,137 +160,68 @@ def _compiled(programs: Sequence[Program]) -> list[float | None]:
     analysis = compiled.memory_analysis()
     return None if analysis is None else analysis.temp_size_in_bytes / 1e6
 
-  def attempt(program: Program) -> float | None:
+  def attempt(i: int) -> float | None:
     # A failure is met again, and reported, where the program is timed.
-    return gpu_timing.attempt(lambda: megabytes(program))[0]
+    return timing.attempt(lambda: megabytes(programs[i]))[0]
 
-  first = attempt(programs[0])
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    return [first, *pool.map(attempt, programs[1:])]
-
-
-def _ours(
-  settings: Any,
-  programs: Sequence[Program],
-  memory: Sequence[float | None],
-  truth: Truth,
-  tick: Tick,
-  row: Callable[..., LayerRow],
-) -> Iterator[LayerRow]:
-  blocks: dict[str, Timing | None] = {}
-  for program, megabytes in zip(programs, memory, strict=True):
-    case, part = program.case, program.part
-    tick(f"{part}: {case.name}")
-    timing, judged, note = gpu_timing.run(
-      gpu_timing.Job(
-        case.name,
-        case.implementation,
-        functools.partial(_timed, settings, program, truth),
-      )
-    )
-    if part == BLOCK:
-      blocks[case.name] = timing
-    share = None
-    if part == INVERSE:
-      share = gpu_timing.ratio(timing, blocks[case.name])
-    yield row(
-      part,
-      case.name,
-      case.implementation,
-      timing,
-      share=share,
-      memory_mb=megabytes,
-      note=note,
-      **judged,
-    )
+  found = {0: attempt(0)}
+  rest = range(1, len(programs))
+  workers = os.cpu_count() or 1
+  found |= threads.in_threads(lambda i: (i, attempt(i)), rest, workers)
+  return [found[i] for i in range(len(programs))]
 
 
-def _timed(
-  settings: Any, program: Program, truth: Truth
-) -> tuple[Timing, dict[str, Any]]:
-  timing = _measure(settings, program.run, program.sets)
-  if program.part == INVERSE:
-    return timing, {}
-  found = program.run(*program.sets[0])[0]
-  return timing, {"error": error_of(found, getattr(truth, program.part))}
+def _ours(settings: Any, program: Program, truth: Truth) -> Job:
+  def run() -> tuple[Timing, dict[str, Any]]:
+    taken = _measure(settings, program.run, program.sets)
+    if program.part == INVERSE:
+      return taken, {}
+    found = program.run(*program.sets[0])[0]
+    return taken, {"error": error_of(found, getattr(truth, program.part))}
+
+  return Job(program.case.name, program.case.implementation, run)
+
+
+def _peers(
+  settings: Any, block: Any, inputs: Inputs, truth: Truth
+) -> Iterator[tuple[str, Job]]:
+  """fla's rule, then the layer of transformers with fla and without."""
+
+  def rule() -> tuple[Timing, dict[str, Any]]:
+    sets = [tuple(map(gpu.shared, x)) for x in inputs.operands]
+    run = gpu.delta_rule()
+    taken = _measure(settings, run, sets, wait=gpu.wait)
+    out = gpu.returned(run(*sets[0])[0])
+    return taken, {"error": error_of(out, truth.rule)}
+
+  def layer(fla: bool) -> tuple[Timing, dict[str, Any]]:
+    theirs = transformers_block.layer(block)
+    run = transformers_block.forward(theirs, fla=fla)
+    sets = [(gpu.shared(x),) for x in inputs.hidden]
+    taken = _measure(settings, run, sets, wait=gpu.wait)
+    y = gpu.returned(run(*sets[0]))
+    evaluated = {
+      "error": error_of(y, truth.block),
+      "memory_mb": transformers_block.peak_bytes(run, *sets[0]) / 1e6,
+    }
+    transformers_block.free_memory()
+    return taken, evaluated
+
+  yield RULE, Job(FLA, FLA, rule, gpu.missing_fla(settings.chunk_size))
+  missing = transformers_block.missing
+  with_fla, without = (functools.partial(layer, x) for x in (True, False))
+  yield BLOCK, Job(TRANSFORMERS_FLA, FLA, with_fla, missing("fla"))
+  yield BLOCK, Job(TRANSFORMERS, "torch", without, missing())
 
 
 def _measure(settings: Any, run: Callable[..., Any], sets, **options) -> Timing:
-  return gpu_timing.measure(
+  return timing.measure(
     run, sets, repeats=settings.repeats, inner=settings.inner, **options
   )
 
 
-def _rivals(
-  settings: Any,
-  block: Any,
-  inputs: Inputs,
-  truth: Truth,
-  tick: Tick,
-  row: Callable[..., LayerRow],
-) -> Iterator[LayerRow]:
-  """fla's rule, then the layer of transformers with fla and without."""
-  no_fla = gpu.missing_fla(settings.chunk_size)
-  jobs = [
-    (RULE, FLA, FLA, functools.partial(_fla, settings, inputs, truth), no_fla),
-  ]
-  for name, fla in ((TRANSFORMERS_FLA, True), (TRANSFORMERS, False)):
-    run = functools.partial(_layer, settings, block, inputs, truth, fla=fla)
-    reason = transformers_block.missing(*(("fla",) if fla else ()))
-    jobs.append((BLOCK, name, FLA if fla else "torch", run, reason))
-  for part, name, implementation, run, reason in jobs:
-    tick(f"{part}: {name}")
-    timing, judged, note = gpu_timing.run(
-      gpu_timing.Job(name, implementation, run, reason)
-    )
-    yield row(part, name, implementation, timing, note=note, **judged)
-
-
-def _fla(
-  settings: Any, inputs: Inputs, truth: Truth
-) -> tuple[Timing, dict[str, Any]]:
-  sets = [tuple(map(gpu.shared, x)) for x in inputs.operands]
-  run = gpu.delta_rule()
-  timing = _measure(settings, run, sets, wait=gpu.wait)
-  out = gpu.returned(run(*sets[0])[0])
-  return timing, {"error": error_of(out, truth.rule)}
-
-
-def _layer(
-  settings: Any, block: Any, inputs: Inputs, truth: Truth, *, fla: bool
-) -> tuple[Timing, dict[str, Any]]:
-  theirs = transformers_block.layer(block)
-  run = transformers_block.forward(theirs, fla=fla)
-  sets = [(gpu.shared(x),) for x in inputs.hidden]
-  timing = _measure(settings, run, sets, wait=gpu.wait)
-  y = gpu.returned(run(*sets[0]))
-  judged = {
-    "error": error_of(y, truth.block),
-    "memory_mb": transformers_block.peak_bytes(run, *sets[0]) / 1e6,
-  }
-  transformers_block.free_memory()
-  return timing, judged
-
-
-def _row(
-  settings: Any,
-  tokens: int,
-  part: str,
-  name: str,
-  implementation: str,
-  timing: Timing | None,
-  **columns: Any,
-) -> LayerRow:
-  """A row with None in every column that is not given."""
-  known: dict[str, Any] = dict.fromkeys(LayerRow._fields)
-  known |= gpu_timing.columns(timing) | columns
-  known |= {
-    "part": part,
-    "name": name,
-    "implementation": implementation,
-    "tokens": tokens,
-    "chunk_size": settings.chunk_size,
-    "device": device_name(),
-  }
-  del known["first_s"]  # compiled before
-  return LayerRow(**known)
+def _row(settings: Any, tokens: int, part: str, job: Job) -> dict[str, Any]:
+  about = {"tokens": tokens, "chunk_size": settings.chunk_size}
+  row = timing.row(job, about, ("share", "error", "memory_mb"))
+  del row["first_s"]  # compiled before
+  return {"part": part, **row}

@@ -1,20 +1,20 @@
 """What the study of the layer shows: a table printed last, and its report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from experiments.harness.report import Cell, Report
-from experiments.inverse_speed.inverse_part import device_name
-from experiments.inverse_speed.tables import aligned, machine, mark, text
-from experiments.layer_speed.parts import BLOCK, INVERSE, RULE, LayerRow
+import pandas as pd
+
+from experiments.harness import tables, timing
+from experiments.harness.report import Report
+from experiments.harness.timing import DIGITS, HEADINGS, machine
+from experiments.layer_speed.parts import BLOCK, INVERSE, PARTS, RULE
 
 FAILS = 0.1  # a relative error above this is shown as a failure
 
-Found = Mapping[tuple[int, str, str], LayerRow]
-
 
 def build(
-  rows: Sequence[LayerRow], settings: Any, environment: Mapping[str, Any]
+  rows: pd.DataFrame, settings: Any, environment: Mapping[str, Any]
 ) -> Report:
   """The whole report.
 
@@ -23,75 +23,67 @@ def build(
     settings: of `experiments.layer_speed`.
     environment: of the run.
   """
+  mark = timing.mark(settings.implementation)
   report = Report(
-    f"Speed of a Gated DeltaNet layer{mark(settings)}",
+    f"Speed of a Gated DeltaNet layer{mark}",
     f"{machine()}, Python {environment['python']}; command: "
     f"`{environment['command']}`. A time is the median of {settings.repeats} "
     f"measurements of up to {settings.inner} back-to-back calls, waited for "
     "once, after a warm-up; inputs rotate among three sets. Every number "
     "stands in the `.jsonl` and `.csv` table beside this file.",
   )
-  found = _indexed(rows)
-  _add_share(report, found, settings)
-  _add_lengths(report, found, settings)
+  _add_share(report, rows, settings, mark)
+  _add_lengths(report, rows, settings, mark)
   return report
 
 
-def closing(rows: Sequence[LayerRow], settings: Any) -> str:
-  """The table printed at the end."""
-  found = _indexed(rows)
-  heads = ["name", "block ms", "rule ms", "inverse ms", "share"]
-  heads += ["block error", "rule error", "note"]
+def closing(rows: pd.DataFrame, settings: Any) -> str:
+  """The tables printed at the end, one a length."""
+  mark = timing.mark(settings.implementation)
+  digits = {f"{part} ms": 3 for part in PARTS} | {"share, %": 1}
   lines = []
-  for tokens in settings.tokens:
-    body = []
-    for name in _names(found, tokens):
-      block, rule, inverse = _parts(found, tokens, name)
-      share = _get(inverse, "share")
-      body.append(
-        [
-          name,
-          *(text(_get(x, "median_ms"), 3) for x in (block, rule, inverse)),
-          "-" if share is None else f"{share:.1%}",
-          *(text(_get(x, "error")) for x in (block, rule)),
-          _note(block, rule, inverse),
-        ]
-      )
-    title = f"{_layer(settings)}, {tokens} tokens; {machine()}{mark(settings)}"
-    lines += [f"\n{title}", *aligned(heads, body)]
+  for tokens, chosen in rows.groupby("tokens", sort=False):
+    times, errors = _by_part(chosen, "median_ms"), _by_part(chosen, "error")
+    notes = chosen[chosen.note != ""].groupby(["tokens", "name"]).note
+    table = times.add_suffix(" ms").assign(
+      **{
+        "share, %": 100 * _by_part(chosen, "share")[INVERSE],
+        "block error": errors[BLOCK],
+        "rule error": errors[RULE],
+        "note": notes.agg(lambda x: "; ".join(x.unique())),
+      }
+    )
+    table["note"] = table.note.fillna("")
+    lines.append(f"\n{_layer(settings)}, {tokens} tokens; {machine()}{mark}")
+    lines.append(tables.aligned(table.droplevel("tokens"), digits))
   return "\n".join(lines)
 
 
-def plot(rows: Sequence[LayerRow], title: str) -> Any:
+def plot(rows: pd.DataFrame, title: str) -> Any:
   """Time against length: the block on the left, the rule on the right."""
   import matplotlib.pyplot as plt
   from matplotlib import ticker
 
   figure, both = plt.subplots(1, 2, figsize=(11, 4.8))
-  names = list(dict.fromkeys(row.name for row in rows))
   colours = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
+  colour = dict(zip(rows.name.unique(), colours))
+  known = rows[rows.median_ms.notna()]
+  handles: dict[Any, Any] = {}
   for axes, part in zip(both, (BLOCK, RULE)):
-    for i, name in enumerate(names):
-      points = [
-        (row.tokens, row.median_ms)
-        for row in rows
-        if (row.part, row.name) == (part, name) and row.median_ms is not None
-      ]
-      if points:
-        axes.loglog(*zip(*points), "o-", color=colours[i], label=name, ms=5)
-    lengths = sorted({row.tokens for row in rows})
-    axes.set_xticks(lengths, [f"{n}" for n in lengths])
+    for name, line in known[known.part == part].groupby("name", sort=False):
+      (handles[name],) = axes.loglog(
+        line.tokens, line.median_ms, "o-", color=colour[name], ms=5
+      )
+    axes.set_xticks(sorted(rows.tokens.unique()))
+    axes.xaxis.set_major_formatter("{x:.0f}")
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.set(xlabel="tokens", ylabel="milliseconds", title=f"the {part}")
     axes.grid(which="both", alpha=0.2)
-  lines = [line for axes in both for line in axes.get_lines()]
-  handles = {line.get_label(): line for line in lines}
-  shown = {name: handles[name] for name in names if name in handles}
   figure.legend(
-    shown.values(),
-    shown.keys(),
+    handles.values(),
+    handles.keys(),
     loc="center left",
     bbox_to_anchor=(1, 0.5),
     fontsize=8,
@@ -101,8 +93,10 @@ def plot(rows: Sequence[LayerRow], title: str) -> Any:
   return figure
 
 
-def _add_share(report: Report, found: Found, settings: Any) -> None:
-  report.section(f"What the inverse costs the layer{mark(settings)}")
+def _add_share(
+  report: Report, rows: pd.DataFrame, settings: Any, mark: str
+) -> None:
+  report.section(f"What the inverse costs the layer{mark}")
   before = settings.specs[0]
   report.text(
     f"{_layer(settings)}, one sequence, bfloat16 activations and weights, "
@@ -110,42 +104,39 @@ def _add_share(report: Report, found: Found, settings: Any) -> None:
     "the matrices of as many tokens, over the time of the block around it. "
     f"Before: `{before}`."
   )
-  heads = ["tokens", "name", "block, ms", "of it the inverse, ms", "share, %"]
-  body = []
-  for tokens in settings.tokens:
-    first = _get(found.get((tokens, BLOCK, before)), "median_ms")
-    for name in _names(found, tokens):
-      block, _, inverse = _parts(found, tokens, name)
-      time, share = _get(block, "median_ms"), _get(inverse, "share")
-      if block is None:
-        continue
-      known = time is not None and first is not None
-      body.append(
-        [
-          tokens,
-          name,
-          Cell(time, 3),
-          Cell(_get(inverse, "median_ms"), 3),
-          Cell(None if share is None else 100 * share, 1),
-          Cell(first / time if known else None, 2),
-        ]
-      )
+  times = _by_part(rows, "median_ms")
+  blocks = rows[rows.part == BLOCK].set_index(["tokens", "name"]).index
+  first = times[BLOCK].xs(before, level="name")
+  table = pd.DataFrame(
+    {
+      "block, ms": times[BLOCK],
+      "of it the inverse, ms": times[INVERSE],
+      "share, %": 100 * _by_part(rows, "share")[INVERSE],
+      "times as fast as before": 1 / times[BLOCK].div(first, level="tokens"),
+    }
+  )
   report.table(
-    f"Share of the inverse{mark(settings)}",
-    [*heads, "times as fast as before"],
-    body,
+    f"Share of the inverse{mark}",
+    table[table.index.isin(blocks)],
     measured_on=machine(),
     name="share",
+    digits={
+      "block, ms": 3,
+      "of it the inverse, ms": 3,
+      "share, %": 1,
+      "times as fast as before": 2,
+    },
   )
-  rows = list(found.values())
   report.figure(
-    plot(rows, f"{_layer(settings)}, {device_name()}{mark(settings)}"),
+    plot(rows, f"{_layer(settings)}, {timing.device_name()}{mark}"),
     "Time against length, both logarithmic. Lower is better.",
   )
 
 
-def _add_lengths(report: Report, found: Found, settings: Any) -> None:
-  report.section(f"Every time and error{mark(settings)}")
+def _add_lengths(
+  report: Report, rows: pd.DataFrame, settings: Any, mark: str
+) -> None:
+  report.section(f"Every time and error{mark}")
   report.text(
     "The block is a whole prefill with its cache. The rule alone runs on keys "
     "of every key family, fla's on the same buffers. An error is the RMS error "
@@ -155,27 +146,21 @@ def _add_lengths(report: Report, found: Found, settings: Any) -> None:
     "reports. What `xla` names stays in XLA altogether, the recurrence over "
     "chunks too."
   )
-  heads = "part,name,runs in,ms,lowest,highest,error,memory in MB,note"
-  for tokens in settings.tokens:
+  order = {part: i for i, part in enumerate(PARTS)}
+  columns = ["part", "name", "implementation"]
+  columns += ["median_ms", "lowest_ms", "highest_ms"]
+  for tokens, chosen in rows.groupby("tokens", sort=False):
+    chosen = chosen.sort_values(
+      "part", key=lambda x: x.map(order), kind="stable"
+    )
+    table = chosen[[*columns, "error", "memory_mb", "note"]]
     report.table(
-      f"{tokens} tokens{mark(settings)}",
-      heads.split(","),
-      [
-        [
-          row.part,
-          row.name,
-          row.implementation,
-          *(Cell(x, 3) for x in (row.median_ms, row.lowest_ms, row.highest_ms)),
-          Cell(row.error, bad=row.error is not None and row.error > FAILS),
-          Cell(row.memory_mb, 0),
-          row.note,
-        ]
-        for part in (BLOCK, RULE, INVERSE)
-        for row in found.values()
-        if (row.tokens, row.part) == (tokens, part)
-      ],
+      f"{tokens} tokens{mark}",
+      table.rename(columns=HEADINGS),
       measured_on=machine(),
       name=f"tokens-{tokens}",
+      digits=DIGITS,
+      bad={"error": table.error > FAILS},
     )
 
 
@@ -186,21 +171,9 @@ def _layer(settings: Any) -> str:
   )
 
 
-def _indexed(rows: Sequence[LayerRow]) -> Found:
-  return {(row.tokens, row.part, row.name): row for row in rows}
-
-
-def _names(found: Found, tokens: int) -> list[str]:
-  return list(dict.fromkeys(name for n, _, name in found if n == tokens))
-
-
-def _parts(found: Found, tokens: int, name: str) -> list[LayerRow | None]:
-  return [found.get((tokens, part, name)) for part in (BLOCK, RULE, INVERSE)]
-
-
-def _get(row: LayerRow | None, field: str) -> Any:
-  return None if row is None else getattr(row, field)
-
-
-def _note(*rows: LayerRow | None) -> str:
-  return "; ".join(dict.fromkeys(row.note for row in rows if row and row.note))
+def _by_part(rows: pd.DataFrame, field: str) -> pd.DataFrame:
+  """A field by length and name in rows, by part in columns."""
+  keys = ["tokens", "name"]
+  names = pd.MultiIndex.from_frame(rows[keys].drop_duplicates())
+  table = rows.set_index([*keys, "part"])[field].unstack("part")
+  return table.reindex(index=names, columns=list(PARTS))

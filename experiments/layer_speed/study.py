@@ -11,20 +11,18 @@ without a GPU one sentence says so.
 import dataclasses
 from collections.abc import Sequence
 
-import jax
-
 from experiments.harness import record, runner, timing
 from experiments.harness.progress import Progress
 from experiments.harness.report import shown
+from experiments.harness.settings import Checked, setting
 from experiments.layer_speed import cases as layer_cases
-from experiments.layer_speed import parts
-from experiments.layer_speed import report as layer_report
+from experiments.layer_speed import parts, report
 from experiments.peers import gpu
 from neumann_jax.chunk_inverse.inverse_spec import check_chunk_size
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Checked):
   """What is timed, on what.
 
   Attributes:
@@ -39,42 +37,34 @@ class Settings:
     seed: of every draw.
     repeats: measurements of each time.
     inner: back-to-back calls in a measurement.
-    specs: names of the inverses, see `layer_cases.parse`; the first is what
+    specs: names of the inverses, see `cases.parse`; the first is what
       the others are compared with.
   """
 
-  implementation: str
+  implementation: str = setting(among=("gpu", "xla"))
   tokens: tuple[int, ...]
-  hidden: int
-  key_heads: int
-  value_heads: int
-  dim: int
-  conv_width: int
+  hidden: int = setting(at_least=1)
+  key_heads: int = setting(at_least=1)
+  value_heads: int = setting(at_least=1)
+  dim: int = setting(at_least=1)
+  conv_width: int = setting(at_least=1)
   chunk_size: int
   seed: int
-  repeats: int
-  inner: int
-  specs: tuple[str, ...]
+  repeats: int = setting(at_least=1)
+  inner: int = setting(at_least=1)
+  specs: tuple[str, ...] = setting(
+    some=True, words="specs must name at least one inverse"
+  )
 
   def __post_init__(self) -> None:
-    if self.implementation not in ("gpu", "xla"):
-      raise ValueError(
-        f"implementation must be gpu or xla, got {self.implementation!r}"
-      )
+    super().__post_init__()
     check_chunk_size(self.chunk_size)
-    for name in _COUNTS:
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"{name} must be at least 1, got {getattr(self, name)}"
-        )
     self._check_tokens()
     if self.value_heads % self.key_heads:
       raise ValueError(
         "value_heads must be a whole multiple of key_heads, got "
         f"{self.value_heads} and {self.key_heads}"
       )
-    if not self.specs:
-      raise ValueError("specs must name at least one inverse")
     self.cases()
 
   def _check_tokens(self) -> None:
@@ -94,7 +84,7 @@ class Settings:
         "timed"
       )
 
-  def cases(self) -> list[layer_cases.Case]:
+  def cases(self) -> list[layer_cases.LayerCase]:
     """The cases that the names stand for."""
     return [
       layer_cases.parse(name, self.chunk_size, self.implementation)
@@ -102,36 +92,19 @@ class Settings:
     ]
 
 
-_COUNTS = (
-  "hidden",
-  "key_heads",
-  "value_heads",
-  "dim",
-  "conv_width",
-  "repeats",
-  "inner",
-)
-
-
 def layer_speed(settings: Settings, run: record.Run) -> None:
   """Times everything, writes `layer.csv` and `report.html`, prints its path."""
-  platform = jax.default_backend()
-  if settings.implementation == "gpu" and platform != "gpu":
-    print(
-      f"layer_speed: nothing was timed, because jax finds no GPU here (its "
-      f"devices are of platform {platform!r})"
-    )
+  if timing.without_gpu("layer_speed", settings.implementation):
     return
   run.environment["versions"] |= gpu.versions()
-  cases, rows = settings.cases(), []
-  total = parts.units(settings, cases)
-  with Progress(total, label="layer_speed") as tick:
+  cases = settings.cases()
+  with Progress(parts.units(settings, cases), label="layer_speed") as tick:
     for row in parts.layer_part(settings, cases, tick):
-      rows.append(row)
-      run.write("layer", row._asdict())
-  report = layer_report.build(rows, settings, run.environment)
-  print(layer_report.closing(rows, settings))
-  print(f"report: {shown(report.write(run.folder / 'report.html'))}")
+      run.write("layer", row)
+  rows = run.frame("layer")
+  pages = report.build(rows, settings, run.environment)
+  print(report.closing(rows, settings))
+  print(f"report: {shown(pages.write(run.folder / 'report.html'))}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -44,7 +44,7 @@ def rows_in_lanes(
   Returns:
     (I + A)^-1.
   """
-  return _call(_rows_in_lanes, "rival_rows", a, block, interpret)
+  return _call(_rows_in_lanes, "peer_rows", a, block, interpret)
 
 
 def batch_in_lanes(
@@ -62,7 +62,7 @@ def batch_in_lanes(
   """
   c = a.shape[-1]
   scratch = [pltpu.VMEM((c, c, block), jnp.float32)] * 2
-  return _call(_batch_in_lanes, "rival_lanes", a, block, interpret, scratch)
+  return _call(_batch_in_lanes, "peer_lanes", a, block, interpret, scratch)
 
 
 def tokamax(a: jax.Array, block: int, *, interpret: bool = False) -> jax.Array:
@@ -80,7 +80,7 @@ def tokamax(a: jax.Array, block: int, *, interpret: bool = False) -> jax.Array:
     ImportError: tokamax is missing or has no such function.
   """
   kernel = functools.partial(_tokamax, function=tokamax_function())
-  return _call(kernel, "rival_tokamax", a, block, interpret)
+  return _call(kernel, "peer_tokamax", a, block, interpret)
 
 
 def tokamax_function() -> Callable[[jax.Array, int], jax.Array]:

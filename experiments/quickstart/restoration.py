@@ -7,9 +7,10 @@ must lie below it; neither is a bid for the best picture.
 """
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -140,14 +141,13 @@ def study(
     for name, method in methods.items():
       batch = _batch(problem.observation, method)
       start = time.monotonic()
-      run = programs[name, _kind(batch)]
+      run = programs[name, problem.name]
       answers[name] = jax.block_until_ready(run(batch))
       seconds[name] = time.monotonic() - start
     pictures[problem.name] = _pictures(problem, answers, settings.num_samples)
     for name, images in answers.items():
       samples = 0 if name == DEGRADED else methods[name].samples
-      row = (settings, problem, name, images, samples, seconds[name])
-      rows += _rows(*row)
+      rows += _rows(settings, problem, name, images, samples, seconds[name])
   return rows, pictures
 
 
@@ -182,27 +182,19 @@ def _batch(observation: Observation, method: Method) -> Observation:
   return dataclasses.replace(observation, y=observation.y[order])
 
 
-def _kind(observation: Observation) -> Any:
-  """What a program is compiled for: two masks, or two kernels, share one."""
-  leaves, structure = jax.tree.flatten(observation)
-  return structure, *(jnp.shape(x) for x in leaves)
-
-
 def _compiled(
   methods: Mapping[str, Method], problems: list[Problem], workers: int
-) -> dict[Any, Callable[[Observation], jax.Array]]:
-  """A program for every method and kind of observation."""
-  wanted = {}
-  for name, method in methods.items():
-    for problem in problems:
-      batch = _batch(problem.observation, method)
-      wanted[name, _kind(batch)] = (method.restore, batch)
+) -> dict[tuple[str, str], Callable[[Observation], jax.Array]]:
+  """A program for every method and operator, by their names."""
 
-  def compile_one(key: Any) -> tuple[Any, Callable]:
-    restore, batch = wanted[key]
-    return key, jax.jit(restore).lower(batch).compile()
+  def compile_one(pair: tuple[str, Problem]) -> tuple[tuple, Callable]:
+    name, problem = pair
+    batch = _batch(problem.observation, methods[name])
+    program = jax.jit(methods[name].restore).lower(batch).compile()
+    return (name, problem.name), program
 
-  return dict(threads.in_threads(compile_one, wanted, workers))
+  pairs = itertools.product(methods, problems)
+  return dict(threads.in_threads(compile_one, pairs, workers))
 
 
 def _rows(
@@ -221,19 +213,13 @@ def _rows(
     metrics.ssim(x, problem.truth),
     metrics.measurement_residual(x, problem.observation),
   )
-  rows = [
-    Restored(
-      problem.name,
-      photograph,
-      method,
-      min(samples, 1),
-      *map(float, found),
-      psnr_mean=None,
-      ssim_mean=None,
-      seconds=seconds,
-    )
-    for photograph, found in zip(settings.photographs, numbers)
-  ]
+  rows = []
+  for photograph, found in zip(settings.photographs, numbers):
+    psnr, ssim, residual = map(float, found)
+    drawn = min(samples, 1)
+    means = (None, None)
+    about = (problem.name, photograph, method, drawn)
+    rows.append(Restored(*about, psnr, ssim, residual, *means, seconds))
   if samples > 1:
     mean, truth = jnp.mean(several, axis=0), problem.truth[0]
     rows[0] = rows[0]._replace(

@@ -30,7 +30,7 @@ def measure(
   """Compiles a kernel and reads what libtpu dumped.
 
   Args:
-    kernel: among `tpu_kernels.NAMES`.
+    kernel: among `kernels.NAMES`.
     batch: matrices a grid step asked for.
     where: from `device`.
     dump: folder that libtpu dumps into, cleared before and after.

@@ -10,7 +10,7 @@ import numpy as np
 from experiments.data import key_families
 from experiments.inverse_accuracy import errors as inverse_study
 from experiments.inverse_accuracy.errors import InverseSettings
-from experiments.peers import tpu as tpu_rivals
+from experiments.peers import tpu as tpu_peers
 from neumann_jax import InverseSpec
 from neumann_jax.chunk_inverse.kernels import tpu
 
@@ -40,15 +40,15 @@ SPECS = {
     "banded-masked N3 S16 bfloat16",
   )
 }
-RIVALS: dict[str, Callable[..., jax.Array]] = {
-  SUBSTITUTIONS[0]: tpu_rivals.rows_in_lanes,
-  SUBSTITUTIONS[1]: tpu_rivals.batch_in_lanes,
-  TOKAMAX: tpu_rivals.tokamax,
+PEERS: dict[str, Callable[..., jax.Array]] = {
+  SUBSTITUTIONS[0]: tpu_peers.rows_in_lanes,
+  SUBSTITUTIONS[1]: tpu_peers.batch_in_lanes,
+  TOKAMAX: tpu_peers.tokamax,
 }
-NAMES = (*SPECS, *RIVALS)
+NAMES = (*SPECS, *PEERS)
 
 
-class Program(NamedTuple):
+class KernelProgram(NamedTuple):
   """A kernel at one block, ready to be lowered.
 
   Attributes:
@@ -62,7 +62,7 @@ class Program(NamedTuple):
   trips: int
 
 
-def program(name: str, block: int) -> Program:
+def program(name: str, block: int) -> KernelProgram:
   """The kernel of a name.
 
   Args:
@@ -72,18 +72,18 @@ def program(name: str, block: int) -> Program:
   Raises:
     ImportError: it is tokamax's, and that is not installed.
   """
-  if name in RIVALS:
+  if name in PEERS:
     if name == TOKAMAX:
-      tpu_rivals.tokamax_function()
-    rival = RIVALS[name]
-    loops = rival is tpu_rivals.rows_in_lanes
-    return Program(
-      lambda a, bound: rival(a, block),
-      "rival_",
-      block // tpu_rivals.GROUP if loops else 1,
+      tpu_peers.tokamax_function()
+    peer = PEERS[name]
+    loops = peer is tpu_peers.rows_in_lanes
+    return KernelProgram(
+      lambda a, bound: peer(a, block),
+      "peer_",
+      block // tpu_peers.GROUP if loops else 1,
     )
   call = functools.partial(_ours, spec=SPECS[name], block=block)
-  return Program(call, "neumann_", 1)
+  return KernelProgram(call, "neumann_", 1)
 
 
 def errors(
@@ -130,7 +130,7 @@ def reason_without(names: Sequence[str]) -> str | None:
   """Why tokamax cannot be among the kernels, or None if it can or is not."""
   if TOKAMAX in names:
     try:
-      tpu_rivals.tokamax_function()
+      tpu_peers.tokamax_function()
     except ImportError as error:
       return f"{TOKAMAX} is left out: {error}"
   return None
@@ -143,6 +143,6 @@ def _ours(
 
 
 def _measured(name: str, a: jax.Array, bound: jax.Array) -> jax.Array:
-  if name in RIVALS:
-    return RIVALS[name](a, MEASURED, interpret=True)
+  if name in PEERS:
+    return PEERS[name](a, MEASURED, interpret=True)
   return tpu.invert(a, SPECS[name], bound, interpret=True)

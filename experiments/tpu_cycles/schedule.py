@@ -167,13 +167,13 @@ def schedules(
 
   Args:
     kind: among TOPOLOGIES.
-    kernels: names from `tpu_kernels`.
+    kernels: names from `kernels`.
     batches: matrices a grid step.
     folder: empty; takes the dumps.
 
   Yields:
     `{"begin": kernel, "batch": n}` before a compile. After it the same with
-    `"kernel"` for `"begin"` and what `tpu_compile.measure` returns.
+    `"kernel"` for `"begin"` and what `compile_one.measure` returns.
 
   Raises:
     ScheduleError: the process failed as a whole.

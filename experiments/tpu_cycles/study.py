@@ -9,78 +9,50 @@ kernel and its schedule is counted. Without libtpu one sentence says so.
 import dataclasses
 import importlib.metadata
 import importlib.util
-import math
 import pathlib
 import tempfile
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
-from experiments.harness import record, runner
+import pandas as pd
+
+from experiments.harness import record, runner, tables
 from experiments.harness.progress import Progress
 from experiments.harness.report import Report, short, shown
+from experiments.harness.settings import Checked, setting
 from experiments.inverse_accuracy.errors import InverseSettings
 from experiments.tpu_cycles import kernels as tpu_kernels
 from experiments.tpu_cycles import schedule
 from experiments.tpu_cycles.kernels import BETAS, SUBSTITUTIONS, TOKAMAX
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+def _among(name: str, known: Collection[str]) -> Any:
+  words = f"{name} must be among {'; '.join(known)}"
+  return setting(among=known, some=True, words=words)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Checked):
   """What is compiled, for what.
 
   Attributes:
-    kinds: of TPU, among `tpu_schedule.TOPOLOGIES`.
+    kinds: of TPU, among `schedule.TOPOLOGIES`.
     batches: matrices a grid step, multiples of 8.
-    kernels: among `tpu_kernels.NAMES`.
+    kernels: among `kernels.NAMES`.
     draws: chunks per family and decay whose error is measured.
     seed: of the draws.
   """
 
-  kinds: tuple[str, ...]
-  batches: tuple[int, ...]
-  kernels: tuple[str, ...]
-  draws: int
+  kinds: tuple[str, ...] = _among("kinds", schedule.TOPOLOGIES)
+  batches: tuple[int, ...] = setting(
+    at_least=8,
+    multiple_of=8,
+    some=True,
+    words="batches must be multiples of 8, at least one",
+  )
+  kernels: tuple[str, ...] = _among("kernels", tpu_kernels.NAMES)
+  draws: int = setting(at_least=1)
   seed: int
-
-  def __post_init__(self) -> None:
-    _check_names("kinds", self.kinds, schedule.TOPOLOGIES)
-    _check_names("kernels", self.kernels, tpu_kernels.NAMES)
-    if not self.batches or any(n < 8 or n % 8 for n in self.batches):
-      raise ValueError(
-        f"batches must be multiples of 8, at least one, got {self.batches}"
-      )
-    if self.draws < 1:
-      raise ValueError(f"draws must be at least 1, got {self.draws}")
-
-
-class CyclesRow(NamedTuple):
-  """One kernel at one batch, compiled for one kind; None where it was not.
-
-  Attributes:
-    kind: of TPU it was compiled for, never run on.
-    kernel: its name.
-    batch: matrices a grid step.
-    bundles: scheduled, a matrix; a loop's as often as it runs.
-    to_tokamax: bundles over those of tokamax at the same batch.
-    to_substitution: over the better row-wise substitution at the same batch.
-    vector: mean part of the vector ALU's slots in use.
-    matrix: likewise of the matrix unit's.
-    error_beta_1: worst relative error over key families, beta in 0.6 to 1.
-    error_beta_2: the same for beta to 2.
-    note: why something is missing.
-  """
-
-  kind: str
-  kernel: str
-  batch: int
-  bundles: float | None
-  to_tokamax: float | None
-  to_substitution: float | None
-  vector: float | None
-  matrix: float | None
-  error_beta_1: float | None
-  error_beta_2: float | None
-  note: str
 
 
 def tpu_cycles(settings: Settings, run: record.Run) -> None:
@@ -96,27 +68,13 @@ def tpu_cycles(settings: Settings, run: record.Run) -> None:
     for name in settings.kernels:
       tick(f"error of {name}")
       errors[name] = _errors(name, settings)
-    rows = []
     for kind in settings.kinds:
-      measured = _compile(kind, settings, tick)
-      for key in measured:
-        rows.append(_row(kind, key, measured, errors))
-        run.write("tpu_cycles", rows[-1]._asdict())
+      for row in _rows(kind, _compile(kind, settings, tick), errors):
+        run.write("tpu_cycles", row)
+  rows = run.frame("tpu_cycles")
   report = _report(rows, settings, run.environment, libtpu)
   print(_closing(rows, libtpu))
   print(f"report: {shown(report.write(run.folder / 'report.html'))}")
-
-
-def _check_names(
-  name: str, values: Sequence[str], allowed: Sequence[str] | Mapping[str, Any]
-) -> None:
-  for value in values:
-    if value not in allowed:
-      raise ValueError(
-        f"{name} must be among {'; '.join(allowed)}, got {value!r}"
-      )
-  if not values:
-    raise ValueError(f"{name} must name at least one")
 
 
 def _errors(name: str, settings: Settings) -> dict:
@@ -143,39 +101,55 @@ def _compile(kind: str, settings: Settings, tick: Any) -> dict:
   return found
 
 
-def _bundles(found: Mapping, kernel: str, batch: int) -> float | None:
-  count = found.get((kernel, batch), {}).get("bundles")
-  return None if count is None else count / batch
+def _rows(
+  kind: str, found: Mapping[tuple[str, int], dict], errors: Mapping[str, dict]
+) -> Iterator[dict[str, Any]]:
+  """A row for every kernel at every batch; None where it was not compiled.
 
+  Args:
+    kind: of TPU it was compiled for, never run on.
+    found: what `_compile` returned.
+    errors: of each kernel, by range of beta.
 
-def _row(kind: str, key: tuple, found: Mapping, errors: Mapping) -> CyclesRow:
-  kernel, batch = key
-  ours = _bundles(found, kernel, batch)
+  Yields:
+    kind, kernel, batch: what it is; matrices a grid step.
+    bundles: scheduled, a matrix; a loop's as often as it runs.
+    to_tokamax: bundles over those of tokamax at the same batch.
+    to_substitution: over the better row-wise substitution at the same batch.
+    vector, matrix: mean part of the units' slots in use.
+    error_beta_1, error_beta_2: worst relative error over key families, beta in
+      0.6 to 1, and to 2.
+    note: why something is missing.
+  """
+  bundles = {
+    (kernel, batch): said["bundles"] / batch
+    for (kernel, batch), said in found.items()
+    if said.get("bundles") is not None
+  }
+  for (kernel, batch), said in found.items():
+    ours = bundles.get((kernel, batch))
 
-  def ratio(*rivals: str) -> float | None:
-    others = [_bundles(found, rival, batch) for rival in rivals]
-    known = [other for other in others if other is not None]
-    return None if ours is None or not known else ours / min(known)
+    def ratio(*peers: str, ours: Any = ours, batch: int = batch) -> Any:
+      known = [bundles[p, batch] for p in peers if (p, batch) in bundles]
+      return None if ours is None or not known else ours / min(known)
 
-  error = [errors[kernel].get(beta) for beta in BETAS]
-  said = found[key]
-  return CyclesRow(
-    kind,
-    kernel,
-    batch,
-    ours,
-    ratio(TOKAMAX),
-    ratio(*SUBSTITUTIONS),
-    said.get("vector"),
-    said.get("matrix"),
-    error[0],
-    error[1],
-    said.get("reason", ""),
-  )
+    yield {
+      "kind": kind,
+      "kernel": kernel,
+      "batch": batch,
+      "bundles": ours,
+      "to_tokamax": ratio(TOKAMAX),
+      "to_substitution": ratio(*SUBSTITUTIONS),
+      "vector": said.get("vector"),
+      "matrix": said.get("matrix"),
+      "error_beta_1": errors[kernel].get(BETAS[0]),
+      "error_beta_2": errors[kernel].get(BETAS[1]),
+      "note": said.get("reason", ""),
+    }
 
 
 def _report(
-  rows: Sequence[CyclesRow], settings: Settings, environment: Any, libtpu: str
+  rows: pd.DataFrame, settings: Settings, environment: Any, libtpu: str
 ) -> Report:
   report = Report(
     "TPU cycles of the chunk inverse",
@@ -188,12 +162,11 @@ def _report(
     f"float64. Command: `{environment['command']}`.",
   )
   for kind in settings.kinds:
-    chosen = [row for row in rows if row.kind == kind]
+    chosen = rows[rows.kind == kind]
     report.heading(f"Compiled for {kind}")
     report.table(
       f"Bundles a matrix, compiled for {kind}.",
-      [name.replace("_", " ") for name in CyclesRow._fields[1:]],
-      [list(row[1:]) for row in chosen],
+      chosen.drop(columns="kind").rename(columns=lambda x: x.replace("_", " ")),
       measured_on=f"libtpu {libtpu}'s schedule for {kind}, never run on it",
       name=f"cycles-{kind}",
     )
@@ -205,24 +178,19 @@ def _report(
   return report
 
 
-def _figure(rows: Sequence[CyclesRow], kind: str) -> Any:
+def _figure(rows: pd.DataFrame, kind: str) -> Any:
   """A line a kernel, from fast to slow, and a mark a batch."""
   import matplotlib.pyplot as plt
 
-  known = [
-    (row.kernel, row.batch, row.bundles, row.error_beta_1)
-    for row in rows
-    if row.bundles is not None and row.error_beta_1 is not None
-  ]
-  error = {kernel: x for kernel, _, _, x in known}
-  fewest = {name: min(n for k, _, n, _ in known if k == name) for name in error}
-  kernels = sorted(fewest, key=fewest.__getitem__, reverse=True)
+  known = rows[rows.bundles.notna() & rows.error_beta_1.notna()]
+  by_kernel = known.groupby("kernel", sort=False)
+  fewest = by_kernel.bundles.min().sort_values(ascending=False, kind="stable")
+  kernels, error = list(fewest.index), by_kernel.error_beta_1.first()
   figure, axes = plt.subplots(figsize=(8, 1.4 + 0.36 * len(kernels)))
-  for batch in sorted({batch for _, batch, _, _ in known}):
-    at = {k: bundles for k, b, bundles, _ in known if b == batch}
+  for batch, chosen in known.groupby("batch"):
     axes.scatter(
-      list(at.values()),
-      [kernels.index(kernel) for kernel in at],
+      chosen.bundles,
+      chosen.kernel.map(kernels.index),
       label=f"{batch} matrices a grid step",
     )
   labels = [f"{name}\nerror {short(error[name])}" for name in kernels]
@@ -238,21 +206,17 @@ def _figure(rows: Sequence[CyclesRow], kind: str) -> Any:
   return figure
 
 
-def _closing(rows: Sequence[CyclesRow], libtpu: str) -> str:
+def _closing(rows: pd.DataFrame, libtpu: str) -> str:
   """The table on the terminal: bundles a matrix by kernel, kind and batch."""
-  columns = list(dict.fromkeys((row.kind, row.batch) for row in rows))
-  found = {(r.kernel, r.kind, r.batch): r.bundles for r in rows}
-  lines = [f"bundles a matrix, compiled by libtpu {libtpu}, never run"]
-  head = "".join(f"{kind + '/' + str(n):>10}" for kind, n in columns)
-  lines.append(f"{'kernel':32}{head}   error")
-  for kernel in dict.fromkeys(row.kernel for row in rows):
-    cells = [found.get((kernel, *at)) for at in columns]
-    text = "".join(f"{'-' if x is None else f'{x:.1f}':>10}" for x in cells)
-    error = next(r.error_beta_1 for r in rows if r.kernel == kernel)
-    lines.append(
-      f"{kernel:32}{text}   {math.nan if error is None else error:.1e}"
-    )
-  return "\n".join(lines)
+  rows = rows.assign(at=rows.kind + "/" + rows.batch.astype(str))
+  table = rows.set_index(["kernel", "at"]).bundles.unstack("at")
+  table = table.reindex(index=rows.kernel.unique(), columns=rows["at"].unique())
+  errors = rows.groupby("kernel").error_beta_1.first()
+  digits = dict.fromkeys(table, 1)
+  return (
+    f"bundles a matrix, compiled by libtpu {libtpu}, never run\n"
+    f"{tables.aligned(table.assign(error=errors), digits)}"
+  )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
