@@ -1,7 +1,7 @@
 """Denoising of held-out photographs: the photo prior against BM3D and others.
 
 Command: python -m experiments.denoise
-  --config.prior=FOLDER/photo_prior.json judges another run's weights;
+  --config.prior=FOLDER/photo_prior.json evaluates another run's weights;
   --config=configs/denoise.py:debug shrinks the photographs for the tests.
 Time: 5 minutes on 2 CPU cores with BM3D; `:debug` 1 minute.
 Expected: report.html with PSNR at sigma 15, 25 and 50 of 255, means over

@@ -10,7 +10,7 @@ Time: not measured as a whole, by its parts about an hour on one H100; `:debug`
   40 seconds on 2 cores.
 Expected: report.html: PSNR of one sample and of the mean of four in separate
 tables, at equal calls and at equal seconds, pictures, the paper's ablation, and
-what wrong beliefs and short schedules cost.
+what a wrong noise level, a wrong kernel and short schedules cost.
 """
 
 import ml_collections

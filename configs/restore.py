@@ -10,10 +10,11 @@ Command: python -m experiments.restore --config.image=photo.jpg
   noise_std is that of pixels in [-1, 1]: n levels of 255 are n / 127.5.
   prior: "" for the shipped one, NAME.json of train_prior, a diffusers
   directory, NAME.pt or NAME.safetensors of guided-diffusion, or "gaussian".
-  method: any of `experiments/samplers.py`; levels: denoiser calls an image, at
-  least 20 with NFC; tile: 128 to 4096, a longer side is denoised in tiles;
-  sample_levels: those of NFC's samples, each with a Jacobian product of about
-  a call's time; tie="spectrum" saves it but draws too wide on smooth pictures.
+  method: any of `experiments/harness/samplers.py`; levels: denoiser calls an
+  image, at least 20 with NFC; tile: 128 to 4096, a longer side is denoised in
+  tiles; sample_levels: those of NFC's samples, each with a Jacobian product of
+  about a call's time; tie="spectrum" saves it but draws too wide on smooth
+  pictures.
 Time: 3 minutes for 256 x 256 on 2 CPU cores, in proportion to the pixels;
 `:debug`, a known prior at few levels, 20 seconds.
 Expected: restored.png, sample_1.png and so on, mean.png, uncertainty.png and

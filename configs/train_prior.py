@@ -50,6 +50,8 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         "constant": 0.3,
         "clip": 1.0,
         "average": 0.9995,
+        "decay": 0.0,
+        "b2": 0.99,
       },
       "batch": {
         "leaf_share": 0.15,

@@ -15,33 +15,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from experiments.harness import progress, record, runner, samplers
-from experiments.restoration import runs
-from experiments.restoration import setup as restoration_setup
+from experiments.harness.settings import Checked, setting
+from experiments.restoration import runs, setup
 from experiments.restoration.runs import Program
+from experiments.restoration.setup import SetupSettings
 
+TABLE = "tuning"
 LARGEST = 9
 # Of the linear solves, none of which tuning shall wait for.
 _SOLVE = {"tolerance": (1e-4,)}
 # By method: values of the fields that are tuned; all combinations are tried.
 # Where the best of a first grid lay at its edge, this is the one around it.
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
-  "NFC": {
-    "width_factor": (1.5, 2.0, 3.0),
-    "sigma_min": (0.07, 0.1, 0.15),
-  },
+  "NFC": {"width_factor": (1.5, 2.0, 3.0), "sigma_min": (0.07, 0.1, 0.15)},
   "DAPS": {
     "noise_std": (0.007, 0.014, 0.035),
     "step_size": (2e-5, 5e-5, 1e-4),
   },
   "DDNM+": {"eta": (0.0, 0.3, 0.5, 0.7, 0.85, 1.0), **_SOLVE},
   "DDRM": {"eta": (0.0, 0.5, 0.85, 1.0), "eta_data": (0.5, 1.0)},
-  "DiffPIR": {
-    "weight": (0.125, 0.25, 0.5),
-    "renewal": (0.7, 1.0),
-    **_SOLVE,
-  },
+  "DiffPIR": {"weight": (0.125, 0.25, 0.5), "renewal": (0.7, 1.0), **_SOLVE},
   "DPS": {"scale": (0.1, 0.3, 1.0, 3.0, 6.0, 10.0), "clip": (True,)},
   "FGPS": {"scale_start": (1.0, 3.0, 6.0), "scale_end": (1.0, 3.0, 6.0)},
   "MMPS": {"eta": (0.5, 1.0), "iterations": (1, 2, 3)},
@@ -50,11 +46,7 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "data_std": (0.03, 0.06, 0.12, 0.25),
     **_SOLVE,
   },
-  "PnP-DM": {
-    "decay": (0.5, 0.65, 0.8),
-    "nodes": (15, 30, 60),
-    **_SOLVE,
-  },
+  "PnP-DM": {"decay": (0.5, 0.65, 0.8), "nodes": (15, 30, 60), **_SOLVE},
   "RED-diff": {
     "weight": (0.25, 0.5, 1.0),
     "learning_rate": (0.01, 0.02, 0.05),
@@ -63,36 +55,27 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Checked):
   """Settings of the tuning.
 
   Attributes:
     setup: photographs, prior and noise.
     methods: keys of GRIDS, () for all.
-    tasks: names of `degradations.CASES`, whose PSNR is averaged.
+    tasks: names of `degradations.FROZEN`, whose PSNR is averaged.
     evaluations: denoiser calls a run may spend.
     workers: programs compiled at a time.
   """
 
-  setup: restoration_setup.SetupSettings
-  methods: tuple[str, ...]
+  setup: SetupSettings
+  methods: tuple[str, ...] = setting(among=GRIDS)
   tasks: tuple[str, ...]
-  evaluations: int
-  workers: int
+  evaluations: int = setting(at_least=1)
+  workers: int = setting(at_least=1)
 
   def __post_init__(self) -> None:
-    unknown = set(self.methods) - set(GRIDS)
-    if unknown:
-      raise ValueError(
-        f"methods must be among {', '.join(GRIDS)}; got {min(unknown)!r}"
-      )
-    restoration_setup.cases_named(self.tasks)
-    if min(self.evaluations, self.workers) < 1:
-      raise ValueError(
-        "evaluations and workers must be at least 1, got "
-        f"{self.evaluations} and {self.workers}"
-      )
+    super().__post_init__()
+    setup.degradations_named(self.tasks)
 
 
 def points(method: str) -> list[tuple[tuple[str, Any], ...]]:
@@ -105,18 +88,17 @@ def points(method: str) -> list[tuple[tuple[str, Any], ...]]:
 
 def programs(settings: Settings) -> list[Program]:
   """A program for every task, method and point, so that a part is of use."""
-  cases = restoration_setup.cases_named(settings.tasks)
   return [
     Program(
-      "tuning",
+      TABLE,
       method,
       samplers.TUNED,
-      (case,),
+      (degradation,),
       settings.evaluations,
       shown(point),
       point,
     )
-    for case in cases
+    for degradation in setup.degradations_named(settings.tasks)
     for method in settings.methods or GRIDS
     for point in points(method)
   ]
@@ -135,41 +117,35 @@ def ranking(
   """Mean PSNR of every point of every method, the best first.
 
   Args:
-    rows: of the table.
+    rows: of the table, in which a PSNR of None is a failure and NaN diverged.
 
   Returns:
     By method, (point, PSNR) over the cases that all its points have; points
     that failed or diverged everywhere are left out.
   """
-  found: dict[str, dict[str, dict[tuple[str, ...], float]]] = {}
-  for row in rows:
-    if row["psnr"] is not None:
-      point = found.setdefault(row["method"], {}).setdefault(row["variant"], {})
-      case = (row["task"], row["kernel"], row["photograph"])
-      point[case] = float(row["psnr"])
+  case = ["task", "kernel", "photograph"]
+  ran = pd.DataFrame([row for row in rows if row["psnr"] is not None])
+  ran = ran.drop_duplicates(["method", "variant", *case], keep="last")
   best = {}
-  for method, points in found.items():
-    shared = set.intersection(*map(set, points.values()))
-    means = [
-      (variant, float(np.mean([values[case] for case in shared])))
-      for variant, values in points.items()
-    ]
-    finite = [pair for pair in means if np.isfinite(pair[1])]
-    best[method] = sorted(finite, key=lambda pair: -pair[1])
+  for method, own in ran.astype({"psnr": float}).groupby("method", sort=False):
+    having = own.groupby(case)["psnr"].transform("size")
+    shared = own[having == own["variant"].nunique()]
+    means = shared.groupby("variant")["psnr"].agg(lambda x: np.mean([*x]))
+    means = means[np.isfinite(means)].sort_values(ascending=False)
+    best[str(method)] = [(str(point), psnr) for point, psnr in means.items()]
   return best
 
 
 def tune(settings: Settings, run: record.Run) -> None:
   """Runs what the table lacks, then prints every method's ranking."""
-  setup = restoration_setup.build(settings.setup)
-  left = runs.remaining(
-    programs(settings), run.rows("tuning"), len(setup.names)
-  )
-  with progress.Progress(len(left), label="tuning") as tick:
-    for rows in runs.run_all(left, setup, workers=settings.workers, tick=tick):
+  shared = setup.build(settings.setup)
+  wanted = programs(settings)
+  left = runs.remaining(wanted, run.rows(TABLE), len(shared.names))
+  with progress.Progress(len(left), label=TABLE) as tick:
+    for rows in runs.run_all(left, shared, workers=settings.workers, tick=tick):
       for row in rows:
-        run.write("tuning", row._asdict())
-  for method, ranked in ranking(run.rows("tuning")).items():
+        run.write(TABLE, row)
+  for method, ranked in ranking(run.rows(TABLE)).items():
     print(method)
     for point, psnr in ranked:
       print(f"  {psnr:.2f} dB: {point}")

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from configs import calibration as config
-from experiments.calibration import problems, report, study
-from experiments.calibration import rows as calibration_rows
-from experiments.calibration.rows import Who
+from experiments.calibration import problems, report, scores, study, trials
+from experiments.calibration.trials import Who
 from experiments.harness import record, runner, samplers
+from experiments.harness.tables import frame
 from posterior_jax import NFCConfig
 from tests import oracles
 
 SIZE = 12
+COUNT, DIRECTIONS = 1000, 64  # of all tests, which so share compiled programs
 KEY = jax.random.key(0)
 
 
@@ -24,11 +25,11 @@ def settings(**changes):
   small = config.get_config("debug")
   small.update(
     {"size": SIZE, "tasks": ("inpainting",), "factors": (1.0,), "workers": 1}
-    | {"samples": 32, "directions": 16, "methods": ("NFC",)}
+    | {"samples": COUNT, "directions": DIRECTIONS, "methods": ("NFC",)}
     | {"settings": ("calibrated",), "evaluations": (3,)}
     | changes
   )
-  return runner.to_settings(study.Settings, small)
+  return runner.to_settings(trials.Settings, small)
 
 
 @pytest.mark.parametrize("task", problems.TASKS)
@@ -37,31 +38,32 @@ def test_gaussian_posterior_is_that_of_the_oracle(task):
   mean, covariance = oracles.gaussian_posterior(
     problem.prior, problem.observation
   )
-  root = np.asarray(problem.root, np.float64)
+  root = np.asarray(problem.posterior.root, np.float64)
   scale = covariance.max()
   np.testing.assert_allclose(root @ root.T, covariance, atol=1e-5 * scale)
-  np.testing.assert_allclose(problem.mean.ravel(), mean, atol=1e-4)
+  np.testing.assert_allclose(problem.posterior.mean.ravel(), mean, atol=1e-4)
   variance = oracles.coefficient_variances(covariance, (SIZE, SIZE))
-  np.testing.assert_allclose(problem.variance, variance, rtol=1e-4)
+  np.testing.assert_allclose(problem.posterior.variance, variance, rtol=1e-4)
 
 
 def test_numbers_of_exact_gaussian_samples_are_ideal():
   problem = problems.gaussian("circular blur", SIZE, 0)
-  exact = problem.exact(jax.random.key(7), 512)
-  found = calibration_rows.judge_gaussian(exact, problem, KEY, 64)
-  assert set(found) == set(calibration_rows.NUMBERS["gaussian"])
+  exact = problem.posterior.sample(jax.random.key(7), COUNT)
+  found = scores.evaluate_gaussian(exact, problem, KEY, DIRECTIONS)
+  assert set(found) == set(scores.NAMES["gaussian"])
   assert found["mean_error"] < 2 * found["mean_floor"]
   assert abs(found["ratio"] - 1) < 5 * found["ratio_error"]
   assert abs(found["coverage_50"]) < 2 and abs(found["coverage_90"]) < 1.5
   assert 0.5 < found["distance"] / found["distance_floor"] < 2
   # And of samples that are too wide about a mean that is off.
-  wide = problem.mean + 1.5 * (exact - problem.mean) + problem.std
-  found = calibration_rows.judge_gaussian(wide, problem, KEY, 64)
+  mean, std = problem.posterior.mean, problem.posterior.std
+  wide = mean + 1.5 * (exact - mean) + std
+  found = scores.evaluate_gaussian(wide, problem, KEY, DIRECTIONS)
   assert abs(found["mean_error"] - 1) < 0.2
   assert abs(found["ratio"] - 2.25) < 0.2 and abs(found["worst_band"]) > 1.8
   assert found["distance"] > 4 * found["distance_floor"]
-  narrow = problem.mean + 0.5 * (exact - problem.mean)
-  found = calibration_rows.judge_gaussian(narrow, problem, KEY, 64)
+  narrow = mean + 0.5 * (exact - mean)
+  found = scores.evaluate_gaussian(narrow, problem, KEY, DIRECTIONS)
   # Half as wide: 26.4 % and 58.9 % of a normal instead of 50 % and 90 %.
   assert abs(found["coverage_50"] + 23.6) < 3
   assert abs(found["coverage_90"] + 31.1) < 3
@@ -69,16 +71,16 @@ def test_numbers_of_exact_gaussian_samples_are_ideal():
 
 def test_numbers_of_exact_mixture_samples_are_ideal():
   problem = problems.mixture(8, 1, 0, 0)
-  exact = problem.posterior.sample(jax.random.key(7), 1000)
+  exact = problem.posterior.sample(jax.random.key(7), COUNT)
   images = exact.reshape(-1, 1, *problems.MIXTURE_SHAPES[8])
-  found = calibration_rows.judge_mixture(images, problem, KEY, 64)
-  assert set(found) == set(calibration_rows.NUMBERS["mixture"])
+  found = scores.evaluate_mixture(images, problem, KEY, DIRECTIONS)
+  assert set(found) == set(scores.NAMES["mixture"])
   assert found["weight_error"] < 0.1 and found["weight_floor"] < 0.1
   assert found["distance"] < 3 * found["distance_floor"]
-  shares = problem.modes(exact)
+  shares = problems.mode_shares(problem.prior, exact)
   assert abs(float(shares.sum()) - 1) < 1e-5
   one = jnp.broadcast_to(problem.prior.means[3], images.shape)
-  found = calibration_rows.judge_mixture(one, problem, KEY, 64)
+  found = scores.evaluate_mixture(one, problem, KEY, DIRECTIONS)
   weight = float(problem.posterior.weights[3])
   assert math.isclose(found["weight_error"], 1 - weight, abs_tol=1e-3)
 
@@ -102,7 +104,7 @@ def test_run_writes_rows_and_a_report_and_resumes(tmp_path):
     study.calibrate(chosen, run)
     gaussian, mixture = run.rows("gaussian"), run.rows("mixture")
     done, more = (
-      [study._is_there(job, run) for job in study.jobs(wanted)]
+      [study.is_there(trial, run) for trial in trials.trials(wanted)]
       for wanted in (chosen, settings(evaluations=(4,)))
     )
   assert [row["task"] for row in gaussian] == ["inpainting"]
@@ -116,16 +118,18 @@ def test_run_writes_rows_and_a_report_and_resumes(tmp_path):
 
 def test_a_method_that_cannot_run_leaves_a_note():
   chosen = settings(methods=("DDRM",), settings=("tuned",))
-  job = study.jobs(chosen)[0]._replace(changes=(("nothing", 1),))
-  rows = study.measure(job, chosen, threading.Lock())
+  trial = next(trials.trials(chosen))._replace(changes=(("nothing", 1),))
+  rows = study.measure(trial, chosen, threading.Lock())
   assert len(rows) == 1 and rows[0]["calls"] is None
   assert "failed, TypeError" in rows[0]["note"]
-  line = report.gaussian_line(rows[0])
-  assert "TypeError" in line[0] and line[1:] == [None] * (len(line) - 1)
+  table, bad = report.gaussian(frame(rows))
+  (line,) = table.to_numpy().tolist()
+  assert "TypeError" in line[0] and np.isnan(line[1:]).all()
+  assert len(line) == 10 and not bad.to_numpy().any()
 
 
 def test_lines_put_the_best_median_first():
-  blank = dict.fromkeys(calibration_rows.NUMBERS["mixture"]) | {
+  blank = dict.fromkeys(scores.NAMES["mixture"]) | {
     "calls": 5,
     "products": 0,
     "weight_error": 0.2,
@@ -136,9 +140,9 @@ def test_lines_put_the_best_median_first():
     blank | Who(name, "tuned", 1.0, 5)._asdict() | {"distance": distance}
     for name, distance in (("A", 3.0), ("A", 5.0), ("B", 2.0), ("C", "nan"))
   ]
-  lines = report.mixture_lines(rows)
+  lines = report.mixture(frame(rows)).to_numpy().tolist()
   assert [line[0] for line in lines] == ["B tuned", "A tuned", "C tuned"]
-  assert lines[1][3].value == 4.0 and lines[2][-1] == 1
+  assert lines[1][3] == 4.0 and lines[2][-1] == 1
 
 
 @pytest.mark.parametrize(
@@ -168,11 +172,11 @@ def test_bad_settings_are_one_sentence(change, sentence):
 )
 def test_mixtures_take_the_settings_by_the_jacobian(setting, preset):
   """Not the spectral ones with another tie, which are refused or differ."""
-  (job,) = [
-    job
-    for job in study.jobs(settings(settings=(setting,)))
-    if job.table == study.MIXTURE
+  (trial,) = [
+    trial
+    for trial in trials.trials(settings(settings=(setting,)))
+    if trial.table == trials.MIXTURE
   ]
-  found = samplers.config("NFC", setting, **dict(job.changes))
+  found = samplers.config("NFC", setting, **dict(trial.changes))
   expected = preset() if setting == "published" else preset(tie="jacobian")
   assert found == expected

@@ -1,5 +1,6 @@
-"""The denoising comparison and its rivals."""
+"""The denoising comparison and its baselines."""
 
+import functools
 import json
 import re
 
@@ -15,13 +16,15 @@ from experiments.denoise import study
 from experiments.harness import record, runner
 from experiments.peers import denoisers
 from posterior_jax import metrics, priors
+from tests.oracles import quick_jit
 
 NETWORK = priors.UNetConfig(widths=(8, 16), blocks=(1, 1), embedding=16)
 
 
 @pytest.fixture(scope="module")
 def prior():
-  params = priors.initial_params(NETWORK, jax.random.key(0))
+  draw = quick_jit(functools.partial(priors.initial_params, NETWORK))
+  params = draw(jax.random.key(0))
   return priors.unet_prior(NETWORK, params)
 
 
@@ -62,7 +65,7 @@ def test_wiener_filter_is_the_gaussian_posterior_mean():
   np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-def test_rivals_help():
+def test_baselines_help():
   truth, y = study.noisy(("astronaut", 64, 50.0), 0)
   noisy = metrics.psnr(y, truth)
   for method in (denoisers.wiener, denoisers.nl_means):

@@ -101,7 +101,12 @@ def _leaves(key):
   )
   colours = _colours()[:, None, None]
   tiles = jnp.asarray(np.broadcast_to(colours, (8, 64, 64, 3)))
-  return dead_leaves.images(jax.random.key(key), tiles, count=4, settings=plain)
+  return _quick_images(jax.random.key(key), tiles, count=4, settings=plain)
+
+
+_quick_images = quick_jit(
+  dead_leaves.images.__wrapped__, static_argnames=("count", "settings")
+)
 
 
 def _colours():
@@ -164,9 +169,8 @@ def test_crops_are_parts_of_their_tiles():
 
 def test_noise_levels_cover_the_range():
   settings = BatchSettings()
-  sigma = np.asarray(
-    batches.noise_levels(jax.random.key(0), 20000, settings), np.float64
-  )
+  draw = quick_jit(batches.noise_levels, static_argnums=(1, 2))
+  sigma = np.asarray(draw(jax.random.key(0), 20000, settings), np.float64)
   low, high = settings.noise_range
   assert low * 0.999 <= sigma.min() < 2 * low
   assert high / 2 < sigma.max() <= high * 1.001

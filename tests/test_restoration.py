@@ -12,14 +12,13 @@ import pytest
 import posterior_jax as pj
 from experiments import tune_samplers
 from experiments.data import degradations, photographs
-from experiments.data.degradations import CASES, Case, Problem
-from experiments.harness import runner, samplers
-from experiments.restoration import rows as restoration_rows
-from experiments.restoration import runs, study, tables
-from experiments.restoration.tables import Who
+from experiments.data.degradations import FROZEN, Degradation
+from experiments.harness import runner, samplers, scores
+from experiments.harness.tables import frame
+from experiments.restoration import report, runs, setup, study, tables
 from posterior_jax.operators import frozen
 from tests import test_perceptual
-from tests.oracles import refused
+from tests.oracles import quick_jit, refused
 
 CONFIG = runner.CONFIGS / "restoration.py:debug"
 
@@ -69,7 +68,7 @@ def test_resume_runs_what_is_missing_only(finished):
     lines = (finished / name).read_text().splitlines(keepends=True)
     (finished / name).write_text("".join(lines[:-1]))
   _run(finished, "--resume")
-  after = tables.latest(_rows(finished))
+  after = tables.latest(frame(_rows(finished))).to_dict("records")
   assert len(after) == len(before)
   key = ("part", "task", "kernel", "assumed", "method")
   there = {tuple(row[k] for k in key): row["psnr"] for row in after}
@@ -79,7 +78,7 @@ def test_resume_runs_what_is_missing_only(finished):
 # --- cases --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", FROZEN, ids=str)
 def test_frozen_cases(case):
   """At 256 the frozen data themselves, seen by the operator on a photograph."""
   operator = degradations.frozen_operator(case, (256, 256, 3))
@@ -95,9 +94,11 @@ def test_frozen_cases(case):
     assert hole.max() == 0 and operator.mask.sum() == 256**2 - 128**2
 
 
-def test_beliefs_change_one_thing_only():
+def test_assumptions_change_one_thing_only():
   truth = jnp.zeros((1, 64, 64, 3))
-  seen = degradations.measure(Case("motion_blur", "short"), truth, 0.05, 0)
+  seen = degradations.measure(
+    Degradation("motion_blur", "short"), truth, 0.05, 0
+  )
   half = runs.assume(seen.observation, runs.HALF_NOISE)
   assert half.noise_std == 0.025 and half.operator is seen.observation.operator
   turned = runs.assume(seen.observation, "kernel turned by 15 degrees")
@@ -130,14 +131,14 @@ def test_pictures_of_a_folder(tmp_path):
 # --- rows and tables ----------------------------------------------------------
 
 
-def test_judge_against_numpy():
+def test_scores_against_numpy():
   rng = np.random.default_rng(0)
   truth = rng.uniform(-0.5, 0.5, (2, 16, 16, 1)).astype(np.float32)
   noise = rng.normal(0, 0.1, (3, 2, 16, 16, 1)).astype(np.float32)
   operator = pj.operators.random_inpainting((16, 16, 1))
   observation = pj.Observation(operator.forward(truth), operator, 0.1)
-  problem = Problem("", jnp.asarray(truth), observation)
-  rows = restoration_rows.judge(jnp.asarray(truth + noise), problem, None)
+  samples = jnp.asarray(truth + noise)
+  rows = scores.evaluate(samples, observation, jnp.asarray(truth))
 
   def psnr(error):
     return -10 * np.log10((error.astype(float) ** 2).mean((-3, -2, -1)) / 4)
@@ -153,41 +154,47 @@ def test_judge_against_numpy():
 
 
 def _row(method, setting, budget, psnr, seconds=1.0, kernel="short"):
-  row = restoration_rows.Row(
-    "methods", "motion_blur", kernel, "", method, setting, "", budget, "cat", 1
-  )
-  return row._replace(psnr=psnr, seconds=seconds)._asdict()
+  program = runs.Program("methods", method, setting, (), budget)
+  found = program.row(Degradation("motion_blur", kernel), "", photograph="cat")
+  return found | {"psnr": psnr, "seconds": seconds}
 
 
 def test_tables_average_over_kernels_and_choose_by_seconds():
-  rows = [
-    _row("NFC", "tuned", 10, 30.0, 2.0),
-    _row("NFC", "tuned", 10, 28.0, 2.0, "long"),
-    _row("DPS", "tuned", 10, 29.5, 6.0),
-    _row("DPS", "tuned", 5, 27.0, 2.0),
-    _row("DAPS", "published", 0, 26.0, 1.0),
-  ]
-  nfc = Who("NFC", "tuned", "", 10)
-  assert tables.mean(rows, "psnr", nfc) == 29.0
-  within = tables.within(rows, 2.0)
-  assert Who("DPS", "tuned", "", 5) in within and nfc in within
-  assert Who("DPS", "tuned", "", 10) not in within
-  (line,) = tables.standing(rows, "psnr", "tuned", 10)
-  assert line[2] == "DPS tuned" and line[4].value == -0.5 and line[4].bad
+  rows = frame(
+    [
+      _row("NFC", "tuned", 10, 30.0, 2.0),
+      _row("NFC", "tuned", 10, 28.0, 2.0, "long"),
+      _row("DPS", "tuned", 10, 29.5, 6.0),
+      _row("DPS", "tuned", 5, 27.0, 2.0),
+      _row("DAPS", "published", 0, 26.0, 1.0),
+    ]
+  )
+  nfc = ("NFC", "tuned", "", 10)
+  assert tables.by_task(rows, "psnr").loc[nfc, "motion blur"] == 29.0
+  within = set(tables.within(rows, 2.0)[tables.WHO].itertuples(index=False))
+  assert ("DPS", "tuned", "", 5) in within and nfc in within
+  assert ("DPS", "tuned", "", 10) not in within
+  (line,) = tables.standing(rows, "psnr", "tuned", 10).to_dict("records")
+  assert line["best baseline"] == "DPS tuned" and line["lead [dB]"] == -0.5
+  assert report.behind(line["lead [dB]"])
   assert tables.over_daps(rows, 10) == 3.0
 
 
 def test_calls_are_told_of_methods_that_refuse_a_task():
   done = _row("DDRM", "tuned", 10, 30.0) | {"task": "box_inpainting"}
   rows = [done | {"calls": 10, "products": 0}, _row("DDRM", "tuned", 10, None)]
-  who = [Who("DDRM", "tuned", "", 10)]
-  ((_, calls, products, *psnr),) = tables.quality(rows, "psnr", who, 2)
-  assert (calls.value, products.value) == (10, 0)
-  assert [cell.value for cell in psnr] == [None, 30.0, None, None, None, None]
+  (line,) = tables.quality(frame(rows), "psnr").to_numpy().tolist()
+  _, calls, products, *psnr = line
+  assert (calls, products) == (10, 0)
+  missing = [None if np.isnan(value) else value for value in psnr]
+  assert missing == [None, 30.0, None, None, None, None]
 
 
 def test_remaining_counts_every_case():
-  cases = (Case("motion_blur", "short"), Case("motion_blur", "long"))
+  cases = (
+    Degradation("motion_blur", "short"),
+    Degradation("motion_blur", "long"),
+  )
   program = runs.Program("methods", "NFC", "tuned", cases, 10)
   rows = [_row("NFC", "tuned", 10, 30.0)]
   assert runs.remaining([program], rows, 1) == [program]
@@ -203,29 +210,30 @@ def test_a_failing_method_leaves_a_note(monkeypatch):
   broken = samplers.METHODS["NFC"]._replace(build=fail)
   monkeypatch.setitem(samplers.METHODS, "NFC", broken)
   prior = degradations.build_prior(64)
-  setup = runs.Setup(
+  shared = setup.Setup(
     ("cat",), jnp.zeros((1, 64, 64, 3)), prior.denoise, prior.spectrum, 0.1, 0
   )
-  program = runs.Program("methods", "NFC", "tuned", CASES[:1], 2)
-  ((row,),) = runs.run_all([program], setup, workers=1)
-  assert row.note == "failed, RuntimeError: no luck" and row.psnr is None
-  assert "no luck" in tables.failures([row._asdict()])[0]
+  program = runs.Program("methods", "NFC", "tuned", FROZEN[:1], 2)
+  ((row,),) = runs.run_all([program], shared, workers=1)
+  assert row["note"] == "failed, RuntimeError: no luck" and row["psnr"] is None
+  assert "no luck" in tables.failures(frame([row]))[0]
 
 
-def test_lpips_is_judged_where_its_weights_are_given():
+def test_lpips_is_told_where_its_weights_are_given():
   distance = pj.metrics.load_lpips(test_perceptual.FIXTURES / "alex.pt")
   truth = jnp.asarray(photographs.load("chelsea", 64))[None]
   operator = pj.operators.box_inpainting(truth.shape[1:], size=8)
-  problem = Problem("box", truth, pj.Observation(truth, operator, 0.1))
+  observation = pj.Observation(truth, operator, 0.1)
   samples = jnp.stack([0.9 * truth, 0.5 * truth])
   ((row,), (without,)) = (
-    restoration_rows.judge(samples, problem, weights)
+    scores.evaluate(samples, observation, truth, weights)
     for weights in (distance, None)
   )
-  each = [float(distance(x, truth)[0]) for x in samples]
+  distances = quick_jit(lambda x: distance(x, truth))
+  each = [float(distances(x)[0]) for x in samples]
   assert row["lpips"] == pytest.approx(np.mean(each), rel=1e-4)
   assert row["lpips_mean"] == pytest.approx(
-    float(distance(samples.mean(0), truth)[0]), rel=1e-4
+    float(distances(samples.mean(0))[0]), rel=1e-4
   )
   assert without["lpips"] is None and without["lpips_mean"] is None
   assert without["psnr"] == row["psnr"]
@@ -298,33 +306,35 @@ def test_two_devices_give_what_one_gives():
   """Programs are placed in turn; a device's samples do not depend on it."""
   prior = degradations.build_prior(64)
   truth = jax.random.normal(jax.random.key(0), (1, 64, 64, 3)) / 4
-  setup = runs.Setup(("noise",), truth, prior.denoise, prior.spectrum, 0.1, 0)
-  program = runs.Program("methods", "DPS", "tuned", CASES[1:2], 2)
-  rows = list(runs.run_all([program] * 2, setup, workers=2))
+  shared = setup.Setup(("noise",), truth, prior.denoise, prior.spectrum, 0.1, 0)
+  program = runs.Program("methods", "DPS", "tuned", FROZEN[1:2], 2)
+  rows = list(runs.run_all([program] * 2, shared, workers=2))
   assert len(rows) == 2 and len(jax.local_devices()) > 1
-  assert rows[0][0].psnr == rows[1][0].psnr
+  assert rows[0][0]["psnr"] == rows[1][0]["psnr"]
 
 
 def test_what_follows_from_rows():
   """Draws of a known posterior: mean off by 0.1, spread 0.2 in every pixel."""
   rng = np.random.default_rng(0)
-  truth = rng.normal(0.0, 0.2, (3, 256, 256, 3)).clip(-0.9, 0.9)
+  truth = rng.normal(0.0, 0.2, (3, 128, 128, 3)).clip(-0.9, 0.9)
   samples = 0.1 + rng.normal(0.0, 0.2, (4, *truth.shape)).clip(-0.9, 0.9)
   operator = pj.operators.box_inpainting(truth.shape[1:], size=8)
   truth = jnp.asarray(truth, jnp.float32)
-  problem = Problem("box", truth, pj.Observation(truth, operator, 0.1))
+  observation = pj.Observation(truth, operator, 0.1)
+  samples = jnp.asarray(samples, jnp.float32)
+  about = _row("NFC", "tuned", 10, None) | {"samples": 4}
   found = [
-    {"samples": 4, **row}
-    for row in restoration_rows.judge(
-      jnp.asarray(samples, jnp.float32), problem, None
-    )
+    about | {"photograph": str(i)} | row
+    for i, row in enumerate(scores.evaluate(samples, observation, truth))
   ]
-  for row in tables.with_derived(found):
+  rows = tables.latest(frame(found)).to_dict("records")
+  assert len(rows) == 3
+  for row in rows:
     # One sample's error: two draws and the offset.
     assert abs(row["certainty"] - np.sqrt(0.08 / 0.09)) < 0.01
     expected = 10 * np.log10(4 / (0.1**2 + 0.2**2))
     assert abs(row["psnr_limit"] - expected) < 0.1
     assert row["psnr_limit"] > row["psnr_mean"] + 0.5
   alone = found[0] | {"samples": 1, "spread": None, "psnr_mean": None}
-  (row,) = tables.with_derived([alone])
-  assert row["certainty"] is None and row["psnr_limit"] is None
+  (row,) = tables.latest(frame([alone, found[0], alone])).to_dict("records")
+  assert np.isnan(row["certainty"]) and np.isnan(row["psnr_limit"])

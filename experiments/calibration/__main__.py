@@ -1,6 +1,6 @@
 """`python -m experiments.calibration`."""
 
-from experiments.calibration import study
+from experiments.calibration import study, trials
 from experiments.harness import runner
 
-runner.main("calibration", study.Settings, study.calibrate, resumable=True)
+runner.main("calibration", trials.Settings, study.calibrate, resumable=True)

@@ -43,32 +43,28 @@ TASKS: dict[str, tuple[Task, Callable[[Shape], Operator]]] = {
 }
 
 
-class Gaussian(NamedTuple):
-  """An observation of one image, and its exact posterior.
+class GaussianPosterior(NamedTuple):
+  """What is known exactly of p(x0 | y) under a Gaussian prior; D = H W."""
 
-  Attributes:
-    task: whose published settings suit it.
-    prior: zero-mean, known exactly to the sampler.
-    observation: y [1, h, w, 1].
-    mean: [1, H, W, 1].
-    std: the same shape.
-    root: [D, D], R of the covariance R R^T.
-    variance: [H, W], of every coefficient of the orthonormal FFT.
-  """
+  mean: jax.Array  # [1, H, W, 1]
+  std: jax.Array  # the same shape
+  root: jax.Array  # [D, D], R of the covariance R R^T
+  variance: jax.Array  # [H, W], of every coefficient of the orthonormal FFT
 
-  task: Task
-  prior: priors.GaussianPrior
-  observation: Observation
-  mean: jax.Array
-  std: jax.Array
-  root: jax.Array
-  variance: jax.Array
-
-  def exact(self, key: jax.Array, count: int) -> jax.Array:
-    """Draws of the posterior, [count, 1, H, W, 1]."""
+  def sample(self, key: jax.Array, count: int) -> jax.Array:
+    """Exact draws, [count, 1, H, W, 1]."""
     white = jax.random.normal(key, (count, len(self.root)))
     drawn = jnp.matmul(white, self.root.T, precision="highest")
     return self.mean + drawn.reshape(count, *self.mean.shape)
+
+
+class Gaussian(NamedTuple):
+  """An observation of one image, and its exact posterior."""
+
+  task: Task  # whose published settings suit it
+  prior: priors.GaussianPrior  # zero-mean, known exactly to the sampler
+  observation: Observation  # y [1, h, w, 1]
+  posterior: GaussianPosterior
 
 
 def gaussian(name: str, size: int, seed: int) -> Gaussian:
@@ -97,38 +93,28 @@ def gaussian(name: str, size: int, seed: int) -> Gaussian:
   mean = covariance @ (matrix.T @ observed) / NOISE_STD**2
   root = np.linalg.cholesky((covariance + covariance.T) / 2)
   f = np.fft.fft2(root.T.reshape(-1, size, size), norm="ortho")
-  image = (1, *shape)
-  return Gaussian(
-    task,
-    prior,
-    Observation(y, operator, NOISE_STD),
-    jnp.asarray(mean.reshape(image), jnp.float32),
-    jnp.asarray(np.sqrt(np.diag(covariance)).reshape(image), jnp.float32),
-    jnp.asarray(root, jnp.float32),
-    jnp.asarray((np.abs(f) ** 2).sum(0), jnp.float32),
-  )
+  std = np.sqrt(np.diag(covariance))
+  known = (mean.reshape(1, *shape), std.reshape(1, *shape), root)
+  arrays = (*known, (np.abs(f) ** 2).sum(0))
+  posterior = GaussianPosterior(*(jnp.asarray(a, jnp.float32) for a in arrays))
+  return Gaussian(task, prior, Observation(y, operator, NOISE_STD), posterior)
 
 
 class Mixture(NamedTuple):
-  """An observation of one vector, as an image, and its exact posterior.
+  """An observation of one vector, as an image, and its exact posterior."""
 
-  Attributes:
-    prior: 25 isotropic modes.
-    observation: y [1, m, 1, 1].
-    posterior: a mixture again.
-  """
+  prior: priors.GaussianMixture  # 25 isotropic modes
+  observation: Observation  # y [1, m, 1, 1]
+  posterior: priors.MixturePosterior  # a mixture again
 
-  prior: priors.GaussianMixture
-  observation: Observation
-  posterior: priors.MixturePosterior
 
-  def modes(self, samples: jax.Array) -> jax.Array:
-    """Share of samples [B, D] nearest to each of the posterior's modes."""
-    means = self.prior.means.reshape(MODES, -1)
-    square = jnp.sum(means**2, axis=1)
-    product = jnp.matmul(samples, means.T, precision="highest")
-    nearest = jnp.argmin(square - 2 * product, axis=1)
-    return jnp.mean(jax.nn.one_hot(nearest, MODES), axis=0)
+def mode_shares(prior: priors.GaussianMixture, samples: jax.Array) -> jax.Array:
+  """Share of samples [B, D] nearest to each of the prior's modes, [MODES]."""
+  means = prior.means.reshape(MODES, -1)
+  square = jnp.sum(means**2, axis=1)
+  product = jnp.matmul(samples, means.T, precision="highest")
+  nearest = jnp.argmin(square - 2 * product, axis=1)
+  return jnp.mean(jax.nn.one_hot(nearest, MODES), axis=0)
 
 
 # Both sides even, so that a wavelet transform exists.

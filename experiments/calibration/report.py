@@ -1,18 +1,32 @@
 """The calibration study's rows as tables and one HTML page."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from experiments.calibration.problems import NOISE_STD
-from experiments.calibration.rows import Who
+from experiments.calibration.trials import Settings
 from experiments.harness import record
-from experiments.harness.report import Cell, Report
+from experiments.harness.report import Report
 from experiments.harness.samplers import CALIBRATED
 
-Rows = Sequence[Mapping[str, Any]]
+# Who sampled, a line of a table; a budget of 0 is a setting's own.
+WHO = ["method", "setting", "factor", "budget"]
+RATIO = "Wasserstein / floor"
+# Columns of the Gaussian tables, their headings and digits.
+GAUSSIAN = {
+  "calls": ("calls", 0),
+  "products": ("Jacobian products", 0),
+  "mean_error": ("error of the mean", 3),
+  "ratio": ("variance ratio", 3),
+  "worst_band": ("worst band", 3),
+  "coverage_50": ("coverage 50 %, points off", 1),
+  "coverage_90": ("coverage 90 %, points off", 1),
+  "over_floor": (RATIO, 2),
+  "seconds": ("seconds", 2),
+}
 # What calibrated samples must keep within, by column.
 LIMITS = {
   "mean_error": (0.0, 0.08),
@@ -21,54 +35,41 @@ LIMITS = {
   "coverage_50": (-3.0, 3.0),
   "coverage_90": (-3.0, 3.0),
 }
-GAUSSIAN_COLUMNS = (
-  "",
-  "calls",
-  "Jacobian products",
-  "error of the mean",
-  "variance ratio",
-  "worst band",
-  "coverage 50 %, points off",
-  "coverage 90 %, points off",
-  "Wasserstein / floor",
-  "seconds",
-)
-MIXTURE_COLUMNS = (
-  "",
-  "calls",
-  "Jacobian products",
-  "Wasserstein / floor, mean",
-  "± 1.96 standard errors",
-  "median",
-  "mode weights' error, median",
-  "that of exact samples",
-  "failed",
-)
+# Columns of the mixtures' tables: what they are of, how, and digits.
+MIXTURE: dict[str, tuple[str, Any, int]] = {
+  "calls": ("calls", "mean", 0),
+  "Jacobian products": ("products", "mean", 0),
+  f"{RATIO}, mean": ("over_floor", "mean", 2),
+  "± 1.96 standard errors": ("over_floor", lambda x: 1.96 * _error(x), 2),
+  "median": ("over_floor", "median", 2),
+  "mode weights' error, median": ("weight_error", "median", 3),
+  "that of exact samples": ("weight_floor", "median", 3),
+  "failed": ("over_floor", lambda x: x.isna().sum(), 0),
+}
 
 
-def write(run: record.Run, settings: Any) -> pathlib.Path:
+def write(run: record.Run, settings: Settings) -> pathlib.Path:
   """Writes `report.html` from the tables and returns its path.
 
   Args:
     run: its folder takes the report, its tables hold the rows.
-    settings: `calibration.Settings` of the run.
+    settings: of the run.
   """
-  found = run.environment
   report = Report(
     "Calibration against exact posteriors",
-    f"Measured on {', '.join(found['devices'])} with jax "
-    f"{found['versions']['jax']}; command: `{found['command']}`. All rows are "
-    "in `gaussian.jsonl` and `mixture.jsonl` beside this file. Methods that "
-    "clip images to [-1, 1] do not here, where no prior ends there.",
+    f"{run.origin()} Methods that clip images to [-1, 1] do not here, where no "
+    "prior ends there.",
   )
   if settings.tasks:
-    _add_gaussian(report, run.rows("gaussian"), settings)
+    _add_gaussian(report, run.frame("gaussian"), settings)
   if settings.dimensions:
-    _add_mixture(report, run.rows("mixture"), settings)
+    _add_mixture(report, run.frame("mixture"), settings)
   return report.write(run.folder / "report.html")
 
 
-def _add_gaussian(report: Report, rows: Rows, settings: Any) -> None:
+def _add_gaussian(
+  report: Report, rows: pd.DataFrame, settings: Settings
+) -> None:
   report.section("Gaussian prior, exact denoiser")
   report.text(
     "Posterior samples of one image under a stationary Gaussian prior with a "
@@ -81,20 +82,21 @@ def _add_gaussian(report: Report, rows: Rows, settings: Any) -> None:
     "0.08, 0.95 to 1.05, 0.90 to 1.10, 3 points."
   )
   for task in settings.tasks:
-    lines = [
-      gaussian_line(row) for row in sorted_rows(rows) if row["task"] == task
-    ]
+    table, bad = gaussian(rows[rows["task"] == task])
     report.table(
       task,
-      GAUSSIAN_COLUMNS,
-      lines,
+      table,
+      digits=dict(GAUSSIAN.values()),
+      bad=bad,
       measured_on=f"{settings.samples} samples of {settings.size} x "
       f"{settings.size} pixels, noise {NOISE_STD:g}, seed {settings.seed}",
       name=task.replace(" ", "-"),
     )
 
 
-def _add_mixture(report: Report, rows: Rows, settings: Any) -> None:
+def _add_mixture(
+  report: Report, rows: pd.DataFrame, settings: Settings
+) -> None:
   report.section("Mixtures of 25 modes")
   report.text(
     "Random problems as in MCGDiff: D dimensions seen through m random "
@@ -102,92 +104,57 @@ def _add_mixture(report: Report, rows: Rows, settings: Any) -> None:
     "find their weights: half the sum of absolute differences is their error."
   )
   for size, measured in settings.dimensions:
-    chosen = [
-      row for row in rows if (row["size"], row["measured"]) == (size, measured)
-    ]
-    lines = mixture_lines(chosen)
+    chosen = (rows["size"] == size) & (rows["measured"] == measured)
     report.table(
       f"D = {size}, m = {measured}",
-      MIXTURE_COLUMNS,
-      lines,
+      mixture(rows[chosen]),
+      digits={name: digits for name, (_, _, digits) in MIXTURE.items()},
       measured_on=f"{settings.problems} problems, {settings.samples} samples, "
       f"{settings.directions} directions, seed {settings.seed}",
       name=f"mixture-{size}-{measured}",
     )
 
 
-def sorted_rows(rows: Rows) -> list[Mapping[str, Any]]:
-  """By method, setting, factor and budget."""
-  return sorted(rows, key=_who)
+def gaussian(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+  """A task's table by method, and which numbers are outside their limits."""
+  rows = rows.sort_values(WHO, ignore_index=True)
+  rows["over_floor"] = rows["distance"] / rows["distance_floor"]
+  notes = ": " + rows["note"]
+  names = _words(rows) + notes.where(rows["note"] != "", "")
+  table = rows[list(GAUSSIAN)]
+  checked = (rows["setting"] == CALIBRATED) & rows["calls"].notna()
+  bad = pd.DataFrame(
+    {
+      GAUSSIAN[name][0]: checked & ~rows[name].between(*limits)
+      for name, limits in LIMITS.items()
+    }
+  )
+  headings = {name: heading for name, (heading, _) in GAUSSIAN.items()}
+  table = table.rename(columns=headings)
+  table.insert(0, "method", names)
+  return table, bad
 
 
-def gaussian_line(row: Mapping[str, Any]) -> list[Any]:
-  """One row of a Gaussian table."""
-  who = _who(row)
-  if row["calls"] is None:
-    return [f"{who}: {row['note']}", *[None] * (len(GAUSSIAN_COLUMNS) - 1)]
-
-  def cell(name: str, digits: int) -> Cell:
-    value = row[name]
-    low, high = LIMITS[name]
-    bad = who.setting == CALIBRATED and not (
-      _number(value) is not None and low <= value <= high
-    )
-    return Cell(value, digits, bad)
-
-  distance, floor = _number(row["distance"]), row["distance_floor"]
-  return [
-    str(who),
-    row["calls"],
-    row["products"],
-    cell("mean_error", 3),
-    cell("ratio", 3),
-    cell("worst_band", 3),
-    cell("coverage_50", 1),
-    cell("coverage_90", 1),
-    Cell(None if distance is None else distance / floor, 2),
-    Cell(row["seconds"], 2),
-  ]
+def mixture(rows: pd.DataFrame) -> pd.DataFrame:
+  """A table of mixtures by method, the best median first, failures last."""
+  ratio = rows["distance"] / rows["distance_floor"]
+  fields = ["calls", "products", "weight_error", "weight_floor"]
+  done = rows[fields].where(ratio.notna()).assign(over_floor=ratio)
+  groups = done.groupby([rows[name] for name in WHO])
+  found = pd.DataFrame(
+    {name: groups[field].agg(how) for name, (field, how, _) in MIXTURE.items()}
+  )
+  found.insert(0, "method", list(_words(found.reset_index())))
+  return found.sort_values("median", kind="stable").reset_index(drop=True)
 
 
-def mixture_lines(rows: Rows) -> list[list[Any]]:
-  """Lines of a mixture table, best median first."""
-  lines: list[list[Any]] = []
-  for who in sorted(dict.fromkeys(map(_who, rows))):
-    mine = [row for row in rows if _who(row) == who]
-    done = [row for row in mine if _number(row["distance"]) is not None]
-    if not done:
-      lines.append([str(who), *[None] * (len(MIXTURE_COLUMNS) - 2), len(mine)])
-      continue
-    ratios = np.array([r["distance"] / r["distance_floor"] for r in done])
-    error = 1.96 * ratios.std() / np.sqrt(max(len(ratios) - 1, 1))
-    lines.append(
-      [
-        str(who),
-        round(np.mean([r["calls"] for r in done])),
-        round(np.mean([r["products"] for r in done])),
-        Cell(float(ratios.mean()), 2),
-        Cell(float(error), 2),
-        Cell(float(np.median(ratios)), 2),
-        Cell(float(np.median([r["weight_error"] for r in done])), 3),
-        Cell(float(np.median([r["weight_floor"] for r in done])), 3),
-        len(mine) - len(done),
-      ]
-    )
-  return sorted(lines, key=_median)
+def _error(ratios: pd.Series) -> float:
+  """Standard error of the mean of those that are there."""
+  return ratios.std(ddof=0) / np.sqrt(max(ratios.count() - 1, 1))
 
 
-def _median(line: list[Any]) -> float:
-  cell = line[MIXTURE_COLUMNS.index("median")]
-  return np.inf if cell is None else cell.value
-
-
-def _who(row: Mapping[str, Any]) -> Who:
-  return Who(*(row[field] for field in Who._fields))
-
-
-def _number(value: Any) -> float | None:
-  """A finite number, else None; tables hold the others as words."""
-  if isinstance(value, int | float) and np.isfinite(value):
-    return float(value)
-  return None
+def _words(rows: pd.DataFrame) -> pd.Series:
+  """Who sampled: method, setting and a spectrum that is off by a factor."""
+  factors = ", spectrum x " + rows["factor"].map("{:g}".format)
+  names = rows["method"] + " " + rows["setting"]
+  return names + factors.where(rows["factor"] != 1, "")

@@ -14,20 +14,15 @@ from posterior_jax.operators import frozen
 
 
 class Problem(NamedTuple):
-  """Photographs seen through one operator.
+  """Photographs seen through one operator."""
 
-  Attributes:
-    name: of the operator.
-    truth: [N, H, W, 3].
-    observation: y [N, h, w, 3].
-  """
-
-  name: str
-  truth: jax.Array
-  observation: posterior_jax.Observation
+  name: str  # of the operator
+  truth: jax.Array  # [N, H, W, 3]
+  observation: posterior_jax.Observation  # y [N, h, w, 3]
 
 
 Build = Callable[[tuple[int, int, int]], posterior_jax.Operator]
+# In the order of TASKS.
 OPERATORS: dict[str, Build] = {
   "super-resolution x4": operators.super_resolution,
   "box inpainting": lambda s: operators.box_inpainting(s, size=s[0] // 2),
@@ -62,9 +57,6 @@ def build_problems(
     size: their side.
     noise_std: of the measurement, pixels in [-1, 1].
     seed: of the noise.
-
-  Returns:
-    One problem an operator.
   """
   truth = jnp.asarray(photographs.stack(names, size))  # [N, H, W, 3]
   problems = []
@@ -86,15 +78,11 @@ def as_image(observation: posterior_jax.Observation) -> jax.Array:
   return y * operator.observed
 
 
-class Case(NamedTuple):
-  """One frozen measurement of the benchmark.
+class Degradation(NamedTuple):
+  """One frozen measurement of the restoration benchmark."""
 
-  Attributes:
-    task: which.
-    kernel: of "motion_blur", a name of `frozen.PATHS`; "" for other tasks.
-  """
-
-  task: Task
+  task: Task  # which
+  # of "motion_blur", a name of `frozen.PATHS`; "" for other tasks
   kernel: str = ""
 
   def __str__(self) -> str:
@@ -102,61 +90,51 @@ class Case(NamedTuple):
     return f"{words}, {self.kernel}" if self.kernel else words
 
 
-CASES = (
-  *(Case(task) for task in TASKS if task != "motion_blur"),
-  *(Case("motion_blur", kernel) for kernel in frozen.PATHS),
+FROZEN = (
+  *(Degradation(task) for task in TASKS if task != "motion_blur"),
+  *(Degradation("motion_blur", kernel) for kernel in frozen.PATHS),
 )
 
 
 def frozen_operator(
-  case: Case, image_shape: tuple[int, int, int]
+  degradation: Degradation, image_shape: tuple[int, int, int]
 ) -> posterior_jax.Operator:
-  """The operator of a case; at 256 x 256 with the frozen masks.
+  """The operator of a degradation; at 256 x 256 with the frozen masks.
 
   Args:
-    case: task and kernel.
+    degradation: task and kernel.
     image_shape: (H, W, C). At other sizes the box is half as wide and in the
       middle, and the random mask is another draw.
-
-  Returns:
-    It.
   """
-  full = image_shape[:2] == (256, 256)
-  if case.task == "motion_blur":
-    return operators.motion_blur(image_shape, case.kernel)
-  if case.task == "box_inpainting":
-    corner = frozen.box_corner() if full else None
-    side = image_shape[0] // 2
-    return operators.box_inpainting(image_shape, size=side, corner=corner)
-  if case.task == "random_inpainting" and full:
-    mask = frozen.random_mask()
-    return operators.inpainting(image_shape, mask, contiguous=False)
-  build: dict[str, Build] = {
-    "super_resolution": operators.super_resolution,
-    "random_inpainting": operators.random_inpainting,
-    "gaussian_blur": operators.gaussian_blur,
-  }
-  return build[case.task](image_shape)
+  task, kernel = degradation
+  if task == "motion_blur":
+    return operators.motion_blur(image_shape, kernel)
+  if image_shape[:2] == (256, 256):
+    if task == "box_inpainting":
+      corner = frozen.box_corner()
+      return operators.box_inpainting(image_shape, size=128, corner=corner)
+    if task == "random_inpainting":
+      mask = frozen.random_mask()
+      return operators.inpainting(image_shape, mask, contiguous=False)
+  return dict(zip(TASKS, OPERATORS.values()))[task](image_shape)
 
 
 def measure(
-  case: Case, truth: jax.Array, noise_std: float, seed: int
+  degradation: Degradation, truth: jax.Array, noise_std: float, seed: int
 ) -> Problem:
-  """Photographs seen through a frozen case, with frozen noise.
+  """Photographs seen through a frozen degradation, with frozen noise.
 
   Args:
-    case: task and kernel.
+    degradation: task and kernel.
     truth: [N, H, W, 3].
     noise_std: of the measurement, pixels in [-1, 1].
-    seed: of the noise, which differs from case to case.
-
-  Returns:
-    The problem.
+    seed: of the noise, which differs from degradation to degradation.
   """
   height, width, channels = truth.shape[1:]
-  operator = frozen_operator(case, (height, width, channels))
-  key = jax.random.fold_in(jax.random.key(seed), CASES.index(case))
-  return _observed(str(case), operator, truth, noise_std, key)
+  operator = frozen_operator(degradation, (height, width, channels))
+  number = FROZEN.index(degradation)
+  key = jax.random.fold_in(jax.random.key(seed), number)
+  return _observed(str(degradation), operator, truth, noise_std, key)
 
 
 def _observed(

@@ -26,28 +26,19 @@ SAME = 0.95
 
 
 class Photograph(NamedTuple):
-  """One training photograph.
+  """One training photograph."""
 
-  Attributes:
-    name: its path below the folder, or its name in `photographs.FILES`.
-    sha256: of the file.
-    pixels: [h, w, 3] uint8.
-  """
-
-  name: str
-  sha256: str
-  pixels: np.ndarray
+  name: str  # its path below the folder, or its name in `photographs.FILES`
+  sha256: str  # of the file
+  pixels: np.ndarray  # [h, w, 3] uint8
 
 
 def read(folder: str) -> list[Photograph]:
-  """Training photographs, none of which is a held-out one.
+  """Training photographs by name, none of which is a held-out one.
 
   Args:
     folder: searched for pictures at any depth, or "" for the few that ship
       with scikit-image, scikit-learn and matplotlib.
-
-  Returns:
-    They, in order of their names.
 
   Raises:
     ValueError: if there is no picture, one cannot be read, is smaller than a
@@ -87,13 +78,10 @@ def read(folder: str) -> list[Photograph]:
 
 
 def tiles(photos: Sequence[Photograph]) -> np.ndarray:
-  """Overlapping tiles of every photograph at every scale, [K, T, T, 3] uint8.
+  """Overlapping tiles of photographs at every scale, [K, T, T, 3] uint8.
 
   Args:
     photos: from `read`.
-
-  Returns:
-    Tiles whose borders touch those of the reduced photograph.
   """
   return np.concatenate(
     [_cut(reduced) for photo in photos for reduced in _reduced(photo.pixels)]

@@ -1,120 +1,75 @@
 """The report of the denoising comparison."""
 
-import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 
 from experiments.harness import record
-from experiments.harness import report as reports
+from experiments.harness.pictures import panel
+from experiments.harness.report import Report
 from experiments.peers.denoisers import NOISY
 
-if TYPE_CHECKING:
-  from experiments.denoise.study import Answers, Key, Settings
+CASE = ["photograph", "pixels", "sigma"]
+Images = dict[str, np.ndarray]  # [H, W, 3] in [-1, 1], by method
 
 
 def write(
-  run: record.Run, settings: "Settings", answers: Mapping["Key", "Answers"]
+  run: record.Run,
+  size: int,
+  answers: Mapping[tuple[str, int, float], Images],
+  about: str,
 ) -> pathlib.Path:
-  """Writes `report.html` from the run's table and pictures.
+  """Writes `report.html` from the run's table and pictures; its path.
 
   Args:
-    run: whose `denoise.jsonl` is complete.
-    settings: what was done.
+    run: whose table "denoise" is complete.
+    size: the side whose means are told.
     answers: images by photograph, size and sigma.
-
-  Returns:
-    Its path.
+    about: what was measured.
   """
-  lines = (run.folder / "denoise.jsonl").read_text(encoding="utf-8")
-  rows = [json.loads(line) for line in lines.splitlines()]
-  found = run.environment
-  measured = (
-    f"{', '.join(settings.photographs)}, seed {settings.seed}, "
-    f"{found['devices'][0]}, {found['cpus']} CPUs"
-  )
-  report = reports.Report(
+  rows = run.frame("denoise").rename(columns={"size": "pixels"})
+  report = Report(
     "Denoising photographs",
-    f"Command: `{found['command']}`. Noise is added to pixels and not clipped; "
-    "sigma counts levels of 255; every method is told sigma.",
+    f"{run.origin()} Noise is added to pixels and not clipped; sigma counts "
+    "levels of 255; every method is told sigma.",
   )
-  report.section(f"Mean PSNR at {settings.size} pixels")
-  _add_means(report, [r for r in rows if r["size"] == settings.size], measured)
+  report.section(f"Mean PSNR at {size} pixels")
+  report.table(
+    "PSNR in dB, mean over the photographs, and seconds a photograph",
+    means(rows[rows["pixels"] == size]),
+    digits=2,
+    measured_on=about,
+    name="means",
+  )
   report.section("Every photograph")
-  _add_all(report, rows, measured)
+  every = rows.pivot(index=CASE, columns="method", values="psnr")
+  every = every.reindex(pd.MultiIndex.from_frame(rows[CASE].drop_duplicates()))
+  methods = rows["method"].unique()
+  report.table(
+    "PSNR in dB",
+    every[methods],
+    digits=dict.fromkeys(methods, 2),
+    measured_on=about,
+    name="all",
+  )
   report.section("Pictures")
-  strongest = max(settings.sigmas)
-  for (name, size, sigma), shown in answers.items():
+  strongest = rows["sigma"].max()
+  for (name, side, sigma), images in answers.items():
     if sigma == strongest:
       report.figure(
-        panel(shown),
-        f"{name}, {size} pixels, sigma {sigma:g} of 255.",
+        panel({"": images}, side=max(2.2, side / 120)),
+        f"{name}, {side} pixels, sigma {sigma:g} of 255.",
         photographic=True,
       )
   return report.write(run.folder / "report.html")
 
 
-def panel(answers: "Answers") -> Any:
-  """The photograph and every answer side by side: a matplotlib figure."""
-  import matplotlib.pyplot as plt
-
-  images = {"photograph": answers.truth, **answers.images}
-  side = max(2.2, len(answers.truth) / 120)
-  figure, axes = plt.subplots(
-    1, len(images), figsize=(side * len(images), side), layout="constrained"
-  )
-  for axis, (name, image) in zip(axes, images.items()):
-    axis.imshow(np.clip(image / 2 + 0.5, 0, 1), interpolation="nearest")
-    axis.set_title(name, fontsize=8)
-    axis.set_axis_off()
-  return figure
-
-
-def _add_means(
-  report: reports.Report, rows: Sequence[dict], measured: str
-) -> None:
-  sigmas = sorted({row["sigma"] for row in rows})
-  lines = []
-  for method in dict.fromkeys(row["method"] for row in rows):
-    own = [row for row in rows if row["method"] == method]
-    means = [
-      float(np.mean([row["psnr"] for row in own if row["sigma"] == sigma]))
-      for sigma in sigmas
-    ]
-    seconds = float(np.median([row["seconds"] for row in own]))
-    lines.append(
-      [
-        method,
-        *(reports.Cell(mean, 2) for mean in means),
-        None if method == NOISY else reports.Cell(seconds, 2),
-      ]
-    )
-  report.table(
-    "PSNR in dB, mean over the photographs, and seconds a photograph",
-    ["method", *(f"sigma {sigma:g}" for sigma in sigmas), "seconds"],
-    lines,
-    measured_on=measured,
-    name="means",
-  )
-
-
-def _add_all(
-  report: reports.Report, rows: Sequence[dict], measured: str
-) -> None:
-  methods = list(dict.fromkeys(row["method"] for row in rows))
-  cases = dict.fromkeys((r["photograph"], r["size"], r["sigma"]) for r in rows)
-  by_case = {
-    (r["photograph"], r["size"], r["sigma"], r["method"]): r for r in rows
-  }
-  report.table(
-    "PSNR in dB",
-    ["photograph", "pixels", "sigma", *methods],
-    [
-      [*case, *(reports.Cell(by_case[*case, m]["psnr"], 2) for m in methods)]
-      for case in cases
-    ],
-    measured_on=measured,
-    name="all",
-  )
+def means(rows: pd.DataFrame) -> pd.DataFrame:
+  """By method: mean PSNR at every sigma, and the median seconds."""
+  by_method = rows.groupby("method", sort=False)
+  found = rows.pivot_table("psnr", "method", "sigma", sort=True)
+  found.columns = [f"sigma {sigma:g}" for sigma in found.columns]
+  found = found.reindex(rows["method"].unique())
+  return found.assign(seconds=by_method["seconds"].median().drop(NOISY))

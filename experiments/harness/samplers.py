@@ -6,14 +6,16 @@ noise-frequency continuation has "calibrated" as well.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import posterior_jax
 from posterior_jax import NFCConfig, baselines
+from posterior_jax.base import Denoiser
 from posterior_jax.baselines import Task, pnpdm_sampler
 from posterior_jax.denoising import predictor
 
@@ -21,18 +23,15 @@ PUBLISHED, TUNED, CALIBRATED = "published", "tuned", "calibrated"
 
 
 class Method(NamedTuple):
-  """A method.
+  """A method."""
 
-  Attributes:
-    settings: by name, from a task, or None for none in particular, to the
-      method's config.
-    build: (config, the prior's spectrum or None) -> Sampler.
-    spend: (config, evaluations) -> the config whose run calls the denoiser so
-      often for every image, or a little less; Jacobian products come on top.
-  """
-
+  # by name, from a task, or None for none in particular, to the method's
+  # config
   settings: Mapping[str, Callable[[Task | None], Any]]
+  # (config, the prior's spectrum or None) -> Sampler
   build: Callable[[Any, jax.Array | None], posterior_jax.Sampler]
+  # (config, evaluations) -> the config whose run calls the denoiser so
+  # often for every image, or a little less; Jacobian products come on top
   spend: Callable[[Any, int], Any]
 
 
@@ -121,6 +120,24 @@ METHODS: dict[str, Method] = {
 }
 
 
+def variants(
+  methods: Iterable[str], settings: Container[str], budgets: tuple[int, ...]
+) -> Iterator[tuple[str, str, int]]:
+  """Method, setting and denoiser calls of everything that is compared.
+
+  Args:
+    methods: keys of METHODS, empty for all.
+    settings: of the methods, empty for all they have.
+    budgets: of tuned and calibrated settings; published ones run as they are,
+      which is told by 0.
+  """
+  for method in methods or METHODS:
+    for setting in METHODS[method].settings:
+      if not settings or setting in settings:
+        for budget in (0,) if setting == PUBLISHED else budgets:
+          yield method, setting, budget
+
+
 def config(
   method: str,
   setting: str,
@@ -138,9 +155,6 @@ def config(
     evaluations: denoiser calls a run may spend on every image; None: as many
       as the setting does.
     **changes: fields that differ from the setting.
-
-  Returns:
-    The method's config.
 
   Raises:
     ValueError: for an unknown method or setting, or too few evaluations.
@@ -164,6 +178,30 @@ def config(
   return METHODS[method].spend(found, evaluations)
 
 
+class Drawn(NamedTuple):
+  """Samples, and what they took."""
+
+  samples: jax.Array  # [m, N, H, W, C]
+  calls: jax.Array  # of the denoiser for every sample, scalar
+  products: jax.Array  # with its Jacobian (VJPs), likewise
+
+
+def draw(
+  sampler: posterior_jax.Sampler, num_samples: int
+) -> Callable[[Denoiser, posterior_jax.Observation, jax.Array], Drawn]:
+  """(denoise, observation, key) -> Drawn, of m = `num_samples`."""
+
+  def drawn(
+    denoise: Denoiser, observation: posterior_jax.Observation, key: jax.Array
+  ) -> Drawn:
+    samples, info = posterior_jax.run(
+      sampler, denoise, observation, key, num_samples=num_samples
+    )
+    return Drawn(samples, jnp.sum(info.calls), jnp.sum(info.products))
+
+  return drawn
+
+
 def build(
   method: str, config: Any, *, spectrum: jax.Array | None = None
 ) -> posterior_jax.Sampler:
@@ -173,8 +211,5 @@ def build(
     method: a key of METHODS.
     config: its settings.
     spectrum: the prior's, [H, W] or [H, W, C], for the methods that take one.
-
-  Returns:
-    The sampler, for `posterior_jax.run`.
   """
   return METHODS[method].build(config, spectrum)

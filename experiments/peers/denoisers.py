@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.data import photographs
+from experiments.data import degradations
 from posterior_jax import priors
 
 Method = Callable[[np.ndarray, float], np.ndarray]
@@ -68,8 +68,10 @@ def nl_means(y: np.ndarray, sigma: float) -> np.ndarray:
 
 def wiener(y: np.ndarray, sigma: float) -> np.ndarray:
   """The exact posterior mean under the training photographs' spectrum."""
-  prior = _gaussian(y.shape[0], y.shape[1])
-  return learned(prior, y, sigma)
+  return learned(_gaussian(*y.shape[:2]), y, sigma)
+
+
+_gaussian = functools.cache(degradations.build_prior)
 
 
 def learned(
@@ -83,10 +85,3 @@ def learned(
 @jax.jit
 def _denoise(prior, x, sigma):
   return prior.denoise(x, sigma)
-
-
-@functools.cache
-def _gaussian(height: int, width: int) -> priors.GaussianPrior:
-  images = photographs.stack(photographs.PRIOR, 256)
-  spectrum = priors.estimate_spectrum(list(images), height, width)
-  return priors.gaussian_prior(spectrum, images.mean((0, 1, 2)))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments.harness import pictures as side_by_side
 from experiments.harness.report import Report
 from experiments.quickstart.restoration import (
   CALIBRATED,
@@ -167,35 +168,20 @@ def caption(settings: RestorationSettings) -> str:
   )
 
 
-def panel(pictures: Mapping[str, Pictures], columns: Sequence[str] = ()) -> Any:
+def panel(shown: Mapping[str, Pictures], columns: Sequence[str] = ()) -> Any:
   """Operators in rows, answers in columns: a matplotlib figure.
 
   Args:
-    pictures: by operator.
+    shown: pictures by operator.
     columns: of the pictures, all where none is named.
-
-  Returns:
-    The figure.
   """
-  import matplotlib.pyplot as plt
-
-  columns = columns or list(next(iter(pictures.values())))
-  figure, axes = plt.subplots(
-    len(pictures),
-    len(columns),
-    figsize=(1.75 * len(columns), 1.82 * len(pictures)),
-    squeeze=False,
-    layout="constrained",
-    gridspec_kw={"wspace": 0.02, "hspace": 0.02},
-  )
-  for line, (name, shown) in zip(axes, pictures.items()):
-    for axis, column in zip(line, columns):
-      if column == SPREAD:
-        axis.imshow(shown[column], cmap="gray", vmin=0, vmax=0.5)
-      else:
-        axis.imshow(np.clip(shown[column] / 2 + 0.5, 0, 1))
-      axis.set(xticks=[], yticks=[])
-    line[0].set_ylabel(name, fontsize=8)
-  for axis, column in zip(axes[0], columns):
-    axis.set_title(column, fontsize=9)
-  return figure
+  lines = {
+    operator: {
+      column: side_by_side.grey(found[column], white=0.5)
+      if column == SPREAD
+      else found[column]
+      for column in columns or found
+    }
+    for operator, found in shown.items()
+  }
+  return side_by_side.panel(lines)

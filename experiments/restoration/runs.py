@@ -1,17 +1,16 @@
-"""Restoring photographs with one sampler at a time, and judging the result.
+"""Restoring photographs with one sampler at a time, and scoring the result.
 
-A `Program` is compiled once and used for all its cases: kernels, masks,
+A `Program` is compiled once and used for all its degradations: kernels, masks,
 measurements and noise levels are arguments. Several programs compile at a
 time, on the host; a device runs one at a time.
 """
 
 import collections
-import concurrent.futures
 import dataclasses
 import itertools
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
@@ -19,74 +18,82 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
 
-import posterior_jax
 from experiments.data import degradations
-from experiments.data.degradations import Case
-from experiments.harness import samplers, timing
-from experiments.restoration.rows import Row, judge
-from posterior_jax import Observation, metrics, operators
-from posterior_jax.base import Denoiser
+from experiments.data.degradations import Degradation
+from experiments.harness import samplers, scores, timing
+from experiments.harness.compiled import Compiled
+from experiments.harness.threads import in_threads
+from experiments.restoration.setup import Setup
+from posterior_jax import Observation, operators
 
+Row = dict[str, Any]
+TABLE = "restoration"
+METHODS, ABLATION, ROBUSTNESS = "methods", "ablation", "robustness"
 AS_MEASURED = ""
 HALF_NOISE, TWICE_NOISE = "half the noise", "twice the noise"
 TURNED = {f"kernel turned by {degrees} degrees": degrees for degrees in (5, 15)}
+DIVERGED = "samples are not finite"
 ASSUMPTIONS = (AS_MEASURED, HALF_NOISE, TWICE_NOISE, *TURNED)
+# What tells the rows of programs apart; each has one for every photograph.
+ABOUT = (
+  *("part", "task", "kernel", "assumed", "method", "setting", "variant"),
+  *("budget", "samples"),
+)
 
 
 class Program(NamedTuple):
-  """One sampler for one task.
+  """One sampler for one task."""
 
-  Attributes:
-    part: of the study it belongs to.
-    method: a key of `samplers.METHODS`.
-    setting: of the method.
-    cases: of one task, restored one after the other.
-    evaluations: denoiser calls it may spend; 0: as the setting does.
-    variant: names the changes, "" without any.
-    changes: of the setting's fields, (name, value) each.
-    assumed: what the sampler believes, of ASSUMPTIONS.
-    samples: drawn of every observation.
-  """
-
-  part: str
-  method: str
-  setting: str
-  cases: tuple[Case, ...]
-  evaluations: int = 0
-  variant: str = ""
+  part: str  # of the study it belongs to
+  method: str  # a key of `samplers.METHODS`
+  setting: str  # of the method
+  # of one task, restored one after the other
+  degradations: tuple[Degradation, ...]
+  budget: int = 0  # denoiser calls it may spend; 0: as the setting does
+  variant: str = ""  # names the changes, "" without any
+  # of the setting's fields, (name, value) each
   changes: tuple[tuple[str, Any], ...] = ()
+  # what the sampler is told, of ASSUMPTIONS
   assumed: tuple[str, ...] = (AS_MEASURED,)
-  samples: int = 1
+  samples: int = 1  # drawn of every observation
 
   def __str__(self) -> str:
-    words = (self.cases[0].task, self.method, self.setting, self.variant)
-    return f"{self.part}: {' '.join(filter(None, words))}, {self.evaluations}"
+    task = self.degradations[0].task
+    words = (task, self.method, self.setting, self.variant)
+    return f"{self.part}: {' '.join(filter(None, words))}, {self.budget}"
+
+  def runs(self) -> list[tuple[Degradation, str]]:
+    """What it does one after the other: a degradation, told what."""
+    return list(itertools.product(self.degradations, self.assumed))
+
+  def row(self, degradation: Degradation, assumed: str, **found: Any) -> Row:
+    """A row of the table, None in the columns that are not given.
+
+    Columns: those of ABOUT; `photograph`; denoiser `calls` and `products` with
+    its Jacobian (VJPs) for every sample; those of `scores.evaluate`; `seconds`
+    of all photographs and samples, compiled; `compile_seconds`, others
+    compiling beside it; `note`, why numbers are missing or not finite.
+    """
+    blank: Row = {
+      "part": self.part,
+      "task": degradation.task,
+      "kernel": degradation.kernel,
+      "assumed": assumed,
+      "method": self.method,
+      "setting": self.setting,
+      "variant": self.variant,
+      "budget": self.budget,
+      "photograph": None,
+      "samples": self.samples,
+      **dict.fromkeys(("calls", "products", *scores.NAMES)),
+      **dict.fromkeys(("seconds", "compile_seconds")),
+      "note": "",
+    }
+    return blank | found
 
 
-# given the samples [m, H, W, 3] of a case's first photograph
-Keep = Callable[[Program, Case, np.ndarray], None]
-
-
-class Setup(NamedTuple):
-  """What all programs of a study share.
-
-  Attributes:
-    names: of the photographs.
-    truth: they, [N, H, W, 3].
-    denoise: of the prior.
-    spectrum: the prior's, [H, W].
-    noise_std: of the measurements.
-    seed: of noise and samplers.
-    lpips: the distance with weights of one's own, if given.
-  """
-
-  names: tuple[str, ...]
-  truth: jax.Array
-  denoise: Denoiser
-  spectrum: jax.Array
-  noise_std: float
-  seed: int
-  lpips: metrics.LPIPS | None = None
+# given the samples [m, H, W, 3] of a degradation's first photograph
+Keep = Callable[[Program, Degradation, np.ndarray], None]
 
 
 def run_all(
@@ -106,106 +113,90 @@ def run_all(
     keep: takes samples to be shown.
     tick: called before each program, from several threads.
 
-  Yields:
+  Returns:
     The rows of one program after the other, as they are done; of one that
     failed rows with a note.
   """
   places = [
-    _Place(device, _placed(setup, device), threading.Lock())
+    (device, setup.on(device), threading.Lock())
     for device in jax.local_devices()[:workers]
   ]
 
-  def one(number: int, program: Program) -> list[Row]:
-    place = places[number % len(places)]
+  def one(item: tuple[int, Program]) -> list[Row]:
+    number, program = item
+    device, placed, turn = places[number % len(places)]
     tick(str(program))
-    with jax.default_device(place.device):
-      found, note = timing.attempt(lambda: run(program, place, keep))
-    return _failed(program, setup, note) if found is None else found
+    with jax.default_device(device):
+      found, note = timing.attempt(lambda: run(program, placed, turn, keep))
+    if found is None:
+      return [
+        program.row(*each, photograph=name, note=note)
+        for each in program.runs()
+        for name in setup.names
+      ]
+    return found
 
-  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-    futures = [pool.submit(one, i, p) for i, p in enumerate(programs)]
-    try:
-      for future in concurrent.futures.as_completed(futures):
-        yield future.result()
-    finally:
-      pool.shutdown(wait=False, cancel_futures=True)
-
-
-class _Place(NamedTuple):
-  """A device, the study's arrays on it, and who may use it now."""
-
-  device: jax.Device
-  setup: Setup
-  lock: threading.Lock
+  return in_threads(one, enumerate(programs), workers)
 
 
-def _placed(setup: Setup, device: jax.Device) -> Setup:
-  names = ("truth", "denoise", "spectrum", "lpips")
-  arrays = {name: getattr(setup, name) for name in names}
-  return setup._replace(**jax.device_put(arrays, device))
+def run(
+  program: Program,
+  setup: Setup,
+  turn: AbstractContextManager[Any],
+  keep: Keep | None = None,
+) -> list[Row]:
+  """Compiles a program and runs it; a row for every photograph.
 
-
-def run(program: Program, place: _Place, keep: Keep | None) -> list[Row]:
-  """Compiles a program and restores its cases; a row for every photograph."""
-  setup = place.setup
+  Args:
+    program: what to run.
+    setup: on the device that runs it.
+    turn: held while that works.
+    keep: takes samples to be shown.
+  """
   config = samplers.config(
     program.method,
     program.setting,
-    task=program.cases[0].task,
-    evaluations=program.evaluations or None,
+    task=program.degradations[0].task,
+    evaluations=program.budget or None,
     **dict(program.changes),
   )
   sampler = samplers.build(program.method, config, spectrum=setup.spectrum)
-
-  def draw(
-    denoise: Denoiser, observation: Observation, key: jax.Array
-  ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    samples, info = posterior_jax.run(
-      sampler, denoise, observation, key, num_samples=program.samples
-    )
-    return samples, jnp.sum(info.calls), jnp.sum(info.products)
-
-  key = jax.random.key(setup.seed)
-  compiled, compile_seconds, rows = None, 0.0, []
-  for case, assumed in itertools.product(program.cases, program.assumed):
+  draw = Compiled(samplers.draw(sampler, program.samples), turn)
+  rows = []
+  for degradation, assumed in program.runs():
     problem = degradations.measure(
-      case, setup.truth, setup.noise_std, setup.seed
+      degradation, setup.truth, setup.noise_std, setup.seed
     )
-    believed = assume(problem.observation, assumed)
-    arguments = (setup.denoise, believed, key)
-    if compiled is None:
-      start = time.monotonic()
-      compiled = jax.jit(draw).lower(*arguments).compile()
-      compile_seconds = time.monotonic() - start
-    with place.lock:
-      start = time.monotonic()
-      found = jax.block_until_ready(compiled(*arguments))
-      seconds = time.monotonic() - start
+    told = assume(problem.observation, assumed)
+    drawn = draw(setup.denoise, told, jax.random.key(setup.seed))
     if keep is not None and assumed == AS_MEASURED:
-      keep(program, case, np.asarray(found[0][:, 0]))
-    about = _about(program, case, assumed) | {
-      "calls": int(found[1]),
-      "products": int(found[2]),
-      "seconds": seconds,
-      "compile_seconds": compile_seconds,
-    }
-    judged = judge(found[0], problem, setup.lpips)
-    rows += [
-      Row(**(about | {"photograph": name} | numbers))
-      for name, numbers in zip(setup.names, judged)
-    ]
+      keep(program, degradation, np.asarray(drawn.samples[:, 0]))
+    found = scores.evaluate(
+      drawn.samples, problem.observation, problem.truth, setup.lpips
+    )
+    for i, (name, numbers) in enumerate(zip(setup.names, found)):
+      rows.append(
+        program.row(
+          degradation,
+          assumed,
+          photograph=name,
+          calls=int(drawn.calls),
+          products=int(drawn.products),
+          seconds=draw.seconds,
+          compile_seconds=draw.compile_seconds,
+          note="" if np.isfinite(drawn.samples[:, i]).all() else DIVERGED,
+          **numbers,
+        )
+      )
   return rows
 
 
 def assume(observation: Observation, assumed: str) -> Observation:
-  """The observation as a sampler believes it to be.
+  """The observation as a sampler is told it was made.
 
   Args:
     observation: as it is.
     assumed: one of ASSUMPTIONS; the kernel is turned about its middle.
-
-  Returns:
-    The same y under another noise level or kernel.
   """
   if assumed in (HALF_NOISE, TWICE_NOISE):
     factor = 0.5 if assumed == HALF_NOISE else 2.0
@@ -225,52 +216,23 @@ def assume(observation: Observation, assumed: str) -> Observation:
   return observation
 
 
-def _about(program: Program, case: Case, assumed: str) -> dict[str, Any]:
-  return {
-    "part": program.part,
-    "task": case.task,
-    "kernel": case.kernel,
-    "assumed": assumed,
-    "method": program.method,
-    "setting": program.setting,
-    "variant": program.variant,
-    "budget": program.evaluations,
-    "samples": program.samples,
-  }
-
-
-def _failed(program: Program, setup: Setup, note: str) -> list[Row]:
-  return [
-    Row(**_about(program, case, assumed), photograph=name, note=note)
-    for case, assumed in itertools.product(program.cases, program.assumed)
-    for name in setup.names
-  ]
-
-
 def remaining(
   programs: Sequence[Program], rows: Sequence[Mapping[str, Any]], count: int
 ) -> list[Program]:
-  """The programs that a table lacks: those without all rows of all cases.
+  """The programs that a table lacks: those without all rows of all runs.
 
   Args:
     programs: wanted.
     rows: of the table so far.
     count: photographs, a row each.
-
-  Returns:
-    Those to run.
   """
-  fields = (
-    list(_about(programs[0], programs[0].cases[0], "")) if programs else []
-  )
-  there = collections.Counter(
-    tuple(row[field] for field in fields) for row in rows
-  )
+
+  def key(row: Mapping[str, Any]) -> tuple:
+    return tuple(row[name] for name in ABOUT)
+
+  there = collections.Counter(map(key, rows))
   return [
     program
     for program in programs
-    if any(
-      there[tuple(_about(program, case, assumed).values())] < count
-      for case, assumed in itertools.product(program.cases, program.assumed)
-    )
+    if any(there[key(program.row(*each))] < count for each in program.runs())
   ]

@@ -2,29 +2,29 @@
 
 import dataclasses
 import pathlib
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from experiments.data import degradations, photographs
-from experiments.data.degradations import CASES, Case
+from experiments.data.degradations import Degradation
 from experiments.harness import prior_files
-from experiments.restoration.runs import Setup
+from experiments.harness.settings import Checked, setting
 from posterior_jax import metrics
 from posterior_jax.base import Denoiser
 from posterior_jax.operators import frozen
-from posterior_jax.priors import GaussianPrior
 
 
-@dataclasses.dataclass(frozen=True)
-class SetupSettings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SetupSettings(Checked):
   """Settings that studies share.
 
   Attributes:
     seed: of noise and samplers.
     photographs: names in `photographs.SHA256`.
     folder: more pictures, "" for none.
-    size: side of all of them, 64 to 1024 and divisible by 8; 256 is that of
-      the frozen masks.
+    size: side of all of them; 256 is that of the frozen masks.
     noise_std: of the measurements, pixels in [-1, 1].
     prior: a file of `prior_files.load`, "" for the shipped photo prior, or
       "gaussian" for the exactly known one of the quickstart.
@@ -33,42 +33,45 @@ class SetupSettings:
   """
 
   seed: int
-  photographs: tuple[str, ...]
+  photographs: tuple[str, ...] = setting(among=photographs.SHA256)
   folder: str
-  size: int
-  noise_std: float
+  size: int = setting(at_least=64, at_most=1024, multiple_of=8)
+  noise_std: float = setting(above=0, below=float("inf"))
   prior: str
   dtype: str
   lpips: str
 
   def __post_init__(self) -> None:
-    if set(self.photographs) - set(photographs.SHA256):
-      raise ValueError(
-        f"photographs must be among {', '.join(photographs.SHA256)}; got "
-        f"{', '.join(self.photographs)}"
-      )
+    super().__post_init__()
     if self.folder:
       photographs.files_in(self.folder)
     if not self.photographs and not self.folder:
       raise ValueError("photographs must name one, or folder must be given")
-    if not 64 <= self.size <= 1024 or self.size % 8:
-      raise ValueError(
-        f"size must lie in [64, 1024] and be divisible by 8, got {self.size}"
-      )
-    if not 0 < self.noise_std < float("inf"):
-      raise ValueError(f"noise_std must be positive, got {self.noise_std}")
     if self.lpips and not pathlib.Path(self.lpips).is_file():
       raise ValueError(f"lpips must name a file, {self.lpips!r} is none")
 
 
+class Setup(NamedTuple):
+  """What all programs of a study share."""
+
+  names: tuple[str, ...]  # of the photographs
+  truth: jax.Array  # they, [N, H, W, 3]
+  denoise: Denoiser  # of the prior
+  spectrum: jax.Array  # the prior's, [H, W]
+  noise_std: float  # of the measurements
+  seed: int  # of noise and samplers
+  # the distance with weights of one's own, if given
+  lpips: metrics.LPIPS | None = None
+
+  def on(self, device: jax.Device) -> "Setup":
+    """The same with its arrays on a device."""
+    names = ("truth", "denoise", "spectrum", "lpips")
+    arrays = {name: getattr(self, name) for name in names}
+    return self._replace(**jax.device_put(arrays, device))
+
+
 def build(settings: SetupSettings) -> Setup:
   """Loads everything, after the frozen data have passed their hashes.
-
-  Args:
-    settings: what to load.
-
-  Returns:
-    What programs share.
 
   Raises:
     ValueError: a photograph or the frozen kernels are not those of the
@@ -77,16 +80,18 @@ def build(settings: SetupSettings) -> Setup:
   """
   photographs.verify(settings.photographs)
   frozen.random_mask()  # verified on loading, with kernels and corner
-  images = {
-    name: photographs.load(name, settings.size) for name in settings.photographs
-  }
+  size = settings.size
+  images = {name: photographs.load(name, size) for name in settings.photographs}
   if settings.folder:
-    images |= photographs.from_folder(settings.folder, settings.size)
-  known = degradations.build_prior(settings.size)
+    images |= photographs.from_folder(settings.folder, size)
+  known = degradations.build_prior(size)
+  denoise: Denoiser = known.denoise
+  if settings.prior != prior_files.GAUSSIAN:
+    denoise = prior_files.load(settings.prior, dtype=settings.dtype).denoise
   return Setup(
     tuple(images),
     jnp.stack([jnp.asarray(image) for image in images.values()]),
-    _denoiser(settings, known),
+    denoise,
     known.spectrum,
     settings.noise_std,
     settings.seed,
@@ -94,22 +99,18 @@ def build(settings: SetupSettings) -> Setup:
   )
 
 
-def cases_named(names: tuple[str, ...]) -> tuple[Case, ...]:
-  """Cases by their names, () for all.
+def degradations_named(names: tuple[str, ...]) -> tuple[Degradation, ...]:
+  """Degradations by their names, () for all.
 
   Raises:
     ValueError: for an unknown name.
   """
-  by_name = {str(case): case for case in CASES}
+  by_name = {
+    str(degradation): degradation for degradation in degradations.FROZEN
+  }
   unknown = [name for name in names if name not in by_name]
   if unknown:
     raise ValueError(
       f"tasks must be among {'; '.join(by_name)}, got {unknown[0]!r}"
     )
   return tuple(by_name[name] for name in names or by_name)
-
-
-def _denoiser(settings: SetupSettings, known: GaussianPrior) -> Denoiser:
-  if settings.prior == prior_files.GAUSSIAN:
-    return known.denoise
-  return prior_files.load(settings.prior, dtype=settings.dtype).denoise

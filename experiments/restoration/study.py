@@ -11,25 +11,30 @@ leaves out those that are there.
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 from experiments.data import photographs
-from experiments.data.degradations import Case
-from experiments.harness import record, samplers
+from experiments.data.degradations import Degradation
+from experiments.harness import pictures, record, samplers
 from experiments.harness import report as reports
 from experiments.harness.progress import Progress
 from experiments.harness.samplers import CALIBRATED, PUBLISHED, TUNED
+from experiments.harness.settings import Checked, setting
 from experiments.restoration import report, runs
-from experiments.restoration import setup as restoration_setup
-from experiments.restoration.rows import ABLATION, METHODS, ROBUSTNESS
-from experiments.restoration.runs import Program
-from experiments.restoration.setup import SetupSettings
+from experiments.restoration import setup as setups
+from experiments.restoration.runs import (
+  ABLATION,
+  METHODS,
+  ROBUSTNESS,
+  TABLE,
+  Program,
+)
+from experiments.restoration.setup import SetupSettings, degradations_named
 
-TABLE = "restoration"
 SETTINGS = (PUBLISHED, TUNED, CALIBRATED)
-PARTS = (METHODS, ABLATION, ROBUSTNESS)
+BUDGETS = "evaluations and robust_evaluations must hold positive numbers"
 # The two parts of the paper, and the noise that its likelihood assumes.
 BAND_OFF = {"blend_start": 0.0}
 HAAR_OFF = {"haar_high": 1.0, "unlock_start": 1.0}
@@ -39,7 +44,6 @@ WITHOUT = {
   "Haar only": BAND_OFF,
   "neither part": BAND_OFF | HAAR_OFF,
 }
-NOISES = runs.ASSUMPTIONS[:3]
 # DAPS's tau, which tuning DAPS left as it is, and the measurement's own noise,
 # as an exact likelihood has it. Both step sizes are half the largest stable one
 # at the first level.
@@ -53,18 +57,18 @@ TAUS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Checked):
   """Settings of the benchmark.
 
   Attributes:
     setup: photographs, prior and noise.
-    parts: of PARTS.
+    parts: what to do, in this order.
     methods: keys of `samplers.METHODS`, () for all.
     settings: of the methods, () for all they have.
-    tasks: names of `degradations.CASES`, () for all.
+    tasks: names of `degradations.FROZEN`, () for all.
     evaluations: denoiser calls of tuned settings, each a budget of its own.
-    samples: drawn of every observation in the methods' part, at least 2.
+    samples: drawn of every observation in the methods' part.
     ablation_tasks: as `tasks`.
     robust_methods: keys of `samplers.METHODS`.
     robust_evaluations: denoiser calls of theirs.
@@ -72,42 +76,21 @@ class Settings:
   """
 
   setup: SetupSettings
-  parts: tuple[str, ...]
-  methods: tuple[str, ...]
-  settings: tuple[str, ...]
+  parts: tuple[str, ...] = setting(among=(METHODS, ABLATION, ROBUSTNESS))
+  methods: tuple[str, ...] = setting(among=samplers.METHODS)
+  settings: tuple[str, ...] = setting(among=SETTINGS)
   tasks: tuple[str, ...]
-  evaluations: tuple[int, ...]
-  samples: int
+  evaluations: tuple[int, ...] = setting(at_least=1, some=True, words=BUDGETS)
+  samples: int = setting(at_least=2)
   ablation_tasks: tuple[str, ...]
-  robust_methods: tuple[str, ...]
-  robust_evaluations: int
-  workers: int
+  robust_methods: tuple[str, ...] = setting(among=samplers.METHODS)
+  robust_evaluations: int = setting(at_least=1, words=BUDGETS)
+  workers: int = setting(at_least=1)
 
   def __post_init__(self) -> None:
-    for name, known in (
-      ("parts", PARTS),
-      ("methods", samplers.METHODS),
-      ("robust_methods", samplers.METHODS),
-      ("settings", SETTINGS),
-    ):
-      unknown = set(getattr(self, name)) - set(known)
-      if unknown:
-        raise ValueError(
-          f"{name} must be among {', '.join(known)}; got {min(unknown)!r}"
-        )
-    restoration_setup.cases_named(self.tasks)
-    restoration_setup.cases_named(self.ablation_tasks)
-    budgets = (*self.evaluations, self.robust_evaluations)
-    if not self.evaluations or min(budgets) < 1:
-      raise ValueError(
-        "evaluations and robust_evaluations must hold positive numbers, got "
-        f"{self.evaluations} and {self.robust_evaluations}"
-      )
-    if self.samples < 2 or self.workers < 1:
-      raise ValueError(
-        "samples must be at least 2 and workers at least 1, got "
-        f"{self.samples} and {self.workers}"
-      )
+    super().__post_init__()
+    degradations_named(self.tasks)
+    degradations_named(self.ablation_tasks)
 
 
 def programs(settings: Settings) -> list[Program]:
@@ -116,98 +99,74 @@ def programs(settings: Settings) -> list[Program]:
   return [p for part in settings.parts for p in makers[part](settings)]
 
 
-def _methods(settings: Settings) -> list[Program]:
-  """Published settings as they are, the others at every budget."""
-  cases = restoration_setup.cases_named(settings.tasks)
-  wanted = settings.settings or SETTINGS
-  found = []
-  for method in settings.methods or samplers.METHODS:
-    for setting in samplers.METHODS[method].settings:
-      if setting not in wanted:
-        continue
-      budgets = (0,) if setting == PUBLISHED else settings.evaluations
-      for budget, group in itertools.product(budgets, by_task(cases)):
-        found.append(
-          Program(
-            METHODS, method, setting, group, budget, samples=settings.samples
-          )
-        )
-  return found
+def _methods(settings: Settings) -> Iterator[Program]:
+  for (method, name, budget), group in itertools.product(
+    samplers.variants(
+      settings.methods, settings.settings, settings.evaluations
+    ),
+    _by_task(settings.tasks),
+  ):
+    yield Program(
+      METHODS, method, name, group, budget, samples=settings.samples
+    )
 
 
-def _ablation(settings: Settings) -> list[Program]:
+def _ablation(settings: Settings) -> Iterator[Program]:
   """The paper's setting without its parts, at two assumed noises."""
-  cases = restoration_setup.cases_named(settings.ablation_tasks)
-  return [
-    Program(
-      ABLATION,
-      "NFC",
-      PUBLISHED,
-      group,
-      variant=f"{name}, {tau}",
-      changes=tuple((parts | changes).items()),
-    )
-    for (name, parts), (tau, changes) in itertools.product(
-      WITHOUT.items(), TAUS.items()
-    )
-    for group in by_task(cases)
-  ]
+  for (name, parts), (tau, changes), group in itertools.product(
+    WITHOUT.items(), TAUS.items(), _by_task(settings.ablation_tasks)
+  ):
+    variant, changed = f"{name}, {tau}", tuple((parts | changes).items())
+    yield Program(ABLATION, "NFC", PUBLISHED, group, 0, variant, changed)
 
 
-def _robustness(settings: Settings) -> list[Program]:
-  """Wrong beliefs on motion blur; too strong or weak a noise elsewhere."""
-  cases = restoration_setup.cases_named(settings.ablation_tasks)
-  found = []
-  for method in settings.robust_methods:
-    for setting in samplers.METHODS[method].settings:
-      if setting == PUBLISHED:
-        continue
-      for group in by_task(cases):
-        blur = group[0].task == "motion_blur"
-        beliefs = runs.ASSUMPTIONS if blur else NOISES
-        found.append(
-          Program(
-            ROBUSTNESS,
-            method,
-            setting,
-            group,
-            settings.robust_evaluations,
-            assumed=beliefs,
-          )
-        )
-  return found
+def _robustness(settings: Settings) -> Iterator[Program]:
+  """A noise that is too strong or weak; of motion blur a wrong kernel too."""
+  budgets = (settings.robust_evaluations,)
+  for (method, name, budget), group in itertools.product(
+    samplers.variants(settings.robust_methods, (TUNED, CALIBRATED), budgets),
+    _by_task(settings.ablation_tasks),
+  ):
+    blur = group[0].task == "motion_blur"
+    assumed = runs.ASSUMPTIONS if blur else runs.ASSUMPTIONS[:3]
+    yield Program(ROBUSTNESS, method, name, group, budget, assumed=assumed)
 
 
-def by_task(cases: Sequence[Case]) -> list[tuple[Case, ...]]:
-  """Cases of one task together: they share a compiled program."""
-  tasks = dict.fromkeys(case.task for case in cases)
-  return [tuple(c for c in cases if c.task == task) for task in tasks]
+def _by_task(names: tuple[str, ...]) -> list[tuple[Degradation, ...]]:
+  """Degradations of one task together: they share a compiled program."""
+  groups: dict[str, tuple[Degradation, ...]] = {}
+  for each in degradations_named(names):
+    groups[each.task] = (*groups.get(each.task, ()), each)
+  return list(groups.values())
 
 
 def restore(settings: Settings, run: record.Run) -> None:
   """Runs what the table lacks, then writes the report."""
-  setup = restoration_setup.build(settings.setup)
-  left = runs.remaining(programs(settings), run.rows(TABLE), len(setup.names))
-  pictures = run.folder / report.PICTURES
-  pictures.mkdir(exist_ok=True)
+  shared = setups.build(settings.setup)
+  wanted = programs(settings)
+  left = runs.remaining(wanted, run.rows(TABLE), len(shared.names))
+  folder = run.folder / report.PICTURES
+  folder.mkdir(exist_ok=True)
 
-  def keep(program: Program, case: Case, samples: np.ndarray) -> None:
+  def keep(
+    program: Program, degradation: Degradation, samples: np.ndarray
+  ) -> None:
     if program.part == METHODS:
-      name = report.picture_name(
-        case, program.method, program.setting, program.evaluations
-      )
-      photographs.save(samples[0], pictures / f"{name}.png")
-      photographs.save(samples.mean(0), pictures / f"{name}, mean.png")
-      spread = np.sqrt(samples.var(0, ddof=1).mean(-1, keepdims=True))
-      photographs.save(
-        4 * np.repeat(spread, 3, -1) - 1, pictures / f"{name}, spread.png"
-      )
+      who = (program.method, program.setting, program.budget)
+      name = report.picture_name(degradation, *who)
+      spread = np.sqrt(samples.var(0, ddof=1).mean(-1))  # [H, W]
+      for ending, image in (
+        ("", samples[0]),
+        (", mean", samples.mean(0)),
+        (", spread", pictures.grey(spread, white=0.5)),
+      ):
+        photographs.save(image, folder / f"{name}{ending}.png")
 
   with Progress(len(left), label="restoration") as tick:
     for rows in runs.run_all(
-      left, setup, workers=settings.workers, keep=keep, tick=tick
+      left, shared, workers=settings.workers, keep=keep, tick=tick
     ):
       for row in rows:
-        run.write(TABLE, row._asdict())
-  path = report.write(run, setup, run.rows(TABLE))
+        run.write(TABLE, row)
+  path = report.write(run, shared, run.frame(TABLE))
   print(f"report: {reports.shown(path)}")

@@ -1,6 +1,6 @@
 """`python -m experiments.restore`."""
 
 from experiments.harness import runner
-from experiments.restore import study
+from experiments.restore import job, study
 
-runner.main("restore", study.Settings, study.restore, prepare=study.prepare)
+runner.main("restore", job.Settings, study.restore, prepare=job.prepare)

@@ -16,21 +16,18 @@ from posterior_jax.operators import frozen
 
 DENOISING = "denoising"
 KINDS = (*TASKS, DENOISING)
+BLURRED = ("motion_blur",)  # by a kernel of one's own
 MASKED = ("box_inpainting", "random_inpainting")
 FACTOR = 4
 LEAST, MOST = 32, 4096
 
 
 class Given(NamedTuple):
-  """A picture to restore.
+  """A picture to restore."""
 
-  Attributes:
-    truth: the clean picture [1, H, W, C], None where there is none.
-    observation: of the picture as it is, C 1 (grey) or 3.
-  """
-
+  # the clean picture [1, H, W, C], None where there is none
   truth: jax.Array | None
-  observation: Observation
+  observation: Observation  # of the picture as it is, C 1 (grey) or 3
 
   @property
   def grey(self) -> bool:

@@ -2,20 +2,20 @@
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from experiments.data import degradations
-from experiments.harness import record
-from experiments.harness import report as reports
-from experiments.harness.report import Cell
+from experiments.harness import pictures, record
+from experiments.harness.report import Report
 from experiments.restore.input import Given
-from experiments.restore.rows import Restored
 
 SHOWN_SAMPLES = 2
 SUSPICIOUS = 2.0  # of a residual that is near 1 where everything fits
 LEVELS = 127.5  # of 255, a unit of pixels in [-1, 1]
+# Whose scores a row has, by the ending of their columns' names.
 ROWS = {
   "_given": "as given, enlarged where it is smaller",
   "": "restored",
@@ -24,18 +24,22 @@ ROWS = {
 }
 
 
+class Restored(NamedTuple):
+  """What became of a picture, pixels in [-1, 1]."""
+
+  best: np.ndarray  # the one image, [H, W, C]
+  samples: np.ndarray  # of the posterior, [m, H, W, C]
+
+
 def uncertainty(samples: np.ndarray) -> Any:
   """Map of the samples' standard deviation, with its scale; a figure.
 
   Args:
     samples: [m, H, W, C], m at least 2.
-
-  Returns:
-    A matplotlib figure, in levels of 255.
   """
   import matplotlib.pyplot as plt
 
-  spread = LEVELS * np.sqrt(samples.var(0, ddof=1).mean(-1))
+  spread = LEVELS * np.sqrt(samples.var(0, ddof=1).mean(-1))  # [H, W]
   height, width = spread.shape
   figure, axis = plt.subplots(
     figsize=(6.4, 5.6 * height / width + 0.4), layout="constrained"
@@ -62,11 +66,9 @@ def write(
     restored: what became of it.
     row: of the table.
   """
-  found = run.environment
-  report = reports.Report(
+  report = Report(
     f"{pathlib.Path(row['image']).name} restored",
-    f"Command: `{found['command']}`. Pictures at full size lie beside this "
-    "file, the numbers in `restore.jsonl` and `.csv`.",
+    f"{run.origin()} Pictures at full size lie there too.",
   )
   report.section("Pictures")
   report.figure(panel(given, restored), _caption(row), photographic=True)
@@ -89,36 +91,44 @@ def write(
       f"Where to trust the result, from {len(restored.samples)} samples.",
     )
   report.section("Numbers")
-  _add_numbers(report, row, f"{found['devices'][0]}, {found['cpus']} CPUs")
+  report.text(
+    "The residual is |y - A x|^2 over its expected value for the true "
+    "picture: near 1 where picture, kernel or mask, and noise_std agree; far "
+    "above 1 where one of them is wrong, below 1 for a mean or where noise_std "
+    "is too large."
+  )
+  report.table(
+    "Fit, and quality where the clean picture is known",
+    scores(row),
+    digits={"residual": 2, "PSNR [dB]": 2, "SSIM": 3},
+    measured_on=f"{row['image']}, seed {row['seed']}; {row['seconds']:.0f} s, "
+    f"compilation included, {row['calls']} calls of the denoiser and "
+    f"{row['products']} products with its Jacobian.",
+    name="restore",
+  )
   return report.write(run.folder / "report.html")
 
 
 def panel(given: Given, restored: Restored) -> Any:
   """The picture and what became of it, side by side: a figure."""
-  import matplotlib.pyplot as plt
-
   images = {} if given.truth is None else {"clean": np.asarray(given.truth[0])}
   images["as given"] = np.asarray(degradations.as_image(given.observation)[0])
   images["restored"] = restored.best
   for i, sample in enumerate(restored.samples[:SHOWN_SAMPLES], 1):
     images[f"sample {i}"] = sample
-  height, width = restored.best.shape[:2]
-  columns = min(len(images), 3)
-  lines = -(-len(images) // columns)
-  figure, axes = plt.subplots(
-    lines,
-    columns,
-    figsize=(3.4 * columns, lines * (3.4 * height / width + 0.25)),
-    squeeze=False,
-    layout="constrained",
-  )
-  for axis in axes.flat:
-    axis.set_axis_off()
-  for axis, (name, image) in zip(axes.flat, images.items()):
-    pixels = np.clip(image / 2 + 0.5, 0, 1)
-    axis.imshow(np.repeat(pixels, 3, -1) if image.shape[-1] == 1 else pixels)
-    axis.set_title(name, fontsize=9)
-  return figure
+  return pictures.panel(pictures.wrapped(images, columns=3), side=3.4)
+
+
+def scores(row: Mapping[str, Any]) -> pd.DataFrame:
+  """The row's scores, a line a picture."""
+  columns = {"residual": "residual", "psnr": "PSNR [dB]", "ssim": "SSIM"}
+  lines = {
+    words: {title: row[name + of] for name, title in columns.items()}
+    for of, words in ROWS.items()
+  }
+  lines[ROWS["_given"]]["residual"] = None  # not an answer
+  found = pd.DataFrame.from_dict(lines, orient="index", dtype=float)
+  return found.dropna(how="all").rename_axis("picture")
 
 
 def summary(row: Mapping[str, Any]) -> list[str]:
@@ -133,12 +143,8 @@ def summary(row: Mapping[str, Any]) -> list[str]:
       "a residual far above 1: the kernel, the mask or noise_std does not fit "
       "the picture"
     )
-  for name, words in ROWS.items():
-    if row[f"psnr{name}"] is not None:
-      lines.append(
-        f"{words}: PSNR {row[f'psnr{name}']:.2f} dB, SSIM "
-        f"{row[f'ssim{name}']:.3f}"
-      )
+  for words, (_, psnr, ssim) in scores(row).dropna(subset="SSIM").iterrows():
+    lines.append(f"{words}: PSNR {psnr:.2f} dB, SSIM {ssim:.3f}")
   return lines
 
 
@@ -150,33 +156,4 @@ def _caption(row: Mapping[str, Any]) -> str:
   return (
     f"{row['task'].replace('_', ' ')}, noise {row['noise_std']:g} on pixels in "
     f"[-1, 1], {LEVELS * row['noise_std']:.1f} levels of 255. Restored: {how}."
-  )
-
-
-def _add_numbers(
-  report: reports.Report, row: Mapping[str, Any], machine: str
-) -> None:
-  report.text(
-    "The residual is |y - A x|^2 over its expected value for the true "
-    "picture: near 1 where picture, kernel or mask, and noise_std agree; far "
-    "above 1 where one of them is wrong, below 1 for a mean or where noise_std "
-    "is too large."
-  )
-  report.table(
-    "Fit, and quality where the clean picture is known",
-    ["picture", "residual", "PSNR [dB]", "SSIM"],
-    [
-      [
-        words,
-        Cell(row.get(f"residual{name}"), 2),
-        Cell(row[f"psnr{name}"], 2),
-        Cell(row[f"ssim{name}"], 3),
-      ]
-      for name, words in ROWS.items()
-      if name == "" or row.get(f"residual{name}") or row[f"psnr{name}"]
-    ],
-    measured_on=f"{row['image']}, seed {row['seed']}, {machine}; "
-    f"{row['seconds']:.0f} s, compilation included, {row['calls']} calls of "
-    f"the denoiser and {row['products']} products with its Jacobian.",
-    name="restore",
   )

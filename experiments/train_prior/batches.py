@@ -8,21 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from experiments.harness.settings import Checked, setting
+
 
 class Pool(NamedTuple):
-  """What crops come from, on the device.
+  """What crops come from, on the device."""
 
-  Attributes:
-    photos: [K, T, T, 3] uint8, tiles of photographs.
-    leaves: [L, T, T, 3] uint8, dead leaves.
-  """
+  photos: jax.Array  # [K, T, T, 3] uint8, tiles of photographs
+  leaves: jax.Array  # [L, T, T, 3] uint8, dead leaves
 
-  photos: jax.Array
-  leaves: jax.Array
+
+SHARES = "leaf_share and noise_uniform must lie in [0, 1]"
 
 
 @dataclasses.dataclass(frozen=True)
-class BatchSettings:
+class BatchSettings(Checked):
   """What a batch holds.
 
   Attributes:
@@ -34,24 +34,19 @@ class BatchSettings:
     noise_range: lowest and highest level.
   """
 
-  leaf_share: float = 0.15
+  leaf_share: float = setting(0.15, at_least=0, at_most=1, words=SHARES)
   jitter: float = 1.0
-  noise_median: float = 0.25
-  noise_spread: float = 1.1
-  noise_uniform: float = 0.25
+  noise_median: float = setting(0.25, above=0)
+  noise_spread: float = setting(1.1, at_least=0)
+  noise_uniform: float = setting(0.25, at_least=0, at_most=1, words=SHARES)
   noise_range: tuple[float, float] = (0.01, 80.0)
 
-  def __post_init__(self):
-    """Refuses values out of range."""
-    if not (0 <= self.leaf_share <= 1 and 0 <= self.noise_uniform <= 1):
-      raise ValueError(
-        f"leaf_share and noise_uniform must lie in [0, 1]; got {self}"
-      )
+  def __post_init__(self) -> None:
+    super().__post_init__()
     low, high = self.noise_range
-    if not 0 < low < high or self.noise_median <= 0 or self.noise_spread < 0:
+    if not 0 < low < high:
       raise ValueError(
-        "noise_range must be two increasing levels > 0, noise_median > 0 and "
-        f"noise_spread >= 0; got {self}"
+        f"noise_range must be two increasing levels > 0, got {low} and {high}"
       )
 
 

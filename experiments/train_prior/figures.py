@@ -1,34 +1,27 @@
 """Draws from a trained prior, and their spectrum beside photographs'."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 
 from posterior_jax.denoising import predictor
-from posterior_jax.linalg import fourier
 from posterior_jax.priors import UNetPrior
 
 SIGMA_MAX, SIGMA_MIN, RHO = 80.0, 0.01, 7.0
 
 
 class Spectrum(NamedTuple):
-  """Mean power of square images, radius by radius.
+  """Mean power of square images, radius by radius."""
 
-  Attributes:
-    frequency: [K] cycles per pixel, ring by ring.
-    power: [K] per pixel, mean over images and channels.
-  """
-
-  frequency: np.ndarray
-  power: np.ndarray
+  frequency: np.ndarray  # [K] cycles per pixel, ring by ring
+  power: np.ndarray  # [K] per pixel, mean over images and channels
 
 
-# Of samples and of photographs, by side in pixels.
-Pairs = dict[int, tuple[Spectrum, Spectrum]]
-
-
+@functools.partial(jax.jit, static_argnames=("count", "size", "steps"))
 def sample(
   prior: UNetPrior, key: jax.Array, *, count: int, size: int, steps: int
 ) -> jax.Array:
@@ -44,23 +37,17 @@ def sample(
   Returns:
     [N, size, size, C], not clipped.
   """
-
-  @jax.jit
-  def draw(prior: UNetPrior, key: jax.Array) -> jax.Array:
-    shape = (count, size, size, prior.config.channels)
-    x = SIGMA_MAX * jax.random.normal(key, shape)
-    x = predictor.predict(
-      prior.denoise,
-      x,
-      jnp.float32(SIGMA_MAX),
-      kind="heun",
-      steps=steps,
-      sigma_end=SIGMA_MIN,
-      rho=RHO,
-    )
-    return prior.denoise(x, jnp.full(count, SIGMA_MIN))
-
-  return draw(prior, key)
+  shape = (count, size, size, prior.config.channels)
+  x = predictor.predict(
+    prior.denoise,
+    SIGMA_MAX * jax.random.normal(key, shape),
+    jnp.float32(SIGMA_MAX),
+    kind="heun",
+    steps=steps,
+    sigma_end=SIGMA_MIN,
+    rho=RHO,
+  )
+  return prior.denoise(x, jnp.full(count, SIGMA_MIN))
 
 
 def radial_spectrum(images: np.ndarray) -> Spectrum:
@@ -80,7 +67,8 @@ def radial_spectrum(images: np.ndarray) -> Spectrum:
   centred = x - (x * window).sum((1, 2), keepdims=True) / window.sum()
   f = np.fft.fft2(centred * window, axes=(1, 2))
   power = (np.abs(f) ** 2).mean((0, 3)) / (window**2).sum()
-  ring = np.rint(fourier.radial_frequency(size, size) * size).astype(int)
+  side = np.fft.fftfreq(size)
+  ring = np.rint(np.hypot(*np.meshgrid(side, side)) * size).astype(int)
   total = np.bincount(ring.ravel(), power.ravel())
   mean = total / np.bincount(ring.ravel())
   rings = np.arange(1, size // 2 + 1)
@@ -107,32 +95,40 @@ def pictures(images: np.ndarray, columns: int) -> Any:
   return figure
 
 
-def spectrum_figure(pairs: Pairs) -> Any:
-  """Power of samples and photographs, and their ratio, by size.
+def compared(
+  size: int, samples: jax.Array, photographs: jax.Array
+) -> pd.DataFrame:
+  """Both spectra of images [N, S, S, C] and their ratio in dB, a ring a row."""
+  frequency, found = radial_spectrum(np.asarray(samples))
+  _, real = radial_spectrum(np.asarray(photographs))
+  return pd.DataFrame(
+    {
+      "size": size,
+      "frequency": frequency,
+      "samples": found,
+      "photographs": real,
+      "decibels": 10 * np.log10(found / real),
+    }
+  )
+
+
+def spectrum_figure(spectrum: pd.DataFrame) -> Any:
+  """Power of samples and photographs, and their ratio, by size: a figure.
 
   Args:
-    pairs: (samples, photographs) by side in pixels.
-
-  Returns:
-    A matplotlib figure.
+    spectrum: rows of `compared`, of one or more sizes.
   """
   import matplotlib.pyplot as plt
 
   figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-  for size, (found, real) in pairs.items():
-    axes[0].loglog(real.frequency, real.power, "--", label=f"photos, {size}")
-    axes[0].loglog(found.frequency, found.power, label=f"samples, {size}")
-    axes[1].semilogx(
-      real.frequency, decibels(found, real), label=f"{size} pixels"
-    )
+  for size, rows in spectrum.groupby("size", sort=False):
+    f = rows["frequency"]
+    axes[0].loglog(f, rows["photographs"], "--", label=f"photos, {size}")
+    axes[0].loglog(f, rows["samples"], label=f"samples, {size}")
+    axes[1].semilogx(f, rows["decibels"], label=f"{size} pixels")
   axes[0].set(xlabel="cycles per pixel", ylabel="power")
   axes[1].axhspan(-2, 2, alpha=0.15)
   axes[1].set(xlabel="cycles per pixel", ylabel="samples over photographs [dB]")
   for axis in axes:
     axis.legend(fontsize=8)
   return figure
-
-
-def decibels(found: Spectrum, real: Spectrum) -> np.ndarray:
-  """Ratio of the powers in dB, [K]."""
-  return 10 * np.log10(found.power / real.power)
