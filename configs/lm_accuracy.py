@@ -4,7 +4,7 @@ Command: python -m experiments.lm_accuracy --workdir=runs/lm_accuracy
   --config=configs/lm_accuracy.py:debug reads little text at small chunk sizes.
 Time: under 15 minutes on 2 CPU cores; `:debug` under 1 minute.
 Expected: report.html, whose path is printed last, after a table. At C = 64 and
-128 bits a byte of text move by at most 1e-3 under the ladder in bfloat16 and
+128 bits per byte of text move by at most 1e-3 under the ladder in bfloat16 and
 INT16, 1e-2 in INT8 and 2e-3 in refined INT8; every plan keeps its tolerance on
 every matrix.
 """

@@ -19,7 +19,7 @@ FORMS = ("", "attention", "debug")
 
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
-  """The settings; `form` "debug" shrinks them, "attention" is the rival."""
+  """The settings; `form` "debug" shrinks them, "attention" is the baseline."""
   if form not in FORMS:
     raise ValueError(
       f"configs/train_lm.py has the forms attention and debug, not {form!r}"
@@ -39,10 +39,12 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
       "model": _model(form),
       "execution": {
         "dtype": "float32" if debug else "bfloat16",
-        "chunk_size": 32 if debug else 64,
-        "inverse": "ladder float32",
-        "fused": False,
-        "implementation": "auto",
+        "rule": {
+          "chunk_size": 32 if debug else 64,
+          "spec": "ladder float32",
+          "fused": False,
+          "implementation": "auto",
+        },
         "scan_layers": not debug,
         "remat": "none",
       },

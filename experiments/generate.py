@@ -21,23 +21,22 @@ import numpy as np
 from experiments.data import text_tokens
 from experiments.data.text_tokens import Tokenizer
 from experiments.harness import record, runner, text_model
-from experiments.inverse_speed import cases
+from experiments.harness.settings import Checked, setting
 from neumann_jax import (
   Execution,
   Generated,
+  InverseSpec,
   RuleOptions,
   SamplingSpec,
   generation,
 )
-from neumann_jax.chunk_inverse.inverse_spec import check_chunk_size
 
-DTYPES = ("float32", "bfloat16")
 # Ends a text whose last character is not whole yet.
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Checked):
   """What is written, by what.
 
   Attributes:
@@ -49,7 +48,7 @@ class Settings:
     top_k: tokens to draw from, 0 for all.
     top_p: share of the mass to draw from, in (0, 1]; 1 for all.
     seed: of the draws, and of random weights.
-    spec: name of the inverse, see `speed_cases.parse`.
+    spec: name of the inverse, see `InverseSpec.parse`.
     chunk_size: C of the chunk-wise rule.
     implementation: of the inverse.
     dtype: of activations and of parameters.
@@ -61,37 +60,23 @@ class Settings:
 
   checkpoint: str
   prompt: str
-  max_new_tokens: int
+  max_new_tokens: int = setting(at_least=1)
   temperature: float
-  top_k: int
+  top_k: int = setting(at_least=0)
   top_p: float
   seed: int
   spec: str
   chunk_size: int
   implementation: str
-  dtype: str
-  prefill_chunk: int
+  dtype: str = setting(among=("float32", "bfloat16"))
+  prefill_chunk: int = setting(at_least=0)
   scan_layers: bool
-  every: int
+  every: int = setting(at_least=1)
 
   def __post_init__(self) -> None:
+    super().__post_init__()
     if not self.prompt:
       raise ValueError("prompt must not be empty")
-    for name, least in (
-      ("max_new_tokens", 1),
-      ("top_k", 0),
-      ("prefill_chunk", 0),
-      ("every", 1),
-    ):
-      if getattr(self, name) < least:
-        raise ValueError(
-          f"{name} must be at least {least}, got {getattr(self, name)}"
-        )
-    if self.dtype not in DTYPES:
-      raise ValueError(
-        f"dtype must be {' or '.join(DTYPES)}, got {self.dtype!r}"
-      )
-    check_chunk_size(self.chunk_size)
     self.execution()
     self.sampling()
 
@@ -104,15 +89,11 @@ class Settings:
 
   def execution(self) -> Execution:
     """How the model is computed."""
-    case = cases.parse(self.spec, self.chunk_size, self.implementation)
-    return Execution(
-      dtype=jnp.dtype(self.dtype),
-      param_dtype=jnp.dtype(self.dtype),
-      rule=RuleOptions(
-        self.chunk_size, case.spec, implementation=case.implementation
-      ),
-      scan_layers=self.scan_layers,
+    dtype, spec = jnp.dtype(self.dtype), InverseSpec.parse(self.spec)
+    rule = RuleOptions(
+      self.chunk_size, spec, implementation=self.implementation
     )
+    return Execution(dtype, dtype, rule, scan_layers=self.scan_layers)
 
 
 class Writer(NamedTuple):

@@ -12,6 +12,18 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+  """Programs of a file that asks for it compile without optimisation.
+
+  That takes half the time and changes the order of sums and nothing else: for
+  tests that run many programs once, whole studies above all.
+  """
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _programs_of_a_file():
   """Compiled programs of one file are of no use to the next: memory."""

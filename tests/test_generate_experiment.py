@@ -13,6 +13,8 @@ from experiments.harness import runner, text_model
 from neumann_jax import Generated, SamplingSpec, checkpoint, generation
 from tests import oracles
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def settings(**changes):
   given = config.get_config("debug").to_dict()

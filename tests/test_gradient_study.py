@@ -14,10 +14,10 @@ from tests.oracles import refused
 @pytest.mark.parametrize(
   "changes, message",
   [
-    ({"block": 3}, "block divide steps"),
-    ({"seeds": 0}, "seeds, steps and block must be positive"),
-    ({"cases": ()}, "cases must name at least one"),
-    ({"cases": ("exact float32 implicit",) * 2}, "cases must be a tuple of"),
+    ({"block": 3}, "steps must be a multiple of block = 3, got 4"),
+    ({"seeds": 0}, "seeds must be at least 1, got 0"),
+    ({"cases": ()}, "cases must be a tuple of at least one"),
+    ({"cases": ("exact float32 implicit",) * 2}, "cases must not repeat"),
     ({"cases": ("exact float32 half",)}, "gradient must be"),
   ],
 )

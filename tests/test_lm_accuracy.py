@@ -13,19 +13,33 @@ from flax import nnx
 import neumann_jax
 from configs import lm_accuracy as config
 from experiments.data import key_families, text_data
-from experiments.evaluate_lm.scores import TokenScores
+from experiments.evaluate_lm.scores import Scores
 from experiments.harness import record, runner
 from experiments.harness.progress import silent
-from experiments.lm_accuracy import capture, forward, grid, paper, text
-from experiments.lm_accuracy import errors as accuracy_errors
-from experiments.lm_accuracy import plans as accuracy_plans
-from experiments.lm_accuracy import predictions as accuracy_predictions
-from experiments.lm_accuracy import report as accuracy_report
+from experiments.harness.tables import frame
+from experiments.lm_accuracy import (
+  capture,
+  errors,
+  grid,
+  layerwise,
+  paper,
+  plans,
+  predictions,
+  promises,
+  token_rows,
+)
 from experiments.lm_accuracy import study as lm_accuracy
-from experiments.lm_accuracy.text import ADVERSARIAL, NATURAL, Rows
+from experiments.lm_accuracy.token_rows import (
+  ADVERSARIAL,
+  MAKERS,
+  NATURAL,
+  TokenRows,
+)
 from neumann_jax import InverseSpec
 from neumann_jax.chunk_inverse.planner import rounding_bound
 from tests import oracles
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def settings(**changes):
@@ -40,14 +54,14 @@ def study():
 
 def test_text_is_held_out_and_adversarial_text_repeats():
   given = {"natural": 3, "adversarial": 2, "window": 256, "seed": 4}
-  stream = text.held_out("", 256)
-  rows = text.text_rows(stream, **given)
-  again = text.text_rows(stream, **given)
+  stream = token_rows.held_out("", 256)
+  rows = token_rows.text_rows(stream, **given)
+  again = token_rows.text_rows(stream, **given)
   assert (rows.tokens == again.tokens).all() and rows.kinds == again.kinds
-  other = text.text_rows(stream, **given | {"seed": 5})
+  other = token_rows.text_rows(stream, **given | {"seed": 5})
   assert (other.tokens != rows.tokens).any()
   assert rows.kinds == (NATURAL,) * 3 + tuple(
-    kind for kind in ADVERSARIAL for _ in range(2)
+    kind for kind in MAKERS for _ in range(2)
   )
   assert rows.counted.sum() > 0 and not rows.counted[:, 0].any()
   assert (rows.tokens[rows.counted] < 256).all()
@@ -70,7 +84,7 @@ def test_a_folder_without_enough_held_out_text_is_refused(tmp_path):
   with oracles.refused(
     ValueError, "data must hold out at least the window's 256 bytes, got 7"
   ):
-    text.held_out(str(tmp_path), 256)
+    token_rows.held_out(str(tmp_path), 256)
 
 
 def test_task_rows_have_answers_enough(study):
@@ -78,7 +92,7 @@ def test_task_rows_have_answers_enough(study):
   for kind in dict.fromkeys(rows.kinds):
     counts = rows.counted[rows.of(kind)].sum(axis=1)
     assert counts.sum() >= 20 > counts[:-1].sum()  # and not a row too many
-  both = text.joined(study.text, rows)
+  both = token_rows.joined(study.text, rows)
   assert both.kinds == study.text.kinds + rows.kinds
   assert (both.tokens[len(study.text.tokens) :] == rows.tokens).all()
 
@@ -90,13 +104,13 @@ def test_layer_by_layer_is_the_model(study):
   whole = study.model.with_execution(spec=spec, chunk_size=64)
   # Of another program; hidden states are of order 1.
   np.testing.assert_allclose(
-    forward.hidden_states(case, tokens),
+    layerwise.hidden_states(case, tokens),
     nnx.jit(lambda m, t: m.hidden_states(t)[0])(whole, tokens),
     atol=2e-4,
   )
   assert study.model.layers[0].linear_attn.rule.spec == InverseSpec("exact")
   for found, want in zip(
-    forward.chunk_matrices(case, tokens),
+    layerwise.chunk_matrices(case, tokens),
     nnx.jit(lambda m, t: m.chunk_matrices(t))(whole, tokens),
     strict=True,
   ):
@@ -111,9 +125,9 @@ def test_differences_are_those_of_paired_tokens():
   right, exactly = rng.integers(0, 2, (2, 5, 7)).astype(bool)
   where = rng.integers(0, 2, (5, 7)).astype(bool)
   where[2] = False  # a row of another kind
-  found = accuracy_predictions.compared(
-    TokenScores(loss, np.full((5, 7), 0.25), right),
-    TokenScores(exact, np.zeros((5, 7)), exactly),
+  found = predictions.compared(
+    Scores(loss, np.full((5, 7), 0.25), right),
+    Scores(exact, np.zeros((5, 7)), exactly),
     where,
   )
   more = (loss - exact)[where] / math.log(2)
@@ -135,9 +149,9 @@ def test_differences_are_those_of_paired_tokens():
 
 def test_one_row_has_no_standard_error_and_overflow_shows():
   loss = np.ones((1, 3))
-  scores = TokenScores(loss, loss, loss > 0)
-  broken = TokenScores(loss * np.nan, loss, loss > 0)
-  found = accuracy_predictions.compared(broken, scores, loss > 0)
+  scores = Scores(loss, loss, loss > 0)
+  broken = Scores(loss * np.nan, loss, loss > 0)
+  found = predictions.compared(broken, scores, loss > 0)
   assert math.isnan(found["standard_error"]) and math.isnan(found["bits"])
 
 
@@ -156,10 +170,8 @@ def captured(family, **options):
 def test_errors_in_decibels_against_float64():
   matrices = captured("cosine_0.5")
   rows = {}
-  for found in accuracy_errors.measure(
-    matrices, ("float64", "float16"), silent
-  ):
-    for row in accuracy_errors.rows(found, matrices):
+  for found in errors.measure(matrices, ("float64", "float16"), silent):
+    for row in errors.summary(found, matrices).itertuples():
       rows[row.group, row.method, row.format] = row
   natural = matrices.take(matrices.kind == NATURAL)
   truth = key_families.exact_inverse(natural.a)
@@ -174,7 +186,7 @@ def test_errors_in_decibels_against_float64():
     (row.mean_db, row.worst_db), (ratio.mean(), ratio.min()), rtol=1e-3
   )
   assert (row.matrices, row.products, row.overflowed) == (4, 10, 0)
-  other = rows[accuracy_errors.ADVERSARIAL, "full series", "float16"]
+  other = rows[ADVERSARIAL, "full series", "float16"]
   assert other.matrices == 8 and other.products == 62
   assert other.overflowed > 0 and other.worst_db == -math.inf
   # The ablation: the mask mends what truncation and correction do not.
@@ -189,8 +201,8 @@ def test_errors_in_decibels_against_float64():
   for method, form in paper.RATIOS:
     assert any(paper.ratio(name, form) for name in names), method
   assert (
-    accuracy_errors.to_decibels(np.array([0, 0.1, np.inf]))
-    == [accuracy_errors.CEILING, 20, -math.inf]
+    errors.to_decibels(np.array([0, 0.1, np.inf]))
+    == [errors.CEILING, 20, -math.inf]
   ).all()
 
 
@@ -201,39 +213,33 @@ def test_the_grid_shows_what_overflows(study):
       rate[...] = jnp.full_like(rate[...], -20.0)
   tokens = np.full((1, 128), 97, np.int32)
   counted = np.arange(128)[None] > 0
-  rows = Rows(tokens, counted, (NATURAL,))
+  rows = TokenRows(tokens, counted, (NATURAL,))
   found = {
-    (row.masked, row.terms): row
-    for row in grid.measure(
-      model,
-      rows,
-      chunk_sizes=(64,),
-      orders=(3,),
-      terms=(16,),
-      precision="float16",
-      tick=silent,
-    )
+    (row["masked"], row["terms"]): row
+    for row in grid.measure(model, rows, settings(grid_terms=(16,)), silent)
   }
   masked, plain = found[True, 16], found[False, 16]
-  assert masked.tokens == plain.tokens == 127 and masked.products == 10
-  np.testing.assert_allclose(masked.perplexity, masked.exact, rtol=1e-2)
-  assert masked.broken == 0 < plain.broken and math.isnan(plain.perplexity)
+  assert masked["tokens"] == plain["tokens"] == 127
+  assert masked["products"] == 10
+  np.testing.assert_allclose(masked["perplexity"], masked["exact"], rtol=1e-2)
+  assert masked["broken"] == 0 < plain["broken"]
+  assert math.isnan(plain["perplexity"])
 
 
 def test_plans_by_head_are_kept_and_save_where_decay_is_strong():
   for decay, saves in ((0.0, False), (1.0, True)):
     matrices = captured("cosine_0.5", decay=decay)
     rows = list(
-      accuracy_plans.measure(
+      plans.measure(
         matrices, tolerances=(0.1, 0.01), formats=("float32", "INT16")
       )
     )
-    assert [row.head for row in rows] == [0, 1] * 4
+    assert [row["head"] for row in rows] == [0, 1] * 4
     for row in rows:
-      assert row.row_sum <= row.certified and row.row_sum <= row.promised
-      assert row.promised <= row.tolerance and row.matrices == 6
-      assert row.ladder == 10
-      assert (row.products < 10) == saves, row
+      assert row["row_sum"] <= row["certified"]
+      assert row["row_sum"] <= row["promised"] <= row["tolerance"]
+      assert row["matrices"] == 6 and row["ladder"] == 10
+      assert (row["products"] < 10) == saves, row
 
 
 def test_samples_of_matrices_and_their_file(tmp_path):
@@ -283,10 +289,10 @@ class Tables:
   """A run's tables, from rows."""
 
   def __init__(self, **tables):
-    self.rows = tables.__getitem__
+    self.frame = lambda name: frame(tables[name])
 
 
-def test_promises_are_judged_by_the_worst_case():
+def test_promises_are_kept_or_not_by_the_worst_case():
   row = {
     "weights": "none",
     "chunk_size": 64,
@@ -295,17 +301,19 @@ def test_promises_are_judged_by_the_worst_case():
     "more_bits": 1e-4,
     "more_accuracy": 0.0,
   }
-  predictions = [
+  rows = [
     row,
     row | {"kind": "table", "chunk_size": 128, "more_bits": -9e-4},
     row | {"kind": "recall", "more_bits": 5.0, "more_accuracy": -0.3},
     row | {"weights": "W4A16", "more_bits": 1.0},
     row | {"spec": "ladder int16-dynamic", "more_bits": "nan"},
   ]
-  plans = [{"row_sum": 0.02, "tolerance": 0.1}]
-  errors = [{"format": "float16", "violations": 2}]
-  bits, narrow, recall, plan, entries = accuracy_report.promises(
-    Tables(predictions=predictions, plans=plans, errors=errors)
+  bits, narrow, recall, plan, entries = promises.of(
+    Tables(
+      predictions=rows,
+      plans=[{"row_sum": 0.02, "tolerance": 0.1}],
+      errors=[{"format": "float16", "violations": 2}],
+    )
   )
   assert bits.kept and (bits.measured, bits.where) == (9e-4, "C = 128, table")
   assert not narrow.kept and narrow.measured == math.inf
@@ -357,9 +365,9 @@ def test_hard_matrices_of_the_shipped_model():
   assert list(matrices.kind) == kinds * 6  # of six layers
   assert np.abs(matrices.a).sum(-1).max() > 1  # and no easy ones
   worst = {}
-  for found in accuracy_errors.measure(matrices, ("bfloat16", "INT8"), silent):
-    row_sum, certified = found.judged.row_sum, found.judged.certified
-    assert (found.judged.violations == 0).all(), found[:2]
+  for found in errors.measure(matrices, ("bfloat16", "INT8"), silent):
+    row_sum, certified = found.errors.row_sum, found.errors.certified
+    assert (found.errors.violations == 0).all(), found[:2]
     assert (row_sum <= certified).all(), found[:2]
     worst[found.method, found.format] = float(row_sum.max())
     limit = rounding_bound(found.spec, 64, 1.0)

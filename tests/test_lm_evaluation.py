@@ -1,4 +1,4 @@
-"""Judgement of a byte model, by models whose losses are known."""
+"""Evaluation of a byte model, by models whose losses are known."""
 
 import gzip
 import lzma
@@ -17,7 +17,7 @@ VOCABULARY = 264
 
 
 class Bigrams(nnx.Module):
-  """Judges a token by the one before it alone: a table of logits."""
+  """Predicts a token from the one before it alone: a table of logits."""
 
   def __init__(self, table):
     self.table = nnx.Param(jnp.asarray(table, jnp.float32))
@@ -53,13 +53,13 @@ def _losses(tokens):
 
 
 @pytest.mark.parametrize("size", [1, 2, 15, 16, 17, 24, 25, 100])
-def test_every_token_is_judged_once(size):
+def test_every_token_is_scored_once(size):
   tokens = np.random.default_rng(1).integers(0, VOCABULARY, size)
   found = evaluation.stream_losses(Bigrams(_table()), tokens, length=16, rows=3)
   np.testing.assert_allclose(found, _losses(tokens), atol=1e-5)
 
 
-def test_tokens_are_judged_where_they_see_most():
+def test_tokens_are_scored_where_they_see_most():
   """At least half of a window, the first tokens all that there are."""
   found = evaluation.stream_losses(
     Clock(), np.ones(100, np.int32), length=16, rows=3
@@ -103,7 +103,7 @@ def _rows(name, key, text, *, rows, length):
   return sequence_tasks.TaskRows(tokens, tokens % 3 == 0)
 
 
-def test_answers_are_counted_and_judged(monkeypatch):
+def test_answers_are_counted_and_scored(monkeypatch):
   monkeypatch.setattr(sequence_tasks, "draw", _rows)
   scores = evaluation.task_scores(
     Bigrams(_table()), np.zeros(1), length=128, rows=4, batches=2, seed=0

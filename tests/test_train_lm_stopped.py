@@ -14,9 +14,9 @@ import pytest
 
 from configs import train_lm as config
 from experiments.data import sequence_tasks
-from experiments.harness import runner, scalars
+from experiments.harness import runner, scalars, training
 from experiments.harness.checkpoints import Checkpoints
-from experiments.train_lm import study, training
+from experiments.train_lm import step, study
 from neumann_jax import shipped
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -80,9 +80,8 @@ def whole(tmp_path_factory):
 def _state(path):
   settings = runner.to_settings(study.Settings, config.get_config("debug"))
   like = training.init(
-    training.initial_params(
-      settings.model, settings.execution.execution(), seed=1
-    )
+    step.initial_params(settings.model, settings.execution, seed=1),
+    settings.optim,
   )
   return Checkpoints(path).restore(like).state
 
@@ -187,8 +186,8 @@ def test_curves_are_events(tmp_path):
   from tensorboard.backend.event_processing import event_accumulator
 
   curves = scalars.Scalars(tmp_path)
-  for step, loss in ((10, 2.5), (20, 1.25)):
-    curves.write(step, {"loss": loss, "text": 2 * loss})
+  for number, loss in ((10, 2.5), (20, 1.25)):
+    curves.write(number, {"loss": loss, "text": 2 * loss})
   curves.close()
   events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
   events.Reload()

@@ -7,9 +7,10 @@ names of what lies in it.
 """
 
 import hashlib
+import os
 import pathlib
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,14 +51,12 @@ def training_text(folder: str = "") -> list[Document]:
   Raises:
     ValueError: if there is none.
   """
-  found = [d for d in _documents(folder) if not _touches(d.name)]
-  return _some(found, folder, "training text")
+  return _documents(folder, lambda name: not _touches(name), "training text")
 
 
 def held_out_text(folder: str = "") -> list[Document]:
   """The documents that are never trained on; arguments as above."""
-  found = [d for d in _documents(folder) if is_held_out(d.name)]
-  return _some(found, folder, "held-out text")
+  return _documents(folder, is_held_out, "held-out text")
 
 
 def is_held_out(name: str) -> bool:
@@ -73,6 +72,18 @@ def stream(documents: Sequence[Document]) -> np.ndarray:
     parts.append(np.array([DOCUMENT], np.uint16))
     parts.append(np.frombuffer(document.data, np.uint8).astype(np.uint16))
   return np.concatenate(parts)
+
+
+def first(documents: Sequence[Document], size: int) -> Sequence[Document]:
+  """The first documents, `size` bytes in all; 0 means all of them."""
+  if not size:
+    return documents
+  chosen, left = [], size
+  for document in documents:
+    if left > 0:
+      chosen.append(document._replace(data=document.data[:left]))
+      left -= len(document.data)
+  return chosen
 
 
 def fingerprint(documents: Sequence[Document]) -> dict[str, int | str]:
@@ -100,16 +111,35 @@ def _chosen(word: str) -> bool:
   return int.from_bytes(digest[:8], "big") % HELD_OUT_SHARE == 0
 
 
-def _documents(folder: str) -> Iterator[Document]:
-  """The text files of a folder, in the order of their names."""
+def _documents(
+  folder: str, wanted: Callable[[str], bool], what: str
+) -> list[Document]:
+  """The text files whose name is wanted, in the order of their paths."""
   root = pathlib.Path(folder or sysconfig.get_paths()["stdlib"])
-  for path in sorted(p for p in root.rglob("*") if p.suffix in SUFFIXES):
+  found = []
+  for path in sorted(_paths(root)):
     parts = path.relative_to(root).parts
-    if set(parts) & set(_OTHERS) or parts[0].startswith(_BUILT):
+    name = "/".join(parts)
+    if parts[0].startswith(_BUILT) or not wanted(name):
       continue
     data = path.read_bytes()
     if data and _is_text(data):
-      yield Document("/".join(parts), data)
+      found.append(Document(name, data))
+  if found:
+    return found
+  place = repr(folder) if folder else "the standard library"
+  raise ValueError(
+    f"data must be a folder with {what}, UTF-8 files that end in "
+    f"{', '.join(SUFFIXES)}; {place} has none"
+  )
+
+
+def _paths(root: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Its text files; folders of others, which may be huge, are not entered."""
+  for folder, inner, files in os.walk(root):
+    inner[:] = [name for name in inner if name not in _OTHERS]
+    paths = (pathlib.Path(folder, file) for file in files)
+    yield from (path for path in paths if path.suffix in SUFFIXES)
 
 
 def _is_text(data: bytes) -> bool:
@@ -118,13 +148,3 @@ def _is_text(data: bytes) -> bool:
   except UnicodeDecodeError:
     return False
   return True
-
-
-def _some(found: list[Document], folder: str, what: str) -> list[Document]:
-  if found:
-    return found
-  place = repr(folder) if folder else "the standard library"
-  raise ValueError(
-    f"data must be a folder with {what}, UTF-8 files that end in "
-    f"{', '.join(SUFFIXES)}; {place} has none"
-  )

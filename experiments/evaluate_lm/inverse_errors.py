@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,41 +11,61 @@ from flax import nnx
 
 import neumann_jax
 from experiments.data import key_families
-from neumann_jax import InverseSpec
+from neumann_jax import ChunkMatrices, InverseSpec
 from neumann_jax.chunk_inverse.spec_names import without_format
-from neumann_jax.delta_rule.layout import ChunkMatrices
 from neumann_jax.model.scan_layers import unstack_layers
 
 
-class LayerRow(NamedTuple):
-  """One inverse on the matrices of one Gated DeltaNet layer.
+class MatrixErrors(NamedTuple):
+  """How wrong each of n approximate inverses X of T is.
 
   Attributes:
-    weights: name of the weights' quantisation.
-    chunk_size: C.
-    spec: name of the inverse.
-    layer: number among the Gated DeltaNet layers.
-    matrices: how many.
-    error: worst relative Frobenius error of the strictly lower part, against
-      the float64 inverse of the same float32 matrix.
-    row_sum: largest row sum of |T - X|.
-    certified: largest row sum of the certificate, which bounds row_sum.
-    violations: entries whose error exceeds their certificate.
-    planned: what `plan` takes in this arithmetic for the layer's gates.
-    planned_products: its C x C products.
+    error: [n] relative Frobenius error of the strictly lower part; infinite
+      where an entry is not finite.
+    row_sum: [n] largest row sum of |T - X|.
+    certified: [n] largest row sum of the certificate, which bounds row_sum.
+    violations: [n] entries whose error exceeds their certificate.
   """
 
-  weights: str
-  chunk_size: int
-  spec: str
-  layer: int
-  matrices: int
-  error: float
-  row_sum: float
-  certified: float
-  violations: int
-  planned: str
-  planned_products: int
+  error: np.ndarray
+  row_sum: np.ndarray
+  certified: np.ndarray
+  violations: np.ndarray
+
+  def worst(self, where: Any = slice(None)) -> dict[str, Any]:
+    """The largest of each over some matrices; violations in all."""
+    return {
+      name: int(values[where].sum())
+      if name == "violations"
+      else float(values[where].max())
+      for name, values in self._asdict().items()
+    }
+
+
+class Problem(NamedTuple):
+  """Matrices to invert and what approximations are compared with.
+
+  Attributes:
+    a: [n, C, C] float32, strictly lower triangular.
+    envelope: [n, C, C], what bounds |T| by the gates.
+    truth: [n, C, C], the float64 inverse of I + A.
+  """
+
+  a: jax.Array
+  envelope: jax.Array
+  truth: np.ndarray
+
+  @classmethod
+  def of(cls, a: Any, beta: Any, log_decay: Any) -> "Problem":
+    """From matrices [n, C, C] and the gates [n, C] behind them."""
+    truth = key_families.exact_inverse(np.asarray(a))
+    return cls(jnp.asarray(a), _envelope(beta, log_decay), truth)
+
+  def errors(self, spec: InverseSpec, implementation: str) -> MatrixErrors:
+    """Of an inverse, beside its certificate."""
+    x = _inverse(self.a, self.envelope, spec, implementation)
+    bound = _certify(self.a, x, self.envelope)
+    return errors_of(np.asarray(x), self.truth, np.asarray(bound))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -66,7 +86,7 @@ def layer_rows(
   weights: str,
   tolerance: float,
   implementation: str,
-) -> Iterator[LayerRow]:
+) -> Iterator[dict[str, Any]]:
   """Measures every inverse on every layer.
 
   Args:
@@ -77,59 +97,37 @@ def layer_rows(
     implementation: of the inverse.
 
   Yields:
-    One row a layer and spec, layers outermost.
+    One row a layer and spec, layers outermost: what it is of, how many
+    matrices, the worst `MatrixErrors`, and the method and the products of what
+    `plan` takes in this arithmetic for the layer's gates.
   """
   for layer, part in enumerate(parts):
     size = part.a.shape[-1]
-    a = part.a.reshape(-1, size, size)
-    envelope = neumann_jax.envelope(part.beta, part.log_decay)
-    envelope = envelope.reshape(a.shape)
-    truth = key_families.exact_inverse(np.asarray(a))
+    every = (x.reshape(-1, *x.shape[3:]) for x in part)  # [n, C, C], [n, C]
+    problem = Problem.of(*every)
     for name, spec in specs.items():
-      x, bound = approximate(a, envelope, spec, implementation)
-      found = judged(np.asarray(x), truth, np.asarray(bound))
-      plan = _plan(part, spec, tolerance)
-      yield LayerRow(
-        weights,
+      plan = neumann_jax.plan(
         size,
-        name,
-        layer,
-        len(a),
-        float(found.error.max()),
-        float(found.row_sum.max()),
-        float(found.certified.max()),
-        int(found.violations.sum()),
-        planned=without_format(plan.spec),
-        planned_products=plan.products,
+        tolerance=tolerance,
+        precision=spec.precision,
+        quant=spec.quant,
+        beta_max=float(jnp.max(part.beta)),
+        log_decay=part.log_decay,
       )
+      yield {
+        "weights": weights,
+        "chunk_size": size,
+        "spec": name,
+        "layer": layer,
+        "matrices": len(problem.a),
+        **problem.errors(spec, implementation).worst(),
+        "planned": without_format(plan.spec),
+        "planned_products": plan.products,
+      }
 
 
-class Judged(NamedTuple):
-  """How wrong each of n matrices is.
-
-  Attributes:
-    error: [n] relative Frobenius error of the strictly lower part; infinite
-      where an entry is not finite.
-    row_sum: [n] largest row sum of |T - X|.
-    certified: [n] largest row sum of the certificate.
-    violations: [n] entries whose error exceeds their certificate.
-  """
-
-  error: np.ndarray
-  row_sum: np.ndarray
-  certified: np.ndarray
-  violations: np.ndarray
-
-
-def approximate(
-  a: jax.Array, envelope: jax.Array, spec: InverseSpec, implementation: str
-) -> tuple[jax.Array, jax.Array]:
-  """The inverse of I + A and its entrywise certificate, [n, C, C] each."""
-  x = _inverse(a, envelope, spec, implementation)
-  return x, _certify(a, x, envelope)
-
-
-# Apart, so that a certificate is compiled once for all inverses.
+# Apart, so that they are compiled once for all inverses.
+_envelope = jax.jit(neumann_jax.envelope)
 _certify = jax.jit(neumann_jax.certify)
 
 
@@ -142,26 +140,15 @@ def _inverse(
   )
 
 
-def judged(x: np.ndarray, truth: np.ndarray, bound: np.ndarray) -> Judged:
-  """Judges approximations [n, C, C] by the float64 inverse and their bounds."""
+def errors_of(
+  x: np.ndarray, truth: np.ndarray, bound: np.ndarray
+) -> MatrixErrors:
+  """Compares approximations [n, C, C] with float64 inverses and bounds."""
   off = np.abs(np.where(np.isfinite(x), x, np.inf) - truth)
   bound = np.asarray(bound, np.float64)
-  return Judged(
+  return MatrixErrors(
     key_families.relative_error(x, truth),
     off.sum(axis=-1).max(axis=-1),
     bound.sum(axis=-1).max(axis=-1),
     (off > bound).sum(axis=(-1, -2)),
-  )
-
-
-def _plan(
-  part: ChunkMatrices, spec: InverseSpec, tolerance: float
-) -> neumann_jax.Plan:
-  return neumann_jax.plan(
-    part.a.shape[-1],
-    tolerance=tolerance,
-    precision=spec.precision,
-    quant=spec.quant,
-    beta_max=float(jnp.max(part.beta)),
-    log_decay=part.log_decay,
   )

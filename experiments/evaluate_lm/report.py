@@ -1,147 +1,118 @@
-"""What `evaluate_lm` found, as summaries and as pages of a report."""
+"""What `evaluate_lm` found, as a summary by case and as pages of a report."""
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from experiments.data.text_windows import Text, Windows
 from experiments.evaluate_lm import plot
-from experiments.evaluate_lm.scores import Text, Windows
-from experiments.evaluate_lm.sweep import Case, weights_words
-from experiments.harness import record
-from experiments.harness.report import Cell, Report, short
+from experiments.evaluate_lm.settings import Case, Settings
+from experiments.evaluate_lm.sweep import KEYS
+from experiments.harness import record, tables
+from experiments.harness.report import Report
+from experiments.harness.text_model import weights_words
 from neumann_jax.chunk_inverse.xla import count_products
 
 WORSE = 0.01  # a perplexity above the exact one's by this share stands out
 
 
-class Summary(NamedTuple):
-  """One case over all windows.
-
-  Attributes:
-    weights: of the case.
-    chunk_size: of the case.
-    spec: name of its inverse.
-    products: C x C products of its inverse; 0 for the solve.
-    tokens: that were predicted.
-    perplexity: exp of the mean negative log-likelihood of a token, in nats.
-    bits_per_byte: that mean in bits, times tokens over bytes of the text.
-    mean_kl: mean over tokens of KL(exact || case), in nats; exact is the exact
-      float32 inverse under the same weights.
-    max_kl: the largest of them.
-    tokens_per_s: median over batches, of the layers without output matrix.
-    device: that ran it.
-  """
-
-  weights: str
-  chunk_size: int
-  spec: str
-  products: int
-  tokens: int
-  perplexity: float
-  bits_per_byte: float
-  mean_kl: float
-  max_kl: float
-  tokens_per_s: float
-  device: str
-
-
-def summaries(
-  rows: Sequence[Mapping[str, Any]], cases: Sequence[Case], text: Text
-) -> list[Summary]:
-  """Adds up the batches of every case.
+def summary(
+  windows: pd.DataFrame, cases: Sequence[Case], text: Text
+) -> pd.DataFrame:
+  """Adds up the batches of every case: the table "cases".
 
   Args:
-    rows: of the table "windows".
+    windows: the run's table of this name.
     cases: of the sweep.
     text: that was read.
+
+  Returns:
+    A row a case: products of its inverse (0 for the solve), predicted tokens,
+    perplexity (exp of the mean negative log-likelihood per token, in nats),
+    bits per byte (that mean in bits, times tokens over bytes of the text), mean
+    and largest KL(exact || case) over tokens, tokens per second (median over
+    batches, of the layers without output matrix), and the devices.
   """
-  found = []
-  for case in cases:
-    own = [
-      row
-      for row in rows
-      if (row["weights"], row["chunk_size"], row["spec"]) == case.key
-    ]
-    total = {
-      name: math.fsum(float(row[name]) for row in own)
-      for name in ("tokens", "loss", "divergence")
-    }
-    mean = total["loss"] / total["tokens"]
-    rates = [float(row["read"]) / float(row["seconds"]) for row in own]
-    largest = [float(row["largest"]) for row in own]
-    found.append(
-      Summary(
-        *case.key,
-        count_products(case.inverse.spec, case.chunk_size),
-        int(total["tokens"]),
-        perplexity=float(np.exp(np.float64(mean))),
-        bits_per_byte=mean / math.log(2) * len(text.tokens) / text.bytes,
-        mean_kl=total["divergence"] / total["tokens"],
-        max_kl=float(np.max(largest)),  # NaN where one is
-        tokens_per_s=float(np.median(rates)),
-        device=", ".join(sorted({row["device"] for row in own})),
-      )
+  # Unlike pandas' own sum and max these let what is not a number show.
+  total, largest = (
+    (lambda x: x.to_numpy().sum()),
+    (lambda x: x.to_numpy().max()),
+  )
+  found = (
+    windows.assign(rate=windows["read"] / windows["seconds"])
+    .groupby(list(KEYS))
+    .agg(
+      tokens=("tokens", "sum"),
+      loss=("loss", total),
+      divergence=("divergence", total),
+      max_kl=("largest", largest),
+      tokens_per_s=("rate", "median"),
+      device=("device", lambda names: ", ".join(sorted(set(names)))),
     )
-  return found
+    .loc[[case.key for case in cases]]
+  )
+  mean = found["loss"] / found["tokens"]
+  summed = {
+    "products": [count_products(c.rule.spec, c.chunk_size) for c in cases],
+    "tokens": found["tokens"],
+    "perplexity": np.exp(mean),
+    "bits_per_byte": mean / np.log(2) * len(text.tokens) / text.bytes,
+    "mean_kl": found["divergence"] / found["tokens"],
+  }
+  rest = found[["max_kl", "tokens_per_s", "device"]]
+  return pd.DataFrame(summed).join(rest).reset_index()
 
 
 def build(
-  evaluation: Any, windows: Windows, rows: Sequence[Summary], run: record.Run
+  evaluation: Any, windows: Windows, cases: pd.DataFrame, run: record.Run
 ) -> Report:
   """The report.
 
   Args:
-    evaluation: of `experiments.evaluate_lm`.
+    evaluation: of `evaluate_lm.study`.
     windows: of the text.
-    rows: one a case.
+    cases: from `summary`.
     run: with the table "layers".
   """
   settings, model, text = evaluation
-  count, width = windows.tokens.shape
-  name = settings.checkpoint or "a checkpoint"
+  (count, width), first = windows.tokens.shape, cases.iloc[0]
   measured = (
-    f"{rows[0].tokens} predicted tokens of {text.name}: {count} independent "
+    f"{first['tokens']} predicted tokens of {text.name}: {count} independent "
     f"windows of {width} tokens, {settings.batch} at a time, activations in "
-    f"{settings.dtype}, on {rows[0].device}."
+    f"{settings.dtype}, on {first['device']}."
   )
   report = Report(
     "Language model under each chunk inverse",
-    f"Model: {_model_words(name, model)} Command: "
+    f"Model: {_model_words(settings.checkpoint, model)} Command: "
     f"`{run.environment['command']}`. Everything needed to repeat it stands in "
     "`environment.json` beside this file, every number in the `.jsonl` and "
     "`.csv` tables.",
   )
   report.section("Predictions")
   report.text(
-    "Perplexity is the exponential of the mean negative log-likelihood of a "
+    "Perplexity is the exponential of the mean negative log-likelihood per "
     "token in nats. KL is the Kullback-Leibler divergence KL(exact || case) of "
-    "the predictions of a token, in nats, where exact is the exact float32 "
+    "the predictions per token, in nats, where exact is the exact float32 "
     "inverse under the same weights: it shows what the inverse alone does. "
     "Values of a few 1e-7 and less, of either sign, are rounding of float32 "
     "logits. "
     "Red: not finite, or a perplexity more than 1 % above the exact one's. "
     "Tokens/s are of prefill through the layers, without the output matrix."
   )
-  for weights in dict.fromkeys(row.weights for row in rows):
-    own = [row for row in rows if row.weights == weights]
-    _predictions(report, own, weights, measured)
-  report.figure(plot.figure(rows), plot.CAPTION)
+  for weights, own in cases.groupby("weights", sort=False):
+    _predictions(report, own, str(weights), measured)
+  report.figure(plot.divergences(cases), plot.CAPTION)
   report.section("Inverses by layer")
-  _layers(report, run.rows("layers"), settings, windows)
+  _layers(report, run.frame("layers"), settings, windows)
   return report
 
 
-def closing(rows: Sequence[Summary]) -> str:
+def closing(cases: pd.DataFrame) -> str:
   """A plain table of the cases."""
-  lines = [
-    f"{row.weights:12} C{row.chunk_size:<4} {row.spec:28} perplexity "
-    f"{row.perplexity:<10.4f} KL {short(row.mean_kl):>8} mean "
-    f"{short(row.max_kl):>8} max"
-    for row in rows
-  ]
-  return "\n".join(lines)
+  shown = cases[[*KEYS, "perplexity", "mean_kl", "max_kl"]]
+  return tables.aligned(shown, {"perplexity": 4})
 
 
 def _model_words(name: str, model: Any) -> str:
@@ -154,47 +125,37 @@ def _model_words(name: str, model: Any) -> str:
 
 
 def _predictions(
-  report: Report, rows: Sequence[Summary], weights: str, measured: str
+  report: Report, cases: pd.DataFrame, weights: str, measured: str
 ) -> None:
-  exact = rows[0].perplexity
-  table = []
-  for row in rows:
-    bad = not row.perplexity <= exact * (1 + WORSE)
-    table.append(
-      [
-        row.spec,
-        row.chunk_size,
-        row.products or None,
-        Cell(row.perplexity, digits=4, bad=bad),
-        Cell(row.bits_per_byte, digits=4),
-        Cell(row.mean_kl, bad=not math.isfinite(row.mean_kl)),
-        Cell(row.max_kl, bad=not math.isfinite(row.max_kl)),
-        Cell(row.tokens_per_s, digits=0),
-      ]
-    )
+  exact = cases["perplexity"].iloc[0]
+  table = pd.DataFrame(
+    {
+      "inverse": cases["spec"],
+      "chunk": cases["chunk_size"],
+      "products": cases["products"].where(cases["products"] > 0),
+      "perplexity": cases["perplexity"],
+      "bits per byte": cases["bits_per_byte"],
+      "mean KL": cases["mean_kl"],
+      "max KL": cases["max_kl"],
+      "tokens/s": cases["tokens_per_s"],
+    }
+  )
   report.table(
     f"Inverses by chunk size, {weights_words(weights)}",
-    [
-      "inverse",
-      "chunk",
-      "products",
-      "perplexity",
-      "bits a byte",
-      "mean KL",
-      "max KL",
-      "tokens/s",
-    ],
     table,
+    digits={"products": 0, "perplexity": 4, "bits per byte": 4, "tokens/s": 0},
+    bad={
+      "perplexity": ~(table["perplexity"] <= exact * (1 + WORSE)),
+      "mean KL": ~np.isfinite(table["mean KL"]),
+      "max KL": ~np.isfinite(table["max KL"]),
+    },
     measured_on=measured,
     name=f"predictions-{weights}",
   )
 
 
 def _layers(
-  report: Report,
-  rows: Sequence[Mapping[str, Any]],
-  settings: Any,
-  windows: Windows,
+  report: Report, rows: pd.DataFrame, settings: Settings, windows: Windows
 ) -> None:
   report.text(
     "The matrices that the layers invert on the first windows under the exact "
@@ -205,82 +166,47 @@ def _layers(
     f"{settings.tolerance:g} in this arithmetic for the layer's own gates."
   )
   count, width = windows.tokens[: settings.inverse_windows].shape
-  for weights, size in dict.fromkeys(
-    (row["weights"], row["chunk_size"]) for row in rows
+  for (weights, size), own in rows.groupby(
+    ["weights", "chunk_size"], sort=False
   ):
-    own = [
-      row
-      for row in rows
-      if (row["weights"], row["chunk_size"]) == (weights, size)
-    ]
     measured = (
-      f"{own[0]['matrices']} matrices of {size} x {size} a layer, from {count} "
-      f"window{'s' * (count > 1)} of {width} tokens, {weights_words(weights)}."
+      f"{own['matrices'].iloc[0]} matrices of {size} x {size} per layer, from "
+      f"{count} window{'s' * (count > 1)} of {width} tokens, "
+      f"{weights_words(weights)}."
     )
-    _worst(report, own, measured)
-    _by_layer(report, own, measured)
-
-
-def _worst(
-  report: Report, rows: Sequence[Mapping[str, Any]], measured: str
-) -> None:
-  table = []
-  for spec in dict.fromkeys(row["spec"] for row in rows):
-    own = [row for row in rows if row["spec"] == spec]
-    worst = max(own, key=lambda row: float(row["error"]))
-    plan = max(own, key=lambda row: _cost(row))
-    violations = sum(row["violations"] for row in own)
-    table.append(
-      [
-        spec,
-        float(worst["error"]),
-        worst["layer"],
-        max(float(row["row_sum"]) for row in own),
-        max(float(row["certified"]) for row in own),
-        Cell(violations, bad=violations > 0),
-        plan["planned"],
-      ]
+    which = f"{weights_words(weights)}, chunks of {size}"
+    worst = _worst(own)
+    beyond = "entries beyond their certificate"
+    report.table(
+      f"The worst over the layers, {which}",
+      worst,
+      bad={beyond: worst[beyond] > 0},
+      measured_on=measured,
+      name=f"worst-{weights}-{size}",
     )
-  report.table(
-    f"The worst over the layers, {_which(rows)}",
-    [
-      "inverse",
-      "error",
-      "at layer",
-      "row sum of the error",
-      "certified",
-      "entries beyond their certificate",
-      "plan, the costliest of the layers'",
-    ],
-    table,
-    measured_on=measured,
-    name=f"worst-{rows[0]['weights']}-{rows[0]['chunk_size']}",
-  )
+    errors = own.pivot(index="layer", columns="spec", values="error")
+    report.table(
+      f"Error by Gated DeltaNet layer, {which}",
+      errors[own["spec"].unique()],
+      measured_on=measured,
+      name=f"layers-{weights}-{size}",
+    )
 
 
-def _which(rows: Sequence[Mapping[str, Any]]) -> str:
-  """Weights and chunk size that all rows of a table have."""
-  first = rows[0]
-  return f"{weights_words(first['weights'])}, chunks of {first['chunk_size']}"
-
-
-def _cost(row: Mapping[str, Any]) -> float:
-  """Products of a plan; the fall-back to the solve counts as the most."""
-  return row["planned_products"] or math.inf
-
-
-def _by_layer(
-  report: Report, rows: Sequence[Mapping[str, Any]], measured: str
-) -> None:
-  specs = list(dict.fromkeys(row["spec"] for row in rows))
-  errors = {(row["layer"], row["spec"]): float(row["error"]) for row in rows}
-  report.table(
-    f"Error by Gated DeltaNet layer, {_which(rows)}",
-    ["layer", *specs],
-    [
-      [layer, *(errors.get((layer, spec)) for spec in specs)]
-      for layer in dict.fromkeys(row["layer"] for row in rows)
-    ],
-    measured_on=measured,
-    name=f"layers-{rows[0]['weights']}-{rows[0]['chunk_size']}",
-  )
+def _worst(rows: pd.DataFrame) -> pd.DataFrame:
+  """What is worst over the layers, a row an inverse."""
+  by_spec = rows.groupby("spec", sort=False)
+  at = rows.loc[by_spec["error"].idxmax()].set_index("spec")
+  # A plan that falls back to the solve, of 0 products, is the costliest.
+  cost = rows["planned_products"].replace(0, np.inf)
+  plans = rows.loc[cost.groupby(rows["spec"], sort=False).idxmax()]
+  return pd.DataFrame(
+    {
+      "error": at["error"],
+      "at layer": at["layer"],
+      "row sum of the error": by_spec["row_sum"].max(),
+      "certified": by_spec["certified"].max(),
+      "entries beyond their certificate": by_spec["violations"].sum(),
+      "plan, the costliest of the layers'": plans.set_index("spec")["planned"],
+    }
+  ).rename_axis("inverse")

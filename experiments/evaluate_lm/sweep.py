@@ -1,4 +1,11 @@
-"""The sweep of `evaluate_lm`: what is missing is measured, row by row."""
+"""The sweep of `evaluate_lm`: what a run has not measured yet, row by row.
+
+A row of the table "windows" is one case on one batch of windows: how many
+tokens were predicted, the sums and the largest of `scores.totals`, how many
+tokens the layers read (padding not counted), the seconds they took without the
+output matrix, and the device. A row of "layers" is of
+`inverse_errors.layer_rows`.
+"""
 
 import functools
 import time
@@ -7,201 +14,128 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from experiments.data.text_windows import Windows
 from experiments.evaluate_lm import inverse_errors, scores
-from experiments.evaluate_lm.scores import Windows
-from experiments.harness import record
+from experiments.evaluate_lm.settings import Case, Settings
+from experiments.harness import record, text_model, timing
 from experiments.harness.progress import Tick
-from experiments.harness.timing import device_name
-from experiments.inverse_speed import cases
 from neumann_jax import LanguageModel
-from neumann_jax.weight_quantization import matrix
-from neumann_jax.weight_quantization.quantized_model import quantize_weights
 
-AS_TRAINED = "none"
+KEYS = ("weights", "chunk_size", "spec")  # what the rows of a case begin with
 
 
-class Case(NamedTuple):
-  """One combination of the sweep.
+class Sweep(NamedTuple):
+  """Cases x batches of windows, and the layers' inverses of each case.
 
   Attributes:
-    weights: "none", or a name of `weight_quant.PRESETS`.
-    inverse: by its name, as `speed_cases.parse` reads it.
-    chunk_size: C.
+    settings: of the evaluation.
+    model: under the exact float32 inverse.
+    windows: of the text.
+    run: takes the tables "windows" and "layers".
   """
 
-  weights: str
-  inverse: cases.Case
-  chunk_size: int
+  settings: Settings
+  model: LanguageModel
+  windows: Windows
+  run: record.Run
 
-  @property
-  def key(self) -> tuple[str, int, str]:
-    """What its rows begin with: weights, chunk size, name of the inverse."""
-    return self.weights, self.chunk_size, self.inverse.name
-
-
-class WindowsRow(NamedTuple):
-  """One case on one batch of windows.
-
-  Attributes:
-    weights: of the case.
-    chunk_size: of the case.
-    spec: name of its inverse.
-    batch: number of the batch.
-    tokens: that were predicted.
-    loss: sum of their negative log-likelihoods, in nats.
-    divergence: sum of KL(exact || case) over them, in nats; exact is the exact
-      float32 inverse under the same weights.
-    largest: the largest of these.
-    read: tokens that the layers read, padding not counted.
-    seconds: of the layers on the batch, without the output matrix.
-    device: that ran it.
-  """
-
-  weights: str
-  chunk_size: int
-  spec: str
-  batch: int
-  tokens: int
-  loss: float
-  divergence: float
-  largest: float
-  read: int
-  seconds: float
-  device: str
-
-
-class Sweep:
-  """Cases x batches of windows, and the layers' inverses of each case."""
-
-  def __init__(
-    self,
-    settings: Any,
-    model: LanguageModel,
-    windows: Windows,
-    run: record.Run,
-  ) -> None:
-    """Finds out what the run has already.
-
-    Args:
-      settings: of `experiments.evaluate_lm`.
-      model: under the exact float32 inverse.
-      windows: of the text.
-      run: takes the tables "windows" and "layers".
-    """
-    self._settings, self._model, self._run = settings, model, run
-    self._windows = windows
-    self._batches = range(0, len(windows.tokens), settings.batch)
-    done = {
-      (row["weights"], row["chunk_size"], row["spec"], row["batch"])
-      for row in run.rows("windows")
-    }
-    self._todo = [
+  def missing(self) -> list[tuple[int, Case]]:
+    """Batches of cases that the run does not have."""
+    done = self._done("windows", "batch")
+    starts = range(0, len(self.windows.tokens), self.settings.batch)
+    return [
       (batch, case)
-      for case in settings.cases()
-      for batch in range(len(self._batches))
+      for case in self.settings.cases()
+      for batch in range(len(starts))
       if (*case.key, batch) not in done
     ]
-    self._layers = {
-      (row["weights"], row["chunk_size"], row["spec"], row["layer"])
-      for row in run.rows("layers")
-    }
 
-  def missing(self) -> int:
-    """Units of work: batches of cases, and inverses of chunk matrices."""
-    inverses = len(self._settings.weights) * len(self._settings.chunk_sizes)
-    return len(self._todo) + inverses
+  def units(self) -> int:
+    """How often `measure` ticks."""
+    settings = self.settings
+    inverses = len(settings.weights) * len(settings.chunk_sizes)
+    return len(self.missing()) + inverses
 
-  def run(self, tick: Tick) -> None:
+  def measure(self, tick: Tick) -> None:
     """Measures and writes what is missing.
 
     Args:
       tick: called before each unit.
     """
-    for weights in self._settings.weights:
-      model = self._model
-      if weights != AS_TRAINED:
-        model = quantize_weights(model, matrix.preset(weights))
-      self._inverses(weights, model, tick)
-      todo = [(b, case) for b, case in self._todo if case.weights == weights]
-      for row in self._measured(model, todo, tick):
-        self._run.write("windows", row._asdict())
+    missing = self.missing()
+    for weights in self.settings.weights:
+      model = text_model.with_weights(self.model, weights)
+      for size in self.settings.chunk_sizes:
+        tick(f"{weights} C{size}: inverses by layer")
+        self._layers(weights, size, model)
+      todo = [(b, case) for b, case in missing if case.weights == weights]
+      for row in self._windows(model, todo, tick):
+        self.run.write("windows", row)
 
-  def _inverses(self, weights: str, model: LanguageModel, tick: Tick) -> None:
-    settings = self._settings
-    tokens, mask = (
-      jnp.asarray(x[: settings.inverse_windows]) for x in self._windows
-    )
-    layers = model.config.layer_types.count("linear_attention")
-    for size in settings.chunk_sizes:
-      tick(f"{weights} C{size}: inverses by layer")
-      specs = {
-        case.inverse.name: case.inverse.spec
-        for case in settings.cases()
-        if (case.weights, case.chunk_size) == (weights, size)
-      }
-      keys = {(weights, size, s, n) for s in specs for n in range(layers)}
-      if keys <= self._layers:
-        continue
-      parts = nnx.split(model.with_execution(chunk_size=size))
-      found = inverse_errors.matrices(*parts, tokens, mask)
-      for row in inverse_errors.layer_rows(
-        found,
-        specs,
-        weights=weights,
-        tolerance=settings.tolerance,
-        implementation=settings.implementation,
-      ):
-        if (weights, size, row.spec, row.layer) not in self._layers:
-          self._run.write("layers", row._asdict())
+  def _done(self, table: str, last: str) -> set[tuple]:
+    return {
+      tuple(row[name] for name in (*KEYS, last)) for row in self.run.rows(table)
+    }
 
-  def _measured(
+  def _layers(self, weights: str, size: int, model: LanguageModel) -> None:
+    """Errors of the inverses of every layer at one chunk size."""
+    settings, done = self.settings, self._done("layers", "layer")
+    specs = {
+      case.spec: case.rule.spec
+      for case in settings.cases()
+      if case.key[:2] == (weights, size)
+    }
+    layers = range(model.config.layer_types.count("linear_attention"))
+    if {(weights, size, spec, n) for spec in specs for n in layers} <= done:
+      return
+    first = (jnp.asarray(x[: settings.inverse_windows]) for x in self.windows)
+    parts = nnx.split(model.with_execution(chunk_size=size))
+    for row in inverse_errors.layer_rows(
+      inverse_errors.matrices(*parts, *first),
+      specs,
+      weights=weights,
+      tolerance=settings.tolerance,
+      implementation=settings.implementation,
+    ):
+      if (weights, size, row["spec"], row["layer"]) not in done:
+        self.run.write("layers", row)
+
+  def _windows(
     self, model: LanguageModel, todo: list[tuple[int, Case]], tick: Tick
-  ) -> Iterator[WindowsRow]:
+  ) -> Iterator[dict[str, Any]]:
     """Batches outermost, so that each is read by the exact inverse once."""
     exact, warm = nnx.split(model), set()
     for batch in sorted({batch for batch, _ in todo}):
       tokens, mask = self._batch(batch)
       reference = scores.hidden_states(*exact, tokens, mask)
       for case in [case for b, case in todo if b == batch]:
-        tick(f"{case.weights} C{case.chunk_size} {case.inverse.name}")
-        parts = nnx.split(
-          model.with_execution(
-            spec=case.inverse.spec,
-            chunk_size=case.chunk_size,
-            implementation=case.inverse.implementation,
-          )
-        )
+        tick(f"{case.weights} C{case.chunk_size} {case.spec}")
+        parts = nnx.split(model.with_execution(rule=case.rule))
         job = functools.partial(scores.hidden_states, *parts, tokens, mask)
         if case.key not in warm:  # compilation is not timed
           jax.block_until_ready(job())
           warm.add(case.key)
         hidden, seconds = _timed(job)
-        found = scores.scores(*exact, hidden, reference, tokens, mask)
-        yield WindowsRow(
-          *case.key,
-          batch,
-          int(found.tokens),
-          float(found.loss),
-          float(found.divergence),
-          float(found.largest),
-          int(mask.sum()),
-          seconds,
-          device_name(),
-        )
+        found = scores.scores(*exact, hidden, reference, tokens)
+        yield {
+          **dict(zip(KEYS, case.key)),
+          "batch": batch,
+          **scores.totals(found, np.asarray(mask)),
+          "read": int(mask.sum()),
+          "seconds": seconds,
+          "device": timing.device_name(),
+        }
 
   def _batch(self, number: int) -> tuple[jax.Array, jax.Array]:
     """Tokens and mask [B, W]; the last batch is filled with padded rows."""
-    size, start = self._settings.batch, self._batches[number]
-    tokens, mask = (x[start : start + size] for x in self._windows)
+    size = self.settings.batch
+    rows = slice(number * size, (number + 1) * size)
+    tokens, mask = (jnp.asarray(x[rows]) for x in self.windows)
     fill = [(0, size - len(tokens)), (0, 0)]
-    return jnp.pad(jnp.asarray(tokens), fill), jnp.pad(jnp.asarray(mask), fill)
-
-
-def weights_words(weights: str) -> str:
-  """How a report names the weights of a case."""
-  return "weights as trained" if weights == AS_TRAINED else f"weights {weights}"
+    return jnp.pad(tokens, fill), jnp.pad(mask, fill)
 
 
 def _timed(job: Callable[[], jax.Array]) -> tuple[jax.Array, float]:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from experiments.harness import record
-from experiments.harness import report as reports
-from experiments.harness.report import Cell
+from experiments.harness.report import Report, shown
 
 
 def write(
@@ -22,25 +22,36 @@ def write(
     steps: of every training.
   """
   found = run.environment
-  ends = _ends(run, seeds)
-  report = reports.Report(
+  rows = run.frame("cases").set_index("case").loc[list(cases)]
+  ends = rows[[f"seed_{i}" for i in range(seeds)]]
+  report = Report(
     "Gradients of the chunk inverse",
     "Implicit: the derivative of the exact inverse at the computed one. "
     "Truncated: the derivative of what was computed, straight-through at every "
     f"rounding of an operand. Command: `{found['command']}`.",
   )
   report.section("Training under each")
-  report.text(sentence(cases, ends))
+  report.text(sentence(ends))
   report.figure(
-    _curves(run.rows("losses"), cases),
+    _curves(run.frame("losses"), cases),
     "Loss of the seeds' mean, in nats, and its difference from that of "
     f"{cases[0]}; the band spans the seeds.",
   )
-  rows = {row["case"]: row for row in run.rows("cases")}
+  apart = ends - ends.loc[cases[0]]
+  table = pd.DataFrame(
+    {
+      "mean": ends.mean(axis=1, skipna=False),
+      "spread of seeds": ends.apply(_spread, axis=1),
+      "difference": apart.mean(axis=1, skipna=False),
+      "largest": apart.abs().max(axis=1, skipna=False),
+      "bad steps": rows["bad_steps"],
+    }
+  )
   report.table(
     "Mean loss of the last tenth of the steps, in nats",
-    ["case", "mean", "spread of seeds", "difference", "largest", "bad steps"],
-    [_row(name, cases[0], ends, rows[name]["bad_steps"]) for name in cases],
+    table,
+    digits=dict.fromkeys(table.columns[:-1], 4),
+    bad={"mean": table["bad steps"] > 0},
     measured_on=(
       f"{seeds} seeds, {steps} steps, {found['devices'][0]}, jax "
       f"{found['versions']['jax']}; differences are of the same seed, so of "
@@ -48,77 +59,58 @@ def write(
     ),
     name="gradients",
   )
-  path = report.write(run.folder / "report.html")
-  print(f"report: {reports.shown(path)}")
+  print(f"report: {shown(report.write(run.folder / 'report.html'))}")
 
 
-def sentence(cases: Sequence[str], ends: dict[str, np.ndarray]) -> str:
-  """What the table says, in words."""
-  first, *others = cases
-  spread = _spread(ends[first])
-  near, far, broken = [], [], []
+def sentence(ends: pd.DataFrame) -> str:
+  """What the table says, in words.
+
+  Args:
+    ends: what the seeds of each case end with, the first is what the others
+      are compared with.
+  """
+  first, *others = ends.index
+  spread = _spread(ends.loc[first])
+  near: list[str] = []
+  far: list[str] = []
+  broken: list[str] = []
   for name in others:
-    if not np.isfinite(ends[name]).all():
+    apart = (ends.loc[name] - ends.loc[first]).mean(skipna=False)
+    if not np.isfinite(apart):
       broken.append(name)
-    elif abs((ends[name] - ends[first]).mean()) <= spread:
-      near.append(name)
     else:
-      far.append(name)
-  parts = []
-  for names, words in (
-    (near, f"ends within the spread of seeds ({spread:.3g} nats) of {first}"),
-    (far, "ends further away"),
-    (broken, "did not stay finite"),
-  ):
-    if names:
-      parts.append(f"{words}: {', '.join(names)}")
+      (near if abs(apart) <= spread else far).append(name)
+  parts = [
+    f"{words}: {', '.join(names)}"
+    for names, words in (
+      (near, f"ends within the spread of seeds ({spread:.3g} nats) of {first}"),
+      (far, "ends further away"),
+      (broken, "did not stay finite"),
+    )
+    if names
+  ]
   return "; ".join(parts).capitalize() + "." if parts else f"Only {first}."
 
 
-def _ends(run: record.Run, seeds: int) -> dict[str, np.ndarray]:
-  """Losses that the seeds of each case end with."""
-  return {
-    row["case"]: np.array([float(row[f"seed_{i}"]) for i in range(seeds)])
-    for row in run.rows("cases")
-  }
+def _spread(losses: pd.Series) -> float:
+  """Standard deviation over the seeds, 0 for a single one."""
+  return losses.to_numpy().std(ddof=1) if len(losses) > 1 else 0.0
 
 
-def _row(
-  name: str, first: str, ends: dict[str, np.ndarray], bad: int
-) -> list[Any]:
-  own = ends[name]
-  apart = own - ends[first]
-  return [
-    name,
-    Cell(float(own.mean()), 4, bad=bool(bad)),
-    Cell(_spread(own), 4),
-    Cell(float(apart.mean()), 4),
-    Cell(float(np.abs(apart).max()), 4),
-    bad,
-  ]
-
-
-def _spread(losses: np.ndarray) -> float:
-  """Standard deviation over the seeds."""
-  return float(losses.std(ddof=1)) if len(losses) > 1 else 0.0
-
-
-def _curves(rows: Sequence[dict[str, Any]], cases: Sequence[str]) -> Any:
+def _curves(rows: pd.DataFrame, cases: Sequence[str]) -> Any:
   from matplotlib.figure import Figure
 
   picture = Figure(figsize=(9.5, 3.8), layout="constrained")
   left, right = picture.subplots(1, 2)
-  curves = {name: _curve(rows, name) for name in cases}
-  steps = np.unique([row["step"] for row in rows])
-  for i, (name, curve) in enumerate(curves.items()):
-    style = {"color": f"C{i}", "label": name}
+  curves = rows.pivot(index="step", columns=["case", "seed"], values="loss")
+  for i, name in enumerate(cases):
+    style: Any = {"color": f"C{i}", "label": name}
     dashes = "--" if name.endswith("truncated") else "-"
-    left.plot(steps, curve.mean(0), dashes, **style)
-    apart = curve - curves[cases[0]]
-    right.plot(steps, apart.mean(0), dashes, **style)
-    right.fill_between(
-      steps, apart.min(0), apart.max(0), color=f"C{i}", alpha=0.12
-    )
+    apart = curves[name] - curves[cases[0]]
+    left.plot(curves[name].mean(axis=1, skipna=False), dashes, **style)
+    right.plot(apart.mean(axis=1, skipna=False), dashes, **style)
+    low, high = apart.min(axis=1), apart.max(axis=1)
+    right.fill_between(apart.index, low, high, color=f"C{i}", alpha=0.12)
   left.set_ylabel("loss, nats")
   right.set_ylabel(f"difference from {cases[0]}")
   for panel in (left, right):
@@ -126,12 +118,3 @@ def _curves(rows: Sequence[dict[str, Any]], cases: Sequence[str]) -> Any:
     panel.grid(alpha=0.3)
   left.legend(fontsize=7)
   return picture
-
-
-def _curve(rows: Sequence[dict[str, Any]], name: str) -> np.ndarray:
-  """Losses [seeds, steps / block] of a case."""
-  own = [row for row in rows if row["case"] == name]
-  seeds = sorted({row["seed"] for row in own})
-  return np.array(
-    [[float(row["loss"]) for row in own if row["seed"] == s] for s in seeds]
-  )

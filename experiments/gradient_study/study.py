@@ -9,7 +9,7 @@ the same start, a few seeds at once; only the inverse and its gradient differ.
 
 import dataclasses
 import functools
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import chex
 import jax
@@ -20,18 +20,18 @@ from jax.sharding import Mesh
 
 from experiments.data import text_data
 from experiments.gradient_study import report
-from experiments.harness import record
+from experiments.harness import record, training
 from experiments.harness.progress import Progress
-from experiments.inverse_speed import cases as speed_cases
-from experiments.train_lm import training
+from experiments.harness.settings import Checked, setting
+from experiments.harness.training import OptimSettings, TrainState
+from experiments.train_lm import step
 from experiments.train_lm.batches import BatchSettings
-from experiments.train_lm.training import OptimSettings, Plan, TrainState
-from neumann_jax import Execution, ModelConfig, RuleOptions
-from neumann_jax.chunk_inverse.api import Gradient, check_gradient
+from experiments.train_lm.step import Plan
+from neumann_jax import Execution, InverseSpec, ModelConfig, RuleOptions
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Checked):
   """Settings of the study.
 
   Attributes:
@@ -40,7 +40,7 @@ class Settings:
     steps: of every training.
     block: steps whose mean loss is a row of the table; divides steps.
     cases: names "METHOD FORMAT GRADIENT", the first is what the others are
-      compared with; see `speed_cases.parse`, GRADIENT is implicit or truncated.
+      compared with; see `InverseSpec.parse`, GRADIENT is implicit or truncated.
     chunk_size: C.
     dtype: of activations and products with weights.
     model: the architecture.
@@ -49,45 +49,37 @@ class Settings:
   """
 
   data: str
-  seeds: int
-  steps: int
-  block: int
-  cases: tuple[str, ...]
+  seeds: int = setting(at_least=1)
+  steps: int = setting(at_least=1)
+  block: int = setting(at_least=1)
+  cases: tuple[str, ...] = setting(some=True, distinct=True)
   chunk_size: int
   dtype: str
   model: ModelConfig
   optim: OptimSettings
   batch: BatchSettings
 
-  def __post_init__(self):
-    """Refuses values out of range."""
-    if min(self.seeds, self.steps, self.block) < 1 or self.steps % self.block:
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.steps % self.block:
       raise ValueError(
-        "seeds, steps and block must be positive and block divide steps; got "
-        f"{self.seeds}, {self.steps} and {self.block}"
+        f"steps must be a multiple of block = {self.block}, got {self.steps}"
       )
-    if isinstance(self.cases, str) or len(set(self.cases)) < len(self.cases):
-      raise ValueError(
-        f"cases must be a tuple of different names, got {self.cases}"
-      )
-    if not self.cases:
-      raise ValueError("cases must name at least one")
     for name in self.cases:
       self.plan(name)
 
   def plan(self, name: str) -> Plan:
     """What a step of a case computes."""
     inverse, _, gradient = name.rpartition(" ")
-    check_gradient(gradient)
-    case = speed_cases.parse(inverse, self.chunk_size, "xla")
+    rule = RuleOptions(
+      self.chunk_size,
+      InverseSpec.parse(inverse),
+      implementation="xla",
+      gradient=cast(Any, gradient),
+    )
     execution = Execution(
       dtype=jnp.dtype(self.dtype),
-      rule=RuleOptions(
-        self.chunk_size,
-        case.spec,
-        implementation="xla",
-        gradient=cast(Gradient, gradient),
-      ),
+      rule=rule,
       scan_layers=self.model.period < self.model.num_hidden_layers,
     )
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
@@ -113,7 +105,7 @@ def prepare(settings: Settings) -> Task:
 
 
 def study(task: Task, run: record.Run) -> None:
-  """Trains every case that is missing, writes tables and `report.html`."""
+  """Trains every case that is missing, writes tables and the report."""
   settings, text = task.settings, jnp.asarray(task.text)
   done = {row["case"] for row in run.rows("cases")}
   missing = [name for name in settings.cases if name not in done]
@@ -130,20 +122,17 @@ def train(settings: Settings, name: str, text: jax.Array) -> np.ndarray:
   """Losses of a case in nats, [seeds, steps]; NaN where one was not finite."""
   plan = settings.plan(name)
   starts = [
-    training.init(training.initial_params(settings.model, plan.execution, seed))
+    training.init(
+      step.initial_params(settings.model, plan.execution, seed), settings.optim
+    )
     for seed in range(settings.seeds)
   ]
   states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
   keys = jax.vmap(jax.random.key)(jnp.arange(settings.seeds))
-  losses = []
+  total, losses = jnp.float32(settings.steps), []
   for _ in range(settings.steps // settings.block):
     states, found = _advance(
-      states,
-      text,
-      keys,
-      jnp.float32(settings.steps),
-      plan=plan,
-      steps=settings.block,
+      states, text, keys, total, plan=plan, steps=settings.block
     )
     losses.append(np.asarray(found))
   return np.concatenate(losses).T
@@ -162,10 +151,10 @@ def _advance(
   steps: int,
 ) -> tuple[TrainState, jax.Array]:
   """So many steps of every seed, and their losses [steps, seeds]."""
-  step = functools.partial(training.step, plan=plan)
+  every = jax.vmap(functools.partial(step.step, plan=plan), (0, None, 0, None))
 
   def body(states: TrainState, _: None) -> tuple[TrainState, jax.Array]:
-    states, info = jax.vmap(step, (0, None, 0, None))(states, text, keys, total)
+    states, info = every(states, text, keys, total)
     good = jnp.isfinite(info.gradient)
     return states, jnp.where(good, info.loss, jnp.nan)
 
@@ -182,25 +171,12 @@ def _write(
   """Rows of a case: means of blocks, and last what the seeds end with."""
   blocks = losses.reshape(settings.seeds, -1, settings.block).mean(-1)
   known = {(row["case"], row["seed"]) for row in run.rows("losses")}
-  for seed, means in enumerate(blocks):
+  for (seed, i), loss in np.ndenumerate(blocks):
     if (name, seed) not in known:
-      for i, loss in enumerate(means, 1):
-        run.write(
-          "losses",
-          {
-            "case": name,
-            "seed": seed,
-            "step": i * settings.block,
-            "loss": loss,
-          },
-        )
+      at = {"case": name, "seed": seed, "step": (i + 1) * settings.block}
+      run.write("losses", at | {"loss": loss})
   last = losses[:, -max(settings.steps // 10, 1) :].mean(1)
-  run.write(
-    "cases",
-    {
-      "case": name,
-      **{f"seed_{seed}": loss for seed, loss in enumerate(last)},
-      "bad_steps": int(np.isnan(losses).sum()),
-      "seconds": round(seconds, 1),
-    },
-  )
+  ends = {f"seed_{seed}": loss for seed, loss in enumerate(last)}
+  bad = int(np.isnan(losses).sum())
+  about = {"bad_steps": bad, "seconds": round(seconds, 1)}
+  run.write("cases", {"case": name} | ends | about)

@@ -154,7 +154,8 @@ def to_settings(settings_type: type[S], config: Mapping[str, Any]) -> S:
   Args:
     settings_type: a dataclass with a field for every entry of the config;
       its `__post_init__` may refuse values by ValueError.
-    config: the entries; lists become tuples.
+    config: the entries; lists become tuples. Where a section's dataclass has a
+      `parse`, as `InverseSpec`, a name may stand for it.
 
   Returns:
     The settings.
@@ -171,12 +172,22 @@ def to_settings(settings_type: type[S], config: Mapping[str, Any]) -> S:
         f"has {', '.join(hints)}"
       )
     if dataclasses.is_dataclass(hints[name]):
-      value = to_settings(hints[name], value)
+      value = _section(hints[name], value)
     values[name] = tuple(value) if isinstance(value, list) else value
   try:
     return settings_type(**values)
   except (TypeError, ValueError) as error:
     raise UsageError(str(error)) from error
+
+
+def _section(settings_type: Any, value: Any) -> Any:
+  """A section as its dataclass; a name as what it stands for, by `parse`."""
+  if isinstance(value, str) and hasattr(settings_type, "parse"):
+    try:
+      return settings_type.parse(value)
+    except ValueError as error:
+      raise UsageError(str(error)) from error
+  return to_settings(settings_type, value)
 
 
 def _check_resume(

@@ -1,4 +1,7 @@
-"""The model that an experiment names: a checkpoint's, or a small random one."""
+"""The model that an experiment names: a checkpoint's, or a small random one.
+
+Its weights are as trained, or quantised after training.
+"""
 
 import pathlib
 from typing import NamedTuple
@@ -8,8 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from neumann_jax import Execution, LanguageModel, ModelConfig, checkpoint
+from neumann_jax.weight_quantization import matrix
+from neumann_jax.weight_quantization.quantized_model import quantize_weights
 
 RANDOM = "random"
+AS_TRAINED = "none"
 
 
 class Source(NamedTuple):
@@ -58,6 +64,24 @@ def load(source: Source, execution: Execution, seed: int) -> LanguageModel:
   return checkpoint.load(source.folder, execution)
 
 
+def check_weights(name: str) -> None:
+  """Raises ValueError unless "none" or a name of `matrix.PRESETS`."""
+  if name != AS_TRAINED:
+    matrix.preset(name)
+
+
+def with_weights(model: LanguageModel, name: str) -> LanguageModel:
+  """The model with its weights as trained, or quantised as a preset says."""
+  if name == AS_TRAINED:
+    return model
+  return quantize_weights(model, matrix.preset(name))
+
+
+def weights_words(name: str) -> str:
+  """How a report names the weights."""
+  return "weights as trained" if name == AS_TRAINED else f"weights {name}"
+
+
 def random_config() -> ModelConfig:
   """A small model that reads bytes."""
   return ModelConfig(
@@ -79,16 +103,16 @@ def random_model(
 ) -> LanguageModel:
   """Random weights whose decays are as slow as trained ones can be."""
 
-  def make() -> LanguageModel:
-    model = LanguageModel(config, execution, rngs=nnx.Rngs(seed))
+  def make(key: jax.Array) -> LanguageModel:
+    model = LanguageModel(config, execution, rngs=nnx.Rngs(key))
     for path, rate in nnx.to_flat_state(nnx.state(model)):
       if path[-1] == "A_log":
-        key = jax.random.key(seed)
         drawn = jax.random.uniform(key, rate.shape, minval=1e-3, maxval=1e-2)
         rate[...] = jnp.log(drawn)
     return model
 
-  return nnx.jit(make)()
+  # The key is an operand: XLA would draw from a constant when it compiles.
+  return nnx.jit(make)(jax.random.key(seed))
 
 
 def _folder(path: str) -> pathlib.Path:

@@ -1,15 +1,15 @@
 """The chunk matrices of a model: of every layer, head and kind of text."""
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.lm_accuracy import forward
-from experiments.lm_accuracy.text import Rows
-from neumann_jax import ChunkMatrices, InverseSpec, LanguageModel
+from experiments.lm_accuracy import layerwise
+from experiments.lm_accuracy.token_rows import TokenRows
+from neumann_jax import InverseSpec, LanguageModel
 
 
 class Captured(NamedTuple):
@@ -35,9 +35,17 @@ class Captured(NamedTuple):
     """Those that an index or a mask picks."""
     return Captured(*(x[at] for x in self))
 
+  def of_each_kind(
+    self, pick: Callable[[np.ndarray], np.ndarray]
+  ) -> "Captured":
+    """Those that `pick` takes of the indices of each kind of text."""
+    kinds = dict.fromkeys(self.kind)
+    at = [pick(np.flatnonzero(self.kind == kind)) for kind in kinds]
+    return self.take(np.concatenate(at))
+
 
 def layers(
-  model: LanguageModel, rows: Rows, chunk_size: int
+  model: LanguageModel, rows: TokenRows, chunk_size: int
 ) -> Iterator[Captured]:
   """All matrices under the exact inverse, one layer at a time.
 
@@ -50,44 +58,32 @@ def layers(
     The matrices of a layer, [B, heads, chunks] flattened in this order.
   """
   exact = model.with_execution(spec=InverseSpec("exact"), chunk_size=chunk_size)
-  tokens = jnp.asarray(rows.tokens)
-  for layer, found in enumerate(forward.chunk_matrices(exact, tokens)):
-    yield _flat(found, layer, rows)
-
-
-def _flat(found: ChunkMatrices, layer: int, rows: Rows) -> Captured:
-  size = found.a.shape[-1]
-  lead = found.a.shape[:3]  # [B, Hv, N]
-  row, head, _ = np.indices(lead)
-  return Captured(
-    np.asarray(found.a).reshape(-1, size, size),
-    np.asarray(found.beta).reshape(-1, size),
-    np.asarray(found.log_decay).reshape(-1, size),
-    np.full(row.size, layer),
-    head.ravel(),
-    np.array(rows.kinds)[row.ravel()],
-  )
+  found = layerwise.chunk_matrices(exact, jnp.asarray(rows.tokens))
+  for layer, (a, beta, log_decay) in enumerate(found):
+    row, head, _ = (at.ravel() for at in np.indices(a.shape[:3]))
+    yield Captured(
+      np.asarray(a).reshape(-1, chunk_size, chunk_size),
+      np.asarray(beta).reshape(-1, chunk_size),
+      np.asarray(log_decay).reshape(-1, chunk_size),
+      np.full(row.size, layer),
+      head,
+      np.array(rows.kinds)[row],
+    )
 
 
 def sample(
   captured: Captured, count: int, rng: np.random.Generator
 ) -> Captured:
   """At most `count` matrices of each kind of text, drawn evenly."""
-  picked = []
-  for kind in dict.fromkeys(captured.kind):
-    at = np.flatnonzero(captured.kind == kind)
-    picked.append(rng.choice(at, min(count, len(at)), replace=False))
-  return captured.take(np.concatenate(picked))
+  return captured.of_each_kind(
+    lambda at: rng.choice(at, min(count, len(at)), replace=False)
+  )
 
 
 def hardest(captured: Captured) -> Captured:
   """Of every kind of text the matrix with the largest row sum of |A|."""
   sums = np.abs(captured.a).sum(axis=-1).max(axis=-1)
-  picked = []
-  for kind in dict.fromkeys(captured.kind):
-    at = np.flatnonzero(captured.kind == kind)
-    picked.append(at[np.argmax(sums[at])])
-  return captured.take(np.array(picked))
+  return captured.of_each_kind(lambda at: at[[np.argmax(sums[at])]])
 
 
 def joined(parts: list[Captured]) -> Captured:

@@ -11,22 +11,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 
 import neumann_jax
-from experiments.data import key_families
 from experiments.evaluate_lm import inverse_errors
-from experiments.evaluate_lm.inverse_errors import Judged
+from experiments.evaluate_lm.inverse_errors import MatrixErrors, Problem
 from experiments.harness.progress import Tick
 from experiments.inverse_accuracy import cases
 from experiments.lm_accuracy.capture import Captured
-from experiments.lm_accuracy.text import NATURAL
+from experiments.lm_accuracy.token_rows import groups
 from neumann_jax import InverseSpec, QuantSpec
 from neumann_jax.chunk_inverse.inverse_spec import resolve
 from neumann_jax.chunk_inverse.xla import count_products
 
-ADVERSARIAL = "adversarial text"
-GROUPS = (NATURAL, ADVERSARIAL)
-CEILING = 320.0  # dB
+CEILING = 320.0  # dB: 2^-53 is 319 dB below 1
 FORMATS: dict[str, dict] = {
   "float64": {},
   **cases.FORMATS,
@@ -42,81 +40,32 @@ SCATTERED = (
 POINTS = 150  # of each of these and group
 
 
-class Row(NamedTuple):
-  """One method in one format on the matrices of one group.
-
-  Attributes:
-    group: one of `GROUPS`.
-    chunk_size: C.
-    method: name of the method.
-    format: name of the operands' format.
-    products: C x C products it takes.
-    matrices: how many.
-    overflowed: those with an entry that is not finite.
-    mean_db: mean signal-to-noise ratio of the others; NaN for none.
-    worst_db: the smallest of all; -inf where one overflowed.
-    row_sum: largest row sum of |T - X|.
-    certified: largest row sum of the certificate; NaN for float64, whose
-      rounding is not the certificate's.
-    violations: entries whose error exceeds their certificate.
-  """
-
-  group: str
-  chunk_size: int
-  method: str
-  format: str
-  products: int
-  matrices: int
-  overflowed: int
-  mean_db: float
-  worst_db: float
-  row_sum: float
-  certified: float
-  violations: int
-
-
-class Point(NamedTuple):
-  """One method in one format on one matrix; fields as of `Row`."""
-
-  group: str
-  method: str
-  format: str
-  row_sum: float
-  certified: float
-
-
-class Found(NamedTuple):
+class Measured(NamedTuple):
   """One method in one format on all matrices.
 
   Attributes:
     method: its name.
     format: of the operands.
     spec: of the inverse.
-    judged: matrix by matrix.
+    errors: matrix by matrix; the certificate is NaN for float64, whose
+      rounding is not the certificate's.
   """
 
   method: str
   format: str
   spec: InverseSpec
-  judged: Judged
+  errors: MatrixErrors
 
 
 def methods(chunk_size: int) -> dict[str, dict]:
   """Fields of the specs, in the order of the paper's ablation, then ours."""
   paper = resolve(InverseSpec("banded"), chunk_size)
   order, terms, block = paper.order, paper.residual_steps, paper.block
-  full = (block or chunk_size) - 1
-  start = {"order": order, "block": block}
-  series = start | {"residual_steps": terms}
+  series = {"order": order, "residual_steps": terms, "block": block}
+  plain = series | {"method": "unmasked", "residual_steps": 1}
   return {
-    "full series": {
-      "method": "unmasked",
-      "order": full,
-      "residual_steps": 1,
-      "block": block,
-    },
-    f"truncated, N={order}": start
-    | {"method": "unmasked", "residual_steps": 1},
+    "full series": plain | {"order": (block or chunk_size) - 1},
+    f"truncated, N={order}": plain,
     f"+ residual, S={terms}": series | {"method": "unmasked"},
     "+ mask": series | {"method": "banded"},
     "masked Newton": {"method": "newton"},
@@ -127,67 +76,62 @@ def methods(chunk_size: int) -> dict[str, dict]:
 
 def measure(
   matrices: Captured, formats: Sequence[str], tick: Tick
-) -> Iterator[Found]:
-  """Every method in every format.
+) -> Iterator[Measured]:
+  """Every method in every format, formats outermost.
 
   Args:
     matrices: of one chunk size.
     formats: names of `FORMATS`.
     tick: called before each.
   """
-  a = jnp.asarray(matrices.a)
-  size = a.shape[-1]
-  envelope = neumann_jax.envelope(
-    jnp.asarray(matrices.beta), jnp.asarray(matrices.log_decay)
-  )
-  truth = key_families.exact_inverse(matrices.a)
+  problem = Problem.of(*matrices[:3])
   for form in formats:
-    for method, fields in methods(size).items():
+    for method, fields in methods(matrices.a.shape[-1]).items():
       tick(f"errors: {method}, {form}")
       spec = InverseSpec(**fields, **FORMATS[form])
       if form == "float64":
         x = _in_float64(matrices.a, spec)
         bound = np.full(x.shape, np.nan)
+        found = inverse_errors.errors_of(x, problem.truth, bound)
       else:
-        x, bound = map(
-          np.asarray, inverse_errors.approximate(a, envelope, spec, "auto")
-        )
-      yield Found(method, form, spec, inverse_errors.judged(x, truth, bound))
+        found = problem.errors(spec, "auto")
+      yield Measured(method, form, spec, found)
 
 
-def rows(found: Found, matrices: Captured) -> Iterator[Row]:
-  """A row for each group that has matrices."""
-  size = matrices.a.shape[-1]
-  for group, where in _groups(matrices):
-    error, row_sum, certified, violations = (x[where] for x in found.judged)
-    decibels = to_decibels(error)
-    finite = np.isfinite(decibels)
-    yield Row(
-      group,
-      size,
-      found.method,
-      found.format,
-      count_products(found.spec, size),
-      len(error),
-      overflowed=int((~finite).sum()),
-      mean_db=float(decibels[finite].mean()) if finite.any() else np.nan,
-      worst_db=float(decibels.min()),
-      row_sum=float(row_sum.max()),
-      certified=float(certified.max()),
-      violations=int(violations.sum()),
+def summary(found: Measured, matrices: Captured) -> pd.DataFrame:
+  """Rows of the table "errors": a group of matrices that is not empty each.
+
+  Returns:
+    A frame of group, chunk_size, method, format, products, how many matrices,
+    how many of them overflowed; the mean signal-to-noise ratio of the others
+    (NaN for none) and the worst of all (-inf where one overflowed); the largest
+    row sums of |T - X| and of its certificate, entries beyond it.
+  """
+  frame = _frame(found, matrices)
+  decibels = frame.decibels.where(np.isfinite(frame.decibels))
+  return (
+    frame.assign(finite=decibels, overflowed=decibels.isna())
+    .groupby(
+      ["group", "chunk_size", "method", "format", "products"], sort=False
     )
+    .agg(
+      matrices=("error", "size"),
+      overflowed=("overflowed", "sum"),
+      mean_db=("finite", "mean"),
+      worst_db=("decibels", "min"),
+      row_sum=("row_sum", "max"),
+      certified=("certified", "max"),
+      violations=("violations", "sum"),
+    )
+    .reset_index()
+  )
 
 
-def points(found: Found, matrices: Captured) -> Iterator[Point]:
-  """The first `POINTS` matrices of each group."""
-  for group, where in _groups(matrices):
-    at = np.flatnonzero(where)[:POINTS]
-    for row_sum, certified in zip(
-      found.judged.row_sum[at], found.judged.certified[at]
-    ):
-      yield Point(
-        group, found.method, found.format, float(row_sum), float(certified)
-      )
+def points(found: Measured, matrices: Captured) -> pd.DataFrame:
+  """The first `POINTS` matrices of each group: error and certificate."""
+  columns = ["group", "method", "format", "row_sum", "certified"]
+  frame = _frame(found, matrices)
+  return frame.groupby("group", sort=False).head(POINTS)[columns]
 
 
 def to_decibels(error: np.ndarray) -> np.ndarray:
@@ -196,11 +140,18 @@ def to_decibels(error: np.ndarray) -> np.ndarray:
     return np.minimum(-20 * np.log10(error), CEILING)
 
 
-def _groups(matrices: Captured) -> Iterator[tuple[str, np.ndarray]]:
-  natural = matrices.kind == NATURAL
-  for group, where in zip(GROUPS, (natural, ~natural)):
-    if where.any():
-      yield group, where
+def _frame(found: Measured, matrices: Captured) -> pd.DataFrame:
+  """A row a matrix, the groups one after another."""
+  size = matrices.a.shape[-1]
+  every = pd.DataFrame(found.errors._asdict()).assign(
+    chunk_size=size,
+    method=found.method,
+    format=found.format,
+    products=count_products(found.spec, size),
+    decibels=to_decibels(found.errors.error),
+  )
+  named = groups(tuple(matrices.kind))
+  return pd.concat([every[where].assign(group=g) for g, where in named])
 
 
 def _in_float64(a: np.ndarray, spec: InverseSpec) -> np.ndarray:

@@ -65,5 +65,5 @@ PERPLEXITIES = (
 
 
 def ratio(method: str, form: str) -> tuple[float, float] | None:
-  """Mean and worst ratio of a method as `accuracy_errors` names it."""
+  """Mean and worst ratio of a method as `errors.methods` names it."""
   return RATIOS.get((method.split(",")[0], form))

@@ -5,15 +5,17 @@ products suffice. The measured error is the worst over all of its captured
 matrices.
 """
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 
 import neumann_jax
-from experiments.data import key_families
-from experiments.evaluate_lm import inverse_errors
+from experiments.evaluate_lm.inverse_errors import MatrixErrors, Problem
 from experiments.lm_accuracy.capture import Captured
 from experiments.lm_accuracy.errors import FORMATS
 from neumann_jax import InverseSpec, Plan
@@ -22,99 +24,63 @@ from neumann_jax.chunk_inverse.spec_names import without_format
 from neumann_jax.chunk_inverse.xla import count_products
 
 
-class Row(NamedTuple):
-  """The plan of one head at one tolerance in one format.
-
-  Attributes:
-    chunk_size: C.
-    layer: number among the Gated DeltaNet layers.
-    head: value head.
-    format: of the operands.
-    tolerance: largest allowed row sum of |T - X|.
-    matrices: how many the head has.
-    planned: the method, "exact" where no product form suffices.
-    products: C x C products of the plan; 0 for "exact".
-    ladder: products of the ladder, refined if need be, at this tolerance; 0
-      where even the refined one does not promise it.
-    promised: truncation and rounding together.
-    row_sum: largest row sum of |T - X| over the head's matrices.
-    certified: largest row sum of their certificates.
-  """
-
-  chunk_size: int
-  layer: int
-  head: int
-  format: str
-  tolerance: float
-  matrices: int
-  planned: str
-  products: int
-  ladder: int
-  promised: float
-  row_sum: float
-  certified: float
-
-
 def measure(
   layer: Captured, *, tolerances: Sequence[float], formats: Sequence[str]
-) -> Iterator[Row]:
+) -> Iterator[dict[str, Any]]:
   """Plans for every head of a layer, and measures what they give.
 
   Args:
     layer: all captured matrices of a layer.
-    tolerances: of `plan`.
+    tolerances: of `plan`: the largest row sum of |T - X|.
     formats: names of `FORMATS`.
 
   Yields:
-    One row a format, tolerance and head.
+    A row of the table "plans" for each format, tolerance and head: where it is
+    from; how many matrices the head has; the planned method ("exact" where no
+    product form suffices) and its products (0 for "exact"); products of the
+    ladder, refined if need be, at this tolerance (0 where even the refined one
+    does not promise it); what is promised, truncation and rounding together;
+    the largest row sums of |T - X| and of its certificate.
   """
   size = layer.a.shape[-1]
-  truth = key_families.exact_inverse(layer.a)
-  a = jnp.asarray(layer.a)
-  envelope = neumann_jax.envelope(
-    jnp.asarray(layer.beta), jnp.asarray(layer.log_decay)
-  )
-  known: dict[InverseSpec, inverse_errors.Judged] = {}
+  problem = Problem.of(*layer[:3])
+  known: dict[InverseSpec, MatrixErrors] = {}
   heads = {head: layer.head == head for head in np.unique(layer.head)}
   for form in formats:
     for tolerance in tolerances:
+      ladder = _ladder_products(size, tolerance, FORMATS[form])
       for head, own in heads.items():
-        plan = _plan(layer, own, tolerance, FORMATS[form])
+        plan = _plan(layer.take(own), tolerance, FORMATS[form])
         if plan.spec not in known:
-          x, bound = inverse_errors.approximate(a, envelope, plan.spec, "auto")
-          known[plan.spec] = inverse_errors.judged(
-            np.asarray(x), truth, np.asarray(bound)
-          )
-        judged = known[plan.spec]
-        yield Row(
-          size,
-          int(layer.layer[0]),
-          int(head),
-          form,
-          tolerance,
-          int(own.sum()),
-          without_format(plan.spec),
-          plan.products,
-          _ladder(size, tolerance, FORMATS[form]),
-          plan.truncation + plan.rounding,
-          float(judged.row_sum[own].max()),
-          float(judged.certified[own].max()),
-        )
+          known[plan.spec] = problem.errors(plan.spec, "auto")
+        worst = known[plan.spec].worst(own)
+        yield {
+          "chunk_size": size,
+          "layer": int(layer.layer[0]),
+          "head": int(head),
+          "format": form,
+          "tolerance": tolerance,
+          "matrices": int(own.sum()),
+          "planned": without_format(plan.spec),
+          "products": plan.products,
+          "ladder": ladder,
+          "promised": plan.truncation + plan.rounding,
+          "row_sum": worst["row_sum"],
+          "certified": worst["certified"],
+        }
 
 
-def _plan(
-  layer: Captured, own: np.ndarray, tolerance: float, arithmetic: Mapping
-) -> Plan:
+def _plan(own: Captured, tolerance: float, arithmetic: Mapping) -> Plan:
   return neumann_jax.plan(
-    layer.a.shape[-1],
+    own.a.shape[-1],
     tolerance=tolerance,
-    beta_max=float(layer.beta[own].max()),
-    log_decay=jnp.asarray(layer.log_decay[own]),
+    beta_max=float(own.beta.max()),
+    log_decay=jnp.asarray(own.log_decay),
     **arithmetic,
   )
 
 
-def _ladder(size: int, tolerance: float, arithmetic: Mapping) -> int:
+def _ladder_products(size: int, tolerance: float, arithmetic: Mapping) -> int:
   """Products of the ladder that promises the tolerance for any beta <= 1."""
   for refine in (0, 1):
     spec = InverseSpec("ladder", refine=refine, **arithmetic)
@@ -122,3 +88,53 @@ def _ladder(size: int, tolerance: float, arithmetic: Mapping) -> int:
     if bound is not None and bound <= tolerance:
       return count_products(spec, size)
   return 0
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+  """A row for each chunk size, format and tolerance, over all heads.
+
+  Args:
+    rows: of the table "plans".
+  """
+  keys = ["chunk_size", "format", "tolerance"]
+  found = []
+  for key, own in rows.groupby(keys, sort=False):
+    both = _both_promise(own)
+    spent, ladder = both["products"].sum(), both["ladder"].sum()
+    picks = Counter(own["planned"]).most_common(3)
+    found.append(
+      {
+        **dict(zip(("chunk", "format", "tolerance"), key)),
+        "heads": len(own),
+        "matrices": own["matrices"].sum(),
+        "picked most (heads)": ", ".join(f"{name} ({n})" for name, n in picks),
+        "heads that save": (both["products"] < both["ladder"]).sum(),
+        "products saved, %": 100 * (1 - spent / ladder) if ladder else math.nan,
+        "left to the solve": (own["products"] == 0).sum(),
+        "worst measured / tolerance": worst_share(own),
+      }
+    )
+  return pd.DataFrame(found)
+
+
+def saving_words(rows: pd.DataFrame) -> str:
+  """One sentence on what plans save."""
+  both = _both_promise(rows)
+  saving = (both["products"] < both["ladder"]).sum()
+  if not saving:
+    return "No plan saves a product against the ladder on this model."
+  return (
+    f"Plans save products against the ladder in {saving} of {len(both)} cases "
+    "of head, format, tolerance and chunk size where both promise the "
+    "tolerance."
+  )
+
+
+def worst_share(rows: pd.DataFrame) -> float:
+  """Largest measured row sum over its tolerance; NaN without plans."""
+  return float((rows["row_sum"] / rows["tolerance"]).max())
+
+
+def _both_promise(rows: pd.DataFrame) -> pd.DataFrame:
+  """Where a product form and the ladder both promise the tolerance."""
+  return rows[(rows["products"] > 0) & (rows["ladder"] > 0)]

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data import sequence_tasks
+from experiments.harness.settings import Checked, setting
 
 # What rows hold, in their order in a batch.
 KINDS = ("text", *sequence_tasks.TASKS)
 
 
 @dataclasses.dataclass(frozen=True)
-class BatchSettings:
+class BatchSettings(Checked):
   """What a batch holds.
 
   Attributes:
@@ -31,23 +32,12 @@ class BatchSettings:
     copy: see recall.
   """
 
-  length: int = 1024
-  text: int = 25
-  recall: int = 3
-  needle: int = 2
-  state: int = 1
-  copy: int = 1
-
-  def __post_init__(self):
-    """Refuses values out of range."""
-    if self.length < sequence_tasks.SHORTEST:
-      raise ValueError(
-        f"length must be at least {sequence_tasks.SHORTEST}, got {self.length}"
-      )
-    if self.text < 1 or min(self.rows) < 0:
-      raise ValueError(
-        f"text must be at least 1 and rows of tasks at least 0, got {self}"
-      )
+  length: int = setting(1024, at_least=sequence_tasks.SHORTEST)
+  text: int = setting(25, at_least=1)
+  recall: int = setting(3, at_least=0)
+  needle: int = setting(2, at_least=0)
+  state: int = setting(1, at_least=0)
+  copy: int = setting(1, at_least=0)
 
   @property
   def rows(self) -> tuple[int, ...]:

@@ -3,17 +3,17 @@
 import functools
 import gzip
 import lzma
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from experiments.data import sequence_tasks, text_data
 from experiments.data.text_data import Document
-from experiments.train_lm import training
 from neumann_jax import LanguageModel
 
 
@@ -42,7 +42,7 @@ class TaskScore(NamedTuple):
     task: its name.
     answers: how many were wanted.
     right: share of those whose most likely token is right.
-    bits: mean loss of an answer.
+    bits: mean loss per answer.
   """
 
   task: str
@@ -74,15 +74,20 @@ def text_scores(
   )
   ends = np.cumsum([len(document.data) + 1 for document in documents])
   parts = np.split(losses, ends[:-1])
-  modules = [document.name.split("/")[0] for document in documents]
+  modules: dict[str, list[int]] = {}
+  for i, document in enumerate(documents):
+    modules.setdefault(document.name.split("/")[0], []).append(i)
   scores = []
-  for module in dict.fromkeys(modules):
-    own = [i for i, name in enumerate(modules) if name == module]
-    chosen = [documents[i].data for i in own]
-    nats = sum(float(parts[i].sum()) for i in own)
-    scores.append(_score(module.removesuffix(".py"), chosen, nats))
-  every = [document.data for document in documents]
-  return [*scores, _score("all", every, float(losses.sum()))]
+  for module, own in [*modules.items(), ("all", range(len(documents)))]:
+    data = b"".join(documents[i].data for i in own)
+    bits = (
+      sum(float(parts[i].sum()) for i in own) / np.log(2),
+      8 * len(gzip.compress(data, 9, mtime=0)),
+      8 * len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)),
+    )
+    per_byte = (float(x) / len(data) for x in bits)
+    scores.append(TextScore(module.removesuffix(".py"), len(data), *per_byte))
+  return scores
 
 
 def stream_losses(
@@ -90,18 +95,19 @@ def stream_losses(
 ) -> np.ndarray:
   """Nats of every token of a stream, [n]; 0 for the first.
 
-  Windows begin every length / 2 tokens; a token is judged in the one where it
+  Windows begin every length / 2 tokens; a token is scored in the one where it
   sees most.
   """
   half = length // 2
   count = max(-(-(len(tokens) - length) // half), 0) + 1
-  padded = np.zeros(length + (count - 1) * half, np.int32)
+  fill = -count % rows  # of the last batch, with windows of zeros
+  padded = np.zeros(length + (count + fill - 1) * half, np.int32)
   padded[: len(tokens)] = tokens
   windows = np.lib.stride_tricks.sliding_window_view(padded, length)[::half]
-  graph, state = nnx.split(model)
+  parts = nnx.split(model)
   found = [
-    np.asarray(_losses(graph, state, batch), np.float64)
-    for batch in _batches(windows, rows)
+    np.asarray(_scores(*parts, windows[i : i + rows])[0], np.float64)
+    for i in range(0, count, rows)
   ]
   losses = np.concatenate(found)[:count]  # [N, T - 1]
   whole = [losses[0], *(row[half - 1 :] for row in losses[1:])]
@@ -127,62 +133,33 @@ def task_scores(
     batches: how many times.
     seed: of the rows.
   """
-  graph, state = nnx.split(model)
+  parts = nnx.split(model)
   key = jax.random.fold_in(jax.random.key(seed), 3)
   scores = []
   for i, task in enumerate(sequence_tasks.TASKS):
     draw = jax.jit(
       functools.partial(sequence_tasks.draw, task, rows=rows, length=length)
     )
-    keys = jax.random.split(jax.random.fold_in(key, i), batches)
-    found = [
-      _answers(graph, state, *draw(one, jnp.asarray(text))) for one in keys
-    ]
-    wanted, right, nats = (sum(float(x) for x in y) for y in zip(*found))
-    bits = nats / wanted / np.log(2)
-    scores.append(TaskScore(task, round(wanted), right / wanted, bits))
+    losses, rights = [], []
+    for one in jax.random.split(jax.random.fold_in(key, i), batches):
+      tokens, answers = draw(one, jnp.asarray(text))
+      wanted = np.asarray(answers[:, 1:])
+      loss, right = map(np.asarray, _scores(*parts, tokens))
+      losses.append(loss[wanted])
+      rights.append(right[wanted])
+    loss, right = np.concatenate(losses), np.concatenate(rights)
+    bits = float(loss.mean(dtype=np.float64) / np.log(2))
+    scores.append(TaskScore(task, len(right), float(right.mean()), bits))
   return scores
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _losses(
+def _scores(
   graph: nnx.GraphDef, state: nnx.State, tokens: jax.Array
-) -> jax.Array:
-  return training.token_losses(nnx.merge(graph, state), tokens)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _answers(
-  graph: nnx.GraphDef, state: nnx.State, tokens: jax.Array, answers: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """How many answers are wanted, how many are right, and their nats."""
+) -> tuple[jax.Array, jax.Array]:
+  """Nats of every next token and whether it is the likeliest, [B, T - 1]."""
   model = nnx.merge(graph, state)
   logits = model.logits(model.hidden_states(tokens)[0][:, :-1])
-  target, wanted = tokens[:, 1:], answers[:, 1:]
-  right = jnp.argmax(logits, axis=-1) == target
-  chosen = jnp.take_along_axis(
-    jax.nn.log_softmax(logits), target[..., None], axis=-1
-  )[..., 0]
-  nats = -jnp.sum(jnp.where(wanted, chosen, 0))
-  return jnp.sum(wanted), jnp.sum(right & wanted), nats
-
-
-def _batches(windows: np.ndarray, rows: int) -> Iterator[np.ndarray]:
-  """Windows, `rows` at a time, the last ones filled up with zeros."""
-  for first in range(0, len(windows), rows):
-    part = windows[first : first + rows]
-    yield np.pad(part, ((0, rows - len(part)), (0, 0)))
-
-
-def _score(module: str, documents: list[bytes], nats: float) -> TextScore:
-  data = b"".join(documents)
-  bits = nats / np.log(2), *(8 * len(pack(data)) for pack in (_gzip, _xz))
-  return TextScore(module, len(data), *(x / len(data) for x in bits))
-
-
-def _gzip(data: bytes) -> bytes:
-  return gzip.compress(data, 9, mtime=0)
-
-
-def _xz(data: bytes) -> bytes:
-  return lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)
+  target = tokens[:, 1:]
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+  return losses, jnp.argmax(logits, axis=-1) == target

@@ -12,7 +12,7 @@ All rows have one length, so that a program is compiled once for them all.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -21,18 +21,18 @@ import numpy as np
 
 from experiments.data import sequence_tasks, text_data
 
-NATURAL = "held-out text"
+NATURAL, ADVERSARIAL = GROUPS = ("held-out text", "adversarial text")
 DRAWS = 32  # rows of a task that are drawn; as many are kept as suffice
 
 
-class Rows(NamedTuple):
-  """Rows of tokens and what is judged in them.
+class TokenRows(NamedTuple):
+  """Rows of tokens and which of them are evaluated.
 
   Attributes:
     tokens: [B, W] int32.
-    counted: [B, W] bool, True at the tokens whose prediction is judged; False
-      at the first of a row.
-    kinds: of each row: `NATURAL`, a name of `ADVERSARIAL` or of
+    counted: [B, W] bool, True at the tokens whose prediction is evaluated;
+      False at the first of a row.
+    kinds: of each row: `NATURAL`, a name of `MAKERS` or of
       `sequence_tasks.TASKS`.
   """
 
@@ -44,12 +44,27 @@ class Rows(NamedTuple):
     """Which rows are of a kind, [B] bool."""
     return np.array([name == kind for name in self.kinds])
 
-  def first(self, count: int, kinds: tuple[str, ...]) -> "Rows":
+  def first(self, count: int, kinds: tuple[str, ...]) -> "TokenRows":
     """The first `count` rows of each of the kinds."""
     at = np.concatenate([np.flatnonzero(self.of(k))[:count] for k in kinds])
-    return Rows(
+    return TokenRows(
       self.tokens[at], self.counted[at], tuple(self.kinds[i] for i in at)
     )
+
+
+def groups(kinds: tuple[str, ...]) -> Iterator[tuple[str, np.ndarray]]:
+  """Held-out text and all that is adversarial, each with a mask [len(kinds)].
+
+  Args:
+    kinds: of rows, or of their matrices.
+
+  Yields:
+    A name of `GROUPS` and which are in it; no group is empty.
+  """
+  natural = np.array([kind == NATURAL for kind in kinds])
+  for group, where in zip(GROUPS, (natural, ~natural)):
+    if where.any():
+      yield group, where
 
 
 def text_rows(
@@ -59,7 +74,7 @@ def text_rows(
   adversarial: int,
   window: int,
   seed: int,
-) -> Rows:
+) -> TokenRows:
   """Rows of held-out text, then of every adversarial kind.
 
   Args:
@@ -71,23 +86,22 @@ def text_rows(
   """
   starts = np.linspace(0, len(stream) - window, natural).astype(int)
   tokens = [stream[start : start + window] for start in starts]
-  kinds = [NATURAL] * natural
   lines = _lines(stream)
-  for number, (kind, make) in enumerate(ADVERSARIAL.items()):
+  for number, make in enumerate(MAKERS.values()):
     for row in range(adversarial):
       rng = np.random.default_rng([seed, number, row])
       data = np.frombuffer(make(rng, lines, window), np.uint8)[: window - 1]
       tokens.append(np.concatenate([[text_data.DOCUMENT], data]))
-      kinds.append(kind)
   found = np.stack(tokens).astype(np.int32)
   counted = found < 256  # marks are no bytes of the text
   counted[:, 0] = False
-  return Rows(found, counted, tuple(kinds))
+  kinds = (NATURAL,) * natural + tuple(np.repeat([*MAKERS], adversarial))
+  return TokenRows(found, counted, tuple(map(str, kinds)))
 
 
 def task_rows(
   stream: np.ndarray, *, answers: int, window: int, seed: int
-) -> Rows:
+) -> TokenRows:
   """Rows of every task, with at least `answers` answers of each.
 
   Args:
@@ -99,27 +113,24 @@ def task_rows(
   Raises:
     ValueError: for a window too short.
   """
-  parts, kinds = [], []
+  parts = []
   for number, name in enumerate(sequence_tasks.TASKS):
     key = jax.random.fold_in(jax.random.key(seed), number)
     draw = jax.jit(
       functools.partial(sequence_tasks.draw, name, rows=DRAWS, length=window)
     )
-    tokens, where = (np.asarray(x) for x in draw(key, jnp.asarray(stream)))
+    tokens, where = map(np.asarray, draw(key, jnp.asarray(stream)))
     total = np.cumsum(where.sum(axis=1))
     rows = min(int(np.searchsorted(total, answers)) + 1, DRAWS)
-    parts.append((tokens[:rows], where[:rows]))
-    kinds += [name] * rows
-  tokens, where = (np.concatenate(x) for x in zip(*parts))
-  return Rows(tokens, where, tuple(kinds))
+    parts.append(TokenRows(tokens[:rows], where[:rows], (name,) * rows))
+  return joined(*parts)
 
 
-def joined(*parts: Rows) -> Rows:
+def joined(*parts: TokenRows) -> TokenRows:
   """All rows of several, one after another."""
-  return Rows(
-    np.concatenate([part.tokens for part in parts]),
-    np.concatenate([part.counted for part in parts]),
-    tuple(kind for part in parts for kind in part.kinds),
+  tokens, counted, kinds = zip(*parts)
+  return TokenRows(
+    np.concatenate(tokens), np.concatenate(counted), sum(kinds, ())
   )
 
 
@@ -149,6 +160,7 @@ def _lines(stream: np.ndarray) -> list[bytes]:
   return found or [b"the same line again"]
 
 
+# Bytes of at least a size, from lines of the text.
 Maker = Callable[[np.random.Generator, list[bytes], int], bytes]
 
 
@@ -159,38 +171,32 @@ def _repeated_line(
   return line * (size // len(line) + 1)
 
 
-def _period(rng: np.random.Generator, lines: list[bytes], size: int) -> bytes:
-  del lines
+def _period(rng: np.random.Generator, _: list[bytes], size: int) -> bytes:
   word = bytes(rng.integers(32, 127, rng.integers(1, 25)).tolist())
   return word * (size // len(word) + 1)
 
 
-def _table(rng: np.random.Generator, lines: list[bytes], size: int) -> bytes:
-  del lines
+def _table(rng: np.random.Generator, _: list[bytes], size: int) -> bytes:
   columns = rng.integers(3, 7)
   values = rng.integers(0, 1000, columns)
-  rows, length = [b"|".join(b"  column" for _ in range(columns)) + b"\n"], 0
-  while length < size:
+  data = b"|".join([b"  column"] * columns) + b"\n"
+  first = len(data)
+  while len(data) - first < size:
     values = values + rng.integers(0, 3, columns)
-    rows.append("|".join(f"{value:8d}" for value in values).encode() + b"\n")
-    length += len(rows[-1])
-  return b"".join(rows)
+    data += "|".join(f"{value:8d}" for value in values).encode() + b"\n"
+  return data
 
 
-def _code(rng: np.random.Generator, lines: list[bytes], size: int) -> bytes:
-  del lines
+def _code(rng: np.random.Generator, _: list[bytes], size: int) -> bytes:
   words = ("width", "height", "depth", "weight", "length", "offset")
-  name = words[rng.integers(len(words))]
-  rows, length = [], 0
-  for i in range(size):
-    rows.append(f"    self.{name}_{i} = get_{name}(values[{i}], {i})\n")
-    length += len(rows[-1])
-    if length >= size:
-      break
-  return "".join(rows).encode()
+  name, data, i = words[rng.integers(len(words))], b"", 0
+  while len(data) < size:
+    data += f"    self.{name}_{i} = get_{name}(values[{i}], {i})\n".encode()
+    i += 1
+  return data
 
 
-ADVERSARIAL: dict[str, Maker] = {
+MAKERS: dict[str, Maker] = {
   "repeated line": _repeated_line,
   "period": _period,
   "table": _table,

@@ -1,13 +1,12 @@
 """One training step of the byte model: cross-entropy, AdamW.
 
-State and step are pure; the host decides how many. The batch of a step depends
-on the run's key and its number alone, so that a resumed run reads what an
-unbroken one would have read.
+State and step are pure; `harness.training` decides how many. The batch of a
+step depends on the run's key and its number alone, so that a resumed run reads
+what an unbroken one would have read.
 """
 
-import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -18,76 +17,16 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.harness import pace
+from experiments.harness import training
+from experiments.harness.training import OptimSettings, Params, TrainState
 from experiments.train_lm import batches
 from experiments.train_lm.batches import KINDS, Batch, BatchSettings
 from neumann_jax import Execution, LanguageModel, ModelConfig
 from neumann_jax.checkpoint import params as param_place
 
-Params = dict[str, jax.Array]
 # Steps dt of a fresh block's decay exp(-A dt), log-uniform, as in Mamba-2
 # (arXiv 2405.21060): a published checkpoint's dt_bias of 1 forgets at once.
 _STEP_RANGE = (1e-3, 1e-1)
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimSettings:
-  """How the parameters move.
-
-  Attributes:
-    rate: greatest learning rate.
-    warmup: steps until it is reached.
-    constant: share of the run before it falls, linearly to zero.
-    clip: greatest norm of a gradient.
-    decay: weight decay of matrices, a step of rate 1.
-  """
-
-  rate: float = 2e-3
-  warmup: int = 300
-  constant: float = 0.2
-  clip: float = 1.0
-  decay: float = 0.1
-
-  def __post_init__(self):
-    """Refuses values out of range."""
-    if not (self.rate > 0 and self.clip > 0 and self.warmup >= 0):
-      raise ValueError(
-        f"rate and clip must be positive and warmup >= 0; got {self}"
-      )
-    if not (0 <= self.constant < 1 and self.decay >= 0):
-      raise ValueError(
-        f"constant must lie in [0, 1) and decay must be >= 0; got {self}"
-      )
-
-
-class TrainState(NamedTuple):
-  """What the next step needs.
-
-  Attributes:
-    params: of the model, by path, float32.
-    moments: of Adam.
-    step: int32 scalar, steps done.
-  """
-
-  params: Params
-  moments: Any
-  step: jax.Array
-
-
-class StepInfo(NamedTuple):
-  """What a step says of itself: scalars.
-
-  Attributes:
-    loss: mean over all wanted tokens, in nats.
-    gradient: norm before clipping.
-    rate: learning rate.
-    bits: [len(KINDS)], of a wanted token of every kind; NaN where no row is.
-  """
-
-  loss: jax.Array
-  gradient: jax.Array
-  rate: jax.Array
-  bits: jax.Array
 
 
 class Plan(NamedTuple):
@@ -108,7 +47,20 @@ class Plan(NamedTuple):
   mesh: Mesh
 
 
-_ADAM = optax.scale_by_adam(b1=0.9, b2=0.95)
+class StepBits(NamedTuple):
+  """What a step says of itself: `training.StepInfo`, and bits by kind.
+
+  Attributes:
+    loss: mean over all wanted tokens, in nats.
+    gradient: norm before clipping.
+    rate: learning rate.
+    bits: [len(KINDS)], per wanted token of every kind; NaN where no row is.
+  """
+
+  loss: jax.Array
+  gradient: jax.Array
+  rate: jax.Array
+  bits: jax.Array
 
 
 def initial_params(
@@ -116,11 +68,13 @@ def initial_params(
 ) -> Params:
   """Fresh parameters by path, with decays that remember."""
 
-  def make() -> dict[tuple, jax.Array]:
-    model = LanguageModel(config, execution, rngs=nnx.Rngs(seed))
+  def make(key: chex.PRNGKey) -> dict[tuple, jax.Array]:
+    model = LanguageModel(config, execution, rngs=nnx.Rngs(key))
     return param_place.flat_params(model)
 
-  params = {_name(path): x for path, x in jax.jit(make)().items()}
+  # The key is an operand: XLA would draw from a constant when it compiles.
+  made = jax.jit(make)(jax.random.key(seed))
+  params = {_name(path): x for path, x in made.items()}
   key = jax.random.fold_in(jax.random.key(seed), 1)
   low, high = np.log(_STEP_RANGE)
   for i, (name, value) in enumerate(params.items()):
@@ -130,11 +84,6 @@ def initial_params(
       )
       params[name] = jnp.log(jnp.expm1(jnp.exp(drawn)))  # softplus gives dt
   return params
-
-
-def init(params: Params) -> TrainState:
-  """The state before the first step."""
-  return TrainState(params, _ADAM.init(params), jnp.int32(0))
 
 
 def model_of(
@@ -156,7 +105,7 @@ def step(
   total: jax.Array,
   *,
   plan: Plan,
-) -> tuple[TrainState, StepInfo]:
+) -> tuple[TrainState, StepBits]:
   """One step; a gradient that is not finite changes nothing but the count.
 
   Args:
@@ -178,30 +127,11 @@ def step(
     sums = _row_sums(params, batch, plan)  # [B]
     return jnp.sum(sums) / jnp.sum(batch.wanted, dtype=jnp.float32), sums
 
-  found, gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-  norm = optax.global_norm(gradient)
-  optim = plan.optim
-  rate = pace.learning_rate(
-    state.step,
-    total,
-    rate=optim.rate,
-    warmup=optim.warmup,
-    constant=optim.constant,
+  (mean, sums), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+  state, info = training.moved(
+    state, mean, gradient, total, plan.optim, decays=_decays
   )
-  moved = _moved(state, gradient, norm, rate, optim)
-  finite = jnp.isfinite(norm)
-  moved = jax.tree.map(lambda a, b: jnp.where(finite, a, b), moved, state)
-  bits = _bits(found[1], batch.wanted, plan.batch)
-  return (
-    moved._replace(step=state.step + 1),
-    StepInfo(found[0], norm, rate, bits),
-  )
-
-
-def token_losses(model: LanguageModel, tokens: jax.Array) -> jax.Array:
-  """Negative log-likelihoods of the next tokens in nats, [B, T - 1]."""
-  logits = model.logits(model.hidden_states(tokens)[0][:, :-1])
-  return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+  return state, StepBits(*info, _bits(sums, batch.wanted, plan.batch))
 
 
 def _row_sums(params: Params, batch: Batch, plan: Plan) -> jax.Array:
@@ -212,7 +142,10 @@ def _row_sums(params: Params, batch: Batch, plan: Plan) -> jax.Array:
 
   def local(params: Params, tokens: jax.Array, wanted: jax.Array) -> jax.Array:
     model = model_of(params, plan.config, plan.execution)
-    losses = token_losses(model, tokens)
+    logits = model.logits(model.hidden_states(tokens)[0][:, :-1])
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+      logits, tokens[:, 1:]
+    )  # [B, T - 1]
     return jnp.sum(jnp.where(wanted, losses, 0), axis=1)
 
   rows = P("data")
@@ -224,33 +157,13 @@ def _row_sums(params: Params, batch: Batch, plan: Plan) -> jax.Array:
 def _bits(
   sums: jax.Array, wanted: jax.Array, settings: BatchSettings
 ) -> jax.Array:
-  """Mean loss of a wanted token of every kind, in bits."""
+  """Mean loss per wanted token of every kind, in bits."""
   kind = batches.kinds(settings)
   count = jnp.sum(wanted, axis=1, dtype=jnp.float32)
   total, number = (
     jax.ops.segment_sum(x, kind, num_segments=len(KINDS)) for x in (sums, count)
   )
   return total / number / np.log(2).astype(np.float32)
-
-
-def _moved(
-  state: TrainState,
-  gradient: Params,
-  norm: jax.Array,
-  rate: jax.Array,
-  optim: OptimSettings,
-) -> TrainState:
-  """AdamW's update by the clipped gradient."""
-  fits = jnp.minimum(1, optim.clip / jnp.maximum(norm, 1e-12))
-  clipped = jax.tree.map(lambda g: g * fits, gradient)
-  # optax raises a float to the integer count of steps.
-  with jax.numpy_dtype_promotion("standard"):
-    updates, moments = _ADAM.update(clipped, state.moments)
-  params = {
-    name: p - rate * (updates[name] + optim.decay * _decays(name) * p)
-    for name, p in state.params.items()
-  }
-  return TrainState(params, moments, state.step)
 
 
 def _decays(name: str) -> bool:

@@ -1,0 +1,65 @@
+"""What `train_lm` trains, on what, for how long."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from experiments.data import text_data
+from experiments.harness.settings import setting
+from experiments.harness.training import LoopSettings, OptimSettings
+from experiments.train_lm.batches import BatchSettings
+from experiments.train_lm.step import Plan
+from neumann_jax import Execution, ModelConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(LoopSettings):
+  """Settings of the training, besides those of its loop.
+
+  Attributes:
+    seed: of everything that is drawn.
+    data: a folder of text files, or "" for the standard library.
+    devices: over how many the rows are spread; 0 means all.
+    task_batches: batches of every task that are answered in the end.
+    held_out_bytes: of the held-out text, from its beginning; 0 means all.
+    model: the architecture.
+    execution: how it is computed.
+    optim: how the parameters move.
+    batch: what is in a batch.
+  """
+
+  seed: int
+  data: str
+  devices: int
+  task_batches: int = setting(at_least=1)
+  held_out_bytes: int = setting(at_least=0)
+  model: ModelConfig
+  execution: Execution
+  optim: OptimSettings
+  batch: BatchSettings
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.model.vocab_size < text_data.VOCABULARY:
+      raise ValueError(
+        f"model.vocab_size must be at least {text_data.VOCABULARY}, got "
+        f"{self.model.vocab_size}"
+      )
+    if not 0 <= self.devices <= jax.device_count():
+      raise ValueError(
+        f"devices must be in [0, {jax.device_count()}], got {self.devices}"
+      )
+    count = len(self.plan().mesh.devices)
+    if sum(self.batch.rows) % count:
+      raise ValueError(
+        f"rows of a batch must be a whole multiple of the {count} devices, got "
+        f"{sum(self.batch.rows)}"
+      )
+
+  def plan(self) -> Plan:
+    """What a step computes, its rows along the mesh axis "data"."""
+    devices = np.array(jax.devices()[: self.devices or None])
+    mesh = Mesh(devices, ("data",))
+    return Plan(self.model, self.execution, self.optim, self.batch, mesh)
