@@ -95,8 +95,8 @@ def test_block_is_the_float64_block(
   key_heads, value_heads, width, length, decay_init
 ):
   layer = block(
-    num_key_heads=key_heads,
-    num_value_heads=value_heads,
+    linear_num_key_heads=key_heads,
+    linear_num_value_heads=value_heads,
     linear_conv_kernel_dim=width,
     decay_init=decay_init,
   )

@@ -15,7 +15,8 @@ from flax import nnx
 from jax import lax
 
 from neumann_jax import checks, sequence_axis
-from neumann_jax.delta_rule import inputs, layout
+from neumann_jax.delta_rule import inputs
+from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices
 from neumann_jax.delta_rule.options import RuleOptions
 from neumann_jax.layers.attention import GatedAttention
 from neumann_jax.layers.cache import ModelCache, check_cache, check_room
@@ -180,7 +181,7 @@ class LanguageModel(nnx.Module):
     *,
     segment_ids: jax.Array | None = None,
     mask: jax.Array | None = None,
-  ) -> tuple[layout.ChunkMatrices, ...]:
+  ) -> tuple[ChunkMatrices, ...]:
     """The matrices that each Gated DeltaNet layer inverts, in their order.
 
     Args:
