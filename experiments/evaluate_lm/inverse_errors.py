@@ -13,7 +13,7 @@ import neumann_jax
 from experiments.data import key_families
 from neumann_jax import InverseSpec
 from neumann_jax.chunk_inverse.spec_names import without_format
-from neumann_jax.delta_rule.layout import ChunkMatrices
+from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices
 from neumann_jax.model.scan_layers import unstack_layers
 
 

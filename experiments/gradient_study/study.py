@@ -27,7 +27,7 @@ from experiments.train_lm import training
 from experiments.train_lm.batches import BatchSettings
 from experiments.train_lm.training import OptimSettings, Plan, TrainState
 from neumann_jax import Execution, ModelConfig, RuleOptions
-from neumann_jax.chunk_inverse.api import Gradient, check_gradient
+from neumann_jax.chunk_inverse.gradient import Gradient, check_gradient
 
 
 @dataclasses.dataclass(frozen=True)
