@@ -4,6 +4,7 @@ import doctest
 import importlib
 import inspect
 
+import jax.numpy as jnp
 import pytest
 
 PACKAGES = ("neumann_jax", "posterior_jax")
@@ -19,6 +20,8 @@ ROOMS = (
 # The contract: without an example there each of these would say less.
 WITH_EXAMPLES = {
   "neumann_jax": """
+    InverseSpec certify chunk_matrices envelope gated_delta_recurrent
+    gated_delta_rule gated_delta_step inverse plan wy_representation
     ModelConfig Execution LanguageModel GatedDeltaNet Cache ModelCache generate
     SamplingSpec checkpoint.load checkpoint.save generation.stream
     sharding.make_mesh sharding.place shipped.language_model
@@ -56,7 +59,8 @@ def _examples():
   for package in (*PACKAGES, *ROOMS):
     for name, found in _public(package):
       if inspect.isclass(found) or inspect.isfunction(found):
-        tests |= {test.name: test for test in finder.find(found, name)}
+        found = finder.find(found, name, extraglobs={"jnp": jnp})
+        tests |= {test.name: test for test in found}
   return {name: test for name, test in tests.items() if test.examples}
 
 
