@@ -51,15 +51,21 @@ def test_commands_name_real_things(path):
   test_repo.check_commands(test_repo.commands(path.read_text()))
 
 
+def _spans(path):
+  """What stands in backticks on a page, code blocks left out."""
+  text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.S | re.M)
+  return re.findall(r"`([^`]+)`", text)
+
+
+ROOMS = "neumann_jax|posterior_jax|experiments|configs|tests|notebooks|docs"
+
+
 @pytest.mark.parametrize("path", WRITTEN, ids=_name)
 def test_paths_exist(path):
-  """`neumann_jax/...` and the like, in backticks, are files or folders."""
-  rooms = "neumann_jax|posterior_jax|experiments|configs|tests|notebooks|docs"
-  text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.S | re.M)
-  for found in re.findall(rf"`((?:{rooms})/[\w/.-]*)`", text):
-    if "NAME" in found:
-      continue
-    assert (ROOT / found).exists(), found
+  """`neumann_jax/...` and the like are files or folders of the repository."""
+  for span in _spans(path):
+    for found in re.findall(rf"\b((?:{ROOMS})/[\w/.-]*)", span):
+      assert (ROOT / found).exists(), found
 
 
 def _resolves(dotted):
@@ -80,15 +86,12 @@ def _resolves(dotted):
 @pytest.mark.parametrize("path", WRITTEN, ids=_name)
 def test_names_resolve(path):
   """Dotted names in backticks, and the targets of `:::`, are importable."""
-  text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.S | re.M)
-  rooms = "neumann_jax|posterior_jax|experiments|configs|nj|pj"
-  names = re.findall(rf"`((?:{rooms})\.[\w.]+)", text)
-  names += re.findall(r"^::: ([\w.]+)$", text, re.M)
-  names += re.findall(r"python -m (experiments\.\w+)", text)
+  names = re.findall(r"^::: ([\w.]+)$", path.read_text(), re.M)
+  for span in _spans(path):
+    names += re.findall(rf"\b((?:{ROOMS}|nj|pj)\.[a-zA-Z_][\w.]*)", span)
   for name in names:
     full = re.sub(r"^nj\.", "neumann_jax.", name)
-    full = re.sub(r"^pj\.", "posterior_jax.", full)
-    assert _resolves(full), name
+    assert _resolves(re.sub(r"^pj\.", "posterior_jax.", full)), name
 
 
 def test_api_pages_hold_every_public_name():
