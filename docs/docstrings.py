@@ -1,7 +1,7 @@
 """Docstrings are plain text; this extension of Griffe makes Markdown of them.
 
 Indented formulas become code blocks, array shapes such as [B, T, V] become code
-instead of links, and a `<` stays what it is.
+instead of links, a `<` stays what it is, and examples become code of their own.
 """
 
 import re
@@ -9,7 +9,7 @@ from typing import Any
 
 import griffe
 
-_SECTION = re.compile(r"(Args|Attributes|Returns|Raises|Yields):\s*$")
+_SECTION = re.compile(r"(Args|Attributes|Returns|Raises|Yields|Examples?):\s*$")
 # With what stands right before the bracket: E[x0 | x], sigma[N].
 _SHAPE = re.compile(r"(?<![\w`])((?:[\w.]*\[[^\[\]`]+\])+)(?!\()")
 
@@ -33,7 +33,11 @@ def markdown(text: str) -> str:
     Text that reads the same after Markdown.
   """
   paragraphs, described = [], False
+  text = re.sub(r"(?m)^Example:$", "Examples:", text)  # what Griffe reads
   for paragraph in text.split("\n\n"):
+    if ">>> " in paragraph:
+      paragraphs.append(paragraph)
+      continue
     described = described or bool(_SECTION.match(paragraph.split("\n")[0]))
     formula = paragraph.startswith("  ") and not described
     paragraphs.append(_code(paragraph) if formula else _prose(paragraph))
