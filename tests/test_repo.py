@@ -161,7 +161,7 @@ def test_every_experiment_with_a_config_settles_into_its_dataclass():
     runner.to_settings(experiment.Settings, config)
 
 
-def _commands(text):
+def commands(text):
   """Lines of the bash blocks of a markdown text, comments cut off."""
   for block in re.findall(r"```bash\n(.*?)```", text, re.S):
     for line in block.replace("\\\n", " ").splitlines():
@@ -170,12 +170,10 @@ def _commands(text):
         yield words
 
 
-@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md"])
-def test_documented_commands_name_real_things(file):
-  commands = list(_commands((ROOT / file).read_text()))
-  assert commands
+def check_commands(found):
+  """Modules, extras, configs and scripts that commands name are there."""
   setup = (ROOT / "setup.py").read_text()
-  for words in commands:
+  for words in found:
     for before, word in itertools.pairwise(words):
       if before == "-m" and word not in ("venv", "pip", "slow"):
         assert importlib.util.find_spec(word) is not None, word
@@ -187,6 +185,13 @@ def test_documented_commands_name_real_things(file):
         assert (ROOT / word.split("=")[1].split(":")[0]).exists(), word
       if word.startswith(".ci/"):
         assert (ROOT / word).exists(), word
+
+
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md"])
+def test_documented_commands_name_real_things(file):
+  found = list(commands((ROOT / file).read_text()))
+  assert found
+  check_commands(found)
 
 
 def test_readme_and_ci_use_the_same_test_command():
@@ -207,6 +212,25 @@ def test_readme_examples_run():
   exec(examples[1], restoration)
   shown = re.search(r"# \[([\d, ]+)\]", examples[1])[1]
   assert restoration["samples"].shape == tuple(map(int, shown.split(",")))
+
+
+def test_readme_is_short():
+  assert len((ROOT / "README.md").read_text().splitlines()) <= 180
+
+
+def test_workflows_cover_what_setup_allows():
+  setup = (ROOT / "setup.py").read_text()
+  ci = (ROOT / ".github/workflows/ci.yml").read_text()
+  named = re.findall(r"Python :: (3\.\d+)", setup)
+  assert re.search(r"python: \[(.*)\]", ci)[1] == ", ".join(
+    f'"{version}"' for version in named
+  )
+  low, high = re.search(r'"jax>=([\d.]+),<([\d.]+)"', setup).groups()
+  oldest, newest = re.findall(r'"jax>=([\d.]+),<([\d.]+)"', ci)
+  assert oldest[0] == low and newest[1] == high
+  assert "run: .ci/run" in ci
+  nightly = (ROOT / ".github/workflows/nightly.yml").read_text()
+  assert "python -m pytest -m slow\n" in nightly
 
 
 def test_readme_links_and_pictures_exist():

@@ -1,8 +1,19 @@
-"""Compiles one kernel for a TPU that is not there and reads its schedule."""
+"""Compiles kernels for a TPU that is not there and reads their schedules.
 
+    python -m experiments.tpu_cycles.compile_one KIND --dump DIR
+        --kernels NAME ... --batches N ...
+
+compiles every kernel at every batch for one kind of TPU and prints one JSON
+line before each compile and one after. `schedule.schedules` starts it with the
+environment that libtpu reads when jax initialises it.
+"""
+
+import argparse
 import dataclasses
+import json
 import pathlib
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -67,3 +78,27 @@ def first_sentence(error: Exception) -> str:
 def _clear(folder: pathlib.Path) -> None:
   for path in folder.iterdir():
     path.unlink()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """The compiling process."""
+  parser = argparse.ArgumentParser(prog="experiments.tpu_cycles.compile_one")
+  parser.add_argument("kind", choices=schedule.TOPOLOGIES)
+  parser.add_argument("--dump", type=pathlib.Path, required=True)
+  parser.add_argument("--kernels", nargs="+", required=True)
+  parser.add_argument("--batches", nargs="+", type=int, required=True)
+  options = parser.parse_args(argv)
+  where = device(schedule.TOPOLOGIES[options.kind])
+  for kernel in options.kernels:
+    for batch in options.batches:
+      _say({"begin": kernel, "batch": batch})
+      row = measure(kernel, batch, where, options.dump)
+      _say({"kernel": kernel, "batch": batch, **row})
+
+
+def _say(row: Mapping[str, Any]) -> None:
+  print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,11 +1,7 @@
 """Static schedules of TPU kernels, compiled by libtpu on a CPU host.
 
-    python -m experiments.tpu_cycles.schedule KIND --dump DIR
-        --kernels NAME ... --batches N ...
-
-compiles every kernel at every batch for one kind of TPU, in a process of its
-own because libtpu reads its flags once, and prints one JSON line before each
-compile and one after. `experiments.tpu_cycles` starts it by `schedules`.
+`schedules` compiles by `compile_one`, in a process of its own for each kind of
+TPU because libtpu reads its flags once; `read` reads what libtpu dumped.
 
 What libtpu dumps is one line a VLIW bundle, and how many slots of each unit
 the bundle fills. A bundle inside a loop of the kernel stands there once; it
@@ -13,7 +9,6 @@ counts here as often as the loop runs. That of the grid is no such loop: a
 schedule is that of one grid step, with what the kernel does once around it.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -21,7 +16,7 @@ import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -178,7 +173,7 @@ def schedules(
   Raises:
     ScheduleError: the process failed as a whole.
   """
-  command = [sys.executable, "-m", "experiments.tpu_cycles.schedule", kind]
+  command = [sys.executable, "-m", "experiments.tpu_cycles.compile_one", kind]
   command += ["--dump", str(folder), "--kernels", *kernels]
   command += ["--batches", *map(str, batches)]
   with (folder.parent / f"{folder.name}.log").open("w+") as log:
@@ -209,29 +204,6 @@ def environment(folder: pathlib.Path) -> dict[str, str]:
   return {**os.environ, **ENVIRONMENT, "LIBTPU_INIT_ARGS": flags}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-  """The compiling process."""
-  parser = argparse.ArgumentParser(prog="experiments.tpu_cycles.schedule")
-  parser.add_argument("kind", choices=TOPOLOGIES)
-  parser.add_argument("--dump", type=pathlib.Path, required=True)
-  parser.add_argument("--kernels", nargs="+", required=True)
-  parser.add_argument("--batches", nargs="+", type=int, required=True)
-  options = parser.parse_args(argv)
-  # jax initialises libtpu here, by the environment of `environment`.
-  from experiments.tpu_cycles import compile_one
-
-  device = compile_one.device(TOPOLOGIES[options.kind])
-  for kernel in options.kernels:
-    for batch in options.batches:
-      _say({"begin": kernel, "batch": batch})
-      row = compile_one.measure(kernel, batch, device, options.dump)
-      _say({"kernel": kernel, "batch": batch, **row})
-
-
-def _say(row: Mapping[str, Any]) -> None:
-  print(json.dumps(row), flush=True)
-
-
 def _file(folder: pathlib.Path, label: str, ending: str) -> str:
   """The one file of a kernel; `BUNDLES` ends like no analysis."""
   found = [
@@ -245,7 +217,3 @@ def _file(folder: pathlib.Path, label: str, ending: str) -> str:
       "not one"
     )
   return found[0].read_text(errors="replace")
-
-
-if __name__ == "__main__":
-  main()

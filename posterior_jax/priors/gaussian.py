@@ -6,6 +6,7 @@ this prior is known in closed form; its spectrum can come from photographs.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +123,7 @@ def _denoise(prior: GaussianPrior, x: jax.Array, sigma: jax.Array) -> jax.Array:
 
 
 def posterior_mean(
-  prior: GaussianPrior, observation: Observation, **solver
+  prior: GaussianPrior, observation: Observation, **solver: Any
 ) -> tuple[jax.Array, SolveInfo]:
   """E[x0 | y], the Wiener estimate: [N, H, W, C].
 

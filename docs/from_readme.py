@@ -1,0 +1,42 @@
+"""What the site takes from README, so that each stands in one place only.
+
+README's accuracy table and picture are written by `experiments.readme`. This
+hook of MkDocs puts the table where a page says `README_TABLE` and adds the
+picture to the site's files as `figures/restoration.jpg`.
+"""
+
+import pathlib
+import re
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = pathlib.Path(__file__).parents[1]
+PICTURE = "notebooks/figures/restoration.jpg"
+MARK = "README_TABLE"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+  """Called by MkDocs with the files of the site."""
+  picture = File.generated(
+    config, "figures/restoration.jpg", abs_src_path=str(ROOT / PICTURE)
+  )
+  files.append(picture)
+  return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+  """Called by MkDocs with the source of each page."""
+  if MARK not in markdown:
+    return markdown
+  return markdown.replace(MARK, _table((ROOT / "README.md").read_text()))
+
+
+def _table(readme: str) -> str:
+  """The first table between README's two comments about the quickstart."""
+  block = readme.split("<!-- quickstart:")[1].split("<!-- end of quickstart")[0]
+  found = re.search(r"(?:^\|.*\n)+", block, re.MULTILINE)
+  if found is None:
+    raise ValueError("README.md has no table between its quickstart comments")
+  return found[0]

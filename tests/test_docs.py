@@ -1,0 +1,136 @@
+"""The documentation: its examples run, and what it names is there."""
+
+import importlib
+import pathlib
+import re
+
+import jax
+import pytest
+import yaml
+
+from tests import test_repo
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
+
+
+def _name(path):
+  return str(path.relative_to(ROOT))
+
+
+def _examples(path):
+  return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.S | re.M)
+
+
+@pytest.fixture
+def _quick_compilation():
+  """Examples show calls, not speed: most of their time would be XLA's."""
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("_quick_compilation")
+@pytest.mark.parametrize("path", [*filter(_examples, PAGES)], ids=_name)
+def test_examples_run(path):
+  """The blocks of a page are one program; they assert what they claim."""
+  program: dict = {}
+  for number, block in enumerate(_examples(path)):
+    code = compile(block, f"{path.name}, example {number}", "exec")
+    exec(code, program)
+
+
+def test_every_guide_has_an_example():
+  for path in (ROOT / "docs/guides").glob("*.md"):
+    assert _examples(path), path.name
+
+
+@pytest.mark.parametrize("path", PAGES, ids=_name)
+def test_commands_name_real_things(path):
+  test_repo.check_commands(test_repo.commands(path.read_text()))
+
+
+def _spans(path):
+  """What stands in backticks on a page, code blocks left out."""
+  text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.S | re.M)
+  return re.findall(r"`([^`]+)`", text)
+
+
+ROOMS = "neumann_jax|posterior_jax|experiments|configs|tests|notebooks|docs"
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=_name)
+def test_paths_exist(path):
+  """`neumann_jax/...` and the like are files or folders of the repository."""
+  for span in _spans(path):
+    for found in re.findall(rf"\b((?:{ROOMS})/[\w/.-]*)", span):
+      assert (ROOT / found).exists(), found
+
+
+def _resolves(dotted):
+  parts = dotted.split(".")
+  for cut in range(len(parts), 0, -1):
+    try:
+      found = importlib.import_module(".".join(parts[:cut]))
+    except ModuleNotFoundError:
+      continue
+    for part in parts[cut:]:
+      if not hasattr(found, part):
+        return False
+      found = getattr(found, part)
+    return True
+  return False
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=_name)
+def test_names_resolve(path):
+  """Dotted names in backticks, and the targets of `:::`, are importable."""
+  names = re.findall(r"^::: ([\w.]+)$", path.read_text(), re.M)
+  for span in _spans(path):
+    names += re.findall(rf"\b((?:{ROOMS}|nj|pj)\.[a-zA-Z_][\w.]*)", span)
+  for name in names:
+    full = re.sub(r"^nj\.", "neumann_jax.", name)
+    assert _resolves(re.sub(r"^pj\.", "posterior_jax.", full)), name
+
+
+def test_api_pages_hold_every_public_name():
+  text = "".join(p.read_text() for p in (ROOT / "docs/api").glob("*.md"))
+  shown = set(re.findall(r"^::: ([\w.]+)$", text, re.M))
+  for package in (
+    "neumann_jax",
+    "neumann_jax.checkpoint",
+    "posterior_jax",
+    "posterior_jax.baselines",
+    "posterior_jax.metrics",
+    "posterior_jax.operators",
+    "posterior_jax.priors",
+  ):
+    module = importlib.import_module(package)
+    for name in module.__all__:
+      found = getattr(module, name)
+      documented = callable(found) and hasattr(found, "__module__")
+      if documented and not hasattr(found, "__origin__"):
+        assert f"{package}.{name}" in shown, f"{package}.{name}"
+
+
+def _entries(nav):
+  for entry in nav:
+    value = next(iter(entry.values())) if isinstance(entry, dict) else entry
+    yield from [value] if isinstance(value, str) else _entries(value)
+
+
+def test_the_site_needs_nothing_of_others():
+  text = (ROOT / "mkdocs.yml").read_text()
+  site = yaml.safe_load(text)
+  assert site["theme"]["font"] is False
+  assert "http" not in text
+  found = {f"docs/{page}" for page in _entries(site["nav"])}
+  assert found == set(map(_name, PAGES))
+
+
+def test_pages_are_short_of_words_that_this_field_does_not_use():
+  for path in [*WRITTEN, ROOT / "CHANGELOG.md"]:
+    text = path.read_text().split("## [0.1.0]")[0]
+    for word in ("rival", "believes"):
+      assert word not in text.lower(), f"{path.name}: {word}"
