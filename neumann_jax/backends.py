@@ -158,11 +158,10 @@ def run(
 
 
 def _launch(kernel: Kernel, static: Hashable, *arrays: Any, **options: Any):
-  """Calls a kernel: all of them pass here.
+  """Calls a kernel: all of them pass here, on the arrays of one device.
 
-  A Pallas call cannot be partitioned automatically, so that arrays sharded over
-  a mesh are gathered first; what would split it over the mesh's axes by
-  `jax.shard_map` belongs into this function.
+  A Pallas call cannot be partitioned automatically: on a mesh the rule stands
+  in `jax.shard_map` already, see `delta_rule.on_mesh`.
   """
   return kernel.launch(static, *arrays, **options)
 

@@ -261,12 +261,15 @@ def on_mesh(
     # The state's specs are P(): gathered whole over data and fsdp at the start.
     # tensor is not among the axis names and stays with the partitioner.
     graph, state = nnx.split(model)
+    # An axis of one device is nobody's to split: taken too, it leaves nothing
+    # for a second `jax.shard_map` inside.
+    names = {name for name, size in mesh.shape.items() if size == 1}
     return jax.shard_map(
       lambda state, *arrays: function(nnx.merge(graph, state), *arrays),
       mesh=mesh,
       in_specs=(P(), *(_TOKENS for _ in arrays)),
       out_specs=_TOKENS,
-      axis_names={"data", "fsdp", axis},
+      axis_names={"data", "fsdp", axis} | names,
     )(state, *arrays)
 
   return call

@@ -1,12 +1,7 @@
 """The TPU kernels: their bodies interpreted, and compiled for every kind."""
 
 import functools
-import importlib.util
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import chex
 import jax
@@ -22,7 +17,7 @@ from neumann_jax import InverseSpec, QuantSpec
 from neumann_jax.chunk_inverse import xla
 from neumann_jax.chunk_inverse.inverse_spec import resolve
 from neumann_jax.chunk_inverse.kernels import tpu
-from tests import oracles
+from tests import oracles, tpu_compiler
 
 # pallas has two interpreters: the body as plain XLA, and a simulated TPU
 # whose memory holds NaN until it is written.
@@ -223,13 +218,6 @@ def test_lowers_where_wider_types_are_enabled(form):
 
 # --- Compiled without a TPU, by libtpu ---------------------------------------
 
-KINDS = {
-  "v5e": "v5e:2x2",
-  "v6e": "v6e:2x2",
-  "v5p": "v5p:2x2x1",
-  "7x": "tpu7x:2x2x1",
-}
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 INT8, INT16 = (
   InverseSpec(quant=QuantSpec(bits, "envelope", integer=True))
   for bits in (8, 16)
@@ -295,7 +283,7 @@ def fused_case(spec, chunk_size, dtype, heads, width):
   return form, wide + [jax.ShapeDtypeStruct(v[:-1], jnp.float32)] * 2
 
 
-def compile_all(topology, *names):
+def compile_all(topology, names):
   """Prints what became of every case: runs in a process of its own."""
   device = topologies.get_topology_desc(topology, "tpu").devices[0]
   sharding = jax.sharding.SingleDeviceSharding(device)
@@ -315,40 +303,16 @@ def compile_all(topology, *names):
   print(json.dumps(said))
 
 
-def compiled(kind, *names):
-  """Case to why it did not compile, "" if it did."""
-  if importlib.util.find_spec("libtpu") is None:
-    pytest.skip("needs the compiler of the extra `tpu`, libtpu")
-  code = (
-    "from tests import test_kernels_tpu as t; "
-    f"t.compile_all({KINDS[kind]!r}, *{names!r})"
-  )
-  env = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # other tests compile beside this one
-  }
-  run = subprocess.run(
-    [sys.executable, "-c", code],
-    cwd=ROOT,
-    env=env,
-    capture_output=True,
-    text=True,
-  )
-  assert run.returncode == 0, run.stderr[-2000:]
-  return json.loads(run.stdout.splitlines()[-1])
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tpu_compiler.KINDS)
 def test_compiles_for_every_kind_of_tpu(kind):
-  found = compiled(kind, "COMPILED", "FUSED")
+  found = tpu_compiler.run(
+    "tests.test_kernels_tpu", kind, ["COMPILED", "FUSED"]
+  )
   assert found == dict.fromkeys(COMPILED | FUSED, "")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tpu_compiler.KINDS)
 def test_full_blocks_compile_for_every_kind_of_tpu(kind):
-  found = compiled(kind, "COMPILED_SLOWLY")
+  found = tpu_compiler.run("tests.test_kernels_tpu", kind, ["COMPILED_SLOWLY"])
   assert found == dict.fromkeys(COMPILED_SLOWLY, "")

@@ -21,6 +21,7 @@ from neumann_jax.delta_rule import (
 )
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.layout import Chunks
+from neumann_jax.delta_rule.on_mesh import on_mesh
 from neumann_jax.delta_rule.options import RuleOptions
 
 
@@ -91,7 +92,7 @@ def gated_delta_rule(
   how = RuleOptions(chunk_size, spec, fused, implementation)
   check(arrays, initial_state, segment_ids, how)
   scale = precision.output_scale(scale, q)
-  return _by_chunks(arrays, scale, initial_state, segment_ids, how)
+  return on_mesh(_by_chunks, arrays, scale, initial_state, segment_ids, how)
 
 
 def with_options(
@@ -105,7 +106,7 @@ def with_options(
   """`gated_delta_rule` of packed operands and options; raises as it does."""
   check(arrays, initial_state, segment_ids, how)
   scale = precision.output_scale(scale, arrays.q)
-  return _by_chunks(arrays, scale, initial_state, segment_ids, how)
+  return on_mesh(_by_chunks, arrays, scale, initial_state, segment_ids, how)
 
 
 def check(

@@ -32,6 +32,9 @@ class RuleOptions:
       `neumann_jax.inverse`; a fused rule has the implicit one only.
     sequence_axis: name of the mesh axis that the tokens are split over, inside
       `jax.shard_map` over it; None: they are not split.
+    batch_axes: names of the mesh axes that rows are split over, where the
+      operands live on a mesh that has them.
+    head_axis: the same of heads; None: heads are not split.
 
   Raises:
     TypeError: for an option of the wrong type.
@@ -45,6 +48,8 @@ class RuleOptions:
   implementation: str = "auto"
   gradient: Gradient = "implicit"
   sequence_axis: str | None = None
+  batch_axes: tuple[str, ...] = ("data", "fsdp")
+  head_axis: str | None = "tensor"
 
   def __post_init__(self) -> None:
     """Refuses what no operands could make right."""

@@ -34,6 +34,7 @@ from neumann_jax.delta_rule import (
   precision,
 )
 from neumann_jax.delta_rule.inputs import Operands
+from neumann_jax.delta_rule.on_mesh import on_mesh
 from neumann_jax.delta_rule.options import RuleOptions
 
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
@@ -118,7 +119,7 @@ def over_shards(
   sequence_axis.axis_size(how.sequence_axis)
   api.check(arrays, initial_state, segment_ids, how)
   scale = precision.output_scale(scale, arrays.q)
-  return _by_shards(arrays, scale, initial_state, segment_ids, how)
+  return on_mesh(_by_shards, arrays, scale, initial_state, segment_ids, how)
 
 
 @functools.partial(jax.jit, static_argnums=4)

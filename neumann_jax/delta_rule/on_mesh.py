@@ -1,0 +1,144 @@
+"""The rule on a mesh of devices: each computes its own rows and heads.
+
+A kernel cannot be partitioned by the compiler: XLA would have to gather its
+operands, and a TPU refuses to lower it at all. So the rule runs inside
+`jax.shard_map` over every axis of the mesh that its operands live on, rows
+split over the axes that hold batches and heads over the one that holds heads;
+neither meets another row or head on the way. The mesh is read from the operands
+(`jax.typeof(x).sharding`), which carry it through every trace, so that nobody
+needs to name it.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+from absl import logging
+from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
+
+from neumann_jax.delta_rule.inputs import Operands
+from neumann_jax.delta_rule.options import RuleOptions
+
+Rule = Callable[..., tuple[jax.Array, jax.Array]]
+
+
+def on_mesh(
+  rule: Rule,
+  arrays: Operands,
+  scale: jax.Array,
+  initial_state: jax.Array | None,
+  segment_ids: jax.Array | None,
+  how: RuleOptions,
+) -> tuple[jax.Array, jax.Array]:
+  """The rule, on whatever mesh its operands live.
+
+  Rows stay whole where `how.batch_axes` do not divide them, heads where
+  `how.head_axis` does not divide both kinds of them: every device of the axis
+  then computes all.
+
+  Args:
+    rule: (arrays, scale, initial_state, segment_ids, how) -> (out, state).
+    arrays: operands that have been checked.
+    scale: of the output, a scalar.
+    initial_state: [B, Hv, Dk, Dv] or None.
+    segment_ids: [B, T] or None.
+    how: the static options.
+
+  Returns:
+    What the rule returns.
+  """
+  mesh = _mesh(arrays)
+  free = _free_axes(mesh)
+  if mesh.size == 1 or not free:
+    return rule(arrays, scale, initial_state, segment_ids, how)
+  _say_unnamed(mesh, free, how)
+  rows, heads = _split(arrays, mesh, free, how)
+  token = P(rows, None, heads)  # [B, T, heads, ...]
+  state = P(rows, heads)  # [B, Hv, Dk, Dv]
+  specs = (Operands(*(token for _ in arrays)), P(), state, P(rows))
+  run = functools.partial(rule, how=how)
+  nested = len(free) < len(mesh.axis_names)
+  spread = _nested if nested else jax.shard_map
+  call = spread(
+    run,
+    mesh=mesh,
+    in_specs=specs,
+    out_specs=(token, state),
+    axis_names=set(free),
+  )
+  return call(arrays, scale, initial_state, segment_ids)
+
+
+def _nested(rule: Rule, *, in_specs, out_specs, **where) -> Rule:
+  """`jax.shard_map` of the rule inside another one, over the axes left.
+
+  The residuals of a nested one would be split over the axes that the outer one
+  has taken already, which Shardy refuses (jax 0.10 to 0.12). So none leave it:
+  the backward pass computes the rule again.
+  """
+  forward = jax.shard_map(rule, in_specs=in_specs, out_specs=out_specs, **where)
+
+  def pull(operands, cotangents):
+    *floats, ids = operands
+    _, vjp = jax.vjp(lambda *floats: rule(*floats, ids), *floats)
+    return vjp(cotangents)
+
+  backward = jax.shard_map(
+    pull, in_specs=(in_specs, out_specs), out_specs=in_specs[:3], **where
+  )
+  call = jax.custom_vjp(forward)
+  call.defvjp(
+    lambda *operands: (forward(*operands), operands),
+    lambda operands, cotangents: (*backward(operands, cotangents), None),
+  )
+  return call
+
+
+def _mesh(arrays: Operands) -> AbstractMesh:
+  """The mesh of the first operand that has one; an empty mesh if none has."""
+  meshes = [jax.typeof(x).sharding.mesh for x in arrays]
+  return next((mesh for mesh in meshes if not mesh.empty), meshes[0])
+
+
+def _free_axes(mesh: AbstractMesh) -> tuple[str, ...]:
+  """Axes that no enclosing `jax.shard_map` has taken."""
+  return tuple(
+    name
+    for name, kind in zip(mesh.axis_names, mesh.axis_types)
+    if kind != AxisType.Manual
+  )
+
+
+def _split(
+  arrays: Operands, mesh: AbstractMesh, free: tuple[str, ...], how: RuleOptions
+) -> tuple[tuple[str, ...] | None, str | None]:
+  """The axes that rows and heads are split over; None: they stay whole."""
+  rows = tuple(axis for axis in how.batch_axes if axis in free)
+  if arrays.v.shape[0] % math.prod(mesh.shape[axis] for axis in rows):
+    rows = ()
+  heads = how.head_axis if how.head_axis in free else None
+  if heads is not None:
+    counts = arrays.k.shape[2], arrays.v.shape[2]
+    if any(count % mesh.shape[heads] for count in counts):
+      heads = None
+  return rows or None, heads
+
+
+def _say_unnamed(
+  mesh: AbstractMesh, free: tuple[str, ...], how: RuleOptions
+) -> None:
+  known = (*how.batch_axes, how.head_axis, how.sequence_axis)
+  for axis in free:
+    if mesh.shape[axis] > 1 and axis not in known:
+      _log_unnamed(axis)
+
+
+@functools.cache
+def _log_unnamed(axis: str) -> None:
+  logging.warning(
+    "mesh axis %r is neither in batch_axes nor head_axis of RuleOptions: each "
+    "of its devices computes the whole rule",
+    axis,
+  )

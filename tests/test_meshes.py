@@ -1,0 +1,151 @@
+"""The kernels on every mesh: each device computes its own rows and heads.
+
+A kernel cannot be partitioned by the compiler. Lowering finds one that stands
+outside `jax.shard_map` (a TPU refuses it), and the shapes of its operands tell
+whether rows and heads were split or gathered. No TPU and no GPU is needed to
+lower, and none to compile for a TPU, where libtpu is installed.
+"""
+
+import dataclasses
+import json
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax.experimental import topologies
+
+import neumann_jax
+from neumann_jax import sharding
+from neumann_jax.delta_rule import on_mesh
+from tests import models, oracles, tpu_compiler
+
+MESHES = {
+  "data": {"data": 8},
+  "fsdp": {"fsdp": 8},
+  "tensor": {"tensor": 2},
+  "sequence": {"sequence": 8},
+  "rows and heads": {"data": 2, "fsdp": 2, "tensor": 2},
+  "heads and tokens": {"tensor": 2, "sequence": 4},
+}
+ROWS, LENGTH, CHUNK = 8, 128, 16
+CALLS = {"tpu": "tpu_custom_call", "cuda": oracles.GPU_CALL}
+
+
+def _step(sizes, devices=None):
+  """A model's gradient on a mesh, and its arguments as shapes."""
+  axis = "sequence" if sizes.get("sequence", 1) > 1 else None
+  rule = neumann_jax.RuleOptions(chunk_size=CHUNK, sequence_axis=axis)
+  config = dataclasses.replace(
+    models.CONFIGS["deep"],
+    num_hidden_layers=2,
+    layer_types=("linear_attention", "full_attention"),
+  )
+  execution = neumann_jax.Execution(rule=rule)
+  model = nnx.eval_shape(
+    lambda: neumann_jax.LanguageModel(config, execution, rngs=nnx.Rngs(0))
+  )
+  mesh = sharding.make_mesh(**sizes, devices=devices)
+  graph, state = nnx.split(model)
+  state = jax.tree.map(
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+    state,
+    sharding.param_shardings(model, mesh),
+  )
+  tokens = jax.ShapeDtypeStruct(
+    (ROWS, LENGTH), jnp.int32, sharding=sharding.batch_sharding(mesh)
+  )
+
+  def logits(model, tokens):
+    return model(tokens)[0]
+
+  forward = sharding.on_mesh(mesh, logits) if axis else logits
+
+  @jax.jit
+  @jax.grad
+  def step(state, tokens):
+    return jnp.mean(forward(nnx.merge(graph, state), tokens) ** 2)
+
+  return step, (state, tokens)
+
+
+@pytest.mark.parametrize("platform", CALLS)
+@pytest.mark.parametrize("name", MESHES)
+def test_kernels_meet_their_own_rows_and_heads(name, platform):
+  sizes = MESHES[name]
+  step, arguments = _step(sizes)
+  text = oracles.exported(step, platform, *arguments).mlir_module()
+  calls = [
+    line.rpartition(" : (")[2]  # the types of operands and results
+    for line in text.splitlines()
+    if f"custom_call @{CALLS[platform]}(" in line
+  ]
+  assert calls
+  # The matrices that one device inverts, [N, B, Hk, R, C, C] of its own.
+  config = models.CONFIGS["deep"]
+  split = math.prod(
+    size
+    for axis, size in sizes.items()
+    if axis != "tensor" or config.linear_num_key_heads % size == 0
+  )
+  entries = ROWS * LENGTH * CHUNK * config.linear_num_value_heads // split
+  for types in calls:
+    for shape in re.findall(r"tensor<([\dx]+)xf32>", types):
+      assert math.prod(map(int, shape.split("x"))) <= entries, shape
+
+
+def test_an_axis_that_nobody_named_is_told_of(caplog):
+  mesh = jax.sharding.Mesh(jax.devices()[:2], ("experts",))
+  on_mesh._log_unnamed.cache_clear()
+  rng = jax.random.key(0)
+  k = jax.random.normal(rng, (2, 32, 1, 16))
+  k = k / jnp.linalg.norm(k, axis=-1, keepdims=True)
+  gates = jnp.full((2, 32, 1), -0.1), jnp.full((2, 32, 1), 0.5)
+  want, _ = neumann_jax.gated_delta_rule(k, k, k, *gates)
+  where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  k, gates = jax.device_put((k, gates), where)
+  with caplog.at_level("WARNING"):
+    found, _ = neumann_jax.gated_delta_rule(k, k, k, *gates)
+  assert "'experts'" in caplog.text
+  oracles.assert_close(found, want, 1e-6)
+
+
+# Of four chips, as the topologies that libtpu compiles for.
+CHIPS = {
+  "data": {"data": 4},
+  "fsdp": {"fsdp": 4},
+  "tensor": {"data": 2, "tensor": 2},
+  "sequence": {"sequence": 4},
+  "fsdp and tensor": {"fsdp": 2, "tensor": 2},
+  "sequence and tensor": {"sequence": 2, "tensor": 2},
+}
+
+
+def compile_all(topology, names):
+  """Prints what became of every mesh: runs in a process of its own."""
+  devices = topologies.get_topology_desc(topology, "tpu").devices
+  said = {}
+  for name in names:
+    try:
+      step, arguments = _step(CHIPS[name], devices)
+      text = step.lower(*arguments).compile().as_text()
+      said[name] = "" if "neumann_" in text else "no kernel in the program"
+    except Exception as error:
+      said[name] = str(error)[:500]
+  print(json.dumps(said))
+
+
+def test_a_training_step_compiles_for_two_meshes_of_a_tpu():
+  names = ["tensor", "sequence"]
+  found = tpu_compiler.run("tests.test_meshes", "v5e", names)
+  assert found == dict.fromkeys(names, "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", tpu_compiler.KINDS)
+def test_a_training_step_compiles_for_every_mesh_and_kind_of_tpu(kind):
+  names = list(CHIPS)
+  found = tpu_compiler.run("tests.test_meshes", kind, names)
+  assert found == dict.fromkeys(names, "")
