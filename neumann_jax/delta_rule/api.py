@@ -92,7 +92,8 @@ def gated_delta_rule(
   how = RuleOptions(chunk_size, spec, fused, implementation)
   check(arrays, initial_state, segment_ids, how)
   scale = precision.output_scale(scale, q)
-  return on_mesh(_by_chunks, arrays, scale, initial_state, segment_ids, how)
+  rule = on_mesh(_by_chunks, arrays, how)
+  return rule(arrays, scale, initial_state, segment_ids, how)
 
 
 def with_options(
@@ -106,7 +107,8 @@ def with_options(
   """`gated_delta_rule` of packed operands and options; raises as it does."""
   check(arrays, initial_state, segment_ids, how)
   scale = precision.output_scale(scale, arrays.q)
-  return on_mesh(_by_chunks, arrays, scale, initial_state, segment_ids, how)
+  rule = on_mesh(_by_chunks, arrays, how)
+  return rule(arrays, scale, initial_state, segment_ids, how)
 
 
 def check(

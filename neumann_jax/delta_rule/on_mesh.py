@@ -12,6 +12,7 @@ needs to name it.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from absl import logging
@@ -24,15 +25,8 @@ from neumann_jax.delta_rule.options import RuleOptions
 Rule = Callable[..., tuple[jax.Array, jax.Array]]
 
 
-def on_mesh(
-  rule: Rule,
-  arrays: Operands,
-  scale: jax.Array,
-  initial_state: jax.Array | None,
-  segment_ids: jax.Array | None,
-  how: RuleOptions,
-) -> tuple[jax.Array, jax.Array]:
-  """The rule, on whatever mesh its operands live.
+def on_mesh(rule: Rule, arrays: Operands, how: RuleOptions) -> Rule:
+  """The rule, for whatever mesh its operands live on.
 
   Rows stay whole where `how.batch_axes` do not divide them, heads where
   `how.head_axis` does not divide both kinds of them: every device of the axis
@@ -41,37 +35,32 @@ def on_mesh(
   Args:
     rule: (arrays, scale, initial_state, segment_ids, how) -> (out, state).
     arrays: operands that have been checked.
-    scale: of the output, a scalar.
-    initial_state: [B, Hv, Dk, Dv] or None.
-    segment_ids: [B, T] or None.
     how: the static options.
 
   Returns:
-    What the rule returns.
+    A function of the same arguments: the rule itself on one device.
   """
   mesh = _mesh(arrays)
   free = _free_axes(mesh)
   if mesh.size == 1 or not free:
-    return rule(arrays, scale, initial_state, segment_ids, how)
+    return rule
   _say_unnamed(mesh, free, how)
   rows, heads = _split(arrays, mesh, free, how)
   token = P(rows, None, heads)  # [B, T, heads, ...]
   state = P(rows, heads)  # [B, Hv, Dk, Dv]
-  specs = (Operands(*(token for _ in arrays)), P(), state, P(rows))
-  run = functools.partial(rule, how=how)
+  tokens: Any = jax.tree.map(lambda _: token, arrays)
   nested = len(free) < len(mesh.axis_names)
-  spread = _nested if nested else jax.shard_map
-  call = spread(
-    run,
+  spread = (_nested if nested else jax.shard_map)(
+    functools.partial(rule, how=how),
     mesh=mesh,
-    in_specs=specs,
+    in_specs=(tokens, P(), state, P(rows)),
     out_specs=(token, state),
     axis_names=set(free),
   )
-  return call(arrays, scale, initial_state, segment_ids)
+  return lambda *operands: spread(*operands[:-1])
 
 
-def _nested(rule: Rule, *, in_specs, out_specs, **where) -> Rule:
+def _nested(rule: Rule, *, in_specs: Any, out_specs: Any, **where: Any) -> Rule:
   """`jax.shard_map` of the rule inside another one, over the axes left.
 
   The residuals of a nested one would be split over the axes that the outer one

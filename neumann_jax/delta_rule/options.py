@@ -69,6 +69,15 @@ class RuleOptions:
       raise TypeError(
         f"sequence_axis must be the name of a mesh axis or None, got {axis!r}"
       )
+    head, rows = self.head_axis, self.batch_axes
+    if head is not None and not isinstance(head, str):
+      raise TypeError(
+        f"head_axis must be the name of a mesh axis or None, got {head!r}"
+      )
+    if not isinstance(rows, tuple) or not all(isinstance(x, str) for x in rows):
+      raise TypeError(
+        f"batch_axes must be a tuple of names of mesh axes, got {rows!r}"
+      )
 
   @property
   def inverse(self) -> InverseSpec:

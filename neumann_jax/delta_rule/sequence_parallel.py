@@ -119,7 +119,8 @@ def over_shards(
   sequence_axis.axis_size(how.sequence_axis)
   api.check(arrays, initial_state, segment_ids, how)
   scale = precision.output_scale(scale, arrays.q)
-  return on_mesh(_by_shards, arrays, scale, initial_state, segment_ids, how)
+  rule = on_mesh(_by_shards, arrays, how)
+  return rule(arrays, scale, initial_state, segment_ids, how)
 
 
 @functools.partial(jax.jit, static_argnums=4)
