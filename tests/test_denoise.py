@@ -1,5 +1,6 @@
 """The denoising comparison and its baselines."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -132,4 +133,4 @@ def test_speed_is_measured_and_torch_is_left_out_without_a_gpu(
   assert "CUDA devices only" in rows["torch compiled float32"]["note"]
   assert "torch compiled float32: torch is timed" in capsys.readouterr().out
   with pytest.raises(ValueError, match="divisible by 8"):
-    prior_speed.Settings(1, 12, ("float32",), 1, 1)
+    dataclasses.replace(settings, size=12)
