@@ -24,7 +24,11 @@ import neumann_jax.assets
 from experiments.data import key_families
 from neumann_jax.chunk_inverse import bounds, planner, xla
 from neumann_jax.chunk_inverse.integer import QuantSpec, Scale
-from neumann_jax.chunk_inverse.inverse_spec import PRECISIONS, InverseSpec
+from neumann_jax.chunk_inverse.inverse_spec import (
+  PRECISIONS,
+  InverseSpec,
+  resolve,
+)
 
 CHUNK_SIZES = (16, 32, 64, 128)
 BETAS = {"beta<=1": (0.6, 1.0), "beta<=2": (1.0, 2.0)}
@@ -78,7 +82,9 @@ def worst_row_sum(
       jnp.asarray(chunks.log_decay, jnp.float32),
     )
     bound = jnp.max(e, axis=(-2, -1), keepdims=True)
-  x = np.asarray(jax.jit(xla.invert, static_argnums=1)(a, spec, bound))
+  x = np.asarray(
+    jax.jit(xla.invert, static_argnums=0)(resolve(spec, a.shape[-1]), a, bound)
+  )
   sums = np.abs(truth - x.astype(np.float64)).sum(-1).max()
   return float(sums) if np.isfinite(sums) else float("inf")
 

@@ -20,8 +20,10 @@ from neumann_jax.chunk_inverse.inverse_spec import InverseSpec as InverseSpec
 from neumann_jax.chunk_inverse.planner import Plan as Plan
 from neumann_jax.chunk_inverse.planner import plan as plan
 from neumann_jax.delta_rule.api import gated_delta_rule as gated_delta_rule
-from neumann_jax.delta_rule.layout import ChunkMatrices as ChunkMatrices
-from neumann_jax.delta_rule.layout import chunk_matrices as chunk_matrices
+from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices as ChunkMatrices
+from neumann_jax.delta_rule.chunk_matrix import (
+  chunk_matrices as chunk_matrices,
+)
 from neumann_jax.delta_rule.options import RuleOptions as RuleOptions
 from neumann_jax.delta_rule.recurrent import (
   gated_delta_recurrent as gated_delta_recurrent,

@@ -1,36 +1,212 @@
-"""A value that may only be lowered for one platform.
+"""Which back end runs an operation: the one place that knows platforms.
 
-jax chooses a branch by platform with `jax.lax.platform_dependent`; this is the
-other half, a request that must not fall back: lowering it for a platform that
-it does not name raises, and tracing, exporting or compiling for one that it
-names works from any host.
+An operation (the chunk inverse, the WY representation, the scan over chunks)
+hands in its plain XLA form and a table of kernels by name; `run` takes the one
+that a request and the platform call for, and differentiates it. Names are
+`auto`, `tpu`, `gpu`, `xla` and `interpret`.
+
+The choice is made from the arguments and, for `auto`, from the platform that a
+program is lowered for; never from an environment variable or the default
+device, so that a CPU host compiles and exports for the others.
 """
 
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
 import jax
+from absl import logging
+from jax import lax
+from jax.experimental.pallas import tpu as pltpu
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
+IMPLEMENTATIONS = ("auto", "tpu", "gpu", "xla", "interpret")
+# What jax calls the platform of a kernel when it lowers for it.
+PLATFORMS = {"tpu": "tpu", "gpu": "cuda"}
 
-def only_on(x: jax.Array, platform: str, refusal: str) -> jax.Array:
-  """x, unless it is lowered for another platform.
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+  """What computes an operation on one platform.
+
+  Attributes:
+    refusal: (static, *arrays) to why it cannot run, as a clause, or None if it
+      can; only shapes and types of the arrays are read.
+    launch: (static, *arrays) to what the XLA form gives. That of a TPU takes
+      `interpret` too, to run its body anywhere.
+  """
+
+  refusal: Callable[..., str | None]
+  launch: Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Operation:
+  """One operation, made once a module: programs are cached by its identity.
+
+  Attributes:
+    in_xla: (static, *arrays) to arrays; the defining semantics.
+    kernels: by the name that asks for them.
+    asked: what a refusal says before `implementation=`.
+    fwd: (implementation, static, *arrays) to what the operation gives and what
+      its derivative needs.
+    bwd: (implementation, static, residuals, cotangents) to one cotangent an
+      array. Without the two the derivative is that of the XLA form, which is
+      computed again for it.
+  """
+
+  in_xla: Callable[..., Any]
+  kernels: Mapping[str, Kernel]
+  asked: str = ""
+  fwd: Callable[..., tuple[Any, Any]] | None = None
+  bwd: Callable[..., tuple] | None = None
+
+
+def check_name(implementation: str) -> None:
+  """Raises ValueError unless `implementation` is one of IMPLEMENTATIONS."""
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(
+      f"implementation must be one of {', '.join(IMPLEMENTATIONS)}; "
+      f"got {implementation!r}"
+    )
+
+
+def check(
+  operation: Operation, implementation: str, static: Hashable, *arrays: Any
+) -> None:
+  """Raises ValueError for an unknown name, or a named kernel that cannot run.
 
   Args:
-    x: any array.
-    platform: "cpu", "cuda", "rocm" or "tpu".
-    refusal: what to say; `{platforms}` is filled in.
+    operation: which.
+    implementation: one of IMPLEMENTATIONS.
+    static: of the operation.
+    *arrays: of the operation, or their shapes and types.
+  """
+  check_name(implementation)
+  if implementation in ("auto", "xla"):
+    return
+  # The body that is interpreted is the TPU kernel's.
+  name = "tpu" if implementation == "interpret" else implementation
+  reason = operation.kernels[name].refusal(static, *arrays)
+  if reason is not None:
+    raise ValueError(
+      f"{operation.asked}implementation={implementation!r} cannot run: "
+      f"{reason}; use 'auto' or 'xla'"
+    )
+
+
+def runs(
+  operation: Operation, implementation: str, static: Hashable, *arrays: Any
+) -> dict[str, Kernel]:
+  """The kernels that `run` would consider, by name; empty: the XLA form."""
+  names = {
+    "auto": tuple(PLATFORMS),
+    "xla": (),
+    "interpret": ("tpu",),
+  }.get(implementation, (implementation,))
+  found = {}
+  for name in names:
+    if name not in operation.kernels:
+      continue
+    reason = operation.kernels[name].refusal(static, *arrays)
+    if reason is None:
+      found[name] = operation.kernels[name]
+    elif implementation == "auto":
+      _log_fallback(name, reason)
+  return found
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def run(
+  operation: Operation, implementation: str, static: Hashable, *arrays: Any
+) -> Any:
+  """The operation by the implementation that a name stands for.
+
+  Args:
+    operation: which.
+    implementation: "xla" is the XLA form; "tpu" and "gpu" are the kernels,
+      which raise when lowered for another platform; "interpret" runs the body
+      of the TPU kernel on any; "auto" takes the kernel of the platform where
+      it can run and logs the reason once where it cannot. Where an operation
+      has no kernel of the name, the XLA form runs: whether it must have one is
+      for `check` to ask, at the public door.
+    static: what the operation is told besides arrays.
+    *arrays: pytrees, None among them.
 
   Returns:
-    x. Lowering for another platform raises ValueError(refusal).
+    What the XLA form gives; reverse-mode derivatives only.
   """
-  return _only_on.bind(x, platform=platform, refusal=refusal)
+  kernels = runs(operation, implementation, static, *arrays)
+  default = functools.partial(operation.in_xla, static)
+  if not kernels:
+    return default(*arrays)
+  if implementation == "auto":
+    branches = {
+      PLATFORMS[name]: functools.partial(_launch, kernel, static)
+      for name, kernel in kernels.items()
+    }
+    return lax.platform_dependent(*arrays, default=default, **branches)
+  (kernel,) = kernels.values()
+  if implementation == "interpret":
+    # Mosaic's own interpreter: it also finds what plain interpretation of the
+    # body cannot, reads of memory that nothing wrote among them.
+    return _launch(kernel, static, *arrays, interpret=pltpu.InterpretParams())
+  return _launch(kernel, static, *_bound_to(implementation, arrays))
 
 
+def _launch(kernel: Kernel, static: Hashable, *arrays: Any, **options: Any):
+  """Calls a kernel: all of them pass here.
+
+  A Pallas call cannot be partitioned automatically, so that arrays sharded over
+  a mesh are gathered first; what would split it over the mesh's axes by
+  `jax.shard_map` belongs into this function.
+  """
+  return kernel.launch(static, *arrays, **options)
+
+
+def _fwd(operation, implementation, static, *arrays):
+  if operation.fwd is not None:
+    return operation.fwd(implementation, static, *arrays)
+  return run(operation, implementation, static, *arrays), arrays
+
+
+def _bwd(operation, implementation, static, residuals, cotangents):
+  if operation.bwd is not None:
+    return operation.bwd(implementation, static, residuals, cotangents)
+  form = functools.partial(operation.in_xla, static)
+  return jax.vjp(form, *residuals)[1](cotangents)
+
+
+run.defvjp(_fwd, _bwd)
+
+
+@functools.cache
+def _log_fallback(name: str, reason: str) -> None:
+  logging.info("implementation 'auto' takes XLA on a %s: %s", name, reason)
+
+
+def _bound_to(implementation: str, arrays: tuple) -> tuple:
+  """The arrays, which can then be lowered for the kernel's platform only."""
+  platform = PLATFORMS[implementation]
+  refusal = (
+    f"implementation={implementation!r} runs on {platform} only, but the "
+    "program is lowered for {platforms}; use 'auto' or 'xla'"
+  )
+  first, *rest = jax.tree.leaves(arrays)
+  first = _only_on.bind(first, platform=platform, refusal=refusal)
+  return jax.tree.unflatten(jax.tree.structure(arrays), [first, *rest])
+
+
+# The other half of `lax.platform_dependent`: a request that must not fall back.
+# Tracing, exporting and compiling for its platform work from any host; lowering
+# for another one raises, which no primitive of jax does.
 _only_on = Primitive("only_on")
 _only_on.def_abstract_eval(lambda aval, **_: aval)
 _only_on.def_impl(
-  lambda x, **params: jax.jit(only_on, static_argnums=(1, 2))(
-    x, params["platform"], params["refusal"]
-  )
+  lambda x, **params: jax.jit(functools.partial(_only_on.bind, **params))(x)
 )
 batching.primitive_batchers[_only_on] = lambda args, dims, **params: (
   _only_on.bind(*args, **params),

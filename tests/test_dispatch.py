@@ -13,8 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import neumann_jax
 from experiments.data import key_families
-from neumann_jax import InverseSpec, QuantSpec
-from neumann_jax.chunk_inverse import dispatch
+from neumann_jax import InverseSpec, QuantSpec, backends
 from tests import oracles
 
 
@@ -156,7 +155,7 @@ def test_an_integer_spec_without_bits_is_refused(bits):
 
 def test_auto_logs_a_fallback_once(caplog):
   spec = InverseSpec(precision="tf32")
-  dispatch._log_fallback.cache_clear()
+  backends._log_fallback.cache_clear()
   a = jnp.asarray(problem()[0])
   with caplog.at_level(logging.INFO, logger="absl"):
     for _ in range(2):

@@ -19,7 +19,9 @@ ROOMS = (
 # The contract: without an example there each of these would say less.
 WITH_EXAMPLES = {
   "neumann_jax": """
-    ModelConfig Execution LanguageModel GatedDeltaNet Cache ModelCache generate
+    InverseSpec inverse envelope certify plan chunk_matrices gated_delta_rule
+    gated_delta_recurrent gated_delta_step wy_representation ModelConfig
+    Execution LanguageModel GatedDeltaNet Cache ModelCache generate
     SamplingSpec checkpoint.load checkpoint.save generation.stream
     sharding.make_mesh sharding.place shipped.language_model
     weight_quantization.quantize_weights

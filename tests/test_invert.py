@@ -12,7 +12,7 @@ from experiments.data import key_families
 from neumann_jax.chunk_inverse import api as ni
 from neumann_jax.chunk_inverse import bounds, masks, xla
 from neumann_jax.chunk_inverse.integer import QuantSpec
-from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
+from neumann_jax.chunk_inverse.inverse_spec import InverseSpec, resolve
 
 
 def problem(family="cosine_0.5", chunk_size=32, count=3, beta=(0.6, 1.0)):
@@ -63,7 +63,7 @@ def test_truncated_gradient_is_that_of_the_computed_polynomial(spec):
   a = a * np.float32(0.5)
   with jax.enable_x64(True):
     a64, g64 = jnp.asarray(a[0], jnp.float64), np.asarray(g[0], np.float64)
-    run = jax.jit(lambda a: xla.invert(a, spec))
+    run = jax.jit(lambda a: xla.invert(resolve(spec, a.shape[-1]), a))
     i, j = np.tril_indices(32, -1)
     picks = np.random.default_rng(0).choice(len(i), 12, replace=False)
     want, h = [], 1e-5

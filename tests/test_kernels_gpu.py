@@ -11,6 +11,7 @@ import pytest
 from experiments.data import key_families
 from neumann_jax import InverseSpec, QuantSpec
 from neumann_jax.chunk_inverse import xla
+from neumann_jax.chunk_inverse.inverse_spec import resolve
 from neumann_jax.chunk_inverse.kernels import gpu
 from tests import oracles
 
@@ -51,12 +52,14 @@ def problem(chunk_size, beta_max=1.0):
 
 
 def kernel(a, spec, bound=None):
-  form = oracles.quick_jit(lambda a, b: gpu.invert(a, spec, b, interpret=True))
+  spec = resolve(spec, a.shape[-1])
+  form = oracles.quick_jit(lambda a, b: gpu.invert(spec, a, b, interpret=True))
   return np.asarray(form(jnp.asarray(a), bound))
 
 
 def by_reference(a, spec, bound=None):
-  form = oracles.quick_jit(lambda a, b: xla.invert(a, spec, b))
+  spec = resolve(spec, a.shape[-1])
+  form = oracles.quick_jit(lambda a, b: xla.invert(spec, a, b))
   return np.asarray(form(jnp.asarray(a), bound))
 
 
@@ -144,7 +147,7 @@ def test_what_lies_above_the_diagonal_is_never_used():
 
 def test_interpreted_under_vmap():
   a, _ = problem(16)
-  f = functools.partial(gpu.invert, spec=InverseSpec(), interpret=True)
+  f = functools.partial(gpu.invert, InverseSpec(), interpret=True)
   chex.assert_trees_all_equal(
     np.asarray(jax.vmap(f)(jnp.asarray(a))), kernel(a, InverseSpec())
   )

@@ -20,6 +20,7 @@ import neumann_jax
 from experiments.data import key_families
 from neumann_jax import InverseSpec, QuantSpec
 from neumann_jax.chunk_inverse import xla
+from neumann_jax.chunk_inverse.inverse_spec import resolve
 from neumann_jax.chunk_inverse.kernels import tpu
 from tests import oracles
 
@@ -68,14 +69,16 @@ def problem(chunk_size):
 
 def kernel(a, spec, bound=None, interpreter="plain"):
   interpret = INTERPRETERS[interpreter]
+  spec = resolve(spec, a.shape[-1])
   form = oracles.quick_jit(
-    lambda a, b: tpu.invert(a, spec, b, interpret=interpret)
+    lambda a, b: tpu.invert(spec, a, b, interpret=interpret)
   )
   return np.asarray(form(jnp.asarray(a), bound))
 
 
 def by_reference(a, spec, bound=None):
-  form = oracles.quick_jit(lambda a, b: xla.invert(a, spec, b))
+  spec = resolve(spec, a.shape[-1])
+  form = oracles.quick_jit(lambda a, b: xla.invert(spec, a, b))
   return np.asarray(form(jnp.asarray(a), bound))
 
 
@@ -180,7 +183,7 @@ def test_matrices_that_share_lanes_never_mix(form):
   a = problem(32)[0][:5]
   spoilt = a.copy()
   spoilt[2, 20, 3], spoilt[2, 9, 2] = np.nan, np.inf
-  form = oracles.quick_jit(lambda a: tpu.invert(a, spec, interpret=True))
+  form = oracles.quick_jit(lambda a: tpu.invert(spec, a, interpret=True))
   found, clean = np.array(form(spoilt)), np.array(form(a))
   assert not np.isfinite(found[2]).all()
   found[2] = clean[2]
@@ -214,7 +217,7 @@ def test_lowers_where_wider_types_are_enabled(form):
   spec = InverseSpec(refine=1, **FORMS[form])
   with jax.enable_x64(True):
     a = jax.ShapeDtypeStruct((5, 32, 32), jnp.float32)
-    traced = jax.jit(lambda a: tpu.invert(a, spec)).trace(a)
+    traced = jax.jit(lambda a: tpu.invert(spec, a)).trace(a)
     traced.lower(lowering_platforms=("tpu",))
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import neumann_jax
-from neumann_jax import InverseSpec
-from neumann_jax.delta_rule import chunk_scan, wy
-from neumann_jax.delta_rule import inputs as operands
+from neumann_jax import InverseSpec, RuleOptions
+from neumann_jax.delta_rule import api, chunk_scan, layout, precision
+from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.kernels import chunk_scan_gpu
 from tests import oracles
 from tests.oracles import Problem, narrow
@@ -42,8 +42,8 @@ def test_every_family_against_float64(dtype):
 def test_operands_are_rounded_and_sums_are_not(dtype):
   x, y = np.float32(np.random.default_rng(0).standard_normal((2, 64, 64)))
   rounded = [np.float64(jnp.asarray(z, dtype)) for z in (x, y)]
-  found = operands.einsum("ij,kj->ik", x, y, jnp.dtype(dtype))
-  wide = operands.einsum("ij,kj->ik", x, y, jnp.dtype("float32"))
+  found = precision.einsum("ij,kj->ik", x, y, jnp.dtype(dtype))
+  wide = precision.einsum("ij,kj->ik", x, y, jnp.dtype("float32"))
   assert found.dtype == wide.dtype == jnp.float32
   assert oracles.error(found, rounded[0] @ rounded[1].T) <= 1e-6
   assert oracles.error(wide, np.float64(x) @ np.float64(y).T) <= 1e-6
@@ -79,15 +79,12 @@ def inputs(dtype, ids):
   p = oracles.problem(75, ratio=3, dk=16, dv=32)
   p.log_decay[:, 40:60:7] = -np.inf
   p, rounded = narrow(p, dtype)
-  u, w = wy.in_xla(
-    *(p.k, p.v, p.log_decay, p.beta, ids),
-    spec=InverseSpec(),
-    chunk_size=CHUNK,
-    dtype=p.v.dtype,
-    implementation="xla",
-  )
-  scale = jnp.float32(16**-0.5)
-  return chunk_scan.Inputs(p.q, p.k, u, w, p.log_decay, scale, p[5]), rounded
+  arrays = Operands(*map(jnp.asarray, p[:5]))
+  chunks, factor = api.split(arrays, jnp.float32(16**-0.5), ids, CHUNK)
+  how = RuleOptions(CHUNK, implementation="xla")
+  u, w = api.split_wy(arrays, chunks, ids, how)
+  state = layout.grouped_state(p[5], arrays.k, arrays.v)
+  return chunk_scan.Inputs.of(chunks, u, w, factor, state), rounded
 
 
 @pytest.mark.parametrize(
@@ -98,16 +95,16 @@ def test_kernel_and_scan_against_float64(dtype, packed):
   ids = oracles.documents(75) if packed else None
   given, rounded = inputs(dtype, ids)
   if packed:
-    given = given._replace(initial_state=None)
+    given = given._replace(state=jnp.zeros_like(given.state))
     zero = np.zeros_like(rounded.initial_state)
     rounded = rounded._replace(initial_state=zero)
   truth = oracles.delta_rule(rounded, ids)
-  launch = functools.partial(
-    chunk_scan._launch, chunk_size=CHUNK, interpret=True
-  )
-  scan = functools.partial(chunk_scan._scan, chunk_size=CHUNK)
+  kernel = chunk_scan.OPERATION.kernels["gpu"].launch
+  launch = functools.partial(kernel, CHUNK, interpret=True)
+  scan = functools.partial(chunk_scan.OPERATION.in_xla, CHUNK)
   for form in (launch, scan):
-    out, final = oracles.quick_jit(form)(given, ids)
+    out, final = oracles.quick_jit(form)(given)
+    out, final = out[:, :75], layout.flat_state(final)
     assert out.dtype == dtype and final.dtype == jnp.float32
     for found, want in zip((out, final), truth):
       errors = oracles.rms_error(found, want)

@@ -10,7 +10,7 @@ from experiments.data import key_families
 from neumann_jax.chunk_inverse import integer as quantize
 from neumann_jax.chunk_inverse import products, xla
 from neumann_jax.chunk_inverse.integer import QuantSpec
-from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
+from neumann_jax.chunk_inverse.inverse_spec import InverseSpec, resolve
 
 BITS = (4, 8, 16)
 Q = {4: 7, 8: 127, 16: 32639}
@@ -91,9 +91,11 @@ def test_fake_and_true_integers_agree_bit_for_bit(method, bits, scale):
     ]
   ).astype(np.float32)
   runs = [
-    jax.jit(xla.invert, static_argnums=1)(
+    jax.jit(xla.invert, static_argnums=0)(
+      resolve(
+        InverseSpec(method, quant=QuantSpec(bits, scale, integer), **refine), 64
+      ),
       a,
-      InverseSpec(method, quant=QuantSpec(bits, scale, integer), **refine),
       jnp.float32(2.0),
     )
     for integer in (False, True)

@@ -46,7 +46,7 @@ def hard_problem(chunk_size, beta=(0.6, 1.0), count=100):
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def invert(a, spec, bound=None):
   bound = None if bound is None else jnp.float32(bound)
-  return xla.invert(a, spec, bound)
+  return xla.invert(resolve(spec, a.shape[-1]), a, bound)
 
 
 def worst_error(spec, chunk_size, beta=(0.6, 1.0), count=40):
@@ -234,7 +234,7 @@ def test_products_agree_with_the_traced_program():
     InverseSpec("ladder"),
   ):
     jaxpr = str(
-      jax.make_jaxpr(lambda a: xla.invert(a, spec))(  # noqa: B023
+      jax.make_jaxpr(lambda a: xla.invert(resolve(spec, a.shape[-1]), a))(  # noqa: B023
         jnp.zeros((128, 128), jnp.float32)
       )
     )

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import neumann_jax
-from neumann_jax import InverseSpec, QuantSpec
-from neumann_jax.chunk_inverse.inverse_spec import resolve
+from neumann_jax import InverseSpec, QuantSpec, RuleOptions
 from neumann_jax.delta_rule import wy
 from tests import oracles
 from tests.oracles import assert_close
@@ -61,12 +60,9 @@ def arrays(p, dtype=jnp.float32):
 def fused(k, v, log_decay, beta, segment_ids, spec, how):
   """The three computations under one signature."""
   if how == "gpu":
-    return wy._launch(
-      "gpu",
-      resolve(spec, CHUNK),
-      CHUNK,
-      *(k, v, log_decay, beta, segment_ids),
-      interpret=True,
+    options = RuleOptions(CHUNK, spec, fused=True)
+    return wy.OPERATION.kernels["gpu"].launch(
+      options, k, v, log_decay, beta, segment_ids, interpret=True
     )
   return neumann_jax.wy_representation(
     *(k, v, log_decay, beta),

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import neumann_jax
-from neumann_jax import InverseSpec
-from neumann_jax.chunk_inverse import dispatch
+from neumann_jax import InverseSpec, RuleOptions
 from neumann_jax.chunk_inverse.inverse_spec import resolve
 
 
@@ -59,7 +58,7 @@ def parse(name: str, chunk_size: int, implementation: str) -> Case:
     spec = dataclasses.replace(spec, order=3, residual_steps=steps)
   if spec.method == "banded":
     spec = resolve(spec, chunk_size)
-  dispatch.check(implementation, spec, chunk_size)
+  RuleOptions(chunk_size, spec, implementation=implementation)
   return Case(name, spec, implementation)
 
 

@@ -10,7 +10,6 @@ import neumann_jax
 from experiments.harness import timing
 from experiments.inverse_speed import cases, wy_part
 from neumann_jax import Execution, InverseSpec, ModelConfig, RuleOptions
-from neumann_jax.chunk_inverse import dispatch
 
 EXACT = InverseSpec("exact")
 
@@ -70,7 +69,7 @@ def parse(name: str, chunk_size: int, implementation: str) -> LayerCase:
     implementation = "xla"
   elif spec.method == "exact" and implementation == "gpu":
     implementation = "auto"
-  dispatch.check(implementation, spec, chunk_size)
+  RuleOptions(chunk_size, spec, implementation=implementation)
   return LayerCase(name, spec, fused, implementation)
 
 

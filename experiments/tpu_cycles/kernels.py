@@ -12,6 +12,7 @@ from experiments.inverse_accuracy import errors as inverse_study
 from experiments.inverse_accuracy.errors import InverseSettings
 from experiments.peers import tpu as tpu_peers
 from neumann_jax import InverseSpec
+from neumann_jax.chunk_inverse.inverse_spec import resolve
 from neumann_jax.chunk_inverse.kernels import tpu
 
 CHUNK_SIZE = 64
@@ -28,7 +29,7 @@ SUBSTITUTIONS = (
   "substitution, batch in lanes",
 )
 SPECS = {
-  name: InverseSpec.parse(name)
+  name: resolve(InverseSpec.parse(name), CHUNK_SIZE)
   for name in (
     "ladder bfloat16",
     "ladder bfloat16 refine",
@@ -139,10 +140,10 @@ def reason_without(names: Sequence[str]) -> str | None:
 def _ours(
   a: jax.Array, bound: jax.Array | None, *, spec: InverseSpec, block: int
 ) -> jax.Array:
-  return tpu.invert(a, spec, bound, block=block)
+  return tpu.invert(spec, a, bound, block=block)
 
 
 def _measured(name: str, a: jax.Array, bound: jax.Array) -> jax.Array:
   if name in PEERS:
     return PEERS[name](a, MEASURED, interpret=True)
-  return tpu.invert(a, SPECS[name], bound, interpret=True)
+  return tpu.invert(SPECS[name], a, bound, interpret=True)

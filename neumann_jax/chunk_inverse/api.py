@@ -1,17 +1,12 @@
-"""The public chunk inverse: checks, the choice of gradient, dispatch."""
-
-import functools
-from typing import Literal
+"""The public chunk inverse: what it accepts, and what it returns."""
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 
-from neumann_jax import checks
-from neumann_jax.chunk_inverse import dispatch, masks, products
+from neumann_jax import backends, checks
+from neumann_jax.chunk_inverse import bounds
+from neumann_jax.chunk_inverse import gradient as derivatives
+from neumann_jax.chunk_inverse.gradient import Gradient
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec, resolve
-
-Gradient = Literal["implicit", "truncated"]
 
 
 def inverse(
@@ -36,7 +31,7 @@ def inverse(
       the computed T, -T^t G T^t; "truncated" is the derivative of what was
       computed, straight-through at every rounding of an operand.
     implementation: "auto", "tpu", "gpu", "xla" or "interpret", see
-      `dispatch.invert`. A CPU host exports for one platform at a time;
+      `backends.run`. A CPU host exports for one platform at a time;
       `jax.export` for CUDA needs its check of the Triton custom call
       disabled, and from jax 0.12 an abstract GPU in `use_abstract_mesh`.
 
@@ -48,17 +43,23 @@ def inverse(
     TypeError: if `a` is not floating point or `spec` no InverseSpec.
     ValueError: if `a` is not square with C a power of two, if `envelope` does
       not match it, or for an unknown name; all before any compilation.
+
+  Example:
+    One key, written with beta = 0.5 at every token, nothing forgotten:
+
+    >>> import jax.numpy as jnp
+    >>> inverse(jnp.full((4, 4), 0.5))
+    Array([[ 1.   ,  0.   ,  0.   ,  0.   ],
+           [-0.5  ,  1.   ,  0.   ,  0.   ],
+           [-0.25 , -0.5  ,  1.   ,  0.   ],
+           [-0.125, -0.25 , -0.5  ,  1.   ]], dtype=float32)
   """
   _check(a, envelope, gradient)
   spec = resolve(spec, a.shape[-1])
-  dispatch.check(implementation, spec, a.shape[-1], a.dtype)
-  bound = None
-  if envelope is not None:
-    bound = jnp.max(envelope, axis=(-2, -1), keepdims=True)  # [..., 1, 1]
-    bound = lax.stop_gradient(bound.astype(jnp.float32))
-  if gradient == "implicit":
-    return _implicit(a, bound, spec, implementation)
-  return dispatch.invert(a, bound, spec, implementation)
+  derivatives.check(implementation, spec, a)
+  bound = None if envelope is None else bounds.largest(envelope)
+  operation = derivatives.OPERATIONS[gradient]
+  return backends.run(operation, implementation, spec, a, bound)
 
 
 def _check(a: jax.Array, envelope: jax.Array | None, gradient: str) -> None:
@@ -73,43 +74,4 @@ def _check(a: jax.Array, envelope: jax.Array | None, gradient: str) -> None:
         f"envelope must have the shape of a, {a.shape}, or one that "
         f"broadcasts to it, got {envelope.shape}"
       )
-  check_gradient(gradient)
-
-
-def check_gradient(gradient: str) -> None:
-  """Raises ValueError for an unknown gradient."""
-  if gradient not in ("implicit", "truncated"):
-    raise ValueError(
-      f'gradient must be "implicit" or "truncated", got {gradient!r}'
-    )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _implicit(
-  a: jax.Array,
-  bound: jax.Array | None,
-  spec: InverseSpec,
-  implementation: str,
-) -> jax.Array:
-  return dispatch.invert(a, bound, spec, implementation)
-
-
-def _implicit_fwd(a, bound, spec, implementation):
-  t = dispatch.invert(a, bound, spec, implementation)
-  return t, t
-
-
-def _implicit_bwd(spec, implementation, t, cotangent):
-  """dL/dA = -T^t (dL/dT) T^t on the strictly lower part."""
-  del spec, implementation
-  dtype = t.dtype
-  wide = jnp.promote_types(dtype, jnp.float32)
-  t, cotangent = t.astype(wide), cotangent.astype(wide)
-  transposed = jnp.swapaxes(t, -1, -2)
-  g = products.full_product(transposed, cotangent)
-  g = -products.full_product(g, transposed)
-  g = jnp.where(masks.strictly_lower(t.shape[-1]), g, 0)
-  return g.astype(dtype), None
-
-
-_implicit.defvjp(_implicit_fwd, _implicit_bwd)
+  derivatives.check_gradient(gradient)

@@ -80,6 +80,13 @@ class InverseSpec:
 
   Raises:
     ValueError: for a value out of range, or a field the method ignores.
+
+  Example:
+    >>> InverseSpec("ladder", precision="bfloat16", refine=1).name
+    'ladder bfloat16 refine'
+    >>> spec = InverseSpec.parse("banded N3 S8 float16")
+    >>> spec.order, spec.residual_steps, spec.precision
+    (3, 8, 'float16')
   """
 
   method: Method = "ladder"

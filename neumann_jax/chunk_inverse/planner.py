@@ -71,7 +71,8 @@ def plan(
     quant: integer operands instead.
     beta_max: largest write strength, in (0, 2]. With an envelope scale pass
       the envelope to `inverse` when it exceeds 1.
-    log_decay: [..., C] concrete log decays of the chunks; None means none.
+    log_decay: [..., C] concrete log decays per token of the chunks; None means
+      none.
 
   Returns:
     A Plan.
@@ -79,6 +80,16 @@ def plan(
   Raises:
     ValueError: for an argument out of range.
     TypeError: if `log_decay` is traced.
+
+  Example:
+    Without gates the whole chunk counts; where a token keeps e^-2 of the state,
+    two products suffice.
+
+    >>> import jax.numpy as jnp
+    >>> whole = plan(64, tolerance=1e-3)
+    >>> short = plan(64, tolerance=1e-3, log_decay=jnp.full(64, -2.0))
+    >>> [(p.spec.name, p.products) for p in (whole, short)]
+    [('ladder float32', 10), ('newton N1 S1 float32', 2)]
   """
   _check(chunk_size, tolerance, precision, beta_max, log_decay)
   tail = _tail(chunk_size, beta_max, log_decay)

@@ -17,7 +17,7 @@ from neumann_jax.chunk_inverse.tiles import Tiles
 
 
 def invert(
-  a: jax.Array, spec: InverseSpec, bound: jax.Array | None = None
+  spec: InverseSpec, a: jax.Array, bound: jax.Array | None = None
 ) -> jax.Array:
   """T = (I + A)^-1 as `spec` says; differentiable as computed.
 
@@ -25,16 +25,18 @@ def invert(
   of the rounded operands with respect to those operands.
 
   Args:
-    a: [..., C, C] float32 or float64; only the strictly lower part is read.
-    spec: which method.
+    spec: which method, from `inverse_spec.resolve`.
+    a: [..., C, C] floating point; only the strictly lower part is read.
+      Computed in float32, or in float64 for float64 at full precision.
     bound: [..., 1, 1] or scalar, the largest entry of the envelope; used by
       the envelope scale of `spec.quant`, 1 when None.
 
   Returns:
     [..., C, C] of a's dtype.
   """
-  c = a.shape[-1]
-  spec = resolve(spec, c)
+  c, dtype = a.shape[-1], a.dtype
+  wide = spec.precision == "float32" and spec.quant is None
+  a = a.astype(jnp.float64 if wide and dtype == jnp.float64 else jnp.float32)
   if spec.method == "exact" or c == 1:
     eye = jnp.eye(c, dtype=a.dtype)
     return jax.scipy.linalg.solve_triangular(
@@ -42,14 +44,15 @@ def invert(
       jnp.broadcast_to(eye, a.shape),
       lower=True,
       unit_diagonal=True,
-    )
+    ).astype(dtype)
   products = methods.Products(
     operand=_whole(arithmetic.product(spec, bound)),
     residual=_whole(arithmetic.full_product),
     correction=_whole(arithmetic.correction_product(spec, bound)),
     rounded=lambda x: x,
   )
-  return methods.invert({(0, 0): a}, spec, products, c)[0, 0]
+  t = methods.invert({(0, 0): a}, spec, products, c)[0, 0]
+  return t.astype(dtype)
 
 
 @functools.cache

@@ -1,24 +1,26 @@
 """The gated delta rule by chunks (arXiv 2412.06464).
 
-C tokens at once through T = (I + A)^-1, A_ij = beta_i <k_i, k_j> exp(G_i-G_j),
-gives u = T (beta v) and w = T (beta exp(G) k), see `wy.py`; the recurrence over
-chunks in `state.py` takes them.
-
-Products take bfloat16 or float16 operands as they are where q, k and v have
-that type, and round T, the state and what else they take to it; their sums,
-the gates, A and the state are float32. Everything else is computed in float32
-with products at highest precision, or in float64 for float64 values. The
-inverse follows its `InverseSpec`.
+C tokens at once: what needs no state is computed for all chunks together
+(`intra_chunk`), then the state goes from chunk to chunk (`chunk_scan`). Which
+types are multiplied is in `precision`.
 """
 
 import functools
 
 import jax
 
-from neumann_jax.chunk_inverse import dispatch
+from neumann_jax import backends
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
-from neumann_jax.delta_rule import chunk_scan, inputs, wy
+from neumann_jax.delta_rule import (
+  chunk_scan,
+  inputs,
+  intra_chunk,
+  layout,
+  precision,
+  wy,
+)
 from neumann_jax.delta_rule.inputs import Operands
+from neumann_jax.delta_rule.layout import Chunks
 from neumann_jax.delta_rule.options import RuleOptions
 
 
@@ -40,15 +42,15 @@ def gated_delta_rule(
   """The gated delta rule by chunks of C tokens.
 
   Differentiable in every float operand; the inverse by its implicit gradient.
-  The backward pass keeps, per value head, Dk + 2 Dv + C numbers a token and one
-  state a chunk; A, T and the decays are computed again.
+  The backward pass keeps, per value head, Dk + 2 Dv + C numbers per token and
+  one state per chunk; A, T and the decays are computed again.
 
   Args:
     q: [B, T, Hk, Dk], normalised queries, T >= 1.
     k: [B, T, Hk, Dk], normalised keys: the inverse is tame for |k| <= 1.
     v: [B, T, Hv, Dv], Hv a whole multiple of Hk; value head h reads key head
       h // (Hv / Hk).
-    log_decay: [B, T, Hv], log decay of each token, <= 0; -inf forgets.
+    log_decay: [B, T, Hv], log decay per token, <= 0; -inf forgets.
     beta: [B, T, Hv], write strength, in [0, 2].
     scale: of the output; None is Dk^-0.5.
     initial_state: [B, Hv, Dk, Dv], state before the first token; None is zero.
@@ -61,7 +63,7 @@ def gated_delta_rule(
     fused: takes u and w from the kernel of `wy_representation`, which
       multiplies k and v in their own type, and never writes A or T.
     implementation: "auto", "tpu", "gpu", "xla" or "interpret". With "gpu",
-      and with "auto" on a GPU, the recurrence over chunks is a kernel too
+      and with "auto" on a GPU, the scan over chunks is a kernel too
       for 16-bit operands, C up to 64 and widths that are powers of two.
 
   Returns:
@@ -72,14 +74,24 @@ def gated_delta_rule(
     TypeError: for an operand of the wrong type.
     ValueError: for a shape, a value or an option out of range; values are
       checked on concrete arrays only.
+
+  Example:
+    One key, written twice with beta = 1: the second value replaces the first.
+
+    >>> import jax.numpy as jnp
+    >>> k = jnp.ones((1, 2, 1, 1))
+    >>> v = jnp.array([3.0, 5.0]).reshape(1, 2, 1, 1)
+    >>> out, state = gated_delta_rule(
+    ...   k, k, v, jnp.zeros((1, 2, 1)), jnp.ones((1, 2, 1)), chunk_size=2
+    ... )
+    >>> out.ravel(), state.ravel()
+    (Array([3., 5.], dtype=float32), Array([5.], dtype=float32))
   """
-  return with_options(
-    Operands(q, k, v, log_decay, beta),
-    RuleOptions(chunk_size, spec, fused, implementation),
-    scale=scale,
-    initial_state=initial_state,
-    segment_ids=segment_ids,
-  )
+  arrays = Operands(q, k, v, log_decay, beta)
+  how = RuleOptions(chunk_size, spec, fused, implementation)
+  check(arrays, initial_state, segment_ids, how)
+  scale = precision.output_scale(scale, q)
+  return _by_chunks(arrays, scale, initial_state, segment_ids, how)
 
 
 def with_options(
@@ -92,7 +104,7 @@ def with_options(
 ) -> tuple[jax.Array, jax.Array]:
   """`gated_delta_rule` of packed operands and options; raises as it does."""
   check(arrays, initial_state, segment_ids, how)
-  scale = inputs.output_scale(scale, arrays.q)
+  scale = precision.output_scale(scale, arrays.q)
   return _by_chunks(arrays, scale, initial_state, segment_ids, how)
 
 
@@ -102,12 +114,14 @@ def check(
   segment_ids: jax.Array | None,
   how: RuleOptions,
 ) -> None:
-  """Raises what `gated_delta_rule` raises for the same arguments."""
+  """Raises what `gated_delta_rule` raises for the same arguments.
+
+  The one check of a call: nothing below it looks at an argument again.
+  """
   inputs.check(arrays._asdict(), state=initial_state, segment_ids=segment_ids)
-  dtype = inputs.compute_dtype(arrays.v)
-  dispatch.check(how.implementation, how.spec, how.chunk_size, dtype)
+  how.check_dtype(precision.compute_dtype(arrays.v))
   if how.fused:
-    wy.check(how.implementation, how.spec, how.chunk_size, arrays.k, arrays.v)
+    wy.check(how, arrays.k, arrays.v)
 
 
 @functools.partial(jax.jit, static_argnums=4)
@@ -118,47 +132,58 @@ def _by_chunks(
   segment_ids: jax.Array | None,
   how: RuleOptions,
 ) -> tuple[jax.Array, jax.Array]:
-  out, final = chunk_scan.recurrence(
-    recurrence_inputs(arrays, scale, initial_state, segment_ids, how),
-    segment_ids,
-    chunk_size=how.chunk_size,
-    implementation=how.implementation,
-  )
-  return out.astype(arrays.v.dtype), final
-
-
-def recurrence_inputs(
-  arrays: Operands,
-  scale: jax.Array,
-  initial_state: jax.Array | None,
-  segment_ids: jax.Array | None,
-  how: RuleOptions,
-) -> chunk_scan.Inputs:
-  """What the recurrence over chunks reads: all that needs no state.
-
-  Args:
-    arrays: the operands.
-    scale: of the output.
-    initial_state: [B, Hv, Dk, Dv] or None.
-    segment_ids: [B, T] or None.
-    how: the static options.
-  """
   q, k, v, log_decay, beta = arrays
-  dtype = inputs.product_dtype(v, q, k)
-  if how.fused:
-    u, w = wy.compute(
-      *arrays[1:], segment_ids, how.spec, how.chunk_size, how.implementation
+  state = layout.grouped_state(initial_state, k, v, q, log_decay, beta)
+  chunks, factor = split(arrays, scale, segment_ids, how.chunk_size)
+  by_kernel = chunk_scan.has_kernel(how.implementation, chunks.k, chunks.v)
+  if how.fused or by_kernel:
+    u, w = split_wy(arrays, chunks, segment_ids, how)
+    given = chunk_scan.Inputs.of(chunks, u, w, factor, state)
+    out, state = backends.run(
+      chunk_scan.OPERATION, how.implementation, how.chunk_size, given
     )
   else:
-    represent = functools.partial(
-      wy.in_xla,
-      spec=how.spec,
-      chunk_size=how.chunk_size,
-      dtype=dtype,
-      implementation=how.implementation,
-      gradient=how.gradient,
-    )
-    u, w = jax.checkpoint(represent)(k, v, log_decay, beta, segment_ids)
-  q, k, u, w = (x.astype(dtype) for x in (q, k, u, w))
-  log_decay = log_decay.astype(inputs.compute_dtype(v))
-  return chunk_scan.Inputs(q, k, u, w, log_decay, scale, initial_state)
+    terms = intra_chunk.terms(chunks, how, precision.key_norm(k))
+    state, out = chunk_scan.advance(state, terms)
+    out = factor * layout.merge_values(out)  # [B, N C, Hv, Dv]
+  return out[:, : v.shape[1]].astype(v.dtype), layout.flat_state(state)
+
+
+def split(
+  arrays: Operands,
+  scale: jax.Array,
+  segment_ids: jax.Array | None,
+  chunk_size: int,
+) -> tuple[Chunks, jax.Array]:
+  """The operands by chunks, and what is left of the scale for the output."""
+  q, k, v, log_decay, beta = arrays
+  dtype = precision.product_dtype(v, q, k)
+  q, factor = precision.scaled(q, scale, dtype)
+  return layout.split(
+    *(q, k, v, log_decay, beta, segment_ids),
+    chunk_size=chunk_size,
+    dtype=dtype,
+  ), factor
+
+
+def split_wy(
+  arrays: Operands,
+  chunks: Chunks,
+  segment_ids: jax.Array | None,
+  how: RuleOptions,
+) -> tuple[jax.Array, jax.Array]:
+  """u [N, B, Hk, R, C, Dv] and w, Dk wide, for a scan that makes the rest."""
+  if not how.fused:
+    # Nothing multiplies queries here.
+    given = chunks._replace(q=None)
+    terms = intra_chunk.terms(given, how, precision.key_norm(arrays.k))
+    return terms.u, terms.w
+  found = backends.run(
+    wy.OPERATION, how.implementation, how, *arrays[1:], segment_ids
+  )
+  heads = arrays.k.shape[2]
+  u, w = (
+    layout.split_values(x.astype(chunks.k.dtype), how.chunk_size, heads)
+    for x in found
+  )
+  return u, w

@@ -1,4 +1,4 @@
-"""The recurrence over chunks: all of the delta rule that needs the state.
+"""The scan over chunks: all of the delta rule that needs the state.
 
 With u and w of every chunk, S [Dk, Dv] the state of a value head and G_C the
 decay of a whole chunk:
@@ -11,30 +11,33 @@ by a scan in XLA, or by a kernel on the GPU where operands have 16 bits.
 """
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from neumann_jax import backends
-from neumann_jax.chunk_inverse import dispatch
-from neumann_jax.delta_rule import inputs as operands
-from neumann_jax.delta_rule import layout
+from neumann_jax.delta_rule import intra_chunk, layout
+from neumann_jax.delta_rule.gates import finite_decay
+from neumann_jax.delta_rule.intra_chunk import Terms
 from neumann_jax.delta_rule.kernels import chunk_scan_gpu
+from neumann_jax.delta_rule.layout import Chunks
+from neumann_jax.delta_rule.precision import einsum
 
 
 class Inputs(NamedTuple):
-  """What the recurrence reads.
+  """What the scan reads where u and w are known, as a kernel can take it.
 
   Attributes:
-    q: [B, T, Hk, Dk].
-    k: [B, T, Hk, Dk].
-    u: [B, T, Hv, Dv].
-    w: [B, T, Hv, Dk].
-    log_decay: [B, T, Hv], float32 or float64.
-    scale: of the output.
-    initial_state: [B, Hv, Dk, Dv] or None.
+    q: [N, B, Hk, C, Dk], not scaled where it has 16 bits.
+    k: [N, B, Hk, C, Dk].
+    u: [N, B, Hk, R, C, Dv].
+    w: [N, B, Hk, R, C, Dk].
+    log_decay: [N, B, Hk, R, C], float32 or float64.
+    documents: [N, B, 1, 1, C] or None.
+    factor: on the output, as far as q does not have it.
+    state: [B, Hk, R, Dk, Dv], before the first token.
   """
 
   q: jax.Array
@@ -42,205 +45,117 @@ class Inputs(NamedTuple):
   u: jax.Array
   w: jax.Array
   log_decay: jax.Array
-  scale: jax.Array
-  initial_state: jax.Array | None
+  documents: jax.Array | None
+  factor: jax.Array
+  state: jax.Array
+
+  @classmethod
+  def of(
+    cls,
+    chunks: Chunks,
+    u: jax.Array,
+    w: jax.Array,
+    factor: jax.Array,
+    state: jax.Array,
+  ) -> Self:
+    """What is left of the operands once u and w are known."""
+    q, k, _, log_decay, _, documents = chunks
+    assert q is not None
+    return cls(q, k, u, w, log_decay, documents, factor, state)
 
 
-class Prepared(NamedTuple):
-  """What the scan over chunks reads; all lead with [N, B, Hk]."""
-
-  q: jax.Array  # [N, B, Hk, C, Dk]
-  k: jax.Array  # [N, B, Hk, C, Dk]
-  u: jax.Array  # [N, B, Hk, R, C, Dv]
-  w: jax.Array  # [N, B, Hk, R, C, Dk]
-  attention: jax.Array  # [N, B, Hk, R, C, C]
-  enter: jax.Array  # [N, B, Hk, R, C], weight of the incoming state
-  leave: jax.Array  # [N, B, Hk, R, C], weight in the outgoing state
-
-
-def recurrence(
-  inputs: Inputs,
-  segment_ids: jax.Array | None,
-  *,
-  chunk_size: int,
-  implementation: str,
-) -> tuple[jax.Array, jax.Array]:
-  """Outputs of all tokens and the final state.
-
-  Args:
-    inputs: q, k, u and w of one type, that of the operands of products.
-    segment_ids: [B, T] integers, non-decreasing along a row, or None.
-    chunk_size: C.
-    implementation: "gpu" takes the kernel and "auto" takes it on a GPU, both
-      where it can run; everything else is the scan.
-
-  Returns:
-    out [B, T, Hv, Dv] and the state [B, Hv, Dk, Dv], float32 or float64.
-  """
-  reason = chunk_scan_gpu.refusal(
-    chunk_size, inputs.u.dtype, inputs.k, inputs.u
-  )
-  if implementation in ("auto", "gpu") and reason is None:
-    return _kernel(inputs, segment_ids, chunk_size, implementation)
-  return _scan(inputs, segment_ids, chunk_size)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _kernel(inputs, segment_ids, chunk_size, implementation):
-  """The kernel; its derivative is that of the scan."""
-  if implementation == "gpu":
-    q = backends.only_on(
-      inputs.q,
-      dispatch.PLATFORMS["gpu"],
-      dispatch.wrong_platform(implementation),
-    )
-    return _launch(inputs._replace(q=q), segment_ids, chunk_size)
-  return lax.platform_dependent(
-    inputs,
-    segment_ids,
-    default=functools.partial(_scan, chunk_size=chunk_size),
-    cuda=functools.partial(_launch, chunk_size=chunk_size),
-  )
-
-
-def _kernel_fwd(inputs, segment_ids, chunk_size, implementation):
-  out = _kernel(inputs, segment_ids, chunk_size, implementation)
-  return out, (inputs, segment_ids)
-
-
-def _kernel_bwd(chunk_size, implementation, residuals, cotangents):
-  del implementation
-  inputs, segment_ids = residuals
-  _, pull = jax.vjp(lambda x: _scan(x, segment_ids, chunk_size), inputs)
-  return (*pull(cotangents), None)
-
-
-_kernel.defvjp(_kernel_fwd, _kernel_bwd)
-
-
-def _launch(
-  inputs: Inputs,
-  segment_ids: jax.Array | None,
-  chunk_size: int,
-  *,
-  interpret: bool = False,
-) -> tuple[jax.Array, jax.Array]:
-  """Pads to whole chunks and calls the kernel, its output in float32."""
-  length = inputs.u.shape[1]
-  log_decay = layout.finite_decay(inputs.log_decay, segment_ids)
-  q, k, u, w, log_decay = (
-    layout.padded(x, chunk_size) for x in (*inputs[:4], log_decay)
-  )
-  state = operands.grouped_state(inputs.initial_state, k, u, q, w, log_decay)
-  out, state = chunk_scan_gpu.recurrence(
-    q,
-    k,
-    u,
-    w,
-    log_decay,
-    inputs.scale,
-    operands.flat_state(state),
-    chunk_size=chunk_size,
-    interpret=interpret,
-  )
-  return out[:, :length], state
-
-
-def _scan(
-  inputs: Inputs, segment_ids: jax.Array | None, chunk_size: int
-) -> tuple[jax.Array, jax.Array]:
-  """The recurrence in XLA."""
-  state = operands.grouped_state(
-    inputs.initial_state, inputs.k, inputs.u, *inputs[:5]
-  )
-  prepared, scale = prepare(inputs, segment_ids, chunk_size)
-  state, out = advance(state, prepared)
-  out = scale * layout.merge_values(out, inputs.u.shape[1])
-  return out.astype(inputs.u.dtype), operands.flat_state(state)
-
-
-def prepare(
-  inputs: Inputs, segment_ids: jax.Array | None, chunk_size: int
-) -> tuple[Prepared, jax.Array]:
-  """The part of the scan that does not need the state, all chunks at once.
-
-  Args:
-    inputs: of the recurrence.
-    segment_ids: [B, T] or None.
-    chunk_size: C.
-
-  Returns:
-    What `advance` reads, and the factor that is left for its outputs.
-  """
-  heads = inputs.k.shape[2]
-  q, scale = _scaled(inputs.q, inputs.scale)
-  prepared = jax.checkpoint(_prepare)(
-    layout.split_keys(q, chunk_size),
-    layout.split_keys(inputs.k, chunk_size),
-    layout.split_values(inputs.u, chunk_size, heads),
-    layout.split_values(inputs.w, chunk_size, heads),
-    layout.split_gates(inputs.log_decay, chunk_size, heads),
-    layout.split_documents(segment_ids, chunk_size),
-  )
-  return prepared, scale
-
-
-def advance(
-  state: jax.Array, prepared: Prepared
-) -> tuple[jax.Array, jax.Array]:
+def advance(state: jax.Array, terms: Terms) -> tuple[jax.Array, jax.Array]:
   """Takes a state through all chunks.
 
   Args:
     state: [B, Hk, R, Dk, D], D >= Dv. The columns from Dv on meet no values:
       they end as what becomes of an incoming state, so that the columns of an
       identity end as the propagator of the sequence.
-    prepared: from `prepare`.
+    terms: of all chunks, attention among them.
 
   Returns:
     The state after the last token, and what the tokens read of it on the way,
-    [N, B, Hk, R, C, D].
+    [N, B, Hk, R, C, D], without the scale.
   """
+  # A step keeps nothing but the state that entered it. The scan is a loop to
+  # XLA already, which cannot merge the two computations of a step.
   body = jax.checkpoint(_chunk, prevent_cse=False)
-  return lax.scan(body, state, prepared)
+  return lax.scan(body, state, terms)
 
 
-def _scaled(q: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Scales q, unless that would round it once more; and the factor left."""
-  if operands.is_narrow(q.dtype):
-    return q, scale
-  return q * jnp.asarray(scale, q.dtype), jnp.ones((), q.dtype)
-
-
-def _prepare(
-  q: jax.Array,
-  k: jax.Array,
-  u: jax.Array,
-  w: jax.Array,
-  log_decay: jax.Array,
-  documents: jax.Array | None,
-) -> Prepared:
-  decay, enter = layout.chunk_gates(log_decay, documents)
-  gram = operands.einsum("nbhid,nbhjd->nbhij", q, k, u.dtype)
-  attention = gram[:, :, :, None] * decay
-  return Prepared(
-    q=q,
-    k=k,
-    u=u,
-    w=w,
-    attention=attention.astype(u.dtype),
-    enter=enter,
-    leave=decay[..., -1, :],
-  )
-
-
-def _chunk(state: jax.Array, x: Prepared) -> tuple[jax.Array, jax.Array]:
+def _chunk(state: jax.Array, x: Terms) -> tuple[jax.Array, jax.Array]:
   """Advances the state [B, Hk, R, Dk, D] by one chunk."""
-  dot = functools.partial(operands.einsum, dtype=x.u.dtype)
+  assert x.q is not None and x.attention is not None
+  dot = functools.partial(einsum, dtype=x.u.dtype)
   extra = state.shape[-1] - x.u.shape[-1]
   u = jnp.pad(x.u, [(0, 0)] * (x.u.ndim - 1) + [(0, extra)])
+  # Subtracted and summed in the state's type: u - w S cancels.
   new = u.astype(state.dtype) - dot("bhrcd,bhrdv->bhrcv", x.w, state)
   read = dot("bhcd,bhrdv->bhrcv", x.q, state)
-  out = x.enter[..., None] * read
+  out = x.enter[..., None] * read  # [B, Hk, R, C, D]
   out = out + dot("bhrij,bhrjv->bhriv", x.attention, new)
   written = dot("bhcd,bhrcv->bhrdv", x.k, x.leave[..., None] * new)
   return x.enter[..., -1, None, None] * state + written, out
+
+
+def _scan(chunk_size: int, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+  """Outputs [B, N C, Hv, Dv] and the state, in XLA."""
+  del chunk_size  # of the arrays
+  terms = intra_chunk.terms_of_wy(*inputs[:6])
+  state, out = advance(inputs.state, terms)
+  out = inputs.factor * layout.merge_values(out)
+  return out.astype(inputs.u.dtype), state
+
+
+def has_kernel(implementation: str, k: jax.Array, v: jax.Array) -> bool:
+  """Whether `OPERATION` has a kernel to choose, asked before u and w are known.
+
+  Args:
+    implementation: one of `backends.IMPLEMENTATIONS`.
+    k: [N, B, Hk, C, Dk].
+    v: [N, B, Hk, R, C, Dv], of u's shape and type.
+  """
+  like = Inputs(k, k, v, v, k, None, k, k)  # k and u are read
+  return bool(backends.runs(OPERATION, implementation, k.shape[-2], like))
+
+
+def _refusal(chunk_size: int, inputs: Inputs) -> str | None:
+  k, v = (
+    jax.eval_shape(merge, x)
+    for merge, x in (
+      (layout.merge_keys, inputs.k),
+      (layout.merge_values, inputs.u),
+    )
+  )
+  return chunk_scan_gpu.refusal(chunk_size, inputs.u.dtype, k, v)
+
+
+def _launch(
+  chunk_size: int, inputs: Inputs, *, interpret: bool = False
+) -> tuple[jax.Array, jax.Array]:
+  """Outputs and the state, by the kernel, which reads tokens in their order.
+
+  Where u and w come from a kernel, XLA cancels the cut into chunks against
+  this: both are a transposition.
+  """
+  ids = inputs.documents
+  if ids is not None:
+    ids = layout.merge_gates(ids)[..., 0]  # [B, N C]
+  out, state = chunk_scan_gpu.recurrence(
+    layout.merge_keys(inputs.q),
+    layout.merge_keys(inputs.k),
+    layout.merge_values(inputs.u),
+    layout.merge_values(inputs.w),
+    finite_decay(layout.merge_gates(inputs.log_decay), ids),
+    inputs.factor,
+    layout.flat_state(inputs.state),
+    chunk_size=chunk_size,
+    interpret=interpret,
+  )
+  return out, state.reshape(inputs.state.shape)
+
+
+# (chunk_size, Inputs) -> out [B, N C, Hv, Dv] in u's type, state as it came.
+OPERATION = backends.Operation(
+  _scan, {"gpu": backends.Kernel(_refusal, _launch)}
+)

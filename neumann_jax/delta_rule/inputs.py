@@ -1,23 +1,20 @@
-"""What the delta rule accepts, and in which form it computes.
+"""What the delta rule accepts.
 
 Shapes and types are always checked. Values are checked on concrete arrays
 only, with numpy, so that nothing is staged or compiled before the sentence.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.typing import DTypeLike
 
 from neumann_jax import checks
 
 
 class Operands(NamedTuple):
-  """The operands of the rule; one token has no T axis.
+  """The operands of the rule; those of one token have no T axis.
 
   Attributes:
     q: [B, T, Hk, Dk].
@@ -137,92 +134,6 @@ def check_marks(
       )
   if mask is not None:
     _check_padding(mask)
-
-
-def compute_dtype(x: jax.Array) -> jnp.dtype:
-  """float64 stays; everything narrower is computed in float32."""
-  wide = jax.dtypes.canonicalize_dtype(x.dtype) == jnp.float64
-  return jnp.dtype(jnp.float64 if wide else jnp.float32)
-
-
-def product_dtype(v: jax.Array, *others: jax.Array) -> jnp.dtype:
-  """What the chunk-wise rule rounds the operands of a product to.
-
-  bfloat16 or float16 where v and the others all have that type, else what
-  `compute_dtype` gives for v.
-  """
-  same = all(x.dtype == v.dtype for x in others)
-  return v.dtype if same and is_narrow(v.dtype) else compute_dtype(v)
-
-
-def is_narrow(dtype: DTypeLike) -> bool:
-  """Whether a type has 16 bits, as matrix units multiply them."""
-  return jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-
-
-def einsum(
-  subscripts: str, x: jax.Array, y: jax.Array, dtype: DTypeLike
-) -> jax.Array:
-  """A product of the chunk-wise rule: its one policy of types.
-
-  Args:
-    subscripts: as `jnp.einsum`.
-    x: left operand.
-    y: right operand.
-    dtype: from `product_dtype`; both operands are rounded to it.
-
-  Returns:
-    Sums in float32 of 16-bit operands as they are; float32 and float64 at
-    highest precision, in their own type.
-  """
-  narrow = is_narrow(dtype)
-  return jnp.einsum(
-    subscripts,
-    x.astype(dtype),
-    y.astype(dtype),
-    precision=lax.Precision.DEFAULT if narrow else lax.Precision.HIGHEST,
-    preferred_element_type=jnp.float32 if narrow else dtype,
-  )
-
-
-def output_scale(scale: float | None, q: jax.Array) -> float:
-  """The factor on the output: Dk^-0.5 unless given."""
-  return q.shape[-1] ** -0.5 if scale is None else scale
-
-
-def widened(arrays: Operands, scale: jax.Array) -> Operands:
-  """The operands in v's dtype of computation, with q scaled."""
-  dtype = compute_dtype(arrays.v)
-  wide = Operands(*(x.astype(dtype) for x in arrays))
-  return wide._replace(q=wide.q * jnp.asarray(scale, dtype))
-
-
-def grouped_state(
-  state: jax.Array | None, k: jax.Array, v: jax.Array, *others: jax.Array
-) -> jax.Array:
-  """[B, Hv, Dk, Dv] or None (zero) -> [B, Hk, R, Dk, Dv], 32 bits or more.
-
-  Under `jax.shard_map` a scan asks that a state vary over the mesh axes over
-  which k, v and the others do, even if it starts the same everywhere.
-  """
-  (hk, dk), (hv, dv) = k.shape[-2:], v.shape[-2:]
-  shape = (v.shape[0], hk, hv // hk, dk, dv)
-  dtype = compute_dtype(v)
-  if state is None:
-    state = jnp.zeros(shape, dtype)
-  return varying_as(state.astype(dtype).reshape(shape), (k, v, *others))
-
-
-def varying_as(x: jax.Array, arrays: Sequence[jax.Array]) -> jax.Array:
-  """x, marked as varying over every mesh axis over which an array does."""
-  axes = [jax.typeof(a).manual_axis_type.varying for a in (x, *arrays)]
-  missing = frozenset().union(*axes[1:]) - axes[0]
-  return lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
-
-
-def flat_state(state: jax.Array) -> jax.Array:
-  """[B, Hk, R, Dk, Dv] -> [B, Hv, Dk, Dv]."""
-  return state.reshape(state.shape[0], -1, *state.shape[3:])
 
 
 def segment_starts(segment_ids: jax.Array) -> jax.Array:

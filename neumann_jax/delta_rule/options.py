@@ -6,9 +6,16 @@ of a model holds the record whole, and the layer hands it on.
 
 import dataclasses
 
-from neumann_jax.chunk_inverse import api, dispatch
-from neumann_jax.chunk_inverse.api import Gradient
-from neumann_jax.chunk_inverse.inverse_spec import InverseSpec, check_spec
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from neumann_jax.chunk_inverse.gradient import (
+  Gradient,
+  check,
+  check_gradient,
+)
+from neumann_jax.chunk_inverse.inverse_spec import InverseSpec, resolve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +48,11 @@ class RuleOptions:
 
   def __post_init__(self) -> None:
     """Refuses what no operands could make right."""
-    check_spec(self.spec)
-    dispatch.check(self.implementation, self.spec, self.chunk_size)
+    object.__setattr__(self, "_inverse", resolve(self.spec, self.chunk_size))
+    self.check_dtype(jnp.float32)
     if not isinstance(self.fused, bool):
       raise TypeError(f"fused must be True or False, got {self.fused!r}")
-    api.check_gradient(self.gradient)
+    check_gradient(self.gradient)
     # The kernel never writes T, which the truncated derivative would need.
     if self.fused and self.gradient != "implicit":
       raise ValueError(
@@ -57,3 +64,14 @@ class RuleOptions:
       raise TypeError(
         f"sequence_axis must be the name of a mesh axis or None, got {axis!r}"
       )
+
+  @property
+  def inverse(self) -> InverseSpec:
+    """`spec` with the defaults of this chunk size filled in."""
+    return self._inverse  # type: ignore[attr-defined]
+
+  def check_dtype(self, dtype: DTypeLike) -> None:
+    """Raises ValueError if a named kernel cannot invert matrices of a type."""
+    size = self.chunk_size
+    a = jax.ShapeDtypeStruct((size, size), dtype)
+    check(self.implementation, self.inverse, a)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from neumann_jax.delta_rule import inputs
+from neumann_jax.delta_rule import inputs, layout, precision
 from neumann_jax.delta_rule.inputs import Operands
 
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
@@ -30,7 +30,7 @@ def gated_delta_recurrent(
 ) -> tuple[jax.Array, jax.Array]:
   """The same rule as `gated_delta_rule`, one token after the other.
 
-  Serial, and its backward pass keeps one state a token: for short sequences
+  Serial, and its backward pass keeps one state per token: for short sequences
   and as a reference.
 
   Args:
@@ -49,12 +49,23 @@ def gated_delta_recurrent(
   Raises:
     TypeError: for an operand of the wrong type.
     ValueError: for a shape or a value out of range.
+
+  Example:
+    One key, written with half strength twice: 4, then half of the way to 8.
+
+    >>> import jax.numpy as jnp
+    >>> k = jnp.ones((1, 2, 1, 1))
+    >>> v = jnp.array([8.0, 8.0]).reshape(1, 2, 1, 1)
+    >>> gates = jnp.zeros((1, 2, 1)), jnp.full((1, 2, 1), 0.5)
+    >>> out, state = gated_delta_recurrent(k, k, v, *gates)
+    >>> out.ravel(), state.ravel()
+    (Array([4., 6.], dtype=float32), Array([6.], dtype=float32))
   """
   arrays = Operands(q, k, v, log_decay, beta)
   inputs.check(arrays._asdict(), state=initial_state, segment_ids=segment_ids)
   return _by_tokens(
     arrays,
-    inputs.output_scale(scale, q),
+    precision.output_scale(scale, q),
     initial_state,
     segment_ids,
   )
@@ -88,6 +99,16 @@ def gated_delta_step(
   Raises:
     TypeError: for an operand of the wrong type.
     ValueError: for a shape or a value out of range.
+
+  Example:
+    A state that answers 3 to a key, and half of the way from there to 5:
+
+    >>> import jax.numpy as jnp
+    >>> k, state = jnp.ones((1, 1, 1)), jnp.full((1, 1, 1, 1), 3.0)
+    >>> gates = jnp.zeros((1, 1)), jnp.full((1, 1), 0.5)
+    >>> out, state = gated_delta_step(k, k, 5 * k, *gates, state)
+    >>> out.ravel(), state.ravel()
+    (Array([4.], dtype=float32), Array([4.], dtype=float32))
   """
   arrays = Operands(q, k, v, log_decay, beta)
   inputs.check(
@@ -95,7 +116,7 @@ def gated_delta_step(
     tokens=False,
     state=state,
   )
-  return _one_token(arrays, inputs.output_scale(scale, q), state)
+  return _one_token(arrays, precision.output_scale(scale, q), state)
 
 
 @jax.jit
@@ -106,8 +127,8 @@ def _by_tokens(
   segment_ids: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
   dtype = arrays.v.dtype
-  widened = inputs.widened(arrays, scale)
-  state = inputs.grouped_state(initial_state, arrays.k, arrays.v, *arrays)
+  widened = _widened(arrays, scale)
+  state = layout.grouped_state(initial_state, arrays.k, arrays.v, *arrays)
   starts = jnp.zeros(arrays.v.shape[:2], bool)
   if segment_ids is not None:
     starts = inputs.segment_starts(segment_ids)
@@ -119,17 +140,24 @@ def _by_tokens(
 
   tokens = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (starts, widened))
   state, out = lax.scan(body, state, tokens)
-  return jnp.swapaxes(out, 0, 1).astype(dtype), inputs.flat_state(state)
+  return jnp.swapaxes(out, 0, 1).astype(dtype), layout.flat_state(state)
 
 
 @jax.jit
 def _one_token(
   arrays: Operands, scale: jax.Array, state: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  widened = inputs.widened(arrays, scale)
-  grouped = inputs.grouped_state(state, arrays.k, arrays.v, *arrays)
+  widened = _widened(arrays, scale)
+  grouped = layout.grouped_state(state, arrays.k, arrays.v, *arrays)
   grouped, out = _token(grouped, widened)
-  return out.astype(arrays.v.dtype), inputs.flat_state(grouped)
+  return out.astype(arrays.v.dtype), layout.flat_state(grouped)
+
+
+def _widened(arrays: Operands, scale: jax.Array) -> Operands:
+  """The operands in v's dtype of computation, with q scaled."""
+  dtype = precision.compute_dtype(arrays.v)
+  wide = Operands(*(x.astype(dtype) for x in arrays))
+  return wide._replace(q=wide.q * jnp.asarray(scale, dtype))
 
 
 def _token(state: jax.Array, token: Operands) -> tuple[jax.Array, jax.Array]:

@@ -1,6 +1,6 @@
 """The gated delta rule with its tokens split over a mesh axis.
 
-A shard maps the state that enters it affinely, S -> M S + b with M [Dk, Dk] a
+A shard maps the state that enters it affinely, S -> M S + b with M [Dk, Dk] per
 value head, and so does every read of the state on the way: o_t = a_t + P_t S.
 One scan over a shard's chunks, started from the columns [0, I] instead of S,
 yields b and M, and all a_t and P_t, before anything of the other shards is
@@ -26,9 +26,13 @@ from jax import lax
 
 from neumann_jax import sequence_axis
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
-from neumann_jax.delta_rule import api, layout
-from neumann_jax.delta_rule import chunk_scan as recurrence
-from neumann_jax.delta_rule import inputs as operands
+from neumann_jax.delta_rule import (
+  api,
+  chunk_scan,
+  intra_chunk,
+  layout,
+  precision,
+)
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.options import RuleOptions
 
@@ -79,7 +83,7 @@ def sharded_delta_rule(
     chunk_size: as for `gated_delta_rule`, like all that follow.
     spec: of the inverse.
     fused: whether u and w come from one kernel.
-    implementation: back end; the recurrence over chunks is always the scan.
+    implementation: back end; the scan over chunks is always that of XLA.
 
   Returns:
     out [B, L, Hv, Dv] in v's dtype, and the state after the last shard
@@ -113,7 +117,7 @@ def over_shards(
     raise ValueError("sequence_axis must name the mesh axis of the tokens")
   sequence_axis.axis_size(how.sequence_axis)
   api.check(arrays, initial_state, segment_ids, how)
-  scale = operands.output_scale(scale, arrays.q)
+  scale = precision.output_scale(scale, arrays.q)
   return _by_shards(arrays, scale, initial_state, segment_ids, how)
 
 
@@ -127,23 +131,28 @@ def _by_shards(
 ) -> tuple[jax.Array, jax.Array]:
   axis_name = how.sequence_axis
   assert axis_name is not None  # over_shards has checked
-  first = operands.grouped_state(
-    initial_state, arrays.k, arrays.v, *arrays
-  )  # [B, Hk, R, Dk, Dv]
-  (batch, length), dv = arrays.v.shape[:2], arrays.v.shape[-1]
+  q, k, v, log_decay, beta = arrays
+  first = layout.grouped_state(initial_state, k, v, q, log_decay, beta)
+  (batch, length), dv = v.shape[:2], v.shape[-1]
   # A shard that begins with a new document starts the propagator from 0.
   reads = sequence_axis.continues(segment_ids, batch, axis_name)
   identity = jnp.eye(first.shape[-2], dtype=first.dtype)
   identity = jnp.where(reads[:, None, None, None, None], identity, 0)
   identity = jnp.broadcast_to(identity, (*first.shape[:-1], first.shape[-2]))
   start = jnp.concatenate([jnp.zeros_like(first), identity], axis=-1)
-  inputs = api.recurrence_inputs(arrays, scale, initial_state, segment_ids, how)
-  prepared, factor = recurrence.prepare(inputs, segment_ids, how.chunk_size)
-  own, out = recurrence.advance(start, prepared)
+  chunks, factor = api.split(arrays, scale, segment_ids, how.chunk_size)
+  if how.fused:
+    u, w = api.split_wy(arrays, chunks, segment_ids, how)
+    terms = intra_chunk.terms_of_wy(
+      chunks.q, chunks.k, u, w, chunks.log_decay, chunks.documents
+    )
+  else:
+    terms = intra_chunk.terms(chunks, how, precision.key_norm(k))
+  own, out = chunk_scan.advance(start, terms)
   state, final = _states(first, own, axis_name)
   out = out[..., :dv] + _einsum("nbhrcd,bhrdv->nbhrcv", out[..., dv:], state)
-  out = factor * layout.merge_values(out, length)
-  return out.astype(arrays.v.dtype), operands.flat_state(final)
+  out = factor * layout.merge_values(out)[:, :length]
+  return out.astype(v.dtype), layout.flat_state(final)
 
 
 def _states(

@@ -2,26 +2,22 @@
 
   u = T (beta v),  w = T (beta exp(G) k),  T = (I + A)^-1,
 
-by XLA for chunks that are already split, or in one kernel that builds A from
-keys and gates and never writes A or T.
+in one kernel that builds A from keys and gates and never writes A or T; its XLA
+form is `intra_chunk.terms`.
 """
 
-import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.experimental.pallas import tpu as pltpu
-from jax.typing import DTypeLike
 
 from neumann_jax import backends
-from neumann_jax.chunk_inverse import bounds, dispatch
-from neumann_jax.chunk_inverse.api import Gradient, inverse
-from neumann_jax.chunk_inverse.inverse_spec import InverseSpec, resolve
-from neumann_jax.delta_rule import inputs, layout
+from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
+from neumann_jax.delta_rule import inputs, intra_chunk, layout, precision
+from neumann_jax.delta_rule.gates import finite_decay
 from neumann_jax.delta_rule.kernels import wy_gpu, wy_tpu
-
-_KERNELS = {"tpu": wy_tpu, "gpu": wy_gpu}
+from neumann_jax.delta_rule.options import RuleOptions
 
 
 def wy_representation(
@@ -45,7 +41,7 @@ def wy_representation(
   Args:
     k: [B, T, Hk, Dk], normalised keys, T >= 1.
     v: [B, T, Hv, Dv], Hv a whole multiple of Hk.
-    log_decay: [B, T, Hv], <= 0; -inf forgets.
+    log_decay: [B, T, Hv], log decay per token, <= 0; -inf forgets.
     beta: [B, T, Hv], in [0, 2].
     segment_ids: [B, T] integers, non-decreasing along a row, or None.
     chunk_size: C, a power of two; the last chunk is padded with inert tokens.
@@ -61,209 +57,117 @@ def wy_representation(
     TypeError: for an operand of the wrong type.
     ValueError: for a shape, a value or an option out of range, or a kernel
       that cannot run, with the reason.
+
+  Example:
+    Two tokens with one key: the second write first takes back half of what the
+    first one wrote.
+
+    >>> import jax.numpy as jnp
+    >>> k = jnp.tile(jnp.eye(2)[:1], (2, 1))[None, :, None]  # [1, 2, 1, 2]
+    >>> v = jnp.ones((1, 2, 1, 1))
+    >>> gates = jnp.zeros((1, 2, 1)), jnp.full((1, 2, 1), 0.5)
+    >>> u, w = wy_representation(k, v, *gates, chunk_size=2)
+    >>> u[0, :, 0, 0], w[0, :, 0, 0]
+    (Array([0.5 , 0.25], dtype=float32), Array([0.5 , 0.25], dtype=float32))
   """
   inputs.check(
     {"k": k, "v": v, "log_decay": log_decay, "beta": beta},
     segment_ids=segment_ids,
   )
-  check(implementation, spec, chunk_size, k, v)
-  return compute(
-    k, v, log_decay, beta, segment_ids, spec, chunk_size, implementation
-  )
+  how = RuleOptions(chunk_size, spec, True, implementation)
+  check(how, k, v)
+  # Kernels are compiled once for all eager calls of a shape and spec.
+  run = backends.run if implementation == "xla" else _compiled
+  return run(OPERATION, implementation, how, k, v, log_decay, beta, segment_ids)
 
 
-def compute(
-  k: jax.Array,
-  v: jax.Array,
-  log_decay: jax.Array,
-  beta: jax.Array,
-  segment_ids: jax.Array | None,
-  spec: InverseSpec,
-  chunk_size: int,
-  implementation: str,
-) -> tuple[jax.Array, jax.Array]:
-  """`wy_representation` of operands that have been checked."""
-  arrays = (k, v, log_decay, beta, segment_ids)
-  if implementation == "xla":
-    return _reference(*arrays, spec, chunk_size)
-  return _fused(*arrays, spec, chunk_size, implementation)
+_compiled = jax.jit(backends.run, static_argnums=(0, 1, 2))
 
 
 def check(
-  implementation: str,
-  spec: InverseSpec,
-  chunk_size: int,
+  how: RuleOptions,
   k: jax.Array | jax.ShapeDtypeStruct,
   v: jax.Array | jax.ShapeDtypeStruct,
 ) -> None:
-  """Raises ValueError unless the fused computation can run."""
-  dispatch.check_name(implementation)
-  spec = resolve(spec, chunk_size)
-  if implementation in ("auto", "xla"):
-    return
-  name = "tpu" if implementation == "interpret" else implementation
-  reason = _refusal(name, spec, chunk_size, k, v)
-  if reason is not None:
-    raise ValueError(
-      f"fused=True with implementation={implementation!r} cannot run: {reason}"
-    )
+  """Raises ValueError unless a named kernel can run.
+
+  Args:
+    how: `fused` options.
+    k: [..., Dk]; like v only its last axis and type are read.
+    v: [..., Dv].
+  """
+  backends.check(OPERATION, how.implementation, how, k, v)
 
 
-def in_xla(
+def _in_xla(
+  how: RuleOptions,
   k: jax.Array,
   v: jax.Array,
   log_decay: jax.Array,
   beta: jax.Array,
   segment_ids: jax.Array | None,
-  *,
-  spec: InverseSpec,
-  chunk_size: int,
-  dtype: DTypeLike,
-  implementation: str,
-  gradient: Gradient = "implicit",
 ) -> tuple[jax.Array, jax.Array]:
-  """u and w in XLA around the inverse.
-
-  Args:
-    k: [B, T, Hk, Dk].
-    v: [B, T, Hv, Dv].
-    log_decay: [B, T, Hv].
-    beta: [B, T, Hv].
-    segment_ids: [B, T] or None.
-    spec: method and arithmetic of the inverse.
-    chunk_size: C.
-    dtype: of u and w and of the operands of products; A and T have 32 bits
-      or more.
-    implementation: of the inverse.
-    gradient: of the inverse.
-
-  Returns:
-    u [B, T, Hv, Dv] and w [B, T, Hv, Dk].
-  """
-  heads, length = k.shape[2], v.shape[1]
-  norm = _key_norm(k)
-  k = layout.split_keys(k.astype(dtype), chunk_size)  # [N, B, Hk, C, Dk]
-  v = layout.split_values(v.astype(dtype), chunk_size, heads)
-  wide = inputs.compute_dtype(v)
-  beta, log_decay = (
-    layout.split_gates(x.astype(wide), chunk_size, heads)
-    for x in (beta, log_decay)
-  )  # [N, B, Hk, R, C]
-  documents = layout.split_documents(segment_ids, chunk_size)
-  gates = layout.chunk_gates(log_decay, documents)
-  a = layout.matrix(k, beta, gates.decay)  # [N, B, Hk, R, C, C]
-  envelope = None
-  if spec.quant is not None and spec.quant.scale == "envelope":
-    envelope = bounds.envelope(beta, log_decay, key_norm=norm)
-  t = inverse(
-    a,
-    spec,
-    envelope=envelope,
-    gradient=gradient,
-    implementation=implementation,
+  """What the kernels compute."""
+  chunks = layout.split(
+    None,
+    *(k, v, log_decay, beta, segment_ids),
+    chunk_size=how.chunk_size,
+    dtype=precision.product_dtype(v, k),
   )
-  t = t * beta[..., None, :]
-  dot = functools.partial(inputs.einsum, dtype=dtype)
-  u = dot("nbhrij,nbhrjv->nbhriv", t, v)
-  w = dot("nbhrij,nbhjd->nbhrid", t * gates.enter[..., None, :], k)
-  u, w = (layout.merge_values(x, length).astype(dtype) for x in (u, w))
+  plain = RuleOptions(how.chunk_size, how.spec, implementation="xla")
+  terms = intra_chunk.terms(chunks, plain, precision.key_norm(k))
+  u, w = (
+    layout.merge_values(x)[:, : v.shape[1]].astype(v.dtype)
+    for x in (terms.u, terms.w)
+  )
   return u, w
 
 
-def _key_norm(k: jax.Array) -> float:
-  """A unit key rounded to a narrow type can be longer by its roundoff."""
-  return 1.0 + float(jnp.finfo(k.dtype).eps) / 2
+def _kernel(module: Any) -> backends.Kernel:
+  """The kernel of a module, which takes whole chunks and no documents."""
+
+  def refusal(how: RuleOptions, k: Any, v: Any, *gates: Any) -> str | None:
+    del gates
+    quant = how.spec.quant
+    if quant is not None and quant.scale == "envelope":
+      return "a fused kernel has no envelope; use QuantSpec(scale='dynamic')"
+    dtype = jnp.promote_types(k.dtype, v.dtype)
+    widths = k.shape[-1], v.shape[-1]
+    return module.refusal(how.inverse, how.chunk_size, dtype, widths)
+
+  return backends.Kernel(refusal, _launcher(module.wy))
 
 
-def _reference(
-  k: jax.Array,
-  v: jax.Array,
-  log_decay: jax.Array,
-  beta: jax.Array,
-  segment_ids: jax.Array | None,
-  spec: InverseSpec,
-  c: int,
-) -> tuple[jax.Array, jax.Array]:
-  """What the kernels compute, in XLA."""
-  u, w = in_xla(
-    k,
-    v,
-    log_decay,
-    beta,
-    segment_ids,
-    spec=spec,
-    chunk_size=c,
-    dtype=inputs.product_dtype(v, k),
-    implementation="xla",
-  )
-  return u.astype(v.dtype), w.astype(v.dtype)
-
-
-def _refusal(
-  name: str,
-  spec: InverseSpec,
-  c: int,
-  k: jax.Array | jax.ShapeDtypeStruct,
-  v: jax.Array | jax.ShapeDtypeStruct,
-) -> str | None:
-  """Why a fused kernel cannot run, as a clause, or None if it can."""
-  if spec.quant is not None and spec.quant.scale == "envelope":
-    return "a fused kernel has no envelope; use QuantSpec(scale='dynamic')"
-  dtype = jnp.promote_types(k.dtype, v.dtype)
-  return _KERNELS[name].refusal(spec, c, dtype, (k.shape[-1], v.shape[-1]))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-@functools.partial(jax.jit, static_argnums=(5, 6, 7))
-def _fused(k, v, log_decay, beta, segment_ids, spec, c, implementation):
-  spec = resolve(spec, c)
-  arrays = (k, v, log_decay, beta, segment_ids)
-  if implementation == "interpret":
-    return _launch("tpu", spec, c, *arrays, interpret=pltpu.InterpretParams())
-  if implementation != "auto":
-    k = backends.only_on(
-      k,
-      dispatch.PLATFORMS[implementation],
-      dispatch.wrong_platform(implementation),
+def _launcher(wy: Callable[..., tuple]) -> Callable[..., tuple]:
+  def launch(
+    how: RuleOptions,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array,
+    beta: jax.Array,
+    segment_ids: jax.Array | None,
+    **options: Any,
+  ) -> tuple[jax.Array, jax.Array]:
+    length, dtype = v.shape[1], v.dtype
+    common = jnp.promote_types(k.dtype, v.dtype)
+    arrays = (
+      layout.padded(x, how.chunk_size)
+      for x in (
+        k.astype(common),
+        v.astype(common),
+        finite_decay(log_decay, segment_ids),
+        beta,
+      )
     )
-    return _launch(implementation, spec, c, k, *arrays[1:])
-  branches = {
-    dispatch.PLATFORMS[name]: functools.partial(_launch, name, spec, c)
-    for name in _KERNELS
-    if _refusal(name, spec, c, k, v) is None
-  }
-  default = functools.partial(_reference, spec=spec, c=c)
-  if not branches:
-    return default(*arrays)
-  return lax.platform_dependent(*arrays, default=default, **branches)
+    u, w = wy(*arrays, spec=how.inverse, chunk_size=how.chunk_size, **options)
+    return u[:, :length].astype(dtype), w[:, :length].astype(dtype)
+
+  return launch
 
 
-def _launch(name, spec, c, k, v, log_decay, beta, segment_ids, **options):
-  """Pads to whole chunks and calls a kernel; documents become decays of 0."""
-  length, dtype = v.shape[1], v.dtype
-  log_decay = layout.finite_decay(log_decay, segment_ids)
-  common = jnp.promote_types(k.dtype, v.dtype)
-  k, v, log_decay, beta = (
-    layout.padded(x, c)
-    for x in (k.astype(common), v.astype(common), log_decay, beta)
-  )
-  u, w = _KERNELS[name].wy(
-    k, v, log_decay, beta, spec=spec, chunk_size=c, **options
-  )
-  return u[:, :length].astype(dtype), w[:, :length].astype(dtype)
-
-
-def _fused_fwd(*args):
-  return _fused(*args), args[:5]
-
-
-def _fused_bwd(spec, c, implementation, arrays, cotangents):
-  del implementation
-  *arrays, segment_ids = arrays
-  _, pull = jax.vjp(
-    lambda k, v, g, b: _reference(k, v, g, b, segment_ids, spec, c), *arrays
-  )
-  return (*pull(cotangents), None)
-
-
-_fused.defvjp(_fused_fwd, _fused_bwd)
+# (RuleOptions, k, v, log_decay, beta, segment_ids) -> u, w as above.
+OPERATION = backends.Operation(
+  _in_xla,
+  {"tpu": _kernel(wy_tpu), "gpu": _kernel(wy_gpu)},
+  asked="fused=True with ",
+)

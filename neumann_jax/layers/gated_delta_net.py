@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from neumann_jax import sequence_axis
-from neumann_jax.delta_rule import api, layout, sequence_parallel, wy
+from neumann_jax.delta_rule import api, chunk_matrix, sequence_parallel, wy
 from neumann_jax.delta_rule import inputs as operands
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.recurrent import gated_delta_step
@@ -142,7 +142,7 @@ class GatedDeltaNet(nnx.Module):
           self.config.linear_value_head_dim,
         )
       )
-      wy.check(rule.implementation, rule.spec, rule.chunk_size, k, v)
+      wy.check(rule, k, v)
     self.rule = rule
 
   @property
@@ -240,7 +240,7 @@ class GatedDeltaNet(nnx.Module):
     *,
     segment_ids: jax.Array | None = None,
     mask: jax.Array | None = None,
-  ) -> layout.ChunkMatrices:
+  ) -> chunk_matrix.ChunkMatrices:
     """The matrices that the block would invert for x, and their gates.
 
     Args:
@@ -259,7 +259,7 @@ class GatedDeltaNet(nnx.Module):
     x, mask = self._masked(x, mask)
     history = self.init_cache(x.shape[0]).conv_state
     inputs, _ = self._operands(x, history, segment_ids, mask)
-    return layout.chunk_matrices(
+    return chunk_matrix.chunk_matrices(
       inputs.k,
       inputs.log_decay,
       inputs.beta,

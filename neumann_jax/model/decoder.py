@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 from jax import lax
 
-from neumann_jax.delta_rule.layout import ChunkMatrices
+from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices
 from neumann_jax.execution import Execution
 from neumann_jax.layers.attention import GatedAttention
 from neumann_jax.layers.cache import LayerCache

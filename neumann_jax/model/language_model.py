@@ -16,7 +16,8 @@ from flax import nnx
 from jax import lax
 
 from neumann_jax import checks, sequence_axis
-from neumann_jax.delta_rule import inputs, layout
+from neumann_jax.delta_rule import inputs
+from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices
 from neumann_jax.delta_rule.options import RuleOptions
 from neumann_jax.execution import Execution
 from neumann_jax.layers.cache import (
@@ -211,7 +212,7 @@ class LanguageModel(nnx.Module):
     *,
     segment_ids: jax.Array | None = None,
     mask: jax.Array | None = None,
-  ) -> tuple[layout.ChunkMatrices, ...]:
+  ) -> tuple[ChunkMatrices, ...]:
     """The matrices that each Gated DeltaNet layer inverts, in their order.
 
     Args:

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from neumann_jax.chunk_inverse import integer, methods
-from neumann_jax.chunk_inverse.inverse_spec import InverseSpec, resolve
+from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
 from neumann_jax.chunk_inverse.kernels import products
 from neumann_jax.chunk_inverse.kernels.products import Unit
 from neumann_jax.chunk_inverse.tiles import Tiles
@@ -34,18 +34,18 @@ def refusal(spec: InverseSpec, chunk_size: int) -> str | None:
 
 
 def invert(
-  a: jax.Array,
   spec: InverseSpec,
+  a: jax.Array,
   bound: jax.Array | None = None,
   *,
   interpret: bool = False,
 ) -> jax.Array:
-  """T = (I + A)^-1 as `reference.invert`, in one kernel.
+  """T = (I + A)^-1 as `xla.invert`, in one kernel.
 
   Args:
+    spec: which method, in which arithmetic, from `inverse_spec.resolve`.
     a: [..., C, C] float32, bfloat16 or float16, C as `refusal` allows; only
       the strictly lower part is read.
-    spec: which method, in which arithmetic.
     bound: [..., 1, 1] or scalar, the largest entry of the envelope; 1 when
       None.
     interpret: runs the body on the CPU instead, exactly rounded.
@@ -54,7 +54,6 @@ def invert(
     [..., C, C] of a's dtype. Float32 products are taken in three tf32 parts.
   """
   lead, c = a.shape[:-2], a.shape[-1]
-  spec = resolve(spec, c)
   a = a.reshape(-1, c, c)
   whole = pl.BlockSpec((1, c, c), lambda n: (n, 0, 0))
   arrays, in_specs = [a], [whole]

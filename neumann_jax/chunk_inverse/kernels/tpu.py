@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from neumann_jax.chunk_inverse import integer, methods
-from neumann_jax.chunk_inverse.inverse_spec import InverseSpec, resolve
+from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
 from neumann_jax.chunk_inverse.kernels import products as formats
 from neumann_jax.chunk_inverse.kernels import tpu_ladder
 from neumann_jax.chunk_inverse.kernels.products import Unit
@@ -39,23 +39,23 @@ def refusal(spec: InverseSpec, chunk_size: int) -> str | None:
 
 
 def invert(
-  a: jax.Array,
   spec: InverseSpec,
+  a: jax.Array,
   bound: jax.Array | None = None,
   *,
   block: int | None = None,
   interpret: bool | pltpu.InterpretParams = False,
 ) -> jax.Array:
-  """T = (I + A)^-1 as `reference.invert`, in one kernel.
+  """T = (I + A)^-1 as `xla.invert`, in one kernel.
 
   The ladder without integers inverts its blocks of 16 in float32 whatever the
-  precision, so it is closer to the inverse than the reference.
+  precision, so it is closer to the inverse than XLA is.
 
   Args:
+    spec: which method, in which arithmetic, from `inverse_spec.resolve`.
     a: [..., C, C] floating point, C as `refusal` allows; only the strictly
       lower part is read. Types that are not float32 or bfloat16 are converted
       outside the kernel.
-    spec: which method, in which arithmetic.
     bound: [..., 1, 1] or scalar, the largest entry of the envelope; 1 when
       None.
     block: matrices a grid step; None is the best of those compiled.
@@ -66,11 +66,10 @@ def invert(
   """
   if a.dtype not in (jnp.float32, jnp.bfloat16):
     wide = invert(
-      a.astype(jnp.float32), spec, bound, block=block, interpret=interpret
+      spec, a.astype(jnp.float32), bound, block=block, interpret=interpret
     )
     return wide.astype(a.dtype)
   lead, c = a.shape[:-2], a.shape[-1]
-  spec = resolve(spec, c)
   a = a.reshape(-1, c, c)
   fast = spec.method == "ladder" and spec.quant is None
   if block is None and fast:

@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from neumann_jax.chunk_inverse.kernels import gpu, products
-from neumann_jax.delta_rule import inputs
+from neumann_jax.delta_rule import precision
 
 # Columns of the state a program, its warps and its stages: one program for
 # each of an H100's multiprocessors at 32 value heads of 128. Not tuned further.
@@ -36,8 +36,8 @@ def refusal(
     v: [B, T, Hv, Dv], likewise.
   """
   dk, dv = k.shape[-1], v.shape[-1]
-  if not inputs.is_narrow(dtype):
-    return f"it multiplies bfloat16 and float16, not {dtype}"
+  if not precision.is_narrow(dtype):
+    return f"its scan over chunks multiplies bfloat16 and float16, not {dtype}"
   if chunk_size not in (16, 32, 64):
     return f"chunk size {chunk_size} is not one of 16, 32 and 64"
   if dk not in (16, 32, 64, 128) or dv < 16 or dv & (dv - 1):
