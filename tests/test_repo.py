@@ -7,6 +7,7 @@ import itertools
 import json
 import pathlib
 import re
+import runpy
 import shlex
 import subprocess
 
@@ -119,12 +120,6 @@ def test_packages_do_not_import_each_other():
           assert not module.startswith("jax._src"), path
 
 
-def _study(name):
-  """The module with an experiment's settings: a file, or a package's study."""
-  package = (ROOT / "experiments" / name).is_dir()
-  return f"experiments.{name}.study" if package else f"experiments.{name}"
-
-
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py"))
 
 
@@ -151,14 +146,20 @@ GIVEN = {
 }
 
 
-def test_every_experiment_with_a_config_settles_into_its_dataclass():
+@pytest.mark.parametrize("name", CONFIGS)
+def test_config_settles_into_its_dataclass(name, monkeypatch):
   from experiments.harness import runner
+  from experiments.peers import gpu
 
-  for name in CONFIGS:
-    experiment = importlib.import_module(_study(name))
-    config = importlib.import_module(f"configs.{name}").get_config()
-    config.update(GIVEN.get(name, {}))
-    runner.to_settings(experiment.Settings, config)
+  given = []
+  monkeypatch.setattr(gpu, "share_memory", lambda: None)
+  monkeypatch.setattr(runner, "main", lambda *args, **_: given.append(args))
+  runpy.run_module(f"experiments.{name}", run_name="__main__")
+  ((called, settings, *_),) = given
+  assert called == name
+  config = importlib.import_module(f"configs.{name}").get_config()
+  config.update(GIVEN.get(name, {}))
+  runner.to_settings(settings, config)
 
 
 def commands(text):

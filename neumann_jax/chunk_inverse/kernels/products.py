@@ -7,7 +7,7 @@ already in its format. Integer codes are those of `chunk_inverse.integer`.
 """
 
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import jax
 
@@ -47,7 +47,7 @@ def products(
     spec: its `precision` and `quant` are read.
     unit: multiplies two tiles of the named type.
     scale: of every operand when the envelope fixes it, broadcastable to a
-      tile; from `quantize.fixed_scale`, outside the kernel.
+      tile; from `integer.fixed_scale`, outside the kernel.
   """
   kind = operand_kind(spec)
   if spec.quant is not None:
@@ -155,19 +155,23 @@ def _quantised_product(
     (k, j): integer.codes(tile, right[j], bits=bits)
     for (k, j), tile in y.items()
   }
-  total = _to(dot(n, m), "float32") if bits <= 8 else _limb_product(n, m, dot)
+  total = _limb_product(n, m, bits, dot)
   return {(i, j): tile * (left[i] * right[j]) for (i, j), tile in total.items()}
 
 
-def _limb_product(n: Tiles, m: Tiles, dot: methods.Product) -> Tiles:
-  """Products of 16-bit codes from four products of their 8-bit limbs."""
-  n_high = tiles.each(n, integer.high_limb)
-  m_high = tiles.each(m, integer.high_limb)
-  n_low = {at: n[at] - 256 * n_high[at] for at in n}
-  m_low = {at: m[at] - 256 * m_high[at] for at in m}
-  high = _to(dot(n_high, m_high), "float32")
-  middle = _to(tiles.add(dot(n_high, m_low), dot(n_low, m_high)), "float32")
-  low = _to(dot(n_low, m_low), "float32")
+def _limb_product(n: Tiles, m: Tiles, bits: int, dot: methods.Product) -> Tiles:
+  """Products of codes: `integer.limb_product` for every tile of the result."""
+  parts = [[dot(x, y) for y in _limbs(m, bits)] for x in _limbs(n, bits)]
+  # Products of limbs are known as tiles: limbs go by their numbers.
+  numbers: Any = tuple(range(len(parts)))
   return {
-    at: (high[at] * 256 + middle[at]) * 256 + low[at] for at in sorted(high)
+    at: integer.limb_product(numbers, numbers, lambda i, j: parts[i][j][at])  # noqa: B023
+    for at in sorted(parts[0][0])
   }
+
+
+def _limbs(x: Tiles, bits: int) -> list[Tiles]:
+  """The tiles of each limb, the high one first."""
+  split = {at: integer.limbs(tile, bits=bits) for at, tile in x.items()}
+  count = 1 if bits <= 8 else 2
+  return [{at: limbs[i] for at, limbs in split.items()} for i in range(count)]
