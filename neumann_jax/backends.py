@@ -154,7 +154,7 @@ def run(
     # Mosaic's own interpreter: it also finds what plain interpretation of the
     # body cannot, reads of memory that nothing wrote among them.
     return _launch(kernel, static, *arrays, interpret=pltpu.InterpretParams())
-  return _launch(kernel, static, *_bound_to(implementation, arrays))
+  return _launch(kernel, static, *bound_to(implementation, arrays))
 
 
 def _launch(kernel: Kernel, static: Hashable, *arrays: Any, **options: Any):
@@ -187,7 +187,7 @@ def _log_fallback(name: str, reason: str) -> None:
   logging.info("implementation 'auto' takes XLA on a %s: %s", name, reason)
 
 
-def _bound_to(implementation: str, arrays: tuple) -> tuple:
+def bound_to(implementation: str, arrays: tuple) -> tuple:
   """The arrays, which can then be lowered for the kernel's platform only."""
   platform = PLATFORMS[implementation]
   refusal = (

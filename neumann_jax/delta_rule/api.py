@@ -13,6 +13,7 @@ from neumann_jax import backends
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
 from neumann_jax.delta_rule import (
   chunk_scan,
+  hopper_rule,
   inputs,
   intra_chunk,
   layout,
@@ -62,7 +63,9 @@ def gated_delta_rule(
     chunk_size: C, a power of two.
     spec: method and arithmetic of the chunk inverse.
     fused: takes u and w from the kernel of `wy_representation`, which
-      multiplies k and v in their own type, and never writes A or T.
+      multiplies k and v in their own type, and never writes A or T. On a
+      Hopper GPU, for bfloat16 operands, C = 64 and widths of 128, all of the
+      rule and of its derivative is kernels, see `hopper_rule.py`.
     implementation: "auto", "tpu", "gpu", "xla" or "interpret". With "gpu",
       and with "auto" on a GPU, the scan over chunks is a kernel too
       for 16-bit operands, C up to 64 and widths that are powers of two.
@@ -135,6 +138,20 @@ def _by_chunks(
   segment_ids: jax.Array | None,
   how: RuleOptions,
 ) -> tuple[jax.Array, jax.Array]:
+  rest = (arrays, scale, initial_state, segment_ids, how)
+  if hopper_rule.takes(arrays, how):
+    return hopper_rule.rule(*rest, _by_parts)
+  return _by_parts(*rest)
+
+
+def _by_parts(
+  arrays: Operands,
+  scale: jax.Array,
+  initial_state: jax.Array | None,
+  segment_ids: jax.Array | None,
+  how: RuleOptions,
+) -> tuple[jax.Array, jax.Array]:
+  """What needs no state first, then the scan over chunks."""
   q, k, v, log_decay, beta = arrays
   state = layout.grouped_state(initial_state, k, v, q, log_decay, beta)
   chunks, factor = split(arrays, scale, segment_ids, how.chunk_size)

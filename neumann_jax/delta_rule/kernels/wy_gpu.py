@@ -15,14 +15,17 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from neumann_jax.chunk_inverse import methods
+from neumann_jax.chunk_inverse import methods, tiles
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
 from neumann_jax.chunk_inverse.kernels import gpu, products
 from neumann_jax.chunk_inverse.tiles import Tiles
 
 TILE = 16
-# Columns of k or v in a slice: the fastest measured at width 128.
+# Columns of k or v in a slice: the fastest measured at width 128. A kernel that
+# reads k alone is faster with all of them at once.
 _COLUMNS = 64
+# Below, a row of T - I may have entries that float16 holds with fewer digits.
+_SMALL_BETA = 2.0**-7
 
 
 def refusal(
@@ -69,11 +72,7 @@ def wy(
   """
   b, t, hk, dk = k.shape
   hv, dv = v.shape[2:]
-  # Base-2 exponents summed within a tile: exp2 is one instruction, and a sum
-  # over a whole chunk would lose digits after a token that forgets.
-  gates = log_decay.astype(jnp.float32).reshape(b, -1, TILE, hv)
-  prefix = jnp.cumsum(gates, axis=2).reshape(b, t, hv) * math.log2(math.e)
-  arrays = (k, v, beta.astype(jnp.float32), prefix)
+  arrays = (k, v, beta.astype(jnp.float32), _prefix(log_decay))
 
   def block(width: int, heads: int) -> pl.BlockSpec:
     return pl.BlockSpec(
@@ -97,20 +96,118 @@ def wy(
   )(*arrays)
 
 
-def _kernel(
-  k_ref, v_ref, beta_ref, prefix_ref, u_ref, w_ref, *, spec, interpret
-):
-  c = k_ref.shape[1]
+def inverse(
+  k: jax.Array,
+  log_decay: jax.Array,
+  beta: jax.Array,
+  *,
+  spec: InverseSpec,
+  chunk_size: int,
+  interpret: bool = False,
+) -> jax.Array:
+  """T - I of every chunk, for kernels that multiply by it themselves.
+
+  With A = beta M that is -beta M T as well, which has the digits of rows that
+  a small beta pushes below float16's, but more rounding in all others.
+
+  Args:
+    k: [B, T, Hk, Dk], T a multiple of the chunk size.
+    log_decay: [B, T, Hv], finite, >= -104.
+    beta: [B, T, Hv].
+    spec: a resolved spec.
+    chunk_size: C.
+    interpret: runs the body on the CPU instead.
+
+  Returns:
+    [B, Hv, T, C] in k's type, strictly lower triangular.
+  """
+  b, t, hk, dk = k.shape
+  hv = beta.shape[2]
+  arrays = (k, beta.astype(jnp.float32), _prefix(log_decay))
+  gate = pl.BlockSpec((1, chunk_size, 1), lambda h, n, b: (b, n, h))
+  keys = pl.BlockSpec(
+    (1, chunk_size, 1, dk), lambda h, n, b: (b, n, lax.div(h, hv // hk), 0)
+  )
+  out = pl.BlockSpec(
+    (1, 1, chunk_size, chunk_size), lambda h, n, b: (b, h, n, 0)
+  )
+  vma = jax.typeof(k).manual_axis_type
+  return pl.pallas_call(
+    functools.partial(_inverse_kernel, spec=spec, interpret=interpret),
+    out_shape=jax.ShapeDtypeStruct(
+      (b, hv, t, chunk_size), k.dtype, manual_axis_type=vma
+    ),
+    grid=(hv, t // chunk_size, b),
+    in_specs=[keys, gate, gate],
+    out_specs=out,
+    compiler_params=triton.CompilerParams(num_warps=1, num_stages=1),
+    interpret=interpret,
+    name=f"neumann_inverse_of_keys_{chunk_size}",
+  )(*arrays)
+
+
+def _prefix(log_decay: jax.Array) -> jax.Array:
+  """Base-2 exponents summed within a tile.
+
+  exp2 is one instruction, and a sum over a whole chunk would lose digits after
+  a token that forgets.
+  """
+  b, t, hv = log_decay.shape
+  gates = log_decay.astype(jnp.float32).reshape(b, -1, TILE, hv)
+  return jnp.cumsum(gates, axis=2).reshape(b, t, hv) * math.log2(math.e)
+
+
+def _inverse_kernel(k_ref, beta_ref, prefix_ref, out_ref, *, spec, interpret):
+  rows, _, _, gram, beta, gates = _keys_and_gates(
+    k_ref, beta_ref, prefix_ref, interpret, k_ref.shape[-1]
+  )
   unit = functools.partial(gpu.multiply, interpret=interpret)
-  rows = [pl.ds(i * TILE, TILE) for i in range(c // TILE)]
+  by = products.products(spec, unit)
+  one = [jnp.ones((TILE,), jnp.float32)] * len(rows)
+  m = tiles.keep(_matrix(gram, one, *gates), lambda row, col: row > col)
+  a = {(i, j): x * beta[i][:, None] for (i, j), x in m.items()}
+  t = methods.invert(a, spec, by, k_ref.shape[1])
+  below = tiles.keep(t, lambda row, col: row > col)
+
+  def with_product():
+    product = by.operand(m, t)
+    small = [x[:, None] < _SMALL_BETA for x in beta]
+    return {
+      (i, j): jnp.where(small[i], -beta[i][:, None] * product[i, j], x)
+      for (i, j), x in below.items()
+    }
+
+  least = functools.reduce(jnp.minimum, [jnp.min(x) for x in beta])
+  out = lax.cond(least < _SMALL_BETA, with_product, lambda: below)
+  zero = jnp.zeros((TILE, TILE), out_ref.dtype)
+  for i, at in enumerate(rows):
+    for j, columns in enumerate(rows):
+      tile = out[i, j].astype(out_ref.dtype) if (i, j) in out else zero
+      out_ref[0, 0, at, columns] = tile
+
+
+def _keys_and_gates(k_ref, beta_ref, prefix_ref, interpret, width=_COLUMNS):
+  """Rows of tiles, columns of keys, k, k k^T, beta and (prefix, total)."""
+  rows = [pl.ds(i * TILE, TILE) for i in range(k_ref.shape[1] // TILE)]
   beta = [beta_ref[0, at, 0] for at in rows]
   prefix = [prefix_ref[0, at, 0] for at in rows]
   total = [prefix_ref[0, at.start + TILE - 1, 0] for at in rows]
-  width = min(_COLUMNS, k_ref.shape[-1])
+  width = min(width, k_ref.shape[-1])
   slices = [pl.ds(at, width) for at in range(0, k_ref.shape[-1], width)]
   k = [_read(k_ref, rows, columns) for columns in slices]
-  a = _matrix(_gram(k, unit), beta, prefix, total)
-  t = methods.invert(a, spec, products.products(spec, unit), c)
+  gram = _gram(k, functools.partial(gpu.multiply, interpret=interpret))
+  return rows, slices, k, gram, beta, (prefix, total)
+
+
+def _kernel(
+  k_ref, v_ref, beta_ref, prefix_ref, u_ref, w_ref, *, spec, interpret
+):
+  rows, slices, k, gram, beta, (prefix, total) = _keys_and_gates(
+    k_ref, beta_ref, prefix_ref, interpret
+  )
+  unit = functools.partial(gpu.multiply, interpret=interpret)
+  a = _matrix(gram, beta, prefix, total)
+  t = methods.invert(a, spec, products.products(spec, unit), k_ref.shape[1])
   enter, before = [], jnp.float32(0)
   for x, y in zip(prefix, total):
     enter.append(jnp.exp2(x + before))

@@ -1,0 +1,170 @@
+"""The rules that are compared, each as (problem) -> what is timed.
+
+Ours and jax-linear-attention run under `jax.jit`; fla and FlashQLA on torch
+tensors that share our buffers. A package that cannot run says why.
+"""
+
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments.harness import timing
+from experiments.peers import gpu
+from experiments.rule_speed.problems import Problem
+from neumann_jax import InverseSpec, gated_delta_rule
+
+FORWARD, GRADIENTS = "forward", "with gradients"
+
+
+class Contender(NamedTuple):
+  """One rule.
+
+  Attributes:
+    name: what rows call it.
+    prepare: takes a pass and problems to what times and evaluates it.
+    reason: why it cannot run here, or None.
+  """
+
+  name: str
+  prepare: Callable[[str, list[Problem]], "Prepared"]
+  reason: str | None = None
+
+
+class Prepared(NamedTuple):
+  """A pass, ready to be timed.
+
+  Attributes:
+    call: enqueues it.
+    inputs: sets of arguments.
+    wait: returns once the output it is given is there.
+    peak_mb: what the pass holds beside its operands, at most.
+    found: the output of a call as jax arrays, in the order of the columns.
+  """
+
+  call: Callable[..., Any]
+  inputs: list[tuple]
+  wait: Callable[[Any], object]
+  peak_mb: Callable[[], float]
+  found: Callable[[Any], list[jax.Array]]
+
+
+def all_of(spec: InverseSpec, implementation: str) -> list[Contender]:
+  """Ours first, then others'."""
+
+  def ours(q, k, v, log_decay, beta):
+    return gated_delta_rule(
+      q, k, v, log_decay, beta, spec=spec, fused=True,
+      implementation=implementation,
+    )[0]  # fmt: skip
+
+  def theirs(q, k, v, log_decay, beta):
+    rule = importlib.import_module("jla.ops").linear_attention
+    return rule(
+      "gated_deltanet", q, k, v, g=log_decay, beta=beta, impl="mosaic_gpu",
+      output_final_state=True,
+    )[0]  # fmt: skip
+
+  missing = None
+  if jax.default_backend() != "gpu":
+    missing = "jla is timed on CUDA devices only"
+  elif importlib.util.find_spec("jla") is None:
+    missing = "jax-linear-attention is not installed"
+  return [
+    Contender("neumann_jax", lambda *x: _in_jax(ours, *x)),
+    Contender("jax-linear-attention", lambda *x: _in_jax(theirs, *x), missing),
+    Contender(
+      "fla",
+      lambda *x: _in_torch("fla.ops.gated_delta_rule", *x),
+      gpu.missing("fla"),
+    ),
+    Contender(
+      "FlashQLA",
+      lambda *x: _in_torch("flash_qla", *x),
+      gpu.missing("flash_qla"),
+    ),
+  ]
+
+
+@functools.cache
+def _jitted(rule, which: str):
+  """One function a rule and pass, so that equal shapes compile once."""
+
+  def forward(*args):
+    return (rule(*args[:5]),)
+
+  def both(*args):
+    out, pull = jax.vjp(rule, *args[:5])
+    return (out, *pull(args[5]))
+
+  return jax.jit(forward if which == FORWARD else both)
+
+
+def _in_jax(rule, which: str, problems: list[Problem]) -> Prepared:
+  inputs = [tuple(problem) for problem in problems]
+  call = _jitted(rule, which)
+
+  shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs[0])
+  return Prepared(
+    call,
+    inputs,
+    jax.block_until_ready,
+    functools.partial(_planned_mb, call, shapes),
+    list,
+  )
+
+
+@functools.cache
+def _planned_mb(call, shapes) -> float:
+  """What the compiler plans to hold: temporaries and results."""
+  size = call.lower(*shapes).compile().memory_analysis()
+  return (size.temp_size_in_bytes + size.output_size_in_bytes) / 1e6
+
+
+def _in_torch(package: str, which: str, problems: list[Problem]) -> Prepared:
+  # fla would hand the work to FlashQLA where both are installed.
+  os.environ.setdefault("FLA_FLASH_QLA", "0")
+  torch: Any = importlib.import_module("torch")
+  rule = importlib.import_module(package).chunk_gated_delta_rule
+  inputs = [tuple(map(gpu.shared, problem)) for problem in problems]
+
+  def forward(*args):
+    with torch.inference_mode():
+      return (rule(*args[:5])[0],)
+
+  def both(*args):
+    leaves = [x.detach().requires_grad_() for x in args[:5]]
+    out = rule(*leaves)[0]
+    return (out.detach(), *torch.autograd.grad(out, leaves, args[5]))
+
+  call = forward if which == FORWARD else both
+
+  def peak_mb() -> float:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    out = call(*inputs[0])
+    gpu.wait(out)
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+  return Prepared(
+    call, inputs, gpu.wait, peak_mb, lambda out: list(map(gpu.returned, out))
+  )
+
+
+def measured(
+  prepared: Prepared, *, repeats: int, inner: int
+) -> tuple[timing.Timing, dict[str, Any]]:
+  """The timing of a pass and its peak."""
+  found = timing.measure(
+    prepared.call,
+    prepared.inputs,
+    repeats=repeats,
+    inner=inner,
+    wait=prepared.wait,
+  )
+  return found, {"peak_mb": prepared.peak_mb()}

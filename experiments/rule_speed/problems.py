@@ -1,0 +1,108 @@
+"""Operands of the rule, and what the float64 recurrence makes of them."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.data import key_families
+from neumann_jax.delta_rule.recurrent import gated_delta_recurrent
+
+COLUMNS = ("out", "dq", "dk", "dv", "dg", "dbeta")
+
+
+class Shape(NamedTuple):
+  """Rows, tokens, key heads and value heads."""
+
+  rows: int
+  tokens: int
+  key_heads: int
+  value_heads: int
+
+
+class Problem(NamedTuple):
+  """Operands, and the cotangent of the outputs.
+
+  Attributes:
+    q: [B, T, Hk, D] bfloat16, normalised.
+    k: [B, T, Hk, D] bfloat16, normalised.
+    v: [B, T, Hv, D] bfloat16.
+    log_decay: [B, T, Hv] float32.
+    beta: [B, T, Hv] float32.
+    do: [B, T, Hv, D] bfloat16.
+  """
+
+  q: jax.Array
+  k: jax.Array
+  v: jax.Array
+  log_decay: jax.Array
+  beta: jax.Array
+  do: jax.Array
+
+
+def draw(
+  shape: Shape,
+  *,
+  dim: int,
+  seed: int,
+  family: str = "independent",
+  gates: str = "usual",
+  beta_max: float = 1.0,
+) -> Problem:
+  """Draws a problem.
+
+  Args:
+    shape: of the operands.
+    dim: width of keys and values.
+    seed: the same seed gives the same problem.
+    family: of the keys, see `key_families`; a head's row is one draw.
+    gates: "usual", logsigmoid(N(0, 1) + 3), or a log decay of every token.
+    beta_max: beta is sigmoid(N(0, 1)) times this.
+  """
+  rng = np.random.default_rng(seed)
+  b, t, hk, hv = shape
+  keys = key_families.keys(family, rng, b * hk, t, dim)
+  keys = np.moveaxis(keys.reshape(b, hk, t, dim), 1, 2)
+  q = rng.standard_normal((b, t, hk, dim), np.float32)
+  q /= np.linalg.norm(q, axis=-1, keepdims=True)
+  v, do = (rng.standard_normal((b, t, hv, dim), np.float32) for _ in range(2))
+  noise = [rng.standard_normal((b, t, hv), np.float32) for _ in range(2)]
+  if gates == "usual":
+    log_decay = -np.logaddexp(0, -(noise[0] + 3))
+  else:
+    log_decay = np.full_like(noise[0], float(gates))
+  beta = beta_max / (1 + np.exp(-noise[1]))
+  return Problem(
+    q=jnp.asarray(q, jnp.bfloat16),
+    k=jnp.asarray(keys, jnp.bfloat16),
+    v=jnp.asarray(v, jnp.bfloat16),
+    log_decay=jnp.asarray(log_decay, jnp.float32),
+    beta=jnp.asarray(beta, jnp.float32),
+    do=jnp.asarray(do, jnp.bfloat16),
+  )
+
+
+def exact(problem: Problem) -> list[np.ndarray]:
+  """The outputs and the gradients of COLUMNS, in float64."""
+  with jax.enable_x64(True):
+    *operands, do = (
+      jnp.asarray(np.asarray(x.astype(jnp.float32)), jnp.float64)
+      for x in problem
+    )
+    return [np.asarray(x) for x in _exact(tuple(operands), do)]
+
+
+@jax.jit
+def _exact(operands, do):
+  out, pull = jax.vjp(lambda *x: gated_delta_recurrent(*x)[0], *operands)
+  return out, *pull(do)
+
+
+def errors(found: list[jax.Array], truth: list[np.ndarray]) -> dict[str, float]:
+  """|found - truth| / |truth| of every column, over all entries."""
+  row = {}
+  for name, x, y in zip(COLUMNS, found, truth, strict=True):
+    wide = np.asarray(x.astype(jnp.float32), np.float64)
+    row[name] = float(np.linalg.norm(wide - y) / np.linalg.norm(y))
+  return row

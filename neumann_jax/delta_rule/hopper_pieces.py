@@ -1,0 +1,68 @@
+"""A row of chunks cut into pieces that a card runs side by side, exactly.
+
+Few rows of heads leave most of a card idle. A piece of a row can begin before
+anything of the chunks in front of it is known, as long as it begins so early
+that what it does not know has decayed below rounding by its own first chunk;
+the gates alone say where. Where nothing decays, a piece begins with the row.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from neumann_jax.delta_rule.kernels.hopper import CHUNK
+
+# What has decayed by 2^-30 is below the rounding of float32 sums, 2^-24, even
+# where it was 64 times larger than what it is added to.
+_FORGOTTEN = 30.0
+# Programs that fill a card: one for each multiprocessor of an H100 or H200.
+_PROGRAMS = 132
+# Chunks a piece of a row, at least: starting early costs about five.
+_PIECE = 16
+
+
+def starts(gates: jax.Array) -> jax.Array:
+  """Where each piece of a row begins to run, and to write: [B, Hv, P, 2].
+
+  A piece runs from the latest chunk from which everything before has decayed
+  by 2^-30 when its own first chunk comes, else from 0, where the initial state
+  is known: the rule's own transition never makes a state larger for |k| <= 1
+  and beta <= 2. Of pieces that run from 0, the last does the work of all.
+  """
+  total, begin, end = _pieces(gates)
+  before, at = total[..., None, :], total[..., begin, None]
+  first = jnp.sum(before >= at + _FORGOTTEN, -1, dtype=jnp.int32) - 1
+  first = jnp.maximum(first, 0)  # [B, Hv, P]
+  piece = jnp.arange(len(begin))
+  last = jnp.sum(first == 0, -1, keepdims=True) - 1
+  own = jnp.where(piece == last, 0, begin)
+  return _ranges(piece < last, end, first, own)
+
+
+def stops(gates: jax.Array) -> jax.Array:
+  """Where each piece begins to walk back, and to write, likewise."""
+  total, begin, end = _pieces(gates)
+  before, at = total[..., None, :-1], total[..., end, None]
+  stop = jnp.sum(before > at - _FORGOTTEN, -1, dtype=jnp.int32)
+  piece, count = jnp.arange(len(begin)), end[-1]
+  first = jnp.sum(stop < count, -1, keepdims=True)
+  own = jnp.where(piece == first, count, end)
+  return _ranges(piece > first, begin, stop, own)
+
+
+def _ranges(idle, nothing, run, write):
+  """[B, Hv, P, 2]; a piece that is left nothing runs from its other end."""
+  both = (jnp.where(idle, nothing, x) for x in (run, write))
+  return jnp.stack(list(both), axis=-1).astype(jnp.int32)
+
+
+def _pieces(gates):
+  """Decay before every chunk and after the last, and pieces' ends, static."""
+  b, hv, length = gates.shape
+  count = length // CHUNK
+  pieces = max(1, min(_PROGRAMS // (b * hv), count // _PIECE))
+  size = -(-count // pieces)
+  begin = np.arange(0, count, size)
+  total = jnp.cumsum(gates[..., CHUNK - 1 :: CHUNK], axis=-1)
+  total = jnp.pad(total, ((0, 0), (0, 0), (1, 0)))
+  return total, begin, np.append(begin[1:], count)

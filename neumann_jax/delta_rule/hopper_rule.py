@@ -1,0 +1,282 @@
+"""The gated delta rule on a Hopper GPU: all of it in kernels, one gradient.
+
+The forward pass writes R = T - I of every chunk and the outputs; u, w, states
+and new values stay on the chip. The backward pass takes R and runs the
+recurrence again for states and new values, then in reverse for the cotangents
+of states, then every chunk's gradients. Nothing is summed by atomics: the same
+bits at every call.
+
+Kept for the backward pass, bytes a token and value head, R value heads a key
+head: q and k 512 / R, v 256, gates 8, R 128. R is named "chunk_inverse" for
+the policies of `jax.checkpoint`.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from neumann_jax import backends
+from neumann_jax.chunk_inverse.inverse_spec import InverseSpec, resolve
+from neumann_jax.delta_rule import gates as decays
+from neumann_jax.delta_rule import hopper_pieces, layout
+from neumann_jax.delta_rule.inputs import Operands
+from neumann_jax.delta_rule.kernels import (
+  hopper_gradients,
+  hopper_reverse,
+  hopper_scan,
+  wy_gpu,
+)
+from neumann_jax.delta_rule.kernels.hopper import CHUNK, WIDTH
+from neumann_jax.delta_rule.options import RuleOptions
+
+# The rule by other means, of the same arguments.
+Plain = Callable[..., tuple[jax.Array, jax.Array]]
+
+# dbeta divides by beta; a smaller one writes nothing that bfloat16 adds.
+_LEAST_BETA = 2.0**-40
+
+
+# Offsets into an array are 32-bit numbers.
+_LARGEST = 2**31
+
+
+def takes(arrays: Operands, how: RuleOptions) -> bool:
+  """Whether the kernels are to compute the rule; says why not, once.
+
+  They are where the card is known to be a Hopper one: the CUDA devices of this
+  host, or the device of `jax.sharding.use_abstract_mesh`, by which a host
+  without one lowers for it.
+  """
+  if not how.fused or how.implementation not in ("auto", "gpu"):
+    return False
+  card = _card()
+  reason = None if card is None else refusal(arrays, how, card)
+  if reason is not None:
+    _log_fallback(reason)
+  return card is not None and reason is None
+
+
+def refusal(
+  arrays: Operands, how: RuleOptions, card: str = "9.0"
+) -> str | None:
+  """Why the kernels cannot run, as a clause, or None if they can.
+
+  Args:
+    arrays: the operands; only shapes and types are read.
+    how: the options of the rule.
+    card: the compute capability, or the name of a card that has another.
+  """
+  q, k, v = arrays.q, arrays.k, arrays.v
+  if jax.__version_info__ < (0, 11):
+    # Before, swizzled memory could not be read transposed.
+    return f"Hopper kernels need jax 0.11, this is {jax.__version__}"
+  if card != "9.0":
+    return f"the card must be a Hopper one (9.0), got {card}"
+  if any(x.dtype != jnp.bfloat16 for x in (q, k, v)):
+    types = ", ".join(str(x.dtype) for x in (q, k, v))
+    return f"q, k and v must be bfloat16, got {types}"
+  if how.chunk_size != CHUNK:
+    return f"chunk size {how.chunk_size} is not {CHUNK}"
+  if (k.shape[-1], v.shape[-1]) != (WIDTH, WIDTH):
+    widths = f"{k.shape[-1]} and {v.shape[-1]}"
+    return f"Dk and Dv must be {WIDTH}, got {widths}"
+  tokens = v.shape[0] * (v.shape[1] + CHUNK)
+  if tokens * v.shape[2] * WIDTH >= _LARGEST:
+    return "an array of 2^31 entries is too large for Hopper kernels"
+  spec = resolve(how.spec, CHUNK)
+  return wy_gpu.refusal(spec, CHUNK, k.dtype, (WIDTH, WIDTH))
+
+
+@functools.cache
+def _log_fallback(reason: str) -> None:
+  logging.info("the rule takes Triton's kernels on a GPU: %s", reason)
+
+
+def _card() -> str | None:
+  """The card that a program is lowered for, as `refusal` takes it, if known."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  if device is not None:
+    kind = device.device_kind
+    return "9.0" if re.search(r"\bG?H(20|100|200|800)\b", kind) else kind
+  return _local_card()
+
+
+@functools.cache
+def _local_card() -> str | None:
+  """The compute capability of this host's CUDA devices, if it has any."""
+  try:
+    found = {device.compute_capability for device in jax.devices("cuda")}
+  except RuntimeError:
+    return None
+  return ", ".join(sorted(found))
+
+
+def rule(
+  arrays: Operands,
+  scale: jax.Array,
+  initial_state: jax.Array | None,
+  segment_ids: jax.Array | None,
+  how: RuleOptions,
+  plain: Plain,
+) -> tuple[jax.Array, jax.Array]:
+  """`gated_delta_rule` in kernels, where `takes` says so.
+
+  Args:
+    arrays: the operands.
+    scale: of the output.
+    initial_state: [B, Hv, Dk, Dv] or None.
+    segment_ids: [B, T] or None.
+    how: the options of the rule.
+    plain: the rule without these kernels, for "auto" on other platforms.
+  """
+  decay = decays.finite_decay(arrays.log_decay, segment_ids)
+  state = layout.grouped_state(initial_state, arrays.k, arrays.v)
+  state = layout.flat_state(state)
+  scale = jnp.asarray(scale, jnp.float32)
+  args = (arrays._replace(log_decay=decay), scale, state)
+  # Under `jax.shard_map` cotangents must vary as what they belong to does.
+  leaves = jax.tree.leaves(args)
+  args = jax.tree.map(lambda x: layout.varying_as(x, leaves), args)
+  return _rule(*args, segment_ids, how, plain)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _rule(arrays, scale, state, segment_ids, how, plain):
+  return _rule_fwd(arrays, scale, state, segment_ids, how, plain)[0]
+
+
+def _rule_fwd(arrays, scale, state, segment_ids, how, plain):
+  def elsewhere(arrays, scale, state, segment_ids):
+    b, length, hv, _ = arrays.v.shape
+    t = jnp.zeros((b, hv, length + -length % CHUNK, CHUNK), arrays.k.dtype)
+    return plain(arrays, scale, state, segment_ids, how), t
+
+  def kernels(arrays, scale, state, segment_ids):
+    del segment_ids  # its documents have become decays
+    return _forward(arrays, scale, state, resolve(how.spec, CHUNK))
+
+  args = (arrays, scale, state, segment_ids)
+  out, t = _on_hopper(how, kernels, elsewhere, *args)
+  return out, (*args, checkpoint_name(t, "chunk_inverse"))
+
+
+def _rule_bwd(how, plain, residuals, cotangents):
+  def elsewhere(arrays, scale, state, segment_ids, t, *cotangents):
+    del t
+    _, pull = jax.vjp(
+      lambda *x: plain(*x, segment_ids, how), arrays, scale, state
+    )
+    return pull(cotangents)
+
+  def kernels(arrays, scale, state, segment_ids, *rest):
+    del segment_ids
+    return _backward(arrays, scale, state, *rest)
+
+  out = _on_hopper(how, kernels, elsewhere, *residuals, *cotangents)
+  return (*out, None)
+
+
+_rule.defvjp(_rule_fwd, _rule_bwd)
+
+
+def _on_hopper(how, kernels, elsewhere, *args):
+  """One of two computations by the platform that a program is lowered for."""
+  if how.implementation == "auto":
+    return lax.platform_dependent(
+      *args, default=_varying(elsewhere), cuda=_varying(kernels)
+    )
+  return _varying(kernels)(*backends.bound_to(how.implementation, args))
+
+
+def _varying(form):
+  """Under `jax.shard_map` what a form gives must say that it varies."""
+
+  def marked(*args):
+    leaves = jax.tree.leaves(args)
+    return jax.tree.map(lambda x: layout.varying_as(x, leaves), form(*args))
+
+  return marked
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _forward(arrays, scale, state, spec: InverseSpec):
+  """(out, final state), and R."""
+  length = arrays.v.shape[1]
+  q, k, v, log_decay, beta = _padded(arrays)
+  gates, by_head = _gates(log_decay), _by_head(beta)
+  t = wy_gpu.inverse(k, log_decay, beta, spec=spec, chunk_size=CHUNK)
+  out, final = hopper_scan.outputs(
+    q,
+    k,
+    v,
+    t,
+    gates,
+    by_head,
+    _one(scale),
+    hopper_pieces.starts(gates),
+    _flip(state),
+  )
+  return (out[:, :length], _flip(final)), t
+
+
+@jax.jit
+def _backward(arrays, scale, state, t, do, dfinal):
+  """Cotangents of the operands, the scale and the initial state."""
+  length = arrays.v.shape[1]
+  q, k, v, log_decay, beta = _padded(arrays)
+  do = layout.padded(do, CHUNK)
+  gates, beta, scale = _gates(log_decay), _by_head(beta), _one(scale)
+  y, h = hopper_scan.states(
+    k, v, t, gates, beta, hopper_pieces.starts(gates), _flip(state)
+  )
+  dv, dh, dstate = hopper_reverse.reverse(
+    q, k, do, t, gates, beta, scale, hopper_pieces.stops(gates), _flip(dfinal)
+  )
+  dq, dk, dg, dbeta = hopper_gradients.gradients(
+    q, k, y, do, dv, gates, beta, scale, h, dh
+  )
+  # The outputs are linear in q, so that this is <dO, o> as well.
+  dscale = jnp.sum(q.astype(jnp.float32) * dq.astype(jnp.float32)) / scale[0]
+  # A token's gate is in the sum of every later token of its chunk.
+  dg = lax.cumsum(dg.reshape(*dg.shape[:2], -1, CHUNK), axis=3, reverse=True)
+  dg, dbeta = (jnp.swapaxes(y.reshape(dbeta.shape), 1, 2) for y in (dg, dbeta))
+  operands = Operands(dq, dk, dv, dg, dbeta)
+  operands = Operands(
+    *(y[:, :length].astype(x.dtype) for x, y in zip(arrays, operands))
+  )
+  return operands, dscale, _flip(dstate)
+
+
+def _padded(arrays: Operands) -> Operands:
+  """Whole chunks; padding, and a beta of 0, writes next to nothing."""
+  padded = Operands(*(layout.padded(x, CHUNK) for x in arrays))
+  beta = jnp.maximum(padded.beta.astype(jnp.float32), _LEAST_BETA)
+  return padded._replace(beta=beta)
+
+
+def _gates(log_decay):
+  """Base-2 exponents summed within a chunk: [B, T, Hv] -> [B, Hv, T]."""
+  x = _by_head(log_decay)
+  total = jnp.cumsum(x.reshape(*x.shape[:2], -1, CHUNK), axis=-1)
+  return total.reshape(x.shape) * math.log2(math.e)
+
+
+def _by_head(x):
+  return jnp.swapaxes(x.astype(jnp.float32), 1, 2)
+
+
+def _one(scale):
+  """[1] float32; the backward pass divides by it, so that 0 is nearly 0."""
+  scale = jnp.reshape(scale, (1,)).astype(jnp.float32)
+  return jnp.where(scale == 0, 1e-30, scale)
+
+
+def _flip(state):
+  return jnp.swapaxes(state, 2, 3)

@@ -1,0 +1,284 @@
+"""The rule on a Hopper GPU, as far as a CPU host can see it.
+
+Its formulas in float64, which piece of a row does what, the kernel of the
+inverse in interpret mode, what is refused, and that everything lowers for
+cuda. On a card see `experiments.rule_speed`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import neumann_jax
+from experiments.data import key_families
+from neumann_jax import InverseSpec
+from neumann_jax.chunk_inverse.inverse_spec import resolve
+from neumann_jax.delta_rule import hopper_pieces, hopper_rule
+from neumann_jax.delta_rule.inputs import Operands
+from neumann_jax.delta_rule.kernels import wy_gpu
+from neumann_jax.delta_rule.options import RuleOptions
+from neumann_jax.delta_rule.recurrent import gated_delta_recurrent
+from tests import oracles
+
+C, D = 64, 128
+FUSED = RuleOptions(fused=True, spec=InverseSpec(precision="float16"))
+needs_mosaic = pytest.mark.skipif(
+  jax.__version_info__ < (0, 11), reason="Mosaic GPU needs jax 0.11 for these"
+)
+
+
+def chunk_forward(s, q, k, v, gate, beta, scale):
+  """The formulas of `hopper_scan`: Y, the outputs and the next state."""
+  weight = np.tril(np.exp(gate[:, None] - gate[None, :]))
+  m = np.tril(k @ k.T * weight, -1)
+  inverse = np.linalg.inv(np.eye(len(k)) + beta[:, None] * m)
+  low = inverse - np.eye(len(k))
+  error = beta[:, None] * (v - np.exp(gate)[:, None] * (k @ s))
+  x = error + low @ error
+  out = np.exp(gate)[:, None] * (q @ s) + (q @ k.T * weight) @ x
+  leave = np.exp(gate[-1] - gate)[:, None]
+  return (
+    x / beta[:, None],
+    scale * out,
+    np.exp(gate[-1]) * s + k.T @ (leave * x),
+    low,
+  )
+
+
+def chunk_backward(s, ds, do, y, low, q, k, gate, beta, scale):
+  """The formulas of `hopper_reverse` and `hopper_gradients`."""
+  weight = np.tril(np.exp(gate[:, None] - gate[None, :]))
+  enter, leave = np.exp(gate)[:, None], np.exp(gate[-1] - gate)[:, None]
+  b = beta[:, None]
+  dx = scale * (q @ k.T * weight).T @ do + leave * (k @ ds)
+  dv = b * (dx + low.T @ dx)
+  before = np.exp(gate[-1]) * ds + q.T @ (scale * enter * do)
+  before = before - k.T @ (enter * dv)
+  x = b * y
+  w = scale * (do @ x.T) * weight
+  m = -np.tril(dv @ x.T * weight, -1)
+  dq = enter * scale * (do @ s.T) + w @ k
+  carried = leave * (x @ ds.T)
+  write = carried + w.T @ q + m.T @ k
+  read = -enter * (dv @ s.T) + m @ k
+  dg = np.sum(q * dq + k * (read - write), axis=-1)
+  dg[-1] += np.sum(k * carried) + np.exp(gate[-1]) * np.sum(s * ds)
+  dg = np.cumsum(dg[::-1])[::-1]
+  dbeta = np.sum(dv / b * y, axis=-1)
+  return before, (dq, write + read, dv, dg, dbeta)
+
+
+@pytest.mark.parametrize("family", key_families.FAMILIES)
+@pytest.mark.parametrize("decay", [0.0, 0.07])
+def test_formulas_are_the_gradient_of_the_recurrence(family, decay):
+  rng = np.random.default_rng(5)
+  chunks, width, scale = 3, 16, 0.3
+  length = chunks * C
+  k = key_families.keys(family, rng, 1, length, width)[0]
+  q, v, do = rng.standard_normal((3, length, width))
+  q /= np.linalg.norm(q, axis=-1, keepdims=True)
+  log_decay = -decay * rng.random(length)
+  beta = rng.uniform(0.01, 2.0, length)
+  s, ds = rng.standard_normal((2, width, width))
+  kept = []
+  for n in range(chunks):
+    at = slice(n * C, n * C + C)
+    gate = np.cumsum(log_decay[at])
+    y, out, after, low = chunk_forward(
+      s, q[at], k[at], v[at], gate, beta[at], scale
+    )
+    kept.append((s, y, low, gate, out))
+    s = after
+  found, back = [], ds
+  for n in reversed(range(chunks)):
+    at = slice(n * C, n * C + C)
+    before, y, low, gate, _ = kept[n]
+    back, gradients = chunk_backward(
+      before, back, do[at], y, low, q[at], k[at], gate, beta[at], scale
+    )
+    found.insert(0, gradients)
+  with jax.enable_x64(True):
+    lead = [x[None, :, None] for x in (q, k, v, log_decay, beta)]
+    (out, final), pull = jax.vjp(
+      lambda *x: gated_delta_recurrent(*x[:5], scale=scale, initial_state=x[5]),
+      *map(jnp.asarray, lead),
+      jnp.asarray(kept[0][0])[None, None],
+    )
+    *truth, dstate = pull(
+      (jnp.asarray(do)[None, :, None], jnp.asarray(ds)[None, None])
+    )
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-9)
+  close(np.concatenate([x[-1] for x in kept]), out[0, :, 0])
+  close(s, final[0, 0])
+  close(back, dstate[0, 0])
+  for column, want in zip(zip(*found), truth, strict=True):
+    close(np.concatenate(column), want[0, :, 0])
+
+
+@pytest.mark.parametrize("decay", [0.0, 1e-3, 0.05, 0.3, 40.0])
+@pytest.mark.parametrize("count", [1, 7, 64, 65, 200])
+def test_pieces_write_every_chunk_once_and_know_what_they_read(decay, count):
+  rng = np.random.default_rng(count)
+  log_decay = -decay * rng.random((2, 3, count, C)) * np.log2(np.e)
+  gates = jnp.asarray(np.cumsum(log_decay, -1), jnp.float32)
+  gates = gates.reshape(2, 3, count * C)
+  starts, stops = hopper_pieces.starts(gates), hopper_pieces.stops(gates)
+  size = -(-count // starts.shape[2])
+  total = np.pad(np.cumsum(log_decay.sum(-1), -1), ((0, 0), (0, 0), (1, 0)))
+  for at in np.ndindex(2, 3):
+    forward, backward = np.zeros(count, int), np.zeros(count, int)
+    for piece, ((run, write), (stop, last)) in enumerate(
+      zip(np.asarray(starts[at]), np.asarray(stops[at]), strict=True)
+    ):
+      begin, end = piece * size, min(piece * size + size, count)
+      assert 0 <= run <= write <= end and begin <= last <= stop <= count
+      forward[write:end] += 1
+      backward[begin:last] += 1
+      # What is not known has decayed: by 2^-30, up to float32 sums.
+      if write < end and run > 0:
+        assert total[at][write] - total[at][run] <= -29.9
+      if begin < last and stop < count:
+        assert total[at][stop] - total[at][last] <= -29.9
+    assert (forward == 1).all() and (backward == 1).all()
+
+
+@pytest.mark.parametrize("family", ["independent", "identical", "rank_4"])
+def test_inverse_of_keys_is_exact_for_any_beta(family):
+  """T - I, also in rows that float16 could not hold."""
+  rng = np.random.default_rng(0)
+  k = key_families.keys(family, rng, 1, C, D).astype(np.float32)
+  beta = rng.uniform(0.1, 1.0, (1, C, 1))
+  beta[0, ::5] = 2.0**-40
+  log_decay = -0.02 * rng.random((1, C, 1))
+  found = oracles.quick_jit(
+    lambda k, g, b: wy_gpu.inverse(
+      k, g, b, spec=resolve(FUSED.spec, C), chunk_size=C, interpret=True
+    )
+  )(jnp.asarray(k[:, :, None]), log_decay, beta)
+  gate = np.cumsum(log_decay[0, :, 0])
+  m = np.tril(k[0] @ k[0].T * np.exp(gate[:, None] - gate[None, :]), -1)
+  truth = -beta[0] * (m @ np.linalg.inv(np.eye(C) + beta[0] * m))
+  small = np.arange(C) % 5 == 0
+  for rows in (small, ~small):
+    # The inverse's own error, or that of one product more.
+    limit = 4 * oracles.DESIGN_TABLE[0]["float16"]
+    error = np.asarray(found[0, 0], np.float64)[rows] - truth[rows]
+    assert np.linalg.norm(error) <= limit * np.linalg.norm(truth[rows])
+
+
+def operands(
+  b=2, t=200, hk=2, hv=4, dk=D, dv=D, dtype=jnp.bfloat16
+) -> Operands:
+  keys = jax.ShapeDtypeStruct((b, t, hk, dk), dtype)
+  values = jax.ShapeDtypeStruct((b, t, hv, dv), dtype)
+  gates = jax.ShapeDtypeStruct((b, t, hv), jnp.float32)
+  return Operands(keys, keys, values, gates, gates)
+
+
+@needs_mosaic
+@pytest.mark.parametrize(
+  "shapes, options, card, reason",
+  [
+    ({}, {}, "8.0", "the card must be a Hopper one (9.0), got 8.0"),
+    ({"dtype": jnp.float32}, {}, "9.0", "q, k and v must be bfloat16, got flo"),
+    ({"dtype": jnp.float16}, {}, "9.0", "q, k and v must be bfloat16, got flo"),
+    ({}, {"chunk_size": 32}, "9.0", "chunk size 32 is not 64"),
+    ({"dk": 64}, {}, "9.0", "Dk and Dv must be 128, got 64 and 128"),
+    ({"dv": 256}, {}, "9.0", "Dk and Dv must be 128, got 128 and 256"),
+    ({"t": 2**23}, {}, "9.0", "an array of 2^31 entries is too large"),
+    ({}, {"spec": InverseSpec("exact")}, "9.0", 'method "exact" has no kernel'),
+  ],
+)
+def test_refusals(shapes, options, card, reason):
+  how = RuleOptions(**({"spec": FUSED.spec} | options))
+  found = hopper_rule.refusal(operands(**shapes), how, card)
+  assert found is not None and found.startswith(reason)
+
+
+@needs_mosaic
+def test_takes_what_is_fused_on_a_hopper_card():
+  arrays = operands()
+  assert hopper_rule.refusal(arrays, FUSED) is None
+  assert not hopper_rule.takes(arrays, FUSED)  # no card is known here
+  for kind, takes in (("NVIDIA H200", True), ("NVIDIA A100", False)):
+    with on(kind):
+      assert hopper_rule.takes(arrays, FUSED) == takes
+      assert not hopper_rule.takes(arrays, RuleOptions())
+
+
+def on(kind="NVIDIA H200"):
+  device = jax.sharding.AbstractDevice(kind, None, "cuda")
+  return jax.sharding.use_abstract_mesh(
+    jax.sharding.AbstractMesh((), (), abstract_device=device)
+  )
+
+
+def gradient(rule, *arrays):
+  def loss(*arrays):
+    out, state = rule(*arrays)
+    return out.astype(jnp.float32).sum() + state.sum()
+
+  # With the value: what nobody asks for is not computed.
+  return jax.value_and_grad(loss, argnums=range(len(arrays)))(*arrays)
+
+
+KERNELS = ("outputs", "states", "reverse", "gradients")
+
+
+@needs_mosaic
+@pytest.mark.parametrize("heads", [(1, 1), (1, 4), (2, 6)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_all_of_a_training_step_is_kernels(heads, packed):
+  """Any length, grouped heads, documents, an initial state."""
+  arrays = operands(hk=heads[0], hv=heads[1])
+  state = jax.ShapeDtypeStruct((2, heads[1], D, D), jnp.float32)
+  ids = jnp.zeros((2, 200), jnp.int32).at[:, 90:].set(1) if packed else None
+
+  def rule(*x):
+    return neumann_jax.gated_delta_rule(
+      *x[:5], initial_state=x[5], segment_ids=ids, spec=FUSED.spec, fused=True
+    )
+
+  exported = oracles.exported(
+    functools.partial(gradient, rule), "cuda", *arrays, state
+  )
+  module = exported.mlir_module()
+  for name in KERNELS:
+    assert f"delta_rule_{name}" in module
+  assert "stablehlo.dot_general" not in module  # no product is left to XLA
+
+
+@needs_mosaic
+@pytest.mark.parametrize(
+  "shape, names, rows, heads",
+  [
+    ((8,), ("data",), "data", None),
+    ((8,), ("fsdp",), "fsdp", None),
+    ((8,), ("tensor",), None, "tensor"),
+    ((4, 2), ("data", "tensor"), "data", "tensor"),
+  ],
+)
+def test_lowers_inside_shard_map(shape, names, rows, heads):
+  arrays = operands(b=8, t=128, hk=8, hv=16)
+  auto = (jax.sharding.AxisType.Auto,) * len(shape)
+  device = jax.sharding.AbstractDevice("NVIDIA H200", None, "cuda")
+  mesh = jax.sharding.AbstractMesh(
+    shape, names, axis_types=auto, abstract_device=device
+  )
+  rule = jax.shard_map(
+    functools.partial(
+      neumann_jax.gated_delta_rule, spec=FUSED.spec, fused=True
+    ),
+    mesh=mesh,
+    in_specs=(P(rows, None, heads),) * 5,
+    out_specs=(P(rows, None, heads), P(rows, heads)),
+  )
+  step = jax.jit(functools.partial(gradient, rule))
+  with jax.sharding.use_abstract_mesh(mesh):
+    module = step.trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
+  for name in KERNELS:
+    assert f"delta_rule_{name}" in module
