@@ -96,6 +96,18 @@ def test_kernels_meet_their_own_rows_and_heads(name, platform):
       assert math.prod(map(int, shape.split("x"))) <= entries, shape
 
 
+def test_what_came_back_from_a_mesh_is_on_one_device():
+  mesh = sharding.make_mesh(data=2)
+  k = jnp.ones((2, 16, 1, 16)) / 4
+  gates = jnp.full((2, 16, 1), -0.1), jnp.full((2, 16, 1), 0.5)
+  want, _ = neumann_jax.gated_delta_rule(k, k, k, *gates)
+  there = jax.device_put((k, *gates), jax.NamedSharding(mesh, jax.P("data")))
+  k, *gates = jax.device_put(there, jax.devices()[0])
+  found, _ = neumann_jax.gated_delta_rule(k, k, k, *gates)
+  assert found.sharding.device_set == {jax.devices()[0]}
+  assert (found == want).all()
+
+
 def test_an_axis_that_nobody_named_is_told_of(caplog):
   mesh = jax.sharding.Mesh(jax.devices()[:2], ("experts",))
   on_mesh._log_unnamed.cache_clear()

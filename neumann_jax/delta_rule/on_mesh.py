@@ -87,8 +87,22 @@ def _nested(rule: Rule, *, in_specs: Any, out_specs: Any, **where: Any) -> Rule:
 
 def _mesh(arrays: Operands) -> AbstractMesh:
   """The mesh of the first operand that has one; an empty mesh if none has."""
-  meshes = [jax.typeof(x).sharding.mesh for x in arrays]
+  meshes = [_mesh_of(x) for x in arrays]
   return next((mesh for mesh in meshes if not mesh.empty), meshes[0])
+
+
+def _mesh_of(x: jax.Array) -> AbstractMesh:
+  """Of a value where there is one, else of its type.
+
+  NOTE: an array that `jax.device_put` took from a mesh to a bare device keeps
+  the mesh in its type (jax 0.10 to 0.12), and so in a trace.
+  """
+  where = getattr(x, "sharding", None)
+  if isinstance(x, jax.core.Tracer) or where is None:
+    return jax.typeof(x).sharding.mesh
+  if isinstance(where, jax.sharding.NamedSharding):
+    return where.mesh.abstract_mesh
+  return AbstractMesh((), ())
 
 
 def _free_axes(mesh: AbstractMesh) -> tuple[str, ...]:
