@@ -43,7 +43,7 @@ def hard_problem(chunk_size, beta=(0.6, 1.0), count=100):
   return a, key_families.exact_inverse(a)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
+@functools.partial(oracles.quick_jit, static_argnums=(1, 2))
 def invert(a, spec, bound=None):
   bound = None if bound is None else jnp.float32(bound)
   return xla.invert(resolve(spec, a.shape[-1]), a, bound)
@@ -75,7 +75,8 @@ def exact_specs(chunk_size):
 @pytest.mark.parametrize("index", range(6))
 def test_exact_forms_in_float32(chunk_size, index):
   spec = exact_specs(chunk_size)[index]
-  error = worst_error(spec, chunk_size, count=25)
+  # Of each of 24 families with decays; one of 128 has the entries of 64 of 16.
+  error = worst_error(spec, chunk_size, count=25 if chunk_size < 128 else 8)
   assert error <= oracles.FLOAT32_INVERSE, (spec, error)
 
 

@@ -14,7 +14,8 @@ from neumann_jax.chunk_inverse.tiles import Tiles
 
 Product = Callable[[Tiles, Tiles], Tiles]
 
-
+# Of the kernels: 16 is the narrowest tile that a matrix unit takes, and beyond
+# 128 nothing was compiled.
 CHUNK_SIZES = (16, 32, 64, 128)
 
 
@@ -59,6 +60,7 @@ def invert(
   Returns:
     The lower tiles of T.
   """
+  # What stands on or above the diagonal may be garbage, NaN included.
   eye = tiles.identity(a)
   a = tiles.keep(a, lambda row, col: row > col)
   dot, c = products.operand, chunk_size
@@ -145,6 +147,8 @@ def _corrected(
 
 def _geometric(r: Tiles, terms: int, dot: Product, eye: Tiles) -> Tiles:
   """I + R + ... + R^(terms-1) in about 2 log2(terms) products; terms >= 2."""
+  # Horner's scheme over the binary digits of `terms`: a digit doubles the
+  # number of terms, and a 1 adds one more.
   total, power = eye, r  # one term, R^1
   bits = bin(terms)[3:]
   for i, bit in enumerate(bits):
@@ -180,6 +184,7 @@ def _newton(
 def _ladder(
   a: Tiles, eye: Tiles, spec: InverseSpec, dot: Product, c: int
 ) -> Tiles:
+  # Blocks of 2 have the inverse I - A: no product.
   pairs = tiles.keep(a, functools.partial(masks.joined, level=0))
   return _climb(tiles.subtract(eye, pairs), a, 1, dot, c)
 
@@ -190,6 +195,8 @@ def _climb(x: Tiles, a: Tiles, level: int, dot: Product, c: int) -> Tiles:
   The sign goes to A, so that a product is added to what a matrix unit
   accumulates in.
   """
+  # Blocks already joined are exact and stay as they are: the update has entries
+  # in the newly joined ones alone, so that rounding never feeds back.
   minus = tiles.each(a, lambda tile: -tile)
   while 1 << level < c:
     joined = tiles.keep(minus, functools.partial(masks.joined, level=level))
@@ -212,6 +219,7 @@ def _doubling(
 
 def _refine(x: Tiles, a: Tiles, eye: Tiles, products: Products) -> Tiles:
   """X + X R: R in full precision, the product X R in the spec's."""
+  # First: the residual belongs to the X that is corrected.
   x = products.rounded(x)
   residual = _residual(a, x, eye, products.residual)
   return tiles.add(x, products.correction(x, residual))

@@ -1,6 +1,6 @@
 """The matrix product of a spec: operands rounded first, sums in float32.
 
-This is the only place of the package that rounds an operand. Gradients are
+For XLA; `kernels.products` rounds the same way inside a kernel. Gradients are
 straight-through: those of the product of the rounded operands.
 """
 
@@ -103,6 +103,8 @@ def _product(
     n = integer.codes(a, left, bits=form.bits)
     m = integer.codes(b, right, bits=form.bits)
     return integer.code_product(n, m, form) * (left * right)
+  # HIGHEST also for rounded operands, whose products it leaves exact: the
+  # default would let the platform round tf32 ones, held in float32, once more.
   return jnp.matmul(
     _operand(a, form),
     _operand(b, form),

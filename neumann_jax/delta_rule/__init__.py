@@ -1,8 +1,12 @@
 """The gated delta rule: by chunks, token by token, and over a mesh axis.
 
-`api` is the public door; `inputs` checks what comes in, `layout` cuts it into
-chunks, `wy` takes u and w from the chunk inverse, `chunk_scan` carries the
-state from chunk to chunk; `hopper_rule` is all of that, and its derivative, in
-kernels of a Hopper GPU; `recurrent` is the rule token by token and one step
-of it, `sequence_parallel` the rule with its tokens split over devices.
+`api` is the public door and the way of a call; `options` says how it is
+computed, `inputs` what is accepted, `precision` in which types. `layout` cuts
+operands into chunks and `gates` weighs them; `chunk_matrix` builds A,
+`intra_chunk` inverts it and takes all that needs no state, `chunk_scan` carries
+the state from chunk to chunk. `wy` is u and w in one kernel, `hopper_rule` all
+of the rule, and its derivative, in kernels of a Hopper GPU.
+
+`recurrent` is the rule token by token and one step of it; `sequence_parallel`
+is the rule with its tokens split over devices, `on_mesh` with rows and heads.
 """

@@ -6,6 +6,7 @@ types are multiplied is in `precision`.
 """
 
 import functools
+from typing import Any
 
 import jax
 
@@ -130,28 +131,22 @@ def check(
     wy.check(how, arrays.k, arrays.v)
 
 
-@functools.partial(jax.jit, static_argnums=4)
+@functools.partial(jax.jit, static_argnums=(4, 5))
 def _by_chunks(
   arrays: Operands,
   scale: jax.Array,
   initial_state: jax.Array | None,
   segment_ids: jax.Array | None,
   how: RuleOptions,
+  whole: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
-  rest = (arrays, scale, initial_state, segment_ids, how)
-  if hopper_rule.takes(arrays, how):
-    return hopper_rule.rule(*rest, _by_parts)
-  return _by_parts(*rest)
+  """By one kernel where `whole` and there is one, else in two parts.
 
-
-def _by_parts(
-  arrays: Operands,
-  scale: jax.Array,
-  initial_state: jax.Array | None,
-  segment_ids: jax.Array | None,
-  how: RuleOptions,
-) -> tuple[jax.Array, jax.Array]:
-  """What needs no state first, then the scan over chunks."""
+  That is what needs no state first, then the scan over chunks.
+  """
+  if whole and hopper_rule.takes(arrays, how):
+    rest = (scale, initial_state, segment_ids, how)
+    return hopper_rule.rule(arrays, *rest, _by_parts)
   q, k, v, log_decay, beta = arrays
   state = layout.grouped_state(initial_state, k, v, q, log_decay, beta)
   chunks, factor = split(arrays, scale, segment_ids, how.chunk_size)
@@ -167,6 +162,11 @@ def _by_parts(
     state, out = chunk_scan.advance(state, terms)
     out = factor * layout.merge_values(out)  # [B, N C, Hv, Dv]
   return out[:, : v.shape[1]].astype(v.dtype), layout.flat_state(state)
+
+
+def _by_parts(*operands: Any) -> tuple[jax.Array, jax.Array]:
+  """`_by_chunks` without a kernel for all of it."""
+  return _by_chunks(*operands, False)
 
 
 def split(
