@@ -57,6 +57,8 @@ def inverse(
   _check(a, envelope, gradient)
   spec = resolve(spec, a.shape[-1])
   derivatives.check(implementation, spec, a)
+  # Scales read the largest entry alone: the envelope itself stays out of the
+  # program of the inverse.
   bound = None if envelope is None else bounds.largest(envelope)
   operation = derivatives.OPERATIONS[gradient]
   return backends.run(operation, implementation, spec, a, bound)

@@ -65,12 +65,15 @@ def entrywise(
   """`envelope` of gates that have been checked."""
   c = beta.shape[-1]
   beta = beta.astype(jnp.float32)
+  # Float32 whatever the gates are: rounded to bfloat16, an entry could fall
+  # below what it bounds.
   decay = masks.decay_matrix(log_decay.astype(jnp.float32))  # [..., C, C]
   e = beta[..., :, None] * decay
   if key_norm > 1.0:
     square = key_norm**2
     row, col = jnp.arange(c)[:, None], jnp.arange(c)[None, :]
     largest = jnp.max(beta, axis=-1)[..., None, None]  # [..., 1, 1]
+    # |I - beta k k^t| is |1 - beta n^2| along a long key, above 1 only there.
     base = jnp.maximum(1.0, largest * square - 1.0)
     between = jnp.maximum(row - col - 1, 0).astype(jnp.float32)
     e = e * square * base**between
@@ -116,7 +119,8 @@ def certify(a: jax.Array, t: jax.Array, envelope: jax.Array) -> jax.Array:
   eye = jnp.eye(c, dtype=jnp.float32)
   a = jnp.where(masks.strictly_lower(c), a, 0).astype(jnp.float32)
   x = t.astype(jnp.float32)
-  residual = eye - x - _dot(a, x)
+  # In this order: eye - x cancels exactly on the diagonal, where both are 1.
+  residual = eye - x - _dot(a, x)  # [..., C, C]
   magnitude = _dot(jnp.abs(a), jnp.abs(x)) + jnp.abs(x) + eye
   inner = jnp.abs(residual) + (c + 2) * UNIT_ROUNDOFF * magnitude
   # An entry of a, of x or of the product that is flushed to zero was below

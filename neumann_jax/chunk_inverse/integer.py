@@ -24,6 +24,8 @@ Scale = Literal["envelope", "dynamic"]
 # The product of two arrays of small integers, exact in its own dtype.
 Dot = Callable[[jax.Array, jax.Array], jax.Array]
 
+# Symmetric, so that a scale needs no zero point; 32639 = 127 * 256 + 127 is the
+# largest code whose two limbs fit into int8.
 _LARGEST_CODE = {4: 7, 8: 127, 16: 32639}
 
 
@@ -81,6 +83,9 @@ def dynamic_scale(x: jax.Array, *, axis: int, bits: int) -> jax.Array:
 
 def scale_of(largest: jax.Array, *, bits: int) -> jax.Array:
   """Scale that maps `largest` >= 0 to the largest code; positive also for 0."""
+  # A row of zeros has codes 0 under any scale but 0, whose reciprocal is NaN
+  # times 0. The product with 1 / q is the same on every back end; a division
+  # is not.
   tiny = float(jnp.finfo(largest.dtype).tiny)
   return jnp.maximum(largest * (1 / _LARGEST_CODE[bits]), tiny)
 
@@ -126,6 +131,7 @@ def fake_quantize(x: jax.Array, scale: jax.Array, *, bits: int) -> jax.Array:
     0 where it does; the scale is a constant to it.
   """
   scale = lax.stop_gradient(scale)
+  # Half a code beyond the largest still rounds to it.
   limit = (_LARGEST_CODE[bits] + 0.5) * scale
   inside = jnp.clip(x, -limit, limit)
   rounded = codes(x, scale, bits=bits) * scale

@@ -199,6 +199,7 @@ def resolve(spec: InverseSpec, chunk_size: int) -> InverseSpec:
   check_chunk_size(chunk_size)
   order, steps, block = spec.order, spec.residual_steps, spec.block
   if spec.method in _SERIES and None in (order, steps):
+    # A block is a chunk of its own to the method.
     size = min(chunk_size, block or chunk_size)
     if size not in _BANDED_DEFAULTS:
       raise ValueError(
@@ -209,6 +210,8 @@ def resolve(spec: InverseSpec, chunk_size: int) -> InverseSpec:
     order = defaults[0] if order is None else order
     steps = defaults[1] if steps is None else steps
     block = defaults[2] if block is None else block
+  # One block covers the chunk: nothing is merged, and specs that compute the
+  # same are equal.
   if block is not None and block >= chunk_size:
     block = None
   if spec.method == "newton":

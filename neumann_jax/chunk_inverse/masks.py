@@ -69,6 +69,7 @@ def decay_matrix(
   """
   c = log_decay.shape[-1]
   row, col = _row_col(c)
+  # Column j has the log decays of the tokens after j.
   steps = jnp.where(row > col, log_decay[..., :, None], 0)  # [..., C, C]
   exponent = jnp.cumsum(steps, axis=-2)
   keep = row >= col

@@ -137,10 +137,13 @@ def _candidates(
 ) -> list[tuple[InverseSpec, int]]:
   """Specs with the number of sub-diagonals on which each is exact."""
   full = chunk_size - 1
+  # First: of equally many products the ladder is taken, which has no settings.
   out = [
     (InverseSpec("ladder", refine=refine, **arithmetic), full)
     for refine in (0, 1)
   ]
+  # Order and steps cost one and two products: beyond order 8 a step more is
+  # always cheaper.
   for order in range(1, min(full, 8) + 1):
     most = newton_steps(chunk_size, order)
     for steps in range(most + 1):
@@ -157,6 +160,7 @@ def rounding_key(spec: InverseSpec) -> str:
 
   Codes have the same bits whether they are held as integers or in float32.
   """
+  # N and S are left out: the table holds the worst of a method.
   quant = spec.quant and dataclasses.replace(spec.quant, integer=True)
   return InverseSpec(
     spec.method, refine=spec.refine, precision=spec.precision, quant=quant

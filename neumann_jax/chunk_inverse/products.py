@@ -50,6 +50,7 @@ def rounded_product(precision: str) -> Product:
   """The product of operands rounded to a floating-point format."""
   if precision == "float32":
     return full_product
+  # As operands with a scale of 1 they share the derivative of codes.
   one = jnp.ones((), jnp.float32)  # formats with an exponent need no scale
   return lambda a, b: _product(precision, a, b, one, one)
 

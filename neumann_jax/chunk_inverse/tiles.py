@@ -35,7 +35,9 @@ def keep(x: Tiles, where: Keep) -> Tiles:
   at = np.arange(t)
   out = {}
   for (i, j), tile in x.items():
-    inside = where(at[:, None] + i * t, at[None, :] + j * t)
+    # Numpy numbers are known while tracing: which tiles are zero, whole or cut
+    # costs the program nothing.
+    inside = where(at[:, None] + i * t, at[None, :] + j * t)  # [t, t]
     if inside.all():
       out[i, j] = tile
     elif inside.any():
@@ -78,6 +80,7 @@ def subtract(x: Tiles, y: Tiles) -> Tiles:
 def multiply(x: Tiles, y: Tiles, product: TileProduct) -> Tiles:
   """x y, sums taken over k in ascending order."""
   out: Tiles = {}
+  # Sorted, so that sums do not depend on the order in which tiles were made.
   for (i, k), left in sorted(x.items()):
     for (m, j), right in sorted(y.items()):
       if m == k:

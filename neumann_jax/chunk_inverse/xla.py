@@ -37,6 +37,7 @@ def invert(
   c, dtype = a.shape[-1], a.dtype
   wide = spec.precision == "float32" and spec.quant is None
   a = a.astype(jnp.float64 if wide and dtype == jnp.float64 else jnp.float32)
+  # A triangular solve is serial, and the only method that is no product.
   if spec.method == "exact" or c == 1:
     eye = jnp.eye(c, dtype=a.dtype)
     return jax.scipy.linalg.solve_triangular(
@@ -68,6 +69,7 @@ def count_products(spec: InverseSpec, chunk_size: int) -> int:
   spec = resolve(spec, chunk_size)
   if spec.method == "exact" or chunk_size == 1:
     return 0
+  # The products of the body itself are counted: no formula to keep in step.
   products = methods.Products(counting, counting, counting, lambda x: x)
   a = jax.ShapeDtypeStruct((chunk_size, chunk_size), jnp.float32)
   jax.eval_shape(

@@ -153,11 +153,14 @@ def _by_chunks(
   by_kernel = chunk_scan.has_kernel(how.implementation, chunks.k, chunks.v)
   if how.fused or by_kernel:
     u, w = split_wy(arrays, chunks, segment_ids, how)
+    # The scan makes attention itself: a kernel keeps it on the chip.
     given = chunk_scan.Inputs.of(chunks, u, w, factor, state)
     out, state = backends.run(
       chunk_scan.OPERATION, how.implementation, how.chunk_size, given
     )
   else:
+    # Gates serve u and w and the scan, in one computation that the backward
+    # pass makes again.
     terms = intra_chunk.terms(chunks, how, precision.key_norm(k))
     state, out = chunk_scan.advance(state, terms)
     out = factor * layout.merge_values(out)  # [B, N C, Hv, Dv]
@@ -178,6 +181,8 @@ def split(
   """The operands by chunks, and what is left of the scale for the output."""
   q, k, v, log_decay, beta = arrays
   dtype = precision.product_dtype(v, q, k)
+  # Into q, Dk wide and per key head, rather than into outputs, where it does
+  # not round.
   q, factor = precision.scaled(q, scale, dtype)
   return layout.split(
     *(q, k, v, log_decay, beta, segment_ids),

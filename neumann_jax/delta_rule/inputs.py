@@ -72,6 +72,7 @@ def check(
     _check_axes(name, state, ("B", "Hv", "Dk", "Dv"), sizes)
   if segment_ids is not None:
     _check_segments(segment_ids, sizes)
+  # Last: shapes are cheap, values are read from the device.
   checks.check_gates(arrays["beta"], arrays["log_decay"])
 
 
@@ -173,6 +174,7 @@ def _check_padding(mask: jax.Array) -> None:
   """Padding stands left of a row's tokens or right of them, not between."""
   if isinstance(mask, jax.core.Tracer):
     return
+  # A run begins where 1 follows 0.
   real = np.pad(np.asarray(mask) != 0, [(0, 0), (1, 0)])
   runs = (np.diff(real.astype(np.int8), axis=1) == 1).sum(axis=1)
   row = int(np.argmax(runs))

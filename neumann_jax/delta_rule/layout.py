@@ -96,6 +96,7 @@ def split_values(x: jax.Array, chunk_size: int, key_heads: int) -> jax.Array:
   """[B, T, Hv, Dv] -> [N, B, Hk, R, C, Dv], padded with zeros."""
   b, t, hv, dv = x.shape
   x = x.reshape(b, t, key_heads, hv // key_heads, dv)
+  # [N, B, C, Hk, R, Dv] before
   return jnp.moveaxis(_split(x, chunk_size), 2, 4)
 
 
@@ -151,6 +152,8 @@ def grouped_state(
 
 def varying_as(x: jax.Array, arrays: Sequence[jax.Array]) -> jax.Array:
   """x, marked as varying over every mesh axis over which an array does."""
+  # Joined over all of them: one operand that is the same on every device must
+  # not make a state that the scan then finds to vary.
   axes = [jax.typeof(a).manual_axis_type.varying for a in (x, *arrays)]
   missing = frozenset().union(*axes[1:]) - axes[0]
   return lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x

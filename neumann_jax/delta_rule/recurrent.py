@@ -14,6 +14,7 @@ from jax import lax
 from neumann_jax.delta_rule import inputs, layout, precision
 from neumann_jax.delta_rule.inputs import Operands
 
+# A reference: in full precision whatever a platform's default is.
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
@@ -135,9 +136,11 @@ def _by_tokens(
 
   def body(state, x):
     start, token = x
+    # By selection, not by a decay of 0, which would keep NaN of a document.
     state = jnp.where(start[:, None, None, None, None], 0, state)
     return _token(state, token)
 
+  # A scan runs over the first axis.
   tokens = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (starts, widened))
   state, out = lax.scan(body, state, tokens)
   return jnp.swapaxes(out, 0, 1).astype(dtype), layout.flat_state(state)
@@ -164,6 +167,7 @@ def _token(state: jax.Array, token: Operands) -> tuple[jax.Array, jax.Array]:
   """Advances the state [B, Hk, R, Dk, Dv] by one token."""
   q, k, v, log_decay, beta = token
   groups = state.shape[:3]
+  # Decay first: the delta is taken from what the decayed state answers.
   state = jnp.exp(log_decay).reshape(*groups, 1, 1) * state
   read = _einsum("bhd,bhrdv->bhrv", k, state)
   delta = beta.reshape(*groups, 1) * (v.reshape(read.shape) - read)

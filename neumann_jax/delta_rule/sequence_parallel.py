@@ -37,6 +37,7 @@ from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.on_mesh import on_mesh
 from neumann_jax.delta_rule.options import RuleOptions
 
+# Maps of whole shards multiply each other: their roundings would compound.
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
@@ -141,6 +142,7 @@ def _by_shards(
   identity = jnp.eye(first.shape[-2], dtype=first.dtype)
   identity = jnp.where(reads[:, None, None, None, None], identity, 0)
   identity = jnp.broadcast_to(identity, (*first.shape[:-1], first.shape[-2]))
+  # One scan for both: b from a state of 0, M from the columns of I.
   start = jnp.concatenate([jnp.zeros_like(first), identity], axis=-1)
   chunks, factor = api.split(arrays, scale, segment_ids, how.chunk_size)
   if how.fused:
@@ -173,6 +175,8 @@ def _states(
     moved = _einsum("bhrde,bhrev->bhrdv", one[..., dv:], state)
     return one[..., :dv] + moved, state
 
+  # Every shard composes all maps rather than those before it: the scan has one
+  # length everywhere, and `final` comes with it.
   maps = lax.all_gather(own, axis_name)  # [shards, B, Hk, R, Dk, Dv + Dk]
   final, entering = lax.scan(after, first, maps)
   index = lax.axis_index(axis_name)

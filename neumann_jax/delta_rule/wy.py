@@ -149,6 +149,7 @@ def _launcher(wy: Callable[..., tuple]) -> Callable[..., tuple]:
     **options: Any,
   ) -> tuple[jax.Array, jax.Array]:
     length, dtype = v.shape[1], v.dtype
+    # A kernel multiplies one type. Documents reach it as decays of 0.
     common = jnp.promote_types(k.dtype, v.dtype)
     arrays = (
       layout.padded(x, how.chunk_size)

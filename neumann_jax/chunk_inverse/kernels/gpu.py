@@ -70,7 +70,9 @@ def invert(
     in_specs=in_specs,
     out_specs=whole,
     compiler_params=triton.CompilerParams(
-      num_warps=_launch(spec, c)[1], num_stages=1
+      # One load of a matrix: there is no loop to pipeline.
+      num_warps=_launch(spec, c)[1],
+      num_stages=1,
     ),
     interpret=interpret,
     name=f"neumann_{spec.method}_{c}",
@@ -81,12 +83,13 @@ def invert(
 def _launch(spec: InverseSpec, c: int) -> tuple[int, int]:
   """Width of a tile and warps a program: the fastest of those measured."""
   if spec.mask_every_step:
-    return min(c, 64), 4
+    return min(c, 64), 4  # no zero tiles to skip: see above
   wide = c == 128 or products.operand_kind(spec) == "int8"
   return (32, 4) if wide else (16, 1)
 
 
 def _kernel(a_ref, *refs, spec: InverseSpec, interpret: bool) -> None:
+  # The scale comes in only where the envelope fixes it.
   scale = refs[0][0] if len(refs) == 2 else None
   out_ref = refs[-1]
   c = a_ref.shape[-1]
@@ -99,6 +102,7 @@ def _kernel(a_ref, *refs, spec: InverseSpec, interpret: bool) -> None:
   }
   unit = functools.partial(multiply, interpret=interpret)
   x = methods.invert(a, spec, products.products(spec, unit, scale), c)
+  # Every tile is written, the zero ones too: the output is not initialised.
   zero = jnp.zeros((t, t), jnp.float32)
   for i, rows in enumerate(at):
     for j, cols in enumerate(at):
@@ -117,6 +121,7 @@ def multiply(
   if kind == "float32":
     precision = lax.DotAlgorithmPreset.TF32_TF32_F32_X3
   if interpret:
+    # A CPU would multiply tf32 operands, held in float32, without rounding.
     precision = lax.Precision.HIGHEST
     if kind == "tf32":
       x, y = (lax.reduce_precision(z, 8, 10) for z in (x, y))

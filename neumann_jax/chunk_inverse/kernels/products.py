@@ -80,12 +80,14 @@ def _cast(kind: Unit, unit: MatrixUnit) -> methods.Products:
   The residual of a refinement is taken at X in that format, so that only A
   needs splitting: two float16 or three bfloat16 parts hold its 22 to 24 bits.
   """
+  # float16 keeps 11 bits a part, bfloat16 8: A has 24.
   parts = 2 if kind == "float16" else 3
   dot = _product_of(kind, unit)
 
   def residual(a: Tiles, x: Tiles) -> Tiles:
     total: Tiles = {}
     for _ in range(parts):
+      # What is left of A after a part is exact in float32, and goes on.
       part = _to(_to(a, kind), "float32")
       total = tiles.add(total, dot(part, x))
       a = tiles.subtract(a, part)
@@ -117,6 +119,7 @@ def _quantised(
 
   return methods.Products(
     operand=lambda x, y: product(x, y, scale),
+    # A difference of nearly equal matrices: codes would leave nothing of it.
     residual=_product_of("float32", unit),
     correction=lambda x, y: product(x, y, None),
     rounded=lambda x: x,

@@ -46,6 +46,7 @@ def kernel(a_ref, out_ref, *, products: methods.Products, refine: bool) -> None:
     group = range(first, min(first + GROUP, total))
     blocks: list[jax.Array] = []
     for i, _ in enumerate(_start(a_ref, group, blocks)):
+      # At C = 64 a substitution has about twice as many pieces as merges.
       if i % 2:
         next(merges, None)
     _finish(merges)
@@ -86,6 +87,7 @@ def _diagonal_blocks(a_ref, group: range) -> tuple[jax.Array, jax.Array]:
     x = _load(a_ref, at, 0, 16)
     for b in range(1, c // 16):
       x = jnp.where(lane >> 4 == b, _load(a_ref, at, 16 * b, 16), x)
+    # By selection: what stands above may be NaN.
     x = jnp.where(lane & 15 < row, x, 0.0)
     halves[0].append(x[:8])
     halves[1].append(x[8:])
@@ -120,6 +122,9 @@ def _start(a_ref, group: range, out: list[jax.Array]) -> Pieces:
   top = bottom = jnp.broadcast_to(eye, (c // 16, 8, width))
   corner = jnp.zeros_like(top)  # rows 8 to 15, columns 0 to 7
   kept = {}
+  # Columns 15 to 8: they belong to the lower quarters alone, and take their
+  # share off the corner as they become final. The upper left quarter has the
+  # same pattern of steps, so both go in one loop.
   for k in range(7, -1, -1):
     column = bottom[:, k : k + 1]
     corner = corner - column * spread(1, k, 0)
@@ -128,6 +133,7 @@ def _start(a_ref, group: range, out: list[jax.Array]) -> Pieces:
       top = top - top[:, k : k + 1] * kept[k]
       bottom = bottom - column * spread(1, k, 1)
     yield
+  # Columns 7 to 1 of the corner, with the rows of A that `top` took.
   for k in range(7, 0, -1):
     corner = corner - corner[:, k : k + 1] * kept[k]
     if k % 3 == 0:
@@ -199,6 +205,7 @@ def _join(
     right.append(jnp.concatenate([y for pair in parts for y in pair], 0))
   product = [dot(x, y) for x, y in zip(left, right)]
   yield
+  # The sign of -T2 A21 T1 rides on the mask that clears the other lanes.
   sign = [_where(block == b, -1.0) for b in evens]
   right = []
   for x in product:

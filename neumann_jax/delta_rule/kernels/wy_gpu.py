@@ -208,6 +208,8 @@ def _kernel(
   unit = functools.partial(gpu.multiply, interpret=interpret)
   a = _matrix(gram, beta, prefix, total)
   t = methods.invert(a, spec, products.products(spec, unit), k_ref.shape[1])
+  # Prefixes begin anew in every tile: what whole tiles before it decay by is
+  # added here.
   enter, before = [], jnp.float32(0)
   for x, y in zip(prefix, total):
     enter.append(jnp.exp2(x + before))

@@ -16,7 +16,7 @@ from neumann_jax.chunk_inverse import methods
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
 from neumann_jax.chunk_inverse.kernels import products, tpu
 
-# Tokens a grid step.
+# Tokens a grid step, 8 chunks of 64: a batch for the matrix unit.
 _TOKENS = 512
 
 
@@ -90,6 +90,7 @@ def _kernel(k_ref, v_ref, g_ref, beta_ref, u_ref, w_ref, *, spec, c) -> None:
   exponent = tpu.multiply(lower, after, "float32")
   gram = tpu.multiply(k, jnp.swapaxes(k, 1, 2), kind)
   a = {(0, 0): beta * gram * jnp.exp(exponent)}
+  # Arbitrary above the diagonal, which the body does not read.
   t = methods.invert(a, spec, products.products(spec, tpu.multiply), c)[0, 0]
   enter = jnp.exp(exponent[:, :, :1] + g[:, :1])  # [N, C, 1]
   x = beta * v.astype(jnp.float32)
