@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.typing import DTypeLike
 
 CHUNK = 64
 WIDTH = 128  # of keys and of values
@@ -29,7 +30,7 @@ COLS = TILE.reduce(0)  # one number a column
 Chain = tuple[jax.Array | tuple[int, int], Sequence[tuple]]
 
 
-def shared(shape: tuple[int, ...], dtype) -> Any:
+def shared(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
   """Shared memory as TMA and wgmma want it: tiled and swizzled rows."""
   dtype = jnp.dtype(dtype)
   swizzle = plgpu.find_swizzle(shape[-1] * dtype.itemsize * 8)
@@ -65,7 +66,9 @@ def zeros(shape: tuple[int, ...]) -> jax.Array:
   return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), layout)
 
 
-def registers(ref, *, layout=TILE, optimized: bool = True) -> jax.Array:
+def registers(
+  ref: Any, *, layout: Any = TILE, optimized: bool = True
+) -> jax.Array:
   """What a reference holds, into registers."""
   # mypy sees an older jax, in which the index is not optional.
   load: Any = plgpu.load
@@ -99,13 +102,13 @@ def launch(
   body: Callable,
   *,
   name: str,
-  out_type,
+  out_type: Any,
   scratch: dict,
   grid: tuple[int, ...],
   grid_names: tuple[str, ...],
   warpgroups: int,
-  interpret=None,
-):
+  interpret: Any = None,
+) -> Callable:
   """`plgpu.kernel` with the options that every kernel here has."""
   return plgpu.kernel(
     functools.partial(_together, body),

@@ -20,6 +20,8 @@ chunks, so that dq and dk are summed in registers. Three warpgroups own dq,
 dk_write and dk_read; a fourth loads, 64 columns of values at a time.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -46,7 +48,20 @@ from neumann_jax.delta_rule.kernels.hopper import (
 _CHUNKS = 8
 
 
-def gradients(q, k, y, do, dv, gates, beta, scale, h, dh, *, interpret=None):
+def gradients(
+  q: jax.Array,
+  k: jax.Array,
+  y: jax.Array,
+  do: jax.Array,
+  dv: jax.Array,
+  gates: jax.Array,
+  beta: jax.Array,
+  scale: jax.Array,
+  h: jax.Array,
+  dh: jax.Array,
+  *,
+  interpret: Any = None,
+) -> tuple[jax.Array, ...]:
   """Gradients of all chunks at once, given the states around them.
 
   Args:

@@ -15,6 +15,7 @@ a piece begins to walk back and to write.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,19 @@ from neumann_jax.delta_rule.kernels.hopper import (
 _STAGES = 2
 
 
-def reverse(q, k, do, t, gates, beta, scale, stop, ds, *, interpret=None):
+def reverse(
+  q: jax.Array,
+  k: jax.Array,
+  do: jax.Array,
+  t: jax.Array,
+  gates: jax.Array,
+  beta: jax.Array,
+  scale: jax.Array,
+  stop: jax.Array,
+  ds: jax.Array,
+  *,
+  interpret: Any = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """The recurrence backward, over all chunks.
 
   Args:

@@ -17,6 +17,7 @@ being exact, and where to write.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,19 @@ from neumann_jax.delta_rule.kernels.hopper import (
 _STAGES = 3
 
 
-def outputs(q, k, v, t, gates, beta, scale, start, state, *, interpret=None):
+def outputs(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  t: jax.Array,
+  gates: jax.Array,
+  beta: jax.Array,
+  scale: jax.Array,
+  start: jax.Array,
+  state: jax.Array,
+  *,
+  interpret: Any = None,
+) -> tuple[jax.Array, jax.Array]:
   """Outputs of all tokens and the final state.
 
   Args:
@@ -63,7 +76,17 @@ def outputs(q, k, v, t, gates, beta, scale, start, state, *, interpret=None):
   return _scan(q, k, v, t, gates, beta, scale, start, state, interpret)
 
 
-def states(k, v, t, gates, beta, start, state, *, interpret=None):
+def states(
+  k: jax.Array,
+  v: jax.Array,
+  t: jax.Array,
+  gates: jax.Array,
+  beta: jax.Array,
+  start: jax.Array,
+  state: jax.Array,
+  *,
+  interpret: Any = None,
+) -> tuple[jax.Array, jax.Array]:
   """What the backward pass reads of the recurrence; arguments as `outputs`.
 
   Returns:
