@@ -149,6 +149,7 @@ def compile_all(topology, names):
   print(json.dumps(said))
 
 
+@pytest.mark.slow
 def test_a_training_step_compiles_for_two_meshes_of_a_tpu():
   names = ["tensor", "sequence"]
   found = tpu_compiler.run("tests.test_meshes", "v5e", names)
