@@ -74,6 +74,8 @@ def _step(sizes, devices=None):
 @pytest.mark.parametrize("platform", CALLS)
 @pytest.mark.parametrize("name", MESHES)
 def test_kernels_meet_their_own_rows_and_heads(name, platform):
+  if platform == "cuda" and jax.__version_info__ >= (0, 12):
+    pytest.skip("jax 0.12 lowers Triton for a mesh of GPUs only, not of CPUs")
   sizes = MESHES[name]
   step, arguments = _step(sizes)
   text = oracles.exported(step, platform, *arguments).mlir_module()
