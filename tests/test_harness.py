@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import threading
 
 import pytest
 
@@ -110,16 +111,19 @@ def test_values_out_of_range_are_refused_in_one_sentence(changes, sentence):
 def test_threads_give_every_result_and_stop_at_an_error():
   squares = threads.in_threads(lambda x: x**2, range(4), 2)
   assert sorted(squares) == [0, 1, 4, 9]
-  begun = []
+  begun, told = [], threading.Event()
 
   def work(x):
-    begun.append(x)
+    begun.append(threading.current_thread())
     if x == 0:
       raise RuntimeError("broken")
+    told.wait(60)  # else the thread may empty the queue before the error is read
 
   with pytest.raises(RuntimeError, match="broken"):
     list(threads.in_threads(work, range(1000), 1))
-  assert len(begun) < 1000
+  told.set()
+  begun[0].join(60)
+  assert len(begun) <= 2
 
 
 def test_a_row_of_a_table_of_times():
