@@ -117,7 +117,9 @@ def test_threads_give_every_result_and_stop_at_an_error():
     begun.append(threading.current_thread())
     if x == 0:
       raise RuntimeError("broken")
-    told.wait(60)  # else the thread may empty the queue before the error is read
+    told.wait(
+      60
+    )  # else the thread may empty the queue before the error is read
 
   with pytest.raises(RuntimeError, match="broken"):
     list(threads.in_threads(work, range(1000), 1))

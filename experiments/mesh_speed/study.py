@@ -1,0 +1,229 @@
+"""Times a training step on every mesh of the devices that are there.
+
+  python -m experiments.mesh_speed
+
+Settings: `configs/mesh_speed.py`. The same model, batch and first parameters on
+one device and on each mesh; losses must agree, so that a speed-up is one of the
+same computation. Then one long row, whose tokens the mesh splits, and a profile
+of the slowest mesh. What cannot be run here is named with the reason.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pandas as pd
+
+from experiments.harness import record, runner, timing
+from experiments.harness.report import shown
+from experiments.harness.settings import Checked, setting
+from experiments.mesh_speed import probe, profile, report
+from experiments.mesh_speed.probe import ONE
+from neumann_jax import Execution, InverseSpec, ModelConfig, RuleOptions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Checked):
+  """What is timed.
+
+  Attributes:
+    implementation: "auto" takes a platform's kernels, "xla" none.
+    meshes: axes that split all devices; "a*b" gives a 2 and b the rest.
+    rows: of a batch.
+    tokens: of a row.
+    long_tokens: of the one row that a sequence mesh splits.
+    layers: every fourth is full attention.
+    hidden: width of the residual stream.
+    intermediate: width of the feed-forward layer.
+    vocabulary: size.
+    heads: of full attention, half as many of keys and values.
+    key_heads: Hk of Gated DeltaNet.
+    value_heads: Hv.
+    dim: width of a head, of either kind of layer.
+    dtype: of activations and parameters' products.
+    rate: of AdamW.
+    steps: whose losses are compared.
+    repeats: further steps, each timed.
+    seed: of parameters and text.
+  """
+
+  implementation: str = setting(among=("auto", "xla"))
+  meshes: tuple[str, ...] = setting(
+    some=True, words="meshes must name at least one mesh"
+  )
+  rows: int = setting(at_least=1)
+  tokens: int = setting(at_least=1)
+  long_tokens: int = setting(at_least=1)
+  layers: int = setting(at_least=1)
+  hidden: int = setting(at_least=1)
+  intermediate: int = setting(at_least=1)
+  vocabulary: int = setting(at_least=2)
+  heads: int = setting(at_least=2)
+  key_heads: int = setting(at_least=1)
+  value_heads: int = setting(at_least=1)
+  dim: int = setting(at_least=1)
+  dtype: str = setting(among=("bfloat16", "float32"))
+  rate: float = setting(above=0)
+  steps: int = setting(at_least=1)
+  repeats: int = setting(at_least=1)
+  seed: int
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    for name in self.meshes:
+      probe.sizes(name, 2)
+    self.model()
+
+  def model(self) -> ModelConfig:
+    """The architecture."""
+    return ModelConfig(
+      vocab_size=self.vocabulary,
+      hidden_size=self.hidden,
+      intermediate_size=self.intermediate,
+      num_hidden_layers=self.layers,
+      num_attention_heads=self.heads,
+      num_key_value_heads=self.heads // 2,
+      head_dim=self.dim,
+      linear_num_key_heads=self.key_heads,
+      linear_num_value_heads=self.value_heads,
+      linear_key_head_dim=self.dim,
+      linear_value_head_dim=self.dim,
+    )
+
+  def execution(self) -> Execution:
+    """How it is computed: whole kernels where there are any."""
+    rule = RuleOptions(
+      spec=InverseSpec("ladder", precision="float16"),
+      implementation=self.implementation,
+      fused=self.implementation == "auto",
+    )
+    return Execution(dtype=jnp.dtype(self.dtype), rule=rule, remat="full")
+
+
+def mesh_speed(settings: Settings, run: record.Run) -> None:
+  """Measures, writes two tables and `report.html`, prints the latter's path."""
+  batch = (settings.rows, settings.tokens)
+  cases = [(name, *batch) for name in (ONE, *settings.meshes)]
+  cases += [(name, 1, settings.long_tokens) for name in (ONE, "sequence")]
+  for case in cases:
+    row = _measured(settings, case, run)
+    run.write("meshes", row)
+    print(report.line(row), flush=True)
+  rows = run.frame("meshes")
+  waits = _profile(settings, rows, run)
+  pages = report.build(rows, run.frame("losses"), waits, settings, run)
+  print(report.closing(rows))
+  print(f"report: {shown(pages.write(run.folder / 'report.html'))}")
+
+
+def _measured(
+  settings: Settings, case: tuple[str, int, int], run: record.Run
+) -> dict[str, Any]:
+  """A row of the table of meshes; its losses go to their own."""
+  name, rows, tokens = case
+  devices = jax.device_count()
+  axes = probe.sizes(name, devices)
+  reason = None
+  if axes is None:
+    least = "an even number of devices, 4" if "*" in name else "2 devices"
+    reason = f"needs {least} or more, got {devices}"
+  job = timing.Job(
+    name,
+    settings.implementation,
+    functools.partial(_timed, settings, axes or {}, case, run),
+    reason,
+  )
+  used = math.prod(axes.values()) if axes else None
+  about = {"rows": rows, "tokens": tokens, "devices": used}
+  row = timing.row(job, about, ("speed_up", "loss_difference"))
+  # One device comes first, so that its row is there for every mesh.
+  one = next(
+    (
+      other
+      for other in run.rows("meshes")
+      if (other["name"], other["rows"], other["tokens"]) == (ONE, *case[1:])
+    ),
+    row,
+  )
+  row["speed_up"] = timing.ratio(one, row)
+  return row
+
+
+def _timed(
+  settings: Settings,
+  axes: dict[str, int],
+  case: tuple[str, int, int],
+  run: record.Run,
+) -> tuple[timing.Timing, dict[str, Any]]:
+  """The time of a step, and how far its losses are from one device's."""
+  made = _probe(settings, axes, case)
+  training = made.training
+  losses: list[float] = []
+  seconds: list[float] = []
+  for number in range(settings.steps + settings.repeats):
+    start = time.perf_counter()
+    training, loss = made.step(training, made.batch)
+    jax.block_until_ready((training, loss))
+    seconds.append(time.perf_counter() - start)
+    if number < settings.steps:
+      losses.append(float(loss))
+  about = {"name": case[0], "rows": case[1], "tokens": case[2]}
+  for number, value in enumerate(losses):
+    run.write("losses", about | {"step": number, "loss": value})
+  found = timing.of(seconds[settings.steps :], 1, seconds[0])
+  return found, {"loss_difference": _difference(losses, about, run)}
+
+
+def _difference(
+  losses: list[float], about: dict[str, Any], run: record.Run
+) -> float | None:
+  """Largest relative distance of losses from one device's, None without it."""
+  one = [
+    row["loss"]
+    for row in run.rows("losses")
+    if all(row[x] == (about | {"name": ONE})[x] for x in about)
+  ]
+  pairs = zip(losses, one)
+  return max((abs(x - y) / abs(y) for x, y in pairs), default=None)
+
+
+def _profile(
+  settings: Settings, rows: pd.DataFrame, run: record.Run
+) -> tuple[str, profile.Waits] | None:
+  """What the slowest mesh of the batch waits for, and its name."""
+  known = rows[(rows.rows == settings.rows) & (rows.name != ONE)]
+  known = known[known.median_ms.notna()]
+  if known.empty:
+    return None
+  name = known.loc[known.median_ms.idxmax(), "name"]
+  axes = probe.sizes(name, jax.device_count())
+  made = _probe(settings, axes or {}, (name, settings.rows, settings.tokens))
+  training, _ = made.step(made.training, made.batch)  # compiles
+  found = profile.of_call(
+    lambda: made.step(training, made.batch), run.folder / "profile"
+  )
+  return None if found is None else (name, found)
+
+
+def _probe(
+  settings: Settings, axes: dict[str, int], case: tuple[str, int, int]
+) -> probe.Probe:
+  config = settings.model()
+  return probe.build(
+    config,
+    settings.execution(),
+    axes,
+    probe.draw(config, *case[1:], settings.seed),
+    rate=settings.rate,
+    seed=settings.seed,
+  )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Runs the experiment; `argv` as of `runner.main`."""
+  runner.main("mesh_speed", Settings, mesh_speed, argv)
