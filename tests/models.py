@@ -13,7 +13,9 @@ VOCABULARY = 64
 _DENSE = neumann_jax.ModelConfig(
   vocab_size=VOCABULARY,
   hidden_size=64,
-  num_hidden_layers=4,
+  num_hidden_layers=2,
+  # One of each kind: every further layer is compiled once more.
+  layer_types=("linear_attention", "full_attention"),
   intermediate_size=96,
   num_attention_heads=4,
   num_key_value_heads=2,
@@ -41,7 +43,9 @@ CONFIGS = {
   ),
   # Two periods of two layers, so that layers can be scanned.
   "deep": dataclasses.replace(
-    _DENSE, layer_types=("linear_attention", "full_attention") * 2
+    _DENSE,
+    num_hidden_layers=4,
+    layer_types=("linear_attention", "full_attention") * 2,
   ),
 }
 

@@ -46,7 +46,15 @@ def observe(operator, seed=0):
   return Observation(clean + noise, operator, 0.05 * (1 + seed))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(
+      name, marks=[] if name in ("dps", "diffpir") else [pytest.mark.slow]
+    )
+    for name in METHODS
+  ],
+)
 def test_samples_are_reproducible_and_new_data_does_not_retrace(name):
   spectrum = priors.power_law_spectrum(*SHAPE[:2])
   traces = []

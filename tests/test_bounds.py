@@ -113,12 +113,13 @@ def compute(a, spec, e):
 certify = jax.jit(nb.certify)
 
 
-def test_certificate_is_never_violated():
-  """More than 10,000 draws over families, decays, betas, methods, formats."""
+@pytest.mark.parametrize("count", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_certificate_is_never_violated(count):
+  """10,000 draws over families, decays, betas, methods, formats, or a third."""
   draws, finite, useful = 0, 0, 0
   parts = []
   for beta in ((0.0, 1.0), (0.6, 1.0), (1.0, 2.0)):
-    chunks = rounding_table.hard_chunks(64, beta, draws=3, seed=7)
+    chunks = rounding_table.hard_chunks(64, beta, draws=count, seed=7)
     a = np.float32(chunks.a)
     e = nb.envelope(*gates(chunks), key_norm=1 + 1e-6)
     parts.append((a, key_families.exact_inverse(a), np.asarray(e)))
@@ -133,7 +134,7 @@ def test_certificate_is_never_violated():
     draws += len(a)
     finite += int(np.isfinite(bound).all((-1, -2)).sum())
     useful += int((bound.max((-1, -2)) < 1).sum())
-  assert draws > 10_000 and finite > 0.8 * draws
+  assert draws > 10_000 * count / 3 and finite > 0.8 * draws
   assert useful > 0.2 * draws  # the bound says something, not just infinity
 
 

@@ -142,9 +142,9 @@ def assert_calibrated(label, samples, p):
 @pytest.mark.parametrize(
   ("name", "levels"),
   [
-    ("inpainting", 5),
     ("blur", 5),
-    ("blur", 30),
+    pytest.param("inpainting", 5, marks=pytest.mark.slow),
+    pytest.param("blur", 30, marks=pytest.mark.slow),
     pytest.param("inpainting", 30, marks=pytest.mark.slow),
   ],
 )
@@ -162,12 +162,6 @@ def test_calibrated_200_levels(name):
   assert_calibrated(f"{name}, 200 levels", samples, p)
 
 
-def test_calibrated_200_levels_circular():
-  p = problem("blur")
-  samples = sample(p, NFCConfig.calibrated(levels=200))
-  assert_calibrated("blur, 200 levels", samples, p)
-
-
 @jax.jit
 def exact_states(mean, root, sigma, key):
   """Draws of p(x_sigma | y), [B, 1, 32, 32, 1]: the posterior plus noise."""
@@ -179,11 +173,15 @@ def exact_states(mean, root, sigma, key):
 
 
 @pytest.mark.parametrize(
-  ("changes", "bias"),
-  [({"inflation": 1.0}, 0.0), pytest.param({}, 0.02, marks=pytest.mark.slow)],
+  ("changes", "bias", "every"),
+  [
+    ({"inflation": 1.0}, 0.0, 6),
+    pytest.param({"inflation": 1.0}, 0.0, 1, marks=pytest.mark.slow),
+    pytest.param({}, 0.02, 1, marks=pytest.mark.slow),
+  ],
 )
 @blur_quickly
-def test_every_transition_keeps_the_exact_marginal(name, changes, bias):
+def test_every_transition_keeps_the_exact_marginal(name, changes, bias, every):
   """One step from exact p(x_k | y) must give exact p(x_(k+1) | y).
 
   A width that follows the misfit of this one y may move the variance by 2 %.
@@ -202,7 +200,7 @@ def test_every_transition_keeps_the_exact_marginal(name, changes, bias):
     state = SamplerState(x, level)
     return sampler.step(state, p.prior.denoise, p.observation, key)[0].x
 
-  for level in range(levels):
+  for level in range(0, levels, every):
     key = jax.random.key(level)
     now, following = float(sigmas[level]), float(sigmas[level + 1])
     x = exact_states(p.mean, p.root, now, jax.random.fold_in(key, 1))
@@ -220,7 +218,9 @@ def test_every_transition_keeps_the_exact_marginal(name, changes, bias):
     assert (off / ratio.bands_error).max() <= 5
 
 
-@pytest.mark.parametrize("factor", [0.5, 2.0])
+@pytest.mark.parametrize(
+  "factor", [0.5, pytest.param(2.0, marks=pytest.mark.slow)]
+)
 @blur_quickly
 def test_a_wrong_spectrum_does_no_harm(name, factor):
   """The denoiser puts the width's spectrum right in every half octave."""
@@ -231,6 +231,7 @@ def test_a_wrong_spectrum_does_no_harm(name, factor):
   assert_calibrated(f"{name}, width's spectrum x {factor}", samples, p)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["inpainting"])
 def test_no_spectrum_at_all(name):
   """The width is the denoiser's Jacobian."""
@@ -247,14 +248,21 @@ def test_no_spectrum_at_all(name):
   assert int(info.products.max()) <= 19
 
 
-@pytest.mark.parametrize("factor", [0.5, 2.0])
-def test_a_trusted_wrong_spectrum_is_printed_and_bounded(factor):
+@pytest.mark.parametrize(
+  ("name", "factor"),
+  [
+    ("blur", 2.0),
+    pytest.param("inpainting", 0.5, marks=pytest.mark.slow),
+    pytest.param("inpainting", 2.0, marks=pytest.mark.slow),
+  ],
+)
+def test_a_trusted_wrong_spectrum_is_printed_and_bounded(name, factor):
   """tie="spectrum" trusts it: what the factor of 2 then costs.
 
   The mean stays right and the variance errs by less than the spectrum does;
   that it errs at all shows that the width matters.
   """
-  p = problem("inpainting")
+  p = problem(name)
   config = NFCConfig.calibrated(levels=10, tie="spectrum")
   samples = sample(p, config, spectrum=factor * p.prior.spectrum)
   mean, ratio = evaluate(f"trusted spectrum x {factor}", samples, p)
@@ -274,7 +282,13 @@ CONTROLS = {
 }
 
 
-@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize(
+  "control",
+  [
+    pytest.param(control, marks=[pytest.mark.slow] if control == "flow" else [])
+    for control in CONTROLS
+  ],
+)
 @blur_quickly
 def test_controls_that_must_fail(name, control):
   changes, expected = CONTROLS[control]

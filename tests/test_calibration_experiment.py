@@ -69,6 +69,7 @@ def test_numbers_of_exact_gaussian_samples_are_ideal():
   assert abs(found["coverage_90"] + 31.1) < 3
 
 
+@pytest.mark.slow
 def test_numbers_of_exact_mixture_samples_are_ideal():
   problem = problems.mixture(8, 1, 0, 0)
   exact = problem.posterior.sample(jax.random.key(7), COUNT)

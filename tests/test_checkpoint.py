@@ -154,6 +154,7 @@ def test_stacking_and_back(name):
   assert_same(unstack_layers(stacked), model)
 
 
+@pytest.mark.slow
 def test_stacked_layers_compute_the_same():
   tokens = np.arange(10, dtype=np.int32)[None]
   model = model_of("moe")
@@ -336,7 +337,9 @@ def shardings_over(mesh):
   return lambda model: jax.tree.map(one, nnx.state(model))
 
 
-@pytest.mark.parametrize("execution", [Execution(), SCANNED])
+@pytest.mark.parametrize(
+  "execution", [Execution(), pytest.param(SCANNED, marks=pytest.mark.slow)]
+)
 def test_loading_onto_a_mesh(tmp_path, execution):
   mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4])
   shardings = shardings_over(mesh)

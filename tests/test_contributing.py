@@ -116,6 +116,7 @@ for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other)):
 """
 
 
+@pytest.mark.slow
 def test_an_option_in_two_files(tree):
   touched = _applied("A new option of the rule, in two files", tree)
   assert len(set(touched)) == 2

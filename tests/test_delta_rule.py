@@ -67,7 +67,9 @@ def test_every_length(length):
   assert_length(length, seed=1)
 
 
-@pytest.mark.parametrize("chunk_size", [16, 64])
+@pytest.mark.parametrize(
+  "chunk_size", [16, pytest.param(64, marks=pytest.mark.slow)]
+)
 def test_documents_of_every_length(chunk_size):
   """Row i packs i + 1 and 200 - i tokens: all lengths, all borders, at once."""
   sets = [oracles.problem(201, seed=seed, key_heads=1) for seed in range(25)]

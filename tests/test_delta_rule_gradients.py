@@ -72,12 +72,12 @@ def test_the_oracle_by_central_differences():
   "form, length, ratio, packed",
   [
     ("chunks of 16", 1, 1, False),
-    ("chunks of 16", 40, 1, True),
-    ("chunks of 16", 40, 2, False),
+    pytest.param("chunks of 16", 40, 1, True, marks=pytest.mark.slow),
+    pytest.param("chunks of 16", 40, 2, False, marks=pytest.mark.slow),
     ("chunks of 16", 40, 3, True),
-    ("chunks of 16", 40, 4, False),
+    pytest.param("chunks of 16", 40, 4, False, marks=pytest.mark.slow),
     ("chunks of 64", 70, 2, True),
-    ("chunks of 64", 200, 2, False),
+    pytest.param("chunks of 64", 200, 2, False, marks=pytest.mark.slow),
     ("recurrent", 40, 2, True),
     ("recurrent", 40, 3, False),
   ],
@@ -205,12 +205,22 @@ def outputs_and_inverses(p, spec):
   "spec, exact",
   [
     (InverseSpec("exact"), True),
-    (InverseSpec("newton"), True),
-    (InverseSpec(quant=QuantSpec(16, "dynamic"), refine=1), True),
+    pytest.param(InverseSpec("newton"), True, marks=pytest.mark.slow),
+    pytest.param(
+      InverseSpec(quant=QuantSpec(16, "dynamic"), refine=1),
+      True,
+      marks=pytest.mark.slow,
+    ),
     (InverseSpec(precision="bfloat16", refine=1), False),
-    (InverseSpec(precision="bfloat16"), False),
-    (InverseSpec(precision="float16"), False),
-    (InverseSpec(quant=QuantSpec(16, "dynamic")), False),
+    pytest.param(
+      InverseSpec(precision="bfloat16"), False, marks=pytest.mark.slow
+    ),
+    pytest.param(
+      InverseSpec(precision="float16"), False, marks=pytest.mark.slow
+    ),
+    pytest.param(
+      InverseSpec(quant=QuantSpec(16, "dynamic")), False, marks=pytest.mark.slow
+    ),
     (InverseSpec(quant=QuantSpec(8, "dynamic")), False),
   ],
 )

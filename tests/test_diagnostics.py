@@ -76,8 +76,8 @@ def test_band_energy_is_the_residual_by_frequency(name):
   ("changes", "calls"),
   [
     (dict(predictor="denoise"), 1),
-    (dict(predictor="euler"), 3),
-    (dict(predictor="heun"), 6),
+    pytest.param(dict(predictor="euler"), 3, marks=pytest.mark.slow),
+    pytest.param(dict(predictor="heun"), 6, marks=pytest.mark.slow),
     (dict(predictor="dpm_solver_2m"), 3),
   ],
 )

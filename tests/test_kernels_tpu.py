@@ -303,7 +303,13 @@ def compile_all(topology, names):
   print(json.dumps(said))
 
 
-@pytest.mark.parametrize("kind", tpu_compiler.KINDS)
+@pytest.mark.parametrize(
+  "kind",
+  [
+    pytest.param(kind, marks=[] if kind == "v6e" else [pytest.mark.slow])
+    for kind in tpu_compiler.KINDS
+  ],
+)
 def test_compiles_for_every_kind_of_tpu(kind):
   found = tpu_compiler.run(
     "tests.test_kernels_tpu", kind, ["COMPILED", "FUSED"]

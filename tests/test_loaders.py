@@ -229,6 +229,7 @@ def test_old_and_new_names_of_attention_give_the_same(tmp_path):
     np.testing.assert_array_equal(same.params[name], value)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32():
   x, sigma, denoised = expected("diffusers_old")
   prior = load("diffusers_old", dtype="bfloat16")
@@ -239,6 +240,7 @@ def test_bfloat16_stays_near_float32():
   assert 1e-4 < oracles.error(rough, exact) < 0.1
 
 
+@pytest.mark.slow
 def test_loaded_prior_restores():
   """NFC runs on it, without a retrace for new weights; silent, it is x."""
   prior = load("diffusers_old")

@@ -155,7 +155,9 @@ def test_the_layer_adds_what_the_mixer_gives():
   oracles.assert_close(found, want, oracles.FLOAT32_BLOCK)
 
 
-@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize(
+  "scanned", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_cache_documents_and_padding(scanned):
   model = model_of()
   want = call(model, tokens())[0]
@@ -185,7 +187,9 @@ def test_cache_documents_and_padding(scanned):
     )
 
 
-@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize(
+  "scanned", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_options_reach_it(scanned):
   """By the same way as every other mixer, and attention as well."""
   model = model_of(scan_layers=scanned)
@@ -199,7 +203,9 @@ def test_options_reach_it(scanned):
   assert model.layers[0].mixer.rule.chunk_size == 64  # stays what it was
 
 
-@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize(
+  "scanned", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_generation(scanned):
   model = model_of(scan_layers=scanned)
   found = neumann_jax.generate(

@@ -88,7 +88,11 @@ def inputs(dtype, ids):
 
 
 @pytest.mark.parametrize(
-  "dtype, packed", [("bfloat16", False), ("float16", True)]
+  "dtype, packed",
+  [
+    pytest.param("bfloat16", False, marks=pytest.mark.slow),
+    ("float16", True),
+  ],
 )
 def test_kernel_and_scan_against_float64(dtype, packed):
   """Tokens that forget everything, borders between documents, no state."""

@@ -1,6 +1,7 @@
 """The notebooks: every cell runs in FAST mode, and what they promise."""
 
 import ast
+import importlib
 import json
 import os
 import pathlib
@@ -75,6 +76,7 @@ def test_every_notebook_is_tested():
   assert found == set(NOTEBOOKS)
 
 
+@pytest.mark.slow
 def test_neumann_runs_and_finds_what_it_says():
   printed = _printed("neumann_tpu")
   assert '<table id="worst">' in printed
@@ -83,6 +85,7 @@ def test_neumann_runs_and_finds_what_it_says():
     assert _number(f"{label}, step against chunks", printed) < 1e-5
 
 
+@pytest.mark.slow
 def test_posterior_runs_and_finds_what_it_says():
   printed = _printed("posterior_tpu")
   for table in ("restoration", "agreement", "bands"):
@@ -98,6 +101,39 @@ def test_posterior_runs_and_finds_what_it_says():
   error = _number("mean error in posterior standard deviations", printed)
   assert abs(error / 0.125 - 1) < 0.25
   assert _number("time per sample", printed) > 0
+
+
+def _part(module, name):
+  """A submodule or an attribute."""
+  try:
+    return importlib.import_module(f"{module}.{name}")
+  except ModuleNotFoundError:
+    return getattr(importlib.import_module(module), name)
+
+
+@every
+def test_names_of_the_packages_exist(name):
+  """What a cell takes from a module is there; running it is a slow test."""
+  tree = ast.parse(_code(name))
+  modules = {}
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      for x in node.names:
+        importlib.import_module(x.name)
+        called = x.asname or x.name.partition(".")[0]
+        modules[called] = sys.modules[x.name if x.asname else called]
+    elif isinstance(node, ast.ImportFrom):
+      for x in node.names:
+        modules[x.asname or x.name] = _part(node.module, x.name)
+  looked_at = 0
+  for node in ast.walk(tree):
+    first, *path = ast.unparse(node).split(".")
+    if isinstance(node, ast.Attribute) and first in modules:
+      value = modules[first]
+      for part in path:
+        value = getattr(value, part)
+      looked_at += 1
+  assert looked_at > 10
 
 
 @every

@@ -282,7 +282,10 @@ def chain_law(config, spectrum, transfer, y, rho):
 
 @pytest.mark.parametrize(
   ("solver", "exact_start", "nodes"),
-  [("euler", False, 40), ("ancestral", True, 60)],
+  [
+    pytest.param("euler", False, 40, marks=pytest.mark.slow),
+    ("ancestral", True, 60),
+  ],
 )
 def test_pnpdm_chain_has_its_law(solver, exact_start, nodes):
   """That of the steps taken, which in the limit is the split posterior's.

@@ -80,8 +80,18 @@ def test_limb_product_by_its_definition(integer):
 
 
 @pytest.mark.parametrize("scale", ["envelope", "dynamic"])
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("method", ["ladder", "newton", "banded"])
+@pytest.mark.parametrize(
+  ("method", "bits"),
+  [
+    pytest.param(
+      method,
+      bits,
+      marks=[] if method == "ladder" or bits == 8 else [pytest.mark.slow],
+    )
+    for method in ("ladder", "newton", "banded")
+    for bits in BITS
+  ],
+)
 def test_fake_and_true_integers_agree_bit_for_bit(method, bits, scale):
   refine = {"refine": 1}
   a = np.concatenate(

@@ -84,7 +84,12 @@ def _compare(kind, sizes, packed, tolerance):
 
 
 @pytest.mark.parametrize(
-  "name, packed", [("fsdp", False), ("sequence", True), ("all", True)]
+  "name, packed",
+  [
+    ("all", True),
+    pytest.param("fsdp", False, marks=pytest.mark.slow),
+    pytest.param("sequence", True, marks=pytest.mark.slow),
+  ],
 )
 def test_values_and_gradients_are_those_of_one_device(name, packed):
   _compare("dense", MESHES[name], packed, oracles.FLOAT32_SHARDED)
