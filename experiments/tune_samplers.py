@@ -57,21 +57,14 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
-  """Settings of the tuning.
+  """Settings of the tuning."""
 
-  Attributes:
-    setup: photographs, prior and noise.
-    methods: keys of GRIDS, () for all.
-    tasks: names of `degradations.FROZEN`, whose PSNR is averaged.
-    evaluations: denoiser calls a run may spend.
-    workers: programs compiled at a time.
-  """
-
-  setup: SetupSettings
-  methods: tuple[str, ...] = setting(among=GRIDS)
+  setup: SetupSettings  # photographs, prior and noise
+  methods: tuple[str, ...] = setting(among=GRIDS)  # keys of GRIDS, () for all
+  # names of `degradations.FROZEN`, whose PSNR is averaged
   tasks: tuple[str, ...]
-  evaluations: int = setting(at_least=1)
-  workers: int = setting(at_least=1)
+  evaluations: int = setting(at_least=1)  # denoiser calls a run may spend
+  workers: int = setting(at_least=1)  # programs compiled at a time
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -112,12 +105,10 @@ def shown(point: Sequence[tuple[str, Any]]) -> str:
 
 
 def ranking(
+  # of the table, in which a PSNR of None is a failure and NaN diverged
   rows: Sequence[Mapping[str, Any]],
 ) -> dict[str, list[tuple[str, float]]]:
   """Mean PSNR of every point of every method, the best first.
-
-  Args:
-    rows: of the table, in which a PSNR of None is a failure and NaN diverged.
 
   Returns:
     By method, (point, PSNR) over the cases that all its points have; points

@@ -48,13 +48,11 @@ MIXTURE: dict[str, tuple[str, Any, int]] = {
 }
 
 
-def write(run: record.Run, settings: Settings) -> pathlib.Path:
-  """Writes `report.html` from the tables and returns its path.
-
-  Args:
-    run: its folder takes the report, its tables hold the rows.
-    settings: of the run.
-  """
+def write(
+  run: record.Run,  # its folder takes the report, its tables hold the rows
+  settings: Settings,  # of the run
+) -> pathlib.Path:
+  """Writes `report.html` from the tables and returns its path."""
   report = Report(
     "Calibration against exact posteriors",
     f"{run.origin()} Methods that clip images to [-1, 1] do not here, where no "

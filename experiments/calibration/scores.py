@@ -29,15 +29,12 @@ NAMES = {
 
 
 def evaluate_gaussian(
-  samples: jax.Array, problem: Gaussian, key: jax.Array, directions: int
+  samples: jax.Array,  # [B, 1, H, W, 1]
+  problem: Gaussian,  # what they are of
+  key: jax.Array,  # of exact draws and directions
+  directions: int,  # of the sliced Wasserstein distance
 ) -> dict[str, Any]:
   """Samples against a Gaussian posterior.
-
-  Args:
-    samples: [B, 1, H, W, 1].
-    problem: what they are of.
-    key: of exact draws and directions.
-    directions: of the sliced Wasserstein distance.
 
   Returns:
     mean_error: RMS error of the mean over RMS posterior standard deviation.
@@ -99,15 +96,12 @@ def _gaussian(
 
 
 def evaluate_mixture(
-  samples: jax.Array, problem: Mixture, key: jax.Array, directions: int
+  samples: jax.Array,  # [B, 1, H, W, 1]
+  problem: Mixture,  # what they are of
+  key: jax.Array,  # of exact draws and directions
+  directions: int,  # of the sliced Wasserstein distance
 ) -> dict[str, float]:
   """Samples against a mixture posterior.
-
-  Args:
-    samples: [B, 1, H, W, 1].
-    problem: what they are of.
-    key: of exact draws and directions.
-    directions: of the sliced Wasserstein distance.
 
   Returns:
     distance: sliced 2-Wasserstein distance to exact draws.

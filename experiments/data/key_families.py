@@ -26,17 +26,11 @@ PERIOD, RANK = 7, 4
 
 
 class Chunks(NamedTuple):
-  """A batch of chunks and the gates behind them, of numpy or of jax.
+  """A batch of chunks and the gates behind them, of numpy or of jax."""
 
-  Attributes:
-    keys: [N, C, D], unit norm.
-    beta: [N, C].
-    log_decay: [N, C], <= 0.
-  """
-
-  keys: Any
-  beta: Any
-  log_decay: Any
+  keys: Any  # [N, C, D], unit norm
+  beta: Any  # [N, C]
+  log_decay: Any  # [N, C], <= 0
 
   @property
   def a(self) -> Any:
@@ -49,19 +43,12 @@ class Chunks(NamedTuple):
 
 
 class Normal(NamedTuple):
-  """Where a family's normal numbers come from; called in its own order.
+  """Where a family's normal numbers come from; called in its own order."""
 
-  Attributes:
-    own: [N, C, D], a vector per token.
-    few: m -> [N, m, D], vectors that tokens share.
-    basis: [N, RANK, D], orthonormal rows.
-    weights: [N, C, RANK].
-  """
-
-  own: Callable[[], Any]
-  few: Callable[[int], Any]
-  basis: Callable[[], Any]
-  weights: Callable[[], Any]
+  own: Callable[[], Any]  # [N, C, D], a vector per token
+  few: Callable[[int], Any]  # m -> [N, m, D], vectors that tokens share
+  basis: Callable[[], Any]  # [N, RANK, D], orthonormal rows
+  weights: Callable[[], Any]  # [N, C, RANK]
 
 
 def shaped(family: str, normal: Normal, chunk_size: int) -> Any:
@@ -100,17 +87,13 @@ def _unit(x: Any) -> Any:
 
 
 def keys(
-  family: str, rng: np.random.Generator, count: int, chunk_size: int, dim: int
+  family: str,  # one of FAMILIES
+  rng: np.random.Generator,  # source of randomness
+  count: int,  # number of chunks
+  chunk_size: int,  # C
+  dim: int,  # D, the key width
 ) -> np.ndarray:
-  """Unit keys [count, C, D] of a named family, see `shaped`.
-
-  Args:
-    family: one of FAMILIES.
-    rng: source of randomness.
-    count: number of chunks.
-    chunk_size: C.
-    dim: D, the key width.
-  """
+  """Unit keys [count, C, D] of a named family, see `shaped`."""
 
   def basis() -> np.ndarray:
     columns = np.linalg.qr(rng.standard_normal((count, dim, RANK)))[0]
@@ -126,25 +109,17 @@ def keys(
 
 
 def draw(
-  family: str,
+  family: str,  # one of FAMILIES
   *,
-  seed: int,
-  count: int,
-  chunk_size: int,
-  dim: int = 128,
+  seed: int,  # the same seed gives the same chunks
+  count: int,  # N, number of chunks
+  chunk_size: int,  # C
+  dim: int = 128,  # D, the key width
+  # range of the uniform write strengths, within [0, 2]
   beta: tuple[float, float] = (0.6, 1.0),
-  decay: float = 0.0,
+  decay: float = 0.0,  # minus the log decay per token, >= 0
 ) -> Chunks:
   """Draws chunks of one family with uniform beta and constant log decay.
-
-  Args:
-    family: one of FAMILIES.
-    seed: the same seed gives the same chunks.
-    count: N, number of chunks.
-    chunk_size: C.
-    dim: D, the key width.
-    beta: range of the uniform write strengths, within [0, 2].
-    decay: minus the log decay per token, >= 0.
 
   Returns:
     The chunks, in float64.
@@ -156,14 +131,11 @@ def draw(
 
 
 def draw_all(
-  betas: Sequence[tuple[float, float]], **options: Any
+  # ranges of the write strengths. **options: of `draw`, the same for all
+  betas: Sequence[tuple[float, float]],
+  **options: Any,
 ) -> Iterator[tuple[tuple[float, float], str, float, Chunks]]:
-  """Every range of beta, family and decay, ranges outermost, with its chunks.
-
-  Args:
-    betas: ranges of the write strengths.
-    **options: of `draw`, the same for all.
-  """
+  """Every range of beta (outermost), family and decay, with its chunks."""
   for beta in betas:
     for family in FAMILIES:
       for decay in DECAYS:

@@ -77,12 +77,10 @@ def read(folder: str) -> list[Photograph]:
   return read
 
 
-def tiles(photos: Sequence[Photograph]) -> np.ndarray:
-  """Overlapping tiles of photographs at every scale, [K, T, T, 3] uint8.
-
-  Args:
-    photos: from `read`.
-  """
+def tiles(
+  photos: Sequence[Photograph],  # from `read`
+) -> np.ndarray:
+  """Overlapping tiles of photographs at every scale, [K, T, T, 3] uint8."""
   return np.concatenate(
     [_cut(reduced) for photo in photos for reduced in _reduced(photo.pixels)]
   )

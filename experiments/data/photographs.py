@@ -47,12 +47,11 @@ SHA256 = dict(zip((*HELD_OUT, *TUNING), _HASHES.split()))
 
 
 @functools.cache
-def load(name: str, size: int) -> np.ndarray:
+def load(
+  name: str,  # a key of FILES
+  size: int,  # side of the result, at most that of the centre square
+) -> np.ndarray:
   """A photograph's centre square, averaged down to `size` by `size` pixels.
-
-  Args:
-    name: a key of FILES.
-    size: side of the result, at most that of the centre square.
 
   Returns:
     [size, size, 3] float32 in [-1, 1]; grey photographs repeat their channel.
@@ -65,11 +64,10 @@ def load(name: str, size: int) -> np.ndarray:
   return _reduced(path(name), size)
 
 
-def verify(names: tuple[str, ...]) -> None:
+def verify(
+  names: tuple[str, ...],  # keys of SHA256
+) -> None:
   """Makes sure that photographs are the very files of the reports.
-
-  Args:
-    names: keys of SHA256.
 
   Raises:
     ValueError: naming the first one whose file differs.
@@ -84,12 +82,11 @@ def verify(names: tuple[str, ...]) -> None:
       )
 
 
-def from_folder(folder: str, size: int) -> dict[str, np.ndarray]:
+def from_folder(
+  folder: str,  # its own files are read, not those of folders in it
+  size: int,  # side of the result
+) -> dict[str, np.ndarray]:
   """The pictures of a folder, centre squares averaged down like `load`'s.
-
-  Args:
-    folder: its own files are read, not those of folders in it.
-    size: side of the result.
 
   Returns:
     By file name in order, [size, size, 3] float32 in [-1, 1].

@@ -38,31 +38,24 @@ SHORTEST = 128
 
 
 class TaskRows(NamedTuple):
-  """Rows of a task.
+  """Rows of a task."""
 
-  Attributes:
-    tokens: [B, T] int32.
-    answers: [B, T] bool, True at the tokens that are answers.
-  """
-
-  tokens: jax.Array
-  answers: jax.Array
+  tokens: jax.Array  # [B, T] int32
+  answers: jax.Array  # [B, T] bool, True at the tokens that are answers
 
 
 Maker = Callable[[jax.Array, int], TaskRows]  # of a key and a number of rows
 
 
 def draw(
-  name: str, key: jax.Array, text: jax.Array, *, rows: int, length: int
+  name: str,  # one of `TASKS`
+  key: jax.Array,  # of the draw
+  text: jax.Array,  # [n >= length] tokens that needles are hidden in
+  *,
+  rows: int,  # B
+  length: int,  # T, at least `SHORTEST`
 ) -> TaskRows:
   """Random rows of a task.
-
-  Args:
-    name: one of `TASKS`.
-    key: of the draw.
-    text: [n >= length] tokens that needles are hidden in.
-    rows: B.
-    length: T, at least `SHORTEST`.
 
   Raises:
     ValueError: for an unknown task, or a length out of range.
@@ -201,16 +194,12 @@ TASKS: dict[str, Callable[[jax.Array, jax.Array, int, int], TaskRows]] = {
 
 
 def _packed(
-  key: jax.Array, rows: int, length: int, makers: dict[int, Maker]
+  key: jax.Array,  # of the draw
+  rows: int,  # B
+  length: int,  # T
+  makers: dict[int, Maker],  # by the length of their instances
 ) -> TaskRows:
-  """One instance of each maker in turn, as many as fit; DOCUMENT fills up.
-
-  Args:
-    key: of the draw.
-    rows: B.
-    length: T.
-    makers: by the length of their instances.
-  """
+  """One instance of each maker in turn, as many as fit; DOCUMENT fills up."""
   order, left = [], length
   for size in itertools.cycle(makers):
     if size > left:

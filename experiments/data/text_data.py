@@ -30,15 +30,10 @@ _TESTS = ("test", "tests", "idle_test")
 
 
 class Document(NamedTuple):
-  """A text file.
+  """A text file."""
 
-  Attributes:
-    name: its path in the folder, with slashes.
-    data: its bytes, valid UTF-8.
-  """
-
-  name: str
-  data: bytes
+  name: str  # its path in the folder, with slashes
+  data: bytes  # its bytes, valid UTF-8
 
 
 def training_text(folder: str = "") -> list[Document]:

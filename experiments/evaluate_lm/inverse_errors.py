@@ -17,20 +17,15 @@ from neumann_jax.model.scan_layers import unstack_layers
 
 
 class MatrixErrors(NamedTuple):
-  """How wrong each of n approximate inverses X of T is.
+  """How wrong each of n approximate inverses X of T is."""
 
-  Attributes:
-    error: [n] relative Frobenius error of the strictly lower part; infinite
-      where an entry is not finite.
-    row_sum: [n] largest row sum of |T - X|.
-    certified: [n] largest row sum of the certificate, which bounds row_sum.
-    violations: [n] entries whose error exceeds their certificate.
-  """
-
+  # [n] relative Frobenius error of the strictly lower part; infinite where an
+  # entry is not finite
   error: np.ndarray
-  row_sum: np.ndarray
+  row_sum: np.ndarray  # [n] largest row sum of |T - X|
+  # [n] largest row sum of the certificate, which bounds row_sum
   certified: np.ndarray
-  violations: np.ndarray
+  violations: np.ndarray  # [n] entries whose error exceeds their certificate
 
   def worst(self, where: Any = slice(None)) -> dict[str, Any]:
     """The largest of each over some matrices; violations in all."""
@@ -43,17 +38,11 @@ class MatrixErrors(NamedTuple):
 
 
 class Problem(NamedTuple):
-  """Matrices to invert and what approximations are compared with.
+  """Matrices to invert and what approximations are compared with."""
 
-  Attributes:
-    a: [n, C, C] float32, strictly lower triangular.
-    envelope: [n, C, C], what bounds |T| by the gates.
-    truth: [n, C, C], the float64 inverse of I + A.
-  """
-
-  a: jax.Array
-  envelope: jax.Array
-  truth: np.ndarray
+  a: jax.Array  # [n, C, C] float32, strictly lower triangular
+  envelope: jax.Array  # [n, C, C], what bounds |T| by the gates
+  truth: np.ndarray  # [n, C, C], the float64 inverse of I + A
 
   @classmethod
   def of(cls, a: Any, beta: Any, log_decay: Any) -> "Problem":
@@ -80,21 +69,14 @@ def matrices(
 
 
 def layer_rows(
-  parts: tuple[ChunkMatrices, ...],
-  specs: Mapping[str, InverseSpec],
+  parts: tuple[ChunkMatrices, ...],  # from `matrices`
+  specs: Mapping[str, InverseSpec],  # by name
   *,
-  weights: str,
-  tolerance: float,
-  implementation: str,
+  weights: str,  # name of the weights' quantisation
+  tolerance: float,  # of `plan`: the largest row sum of |T - X|
+  implementation: str,  # of the inverse
 ) -> Iterator[dict[str, Any]]:
   """Measures every inverse on every layer.
-
-  Args:
-    parts: from `matrices`.
-    specs: by name.
-    weights: name of the weights' quantisation.
-    tolerance: of `plan`: the largest row sum of |T - X|.
-    implementation: of the inverse.
 
   Yields:
     One row a layer and spec, layers outermost: what it is of, how many

@@ -19,14 +19,11 @@ WORSE = 0.01  # a perplexity above the exact one's by this share stands out
 
 
 def summary(
-  windows: pd.DataFrame, cases: Sequence[Case], text: Text
+  windows: pd.DataFrame,  # the run's table of this name
+  cases: Sequence[Case],  # of the sweep
+  text: Text,  # that was read
 ) -> pd.DataFrame:
   """Adds up the batches of every case: the table "cases".
-
-  Args:
-    windows: the run's table of this name.
-    cases: of the sweep.
-    text: that was read.
 
   Returns:
     A row a case: products of its inverse (0 for the solve), predicted tokens,
@@ -66,16 +63,12 @@ def summary(
 
 
 def build(
-  evaluation: Any, windows: Windows, cases: pd.DataFrame, run: record.Run
+  evaluation: Any,  # of `evaluate_lm.study`
+  windows: Windows,  # of the text
+  cases: pd.DataFrame,  # from `summary`
+  run: record.Run,  # with the table "layers"
 ) -> Report:
-  """The report.
-
-  Args:
-    evaluation: of `evaluate_lm.study`.
-    windows: of the text.
-    cases: from `summary`.
-    run: with the table "layers".
-  """
+  """The report."""
   settings, model, text = evaluation
   (count, width), first = windows.tokens.shape, cases.iloc[0]
   measured = (

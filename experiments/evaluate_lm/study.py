@@ -24,17 +24,11 @@ from neumann_jax import Execution, InverseSpec, LanguageModel, RuleOptions
 
 
 class Evaluation(NamedTuple):
-  """Everything that was read.
+  """Everything that was read."""
 
-  Attributes:
-    settings: of the sweep.
-    model: under the exact float32 inverse.
-    text: in tokens.
-  """
-
-  settings: Settings
-  model: LanguageModel
-  text: Text
+  settings: Settings  # of the sweep
+  model: LanguageModel  # under the exact float32 inverse
+  text: Text  # in tokens
 
 
 def prepare(settings: Settings) -> Evaluation:

@@ -11,16 +11,13 @@ from experiments.harness.report import Report, shown
 
 
 def write(
-  run: record.Run, cases: Sequence[str], seeds: int, steps: int
+  run: record.Run,  # with the tables "losses" and "cases"
+  # their names; the first is what the others are compared with
+  cases: Sequence[str],
+  seeds: int,  # how many
+  steps: int,  # of every training
 ) -> None:
-  """Writes `report.html` and says where.
-
-  Args:
-    run: with the tables "losses" and "cases".
-    cases: their names; the first is what the others are compared with.
-    seeds: how many.
-    steps: of every training.
-  """
+  """Writes `report.html` and says where."""
   found = run.environment
   rows = run.frame("cases").set_index("case").loc[list(cases)]
   ends = rows[[f"seed_{i}" for i in range(seeds)]]
@@ -62,13 +59,12 @@ def write(
   print(f"report: {shown(report.write(run.folder / 'report.html'))}")
 
 
-def sentence(ends: pd.DataFrame) -> str:
-  """What the table says, in words.
-
-  Args:
-    ends: what the seeds of each case end with, the first is what the others
-      are compared with.
-  """
+def sentence(
+  # what the seeds of each case end with, the first is what the others are
+  # compared with
+  ends: pd.DataFrame,
+) -> str:
+  """What the table says, in words."""
   first, *others = ends.index
   spread = _spread(ends.loc[first])
   near: list[str] = []

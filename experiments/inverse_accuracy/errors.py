@@ -27,20 +27,14 @@ from neumann_jax.chunk_inverse.xla import count_products
 
 @dataclasses.dataclass(frozen=True)
 class InverseSettings(Checked):
-  """What is measured.
+  """What is measured."""
 
-  Attributes:
-    seed: of the key families.
-    draws: chunks per family and decay.
-    chunk_size: C, a power of two.
-    tokens: of each text fed to the byte model, a multiple of C.
-    formats: of the operands, among `cases.FORMATS`.
-  """
-
-  seed: int = 0
-  draws: int = setting(10, at_least=1)
-  chunk_size: int = 64
+  seed: int = 0  # of the key families
+  draws: int = setting(10, at_least=1)  # chunks per family and decay
+  chunk_size: int = 64  # C, a power of two
+  # of each text fed to the byte model, a multiple of C
   tokens: int = setting(1024, at_least=1)
+  # of the operands, among `cases.FORMATS`
   formats: tuple[str, ...] = setting(tuple(FORMATS), among=FORMATS, some=True)
 
   def __post_init__(self) -> None:
@@ -54,67 +48,40 @@ class InverseSettings(Checked):
 
 
 class Group(NamedTuple):
-  """Matrices that are evaluated together.
+  """Matrices that are evaluated together."""
 
-  Attributes:
-    family: name of the keys, or of the model.
-    beta: range of beta, as text.
-    decay: minus the log decay per token, or its range, as text.
-    a: [N, C, C] float32.
-    envelope: [N, C, C] float32.
-  """
-
-  family: str
-  beta: str
-  decay: str
-  a: np.ndarray
-  envelope: np.ndarray
+  family: str  # name of the keys, or of the model
+  beta: str  # range of beta, as text
+  decay: str  # minus the log decay per token, or its range, as text
+  a: np.ndarray  # [N, C, C] float32
+  envelope: np.ndarray  # [N, C, C] float32
 
 
 class ErrorRow(NamedTuple):
-  """One method in one format on one group.
+  """One method in one format on one group."""
 
-  Attributes:
-    family: see Group.
-    beta: see Group.
-    decay: see Group.
-    chunk_size: C.
-    method: name of the method.
-    format: name of the operands' format.
-    products: C x C matrix products it takes; 0 for the solve.
-    worst: worst relative Frobenius error of the strictly lower part.
-    median: its median.
-    entry: worst absolute error of an entry.
-    certified: worst certified bound on an entry.
-    violations: entries whose error exceeds their bound.
-  """
-
-  family: str
-  beta: str
-  decay: str
-  chunk_size: int
-  method: str
-  format: str
-  products: int
-  worst: float
-  median: float
-  entry: float
-  certified: float
-  violations: int
+  family: str  # see Group
+  beta: str  # see Group
+  decay: str  # see Group
+  chunk_size: int  # C
+  method: str  # name of the method
+  format: str  # name of the operands' format
+  products: int  # C x C matrix products it takes; 0 for the solve
+  worst: float  # worst relative Frobenius error of the strictly lower part
+  median: float  # its median
+  entry: float  # worst absolute error of an entry
+  certified: float  # worst certified bound on an entry
+  violations: int  # entries whose error exceeds their bound
 
 
 def family_groups(
-  settings: InverseSettings,
+  settings: InverseSettings,  # seed, number of draws and chunk size
   *,
-  chunk_size: int | None = None,
+  chunk_size: int | None = None,  # another chunk size
+  # ranges of the uniform write strengths
   betas: Sequence[tuple[float, float]] = ((0.6, 1.0), (0.0, 2.0)),
 ) -> list[Group]:
   """Every key family at every decay.
-
-  Args:
-    settings: seed, number of draws and chunk size.
-    chunk_size: another chunk size.
-    betas: ranges of the uniform write strengths.
 
   Returns:
     One group a range, family and decay.
@@ -147,16 +114,12 @@ def group_of(
 
 
 def study(
-  groups: Sequence[Group],
+  groups: Sequence[Group],  # matrices of one chunk size
+  # what to measure, as from `experiments.inverse_accuracy.cases`
   cases: Sequence[Case],
   tick: progress.Tick = progress.silent,
 ) -> list[ErrorRow]:
   """Measures every case on every group.
-
-  Args:
-    groups: matrices of one chunk size.
-    cases: what to measure, as from `experiments.inverse_accuracy.cases`.
-    tick: called before each case.
 
   Returns:
     One row a case and group, cases outermost.

@@ -24,14 +24,12 @@ PAPER_NAMES = {
 }
 
 
-def add_families(report: Report, rows: pd.DataFrame, count: int) -> None:
-  """Adds the errors on named key families.
-
-  Args:
-    report: takes the tables.
-    rows: every case on the groups of `errors.family_groups`.
-    count: chunks per family and decay.
-  """
+def add_families(
+  report: Report,
+  rows: pd.DataFrame,  # every case on the groups of `errors.family_groups`
+  count: int,  # chunks per family and decay
+) -> None:
+  """Adds the errors on named key families."""
   measured = (
     f"{count} synthetic chunks of 64 keys (width 128, float64, rounded once to "
     "float32) for each of 8 key families and 3 decays; truth: float64 inverse."
@@ -68,15 +66,11 @@ def add_families(report: Report, rows: pd.DataFrame, count: int) -> None:
 
 
 def add_model(
-  report: Report, rows: pd.DataFrame, difficulty: Difficulty
+  report: Report,
+  rows: pd.DataFrame,  # every case on the model's group
+  difficulty: Difficulty,  # how hard its matrices are
 ) -> None:
-  """Adds the matrices of the shipped model that reads held-out text.
-
-  Args:
-    report: takes the table.
-    rows: every case on the model's group.
-    difficulty: how hard its matrices are.
-  """
+  """Adds the matrices of the shipped model that reads held-out text."""
   first = rows.iloc[0]
   report.heading("A trained Gated DeltaNet model that reads text")
   report.text(
@@ -97,14 +91,12 @@ def add_model(
   )
 
 
-def add_paper_settings(report: Report, rows: pd.DataFrame, count: int) -> None:
-  """Adds the paper's three settings beside the ladder.
-
-  Args:
-    report: takes the table.
-    rows: `cases.paper_cases` at several chunk sizes.
-    count: chunks per family and decay.
-  """
+def add_paper_settings(
+  report: Report,
+  rows: pd.DataFrame,  # `cases.paper_cases` at several chunk sizes
+  count: int,  # chunks per family and decay
+) -> None:
+  """Adds the paper's three settings beside the ladder."""
   tables = []
   for size in rows.chunk_size.unique():
     chosen = rows[rows.chunk_size == size]

@@ -14,17 +14,11 @@ from neumann_jax.chunk_inverse.inverse_spec import resolve
 
 
 class Case(NamedTuple):
-  """One inverse to time.
+  """One inverse to time."""
 
-  Attributes:
-    name: as configs write it.
-    spec: what the name stands for.
-    implementation: passed to `neumann_jax.inverse`.
-  """
-
-  name: str
-  spec: InverseSpec
-  implementation: str
+  name: str  # as configs write it
+  spec: InverseSpec  # what the name stands for
+  implementation: str  # passed to `neumann_jax.inverse`
 
   @property
   def paper(self) -> bool:

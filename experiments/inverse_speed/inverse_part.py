@@ -29,17 +29,11 @@ Sets = list[tuple[jax.Array, jax.Array]]
 
 
 class Base(NamedTuple):
-  """The distinct matrices that a timed batch repeats.
+  """The distinct matrices that a timed batch repeats."""
 
-  Attributes:
-    a: [M, C, C] float32.
-    bound: [M] float32, the largest beta of the range.
-    truth: [M, C, C] float64 inverses.
-  """
-
-  a: np.ndarray
-  bound: np.ndarray
-  truth: np.ndarray
+  a: np.ndarray  # [M, C, C] float32
+  bound: np.ndarray  # [M] float32, the largest beta of the range
+  truth: np.ndarray  # [M, C, C] float64 inverses
 
 
 def base_count(draws: int) -> int:
@@ -48,14 +42,12 @@ def base_count(draws: int) -> int:
   return len(BETAS) * families * decays * draws
 
 
-def base(seed: int, draws: int, chunk_size: int) -> Base:
-  """`draws` chunks of every family, decay and range of beta, ranges outermost.
-
-  Args:
-    seed: of the draws.
-    draws: chunks of each combination.
-    chunk_size: C.
-  """
+def base(
+  seed: int,  # of the draws
+  draws: int,  # chunks of each combination
+  chunk_size: int,  # C
+) -> Base:
+  """`draws` chunks of every range of beta (outermost), family and decay."""
   drawn = key_families.draw_all(
     BETAS, seed=seed, count=draws, chunk_size=chunk_size
   )
@@ -88,14 +80,11 @@ def errors(found: Base, t: jax.Array) -> tuple[float, float]:
 
 
 def inverse_part(
-  settings: Any, cases: Sequence[Case], tick: Tick
+  settings: Any,  # of `experiments.inverse_speed`
+  cases: Sequence[Case],  # what to time
+  tick: Tick,
 ) -> Iterator[dict[str, Any]]:
   """Times the copies, fla and every case on the same buffers.
-
-  Args:
-    settings: of `experiments.inverse_speed`.
-    cases: what to time.
-    tick: called before each.
 
   Yields:
     One row of times each: the copies, fla, the cases in their order; with the

@@ -71,15 +71,11 @@ NAMES = HEADINGS | {
 
 
 def build(
-  found: Frames, settings: Any, environment: Mapping[str, Any]
+  found: Frames,  # rows of each part that ran, by name
+  settings: Any,  # of `experiments.inverse_speed`
+  environment: Mapping[str, Any],  # of the run
 ) -> Report:
-  """The whole report.
-
-  Args:
-    found: rows of each part that ran, by name.
-    settings: of `experiments.inverse_speed`.
-    environment: of the run.
-  """
+  """The whole report."""
   mark = timing.mark(settings.implementation)
   report = Report(
     f"Speed of the chunk inverse{mark}",

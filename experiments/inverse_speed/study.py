@@ -30,40 +30,27 @@ PARTS = ("inverse", "stage", "sweep")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
-  """What is timed, on what.
+  """What is timed, on what."""
 
-  Attributes:
-    implementation: "gpu" for the kernels, "xla" for the tests on a CPU.
-    parts: among PARTS.
-    count: matrices in a batch, of the inverse and of a block of the sweep.
-    chunk_size: C, a power of two.
-    seed: of every draw.
-    draws: distinct chunks per family, decay and range of beta.
-    repeats: measurements of each time.
-    inner: back-to-back calls in a measurement.
-    specs: names of the inverses, see `cases.parse`.
-    stage_specs: names of the inverses inside the stage.
-    tokens: T of the stage, a multiple of C.
-    heads: of its keys and of its values.
-    dim: width of its keys and of its values.
-    sweep_specs: names of the inverses whose overflows are counted.
-    sweep_count: matrices of the sweep, at least; rounded up to whole batches.
-  """
-
+  # "gpu" for the kernels, "xla" for the tests on a CPU
   implementation: str = setting(among=("gpu", "xla"))
-  parts: tuple[str, ...] = setting(among=PARTS, some=True)
+  parts: tuple[str, ...] = setting(among=PARTS, some=True)  # among PARTS
+  # matrices in a batch, of the inverse and of a block of the sweep
   count: int = setting(at_least=1)
-  chunk_size: int
-  seed: int
+  chunk_size: int  # C, a power of two
+  seed: int  # of every draw
+  # distinct chunks per family, decay and range of beta
   draws: int = setting(at_least=1)
-  repeats: int = setting(at_least=1)
-  inner: int = setting(at_least=1)
-  specs: tuple[str, ...]
-  stage_specs: tuple[str, ...]
-  tokens: int = setting(at_least=1)
-  heads: int = setting(at_least=1)
-  dim: int = setting(at_least=1)
+  repeats: int = setting(at_least=1)  # measurements of each time
+  inner: int = setting(at_least=1)  # back-to-back calls in a measurement
+  specs: tuple[str, ...]  # names of the inverses, see `cases.parse`
+  stage_specs: tuple[str, ...]  # names of the inverses inside the stage
+  tokens: int = setting(at_least=1)  # T of the stage, a multiple of C
+  heads: int = setting(at_least=1)  # of its keys and of its values
+  dim: int = setting(at_least=1)  # width of its keys and of its values
+  # names of the inverses whose overflows are counted
   sweep_specs: tuple[str, ...]
+  # matrices of the sweep, at least; rounded up to whole batches
   sweep_count: int = setting(at_least=1)
 
   def __post_init__(self) -> None:
@@ -128,10 +115,6 @@ def inverse_speed(settings: Settings, run: record.Run) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Shares the GPU's memory with torch, then runs the experiment.
-
-  Args:
-    argv: as of `runner.main`.
-  """
+  """Shares the GPU's memory with torch, then runs the experiment."""
   gpu.share_memory()
   runner.main("inverse_speed", Settings, inverse_speed, argv)

@@ -24,19 +24,12 @@ EVALUATED = 8  # chunks compared with float64, spread evenly over the sequence
 
 
 class Inputs(NamedTuple):
-  """What the stage reads.
+  """What the stage reads."""
 
-  Attributes:
-    k: [1, T, H, D] bfloat16, unit keys of all families.
-    v: [1, T, H, D] bfloat16.
-    log_decay: [1, T, H] float32.
-    beta: [1, T, H] float32.
-  """
-
-  k: jax.Array
-  v: jax.Array
-  log_decay: jax.Array
-  beta: jax.Array
+  k: jax.Array  # [1, T, H, D] bfloat16, unit keys of all families
+  v: jax.Array  # [1, T, H, D] bfloat16
+  log_decay: jax.Array  # [1, T, H] float32
+  beta: jax.Array  # [1, T, H] float32
 
 
 def draw(
@@ -107,14 +100,11 @@ def evaluate(
 
 
 def stage_part(
-  settings: Any, cases: Sequence[Case], tick: Tick
+  settings: Any,  # of `experiments.inverse_speed`
+  cases: Sequence[Case],  # specs of the inverse inside the stage
+  tick: Tick,
 ) -> Iterator[dict[str, Any]]:
   """Times a copy, fla's stage and every case on the same buffers.
-
-  Args:
-    settings: of `experiments.inverse_speed`.
-    cases: specs of the inverse inside the stage.
-    tick: called before each.
 
   Yields:
     One row of times each: the copy of k, the byte limit, fla, the cases; with

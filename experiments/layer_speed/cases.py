@@ -15,44 +15,31 @@ EXACT = InverseSpec("exact")
 
 
 class LayerCase(NamedTuple):
-  """One inverse inside the layer.
+  """One inverse inside the layer."""
 
-  Attributes:
-    name: as configs write it.
-    spec: of the inverse.
-    fused: whether u and w come from one kernel.
-    implementation: of the layer.
-  """
-
-  name: str
-  spec: InverseSpec
-  fused: bool
-  implementation: str
+  name: str  # as configs write it
+  spec: InverseSpec  # of the inverse
+  fused: bool  # whether u and w come from one kernel
+  implementation: str  # of the layer
 
 
 class Inputs(NamedTuple):
-  """What is timed at one length, each a list of input sets.
+  """What is timed at one length, each a list of input sets."""
 
-  Attributes:
-    hidden: [1, T, hidden], what the block reads.
-    operands: q, k [1, T, Hk, Dk], v [1, T, Hv, Dv], gates [1, T, Hv] float32.
-    matrices: [1, Hv, N, C, C] float32, what the rule inverts.
-  """
-
-  hidden: list[jax.Array]
+  hidden: list[jax.Array]  # [1, T, hidden], what the block reads
+  # q, k [1, T, Hk, Dk], v [1, T, Hv, Dv], gates [1, T, Hv] float32
   operands: list[tuple[jax.Array, ...]]
-  matrices: list[jax.Array]
+  matrices: list[jax.Array]  # [1, Hv, N, C, C] float32, what the rule inverts
 
 
-def parse(name: str, chunk_size: int, implementation: str) -> LayerCase:
+def parse(
+  # "[xla | fused] NAME OF A SPEC", see `cases.parse`. "xla" keeps the whole
+  # layer in XLA. The exact solve has no kernel: it alone stays in XLA
+  name: str,
+  chunk_size: int,  # C
+  implementation: str,  # "gpu" or "xla"
+) -> LayerCase:
   """The case that a name stands for.
-
-  Args:
-    name: "[xla | fused] NAME OF A SPEC", see `cases.parse`.
-      "xla" keeps the whole layer in XLA. The exact solve has no kernel: it
-      alone stays in XLA.
-    chunk_size: C.
-    implementation: "gpu" or "xla".
 
   Returns:
     The case.
@@ -135,12 +122,10 @@ def run_inverse(case: LayerCase) -> jax.stages.Wrapped:
   return run
 
 
-def draw(settings: Any) -> Inputs:
-  """Input sets of the longest sequence; keys come from every key family.
-
-  Args:
-    settings: of `experiments.layer_speed`.
-  """
+def draw(
+  settings: Any,  # of `experiments.layer_speed`
+) -> Inputs:
+  """Input sets of the longest sequence; keys come from every key family."""
   tokens, c, dim = max(settings.tokens), settings.chunk_size, settings.dim
   hidden: list[jax.Array] = []
   operands: list[tuple[jax.Array, ...]] = []

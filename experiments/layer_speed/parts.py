@@ -28,42 +28,27 @@ TRANSFORMERS = "transformers in torch"
 
 
 class Program(NamedTuple):
-  """Something of ours to time.
+  """Something of ours to time."""
 
-  Attributes:
-    part: one of PARTS.
-    case: which inverse.
-    run: jitted.
-    sets: input sets.
-  """
-
-  part: str
-  case: LayerCase
-  run: jax.stages.Wrapped
-  sets: Sequence[tuple]
+  part: str  # one of PARTS
+  case: LayerCase  # which inverse
+  run: jax.stages.Wrapped  # jitted
+  sets: Sequence[tuple]  # input sets
 
 
 class Truth(NamedTuple):
-  """Outputs in float32 at highest precision, by part.
+  """Outputs in float32 at highest precision, by part."""
 
-  Attributes:
-    block: [1, T, hidden].
-    rule: [1, T, Hv, Dv].
-  """
-
-  block: jax.Array
-  rule: jax.Array
+  block: jax.Array  # [1, T, hidden]
+  rule: jax.Array  # [1, T, Hv, Dv]
 
 
 def layer_part(
-  settings: Any, cases: Sequence[LayerCase], tick: Tick
+  settings: Any,  # of `experiments.layer_speed`
+  cases: Sequence[LayerCase],  # what to time
+  tick: Tick,
 ) -> Iterator[dict[str, Any]]:
   """Times every case and its peers at every length.
-
-  Args:
-    settings: of `experiments.layer_speed`.
-    cases: what to time.
-    tick: called before each.
 
   Yields:
     One row of times for every part of every case, then the peers, by length;

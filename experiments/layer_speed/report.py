@@ -14,15 +14,11 @@ FAILS = 0.1  # a relative error above this is shown as a failure
 
 
 def build(
-  rows: pd.DataFrame, settings: Any, environment: Mapping[str, Any]
+  rows: pd.DataFrame,  # all that were measured
+  settings: Any,  # of `experiments.layer_speed`
+  environment: Mapping[str, Any],  # of the run
 ) -> Report:
-  """The whole report.
-
-  Args:
-    rows: all that were measured.
-    settings: of `experiments.layer_speed`.
-    environment: of the run.
-  """
+  """The whole report."""
   mark = timing.mark(settings.implementation)
   report = Report(
     f"Speed of a Gated DeltaNet layer{mark}",

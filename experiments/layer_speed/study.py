@@ -23,35 +23,22 @@ from neumann_jax.chunk_inverse.inverse_spec import check_chunk_size
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
-  """What is timed, on what.
+  """What is timed, on what."""
 
-  Attributes:
-    implementation: "gpu" for the kernels, "xla" for the tests on a CPU.
-    tokens: lengths of the sequence, multiples of C.
-    hidden: width of the residual stream.
-    key_heads: Hk.
-    value_heads: Hv, a whole multiple of Hk.
-    dim: Dk and Dv.
-    conv_width: taps of the short convolution.
-    chunk_size: C, a power of two.
-    seed: of every draw.
-    repeats: measurements of each time.
-    inner: back-to-back calls in a measurement.
-    specs: names of the inverses, see `cases.parse`; the first is what
-      the others are compared with.
-  """
-
+  # "gpu" for the kernels, "xla" for the tests on a CPU
   implementation: str = setting(among=("gpu", "xla"))
-  tokens: tuple[int, ...]
-  hidden: int = setting(at_least=1)
-  key_heads: int = setting(at_least=1)
-  value_heads: int = setting(at_least=1)
-  dim: int = setting(at_least=1)
-  conv_width: int = setting(at_least=1)
-  chunk_size: int
-  seed: int
-  repeats: int = setting(at_least=1)
-  inner: int = setting(at_least=1)
+  tokens: tuple[int, ...]  # lengths of the sequence, multiples of C
+  hidden: int = setting(at_least=1)  # width of the residual stream
+  key_heads: int = setting(at_least=1)  # Hk
+  value_heads: int = setting(at_least=1)  # Hv, a whole multiple of Hk
+  dim: int = setting(at_least=1)  # Dk and Dv
+  conv_width: int = setting(at_least=1)  # taps of the short convolution
+  chunk_size: int  # C, a power of two
+  seed: int  # of every draw
+  repeats: int = setting(at_least=1)  # measurements of each time
+  inner: int = setting(at_least=1)  # back-to-back calls in a measurement
+  # names of the inverses, see `cases.parse`; the first is what the others are
+  # compared with
   specs: tuple[str, ...] = setting(
     some=True, words="specs must name at least one inverse"
   )
@@ -108,10 +95,6 @@ def layer_speed(settings: Settings, run: record.Run) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Shares the GPU's memory with torch, then runs the experiment.
-
-  Args:
-    argv: as of `runner.main`.
-  """
+  """Shares the GPU's memory with torch, then runs the experiment."""
   gpu.share_memory()
   runner.main("layer_speed", Settings, layer_speed, argv)

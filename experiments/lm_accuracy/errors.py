@@ -41,19 +41,13 @@ POINTS = 150  # of each of these and group
 
 
 class Measured(NamedTuple):
-  """One method in one format on all matrices.
+  """One method in one format on all matrices."""
 
-  Attributes:
-    method: its name.
-    format: of the operands.
-    spec: of the inverse.
-    errors: matrix by matrix; the certificate is NaN for float64, whose
-      rounding is not the certificate's.
-  """
-
-  method: str
-  format: str
-  spec: InverseSpec
+  method: str  # its name
+  format: str  # of the operands
+  spec: InverseSpec  # of the inverse
+  # matrix by matrix; the certificate is NaN for float64, whose rounding is not
+  # the certificate's
   errors: MatrixErrors
 
 
@@ -75,15 +69,11 @@ def methods(chunk_size: int) -> dict[str, dict]:
 
 
 def measure(
-  matrices: Captured, formats: Sequence[str], tick: Tick
+  matrices: Captured,  # of one chunk size
+  formats: Sequence[str],  # names of `FORMATS`
+  tick: Tick,
 ) -> Iterator[Measured]:
-  """Every method in every format, formats outermost.
-
-  Args:
-    matrices: of one chunk size.
-    formats: names of `FORMATS`.
-    tick: called before each.
-  """
+  """Every method in every format, formats outermost."""
   problem = Problem.of(*matrices[:3])
   for form in formats:
     for method, fields in methods(matrices.a.shape[-1]).items():

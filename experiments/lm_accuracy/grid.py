@@ -21,15 +21,12 @@ from neumann_jax.chunk_inverse.xla import count_products
 
 
 def measure(
-  model: LanguageModel, rows: TokenRows, settings: Settings, tick: Tick
+  model: LanguageModel,  # of separate layers
+  rows: TokenRows,  # of text
+  settings: Settings,  # the chunk sizes, N, S and operand format of the grid
+  tick: Tick,
 ) -> Iterator[dict[str, Any]]:
   """Measures the whole grid.
-
-  Args:
-    model: of separate layers.
-    rows: of text.
-    settings: the chunk sizes, N, S and operand format of the grid.
-    tick: called before each point.
 
   Yields:
     A row of the table "grid" for each point and group of rows: tokens that are

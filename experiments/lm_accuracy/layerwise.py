@@ -17,12 +17,11 @@ from neumann_jax.layers.positions import positions
 from neumann_jax.model.decoder import Tokens
 
 
-def hidden_states(model: LanguageModel, tokens: jax.Array) -> jax.Array:
+def hidden_states(
+  model: LanguageModel,  # of separate layers
+  tokens: jax.Array,  # [B, W]
+) -> jax.Array:
   """What the output matrix reads.
-
-  Args:
-    model: of separate layers.
-    tokens: [B, W].
 
   Returns:
     [B, W, hidden], as `LanguageModel.hidden_states` without a cache.
@@ -35,13 +34,11 @@ def hidden_states(model: LanguageModel, tokens: jax.Array) -> jax.Array:
 
 
 def chunk_matrices(
-  model: LanguageModel, tokens: jax.Array
+  # of separate layers; its own inverse and chunk size count
+  model: LanguageModel,
+  tokens: jax.Array,  # [B, W]
 ) -> Iterator[ChunkMatrices]:
   """The matrices that the layers invert, one after the other.
-
-  Args:
-    model: of separate layers; its own inverse and chunk size count.
-    tokens: [B, W].
 
   Yields:
     a [B, Hv, N, C, C] and its gates [B, Hv, N, C], of each layer that inverts.

@@ -12,14 +12,12 @@ from experiments.lm_accuracy.token_rows import GROUPS, NATURAL
 USELESS = 20.0  # dB: an error of a tenth
 
 
-def add_ratios(report: Report, rows: pd.DataFrame, measured: str) -> None:
-  """Adds signal-to-noise ratios and what the paper has.
-
-  Args:
-    report: takes them.
-    rows: of the table "errors".
-    measured: what they are of.
-  """
+def add_ratios(
+  report: Report,
+  rows: pd.DataFrame,  # of the table "errors"
+  measured: str,  # what they are of
+) -> None:
+  """Adds signal-to-noise ratios and what the paper has."""
   report.section("Signal-to-noise ratios")
   report.text(
     "20 log10(|T| / |T - X|), Frobenius norms of the strictly lower part, T "
@@ -177,15 +175,11 @@ def _grid_words(rows: pd.DataFrame) -> list[str]:
 
 
 def add_certificates(
-  report: Report, errors: pd.DataFrame, points: pd.DataFrame
+  report: Report,
+  errors: pd.DataFrame,  # rows of the table of this name
+  points: pd.DataFrame,  # rows of the table "certificates"
 ) -> None:
-  """Adds the certificate against the true error.
-
-  Args:
-    report: takes them.
-    errors: rows of the table of this name.
-    points: rows of the table "certificates".
-  """
+  """Adds the certificate against the true error."""
   rows = errors[errors["format"] != "float64"]
   report.section("Certificates")
   report.text(

@@ -36,23 +36,15 @@ GRID = {
 
 
 class Perplexity(NamedTuple):
-  """A perplexity on WikiText-2 with the exact inverse and with the paper's.
+  """A perplexity on WikiText-2 with the exact inverse and with the paper's."""
 
-  Attributes:
-    table: of the paper.
-    model: of the Qwen3.5 family, or its chunk size.
-    weights: of the model.
-    inverse: its arithmetic.
-    exact: with forward substitution; None where no summary shows it.
-    paper: with the paper's inverse.
-  """
-
-  table: str
-  model: str
-  weights: str
-  inverse: str
+  table: str  # of the paper
+  model: str  # of the Qwen3.5 family, or its chunk size
+  weights: str  # of the model
+  inverse: str  # its arithmetic
+  # with forward substitution; None where no summary shows it
   exact: float | None
-  paper: float
+  paper: float  # with the paper's inverse
 
 
 PERPLEXITIES = (

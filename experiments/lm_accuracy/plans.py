@@ -25,14 +25,12 @@ from neumann_jax.chunk_inverse.xla import count_products
 
 
 def measure(
-  layer: Captured, *, tolerances: Sequence[float], formats: Sequence[str]
+  layer: Captured,  # all captured matrices of a layer
+  *,
+  tolerances: Sequence[float],  # of `plan`: the largest row sum of |T - X|
+  formats: Sequence[str],  # names of `FORMATS`
 ) -> Iterator[dict[str, Any]]:
   """Plans for every head of a layer, and measures what they give.
-
-  Args:
-    layer: all captured matrices of a layer.
-    tolerances: of `plan`: the largest row sum of |T - X|.
-    formats: names of `FORMATS`.
 
   Yields:
     A row of the table "plans" for each format, tolerance and head: where it is
@@ -90,12 +88,10 @@ def _ladder_products(size: int, tolerance: float, arithmetic: Mapping) -> int:
   return 0
 
 
-def summary(rows: pd.DataFrame) -> pd.DataFrame:
-  """A row for each chunk size, format and tolerance, over all heads.
-
-  Args:
-    rows: of the table "plans".
-  """
+def summary(
+  rows: pd.DataFrame,  # of the table "plans"
+) -> pd.DataFrame:
+  """A row for each chunk size, format and tolerance, over all heads."""
   keys = ["chunk_size", "format", "tolerance"]
   found = []
   for key, own in rows.groupby(keys, sort=False):

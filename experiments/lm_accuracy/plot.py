@@ -10,11 +10,10 @@ from experiments.evaluate_lm import plot
 LEAST = 1e-9  # row sums below it are drawn there
 
 
-def grid(rows: pd.DataFrame) -> Any:
+def grid(
+  rows: pd.DataFrame,  # of the table "grid", of one group
+) -> Any:
   """Perplexity over N (down) and S (across), a panel for a chunk size and mask.
-
-  Args:
-    rows: of the table "grid", of one group.
 
   Returns:
     A matplotlib figure.
@@ -58,12 +57,10 @@ def grid(rows: pd.DataFrame) -> Any:
   return picture
 
 
-def pareto(rows: pd.DataFrame) -> Any:
-  """Worst ratio against products, a panel for each group, without float64.
-
-  Args:
-    rows: of the table "errors".
-  """
+def pareto(
+  rows: pd.DataFrame,  # of the table "errors"
+) -> Any:
+  """Worst ratio against products, a panel for each group, without float64."""
   rows = rows[rows["format"] != "float64"]
   names = {"group": "across", "worst_db": "value"}
   points = rows.rename(columns=names).assign(down="", filled=False)
@@ -75,12 +72,10 @@ def pareto(rows: pd.DataFrame) -> Any:
   return picture
 
 
-def certificates(rows: pd.DataFrame) -> Any:
-  """Certified row sums against true ones, matrix by matrix.
-
-  Args:
-    rows: of the table "certificates".
-  """
+def certificates(
+  rows: pd.DataFrame,  # of the table "certificates"
+) -> Any:
+  """Certified row sums against true ones, matrix by matrix."""
   from matplotlib.figure import Figure
 
   picture = Figure(figsize=(6.4, 4.2), layout="constrained")

@@ -24,20 +24,14 @@ from neumann_jax.chunk_inverse.xla import count_products
 
 
 def measure(
-  model: LanguageModel,
-  rows: TokenRows,
-  names: Sequence[str],
+  model: LanguageModel,  # of separate layers, weights as trained
+  rows: TokenRows,  # what is read
+  names: Sequence[str],  # of the inverses, see `InverseSpec.parse`
+  # C by the name of the weights' quantisation
   chunk_sizes: Mapping[str, Sequence[int]],
   tick: Tick,
 ) -> Iterator[dict[str, Any]]:
   """Measures every inverse on all rows.
-
-  Args:
-    model: of separate layers, weights as trained.
-    rows: what is read.
-    names: of the inverses, see `InverseSpec.parse`.
-    chunk_sizes: C by the name of the weights' quantisation.
-    tick: called before each inverse.
 
   Yields:
     A row of the table "predictions" for each kind of rows, the exact inverse
@@ -80,13 +74,12 @@ def evaluated(
   return jax.device_get(found)
 
 
-def compared(found: Scores, truth: Scores, where: np.ndarray) -> dict[str, Any]:
+def compared(
+  found: Scores,  # scores [B, W - 1]
+  truth: Scores,  # of the exact inverse
+  where: np.ndarray,  # [B, W - 1] bool
+) -> dict[str, Any]:
   """An inverse beside the exact one over the tokens that count.
-
-  Args:
-    found: scores [B, W - 1].
-    truth: of the exact inverse.
-    where: [B, W - 1] bool.
 
   Returns:
     How many tokens; their mean negative log-likelihood, base 2 (bits per byte

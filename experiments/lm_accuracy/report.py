@@ -16,13 +16,11 @@ from experiments.lm_accuracy import matrix_report, paper, plans, promises
 from experiments.lm_accuracy.promises import MOST_BITS, Promise
 
 
-def build(study: Any, run: record.Run) -> Report:
-  """The report.
-
-  Args:
-    study: of `lm_accuracy.study`.
-    run: with its tables.
-  """
+def build(
+  study: Any,  # of `lm_accuracy.study`
+  run: record.Run,  # with its tables
+) -> Report:
+  """The report."""
   settings, model, text, tasks = study
   config = model.config
   report = Report(

@@ -39,19 +39,12 @@ TEXTS = (NATURAL, *MAKERS)
 
 
 class Study(NamedTuple):
-  """Everything that was read.
+  """Everything that was read."""
 
-  Attributes:
-    settings: of the study.
-    model: of separate layers.
-    text: rows of text.
-    tasks: rows of tasks.
-  """
-
-  settings: Settings
-  model: LanguageModel
-  text: TokenRows
-  tasks: TokenRows
+  settings: Settings  # of the study
+  model: LanguageModel  # of separate layers
+  text: TokenRows  # rows of text
+  tasks: TokenRows  # rows of tasks
 
 
 def prepare(settings: Settings) -> Study:

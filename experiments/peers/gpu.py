@@ -27,12 +27,10 @@ def share_memory() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
-def missing(package: str) -> str | None:
-  """Why "torch" or "fla" cannot be timed here, as a clause, or None.
-
-  Args:
-    package: name of the module; fla needs torch too.
-  """
+def missing(
+  package: str,  # name of the module; fla needs torch too
+) -> str | None:
+  """Why "torch" or "fla" cannot be timed here, as a clause, or None."""
   if jax.default_backend() != "gpu":
     return f"{package} is timed on CUDA devices only"
   for name in dict.fromkeys(("torch", package)):

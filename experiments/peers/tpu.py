@@ -32,14 +32,12 @@ ROWS = 8  # of a register
 
 
 def rows_in_lanes(
-  a: jax.Array, block: int, *, interpret: bool = False
+  a: jax.Array,  # float32; only the strictly lower part is read
+  block: int,  # matrices a grid step, a multiple of `GROUP`
+  *,
+  interpret: bool = False,  # runs the body on the CPU
 ) -> jax.Array:
   """Substitution with a row of a matrix in the lanes, [n, C, C].
-
-  Args:
-    a: float32; only the strictly lower part is read.
-    block: matrices a grid step, a multiple of `GROUP`.
-    interpret: runs the body on the CPU.
 
   Returns:
     (I + A)^-1.
@@ -48,14 +46,12 @@ def rows_in_lanes(
 
 
 def batch_in_lanes(
-  a: jax.Array, block: int, *, interpret: bool = False
+  a: jax.Array,  # float32; only the strictly lower part is read
+  block: int,  # matrices a grid step; below 128 lanes stay empty
+  *,
+  interpret: bool = False,  # runs the body on the CPU
 ) -> jax.Array:
   """Substitution with one entry of every matrix in the lanes, [n, C, C].
-
-  Args:
-    a: float32; only the strictly lower part is read.
-    block: matrices a grid step; below 128 lanes stay empty.
-    interpret: runs the body on the CPU.
 
   Returns:
     (I + A)^-1.

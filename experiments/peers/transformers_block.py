@@ -26,13 +26,11 @@ def missing(*packages: str) -> str | None:
   return None
 
 
-def layer(block: neumann_jax.GatedDeltaNet, device: str = "cuda") -> Any:
-  """transformers' Qwen3_5GatedDeltaNet in bfloat16, gates float32.
-
-  Args:
-    block: ours, whose weights it gets.
-    device: torch's name of where it goes.
-  """
+def layer(
+  block: neumann_jax.GatedDeltaNet,  # ours, whose weights it gets
+  device: str = "cuda",  # torch's name of where it goes
+) -> Any:
+  """transformers' Qwen3_5GatedDeltaNet in bfloat16, gates float32."""
   torch = importlib.import_module("torch")
   config = importlib.import_module("transformers").Qwen3_5TextConfig(
     hidden_size=block.config.hidden_size,

@@ -22,34 +22,23 @@ FORWARD, GRADIENTS = "forward", "with gradients"
 
 
 class Contender(NamedTuple):
-  """One rule.
+  """One rule."""
 
-  Attributes:
-    name: what rows call it.
-    prepare: takes a pass and problems to what times and evaluates it.
-    reason: why it cannot run here, or None.
-  """
-
-  name: str
+  name: str  # what rows call it
+  # takes a pass and problems to what times and evaluates it
   prepare: Callable[[str, list[Problem]], "Prepared"]
-  reason: str | None = None
+  reason: str | None = None  # why it cannot run here, or None
 
 
 class Prepared(NamedTuple):
-  """A pass, ready to be timed.
+  """A pass, ready to be timed."""
 
-  Attributes:
-    call: enqueues it.
-    inputs: sets of arguments.
-    wait: returns once the output it is given is there.
-    peak_mb: what the pass holds beside its operands, at most.
-    found: the output of a call as jax arrays, in the order of the columns.
-  """
-
-  call: Callable[..., Any]
-  inputs: list[tuple]
-  wait: Callable[[Any], object]
+  call: Callable[..., Any]  # enqueues it
+  inputs: list[tuple]  # sets of arguments
+  wait: Callable[[Any], object]  # returns once the output it is given is there
+  # what the pass holds beside its operands, at most
   peak_mb: Callable[[], float]
+  # the output of a call as jax arrays, in the order of the columns
   found: Callable[[Any], list[jax.Array]]
 
 

@@ -27,35 +27,21 @@ from neumann_jax.chunk_inverse.inverse_spec import Precision
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What is timed and evaluated.
+  """What is timed and evaluated."""
 
-  Attributes:
-    implementation: "gpu" for the kernels, "xla" for the tests on a CPU.
-    shapes: (rows, tokens, key heads, value heads), each timed.
-    gates: "usual", or the log decay of every token, as text.
-    error_shape: of the problems whose errors are taken.
-    families: of keys, see `experiments.data.key_families`.
-    beta_max: largest betas of the errors.
-    dim: width of keys and values.
-    precision: of the ladder's operands.
-    seed: of every draw.
-    repeats: measurements of each time.
-    inner: back-to-back calls in a measurement.
-    skip: names of rules to leave out.
-  """
-
-  implementation: str
+  implementation: str  # "gpu" for the kernels, "xla" for the tests on a CPU
+  # (rows, tokens, key heads, value heads), each timed
   shapes: tuple[tuple[int, ...], ...]
-  gates: tuple[str, ...]
-  error_shape: tuple[int, ...]
-  families: tuple[str, ...]
-  beta_max: tuple[float, ...]
-  dim: int
-  precision: Precision
-  seed: int
-  repeats: int
-  inner: int
-  skip: tuple[str, ...]
+  gates: tuple[str, ...]  # "usual", or the log decay of every token, as text
+  error_shape: tuple[int, ...]  # of the problems whose errors are taken
+  families: tuple[str, ...]  # of keys, see `experiments.data.key_families`
+  beta_max: tuple[float, ...]  # largest betas of the errors
+  dim: int  # width of keys and values
+  precision: Precision  # of the ladder's operands
+  seed: int  # of every draw
+  repeats: int  # measurements of each time
+  inner: int  # back-to-back calls in a measurement
+  skip: tuple[str, ...]  # names of rules to leave out
 
   def __post_init__(self) -> None:
     if self.implementation not in ("gpu", "xla"):
@@ -189,10 +175,6 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Shares the GPU's memory with torch, then runs the experiment.
-
-  Args:
-    argv: as of `runner.main`.
-  """
+  """Shares the GPU's memory with torch, then runs the experiment."""
   gpu.share_memory()
   runner.main("rule_speed", Settings, rule_speed, argv)

@@ -9,14 +9,13 @@ from experiments.harness.report import Report, shown
 from experiments.train_lm.batches import KINDS
 
 
-def write(run: record.Run, *, words: str, context: int) -> None:
-  """Writes `report.html` and says where.
-
-  Args:
-    run: with the tables "training", "text" and "tasks".
-    words: a sentence about the model and its training.
-    context: tokens of a window.
-  """
+def write(
+  run: record.Run,  # with the tables "training", "text" and "tasks"
+  *,
+  words: str,  # a sentence about the model and its training
+  context: int,  # tokens of a window
+) -> None:
+  """Writes `report.html` and says where."""
   found = run.environment
   measured = f"{found['devices'][0]}, jax {found['versions']['jax']}"
   report = Report(
