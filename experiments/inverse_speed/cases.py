@@ -27,20 +27,11 @@ class Case(NamedTuple):
 
 
 def parse(name: str, chunk_size: int, implementation: str) -> Case:
-  """The case that a name stands for.
+  """The case of a name as `InverseSpec.parse` reads it.
 
-  Args:
-    name: as `InverseSpec.parse` reads it, behind "xla " where it stays there.
-      `banded` without N and S is the paper's setting for this chunk size, N3
-      S8 at 64, and `banded-masked` N3 and S = C / 4.
-    chunk_size: C.
-    implementation: "gpu" or "xla", of names without "xla ".
-
-  Returns:
-    The case.
-
-  Raises:
-    ValueError: an unknown name, or a spec that the implementation cannot run.
+  Behind "xla " it stays there. `banded` without N and S is the paper's setting
+  for this chunk size, N3 S8 at 64, and `banded-masked` N3 and S = C / 4.
+  ValueError for what is unknown or cannot run.
   """
   inner = name.removeprefix("xla ")
   if inner != name:

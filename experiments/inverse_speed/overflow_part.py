@@ -32,17 +32,12 @@ class SweepRow(NamedTuple):
 
 
 def sweep_part(
-  settings: Any,  # of `experiments.inverse_speed`
-  cases: Sequence[Case],  # what to count
-  tick: Tick,
+  settings: Any, cases: Sequence[Case], tick: Tick
 ) -> Iterator[SweepRow]:
   """Counts entries that are not finite over at least `sweep_count` matrices.
 
   Blocks have the timed part's shape, so that nothing is compiled twice; every
-  case sees the same blocks.
-
-  Yields:
-    Two rows a case, one for each range of SWEPT_BETAS.
+  case sees the same blocks. It has a row for each range of SWEPT_BETAS.
   """
   for case in cases:
     tick(f"sweep: {case.name}")

@@ -14,9 +14,10 @@ from typing import Any
 from experiments.harness import record, runner, timing
 from experiments.harness.progress import Progress
 from experiments.harness.report import shown
-from experiments.harness.settings import Checked, setting
-from experiments.inverse_speed import cases as speed_cases
+from experiments.harness.settings import setting
+from experiments.harness.speed_settings import SpeedSettings
 from experiments.inverse_speed import (
+  cases,
   inverse_part,
   overflow_part,
   report,
@@ -29,20 +30,15 @@ PARTS = ("inverse", "stage", "sweep")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Checked):
+class Settings(SpeedSettings):
   """What is timed, on what."""
 
-  # "gpu" for the kernels, "xla" for the tests on a CPU
-  implementation: str = setting(among=("gpu", "xla"))
-  parts: tuple[str, ...] = setting(among=PARTS, some=True)  # among PARTS
+  parts: tuple[str, ...] = setting(among=PARTS, some=True)
   # matrices in a batch, of the inverse and of a block of the sweep
   count: int = setting(at_least=1)
   chunk_size: int  # C, a power of two
-  seed: int  # of every draw
   # distinct chunks per family, decay and range of beta
   draws: int = setting(at_least=1)
-  repeats: int = setting(at_least=1)  # measurements of each time
-  inner: int = setting(at_least=1)  # back-to-back calls in a measurement
   specs: tuple[str, ...]  # names of the inverses, see `cases.parse`
   stage_specs: tuple[str, ...]  # names of the inverses inside the stage
   tokens: int = setting(at_least=1)  # T of the stage, a multiple of C
@@ -72,23 +68,15 @@ class Settings(Checked):
         f"tokens must be a multiple of chunk_size = {self.chunk_size}, got "
         f"{self.tokens}"
       )
-    sizes = {
-      "count": 4 * self.count * self.chunk_size**2,
-      "tokens": 2 * self.tokens * self.heads * self.dim,
-    }
-    for name, size in sizes.items():
-      if self.implementation == "gpu" and size < timing.LEAST_BYTES:
-        raise ValueError(
-          f"{name} must be larger: a batch is {size / 1e6:.0f} MB, and below "
-          f"{timing.LEAST_BYTES / 1e6:.0f} MB a GPU's cache would be timed"
-        )
+    batch = 4 * self.count * self.chunk_size**2
+    self.check_size("count must be larger: a batch is", batch)
+    stage = 2 * self.tokens * self.heads * self.dim
+    self.check_size("tokens must be larger: a batch is", stage)
 
-  def cases(self, names: Sequence[str]) -> list[speed_cases.Case]:
+  def cases(self, names: Sequence[str]) -> list[cases.Case]:
     """The cases that names stand for."""
-    return [
-      speed_cases.parse(name, self.chunk_size, self.implementation)
-      for name in names
-    ]
+    how = self.chunk_size, self.implementation
+    return [cases.parse(name, *how) for name in names]
 
 
 def inverse_speed(settings: Settings, run: record.Run) -> None:

@@ -1,5 +1,6 @@
 """What the study of the layer runs: a block, its rule and its inverse."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -32,26 +33,15 @@ class Inputs(NamedTuple):
   matrices: list[jax.Array]  # [1, Hv, N, C, C] float32, what the rule inverts
 
 
-def parse(
-  # "[xla | fused] NAME OF A SPEC", see `cases.parse`. "xla" keeps the whole
-  # layer in XLA. The exact solve has no kernel: it alone stays in XLA
-  name: str,
-  chunk_size: int,  # C
-  implementation: str,  # "gpu" or "xla"
-) -> LayerCase:
-  """The case that a name stands for.
+def parse(name: str, chunk_size: int, implementation: str) -> LayerCase:
+  """The case of a name "[xla | fused] NAME OF A SPEC", see `cases.parse`.
 
-  Returns:
-    The case.
-
-  Raises:
-    ValueError: an unknown name, or a spec that the implementation cannot run.
+  "xla" keeps the whole layer in XLA. The exact solve has no kernel: it alone
+  stays in XLA. ValueError for what is unknown or cannot run.
   """
   fused = name.startswith("fused ")
   inner = name.removeprefix("fused ")
-  spec = cases.parse(
-    f"xla {inner.removeprefix('xla ')}", chunk_size, "xla"
-  ).spec
+  spec = cases.parse(inner.removeprefix("xla "), chunk_size, "xla").spec
   if inner.startswith("xla "):
     implementation = "xla"
   elif spec.method == "exact" and implementation == "gpu":
@@ -94,37 +84,28 @@ def run_rule(
   settings: Any, case: LayerCase, dtype: jnp.dtype = jnp.bfloat16
 ) -> jax.stages.Wrapped:
   """The jitted rule (q, k, v, log_decay, beta) -> (out, state)."""
+  rule = functools.partial(
+    neumann_jax.gated_delta_rule,
+    chunk_size=settings.chunk_size,
+    spec=case.spec,
+    fused=case.fused,
+    implementation=case.implementation,
+  )
 
   @jax.jit
-  def run(q, k, v, log_decay, beta):
-    return neumann_jax.gated_delta_rule(
-      q.astype(dtype),
-      k.astype(dtype),
-      v.astype(dtype),
-      log_decay,
-      beta,
-      chunk_size=settings.chunk_size,
-      spec=case.spec,
-      fused=case.fused,
-      implementation=case.implementation,
-    )
+  def run(q, k, v, *gates):
+    return rule(*(x.astype(dtype) for x in (q, k, v)), *gates)
 
   return run
 
 
 def run_inverse(case: LayerCase) -> jax.stages.Wrapped:
   """The jitted inverse of the chunk matrices."""
-
-  @jax.jit
-  def run(a: jax.Array) -> jax.Array:
-    return neumann_jax.inverse(a, case.spec, implementation=case.implementation)
-
-  return run
+  options: Any = {"spec": case.spec, "implementation": case.implementation}
+  return jax.jit(functools.partial(neumann_jax.inverse, **options))
 
 
-def draw(
-  settings: Any,  # of `experiments.layer_speed`
-) -> Inputs:
+def draw(settings: Any) -> Inputs:
   """Input sets of the longest sequence; keys come from every key family."""
   tokens, c, dim = max(settings.tokens), settings.chunk_size, settings.dim
   hidden: list[jax.Array] = []

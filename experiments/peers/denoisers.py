@@ -23,9 +23,7 @@ NL_MEANS = "non-local means"
 NOISY = "noisy"
 
 
-def methods(
-  prior: priors.UNetPrior,  # the trained denoiser
-) -> dict[str, Method]:
+def methods(prior: priors.UNetPrior) -> dict[str, Method]:
   """Every method by name; BM3D only where the package `bm3d` is installed."""
   found: dict[str, Method] = {
     NOISY: lambda y, _: y,

@@ -23,11 +23,7 @@ def step(
   following: Any,  # scalar tensor, the next level
   noise: Any,  # standard normal, [N, C, H, W]
 ) -> Any:
-  """One level.
-
-  Returns:
-    The state at noise `following`.
-  """
+  """One level: the state at noise `following`."""
   x0 = denoise(x, sigma.expand(len(x)))
   weight = noise_std**-2
   pull = _filter(y - _filter(x0, transfer), transfer.conj()) * weight
@@ -43,11 +39,7 @@ def loop(
   noise_std: float,  # of the measurements
   sigmas: Sequence[Any],  # scalar tensors, the levels, decreasing, the last 0
 ) -> Any:
-  """A whole run from pure noise.
-
-  Returns:
-    Restored images, [N, C, H, W].
-  """
+  """A whole run from pure noise: restored images, [N, C, H, W]."""
   torch = importlib.import_module("torch")
   x = sigmas[0] * torch.randn_like(y)
   for sigma, following in itertools.pairwise(sigmas):

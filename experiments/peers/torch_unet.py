@@ -22,11 +22,7 @@ def denoiser(
   device: str,  # "cpu" or "cuda"
   dtype: str,  # name of the dtype of the arithmetic
 ) -> Callable[[Any, Any], Any]:
-  """D(x, sigma) on tensors: x [N, C, H, W] float32, sigma [N].
-
-  Returns:
-    The function, for `torch.compile` to take or leave.
-  """
+  """D(x, sigma) on tensors: x [N, C, H, W] float32, sigma [N]."""
   torch = importlib.import_module("torch")
   kind = getattr(torch, dtype)
   weights = {

@@ -57,13 +57,11 @@ def draw(
   else:
     log_decay = np.full_like(noise[0], float(gates))
   beta = beta_max / (1 + np.exp(-noise[1]))
+  wide = {"log_decay": log_decay, "beta": beta}
+  narrow = {"q": q, "k": keys, "v": v, "do": do}
   return Problem(
-    q=jnp.asarray(q, jnp.bfloat16),
-    k=jnp.asarray(keys, jnp.bfloat16),
-    v=jnp.asarray(v, jnp.bfloat16),
-    log_decay=jnp.asarray(log_decay, jnp.float32),
-    beta=jnp.asarray(beta, jnp.float32),
-    do=jnp.asarray(do, jnp.bfloat16),
+    **{name: jnp.asarray(x, jnp.float32) for name, x in wide.items()},
+    **{name: jnp.asarray(x, jnp.bfloat16) for name, x in narrow.items()},
   )
 
 
