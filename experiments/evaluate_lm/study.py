@@ -32,13 +32,7 @@ class Evaluation(NamedTuple):
 
 
 def prepare(settings: Settings) -> Evaluation:
-  """Reads the checkpoint and the text.
-
-  Raises:
-    FileNotFoundError: a file of the checkpoint is missing.
-    ImportError: its tokenizer needs a package that is not there.
-    ValueError: a file is corrupt, or the text is too short.
-  """
+  """Reads the checkpoint and the text."""
   source = text_model.find(settings.checkpoint)
   config = source.config
   tokenizer = text_tokens.load_tokenizer(source.folder, config.vocab_size)

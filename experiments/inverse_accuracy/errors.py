@@ -7,20 +7,18 @@ bound that did not hold would show.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 import neumann_jax
 from experiments.data import key_families
 from experiments.harness import progress
+from experiments.harness.matrix_errors import MatrixErrors, Problem
 from experiments.harness.settings import Checked, setting
 from experiments.inverse_accuracy.cases import FORMATS, Case
-from neumann_jax import InverseSpec
 from neumann_jax.chunk_inverse.inverse_spec import check_chunk_size
 from neumann_jax.chunk_inverse.xla import count_products
 
@@ -60,9 +58,9 @@ class Group(NamedTuple):
 class ErrorRow(NamedTuple):
   """One method in one format on one group."""
 
-  family: str  # see Group
-  beta: str  # see Group
-  decay: str  # see Group
+  family: str  # these three as of Group
+  beta: str
+  decay: str
   chunk_size: int  # C
   method: str  # name of the method
   format: str  # name of the operands' format
@@ -81,11 +79,7 @@ def family_groups(
   # ranges of the uniform write strengths
   betas: Sequence[tuple[float, float]] = ((0.6, 1.0), (0.0, 2.0)),
 ) -> list[Group]:
-  """Every key family at every decay.
-
-  Returns:
-    One group a range, family and decay.
-  """
+  """A group for every range of beta, family and decay."""
   drawn = key_families.draw_all(
     betas,
     seed=settings.seed,
@@ -104,40 +98,29 @@ def group_of(
   family: str, chunks: key_families.Chunks, *, beta: str, decay: str
 ) -> Group:
   """Chunks as float32 matrices with their envelopes."""
-  envelope = neumann_jax.envelope(
-    jnp.asarray(chunks.beta, jnp.float32),
-    jnp.asarray(chunks.log_decay, jnp.float32),
-  )  # [N, C, C]
-  return Group(
-    family, beta, decay, chunks.a.astype(np.float32), np.asarray(envelope)
-  )
+  gates = (jnp.asarray(x, jnp.float32) for x in chunks[1:])
+  envelope = np.asarray(neumann_jax.envelope(*gates))  # [N, C, C]
+  return Group(family, beta, decay, chunks.a.astype(np.float32), envelope)
 
 
 def study(
   groups: Sequence[Group],  # matrices of one chunk size
-  # what to measure, as from `experiments.inverse_accuracy.cases`
-  cases: Sequence[Case],
+  cases: Sequence[Case],  # what to measure
   tick: progress.Tick = progress.silent,
 ) -> list[ErrorRow]:
-  """Measures every case on every group.
-
-  Returns:
-    One row a case and group, cases outermost.
-  """
+  """A row for every case and group, cases outermost."""
   a = np.concatenate([group.a for group in groups])  # [N, C, C]
   envelope = np.concatenate([group.envelope for group in groups])
-  truth = key_families.exact_inverse(a)  # float64
+  truth = key_families.exact_inverse(a)
+  problem = Problem(jnp.asarray(a), jnp.asarray(envelope), truth)
   ends = np.cumsum([len(group.a) for group in groups])
-  spans = [slice(e - len(g.a), e) for e, g in zip(ends, groups)]
   rows = []
-  operands = jnp.asarray(a), jnp.asarray(envelope)
   for method, form, spec in cases:
     tick(f"inverse: {method}, {form}")
-    x = _approximate(*operands, spec)
-    bound = _certified(operands[0], x, operands[1])
-    found, allowed = np.asarray(x), np.asarray(bound, np.float64)
+    found = problem.errors(spec, "auto")
     products = count_products(spec, a.shape[-1])
-    for group, span in zip(groups, spans):
+    for group, end in zip(groups, ends):
+      own = MatrixErrors(*(x[end - len(group.a) : end] for x in found))
       rows.append(
         ErrorRow(
           *group[:3],
@@ -145,31 +128,11 @@ def study(
           method=method,
           format=form,
           products=products,
-          **_errors(found[span], truth[span], allowed[span]),
+          worst=float(own.error.max()),
+          median=float(np.median(own.error)),
+          entry=float(own.entry.max()),
+          certified=float(own.certified_entry.max()),
+          violations=int(own.violations.sum()),
         )
       )
   return rows
-
-
-@functools.partial(jax.jit, static_argnames="spec")
-def _approximate(
-  a: jax.Array, envelope: jax.Array, spec: InverseSpec
-) -> jax.Array:
-  return neumann_jax.inverse(a, spec, envelope=envelope)
-
-
-_certified = jax.jit(neumann_jax.certify)  # one program for every spec
-
-
-def _errors(
-  x: np.ndarray, truth: np.ndarray, bound: np.ndarray
-) -> dict[str, Any]:
-  relative = key_families.relative_error(x, truth)  # [N]
-  difference = np.abs(np.where(np.isfinite(x), x, np.inf) - truth)
-  return {
-    "worst": float(relative.max()),
-    "median": float(np.median(relative)),
-    "entry": float(difference.max()),
-    "certified": float(bound.max()),
-    "violations": int((difference > bound).sum()),
-  }

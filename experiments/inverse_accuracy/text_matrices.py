@@ -34,16 +34,10 @@ class Difficulty(NamedTuple):
   decay: float  # median log decay per token, negated
 
 
-def model_group(
-  settings: InverseSettings,  # tokens of each module, chunk size
-) -> tuple[Group, Difficulty]:
+def model_group(settings: InverseSettings) -> tuple[Group, Difficulty]:
   """Feeds held-out text to the shipped model.
 
-  Returns:
-    The matrices of all layers, heads and chunks, and how hard they are.
-
-  Raises:
-    ValueError: if no module is long enough.
+  The group has the matrices of all layers, heads and chunks.
   """
   documents = modules(settings.tokens)
   tokens = np.stack(
@@ -61,8 +55,7 @@ def model_group(
 def modules(size: int) -> Sequence[Document]:
   """The largest held-out modules, `MODULES` of them.
 
-  Raises:
-    ValueError: if one has fewer than `size` bytes.
+  ValueError if one has fewer than `size` bytes.
   """
   documents = text_data.held_out_text()
   chosen = sorted(documents, key=lambda d: -len(d.data))[:MODULES]

@@ -36,14 +36,11 @@ class Captured(NamedTuple):
 
 
 def layers(
-  model: LanguageModel,  # of separate layers
-  rows: TokenRows,  # whose tokens are read
-  chunk_size: int,  # C
+  model: LanguageModel, rows: TokenRows, chunk_size: int
 ) -> Iterator[Captured]:
   """All matrices under the exact inverse, one layer at a time.
 
-  Yields:
-    The matrices of a layer, [B, heads, chunks] flattened in this order.
+  Those of a layer are [B, heads, chunks], flattened in this order.
   """
   exact = model.with_execution(spec=InverseSpec("exact"), chunk_size=chunk_size)
   found = layerwise.chunk_matrices(exact, jnp.asarray(rows.tokens))

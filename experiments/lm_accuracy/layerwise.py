@@ -17,14 +17,10 @@ from neumann_jax.layers.positions import positions
 from neumann_jax.model.decoder import Tokens
 
 
-def hidden_states(
-  model: LanguageModel,  # of separate layers
-  tokens: jax.Array,  # [B, W]
-) -> jax.Array:
-  """What the output matrix reads.
+def hidden_states(model: LanguageModel, tokens: jax.Array) -> jax.Array:
+  """What the output matrix reads, [B, W, hidden].
 
-  Returns:
-    [B, W, hidden], as `LanguageModel.hidden_states` without a cache.
+  As `LanguageModel.hidden_states` without a cache.
   """
   known = Tokens(positions(*tokens.shape), None, None)
   x = model.embed_tokens(tokens)
@@ -38,10 +34,9 @@ def chunk_matrices(
   model: LanguageModel,
   tokens: jax.Array,  # [B, W]
 ) -> Iterator[ChunkMatrices]:
-  """The matrices that the layers invert, one after the other.
+  """The matrices a [B, Hv, N, C, C] that the layers invert, one by one.
 
-  Yields:
-    a [B, Hv, N, C, C] and its gates [B, Hv, N, C], of each layer that inverts.
+  With their gates [B, Hv, N, C], under the model's own inverse and chunk size.
   """
   known = Tokens(positions(*tokens.shape), None, None)
   x = model.embed_tokens(tokens)

@@ -10,14 +10,8 @@ from experiments.evaluate_lm import plot
 LEAST = 1e-9  # row sums below it are drawn there
 
 
-def grid(
-  rows: pd.DataFrame,  # of the table "grid", of one group
-) -> Any:
-  """Perplexity over N (down) and S (across), a panel for a chunk size and mask.
-
-  Returns:
-    A matplotlib figure.
-  """
+def grid(rows: pd.DataFrame) -> Any:
+  """Perplexity over N (down) and S (across), by chunk size and mask."""
   from matplotlib.colors import LogNorm
   from matplotlib.figure import Figure
 
@@ -57,9 +51,7 @@ def grid(
   return picture
 
 
-def pareto(
-  rows: pd.DataFrame,  # of the table "errors"
-) -> Any:
+def pareto(rows: pd.DataFrame) -> Any:
   """Worst ratio against products, a panel for each group, without float64."""
   rows = rows[rows["format"] != "float64"]
   names = {"group": "across", "worst_db": "value"}
@@ -72,9 +64,7 @@ def pareto(
   return picture
 
 
-def certificates(
-  rows: pd.DataFrame,  # of the table "certificates"
-) -> Any:
+def certificates(rows: pd.DataFrame) -> Any:
   """Certified row sums against true ones, matrix by matrix."""
   from matplotlib.figure import Figure
 

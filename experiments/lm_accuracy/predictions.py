@@ -31,12 +31,10 @@ def measure(
   chunk_sizes: Mapping[str, Sequence[int]],
   tick: Tick,
 ) -> Iterator[dict[str, Any]]:
-  """Measures every inverse on all rows.
+  """Measures every inverse on all rows, a row for each kind of them.
 
-  Yields:
-    A row of the table "predictions" for each kind of rows, the exact inverse
-    first, weights outermost: what it is of, C x C products of the inverse (0
-    for the solve), and the numbers of `compared`.
+  Weights are outermost, and the exact inverse comes first. Beside the numbers
+  of `compared` a row has the C x C products of the inverse, 0 for the solve.
   """
   tokens = jnp.asarray(rows.tokens)
   for weights, sizes in chunk_sizes.items():
@@ -74,20 +72,14 @@ def evaluated(
   return jax.device_get(found)
 
 
-def compared(
-  found: Scores,  # scores [B, W - 1]
-  truth: Scores,  # of the exact inverse
-  where: np.ndarray,  # [B, W - 1] bool
-) -> dict[str, Any]:
+def compared(found: Scores, truth: Scores, where: np.ndarray) -> dict[str, Any]:
   """An inverse beside the exact one over the tokens that count.
 
-  Returns:
-    How many tokens; their mean negative log-likelihood, base 2 (bits per byte
-    of text), what it is more than under the exact inverse, and the standard
-    error of that, from the differences of whole rows (NaN for a single row);
-    mean KL(exact || case) in nats; percentage of tokens whose likeliest
-    prediction is right, what it is more, and how many tokens only one of the
-    two gets right.
+  How many tokens; their mean negative log-likelihood, base 2 (bits per byte of
+  text), what it is more than under the exact inverse, and the standard error of
+  that (NaN for a single row); mean KL(exact || case) in nats; percentage of
+  tokens whose likeliest prediction is right, what it is more, and how many
+  tokens only one of the two gets right.
   """
   loss, exact = (
     np.asarray(x.loss, np.float64) / math.log(2) for x in (found, truth)

@@ -48,12 +48,7 @@ class Study(NamedTuple):
 
 
 def prepare(settings: Settings) -> Study:
-  """Reads the model and the text, draws the tasks.
-
-  Raises:
-    FileNotFoundError: there is no such manifest.
-    ValueError: a file is corrupt, or the text is too short.
-  """
+  """Reads the model and the text, draws the tasks."""
   stream = token_rows.held_out(settings.data, settings.window)
   text = token_rows.text_rows(
     stream,

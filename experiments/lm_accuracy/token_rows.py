@@ -47,13 +47,10 @@ class TokenRows(NamedTuple):
     )
 
 
-def groups(
-  kinds: tuple[str, ...],  # of rows, or of their matrices
-) -> Iterator[tuple[str, np.ndarray]]:
+def groups(kinds: tuple[str, ...]) -> Iterator[tuple[str, np.ndarray]]:
   """Held-out text and all that is adversarial, each with a mask [len(kinds)].
 
-  Yields:
-    A name of `GROUPS` and which are in it; no group is empty.
+  A group that is empty is left out.
   """
   natural = np.array([kind == NATURAL for kind in kinds])
   for group, where in zip(GROUPS, (natural, ~natural)):
@@ -92,11 +89,7 @@ def task_rows(
   window: int,  # W, at least `sequence_tasks.SHORTEST`
   seed: int,  # of the draws
 ) -> TokenRows:
-  """Rows of every task, with at least `answers` answers of each.
-
-  Raises:
-    ValueError: for a window too short.
-  """
+  """Rows of every task, with at least `answers` answers of each."""
   parts = []
   for number, name in enumerate(sequence_tasks.TASKS):
     key = jax.random.fold_in(jax.random.key(seed), number)
@@ -118,14 +111,10 @@ def joined(*parts: TokenRows) -> TokenRows:
   )
 
 
-def held_out(
-  folder: str,  # of the text, see `text_data.held_out_text`
-  window: int,  # tokens of a row
-) -> np.ndarray:
+def held_out(folder: str, window: int) -> np.ndarray:
   """The held-out documents one after another, [n] uint16 tokens.
 
-  Raises:
-    ValueError: if there is no held-out text, or less than a window of it.
+  ValueError if there is less than a window of it.
   """
   stream = text_data.stream(text_data.held_out_text(folder))
   if len(stream) < window:
