@@ -66,8 +66,7 @@ def measure(
 ) -> list[Row]:
   """A row for every problem of a trial, which are sampled in one batch.
 
-  Returns:
-    The rows; one with a note if the method cannot be run.
+  One row with a note if the method cannot be run.
   """
   blank = trial.about() | {"samples": settings.samples, "number": 0}
   blank |= dict.fromkeys(("note", "calls", "products", "seconds"))
