@@ -51,12 +51,9 @@ def kinds(settings: BatchSettings) -> np.ndarray:
 
 
 def batch(
-  key: chex.PRNGKey,  # of the whole run
-  step: jax.Array,  # int32 scalar
-  text: jax.Array,  # [n] tokens of the training text
-  settings: BatchSettings,  # what it holds
+  key: chex.PRNGKey, step: jax.Array, text: jax.Array, settings: BatchSettings
 ) -> Batch:
-  """The batch of a step."""
+  """The batch of a step, from the run's key and the tokens [n] of the text."""
   keys = jax.random.split(jax.random.fold_in(key, step), len(KINDS))
   rows, length = settings.rows, settings.length
   tokens = [sequence_tasks.windows(keys[0], text, rows[0], length)]

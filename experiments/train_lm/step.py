@@ -92,11 +92,7 @@ def step(
   *,
   plan: Plan,  # what is computed
 ) -> tuple[TrainState, StepBits]:
-  """One step; a gradient that is not finite changes nothing but the count.
-
-  Returns:
-    The state and what the step says of itself.
-  """
+  """One step; a gradient that is not finite changes nothing but the count."""
   batch = batches.batch(key, state.step, text, plan.batch)
   batch = jax.lax.with_sharding_constraint(
     batch, NamedSharding(plan.mesh, P("data"))

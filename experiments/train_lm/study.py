@@ -37,11 +37,7 @@ class Task(NamedTuple):
 
 
 def prepare(settings: Settings) -> Task:
-  """Reads the text.
-
-  Raises:
-    ValueError: if there is none.
-  """
+  """Reads the text."""
   return Task(
     settings,
     text_data.training_text(settings.data),
