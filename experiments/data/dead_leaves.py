@@ -51,17 +51,9 @@ class _Leaf(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("count", "settings"))
 def images(
-  key: jax.Array,  # of the draw
-  tiles: jax.Array,  # [K, T, T, 3] uint8, sources of colour and texture
-  *,
-  count: int,  # N
-  settings: LeafSettings,  # the model's numbers
+  key: jax.Array, tiles: jax.Array, *, count: int, settings: LeafSettings
 ) -> jax.Array:
-  """Draws images.
-
-  Returns:
-    [N, T, T, 3] uint8.
-  """
+  """Draws [N, T, T, 3] uint8, coloured as tiles [K, T, T, 3] uint8 are."""
   draw = functools.partial(_image, tiles=tiles, settings=settings)
   return jax.vmap(draw)(jax.random.split(key, count))
 

@@ -32,10 +32,7 @@ OPERATORS: dict[str, Build] = {
 }
 
 
-def build_prior(
-  height: int,  # of the images
-  width: int | None = None,  # of them; None: the height
-) -> priors.GaussianPrior:
+def build_prior(height: int, width: int | None = None) -> priors.GaussianPrior:
   """Spectrum and channel means of photographs that are never restored."""
   images = photographs.stack(photographs.PRIOR, 256)
   spectrum = priors.estimate_spectrum(list(images), height, width or height)
@@ -46,10 +43,7 @@ def build_prior(
 
 
 def build_problems(
-  names: tuple[str, ...],  # photographs
-  size: int,  # their side
-  noise_std: float,  # of the measurement, pixels in [-1, 1]
-  seed: int,  # of the noise
+  names: tuple[str, ...], size: int, noise_std: float, seed: int
 ) -> list[Problem]:
   """Every operator on the named photographs, with frozen noise."""
   truth = jnp.asarray(photographs.stack(names, size))  # [N, H, W, 3]
@@ -111,12 +105,12 @@ def frozen_operator(
 
 
 def measure(
-  degradation: Degradation,  # task and kernel
-  truth: jax.Array,  # [N, H, W, 3]
-  noise_std: float,  # of the measurement, pixels in [-1, 1]
-  seed: int,  # of the noise, which differs from degradation to degradation
+  degradation: Degradation, truth: jax.Array, noise_std: float, seed: int
 ) -> Problem:
-  """Photographs seen through a frozen degradation, with frozen noise."""
+  """Photographs [N, H, W, 3] seen through a degradation, with frozen noise.
+
+  Noise differs from degradation to degradation; pixels are in [-1, 1].
+  """
   height, width, channels = truth.shape[1:]
   operator = frozen_operator(degradation, (height, width, channels))
   number = FROZEN.index(degradation)

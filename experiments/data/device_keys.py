@@ -26,17 +26,9 @@ class Mixture(NamedTuple):
 
 
 def keys(
-  family: str,  # one of FAMILIES
-  key: jax.Array,  # of jax.random
-  count: int,  # number of chunks
-  chunk_size: int,  # C
-  dim: int,  # D, the key width
+  family: str, key: jax.Array, count: int, chunk_size: int, dim: int
 ) -> jax.Array:
-  """Unit keys [count, C, D] of a named family, as `key_families.keys`.
-
-  Raises:
-    ValueError: if the family is unknown.
-  """
+  """Unit keys [count, C, D] of a named family, as `key_families.keys`."""
   return _shaped(family, _noise(key, count, chunk_size, dim))
 
 

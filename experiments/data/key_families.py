@@ -52,17 +52,11 @@ class Normal(NamedTuple):
 
 
 def shaped(family: str, normal: Normal, chunk_size: int) -> Any:
-  """Unit keys [N, C, D] of a named family.
+  """Unit keys [N, C, D] of one of FAMILIES, made of normal numbers.
 
-  Args:
-    family: one of FAMILIES. `cosine_c` shares one direction so that two keys
-      have mean cosine c; `rank_4` draws from a four-dimensional subspace;
-      `period_7` repeats seven independent keys.
-    normal: the numbers that they are made of.
-    chunk_size: C.
-
-  Raises:
-    ValueError: if the family is unknown.
+  `cosine_c` shares one direction so that two keys have mean cosine c; `rank_4`
+  draws from a four-dimensional subspace; `period_7` repeats seven independent
+  keys. ValueError for an unknown family.
   """
   if family not in FAMILIES:
     raise ValueError(
@@ -87,11 +81,7 @@ def _unit(x: Any) -> Any:
 
 
 def keys(
-  family: str,  # one of FAMILIES
-  rng: np.random.Generator,  # source of randomness
-  count: int,  # number of chunks
-  chunk_size: int,  # C
-  dim: int,  # D, the key width
+  family: str, rng: np.random.Generator, count: int, chunk_size: int, dim: int
 ) -> np.ndarray:
   """Unit keys [count, C, D] of a named family, see `shaped`."""
 
@@ -119,11 +109,7 @@ def draw(
   beta: tuple[float, float] = (0.6, 1.0),
   decay: float = 0.0,  # minus the log decay per token, >= 0
 ) -> Chunks:
-  """Draws chunks of one family with uniform beta and constant log decay.
-
-  Returns:
-    The chunks, in float64.
-  """
+  """Float64 chunks of a family with uniform beta and constant log decay."""
   rng = np.random.default_rng([seed, FAMILIES.index(family)])
   k = keys(family, rng, count, chunk_size, dim)
   strength = rng.uniform(*beta, size=(count, chunk_size))

@@ -47,31 +47,19 @@ SHA256 = dict(zip((*HELD_OUT, *TUNING), _HASHES.split()))
 
 
 @functools.cache
-def load(
-  name: str,  # a key of FILES
-  size: int,  # side of the result, at most that of the centre square
-) -> np.ndarray:
-  """A photograph's centre square, averaged down to `size` by `size` pixels.
+def load(name: str, size: int) -> np.ndarray:
+  """A photograph's centre square, averaged down to [size, size, 3].
 
-  Returns:
-    [size, size, 3] float32 in [-1, 1]; grey photographs repeat their channel.
-
-  Raises:
-    ValueError: the name is unknown or the photograph is smaller than `size`.
+  Float32 in [-1, 1]; grey photographs repeat their channel. ValueError where
+  the name is unknown or the photograph smaller than `size`.
   """
   if name not in FILES:
     raise ValueError(f"name must be one of {', '.join(FILES)}; got {name!r}")
   return _reduced(path(name), size)
 
 
-def verify(
-  names: tuple[str, ...],  # keys of SHA256
-) -> None:
-  """Makes sure that photographs are the very files of the reports.
-
-  Raises:
-    ValueError: naming the first one whose file differs.
-  """
+def verify(names: tuple[str, ...]) -> None:
+  """Refuses, by ValueError, photographs that are not those of the reports."""
   for name in names:
     found = hashlib.sha256(path(name).read_bytes()).hexdigest()
     if found != SHA256[name]:
@@ -86,23 +74,15 @@ def from_folder(
   folder: str,  # its own files are read, not those of folders in it
   size: int,  # side of the result
 ) -> dict[str, np.ndarray]:
-  """The pictures of a folder, centre squares averaged down like `load`'s.
+  """The pictures of a folder by file name, averaged down like `load`'s.
 
-  Returns:
-    By file name in order, [size, size, 3] float32 in [-1, 1].
-
-  Raises:
-    ValueError: there is no picture, or one is unreadable or too small.
+  ValueError where there is none, or one is unreadable or too small.
   """
   return {file.name: _reduced(file, size) for file in files_in(folder)}
 
 
 def files_in(folder: str) -> list[pathlib.Path]:
-  """The pictures of a folder, by name.
-
-  Raises:
-    ValueError: there is none.
-  """
+  """The pictures of a folder, by name; ValueError where there is none."""
   root = pathlib.Path(folder)
   files = sorted(root.iterdir()) if root.is_dir() else []
   files = [file for file in files if file.suffix.lower() in SUFFIXES]
@@ -117,11 +97,7 @@ def stack(names: tuple[str, ...], size: int) -> np.ndarray:
 
 
 def path(name: str) -> pathlib.Path:
-  """The file of a key of FILES.
-
-  Raises:
-    ImportError: its package is not installed.
-  """
+  """The file of a key of FILES; ImportError without its package."""
   package, file = FILES[name]
   spec = importlib.util.find_spec(package)
   if spec is None or spec.origin is None:
@@ -132,11 +108,7 @@ def path(name: str) -> pathlib.Path:
 
 
 def read(file: pathlib.Path) -> np.ndarray:
-  """Pixels [H, W, 3] as float64 from 0 to 255.
-
-  Raises:
-    ValueError: the file is no picture.
-  """
+  """Pixels [H, W, 3] as float64 from 0 to 255; ValueError for no picture."""
   import PIL.Image  # comes with matplotlib
 
   try:

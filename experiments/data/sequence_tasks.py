@@ -55,11 +55,7 @@ def draw(
   rows: int,  # B
   length: int,  # T, at least `SHORTEST`
 ) -> TaskRows:
-  """Random rows of a task.
-
-  Raises:
-    ValueError: for an unknown task, or a length out of range.
-  """
+  """Random rows of a task; ValueError for what is unknown or out of range."""
   if name not in TASKS:
     raise ValueError(f"task must be one of {', '.join(TASKS)}, got {name!r}")
   if not SHORTEST <= length <= text.shape[0]:
@@ -194,12 +190,12 @@ TASKS: dict[str, Callable[[jax.Array, jax.Array, int, int], TaskRows]] = {
 
 
 def _packed(
-  key: jax.Array,  # of the draw
-  rows: int,  # B
-  length: int,  # T
-  makers: dict[int, Maker],  # by the length of their instances
+  key: jax.Array, rows: int, length: int, makers: dict[int, Maker]
 ) -> TaskRows:
-  """One instance of each maker in turn, as many as fit; DOCUMENT fills up."""
+  """One instance of each maker in turn, as many as fit; DOCUMENT fills up.
+
+  Makers come by the length of their instances.
+  """
   order, left = [], length
   for size in itertools.cycle(makers):
     if size > left:

@@ -29,15 +29,12 @@ def load_tokenizer(
   checkpoint: pathlib.Path | None,
   vocab_size: int,  # V of the model
 ) -> Tokenizer:
-  """The tokenizer of a checkpoint's directory.
+  """The tokenizer of a checkpoint's directory, with its stop tokens.
 
   Where the directory has no `tokenizer.json`, or there is no directory, tokens
   are the bytes of the text in UTF-8: ids 0 to 255, so that a model of at least
-  256 tokens can be fed without one.
-
-  Returns:
-    The tokenizer, with the stop tokens of `generation_config.json`, else of
-    `config.json`, where they name any.
+  256 tokens can be fed without one. `generation_config.json`, else
+  `config.json`, names stop tokens.
 
   Raises:
     ImportError: there is a `tokenizer.json`, but no `tokenizers` package.

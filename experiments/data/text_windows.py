@@ -27,16 +27,10 @@ class Windows(NamedTuple):
   mask: np.ndarray  # [N, W] bool, True at tokens of the text
 
 
-def read_text(
-  path: str,  # of a UTF-8 file; "" means sources of the Python standard library
-  tokenizer: Tokenizer,  # of the model
-  max_tokens: int,  # how many at most; 0 means all
-) -> Text:
-  """The first tokens of a text.
+def read_text(path: str, tokenizer: Tokenizer, max_tokens: int) -> Text:
+  """The first `max_tokens` of a UTF-8 file; 0 means all, "" our default FILES.
 
-  Raises:
-    ValueError: if the file is missing, is not UTF-8, or has fewer than two
-      tokens.
+  ValueError if the file is missing, not UTF-8, or of fewer than two tokens.
   """
   if path:
     name, words = pathlib.Path(path).name, _read(path)
