@@ -89,8 +89,7 @@ def _reduced(pixels: np.ndarray) -> list[np.ndarray]:
   return [
     np.asarray(
       image.resize(
-        (round(width * scale), round(height * scale)),
-        PIL.Image.Resampling.BOX,
+        (round(width * scale), round(height * scale)), PIL.Image.Resampling.BOX
       )
     )
     for scale in scales or [smallest]

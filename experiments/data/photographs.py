@@ -9,41 +9,22 @@ by its hash.
 import functools
 import hashlib
 import importlib.util
+import json
 import pathlib
 
 import numpy as np
 
-FILES = {
-  "astronaut": ("skimage", "data/astronaut.png"),
-  "coffee": ("skimage", "data/coffee.png"),
-  "chelsea": ("skimage", "data/chelsea.png"),
-  "rocket": ("skimage", "data/rocket.jpg"),
-  "camera": ("skimage", "data/camera.png"),
-  "motorcycle": ("skimage", "data/motorcycle_left.png"),
-  "china": ("sklearn", "datasets/images/china.jpg"),
-  "flower": ("sklearn", "datasets/images/flower.jpg"),
-  "grace_hopper": ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
-  "tissue": ("skimage", "data/ihc.png"),
-  "retina": ("skimage", "data/retina.jpg"),
-  "galaxies": ("skimage", "data/hubble_deep_field.jpg"),
-  "moon": ("skimage", "data/moon.png"),
-}
+# Package and file of every photograph, with the hash of what is reported on.
+_KNOWN = json.loads(
+  pathlib.Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
+)
+FILES = {name: (at["package"], at["file"]) for name, at in _KNOWN.items()}
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 RESTORED = ("astronaut", "coffee", "chelsea")
 HELD_OUT = ("astronaut", "chelsea", "coffee", "china")
 TUNING = ("tissue", "retina", "galaxies", "moon")
 PRIOR = ("rocket", "camera", "motorcycle", "flower", "grace_hopper")
-_HASHES = """
-88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5
-596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb
-cc02f8ca188b167c775a7101b5d767d1e71792cf762c33d6fa15a4599b5a8de7
-8378025ad2519d649d02e32bd98990db4ab572357d9f09841c2fbfbb4fefad29
-f8dd1aa387ddd1f49d8ad13b50921b237df8e9b262606d258770687b0ef93cef
-38a07f36f27f095e818aea7b96d34202c05176d30253c66733f2e00379e9e0e6
-3a19c5dd8a927a9334bb1229a6d63711b1c0c767fb27e2286e7c84a3e2c2f5f4
-78739619d11f7eb9c165bb5d2efd4772cee557812ec847532dbb1d92ef71f577
-"""
-SHA256 = dict(zip((*HELD_OUT, *TUNING), _HASHES.split()))
+SHA256 = {name: _KNOWN[name]["sha256"] for name in (*HELD_OUT, *TUNING)}
 
 
 @functools.cache

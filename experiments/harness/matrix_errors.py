@@ -46,7 +46,7 @@ class Problem(NamedTuple):
 
   def errors(self, spec: InverseSpec, implementation: str) -> MatrixErrors:
     """Of an inverse, beside its certificate."""
-    x = _inverse(self.a, self.envelope, spec, implementation)
+    x = approximate(self.a, self.envelope, spec, implementation)
     bound = _certify(self.a, x, self.envelope)
     return errors_of(np.asarray(x), self.truth, np.asarray(bound))
 
@@ -77,9 +77,10 @@ _certify = jax.jit(neumann_jax.certify)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _inverse(
+def approximate(
   a: jax.Array, envelope: jax.Array, spec: InverseSpec, implementation: str
 ) -> jax.Array:
+  """The jitted inverse of matrices [n, C, C] within their envelopes."""
   return neumann_jax.inverse(
     a, spec, envelope=envelope, implementation=implementation
   )

@@ -12,11 +12,7 @@ import pandas as pd
 import neumann_jax
 from experiments.harness import page, record
 from experiments.harness.report import Report
-from experiments.inverse_accuracy.cases import (
-  ENVELOPE_FORMATS,
-  FORMATS,
-  PAPER,
-)
+from experiments.inverse_accuracy.cases import ENVELOPE_FORMATS, FORMATS, PAPER
 from experiments.inverse_accuracy.errors import InverseSettings
 from experiments.inverse_accuracy.text_matrices import Difficulty
 

@@ -48,9 +48,7 @@ def parse(name: str, chunk_size: int, implementation: str) -> Case:
 
 
 @functools.cache
-def compiled(
-  case: Case,
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def compiled(case: Case) -> Callable[[jax.Array, jax.Array], jax.Array]:
   """The jitted inverse (a [N, C, C], bound [N]) -> T, one for every caller.
 
   `bound` is the largest beta of each matrix; only fixed scales read it.

@@ -62,10 +62,7 @@ def measure(
 
 
 def evaluated(
-  model: LanguageModel,
-  hidden: jax.Array,
-  exact: jax.Array,
-  tokens: jax.Array,
+  model: LanguageModel, hidden: jax.Array, exact: jax.Array, tokens: jax.Array
 ) -> Scores:
   """The scores of every prediction as numpy arrays, [B, W - 1] each."""
   found = scores(*nnx.split(model), hidden, exact, tokens)

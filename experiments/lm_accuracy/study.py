@@ -58,10 +58,7 @@ def prepare(settings: Settings) -> Study:
     seed=settings.seed,
   )
   tasks = token_rows.task_rows(
-    stream,
-    answers=settings.answers,
-    window=settings.window,
-    seed=settings.seed,
+    stream, answers=settings.answers, window=settings.window, seed=settings.seed
   )
   return Study(settings, _model(settings), text, tasks)
 
