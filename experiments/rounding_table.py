@@ -22,13 +22,10 @@ from tqdm import tqdm
 
 import neumann_jax.assets
 from experiments.data import key_families
-from neumann_jax.chunk_inverse import bounds, planner, xla
+from experiments.harness.matrix_errors import approximate
+from neumann_jax.chunk_inverse import planner
 from neumann_jax.chunk_inverse.integer import QuantSpec, Scale
-from neumann_jax.chunk_inverse.inverse_spec import (
-  PRECISIONS,
-  InverseSpec,
-  resolve,
-)
+from neumann_jax.chunk_inverse.inverse_spec import PRECISIONS, InverseSpec
 
 CHUNK_SIZES = (16, 32, 64, 128)
 BETAS = {"beta<=1": (0.6, 1.0), "beta<=2": (1.0, 2.0)}
@@ -74,18 +71,9 @@ def worst_row_sum(
   spec: InverseSpec, chunks: key_families.Chunks, truth: np.ndarray
 ) -> float:
   """Largest row sum of |T - X| over a batch; infinite if X is not finite."""
-  a = jnp.asarray(chunks.a, jnp.float32)
-  bound = None
-  if spec.quant is not None:
-    e = bounds.envelope(
-      jnp.asarray(chunks.beta, jnp.float32),
-      jnp.asarray(chunks.log_decay, jnp.float32),
-    )
-    bound = jnp.max(e, axis=(-2, -1), keepdims=True)
-  x = np.asarray(
-    jax.jit(xla.invert, static_argnums=0)(resolve(spec, a.shape[-1]), a, bound)
-  )
-  sums = np.abs(truth - x.astype(np.float64)).sum(-1).max()
+  a, *gates = (jnp.asarray(x, jnp.float32) for x in (chunks.a, *chunks[1:]))
+  x = approximate(a, neumann_jax.envelope(*gates), spec, "xla")
+  sums = np.abs(truth - np.asarray(x, np.float64)).sum(-1).max()
   return float(sums) if np.isfinite(sums) else float("inf")
 
 

@@ -46,23 +46,15 @@ _COUNTS = "batch, levels and repeats must be at least 1"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
-  """Settings of the timing.
+  """Settings of the timing."""
 
-  Attributes:
-    batch: images a run.
-    size: their side, at least 64 and divisible by 8.
-    levels: denoiser calls a run.
-    noise_std: of the measurements.
-    dtype: of the network's arithmetic.
-    repeats: measurements.
-  """
-
-  batch: int = setting(at_least=1, words=_COUNTS)
+  batch: int = setting(at_least=1, words=_COUNTS)  # images a run
+  # their side, at least 64 and divisible by 8
   size: int = setting(at_least=64, multiple_of=8)
-  levels: int = setting(at_least=1, words=_COUNTS)
-  noise_std: float = setting(above=0)
-  dtype: str
-  repeats: int = setting(at_least=1, words=_COUNTS)
+  levels: int = setting(at_least=1, words=_COUNTS)  # denoiser calls a run
+  noise_std: float = setting(above=0)  # of the measurements
+  dtype: str  # of the network's arithmetic
+  repeats: int = setting(at_least=1, words=_COUNTS)  # measurements
 
 
 def config(settings: Settings) -> NFCConfig:

@@ -31,47 +31,30 @@ _SOLVE = {"tolerance": (1e-4,)}
 # Where the best of a first grid lay at its edge, this is the one around it.
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
   "NFC": {"width_factor": (1.5, 2.0, 3.0), "sigma_min": (0.07, 0.1, 0.15)},
-  "DAPS": {
-    "noise_std": (0.007, 0.014, 0.035),
-    "step_size": (2e-5, 5e-5, 1e-4),
-  },
+  "DAPS": {"noise_std": (0.007, 0.014, 0.035), "step_size": (2e-5, 5e-5, 1e-4)},
   "DDNM+": {"eta": (0.0, 0.3, 0.5, 0.7, 0.85, 1.0), **_SOLVE},
   "DDRM": {"eta": (0.0, 0.5, 0.85, 1.0), "eta_data": (0.5, 1.0)},
   "DiffPIR": {"weight": (0.125, 0.25, 0.5), "renewal": (0.7, 1.0), **_SOLVE},
   "DPS": {"scale": (0.1, 0.3, 1.0, 3.0, 6.0, 10.0), "clip": (True,)},
   "FGPS": {"scale_start": (1.0, 3.0, 6.0), "scale_end": (1.0, 3.0, 6.0)},
   "MMPS": {"eta": (0.5, 1.0), "iterations": (1, 2, 3)},
-  "PiGDM": {
-    "eta": (0.5, 1.0),
-    "data_std": (0.03, 0.06, 0.12, 0.25),
-    **_SOLVE,
-  },
+  "PiGDM": {"eta": (0.5, 1.0), "data_std": (0.03, 0.06, 0.12, 0.25), **_SOLVE},
   "PnP-DM": {"decay": (0.5, 0.65, 0.8), "nodes": (15, 30, 60), **_SOLVE},
-  "RED-diff": {
-    "weight": (0.25, 0.5, 1.0),
-    "learning_rate": (0.01, 0.02, 0.05),
-  },
+  "RED-diff": {"weight": (0.25, 0.5, 1.0), "learning_rate": (0.01, 0.02, 0.05)},
   "SITCOM": {"steps": (2, 3, 5), "rate": (0.01, 0.02, 0.04)},
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
-  """Settings of the tuning.
+  """Settings of the tuning."""
 
-  Attributes:
-    setup: photographs, prior and noise.
-    methods: keys of GRIDS, () for all.
-    tasks: names of `degradations.FROZEN`, whose PSNR is averaged.
-    evaluations: denoiser calls a run may spend.
-    workers: programs compiled at a time.
-  """
-
-  setup: SetupSettings
-  methods: tuple[str, ...] = setting(among=GRIDS)
+  setup: SetupSettings  # photographs, prior and noise
+  methods: tuple[str, ...] = setting(among=GRIDS)  # keys of GRIDS, () for all
+  # names of `degradations.FROZEN`, whose PSNR is averaged
   tasks: tuple[str, ...]
-  evaluations: int = setting(at_least=1)
-  workers: int = setting(at_least=1)
+  evaluations: int = setting(at_least=1)  # denoiser calls a run may spend
+  workers: int = setting(at_least=1)  # programs compiled at a time
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -112,16 +95,13 @@ def shown(point: Sequence[tuple[str, Any]]) -> str:
 
 
 def ranking(
+  # of the table, in which a PSNR of None is a failure and NaN diverged
   rows: Sequence[Mapping[str, Any]],
 ) -> dict[str, list[tuple[str, float]]]:
   """Mean PSNR of every point of every method, the best first.
 
-  Args:
-    rows: of the table, in which a PSNR of None is a failure and NaN diverged.
-
-  Returns:
-    By method, (point, PSNR) over the cases that all its points have; points
-    that failed or diverged everywhere are left out.
+  Over the cases that all points of a method have; points that failed or
+  diverged everywhere are left out.
   """
   case = ["task", "kernel", "photograph"]
   ran = pd.DataFrame([row for row in rows if row["psnr"] is not None])

@@ -67,14 +67,12 @@ class Gaussian(NamedTuple):
   posterior: GaussianPosterior
 
 
-def gaussian(name: str, size: int, seed: int) -> Gaussian:
-  """A Gaussian problem, its posterior by dense algebra in float64.
-
-  Args:
-    name: a key of TASKS.
-    size: H and W, divisible by 4; D = size^2 numbers squared are held.
-    seed: of the image and the noise.
-  """
+def gaussian(
+  name: str,  # a key of TASKS
+  size: int,  # H and W, divisible by 4; D = size^2 numbers squared are held
+  seed: int,  # of the image and the noise
+) -> Gaussian:
+  """A Gaussian problem, its posterior by dense algebra in float64."""
   shape = (size, size, 1)
   task, build = TASKS[name]
   operator = build(shape)
@@ -125,19 +123,18 @@ MIXTURE_SHAPES: dict[int, Shape] = {
 }
 
 
-def mixture(size: int, measured: int, number: int, seed: int) -> Mixture:
+def mixture(
+  size: int,  # D, a key of MIXTURE_SHAPES
+  measured: int,  # m, at most D
+  number: int,  # which of the problems
+  seed: int,  # of them all
+) -> Mixture:
   """A random mixture problem of MCGDiff.
 
   Means (8 i, 8 j) for i, j = -2 .. 2, repeated over dimensions, unit variance,
   squared normal weights, a matrix of random singular vectors with uniform
   singular values, and noise uniform below the largest of those; all lengths
   times 1/16.
-
-  Args:
-    size: D, a key of MIXTURE_SHAPES.
-    measured: m, at most D.
-    number: which of the problems.
-    seed: of them all.
   """
   rng = np.random.default_rng((seed, size, measured, number))
   grid = 8 * np.stack(np.meshgrid(*2 * [np.arange(-2, 3)]), -1).reshape(-1, 2)

@@ -1,6 +1,7 @@
 """The calibration study's rows as tables and one HTML page."""
 
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,7 @@ import pandas as pd
 
 from experiments.calibration.problems import NOISE_STD
 from experiments.calibration.trials import Settings
-from experiments.harness import record
-from experiments.harness.report import Report
+from experiments.harness import page, record
 from experiments.harness.samplers import CALIBRATED
 
 # Who sampled, a line of a table; a budget of 0 is a setting's own.
@@ -49,41 +49,21 @@ MIXTURE: dict[str, tuple[str, Any, int]] = {
 
 
 def write(run: record.Run, settings: Settings) -> pathlib.Path:
-  """Writes `report.html` from the tables and returns its path.
-
-  Args:
-    run: its folder takes the report, its tables hold the rows.
-    settings: of the run.
-  """
-  report = Report(
-    "Calibration against exact posteriors",
-    f"{run.origin()} Methods that clip images to [-1, 1] do not here, where no "
-    "prior ends there.",
+  """Writes `report.html` from the tables and returns its path."""
+  report = page.begin(
+    pathlib.Path(__file__).with_suffix(".md"),
+    origin=run.origin(),
+    gaussian=[*_gaussian(run, settings)] or None,
+    mixture=[*_mixture(run, settings)] or None,
   )
-  if settings.tasks:
-    _add_gaussian(report, run.frame("gaussian"), settings)
-  if settings.dimensions:
-    _add_mixture(report, run.frame("mixture"), settings)
   return report.write(run.folder / "report.html")
 
 
-def _add_gaussian(
-  report: Report, rows: pd.DataFrame, settings: Settings
-) -> None:
-  report.section("Gaussian prior, exact denoiser")
-  report.text(
-    "Posterior samples of one image under a stationary Gaussian prior with a "
-    "natural-image spectrum, whose denoiser is exact. Error of the mean in "
-    "posterior standard deviations; ratio of variances in total and in the "
-    "radial band where it is farthest from 1; share of exact draws in the "
-    "samples' central intervals, less what exact samples have, in points; "
-    "sliced 2-Wasserstein distance over that between exact samples. A number "
-    "of `calibrated` in bold red is outside its limits: "
-    "0.08, 0.95 to 1.05, 0.90 to 1.10, 3 points."
-  )
+def _gaussian(run: record.Run, settings: Settings) -> Iterator[page.Part]:
   for task in settings.tasks:
+    rows = run.frame("gaussian")
     table, bad = gaussian(rows[rows["task"] == task])
-    report.table(
+    yield page.table(
       task,
       table,
       digits=dict(GAUSSIAN.values()),
@@ -94,20 +74,13 @@ def _add_gaussian(
     )
 
 
-def _add_mixture(
-  report: Report, rows: pd.DataFrame, settings: Settings
-) -> None:
-  report.section("Mixtures of 25 modes")
-  report.text(
-    "Random problems as in MCGDiff: D dimensions seen through m random "
-    "measurements. Where the measurement leaves several modes, a sampler must "
-    "find their weights: half the sum of absolute differences is their error."
-  )
+def _mixture(run: record.Run, settings: Settings) -> Iterator[page.Part]:
   for size, measured in settings.dimensions:
-    chosen = (rows["size"] == size) & (rows["measured"] == measured)
-    report.table(
+    rows = run.frame("mixture")
+    rows = rows[(rows["size"] == size) & (rows["measured"] == measured)]
+    yield page.table(
       f"D = {size}, m = {measured}",
-      mixture(rows[chosen]),
+      mixture(rows),
       digits={name: digits for name, (_, _, digits) in MIXTURE.items()},
       measured_on=f"{settings.problems} problems, {settings.samples} samples, "
       f"{settings.directions} directions, seed {settings.seed}",

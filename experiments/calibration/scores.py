@@ -31,25 +31,13 @@ NAMES = {
 def evaluate_gaussian(
   samples: jax.Array, problem: Gaussian, key: jax.Array, directions: int
 ) -> dict[str, Any]:
-  """Samples against a Gaussian posterior.
+  """Samples against a Gaussian posterior, columns as in NAMES.
 
-  Args:
-    samples: [B, 1, H, W, 1].
-    problem: what they are of.
-    key: of exact draws and directions.
-    directions: of the sliced Wasserstein distance.
-
-  Returns:
-    mean_error: RMS error of the mean over RMS posterior standard deviation.
-    mean_floor: its size for exact samples.
-    ratio: sample variance over exact variance.
-    ratio_error: its Monte Carlo standard error.
-    bands: the ratio in radial bands, low to high, as text.
-    worst_band: the band's ratio that is farthest from 1.
-    coverage_50, coverage_90: share of exact draws in the samples' central
-      interval, less that for exact samples, in points.
-    distance: sliced 2-Wasserstein distance to exact draws.
-    distance_floor: that between exact draws.
+  The mean's RMS error is over the RMS posterior standard deviation, its floor
+  that of exact samples; ratios are sample variance over exact variance, in
+  radial bands low to high as text; coverages are the share of exact draws in
+  the samples' central interval, less that for exact samples, in points;
+  distances are sliced 2-Wasserstein, to exact draws and between such.
   """
   found = _gaussian(samples, problem.posterior, key, directions)
   bands = np.asarray(found.pop("bands"), float)
@@ -80,10 +68,6 @@ def _gaussian(
 
     return 100 * jnp.mean(jax.lax.map(one, truths))
 
-  def distance(x: jax.Array) -> jax.Array:
-    x, exact = (images.reshape(count, -1) for images in (x, first))
-    return metrics.sliced_wasserstein(x, exact, keys[3], directions=directions)
-
   ratio = metrics.variance_ratio(samples, posterior.variance, bands=BANDS)
   mean = metrics.normalised_mean_error(samples, posterior.mean, posterior.std)
   return {
@@ -92,8 +76,7 @@ def _gaussian(
     "ratio": ratio.total,
     "ratio_error": ratio.total_error,
     "bands": ratio.bands,
-    "distance": distance(samples),
-    "distance_floor": distance(second),
+    **_distances(samples, first, second, keys[3], directions),
     **{name: covered(level) for name, level in LEVELS.items()},
   }
 
@@ -101,19 +84,10 @@ def _gaussian(
 def evaluate_mixture(
   samples: jax.Array, problem: Mixture, key: jax.Array, directions: int
 ) -> dict[str, float]:
-  """Samples against a mixture posterior.
+  """Samples against a mixture posterior, columns as in NAMES.
 
-  Args:
-    samples: [B, 1, H, W, 1].
-    problem: what they are of.
-    key: of exact draws and directions.
-    directions: of the sliced Wasserstein distance.
-
-  Returns:
-    distance: sliced 2-Wasserstein distance to exact draws.
-    distance_floor: that between exact draws.
-    weight_error: total variation distance of the modes' shares.
-    weight_floor: that of exact draws.
+  Sliced 2-Wasserstein distance to exact draws and total variation distance of
+  the modes' shares, each with its floor, that of exact draws.
   """
   flat = samples.reshape(len(samples), -1)
   found = _mixture(flat, problem.prior, problem.posterior, key, directions)
@@ -131,16 +105,28 @@ def _mixture(
   keys = jax.random.split(key, 3)
   first, second = (posterior.sample(k, len(samples)) for k in keys[:2])
 
-  def distance(x: jax.Array) -> jax.Array:
-    return metrics.sliced_wasserstein(x, first, keys[2], directions=directions)
-
   def error(x: jax.Array) -> jax.Array:
     away = mode_shares(prior, x) - posterior.weights
     return 0.5 * jnp.sum(jnp.abs(away))
 
   return {
-    "distance": distance(samples),
-    "distance_floor": distance(second),
+    **_distances(samples, first, second, keys[2], directions),
     "weight_error": error(samples),
     "weight_floor": error(second),
   }
+
+
+def _distances(
+  samples: jax.Array,
+  exact: jax.Array,
+  other: jax.Array,  # exact draws too
+  key: jax.Array,
+  directions: int,
+) -> dict[str, jax.Array]:
+  """Sliced 2-Wasserstein distances to exact draws, of samples and of others."""
+  *both, truth = (x.reshape(len(x), -1) for x in (samples, other, exact))
+  found = (
+    metrics.sliced_wasserstein(x, truth, key, directions=directions)
+    for x in both
+  )
+  return dict(zip(("distance", "distance_floor"), found))

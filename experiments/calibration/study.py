@@ -59,17 +59,14 @@ def calibrate(settings: Settings, run: record.Run) -> None:
 
 
 def measure(
-  trial: Trial, settings: Settings, turn: AbstractContextManager[Any]
+  trial: Trial,  # what to sample, and how
+  settings: Settings,  # of the study
+  # held while the device works, so that times are its own
+  turn: AbstractContextManager[Any],
 ) -> list[Row]:
   """A row for every problem of a trial, which are sampled in one batch.
 
-  Args:
-    trial: what to sample, and how.
-    settings: of the study.
-    turn: held while the device works, so that times are its own.
-
-  Returns:
-    The rows; one with a note if the method cannot be run.
+  One row with a note if the method cannot be run.
   """
   blank = trial.about() | {"samples": settings.samples, "number": 0}
   blank |= dict.fromkeys(("note", "calls", "products", "seconds"))

@@ -23,39 +23,29 @@ COUNTS = "problems and workers must be at least 1"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
-  """Settings of the study.
+  """Settings of the study."""
 
-  Attributes:
-    seed: of problems and samplers.
-    methods: keys of `samplers.METHODS`, () for all.
-    settings: of the methods, () for all they have.
-    evaluations: denoiser calls of tuned and calibrated settings, each a budget
-      of its own; published settings run as they are.
-    samples: of every posterior.
-    directions: of the sliced Wasserstein distance.
-    tasks: of the Gaussian prior's images.
-    size: their side.
-    factors: of the spectrum that NFC is given.
-    dimensions: (D, m) of the mixtures.
-    problems: random mixtures of each.
-    workers: programs compiled at a time.
-  """
-
-  seed: int
+  seed: int  # of problems and samplers
+  # keys of `samplers.METHODS`, () for all
   methods: tuple[str, ...] = setting(among=samplers.METHODS)
-  settings: tuple[str, ...]
+  settings: tuple[str, ...]  # of the methods, () for all they have
+  # denoiser calls of tuned and calibrated settings, each a budget of its own;
+  # published settings run as they are
   evaluations: tuple[int, ...] = setting(
     at_least=1, some=True, words="evaluations must hold positive numbers"
   )
-  samples: int = setting(at_least=20)
-  directions: int
+  samples: int = setting(at_least=20)  # of every posterior
+  directions: int  # of the sliced Wasserstein distance
+  # of the Gaussian prior's images
   tasks: tuple[str, ...] = setting(among=TASKS)
-  size: int = setting(at_least=12, multiple_of=4)
+  size: int = setting(at_least=12, multiple_of=4)  # their side
+  # of the spectrum that NFC is given
   factors: tuple[float, ...] = setting(
     above=0, some=True, words="factors must hold positive numbers"
   )
-  dimensions: tuple[tuple[int, int], ...]
-  problems: int = setting(at_least=1, words=COUNTS)
+  dimensions: tuple[tuple[int, int], ...]  # (D, m) of the mixtures
+  problems: int = setting(at_least=1, words=COUNTS)  # random mixtures of each
+  # programs compiled at a time
   workers: int = setting(at_least=1, words=COUNTS)
 
   def __post_init__(self) -> None:

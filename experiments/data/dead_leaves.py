@@ -23,25 +23,16 @@ FINER = 2
 
 @dataclasses.dataclass(frozen=True)
 class LeafSettings:
-  """The model's numbers; lengths in pixels of the finished image.
+  """The model's numbers; lengths in pixels of the finished image."""
 
-  Attributes:
-    leaves: shapes an image.
-    smallest: range of the least radius, drawn evenly in log for every image.
-    largest: greatest radius.
-    palette: tiles an image takes colours and textures from.
-    plain: share of the shapes without texture.
-    shading: greatest change of brightness across a shape.
-    blur: greatest standard deviation of the blur.
-  """
-
-  leaves: int = 1000
+  leaves: int = 1000  # shapes an image
+  # range of the least radius, drawn evenly in log for every image
   smallest: tuple[float, float] = (1.5, 12.0)
-  largest: float = 60.0
-  palette: int = 4
-  plain: float = 0.3
-  shading: float = 0.3
-  blur: float = 1.0
+  largest: float = 60.0  # greatest radius
+  palette: int = 4  # tiles an image takes colours and textures from
+  plain: float = 0.3  # share of the shapes without texture
+  shading: float = 0.3  # greatest change of brightness across a shape
+  blur: float = 1.0  # greatest standard deviation of the blur
 
 
 class _Leaf(NamedTuple):
@@ -62,17 +53,7 @@ class _Leaf(NamedTuple):
 def images(
   key: jax.Array, tiles: jax.Array, *, count: int, settings: LeafSettings
 ) -> jax.Array:
-  """Draws images.
-
-  Args:
-    key: of the draw.
-    tiles: [K, T, T, 3] uint8, sources of colour and texture.
-    count: N.
-    settings: the model's numbers.
-
-  Returns:
-    [N, T, T, 3] uint8.
-  """
+  """Draws [N, T, T, 3] uint8, coloured as tiles [K, T, T, 3] uint8 are."""
   draw = functools.partial(_image, tiles=tiles, settings=settings)
   return jax.vmap(draw)(jax.random.split(key, count))
 

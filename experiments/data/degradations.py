@@ -33,12 +33,7 @@ OPERATORS: dict[str, Build] = {
 
 
 def build_prior(height: int, width: int | None = None) -> priors.GaussianPrior:
-  """Spectrum and channel means of photographs that are never restored.
-
-  Args:
-    height: of the images.
-    width: of them; None: the height.
-  """
+  """Spectrum and channel means of photographs that are never restored."""
   images = photographs.stack(photographs.PRIOR, 256)
   spectrum = priors.estimate_spectrum(list(images), height, width or height)
   return priors.GaussianPrior(
@@ -50,14 +45,7 @@ def build_prior(height: int, width: int | None = None) -> priors.GaussianPrior:
 def build_problems(
   names: tuple[str, ...], size: int, noise_std: float, seed: int
 ) -> list[Problem]:
-  """Every operator on the named photographs, with frozen noise.
-
-  Args:
-    names: photographs.
-    size: their side.
-    noise_std: of the measurement, pixels in [-1, 1].
-    seed: of the noise.
-  """
+  """Every operator on the named photographs, with frozen noise."""
   truth = jnp.asarray(photographs.stack(names, size))  # [N, H, W, 3]
   problems = []
   for i, (name, build) in enumerate(OPERATORS.items()):
@@ -97,15 +85,12 @@ FROZEN = (
 
 
 def frozen_operator(
-  degradation: Degradation, image_shape: tuple[int, int, int]
+  degradation: Degradation,  # task and kernel
+  # (H, W, C). At other sizes the box is half as wide and in the middle, and the
+  # random mask is another draw
+  image_shape: tuple[int, int, int],
 ) -> posterior_jax.Operator:
-  """The operator of a degradation; at 256 x 256 with the frozen masks.
-
-  Args:
-    degradation: task and kernel.
-    image_shape: (H, W, C). At other sizes the box is half as wide and in the
-      middle, and the random mask is another draw.
-  """
+  """The operator of a degradation; at 256 x 256 with the frozen masks."""
   task, kernel = degradation
   if task == "motion_blur":
     return operators.motion_blur(image_shape, kernel)
@@ -122,13 +107,9 @@ def frozen_operator(
 def measure(
   degradation: Degradation, truth: jax.Array, noise_std: float, seed: int
 ) -> Problem:
-  """Photographs seen through a frozen degradation, with frozen noise.
+  """Photographs [N, H, W, 3] seen through a degradation, with frozen noise.
 
-  Args:
-    degradation: task and kernel.
-    truth: [N, H, W, 3].
-    noise_std: of the measurement, pixels in [-1, 1].
-    seed: of the noise, which differs from degradation to degradation.
+  Noise differs from degradation to degradation; pixels are in [-1, 1].
   """
   height, width, channels = truth.shape[1:]
   operator = frozen_operator(degradation, (height, width, channels))

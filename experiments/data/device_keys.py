@@ -16,56 +16,33 @@ from experiments.data.key_families import DECAYS, FAMILIES, PERIOD, RANK, Normal
 
 
 class Mixture(NamedTuple):
-  """Chunks of all families and decays, betas of two ranges.
+  """Chunks of all families and decays, betas of two ranges."""
 
-  Attributes:
-    keys: [N, C, D] float32, unit norm; the families follow each other.
-    beta: [N, C] float32.
-    log_decay: [N, C] float32, constant over a chunk.
-    wide: [N] bool, whether beta comes from the second range.
-  """
-
+  # [N, C, D] float32, unit norm; the families follow each other
   keys: jax.Array
-  beta: jax.Array
-  log_decay: jax.Array
-  wide: jax.Array
+  beta: jax.Array  # [N, C] float32
+  log_decay: jax.Array  # [N, C] float32, constant over a chunk
+  wide: jax.Array  # [N] bool, whether beta comes from the second range
 
 
 def keys(
   family: str, key: jax.Array, count: int, chunk_size: int, dim: int
 ) -> jax.Array:
-  """Unit keys [count, C, D] of a named family, as `key_families.keys`.
-
-  Args:
-    family: one of FAMILIES.
-    key: of jax.random.
-    count: number of chunks.
-    chunk_size: C.
-    dim: D, the key width.
-
-  Raises:
-    ValueError: if the family is unknown.
-  """
+  """Unit keys [count, C, D] of a named family, as `key_families.keys`."""
   return _shaped(family, _noise(key, count, chunk_size, dim))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def mixture(
-  key: jax.Array,
+  key: jax.Array,  # of jax.random
+  # N, number of chunks; every combination occurs from 6 a family on
   count: int,
-  chunk_size: int,
-  dim: int,
+  chunk_size: int,  # C
+  dim: int,  # D, the key width
+  # two ranges of the uniform write strengths
   betas: tuple[tuple[float, float], tuple[float, float]],
 ) -> Mixture:
-  """Draws `count` chunks, all families and decays and both ranges of beta.
-
-  Args:
-    key: of jax.random.
-    count: N, number of chunks; every combination occurs from 6 a family on.
-    chunk_size: C.
-    dim: D, the key width.
-    betas: two ranges of the uniform write strengths.
-  """
+  """Draws `count` chunks, all families and decays and both ranges of beta."""
   first, last = jax.random.split(key)
   noise = _noise(first, count, chunk_size, dim)
   ends = [count * i // len(FAMILIES) for i in range(len(FAMILIES) + 1)]

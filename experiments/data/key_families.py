@@ -26,17 +26,11 @@ PERIOD, RANK = 7, 4
 
 
 class Chunks(NamedTuple):
-  """A batch of chunks and the gates behind them, of numpy or of jax.
+  """A batch of chunks and the gates behind them, of numpy or of jax."""
 
-  Attributes:
-    keys: [N, C, D], unit norm.
-    beta: [N, C].
-    log_decay: [N, C], <= 0.
-  """
-
-  keys: Any
-  beta: Any
-  log_decay: Any
+  keys: Any  # [N, C, D], unit norm
+  beta: Any  # [N, C]
+  log_decay: Any  # [N, C], <= 0
 
   @property
   def a(self) -> Any:
@@ -49,33 +43,20 @@ class Chunks(NamedTuple):
 
 
 class Normal(NamedTuple):
-  """Where a family's normal numbers come from; called in its own order.
+  """Where a family's normal numbers come from; called in its own order."""
 
-  Attributes:
-    own: [N, C, D], a vector per token.
-    few: m -> [N, m, D], vectors that tokens share.
-    basis: [N, RANK, D], orthonormal rows.
-    weights: [N, C, RANK].
-  """
-
-  own: Callable[[], Any]
-  few: Callable[[int], Any]
-  basis: Callable[[], Any]
-  weights: Callable[[], Any]
+  own: Callable[[], Any]  # [N, C, D], a vector per token
+  few: Callable[[int], Any]  # m -> [N, m, D], vectors that tokens share
+  basis: Callable[[], Any]  # [N, RANK, D], orthonormal rows
+  weights: Callable[[], Any]  # [N, C, RANK]
 
 
 def shaped(family: str, normal: Normal, chunk_size: int) -> Any:
-  """Unit keys [N, C, D] of a named family.
+  """Unit keys [N, C, D] of one of FAMILIES, made of normal numbers.
 
-  Args:
-    family: one of FAMILIES. `cosine_c` shares one direction so that two keys
-      have mean cosine c; `rank_4` draws from a four-dimensional subspace;
-      `period_7` repeats seven independent keys.
-    normal: the numbers that they are made of.
-    chunk_size: C.
-
-  Raises:
-    ValueError: if the family is unknown.
+  `cosine_c` shares one direction so that two keys have mean cosine c; `rank_4`
+  draws from a four-dimensional subspace; `period_7` repeats seven independent
+  keys. ValueError for an unknown family.
   """
   if family not in FAMILIES:
     raise ValueError(
@@ -102,15 +83,7 @@ def _unit(x: Any) -> Any:
 def keys(
   family: str, rng: np.random.Generator, count: int, chunk_size: int, dim: int
 ) -> np.ndarray:
-  """Unit keys [count, C, D] of a named family, see `shaped`.
-
-  Args:
-    family: one of FAMILIES.
-    rng: source of randomness.
-    count: number of chunks.
-    chunk_size: C.
-    dim: D, the key width.
-  """
+  """Unit keys [count, C, D] of a named family, see `shaped`."""
 
   def basis() -> np.ndarray:
     columns = np.linalg.qr(rng.standard_normal((count, dim, RANK)))[0]
@@ -126,29 +99,17 @@ def keys(
 
 
 def draw(
-  family: str,
+  family: str,  # one of FAMILIES
   *,
-  seed: int,
-  count: int,
-  chunk_size: int,
-  dim: int = 128,
+  seed: int,  # the same seed gives the same chunks
+  count: int,  # N, number of chunks
+  chunk_size: int,  # C
+  dim: int = 128,  # D, the key width
+  # range of the uniform write strengths, within [0, 2]
   beta: tuple[float, float] = (0.6, 1.0),
-  decay: float = 0.0,
+  decay: float = 0.0,  # minus the log decay per token, >= 0
 ) -> Chunks:
-  """Draws chunks of one family with uniform beta and constant log decay.
-
-  Args:
-    family: one of FAMILIES.
-    seed: the same seed gives the same chunks.
-    count: N, number of chunks.
-    chunk_size: C.
-    dim: D, the key width.
-    beta: range of the uniform write strengths, within [0, 2].
-    decay: minus the log decay per token, >= 0.
-
-  Returns:
-    The chunks, in float64.
-  """
+  """Float64 chunks of a family with uniform beta and constant log decay."""
   rng = np.random.default_rng([seed, FAMILIES.index(family)])
   k = keys(family, rng, count, chunk_size, dim)
   strength = rng.uniform(*beta, size=(count, chunk_size))
@@ -156,14 +117,11 @@ def draw(
 
 
 def draw_all(
-  betas: Sequence[tuple[float, float]], **options: Any
+  # ranges of the write strengths. **options: of `draw`, the same for all
+  betas: Sequence[tuple[float, float]],
+  **options: Any,
 ) -> Iterator[tuple[tuple[float, float], str, float, Chunks]]:
-  """Every range of beta, family and decay, ranges outermost, with its chunks.
-
-  Args:
-    betas: ranges of the write strengths.
-    **options: of `draw`, the same for all.
-  """
+  """Every range of beta (outermost), family and decay, with its chunks."""
   for beta in betas:
     for family in FAMILIES:
       for decay in DECAYS:

@@ -36,13 +36,9 @@ class Photograph(NamedTuple):
 def read(folder: str) -> list[Photograph]:
   """Training photographs by name, none of which is a held-out one.
 
-  Args:
-    folder: searched for pictures at any depth, or "" for the few that ship
-      with scikit-image, scikit-learn and matplotlib.
-
-  Raises:
-    ValueError: if there is no picture, one cannot be read, is smaller than a
-      tile, or is a held-out photograph.
+  Those below `folder` at any depth; for "" the few that ship with scikit-image,
+  scikit-learn and matplotlib. ValueError if there is none, or one cannot be
+  read, is smaller than a tile, or is a held-out photograph.
   """
   if folder:
     root = pathlib.Path(folder)
@@ -78,11 +74,7 @@ def read(folder: str) -> list[Photograph]:
 
 
 def tiles(photos: Sequence[Photograph]) -> np.ndarray:
-  """Overlapping tiles of photographs at every scale, [K, T, T, 3] uint8.
-
-  Args:
-    photos: from `read`.
-  """
+  """Overlapping tiles of photographs at every scale, [K, T, T, 3] uint8."""
   return np.concatenate(
     [_cut(reduced) for photo in photos for reduced in _reduced(photo.pixels)]
   )
@@ -97,8 +89,7 @@ def _reduced(pixels: np.ndarray) -> list[np.ndarray]:
   return [
     np.asarray(
       image.resize(
-        (round(width * scale), round(height * scale)),
-        PIL.Image.Resampling.BOX,
+        (round(width * scale), round(height * scale)), PIL.Image.Resampling.BOX
       )
     )
     for scale in scales or [smallest]

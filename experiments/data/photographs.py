@@ -9,56 +9,30 @@ by its hash.
 import functools
 import hashlib
 import importlib.util
+import json
 import pathlib
 
 import numpy as np
 
-FILES = {
-  "astronaut": ("skimage", "data/astronaut.png"),
-  "coffee": ("skimage", "data/coffee.png"),
-  "chelsea": ("skimage", "data/chelsea.png"),
-  "rocket": ("skimage", "data/rocket.jpg"),
-  "camera": ("skimage", "data/camera.png"),
-  "motorcycle": ("skimage", "data/motorcycle_left.png"),
-  "china": ("sklearn", "datasets/images/china.jpg"),
-  "flower": ("sklearn", "datasets/images/flower.jpg"),
-  "grace_hopper": ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
-  "tissue": ("skimage", "data/ihc.png"),
-  "retina": ("skimage", "data/retina.jpg"),
-  "galaxies": ("skimage", "data/hubble_deep_field.jpg"),
-  "moon": ("skimage", "data/moon.png"),
-}
+# Package and file of every photograph, with the hash of what is reported on.
+_KNOWN = json.loads(
+  pathlib.Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
+)
+FILES = {name: (at["package"], at["file"]) for name, at in _KNOWN.items()}
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 RESTORED = ("astronaut", "coffee", "chelsea")
 HELD_OUT = ("astronaut", "chelsea", "coffee", "china")
 TUNING = ("tissue", "retina", "galaxies", "moon")
 PRIOR = ("rocket", "camera", "motorcycle", "flower", "grace_hopper")
-_HASHES = """
-88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5
-596aa1e7cb875eb79f437e310381d26b338a81c2da23439704a73c4651e8c4bb
-cc02f8ca188b167c775a7101b5d767d1e71792cf762c33d6fa15a4599b5a8de7
-8378025ad2519d649d02e32bd98990db4ab572357d9f09841c2fbfbb4fefad29
-f8dd1aa387ddd1f49d8ad13b50921b237df8e9b262606d258770687b0ef93cef
-38a07f36f27f095e818aea7b96d34202c05176d30253c66733f2e00379e9e0e6
-3a19c5dd8a927a9334bb1229a6d63711b1c0c767fb27e2286e7c84a3e2c2f5f4
-78739619d11f7eb9c165bb5d2efd4772cee557812ec847532dbb1d92ef71f577
-"""
-SHA256 = dict(zip((*HELD_OUT, *TUNING), _HASHES.split()))
+SHA256 = {name: _KNOWN[name]["sha256"] for name in (*HELD_OUT, *TUNING)}
 
 
 @functools.cache
 def load(name: str, size: int) -> np.ndarray:
-  """A photograph's centre square, averaged down to `size` by `size` pixels.
+  """A photograph's centre square, averaged down to [size, size, 3].
 
-  Args:
-    name: a key of FILES.
-    size: side of the result, at most that of the centre square.
-
-  Returns:
-    [size, size, 3] float32 in [-1, 1]; grey photographs repeat their channel.
-
-  Raises:
-    ValueError: the name is unknown or the photograph is smaller than `size`.
+  Float32 in [-1, 1]; grey photographs repeat their channel. ValueError where
+  the name is unknown or the photograph smaller than `size`.
   """
   if name not in FILES:
     raise ValueError(f"name must be one of {', '.join(FILES)}; got {name!r}")
@@ -66,14 +40,7 @@ def load(name: str, size: int) -> np.ndarray:
 
 
 def verify(names: tuple[str, ...]) -> None:
-  """Makes sure that photographs are the very files of the reports.
-
-  Args:
-    names: keys of SHA256.
-
-  Raises:
-    ValueError: naming the first one whose file differs.
-  """
+  """Refuses, by ValueError, photographs that are not those of the reports."""
   for name in names:
     found = hashlib.sha256(path(name).read_bytes()).hexdigest()
     if found != SHA256[name]:
@@ -84,28 +51,19 @@ def verify(names: tuple[str, ...]) -> None:
       )
 
 
-def from_folder(folder: str, size: int) -> dict[str, np.ndarray]:
-  """The pictures of a folder, centre squares averaged down like `load`'s.
+def from_folder(
+  folder: str,  # its own files are read, not those of folders in it
+  size: int,  # side of the result
+) -> dict[str, np.ndarray]:
+  """The pictures of a folder by file name, averaged down like `load`'s.
 
-  Args:
-    folder: its own files are read, not those of folders in it.
-    size: side of the result.
-
-  Returns:
-    By file name in order, [size, size, 3] float32 in [-1, 1].
-
-  Raises:
-    ValueError: there is no picture, or one is unreadable or too small.
+  ValueError where there is none, or one is unreadable or too small.
   """
   return {file.name: _reduced(file, size) for file in files_in(folder)}
 
 
 def files_in(folder: str) -> list[pathlib.Path]:
-  """The pictures of a folder, by name.
-
-  Raises:
-    ValueError: there is none.
-  """
+  """The pictures of a folder, by name; ValueError where there is none."""
   root = pathlib.Path(folder)
   files = sorted(root.iterdir()) if root.is_dir() else []
   files = [file for file in files if file.suffix.lower() in SUFFIXES]
@@ -120,11 +78,7 @@ def stack(names: tuple[str, ...], size: int) -> np.ndarray:
 
 
 def path(name: str) -> pathlib.Path:
-  """The file of a key of FILES.
-
-  Raises:
-    ImportError: its package is not installed.
-  """
+  """The file of a key of FILES; ImportError without its package."""
   package, file = FILES[name]
   spec = importlib.util.find_spec(package)
   if spec is None or spec.origin is None:
@@ -135,11 +89,7 @@ def path(name: str) -> pathlib.Path:
 
 
 def read(file: pathlib.Path) -> np.ndarray:
-  """Pixels [H, W, 3] as float64 from 0 to 255.
-
-  Raises:
-    ValueError: the file is no picture.
-  """
+  """Pixels [H, W, 3] as float64 from 0 to 255; ValueError for no picture."""
   import PIL.Image  # comes with matplotlib
 
   try:

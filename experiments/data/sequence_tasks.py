@@ -38,35 +38,24 @@ SHORTEST = 128
 
 
 class TaskRows(NamedTuple):
-  """Rows of a task.
+  """Rows of a task."""
 
-  Attributes:
-    tokens: [B, T] int32.
-    answers: [B, T] bool, True at the tokens that are answers.
-  """
-
-  tokens: jax.Array
-  answers: jax.Array
+  tokens: jax.Array  # [B, T] int32
+  answers: jax.Array  # [B, T] bool, True at the tokens that are answers
 
 
 Maker = Callable[[jax.Array, int], TaskRows]  # of a key and a number of rows
 
 
 def draw(
-  name: str, key: jax.Array, text: jax.Array, *, rows: int, length: int
+  name: str,  # one of `TASKS`
+  key: jax.Array,  # of the draw
+  text: jax.Array,  # [n >= length] tokens that needles are hidden in
+  *,
+  rows: int,  # B
+  length: int,  # T, at least `SHORTEST`
 ) -> TaskRows:
-  """Random rows of a task.
-
-  Args:
-    name: one of `TASKS`.
-    key: of the draw.
-    text: [n >= length] tokens that needles are hidden in.
-    rows: B.
-    length: T, at least `SHORTEST`.
-
-  Raises:
-    ValueError: for an unknown task, or a length out of range.
-  """
+  """Random rows of a task; ValueError for what is unknown or out of range."""
   if name not in TASKS:
     raise ValueError(f"task must be one of {', '.join(TASKS)}, got {name!r}")
   if not SHORTEST <= length <= text.shape[0]:
@@ -86,16 +75,6 @@ def windows(
   return jax.vmap(cut, (None, 0))(text, start[:, None]).astype(jnp.int32)
 
 
-def _recall(
-  key: jax.Array, text: jax.Array, rows: int, length: int
-) -> TaskRows:
-  del text
-  makers: dict[int, Maker] = {
-    4 * pairs + 2: functools.partial(_pairs, pairs) for pairs in PAIRS
-  }
-  return _packed(key, rows, length, makers)
-
-
 def _pairs(pairs: int, key: jax.Array, rows: int) -> TaskRows:
   """RECALL k v k v ... ASK k v k v ...; keys below 128, values above."""
   keys = jax.random.split(key, 3)
@@ -104,26 +83,10 @@ def _pairs(pairs: int, key: jax.Array, rows: int) -> TaskRows:
   order = _orders(keys[2], rows, pairs)
   shown = jnp.stack([names, values], axis=-1)  # [B, P, 2]
   asked = jnp.take_along_axis(shown, order[..., None], axis=1)
-  tokens = jnp.concatenate(
-    [
-      _mark(RECALL, rows),
-      shown.reshape(rows, -1),
-      _mark(ASK, rows),
-      asked.reshape(rows, -1),
-    ],
-    axis=1,
-  )
+  tokens = _sequence(rows, RECALL, shown, ASK, asked)
   at = np.arange(tokens.shape[1])
   first = 2 * pairs + 2  # of the questions
   return TaskRows(tokens, _same((at >= first) & ((at - first) % 2 == 1), rows))
-
-
-def _state(key: jax.Array, text: jax.Array, rows: int, length: int) -> TaskRows:
-  del text
-  makers: dict[int, Maker] = {
-    swaps + 5: functools.partial(_cups, swaps) for swaps in SWAPS
-  }
-  return _packed(key, rows, length, makers)
 
 
 def _cups(swaps: int, key: jax.Array, rows: int) -> TaskRows:
@@ -136,15 +99,7 @@ def _cups(swaps: int, key: jax.Array, rows: int) -> TaskRows:
 
   start = jnp.broadcast_to(jnp.arange(3), (rows, 3))
   balls, _ = lax.scan(move, start, moves.T)
-  tokens = jnp.concatenate(
-    [
-      _mark(STATE, rows),
-      moves + ord("a"),
-      _mark(ASK, rows),
-      balls + ord("x"),
-    ],
-    axis=1,
-  )
+  tokens = _sequence(rows, STATE, moves + ord("a"), ASK, balls + ord("x"))
   return TaskRows(tokens, _same(np.arange(swaps + 5) >= swaps + 2, rows))
 
 
@@ -169,7 +124,7 @@ def _needle(
   put = jax.vmap(lambda row, part, at: lax.dynamic_update_slice(row, part, at))
   for i in range(NEEDLES):
     at = offset[:, i] + i * quarter
-    needle = jnp.concatenate([_mark(NEEDLE, rows), hidden[:, i]], axis=1)
+    needle = _sequence(rows, NEEDLE, hidden[:, i])
     tokens = put(tokens, needle, at[:, None])
   marks = jnp.full((rows, NEEDLES, 1), ASK)
   questions = jnp.concatenate([marks, asked], axis=-1).reshape(rows, -1)
@@ -188,28 +143,16 @@ def _copy(key: jax.Array, text: jax.Array, rows: int, length: int) -> TaskRows:
   base = jax.random.randint(keys[1], (rows, high), 0, 256)
   at = jnp.arange(length - 1)[None]
   repeated = jnp.take_along_axis(base, at % period, axis=1)
-  tokens = jnp.concatenate([_mark(COPY, rows), repeated], axis=1)
+  tokens = _sequence(rows, COPY, repeated)
   return TaskRows(tokens, jnp.arange(length)[None] > period)
 
 
-TASKS: dict[str, Callable[[jax.Array, jax.Array, int, int], TaskRows]] = {
-  "recall": _recall,
-  "needle": _needle,
-  "state": _state,
-  "copy": _copy,
-}
-
-
 def _packed(
-  key: jax.Array, rows: int, length: int, makers: dict[int, Maker]
+  makers: dict[int, Maker], key: jax.Array, _: jax.Array, rows: int, length: int
 ) -> TaskRows:
   """One instance of each maker in turn, as many as fit; DOCUMENT fills up.
 
-  Args:
-    key: of the draw.
-    rows: B.
-    length: T.
-    makers: by the length of their instances.
+  Makers come by the length of their instances.
   """
   order, left = [], length
   for size in itertools.cycle(makers):
@@ -231,13 +174,30 @@ def _packed(
   return TaskRows(*(jnp.concatenate(x, axis=1) for x in zip(*parts)))
 
 
+_RECALL = {4 * n + 2: functools.partial(_pairs, n) for n in PAIRS}
+_STATE = {n + 5: functools.partial(_cups, n) for n in SWAPS}
+TASKS: dict[str, Callable[[jax.Array, jax.Array, int, int], TaskRows]] = {
+  "recall": functools.partial(_packed, _RECALL),
+  "needle": _needle,
+  "state": functools.partial(_packed, _STATE),
+  "copy": _copy,
+}
+
+
 def _orders(key: jax.Array, rows: int, count: int) -> jax.Array:
   """A random order of [0, count) for every row."""
   return jnp.argsort(jax.random.uniform(key, (rows, count)), axis=1)
 
 
-def _mark(token: int, rows: int) -> jax.Array:
-  return jnp.full((rows, 1), token)
+def _sequence(rows: int, *parts: int | jax.Array) -> jax.Array:
+  """Marks and parts [B, ...] one after another in every row."""
+  columns = (
+    jnp.full((rows, 1), part)
+    if isinstance(part, int)
+    else part.reshape(rows, -1)
+    for part in parts
+  )
+  return jnp.concatenate([*columns], axis=1)
 
 
 def _same(row: np.ndarray, rows: int) -> jax.Array:

@@ -30,32 +30,23 @@ _TESTS = ("test", "tests", "idle_test")
 
 
 class Document(NamedTuple):
-  """A text file.
+  """A text file."""
 
-  Attributes:
-    name: its path in the folder, with slashes.
-    data: its bytes, valid UTF-8.
-  """
-
-  name: str
-  data: bytes
+  name: str  # its path in the folder, with slashes
+  data: bytes  # its bytes, valid UTF-8
 
 
 def training_text(folder: str = "") -> list[Document]:
-  """All documents but the held-out ones and their tests.
+  """All documents but the held-out ones and their tests, or ValueError.
 
-  Args:
-    folder: of files that end in one of `SUFFIXES`; "" means the standard
-      library of this Python.
-
-  Raises:
-    ValueError: if there is none.
+  They are the files of a folder that end in one of `SUFFIXES`; "" means the
+  standard library of this Python.
   """
   return _documents(folder, lambda name: not _touches(name), "training text")
 
 
 def held_out_text(folder: str = "") -> list[Document]:
-  """The documents that are never trained on; arguments as above."""
+  """The documents that are never trained on, likewise."""
   return _documents(folder, is_held_out, "held-out text")
 
 

@@ -13,38 +13,28 @@ STOPS = ("generation_config.json", "config.json")
 
 
 class Tokenizer(NamedTuple):
-  """Text to token ids and back.
+  """Text to token ids and back."""
 
-  Attributes:
-    name: what rows and reports call it.
-    encode: text -> [T] int32 ids, nothing put before or after the text.
-    decode: ids -> text; special tokens give none, and bytes that are not whole
-      characters give U+FFFD.
-    stop_tokens: ids after which a text is finished; often none.
-  """
-
-  name: str
+  name: str  # what rows and reports call it
+  # text -> [T] int32 ids, nothing put before or after the text
   encode: Callable[[str], np.ndarray]
+  # ids -> text; special tokens give none, and bytes that are not whole
+  # characters give U+FFFD
   decode: Callable[[Sequence[int] | np.ndarray], str]
-  stop_tokens: tuple[int, ...]
+  stop_tokens: tuple[int, ...]  # ids after which a text is finished; often none
 
 
 def load_tokenizer(
-  checkpoint: pathlib.Path | None, vocab_size: int
+  # a directory as Hugging Face writes it, or None
+  checkpoint: pathlib.Path | None,
+  vocab_size: int,  # V of the model
 ) -> Tokenizer:
-  """The tokenizer of a checkpoint's directory.
+  """The tokenizer of a checkpoint's directory, with its stop tokens.
 
   Where the directory has no `tokenizer.json`, or there is no directory, tokens
   are the bytes of the text in UTF-8: ids 0 to 255, so that a model of at least
-  256 tokens can be fed without one.
-
-  Args:
-    checkpoint: a directory as Hugging Face writes it, or None.
-    vocab_size: V of the model.
-
-  Returns:
-    The tokenizer, with the stop tokens of `generation_config.json`, else of
-    `config.json`, where they name any.
+  256 tokens can be fed without one. `generation_config.json`, else
+  `config.json`, names stop tokens.
 
   Raises:
     ImportError: there is a `tokenizer.json`, but no `tokenizers` package.

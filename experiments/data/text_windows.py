@@ -13,42 +13,24 @@ FILES = ("argparse.py", "difflib.py", "heapq.py", "textwrap.py")
 
 
 class Text(NamedTuple):
-  """A text as tokens.
+  """A text as tokens."""
 
-  Attributes:
-    name: of its file.
-    tokens: [n] int32.
-    bytes: of these tokens, as UTF-8.
-  """
-
-  name: str
-  tokens: np.ndarray
-  bytes: int
+  name: str  # of its file
+  tokens: np.ndarray  # [n] int32
+  bytes: int  # of these tokens, as UTF-8
 
 
 class Windows(NamedTuple):
-  """Independent windows of a text, padded on the right.
+  """Independent windows of a text, padded on the right."""
 
-  Attributes:
-    tokens: [N, W] int32; 0 at padding.
-    mask: [N, W] bool, True at tokens of the text.
-  """
-
-  tokens: np.ndarray
-  mask: np.ndarray
+  tokens: np.ndarray  # [N, W] int32; 0 at padding
+  mask: np.ndarray  # [N, W] bool, True at tokens of the text
 
 
 def read_text(path: str, tokenizer: Tokenizer, max_tokens: int) -> Text:
-  """The first tokens of a text.
+  """The first `max_tokens` of a UTF-8 file; 0 means all, "" our default FILES.
 
-  Args:
-    path: of a UTF-8 file; "" means sources of the Python standard library.
-    tokenizer: of the model.
-    max_tokens: how many at most; 0 means all.
-
-  Raises:
-    ValueError: if the file is missing, is not UTF-8, or has fewer than two
-      tokens.
+  ValueError if the file is missing, not UTF-8, or of fewer than two tokens.
   """
   if path:
     name, words = pathlib.Path(path).name, _read(path)

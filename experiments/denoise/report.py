@@ -16,19 +16,13 @@ Images = dict[str, np.ndarray]  # [H, W, 3] in [-1, 1], by method
 
 
 def write(
-  run: record.Run,
-  size: int,
+  run: record.Run,  # whose table "denoise" is complete
+  size: int,  # the side whose means are told
+  # images by photograph, size and sigma
   answers: Mapping[tuple[str, int, float], Images],
-  about: str,
+  about: str,  # what was measured
 ) -> pathlib.Path:
-  """Writes `report.html` from the run's table and pictures; its path.
-
-  Args:
-    run: whose table "denoise" is complete.
-    size: the side whose means are told.
-    answers: images by photograph, size and sigma.
-    about: what was measured.
-  """
+  """Writes `report.html` from the run's table and pictures; its path."""
   rows = run.frame("denoise").rename(columns={"size": "pixels"})
   report = Report(
     "Denoising photographs",

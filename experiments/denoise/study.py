@@ -29,29 +29,20 @@ Key = tuple[str, int, float]  # photograph, size, sigma
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
-  """Settings of the comparison.
+  """Settings of the comparison."""
 
-  Attributes:
-    seed: of the noise.
-    prior: a file of `prior_files.load`, or "" for the shipped one.
-    dtype: of the network's arithmetic.
-    photographs: names, none of which a prior may have learned from.
-    size: their side.
-    sigmas: standard deviations of the noise, of 255 levels.
-    other: the photograph that is also restored at other sizes.
-    other_sizes: those.
-  """
-
-  seed: int
-  prior: str
-  dtype: str
+  seed: int  # of the noise
+  prior: str  # a file of `prior_files.load`, or "" for the shipped one
+  dtype: str  # of the network's arithmetic
+  # names, none of which a prior may have learned from
   photographs: tuple[str, ...] = setting(some=True)
-  size: int
+  size: int  # their side
+  # standard deviations of the noise, of 255 levels
   sigmas: tuple[float, ...] = setting(
     above=0, some=True, words="sigmas must be positive"
   )
-  other: str
-  other_sizes: tuple[int, ...]
+  other: str  # the photograph that is also restored at other sizes
+  other_sizes: tuple[int, ...]  # those
 
   def __post_init__(self) -> None:
     super().__post_init__()

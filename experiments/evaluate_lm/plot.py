@@ -20,14 +20,9 @@ MARKERS = "osD^vPX*"
 
 
 def divergences(cases: pd.DataFrame) -> Any:
-  """One panel for each quantisation of the weights (down) and chunk size.
+  """Mean KL of cases by weights (down) and chunk size (across).
 
-  Args:
-    cases: weights, chunk_size, spec, products and mean_kl of each case; those
-      without products are left out.
-
-  Returns:
-    A matplotlib figure.
+  Those without products are left out.
   """
   cases = cases[cases.products > 0]
   specs = cases.spec.str.removeprefix("xla ").map(InverseSpec.parse)
@@ -51,15 +46,9 @@ def divergences(cases: pd.DataFrame) -> Any:
 def by_products(points: pd.DataFrame, label: str, *, log: bool) -> Any:
   """Values over products, colours by format and shapes by method.
 
-  Args:
-    points: down and across (the panel, in words), products, value, method,
-      format, and filled (bool); a value that is not finite is a cross at the
-      top where values are logarithmic, and left out otherwise.
-    label: of the values.
-    log: whether they are drawn logarithmically.
-
-  Returns:
-    A matplotlib figure.
+  Points have down and across (the panel, in words), products, value, method,
+  format and filled. A value that is not finite is a cross at the top where
+  values are logarithmic, and left out otherwise.
   """
   from matplotlib.figure import Figure
 

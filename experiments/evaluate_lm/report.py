@@ -1,6 +1,7 @@
 """What `evaluate_lm` found, as a summary by case and as pages of a report."""
 
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,21 @@ from experiments.data.text_windows import Text, Windows
 from experiments.evaluate_lm import plot
 from experiments.evaluate_lm.settings import Case, Settings
 from experiments.evaluate_lm.sweep import KEYS
-from experiments.harness import record, tables
+from experiments.harness import page, record, tables
 from experiments.harness.report import Report
 from experiments.harness.text_model import weights_words
 from neumann_jax.chunk_inverse.xla import count_products
 
+HEADINGS = {
+  "spec": "inverse",
+  "chunk_size": "chunk",
+  "products": "products",
+  "perplexity": "perplexity",
+  "bits_per_byte": "bits per byte",
+  "mean_kl": "mean KL",
+  "max_kl": "max KL",
+  "tokens_per_s": "tokens/s",
+}
 WORSE = 0.01  # a perplexity above the exact one's by this share stands out
 
 
@@ -23,17 +34,11 @@ def summary(
 ) -> pd.DataFrame:
   """Adds up the batches of every case: the table "cases".
 
-  Args:
-    windows: the run's table of this name.
-    cases: of the sweep.
-    text: that was read.
-
-  Returns:
-    A row a case: products of its inverse (0 for the solve), predicted tokens,
-    perplexity (exp of the mean negative log-likelihood per token, in nats),
-    bits per byte (that mean in bits, times tokens over bytes of the text), mean
-    and largest KL(exact || case) over tokens, tokens per second (median over
-    batches, of the layers without output matrix), and the devices.
+  A row has products of the inverse (0 for the solve), predicted tokens,
+  perplexity (exp of the mean negative log-likelihood per token, in nats), bits
+  per byte (that mean in bits, times tokens over bytes of the text), mean and
+  largest KL(exact || case) over tokens, tokens per second (median over batches,
+  of the layers without output matrix), and the devices.
   """
   # Unlike pandas' own sum and max these let what is not a number show.
   total, largest = (
@@ -68,14 +73,7 @@ def summary(
 def build(
   evaluation: Any, windows: Windows, cases: pd.DataFrame, run: record.Run
 ) -> Report:
-  """The report.
-
-  Args:
-    evaluation: of `evaluate_lm.study`.
-    windows: of the text.
-    cases: from `summary`.
-    run: with the table "layers".
-  """
+  """The report, from `report.md` and the table "layers" of the run."""
   settings, model, text = evaluation
   (count, width), first = windows.tokens.shape, cases.iloc[0]
   measured = (
@@ -83,30 +81,22 @@ def build(
     f"windows of {width} tokens, {settings.batch} at a time, activations in "
     f"{settings.dtype}, on {first['device']}."
   )
-  report = Report(
-    "Language model under each chunk inverse",
-    f"Model: {_model_words(settings.checkpoint, model)} Command: "
-    f"`{run.environment['command']}`. Everything needed to repeat it stands in "
-    "`environment.json` beside this file, every number in the `.jsonl` and "
-    "`.csv` tables.",
+  name = settings.checkpoint
+  return page.begin(
+    pathlib.Path(__file__).with_suffix(".md"),
+    run=run,
+    settings=settings,
+    model="random weights, which know nothing" if name == "random" else name,
+    config=model.config,
+    linear=model.config.layer_types.count("linear_attention"),
+    predictions=[
+      _predictions(own, str(weights), measured)
+      for weights, own in cases.groupby("weights", sort=False)
+    ],
+    caption=plot.CAPTION,
+    divergences=plot.divergences(cases),
+    layers=[*_layers(run.frame("layers"), settings, windows)],
   )
-  report.section("Predictions")
-  report.text(
-    "Perplexity is the exponential of the mean negative log-likelihood per "
-    "token in nats. KL is the Kullback-Leibler divergence KL(exact || case) of "
-    "the predictions per token, in nats, where exact is the exact float32 "
-    "inverse under the same weights: it shows what the inverse alone does. "
-    "Values of a few 1e-7 and less, of either sign, are rounding of float32 "
-    "logits. "
-    "Red: not finite, or a perplexity more than 1 % above the exact one's. "
-    "Tokens/s are of prefill through the layers, without the output matrix."
-  )
-  for weights, own in cases.groupby("weights", sort=False):
-    _predictions(report, own, str(weights), measured)
-  report.figure(plot.divergences(cases), plot.CAPTION)
-  report.section("Inverses by layer")
-  _layers(report, run.frame("layers"), settings, windows)
-  return report
 
 
 def closing(cases: pd.DataFrame) -> str:
@@ -115,69 +105,39 @@ def closing(cases: pd.DataFrame) -> str:
   return tables.aligned(shown, {"perplexity": 4})
 
 
-def _model_words(name: str, model: Any) -> str:
-  config = model.config
-  what = "random weights, which know nothing" if name == "random" else name
-  return (
-    f"{what}; {config.num_hidden_layers} layers of width {config.hidden_size}, "
-    f"{config.layer_types.count('linear_attention')} of them Gated DeltaNet."
-  )
-
-
-def _predictions(
-  report: Report, cases: pd.DataFrame, weights: str, measured: str
-) -> None:
+def _predictions(cases: pd.DataFrame, weights: str, measured: str) -> page.Part:
   exact = cases["perplexity"].iloc[0]
-  table = pd.DataFrame(
-    {
-      "inverse": cases["spec"],
-      "chunk": cases["chunk_size"],
-      "products": cases["products"].where(cases["products"] > 0),
-      "perplexity": cases["perplexity"],
-      "bits per byte": cases["bits_per_byte"],
-      "mean KL": cases["mean_kl"],
-      "max KL": cases["max_kl"],
-      "tokens/s": cases["tokens_per_s"],
-    }
-  )
-  report.table(
+  table = cases[list(HEADINGS)].rename(columns=HEADINGS)
+  table["products"] = table["products"].where(table["products"] > 0)
+  bad = ~np.isfinite(table[["mean KL", "max KL"]])
+  bad["perplexity"] = ~(table["perplexity"] <= exact * (1 + WORSE))
+  return page.table(
     f"Inverses by chunk size, {weights_words(weights)}",
     table,
     digits={"products": 0, "perplexity": 4, "bits per byte": 4, "tokens/s": 0},
-    bad={
-      "perplexity": ~(table["perplexity"] <= exact * (1 + WORSE)),
-      "mean KL": ~np.isfinite(table["mean KL"]),
-      "max KL": ~np.isfinite(table["max KL"]),
-    },
+    bad=bad,
     measured_on=measured,
     name=f"predictions-{weights}",
   )
 
 
 def _layers(
-  report: Report, rows: pd.DataFrame, settings: Settings, windows: Windows
-) -> None:
-  report.text(
-    "The matrices that the layers invert on the first windows under the exact "
-    "float32 inverse. Error: relative Frobenius error of the strictly lower "
-    "part against the float64 inverse, the worst of a layer's matrices. The "
-    "certificate bounds the largest row sum of |T - X| after the fact; the "
-    "plan says beforehand which method meets a row sum of "
-    f"{settings.tolerance:g} in this arithmetic for the layer's own gates."
-  )
+  rows: pd.DataFrame, settings: Settings, windows: Windows
+) -> Iterator[page.Part]:
+  """The worst of all layers, and the errors of each."""
   count, width = windows.tokens[: settings.inverse_windows].shape
+  beyond = "entries beyond their certificate"
   for (weights, size), own in rows.groupby(
     ["weights", "chunk_size"], sort=False
   ):
+    which = f"{weights_words(weights)}, chunks of {size}"
     measured = (
       f"{own['matrices'].iloc[0]} matrices of {size} x {size} per layer, from "
       f"{count} window{'s' * (count > 1)} of {width} tokens, "
       f"{weights_words(weights)}."
     )
-    which = f"{weights_words(weights)}, chunks of {size}"
     worst = _worst(own)
-    beyond = "entries beyond their certificate"
-    report.table(
+    yield page.table(
       f"The worst over the layers, {which}",
       worst,
       bad={beyond: worst[beyond] > 0},
@@ -185,7 +145,7 @@ def _layers(
       name=f"worst-{weights}-{size}",
     )
     errors = own.pivot(index="layer", columns="spec", values="error")
-    report.table(
+    yield page.table(
       f"Error by Gated DeltaNet layer, {which}",
       errors[own["spec"].unique()],
       measured_on=measured,

@@ -15,17 +15,11 @@ BLOCK = 128
 
 
 class Scores(NamedTuple):
-  """Of the prediction of every token but the first of its row, [B, W - 1].
+  """Of the prediction of every token but the first of its row, [B, W - 1]."""
 
-  Attributes:
-    loss: negative log-likelihood, in nats.
-    divergence: KL(reference || model), in nats.
-    correct: whether the likeliest token is the one that comes.
-  """
-
-  loss: jax.Array
-  divergence: jax.Array
-  correct: jax.Array
+  loss: jax.Array  # negative log-likelihood, in nats
+  divergence: jax.Array  # KL(reference || model), in nats
+  correct: jax.Array  # whether the likeliest token is the one that comes
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -38,22 +32,15 @@ def hidden_states(
 
 @functools.partial(jax.jit, static_argnums=0)
 def scores(
-  graph: nnx.GraphDef,
-  state: nnx.State,
-  hidden: jax.Array,
+  graph: nnx.GraphDef,  # of the model
+  state: nnx.State,  # of the model
+  hidden: jax.Array,  # [B, W, hidden], of the model
+  # [B, W, hidden], of the one it is compared with, which has the same output
+  # matrix
   reference: jax.Array,
-  tokens: jax.Array,
+  tokens: jax.Array,  # [B, W]
 ) -> Scores:
-  """Scores of every prediction, BLOCK tokens of a row at a time.
-
-  Args:
-    graph: of the model.
-    state: of the model.
-    hidden: [B, W, hidden], of the model.
-    reference: [B, W, hidden], of the one it is compared with, which has the
-      same output matrix.
-    tokens: [B, W].
-  """
+  """Scores of every prediction, BLOCK tokens of a row at a time."""
   model = nnx.merge(graph, state)
 
   def of_token(parts: tuple[jax.Array, jax.Array, jax.Array]) -> Scores:
@@ -73,13 +60,12 @@ def scores(
   return jax.tree.map(jnp.transpose, found)
 
 
-def totals(found: Scores, mask: np.ndarray) -> dict[str, Any]:
-  """Tokens that count, the sums of their loss and divergence, the largest.
-
-  Args:
-    found: scores [B, W - 1].
-    mask: [B, W] bool, True at tokens that count if one is before them.
-  """
+def totals(
+  found: Scores,  # scores [B, W - 1]
+  # [B, W] bool, True at tokens that count if one is before them
+  mask: np.ndarray,
+) -> dict[str, Any]:
+  """Tokens that count, the sums of their loss and divergence, the largest."""
   real = np.asarray(mask)[:, 1:]
   loss, divergence = (np.asarray(x, np.float64)[real] for x in found[:2])
   return {

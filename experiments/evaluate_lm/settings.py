@@ -13,19 +13,12 @@ EXACT = "exact float32"  # the inverse that all others are compared with
 
 
 class Case(NamedTuple):
-  """One combination of the sweep.
+  """One combination of the sweep."""
 
-  Attributes:
-    weights: "none", or a name of `weight_quantization.matrix.PRESETS`.
-    chunk_size: C.
-    spec: name of the inverse.
-    rule: how the delta rule is computed with it.
-  """
-
-  weights: str
-  chunk_size: int
-  spec: str
-  rule: RuleOptions
+  weights: str  # "none", or a name of `weight_quantization.matrix.PRESETS`
+  chunk_size: int  # C
+  spec: str  # name of the inverse
+  rule: RuleOptions  # how the delta rule is computed with it
 
   @property
   def key(self) -> tuple[str, int, str]:
@@ -35,42 +28,34 @@ class Case(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
-  """Settings of the evaluation.
+  """Settings of the evaluation."""
 
-  Attributes:
-    checkpoint: a Hugging Face folder, or "random" for a small model of random
-      weights and slow decays, which knows nothing: for the tests.
-    text: a UTF-8 file; "" means sources of the Python standard library.
-    max_tokens: of the text, from its beginning; 0 means all.
-    window: tokens that a prediction can see, and its own: the text is cut into
-      independent windows, nothing is carried from one to the next.
-    batch: windows computed at a time.
-    specs: names of the inverses, see `InverseSpec.parse`, or such a name after
-      "xla ", which stays there; "exact float32" is evaluated whether named or
-      not.
-    chunk_sizes: C, powers of two.
-    weights: "none" for the weights as trained, or a name of
-      `weight_quantization.matrix.PRESETS`.
-    inverse_windows: windows whose chunk matrices are inverted in float64.
-    tolerance: of `neumann_jax.plan`: the largest row sum of |T - X|.
-    implementation: of the inverse.
-    dtype: of activations and of parameters.
-    seed: of random weights.
-  """
-
+  # a Hugging Face folder, or "random" for a small model of random weights and
+  # slow decays, which knows nothing: for the tests
   checkpoint: str
-  text: str
+  text: str  # a UTF-8 file; "" means sources of the Python standard library
+  # of the text, from its beginning; 0 means all
   max_tokens: int = setting(at_least=0)
+  # tokens that a prediction can see, and its own: the text is cut into
+  # independent windows, nothing is carried from one to the next
   window: int = setting(at_least=2)
-  batch: int = setting(at_least=1)
+  batch: int = setting(at_least=1)  # windows computed at a time
+  # names of the inverses, see `InverseSpec.parse`, or such a name after "xla ",
+  # which stays there; "exact float32" is evaluated whether named or not
   specs: tuple[str, ...] = setting(some=True, distinct=True)
+  # C, powers of two
   chunk_sizes: tuple[int, ...] = setting(some=True, distinct=True)
+  # "none" for the weights as trained, or a name of
+  # `weight_quantization.matrix.PRESETS`
   weights: tuple[str, ...] = setting(some=True, distinct=True)
+  # windows whose chunk matrices are inverted in float64
   inverse_windows: int = setting(at_least=1)
+  # of `neumann_jax.plan`: the largest row sum of |T - X|
   tolerance: float = setting(above=0)
-  implementation: str
+  implementation: str  # of the inverse
+  # of activations and of parameters
   dtype: str = setting(among=("float32", "bfloat16"))
-  seed: int
+  seed: int  # of random weights
 
   def __post_init__(self) -> None:
     super().__post_init__()

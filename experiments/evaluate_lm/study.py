@@ -24,27 +24,15 @@ from neumann_jax import Execution, InverseSpec, LanguageModel, RuleOptions
 
 
 class Evaluation(NamedTuple):
-  """Everything that was read.
+  """Everything that was read."""
 
-  Attributes:
-    settings: of the sweep.
-    model: under the exact float32 inverse.
-    text: in tokens.
-  """
-
-  settings: Settings
-  model: LanguageModel
-  text: Text
+  settings: Settings  # of the sweep
+  model: LanguageModel  # under the exact float32 inverse
+  text: Text  # in tokens
 
 
 def prepare(settings: Settings) -> Evaluation:
-  """Reads the checkpoint and the text.
-
-  Raises:
-    FileNotFoundError: a file of the checkpoint is missing.
-    ImportError: its tokenizer needs a package that is not there.
-    ValueError: a file is corrupt, or the text is too short.
-  """
+  """Reads the checkpoint and the text."""
   source = text_model.find(settings.checkpoint)
   config = source.config
   tokenizer = text_tokens.load_tokenizer(source.folder, config.vocab_size)

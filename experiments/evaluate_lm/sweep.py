@@ -28,19 +28,12 @@ KEYS = ("weights", "chunk_size", "spec")  # what the rows of a case begin with
 
 
 class Sweep(NamedTuple):
-  """Cases x batches of windows, and the layers' inverses of each case.
+  """Cases x batches of windows, and the layers' inverses of each case."""
 
-  Attributes:
-    settings: of the evaluation.
-    model: under the exact float32 inverse.
-    windows: of the text.
-    run: takes the tables "windows" and "layers".
-  """
-
-  settings: Settings
-  model: LanguageModel
-  windows: Windows
-  run: record.Run
+  settings: Settings  # of the evaluation
+  model: LanguageModel  # under the exact float32 inverse
+  windows: Windows  # of the text
+  run: record.Run  # takes the tables "windows" and "layers"
 
   def missing(self) -> list[tuple[int, Case]]:
     """Batches of cases that the run does not have."""
@@ -60,11 +53,7 @@ class Sweep(NamedTuple):
     return len(self.missing()) + inverses
 
   def measure(self, tick: Tick) -> None:
-    """Measures and writes what is missing.
-
-    Args:
-      tick: called before each unit.
-    """
+    """Measures and writes what is missing."""
     missing = self.missing()
     for weights in self.settings.weights:
       model = text_model.with_weights(self.model, weights)

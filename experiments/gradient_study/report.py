@@ -1,42 +1,23 @@
 """The report of the gradient study: curves, and what each case ends with."""
 
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from experiments.harness import record
-from experiments.harness.report import Report, shown
+from experiments.harness import page, record
+from experiments.harness.report import shown
 
 
 def write(
   run: record.Run, cases: Sequence[str], seeds: int, steps: int
 ) -> None:
-  """Writes `report.html` and says where.
-
-  Args:
-    run: with the tables "losses" and "cases".
-    cases: their names; the first is what the others are compared with.
-    seeds: how many.
-    steps: of every training.
-  """
+  """Writes `report.html` and says where."""
   found = run.environment
   rows = run.frame("cases").set_index("case").loc[list(cases)]
   ends = rows[[f"seed_{i}" for i in range(seeds)]]
-  report = Report(
-    "Gradients of the chunk inverse",
-    "Implicit: the derivative of the exact inverse at the computed one. "
-    "Truncated: the derivative of what was computed, straight-through at every "
-    f"rounding of an operand. Command: `{found['command']}`.",
-  )
-  report.section("Training under each")
-  report.text(sentence(ends))
-  report.figure(
-    _curves(run.frame("losses"), cases),
-    "Loss of the seeds' mean, in nats, and its difference from that of "
-    f"{cases[0]}; the band spans the seeds.",
-  )
   apart = ends - ends.loc[cases[0]]
   table = pd.DataFrame(
     {
@@ -47,49 +28,44 @@ def write(
       "bad steps": rows["bad_steps"],
     }
   )
-  report.table(
-    "Mean loss of the last tenth of the steps, in nats",
-    table,
-    digits=dict.fromkeys(table.columns[:-1], 4),
-    bad={"mean": table["bad steps"] > 0},
-    measured_on=(
-      f"{seeds} seeds, {steps} steps, {found['devices'][0]}, jax "
+  report = page.begin(
+    pathlib.Path(__file__).with_suffix(".md"),
+    run=run,
+    sentence=sentence(ends),
+    first=cases[0],
+    curves=_curves(run.frame("losses"), cases),
+    table=page.table(
+      "Mean loss of the last tenth of the steps, in nats",
+      table,
+      digits=dict.fromkeys(table.columns[:-1], 4),
+      bad={"mean": table["bad steps"] > 0},
+      measured_on=f"{seeds} seeds, {steps} steps, {found['devices'][0]}, jax "
       f"{found['versions']['jax']}; differences are of the same seed, so of "
-      "the same start and the same batches"
+      "the same start and the same batches",
+      name="gradients",
     ),
-    name="gradients",
   )
   print(f"report: {shown(report.write(run.folder / 'report.html'))}")
 
 
 def sentence(ends: pd.DataFrame) -> str:
-  """What the table says, in words.
-
-  Args:
-    ends: what the seeds of each case end with, the first is what the others
-      are compared with.
-  """
+  """What the table says, in words; others are compared with the first case."""
   first, *others = ends.index
   spread = _spread(ends.loc[first])
-  near: list[str] = []
-  far: list[str] = []
-  broken: list[str] = []
+  near = f"ends within the spread of seeds ({spread:.3g} nats) of {first}"
+  found: dict[str, list[str]] = {
+    near: [],
+    "ends further away": [],
+    "did not stay finite": [],
+  }
   for name in others:
     apart = (ends.loc[name] - ends.loc[first]).mean(skipna=False)
-    if not np.isfinite(apart):
-      broken.append(name)
-    else:
-      (near if abs(apart) <= spread else far).append(name)
-  parts = [
-    f"{words}: {', '.join(names)}"
-    for names, words in (
-      (near, f"ends within the spread of seeds ({spread:.3g} nats) of {first}"),
-      (far, "ends further away"),
-      (broken, "did not stay finite"),
-    )
-    if names
-  ]
-  return "; ".join(parts).capitalize() + "." if parts else f"Only {first}."
+    place = int(not abs(apart) <= spread) if np.isfinite(apart) else 2
+    found[list(found)[place]].append(name)
+  said = "; ".join(
+    f"{x}: {', '.join(names)}" for x, names in found.items() if names
+  )
+  return f"{said.capitalize()}." if said else f"Only {first}."
 
 
 def _spread(losses: pd.Series) -> float:
@@ -111,10 +87,9 @@ def _curves(rows: pd.DataFrame, cases: Sequence[str]) -> Any:
     right.plot(apart.mean(axis=1, skipna=False), dashes, **style)
     low, high = apart.min(axis=1), apart.max(axis=1)
     right.fill_between(apart.index, low, high, color=f"C{i}", alpha=0.12)
-  left.set_ylabel("loss, nats")
-  right.set_ylabel(f"difference from {cases[0]}")
-  for panel in (left, right):
-    panel.set_xlabel("step")
+  words = "loss, nats", f"difference from {cases[0]}"
+  for panel, label in zip((left, right), words):
+    panel.set(xlabel="step", ylabel=label)
     panel.grid(alpha=0.3)
   left.legend(fontsize=7)
   return picture

@@ -32,32 +32,21 @@ from neumann_jax import Execution, InverseSpec, ModelConfig, RuleOptions
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
-  """Settings of the study.
+  """Settings of the study."""
 
-  Attributes:
-    data: a folder of text files, or "" for the standard library.
-    seeds: how many, from 0.
-    steps: of every training.
-    block: steps whose mean loss is a row of the table; divides steps.
-    cases: names "METHOD FORMAT GRADIENT", the first is what the others are
-      compared with; see `InverseSpec.parse`, GRADIENT is implicit or truncated.
-    chunk_size: C.
-    dtype: of activations and products with weights.
-    model: the architecture.
-    optim: how the parameters move.
-    batch: what is in a batch.
-  """
-
-  data: str
-  seeds: int = setting(at_least=1)
-  steps: int = setting(at_least=1)
+  data: str  # a folder of text files, or "" for the standard library
+  seeds: int = setting(at_least=1)  # how many, from 0
+  steps: int = setting(at_least=1)  # of every training
+  # steps whose mean loss is a row of the table; divides steps
   block: int = setting(at_least=1)
+  # names "METHOD FORMAT GRADIENT", the first is what the others are compared
+  # with; see `InverseSpec.parse`, GRADIENT is implicit or truncated
   cases: tuple[str, ...] = setting(some=True, distinct=True)
-  chunk_size: int
-  dtype: str
-  model: ModelConfig
-  optim: OptimSettings
-  batch: BatchSettings
+  chunk_size: int  # C
+  dtype: str  # of activations and products with weights
+  model: ModelConfig  # the architecture
+  optim: OptimSettings  # how the parameters move
+  batch: BatchSettings  # what is in a batch
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -87,15 +76,10 @@ class Settings(Checked):
 
 
 class Task(NamedTuple):
-  """The settings and the text they name.
+  """The settings and the text they name."""
 
-  Attributes:
-    settings: of the study.
-    text: [n] tokens.
-  """
-
-  settings: Settings
-  text: np.ndarray
+  settings: Settings  # of the study
+  text: np.ndarray  # [n] tokens
 
 
 def prepare(settings: Settings) -> Task:

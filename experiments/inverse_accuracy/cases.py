@@ -16,19 +16,11 @@ ENVELOPE_FORMATS: dict[str, dict] = {
   "INT8 envelope": {"quant": QuantSpec(bits=8, scale="envelope")},
 }
 PAPER = "banded N3 S8 (paper, C=64)"
+_LONG = {"method": "banded", "order": 3, "residual_steps": 16}
 METHODS: dict[str, dict] = {
-  PAPER: {
-    "method": "banded",
-    "order": 3,
-    "residual_steps": 8,
-  },
-  "banded N3 S16": {"method": "banded", "order": 3, "residual_steps": 16},
-  "banded N3 S16, masked each step": {
-    "method": "banded",
-    "order": 3,
-    "residual_steps": 16,
-    "mask_every_step": True,
-  },
+  PAPER: {"method": "banded", "order": 3, "residual_steps": 8},
+  "banded N3 S16": _LONG,
+  "banded N3 S16, masked each step": _LONG | {"mask_every_step": True},
   "newton": {"method": "newton"},
   "ladder": {"method": "ladder"},
   "newton + refine": {"method": "newton", "refine": 1},

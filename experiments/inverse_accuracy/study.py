@@ -46,13 +46,8 @@ def add(
     run.write("model" if model else "families", row)
   for row in _paper_rows(settings, rows, tick):
     run.write("paper_settings", row)
-  found = tables.frame(rows)
   report.section("The chunk inverse of Gated DeltaNet")
-  pages.add_families(report, run.frame("families"), settings.draws)
-  pages.add_model(report, run.frame("model"), difficulty)
-  pages.add_paper_settings(report, run.frame("paper_settings"), settings.draws)
-  pages.add_certificate(report, found)
-  pages.add_plans(report, settings.chunk_size)
+  pages.add(report, run, tables.frame(rows), difficulty, settings)
 
 
 def _paper_rows(

@@ -25,34 +25,19 @@ FAMILY = "byte model"
 
 
 class Difficulty(NamedTuple):
-  """How hard the model's matrices are, and where they come from.
+  """How hard the model's matrices are, and where they come from."""
 
-  Attributes:
-    modules: names of the texts.
-    matrices: how many.
-    cosine: mean |<k_i, k_j>| of the chunk's pairs, from A and the gates.
-    row_sum: largest row sum of |A|.
-    decay: median log decay per token, negated.
-  """
-
-  modules: tuple[str, ...]
-  matrices: int
-  cosine: float
-  row_sum: float
-  decay: float
+  modules: tuple[str, ...]  # names of the texts
+  matrices: int  # how many
+  cosine: float  # mean |<k_i, k_j>| of the chunk's pairs, from A and the gates
+  row_sum: float  # largest row sum of |A|
+  decay: float  # median log decay per token, negated
 
 
 def model_group(settings: InverseSettings) -> tuple[Group, Difficulty]:
   """Feeds held-out text to the shipped model.
 
-  Args:
-    settings: tokens of each module, chunk size.
-
-  Returns:
-    The matrices of all layers, heads and chunks, and how hard they are.
-
-  Raises:
-    ValueError: if no module is long enough.
+  The group has the matrices of all layers, heads and chunks.
   """
   documents = modules(settings.tokens)
   tokens = np.stack(
@@ -70,8 +55,7 @@ def model_group(settings: InverseSettings) -> tuple[Group, Difficulty]:
 def modules(size: int) -> Sequence[Document]:
   """The largest held-out modules, `MODULES` of them.
 
-  Raises:
-    ValueError: if one has fewer than `size` bytes.
+  ValueError if one has fewer than `size` bytes.
   """
   documents = text_data.held_out_text()
   chosen = sorted(documents, key=lambda d: -len(d.data))[:MODULES]

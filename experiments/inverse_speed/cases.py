@@ -14,17 +14,11 @@ from neumann_jax.chunk_inverse.inverse_spec import resolve
 
 
 class Case(NamedTuple):
-  """One inverse to time.
+  """One inverse to time."""
 
-  Attributes:
-    name: as configs write it.
-    spec: what the name stands for.
-    implementation: passed to `neumann_jax.inverse`.
-  """
-
-  name: str
-  spec: InverseSpec
-  implementation: str
+  name: str  # as configs write it
+  spec: InverseSpec  # what the name stands for
+  implementation: str  # passed to `neumann_jax.inverse`
 
   @property
   def paper(self) -> bool:
@@ -33,20 +27,11 @@ class Case(NamedTuple):
 
 
 def parse(name: str, chunk_size: int, implementation: str) -> Case:
-  """The case that a name stands for.
+  """The case of a name as `InverseSpec.parse` reads it.
 
-  Args:
-    name: as `InverseSpec.parse` reads it, behind "xla " where it stays there.
-      `banded` without N and S is the paper's setting for this chunk size, N3
-      S8 at 64, and `banded-masked` N3 and S = C / 4.
-    chunk_size: C.
-    implementation: "gpu" or "xla", of names without "xla ".
-
-  Returns:
-    The case.
-
-  Raises:
-    ValueError: an unknown name, or a spec that the implementation cannot run.
+  Behind "xla " it stays there. `banded` without N and S is the paper's setting
+  for this chunk size, N3 S8 at 64, and `banded-masked` N3 and S = C / 4.
+  ValueError for what is unknown or cannot run.
   """
   inner = name.removeprefix("xla ")
   if inner != name:
@@ -63,9 +48,7 @@ def parse(name: str, chunk_size: int, implementation: str) -> Case:
 
 
 @functools.cache
-def compiled(
-  case: Case,
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
+def compiled(case: Case) -> Callable[[jax.Array, jax.Array], jax.Array]:
   """The jitted inverse (a [N, C, C], bound [N]) -> T, one for every caller.
 
   `bound` is the largest beta of each matrix; only fixed scales read it.

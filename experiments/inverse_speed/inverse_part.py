@@ -6,7 +6,7 @@ easy numbers.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ import numpy as np
 from experiments.data import key_families
 from experiments.harness import timing
 from experiments.harness.progress import Tick
-from experiments.harness.timing import Job, Timing
+from experiments.harness.timing import Job
 from experiments.inverse_speed.cases import Case, compiled
 from experiments.peers import gpu
 
@@ -24,22 +24,15 @@ BETAS = ((0.6, 1.0), (0.0, 2.0))  # as the study of errors has them
 COPY, TORCH_COPY, FLA = "copy", "torch copy", "fla solve_tril"
 ERRORS = ("error_beta_1", "error_beta_2")  # the worst by range of BETAS
 
-Measure = Callable[..., Timing]
 Sets = list[tuple[jax.Array, jax.Array]]
 
 
 class Base(NamedTuple):
-  """The distinct matrices that a timed batch repeats.
+  """The distinct matrices that a timed batch repeats."""
 
-  Attributes:
-    a: [M, C, C] float32.
-    bound: [M] float32, the largest beta of the range.
-    truth: [M, C, C] float64 inverses.
-  """
-
-  a: np.ndarray
-  bound: np.ndarray
-  truth: np.ndarray
+  a: np.ndarray  # [M, C, C] float32
+  bound: np.ndarray  # [M] float32, the largest beta of the range
+  truth: np.ndarray  # [M, C, C] float64 inverses
 
 
 def base_count(draws: int) -> int:
@@ -49,13 +42,7 @@ def base_count(draws: int) -> int:
 
 
 def base(seed: int, draws: int, chunk_size: int) -> Base:
-  """`draws` chunks of every family, decay and range of beta, ranges outermost.
-
-  Args:
-    seed: of the draws.
-    draws: chunks of each combination.
-    chunk_size: C.
-  """
+  """`draws` chunks of every range of beta (outermost), family and decay."""
   drawn = key_families.draw_all(
     BETAS, seed=seed, count=draws, chunk_size=chunk_size
   )
@@ -66,12 +53,8 @@ def base(seed: int, draws: int, chunk_size: int) -> Base:
 
 
 def input_sets(found: Base, count: int) -> Sets:
-  """The base repeated `count` times over, each set beginning elsewhere.
-
-  The first set begins at the base's first matrix.
-  """
-  a, bound = jnp.asarray(found.a), jnp.asarray(found.bound)
-  m = len(found.a)
+  """The base over and over, `count` in all; every set begins elsewhere."""
+  a, bound, m = jnp.asarray(found.a), jnp.asarray(found.bound), len(found.a)
   sets = []
   for i in range(timing.INPUT_SETS):
     start = i * (m // timing.INPUT_SETS)
@@ -90,27 +73,17 @@ def errors(found: Base, t: jax.Array) -> tuple[float, float]:
 def inverse_part(
   settings: Any, cases: Sequence[Case], tick: Tick
 ) -> Iterator[dict[str, Any]]:
-  """Times the copies, fla and every case on the same buffers.
+  """Times the copies, fla and every case, in this order, on the same buffers.
 
-  Args:
-    settings: of `experiments.inverse_speed`.
-    cases: what to time.
-    tick: called before each.
-
-  Yields:
-    One row of times each: the copies, fla, the cases in their order; with the
-    times of the copy and of fla that it takes, ERRORS, and the entries of all
-    outputs that are not finite.
+  Beside its times a row has how many times the copy's and fla's they are,
+  ERRORS, and the entries of all outputs that are not finite.
   """
   tick("inverse: drawing")
   found = base(settings.seed, settings.draws, settings.chunk_size)
   sets = input_sets(found, settings.count)
-  time = functools.partial(
-    timing.measure, repeats=settings.repeats, inner=settings.inner
-  )
   about = {"matrices": settings.count, "chunk_size": settings.chunk_size}
   known: dict[str, Any] = {}
-  for job in _jobs(found, sets, cases, settings.chunk_size, time):
+  for job in _jobs(settings, found, sets, cases):
     tick(f"inverse: {job.name}")
     row = timing.row(job, about, ("to_copy", "to_fla", *ERRORS, "nonfinite"))
     known[job.name] = row
@@ -120,40 +93,27 @@ def inverse_part(
 
 
 def _jobs(
-  found: Base,
-  sets: Sets,
-  cases: Sequence[Case],
-  chunk_size: int,
-  time: Measure,
+  settings: Any, found: Base, sets: Sets, cases: Sequence[Case]
 ) -> Iterator[Job]:
-  arrays = [a for a, _ in sets]
+  arrays = [(a,) for a, _ in sets]
 
-  def on_torch(make: Callable[[], Callable], evaluated: bool) -> tuple:
-    run, inputs = make(), [(gpu.shared(a),) for a in arrays]
-    taken = time(run, inputs, wait=gpu.wait)
-    if not evaluated:
-      return taken, {}
-    return taken, _errors(found, gpu.returned(run(*inputs[0])))
+  def copy() -> tuple:
+    return settings.measure(jax.jit(jnp.copy), arrays), {}
+
+  def torch_copy() -> tuple:
+    return gpu.measured(settings.measure, gpu.copy, arrays)[0], {}
+
+  def fla() -> tuple:
+    taken, t = gpu.measured(settings.measure, gpu.solve_tril(), arrays)
+    return taken, _errors(found, gpu.returned(t))
 
   def ours(case: Case) -> tuple:
     run = compiled(case)
-    return time(run, sets), _errors(found, run(*sets[0]))
+    return settings.measure(run, sets), _errors(found, run(*sets[0]))
 
-  yield Job(
-    COPY, "xla", lambda: (time(jax.jit(jnp.copy), list(zip(arrays))), {})
-  )
-  yield Job(
-    TORCH_COPY,
-    "torch",
-    lambda: on_torch(lambda: gpu.copy, False),
-    gpu.missing("torch"),
-  )
-  yield Job(
-    FLA,
-    "fla",
-    lambda: on_torch(gpu.solve_tril, True),
-    gpu.missing_fla(chunk_size),
-  )
+  yield Job(COPY, "xla", copy)
+  yield Job(TORCH_COPY, "torch", torch_copy, gpu.missing("torch"))
+  yield Job(FLA, "fla", fla, gpu.missing_fla(settings.chunk_size))
   for case in cases:
     yield Job(case.name, case.implementation, functools.partial(ours, case))
 

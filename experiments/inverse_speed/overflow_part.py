@@ -19,27 +19,16 @@ SWEEP_DIM = 128
 
 
 class SweepRow(NamedTuple):
-  """Entries of T that are not finite over many matrices.
+  """Entries of T that are not finite over many matrices."""
 
-  Attributes:
-    name: of the case.
-    implementation: "gpu" or "xla".
-    beta: its range, as text.
-    matrices: how many were inverted.
-    nonfinite: entries that are not finite.
-    must_be_zero: False for the paper's own form.
-    device: that ran it.
-    note: why something is missing.
-  """
-
-  name: str
-  implementation: str
-  beta: str
-  matrices: int
-  nonfinite: int | None
-  must_be_zero: bool
-  device: str
-  note: str
+  name: str  # of the case
+  implementation: str  # "gpu" or "xla"
+  beta: str  # its range, as text
+  matrices: int  # how many were inverted
+  nonfinite: int | None  # entries that are not finite
+  must_be_zero: bool  # False for the paper's own form
+  device: str  # that ran it
+  note: str  # why something is missing
 
 
 def sweep_part(
@@ -48,15 +37,7 @@ def sweep_part(
   """Counts entries that are not finite over at least `sweep_count` matrices.
 
   Blocks have the timed part's shape, so that nothing is compiled twice; every
-  case sees the same blocks.
-
-  Args:
-    settings: of `experiments.inverse_speed`.
-    cases: what to count.
-    tick: called before each.
-
-  Yields:
-    Two rows a case, one for each range of SWEPT_BETAS.
+  case sees the same blocks. It has a row for each range of SWEPT_BETAS.
   """
   for case in cases:
     tick(f"sweep: {case.name}")

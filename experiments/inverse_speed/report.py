@@ -1,12 +1,13 @@
 """What the speed study shows: its HTML report and the tables printed last."""
 
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from experiments.harness import tables, timing
+from experiments.harness import page, tables, timing
 from experiments.harness.report import Report
 from experiments.harness.timing import DIGITS, HEADINGS, machine
 from experiments.inverse_speed.inverse_part import (
@@ -20,33 +21,16 @@ from experiments.inverse_speed.overflow_part import SWEEP_DIM, SWEPT_BETAS
 from experiments.inverse_speed.wy_part import EVALUATED
 
 FAILS = 0.1  # a relative error above this is shown as a failure
-Frames = Mapping[str, pd.DataFrame]
+Frames = Mapping[str, pd.DataFrame]  # rows of each part that ran, by name
 
-# Columns of a table, and those of them that are printed.
-TIMES = ["name", "implementation", "median_ms", "lowest_ms", "highest_ms"]
+# Columns of a table, and those of them that are not printed.
+TIMES = ("name", "implementation", "median_ms", "lowest_ms", "highest_ms")
+LAST = ("nonfinite", "first_s", "note")
 SHOWN = {
-  "inverse": [
-    *TIMES,
-    "to_copy",
-    "to_fla",
-    *ERRORS,
-    "nonfinite",
-    "first_s",
-    "note",
-  ],
-  "stage": [
-    *TIMES,
-    "to_limit",
-    "to_fla",
-    "error_u",
-    "error_w",
-    "nonfinite",
-    "first_s",
-    "note",
-  ],
+  "inverse": [*TIMES, "to_copy", "to_fla", *ERRORS, *LAST],
+  "stage": [*TIMES, "to_limit", "to_fla", "error_u", "error_w", *LAST],
   "sweep": [
-    "name",
-    "implementation",
+    *TIMES[:2],
     "beta",
     "matrices",
     "nonfinite",
@@ -68,32 +52,37 @@ NAMES = HEADINGS | {
   "error_w": "error of w",
   "must_be_zero": "must be 0",
 }
+CAPTIONS = {
+  "inverse": "Time and error",
+  "stage": "Time and error of the stage",
+  "sweep": "Entries that are not finite",
+}
 
 
 def build(
   found: Frames, settings: Any, environment: Mapping[str, Any]
 ) -> Report:
-  """The whole report.
-
-  Args:
-    found: rows of each part that ran, by name.
-    settings: of `experiments.inverse_speed`.
-    environment: of the run.
-  """
+  """The whole report, from `report.md`; a part that did not run is left out."""
   mark = timing.mark(settings.implementation)
-  report = Report(
-    f"Speed of the chunk inverse{mark}",
-    f"{machine()}, Python {environment['python']}; command: "
-    f"`{environment['command']}`. A time is the median of {settings.repeats} "
-    f"measurements of up to {settings.inner} back-to-back calls, waited for "
-    "once, after a warm-up; inputs rotate among three sets, so that no cache "
-    "holds them, and are drawn from every key family. Every number stands in "
-    "the `.jsonl` and `.csv` tables beside this file.",
-  )
-  adders = {"inverse": _inverse, "stage": _stage, "sweep": _sweep}
+  parts: dict[str, Any] = dict.fromkeys((*SHOWN, "plot"))
   for name, rows in found.items():
-    adders[name](report, rows, settings, mark)
-  return report
+    parts[name] = _table(name, rows, settings, mark)
+  if "inverse" in found:
+    title = f"{settings.count} inverses, {timing.device_name()}{mark}"
+    parts["plot"] = plot(found["inverse"], title)
+  return page.begin(
+    pathlib.Path(__file__).with_suffix(".md"),
+    mark=mark,
+    machine=machine(),
+    environment=environment,
+    settings=settings,
+    fails=FAILS,
+    betas=_ranges(BETAS),
+    swept=_ranges(SWEPT_BETAS),
+    evaluated=EVALUATED,
+    width=SWEEP_DIM,
+    **parts,
+  )
 
 
 def closing(found: Frames, settings: Any) -> str:
@@ -121,35 +110,35 @@ def closing(found: Frames, settings: Any) -> str:
   return "\n".join(lines)
 
 
+def _table(
+  name: str, rows: pd.DataFrame, settings: Any, mark: str
+) -> page.Part:
+  """The table of a part, its failures in red."""
+  about, bad = "", rows.filter(like="error") > FAILS
+  if name == "stage":
+    bad["nonfinite"] = rows.nonfinite > 0
+  if name == "sweep":
+    about = f", blocks of {settings.count} matrices"
+    bad = _overflowed(rows).to_frame("nonfinite")
+    words = rows.must_be_zero.map({True: "yes", False: "no: the paper's own"})
+    rows = rows.assign(must_be_zero=words)
+  return page.table(
+    f"{CAPTIONS[name]}{mark}",
+    rows[SHOWN[name]].rename(columns=NAMES),
+    measured_on=f"{machine()}{about}",
+    name=name,
+    digits=DIGITS,
+    bad=bad.rename(columns=NAMES),
+  )
+
+
 def _overflowed(rows: pd.DataFrame) -> pd.Series:
   """Where entries are not finite, or nobody knows, that must be."""
   return rows.must_be_zero & (rows.nonfinite != 0)
 
 
-def _inverse(
-  report: Report, rows: pd.DataFrame, settings: Any, mark: str
-) -> None:
-  report.section(f"The inverse alone{mark}")
-  report.text(
-    f"{settings.count} matrices of {settings.chunk_size} x "
-    f"{settings.chunk_size}, float32 in and out. An error is the relative "
-    "Frobenius error of the strictly lower part against float64, the worst of "
-    f"{settings.draws} draws of each family and decay, beta uniform in "
-    f"{_range(BETAS[0])} and in {_range(BETAS[1])}. Red: above {FAILS:g}."
-  )
-  _add(
-    report,
-    rows,
-    "inverse",
-    f"Time and error{mark}",
-    bad=rows[list(ERRORS)] > FAILS,
-  )
-  report.figure(
-    plot(rows, f"{settings.count} inverses, {timing.device_name()}{mark}"),
-    "Time of a batch against worst error, beta up to 1, both logarithmic. The "
-    "line is a copy of the same bytes. Lower and further left is better; what "
-    "overflowed is left out.",
-  )
+def _ranges(betas: Sequence[tuple[float, float]]) -> str:
+  return " and in ".join(f"{low:g} to {high:g}" for low, high in betas)
 
 
 def plot(rows: pd.DataFrame, title: str) -> Any:
@@ -159,15 +148,14 @@ def plot(rows: pd.DataFrame, title: str) -> Any:
   figure, axes = plt.subplots(figsize=(8, 5.2))
   markers = {"gpu": "o", "xla": "s", "fla": "*"}
   colours = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
-  known = rows[rows.median_ms.notna()]
-  found: Any = known.itertuples()
+  found: Any = rows[rows.median_ms.notna()].itertuples()
   for i, row in enumerate(found):
     if row.name in (COPY, TORCH_COPY):
       style = "-" if row.name == COPY else ":"
       axes.axhline(row.median_ms, color="black", lw=1, ls=style, label=row.name)
     elif row.error_beta_1 and np.isfinite(row.error_beta_1):
       fla = row.name == FLA
-      axes.loglog(
+      axes.plot(
         row.error_beta_1,
         row.median_ms,
         markers[row.implementation],
@@ -176,70 +164,8 @@ def plot(rows: pd.DataFrame, title: str) -> Any:
         label=row.name,
       )
   axes.set(xscale="log", yscale="log", title=title)
-  axes.set_xlabel("worst relative error, beta up to 1")
-  axes.set_ylabel("milliseconds a batch")
+  axes.set(xlabel="worst relative error, beta up to 1")
+  axes.set(ylabel="milliseconds a batch")
   axes.grid(which="both", alpha=0.2)
   axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
   return figure
-
-
-def _stage(
-  report: Report, rows: pd.DataFrame, settings: Any, mark: str
-) -> None:
-  report.section(f"The stage around it{mark}")
-  report.text(
-    "Keys, values and gates in, u = T (beta v) and w = T (beta exp(G) k) out: "
-    f"{settings.tokens} tokens, {settings.heads} heads of {settings.dim}, "
-    "bfloat16, gates float32, beta in 0.6 to 1. The byte limit reads every "
-    "input and writes u and w once, at the rate of the copy. fla's time has "
-    "its cumulative sum of the gates and the T that it stores. Errors are "
-    f"relative Frobenius errors of a chunk and head, the worst of {EVALUATED} "
-    "chunks spread over the sequence, against float64."
-  )
-  bad = rows[["error_u", "error_w"]] > FAILS
-  bad["nonfinite"] = rows.nonfinite > 0
-  _add(report, rows, "stage", f"Time and error of the stage{mark}", bad=bad)
-
-
-def _sweep(
-  report: Report, rows: pd.DataFrame, settings: Any, mark: str
-) -> None:
-  report.section(f"Overflow{mark}")
-  report.text(
-    "Entries of T that are not finite, over matrices of every family and "
-    f"decay, keys of width {SWEEP_DIM} drawn on the device, beta in "
-    f"{' and in '.join(map(_range, SWEPT_BETAS))}. Nothing but the paper's "
-    "own banded form may have any. Red: it has."
-  )
-  words = rows.must_be_zero.map({True: "yes", False: "no: the paper's own"})
-  _add(
-    report,
-    rows.assign(must_be_zero=words),
-    "sweep",
-    f"Entries that are not finite{mark}",
-    bad=_overflowed(rows).to_frame("nonfinite"),
-    about=f", blocks of {settings.count} matrices",
-  )
-
-
-def _add(
-  report: Report,
-  rows: pd.DataFrame,
-  name: str,
-  caption: str,
-  *,
-  bad: pd.DataFrame,
-  about: str = "",
-) -> None:
-  report.table(
-    caption,
-    rows[SHOWN[name]].rename(columns=NAMES),
-    measured_on=f"{machine()}{about}",
-    name=name,
-    digits=DIGITS,
-    bad=bad.rename(columns=NAMES),
-  )
-
-
-def _range(beta: tuple[float, float]) -> str:
-  return f"{beta[0]:g} to {beta[1]:g}"

@@ -14,9 +14,10 @@ from typing import Any
 from experiments.harness import record, runner, timing
 from experiments.harness.progress import Progress
 from experiments.harness.report import shown
-from experiments.harness.settings import Checked, setting
-from experiments.inverse_speed import cases as speed_cases
+from experiments.harness.settings import setting
+from experiments.harness.speed_settings import SpeedSettings
 from experiments.inverse_speed import (
+  cases,
   inverse_part,
   overflow_part,
   report,
@@ -29,41 +30,23 @@ PARTS = ("inverse", "stage", "sweep")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Checked):
-  """What is timed, on what.
+class Settings(SpeedSettings):
+  """What is timed, on what."""
 
-  Attributes:
-    implementation: "gpu" for the kernels, "xla" for the tests on a CPU.
-    parts: among PARTS.
-    count: matrices in a batch, of the inverse and of a block of the sweep.
-    chunk_size: C, a power of two.
-    seed: of every draw.
-    draws: distinct chunks per family, decay and range of beta.
-    repeats: measurements of each time.
-    inner: back-to-back calls in a measurement.
-    specs: names of the inverses, see `cases.parse`.
-    stage_specs: names of the inverses inside the stage.
-    tokens: T of the stage, a multiple of C.
-    heads: of its keys and of its values.
-    dim: width of its keys and of its values.
-    sweep_specs: names of the inverses whose overflows are counted.
-    sweep_count: matrices of the sweep, at least; rounded up to whole batches.
-  """
-
-  implementation: str = setting(among=("gpu", "xla"))
   parts: tuple[str, ...] = setting(among=PARTS, some=True)
+  # matrices in a batch, of the inverse and of a block of the sweep
   count: int = setting(at_least=1)
-  chunk_size: int
-  seed: int
+  chunk_size: int  # C, a power of two
+  # distinct chunks per family, decay and range of beta
   draws: int = setting(at_least=1)
-  repeats: int = setting(at_least=1)
-  inner: int = setting(at_least=1)
-  specs: tuple[str, ...]
-  stage_specs: tuple[str, ...]
-  tokens: int = setting(at_least=1)
-  heads: int = setting(at_least=1)
-  dim: int = setting(at_least=1)
+  specs: tuple[str, ...]  # names of the inverses, see `cases.parse`
+  stage_specs: tuple[str, ...]  # names of the inverses inside the stage
+  tokens: int = setting(at_least=1)  # T of the stage, a multiple of C
+  heads: int = setting(at_least=1)  # of its keys and of its values
+  dim: int = setting(at_least=1)  # width of its keys and of its values
+  # names of the inverses whose overflows are counted
   sweep_specs: tuple[str, ...]
+  # matrices of the sweep, at least; rounded up to whole batches
   sweep_count: int = setting(at_least=1)
 
   def __post_init__(self) -> None:
@@ -85,23 +68,15 @@ class Settings(Checked):
         f"tokens must be a multiple of chunk_size = {self.chunk_size}, got "
         f"{self.tokens}"
       )
-    sizes = {
-      "count": 4 * self.count * self.chunk_size**2,
-      "tokens": 2 * self.tokens * self.heads * self.dim,
-    }
-    for name, size in sizes.items():
-      if self.implementation == "gpu" and size < timing.LEAST_BYTES:
-        raise ValueError(
-          f"{name} must be larger: a batch is {size / 1e6:.0f} MB, and below "
-          f"{timing.LEAST_BYTES / 1e6:.0f} MB a GPU's cache would be timed"
-        )
+    batch = 4 * self.count * self.chunk_size**2
+    self.check_size("count must be larger: a batch is", batch)
+    stage = 2 * self.tokens * self.heads * self.dim
+    self.check_size("tokens must be larger: a batch is", stage)
 
-  def cases(self, names: Sequence[str]) -> list[speed_cases.Case]:
+  def cases(self, names: Sequence[str]) -> list[cases.Case]:
     """The cases that names stand for."""
-    return [
-      speed_cases.parse(name, self.chunk_size, self.implementation)
-      for name in names
-    ]
+    how = self.chunk_size, self.implementation
+    return [cases.parse(name, *how) for name in names]
 
 
 def inverse_speed(settings: Settings, run: record.Run) -> None:
@@ -128,10 +103,6 @@ def inverse_speed(settings: Settings, run: record.Run) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Shares the GPU's memory with torch, then runs the experiment.
-
-  Args:
-    argv: as of `runner.main`.
-  """
+  """Shares the GPU's memory with torch, then runs the experiment."""
   gpu.share_memory()
   runner.main("inverse_speed", Settings, inverse_speed, argv)

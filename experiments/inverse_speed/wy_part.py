@@ -1,7 +1,7 @@
 """The stage k, v, log_decay, beta -> u, w of the speed study, beside fla's."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,19 +24,12 @@ EVALUATED = 8  # chunks compared with float64, spread evenly over the sequence
 
 
 class Inputs(NamedTuple):
-  """What the stage reads.
+  """What the stage reads."""
 
-  Attributes:
-    k: [1, T, H, D] bfloat16, unit keys of all families.
-    v: [1, T, H, D] bfloat16.
-    log_decay: [1, T, H] float32.
-    beta: [1, T, H] float32.
-  """
-
-  k: jax.Array
-  v: jax.Array
-  log_decay: jax.Array
-  beta: jax.Array
+  k: jax.Array  # [1, T, H, D] bfloat16, unit keys of all families
+  v: jax.Array  # [1, T, H, D] bfloat16
+  log_decay: jax.Array  # [1, T, H] float32
+  beta: jax.Array  # [1, T, H] float32
 
 
 def draw(
@@ -109,18 +102,11 @@ def evaluate(
 def stage_part(
   settings: Any, cases: Sequence[Case], tick: Tick
 ) -> Iterator[dict[str, Any]]:
-  """Times a copy, fla's stage and every case on the same buffers.
+  """Times a copy of k, fla's stage and every case, all on the same buffers.
 
-  Args:
-    settings: of `experiments.inverse_speed`.
-    cases: specs of the inverse inside the stage.
-    tick: called before each.
-
-  Yields:
-    One row of times each: the copy of k, the byte limit, fla, the cases; with
-    the times of the limit and of fla that it takes, the worst relative
-    Frobenius errors of an evaluated chunk's u and w, and the entries of both
-    that are not finite.
+  Beside its times a row has how many times the byte limit's and fla's they
+  are, the worst relative Frobenius errors of an evaluated chunk's u and w, and
+  the entries of both that are not finite. The limit's own row is the second.
   """
   tick("stage: drawing")
   names = ("tokens", "heads", "dim", "chunk_size")
@@ -129,23 +115,20 @@ def stage_part(
     jax.block_until_ready(draw(settings.seed + i, **shape))
     for i in range(timing.INPUT_SETS)
   ]
-  time = functools.partial(
-    timing.measure, repeats=settings.repeats, inner=settings.inner
-  )
   evaluated = ("to_limit", "to_fla", "error_u", "error_w", "nonfinite")
 
   def row(job: Job) -> dict[str, Any]:
     return timing.row(job, shape, evaluated)
 
   tick("stage: copy")
-  copy = time(jax.jit(jnp.copy), [(x.k,) for x in sets])
+  copy = settings.measure(jax.jit(jnp.copy), [(x.k,) for x in sets])
   yield row(Job(f"{COPY} of k", "xla", lambda: (copy, {})))
   limit = row(Job(LIMIT, "bytes", lambda: (copy, {})))
   limit |= dict.fromkeys(Timing._fields)  # nothing ran
   limit |= {"median_ms": limit_ms(sets[0], copy), "to_limit": 1.0}
   yield limit
   fla = None
-  for job in _jobs(sets, cases, settings.chunk_size, time):
+  for job in _jobs(settings, sets, cases):
     tick(f"stage: {job.name}")
     found = row(job)
     fla = found if job.name == FLA else fla
@@ -155,12 +138,10 @@ def stage_part(
 
 
 def _jobs(
-  sets: list[Inputs],
-  cases: Sequence[Case],
-  chunk_size: int,
-  time: Callable[..., Timing],
+  settings: Any, sets: list[Inputs], cases: Sequence[Case]
 ) -> Iterator[Job]:
   """fla's stage, then ours."""
+  chunk_size = settings.chunk_size
 
   def ours(case: Case) -> tuple[Timing, dict[str, Any]]:
     run = jax.jit(
@@ -171,14 +152,13 @@ def _jobs(
         implementation=case.implementation,
       )
     )
-    taken, (u, w) = time(run, sets), run(*sets[0])
+    taken, (u, w) = settings.measure(run, sets), run(*sets[0])
     return taken, evaluate(sets[0], u, w, chunk_size)
 
   def fla() -> tuple[Timing, dict[str, Any]]:
-    inputs = [tuple(map(gpu.shared, x)) for x in sets]
     run = gpu.wy_stage(chunk_size)
-    taken = time(run, inputs, wait=gpu.wait)
-    u, w = map(gpu.returned, run(*inputs[0]))
+    taken, out = gpu.measured(settings.measure, run, sets)
+    u, w = map(gpu.returned, out)
     return taken, evaluate(sets[0], u, w, chunk_size)
 
   yield Job(FLA, "fla", fla, gpu.missing_fla(chunk_size))

@@ -1,5 +1,6 @@
 """What the study of the layer runs: a block, its rule and its inverse."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -15,56 +16,32 @@ EXACT = InverseSpec("exact")
 
 
 class LayerCase(NamedTuple):
-  """One inverse inside the layer.
+  """One inverse inside the layer."""
 
-  Attributes:
-    name: as configs write it.
-    spec: of the inverse.
-    fused: whether u and w come from one kernel.
-    implementation: of the layer.
-  """
-
-  name: str
-  spec: InverseSpec
-  fused: bool
-  implementation: str
+  name: str  # as configs write it
+  spec: InverseSpec  # of the inverse
+  fused: bool  # whether u and w come from one kernel
+  implementation: str  # of the layer
 
 
 class Inputs(NamedTuple):
-  """What is timed at one length, each a list of input sets.
+  """What is timed at one length, each a list of input sets."""
 
-  Attributes:
-    hidden: [1, T, hidden], what the block reads.
-    operands: q, k [1, T, Hk, Dk], v [1, T, Hv, Dv], gates [1, T, Hv] float32.
-    matrices: [1, Hv, N, C, C] float32, what the rule inverts.
-  """
-
-  hidden: list[jax.Array]
+  hidden: list[jax.Array]  # [1, T, hidden], what the block reads
+  # q, k [1, T, Hk, Dk], v [1, T, Hv, Dv], gates [1, T, Hv] float32
   operands: list[tuple[jax.Array, ...]]
-  matrices: list[jax.Array]
+  matrices: list[jax.Array]  # [1, Hv, N, C, C] float32, what the rule inverts
 
 
 def parse(name: str, chunk_size: int, implementation: str) -> LayerCase:
-  """The case that a name stands for.
+  """The case of a name "[xla | fused] NAME OF A SPEC", see `cases.parse`.
 
-  Args:
-    name: "[xla | fused] NAME OF A SPEC", see `cases.parse`.
-      "xla" keeps the whole layer in XLA. The exact solve has no kernel: it
-      alone stays in XLA.
-    chunk_size: C.
-    implementation: "gpu" or "xla".
-
-  Returns:
-    The case.
-
-  Raises:
-    ValueError: an unknown name, or a spec that the implementation cannot run.
+  "xla" keeps the whole layer in XLA. The exact solve has no kernel: it alone
+  stays in XLA. ValueError for what is unknown or cannot run.
   """
   fused = name.startswith("fused ")
   inner = name.removeprefix("fused ")
-  spec = cases.parse(
-    f"xla {inner.removeprefix('xla ')}", chunk_size, "xla"
-  ).spec
+  spec = cases.parse(inner.removeprefix("xla "), chunk_size, "xla").spec
   if inner.startswith("xla "):
     implementation = "xla"
   elif spec.method == "exact" and implementation == "gpu":
@@ -107,40 +84,29 @@ def run_rule(
   settings: Any, case: LayerCase, dtype: jnp.dtype = jnp.bfloat16
 ) -> jax.stages.Wrapped:
   """The jitted rule (q, k, v, log_decay, beta) -> (out, state)."""
+  rule = functools.partial(
+    neumann_jax.gated_delta_rule,
+    chunk_size=settings.chunk_size,
+    spec=case.spec,
+    fused=case.fused,
+    implementation=case.implementation,
+  )
 
   @jax.jit
-  def run(q, k, v, log_decay, beta):
-    return neumann_jax.gated_delta_rule(
-      q.astype(dtype),
-      k.astype(dtype),
-      v.astype(dtype),
-      log_decay,
-      beta,
-      chunk_size=settings.chunk_size,
-      spec=case.spec,
-      fused=case.fused,
-      implementation=case.implementation,
-    )
+  def run(q, k, v, *gates):
+    return rule(*(x.astype(dtype) for x in (q, k, v)), *gates)
 
   return run
 
 
 def run_inverse(case: LayerCase) -> jax.stages.Wrapped:
   """The jitted inverse of the chunk matrices."""
-
-  @jax.jit
-  def run(a: jax.Array) -> jax.Array:
-    return neumann_jax.inverse(a, case.spec, implementation=case.implementation)
-
-  return run
+  options: Any = {"spec": case.spec, "implementation": case.implementation}
+  return jax.jit(functools.partial(neumann_jax.inverse, **options))
 
 
 def draw(settings: Any) -> Inputs:
-  """Input sets of the longest sequence; keys come from every key family.
-
-  Args:
-    settings: of `experiments.layer_speed`.
-  """
+  """Input sets of the longest sequence; keys come from every key family."""
   tokens, c, dim = max(settings.tokens), settings.chunk_size, settings.dim
   hidden: list[jax.Array] = []
   operands: list[tuple[jax.Array, ...]] = []

@@ -7,7 +7,7 @@ of them is timed.
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,49 +28,30 @@ TRANSFORMERS = "transformers in torch"
 
 
 class Program(NamedTuple):
-  """Something of ours to time.
+  """Something of ours to time."""
 
-  Attributes:
-    part: one of PARTS.
-    case: which inverse.
-    run: jitted.
-    sets: input sets.
-  """
-
-  part: str
-  case: LayerCase
-  run: jax.stages.Wrapped
-  sets: Sequence[tuple]
+  part: str  # one of PARTS
+  case: LayerCase  # which inverse
+  run: jax.stages.Wrapped  # jitted
+  sets: Sequence[tuple]  # input sets
 
 
 class Truth(NamedTuple):
-  """Outputs in float32 at highest precision, by part.
+  """Outputs in float32 at highest precision, by part."""
 
-  Attributes:
-    block: [1, T, hidden].
-    rule: [1, T, Hv, Dv].
-  """
-
-  block: jax.Array
-  rule: jax.Array
+  block: jax.Array  # [1, T, hidden]
+  rule: jax.Array  # [1, T, Hv, Dv]
 
 
 def layer_part(
   settings: Any, cases: Sequence[LayerCase], tick: Tick
 ) -> Iterator[dict[str, Any]]:
-  """Times every case and its peers at every length.
+  """Times every part of every case, then the peers, length by length.
 
-  Args:
-    settings: of `experiments.layer_speed`.
-    cases: what to time.
-    tick: called before each.
-
-  Yields:
-    One row of times for every part of every case, then the peers, by length;
-    with `share`, of an inverse its time over that of the block around it;
-    `error`, the RMS error of the output over the output's RMS, against the
-    same computation in float32 at highest precision; and `memory_mb`, of
-    intermediate results in 10^6 bytes.
+  Beside its times a row has `share`, of an inverse its time over that of the
+  block around it; `error`, the RMS error of the output over the output's RMS,
+  against the same computation in float32 at highest precision; and
+  `memory_mb`, of intermediate results in 10^6 bytes.
   """
   tick("drawing")
   drawn = layer_cases.draw(settings)
@@ -173,7 +154,7 @@ def _compiled(programs: Sequence[Program]) -> list[float | None]:
 
 def _ours(settings: Any, program: Program, truth: Truth) -> Job:
   def run() -> tuple[Timing, dict[str, Any]]:
-    taken = _measure(settings, program.run, program.sets)
+    taken = settings.measure(program.run, program.sets)
     if program.part == INVERSE:
       return taken, {}
     found = program.run(*program.sets[0])[0]
@@ -188,23 +169,18 @@ def _peers(
   """fla's rule, then the layer of transformers with fla and without."""
 
   def rule() -> tuple[Timing, dict[str, Any]]:
-    sets = [tuple(map(gpu.shared, x)) for x in inputs.operands]
     run = gpu.delta_rule()
-    taken = _measure(settings, run, sets, wait=gpu.wait)
-    out = gpu.returned(run(*sets[0])[0])
-    return taken, {"error": error_of(out, truth.rule)}
+    taken, out = gpu.measured(settings.measure, run, inputs.operands)
+    return taken, {"error": error_of(gpu.returned(out[0]), truth.rule)}
 
   def layer(fla: bool) -> tuple[Timing, dict[str, Any]]:
     theirs = transformers_block.layer(block)
     run = transformers_block.forward(theirs, fla=fla)
-    sets = [(gpu.shared(x),) for x in inputs.hidden]
-    taken = _measure(settings, run, sets, wait=gpu.wait)
-    y = gpu.returned(run(*sets[0]))
-    evaluated = {
-      "error": error_of(y, truth.block),
-      "memory_mb": transformers_block.peak_bytes(run, *sets[0]) / 1e6,
-    }
-    transformers_block.free_memory()
+    taken, y = gpu.measured(settings.measure, run, list(zip(inputs.hidden)))
+    peak = gpu.peak_bytes(run, gpu.shared(inputs.hidden[0]))
+    error = error_of(gpu.returned(y), truth.block)
+    evaluated = {"error": error, "memory_mb": peak / 1e6}
+    gpu.free_memory()
     return taken, evaluated
 
   yield RULE, Job(FLA, FLA, rule, gpu.missing_fla(settings.chunk_size))
@@ -212,12 +188,6 @@ def _peers(
   with_fla, without = (functools.partial(layer, x) for x in (True, False))
   yield BLOCK, Job(TRANSFORMERS_FLA, FLA, with_fla, missing("fla"))
   yield BLOCK, Job(TRANSFORMERS, "torch", without, missing())
-
-
-def _measure(settings: Any, run: Callable[..., Any], sets, **options) -> Timing:
-  return timing.measure(
-    run, sets, repeats=settings.repeats, inner=settings.inner, **options
-  )
 
 
 def _row(settings: Any, tokens: int, part: str, job: Job) -> dict[str, Any]:

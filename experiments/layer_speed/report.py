@@ -1,11 +1,12 @@
 """What the study of the layer shows: a table printed last, and its report."""
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from experiments.harness import tables, timing
+from experiments.harness import page, tables, timing
 from experiments.harness.report import Report
 from experiments.harness.timing import DIGITS, HEADINGS, machine
 from experiments.layer_speed.parts import BLOCK, INVERSE, PARTS, RULE
@@ -16,25 +17,21 @@ FAILS = 0.1  # a relative error above this is shown as a failure
 def build(
   rows: pd.DataFrame, settings: Any, environment: Mapping[str, Any]
 ) -> Report:
-  """The whole report.
-
-  Args:
-    rows: all that were measured.
-    settings: of `experiments.layer_speed`.
-    environment: of the run.
-  """
+  """The whole report, from `report.md`."""
   mark = timing.mark(settings.implementation)
-  report = Report(
-    f"Speed of a Gated DeltaNet layer{mark}",
-    f"{machine()}, Python {environment['python']}; command: "
-    f"`{environment['command']}`. A time is the median of {settings.repeats} "
-    f"measurements of up to {settings.inner} back-to-back calls, waited for "
-    "once, after a warm-up; inputs rotate among three sets. Every number "
-    "stands in the `.jsonl` and `.csv` table beside this file.",
+  title = f"{_layer(settings)}, {timing.device_name()}{mark}"
+  return page.begin(
+    pathlib.Path(__file__).with_suffix(".md"),
+    mark=mark,
+    machine=machine(),
+    environment=environment,
+    settings=settings,
+    layer=_layer(settings),
+    fails=FAILS,
+    share=_share(rows, settings.specs[0], mark),
+    plot=plot(rows, title),
+    lengths=_lengths(rows, mark),
   )
-  _add_share(report, rows, settings, mark)
-  _add_lengths(report, rows, settings, mark)
-  return report
 
 
 def closing(rows: pd.DataFrame, settings: Any) -> str:
@@ -93,17 +90,8 @@ def plot(rows: pd.DataFrame, title: str) -> Any:
   return figure
 
 
-def _add_share(
-  report: Report, rows: pd.DataFrame, settings: Any, mark: str
-) -> None:
-  report.section(f"What the inverse costs the layer{mark}")
-  before = settings.specs[0]
-  report.text(
-    f"{_layer(settings)}, one sequence, bfloat16 activations and weights, "
-    "gates and state float32. The share of an inverse is its time alone, on "
-    "the matrices of as many tokens, over the time of the block around it. "
-    f"Before: `{before}`."
-  )
+def _share(rows: pd.DataFrame, before: str, mark: str) -> page.Part:
+  """What the inverse costs the block, by length and case."""
   times = _by_part(rows, "median_ms")
   blocks = rows[rows.part == BLOCK].set_index(["tokens", "name"]).index
   first = times[BLOCK].xs(before, level="name")
@@ -115,53 +103,33 @@ def _add_share(
       "times as fast as before": 1 / times[BLOCK].div(first, level="tokens"),
     }
   )
-  report.table(
+  return page.table(
     f"Share of the inverse{mark}",
     table[table.index.isin(blocks)],
     measured_on=machine(),
     name="share",
-    digits={
-      "block, ms": 3,
-      "of it the inverse, ms": 3,
-      "share, %": 1,
-      "times as fast as before": 2,
-    },
-  )
-  report.figure(
-    plot(rows, f"{_layer(settings)}, {timing.device_name()}{mark}"),
-    "Time against length, both logarithmic. Lower is better.",
+    digits=dict(zip(table, (3, 3, 1, 2))),
   )
 
 
-def _add_lengths(
-  report: Report, rows: pd.DataFrame, settings: Any, mark: str
-) -> None:
-  report.section(f"Every time and error{mark}")
-  report.text(
-    "The block is a whole prefill with its cache. The rule alone runs on keys "
-    "of every key family, fla's on the same buffers. An error is the RMS error "
-    "over the RMS of the output, against the same computation in float32 at "
-    f"highest precision with the exact solve. Red: above {FAILS:g}. Memory is "
-    "that of intermediate results: as compiled, or the peak that torch "
-    "reports. What `xla` names stays in XLA altogether, the recurrence over "
-    "chunks too."
-  )
-  order = {part: i for i, part in enumerate(PARTS)}
-  columns = ["part", "name", "implementation"]
-  columns += ["median_ms", "lowest_ms", "highest_ms"]
-  for tokens, chosen in rows.groupby("tokens", sort=False):
-    chosen = chosen.sort_values(
-      "part", key=lambda x: x.map(order), kind="stable"
-    )
-    table = chosen[[*columns, "error", "memory_mb", "note"]]
-    report.table(
+def _lengths(rows: pd.DataFrame, mark: str) -> list[page.Part]:
+  """Every row, a table for each length, the whole layer before its parts."""
+  parts = rows.part.astype(pd.CategoricalDtype(PARTS, ordered=True))
+  rows = rows.assign(part=parts).sort_values("part", kind="stable")
+  columns = ["part", "name", "implementation", "median_ms", "lowest_ms"]
+  columns += ["highest_ms", "error", "memory_mb", "note"]
+  by_length = rows.astype({"part": str}).groupby("tokens", sort=False)
+  return [
+    page.table(
       f"{tokens} tokens{mark}",
-      table.rename(columns=HEADINGS),
+      chosen[columns].rename(columns=HEADINGS),
       measured_on=machine(),
       name=f"tokens-{tokens}",
       digits=DIGITS,
-      bad={"error": table.error > FAILS},
+      bad={"error": chosen.error > FAILS},
     )
+    for tokens, chosen in by_length
+  ]
 
 
 def _layer(settings: Any) -> str:

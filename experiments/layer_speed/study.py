@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from experiments.harness import record, runner, timing
 from experiments.harness.progress import Progress
 from experiments.harness.report import shown
-from experiments.harness.settings import Checked, setting
+from experiments.harness.settings import setting
+from experiments.harness.speed_settings import SpeedSettings
 from experiments.layer_speed import cases as layer_cases
 from experiments.layer_speed import parts, report
 from experiments.peers import gpu
@@ -22,36 +23,18 @@ from neumann_jax.chunk_inverse.inverse_spec import check_chunk_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Checked):
-  """What is timed, on what.
+class Settings(SpeedSettings):
+  """What is timed, on what."""
 
-  Attributes:
-    implementation: "gpu" for the kernels, "xla" for the tests on a CPU.
-    tokens: lengths of the sequence, multiples of C.
-    hidden: width of the residual stream.
-    key_heads: Hk.
-    value_heads: Hv, a whole multiple of Hk.
-    dim: Dk and Dv.
-    conv_width: taps of the short convolution.
-    chunk_size: C, a power of two.
-    seed: of every draw.
-    repeats: measurements of each time.
-    inner: back-to-back calls in a measurement.
-    specs: names of the inverses, see `cases.parse`; the first is what
-      the others are compared with.
-  """
-
-  implementation: str = setting(among=("gpu", "xla"))
-  tokens: tuple[int, ...]
-  hidden: int = setting(at_least=1)
-  key_heads: int = setting(at_least=1)
-  value_heads: int = setting(at_least=1)
-  dim: int = setting(at_least=1)
-  conv_width: int = setting(at_least=1)
-  chunk_size: int
-  seed: int
-  repeats: int = setting(at_least=1)
-  inner: int = setting(at_least=1)
+  tokens: tuple[int, ...]  # lengths of the sequence, multiples of C
+  hidden: int = setting(at_least=1)  # width of the residual stream
+  key_heads: int = setting(at_least=1)  # Hk
+  value_heads: int = setting(at_least=1)  # Hv, a whole multiple of Hk
+  dim: int = setting(at_least=1)  # Dk and Dv
+  conv_width: int = setting(at_least=1)  # taps of the short convolution
+  chunk_size: int  # C, a power of two
+  # names of the inverses, see `cases.parse`; the first is what the others are
+  # compared with
   specs: tuple[str, ...] = setting(
     some=True, words="specs must name at least one inverse"
   )
@@ -77,19 +60,12 @@ class Settings(Checked):
           f"{length}"
         )
     size = 2 * min(self.tokens) * self.hidden * timing.INPUT_SETS
-    if self.implementation == "gpu" and size < timing.LEAST_BYTES:
-      raise ValueError(
-        f"tokens must be more: the input sets are {size / 1e6:.0f} MB, and "
-        f"below {timing.LEAST_BYTES / 1e6:.0f} MB a GPU's cache would be "
-        "timed"
-      )
+    self.check_size("tokens must be more: the input sets are", size)
 
   def cases(self) -> list[layer_cases.LayerCase]:
     """The cases that the names stand for."""
-    return [
-      layer_cases.parse(name, self.chunk_size, self.implementation)
-      for name in self.specs
-    ]
+    how = self.chunk_size, self.implementation
+    return [layer_cases.parse(name, *how) for name in self.specs]
 
 
 def layer_speed(settings: Settings, run: record.Run) -> None:
@@ -108,10 +84,6 @@ def layer_speed(settings: Settings, run: record.Run) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Shares the GPU's memory with torch, then runs the experiment.
-
-  Args:
-    argv: as of `runner.main`.
-  """
+  """Shares the GPU's memory with torch, then runs the experiment."""
   gpu.share_memory()
   runner.main("layer_speed", Settings, layer_speed, argv)

@@ -13,23 +13,14 @@ from neumann_jax import InverseSpec, LanguageModel
 
 
 class Captured(NamedTuple):
-  """Matrices with the gates behind them and where they come from.
+  """Matrices with the gates behind them and where they come from."""
 
-  Attributes:
-    a: [n, C, C] float32, strictly lower triangular.
-    beta: [n, C] float32.
-    log_decay: [n, C] float32.
-    layer: [n] number among the Gated DeltaNet layers.
-    head: [n] value head.
-    kind: [n] kind of the text, as strings.
-  """
-
-  a: np.ndarray
-  beta: np.ndarray
-  log_decay: np.ndarray
-  layer: np.ndarray
-  head: np.ndarray
-  kind: np.ndarray
+  a: np.ndarray  # [n, C, C] float32, strictly lower triangular
+  beta: np.ndarray  # [n, C] float32
+  log_decay: np.ndarray  # [n, C] float32
+  layer: np.ndarray  # [n] number among the Gated DeltaNet layers
+  head: np.ndarray  # [n] value head
+  kind: np.ndarray  # [n] kind of the text, as strings
 
   def take(self, at: np.ndarray) -> "Captured":
     """Those that an index or a mask picks."""
@@ -49,13 +40,7 @@ def layers(
 ) -> Iterator[Captured]:
   """All matrices under the exact inverse, one layer at a time.
 
-  Args:
-    model: of separate layers.
-    rows: whose tokens are read.
-    chunk_size: C.
-
-  Yields:
-    The matrices of a layer, [B, heads, chunks] flattened in this order.
+  Those of a layer are [B, heads, chunks], flattened in this order.
   """
   exact = model.with_execution(spec=InverseSpec("exact"), chunk_size=chunk_size)
   found = layerwise.chunk_matrices(exact, jnp.asarray(rows.tokens))

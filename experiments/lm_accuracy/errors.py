@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 
 import neumann_jax
-from experiments.evaluate_lm import inverse_errors
-from experiments.evaluate_lm.inverse_errors import MatrixErrors, Problem
+from experiments.harness.matrix_errors import MatrixErrors, Problem, errors_of
 from experiments.harness.progress import Tick
 from experiments.inverse_accuracy import cases
 from experiments.lm_accuracy.capture import Captured
@@ -41,19 +40,13 @@ POINTS = 150  # of each of these and group
 
 
 class Measured(NamedTuple):
-  """One method in one format on all matrices.
+  """One method in one format on all matrices."""
 
-  Attributes:
-    method: its name.
-    format: of the operands.
-    spec: of the inverse.
-    errors: matrix by matrix; the certificate is NaN for float64, whose
-      rounding is not the certificate's.
-  """
-
-  method: str
-  format: str
-  spec: InverseSpec
+  method: str  # its name
+  format: str  # of the operands
+  spec: InverseSpec  # of the inverse
+  # matrix by matrix; the certificate is NaN for float64, whose rounding is not
+  # the certificate's
   errors: MatrixErrors
 
 
@@ -77,13 +70,7 @@ def methods(chunk_size: int) -> dict[str, dict]:
 def measure(
   matrices: Captured, formats: Sequence[str], tick: Tick
 ) -> Iterator[Measured]:
-  """Every method in every format, formats outermost.
-
-  Args:
-    matrices: of one chunk size.
-    formats: names of `FORMATS`.
-    tick: called before each.
-  """
+  """Every method in every format, formats outermost."""
   problem = Problem.of(*matrices[:3])
   for form in formats:
     for method, fields in methods(matrices.a.shape[-1]).items():
@@ -92,20 +79,19 @@ def measure(
       if form == "float64":
         x = _in_float64(matrices.a, spec)
         bound = np.full(x.shape, np.nan)
-        found = inverse_errors.errors_of(x, problem.truth, bound)
+        found = errors_of(x, problem.truth, bound)
       else:
         found = problem.errors(spec, "auto")
       yield Measured(method, form, spec, found)
 
 
 def summary(found: Measured, matrices: Captured) -> pd.DataFrame:
-  """Rows of the table "errors": a group of matrices that is not empty each.
+  """Rows of the table "errors", one for each group that is not empty.
 
-  Returns:
-    A frame of group, chunk_size, method, format, products, how many matrices,
-    how many of them overflowed; the mean signal-to-noise ratio of the others
-    (NaN for none) and the worst of all (-inf where one overflowed); the largest
-    row sums of |T - X| and of its certificate, entries beyond it.
+  How many matrices, and how many of them overflowed; the mean signal-to-noise
+  ratio of the others (NaN for none) and the worst of all (-inf where one
+  overflowed); the largest row sums of |T - X| and of its certificate, entries
+  beyond it.
   """
   frame = _frame(found, matrices)
   decibels = frame.decibels.where(np.isfinite(frame.decibels))

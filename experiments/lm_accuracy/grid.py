@@ -23,18 +23,10 @@ from neumann_jax.chunk_inverse.xla import count_products
 def measure(
   model: LanguageModel, rows: TokenRows, settings: Settings, tick: Tick
 ) -> Iterator[dict[str, Any]]:
-  """Measures the whole grid.
+  """A row for each point of the grid and group of rows.
 
-  Args:
-    model: of separate layers.
-    rows: of text.
-    settings: the chunk sizes, N, S and operand format of the grid.
-    tick: called before each point.
-
-  Yields:
-    A row of the table "grid" for each point and group of rows: tokens that are
-    evaluated, their perplexity (NaN where one prediction is not finite) and
-    that under the exact inverse, predictions that are not finite.
+  Tokens that are evaluated, their perplexity (NaN where one prediction is not
+  finite) and that under the exact inverse, predictions that are not finite.
   """
   points = (True, False), settings.grid_orders, settings.grid_terms
   for size in settings.grid_chunk_sizes:

@@ -18,14 +18,9 @@ from neumann_jax.model.decoder import Tokens
 
 
 def hidden_states(model: LanguageModel, tokens: jax.Array) -> jax.Array:
-  """What the output matrix reads.
+  """What the output matrix reads, [B, W, hidden].
 
-  Args:
-    model: of separate layers.
-    tokens: [B, W].
-
-  Returns:
-    [B, W, hidden], as `LanguageModel.hidden_states` without a cache.
+  As `LanguageModel.hidden_states` without a cache.
   """
   known = Tokens(positions(*tokens.shape), None, None)
   x = model.embed_tokens(tokens)
@@ -35,16 +30,13 @@ def hidden_states(model: LanguageModel, tokens: jax.Array) -> jax.Array:
 
 
 def chunk_matrices(
-  model: LanguageModel, tokens: jax.Array
+  # of separate layers; its own inverse and chunk size count
+  model: LanguageModel,
+  tokens: jax.Array,  # [B, W]
 ) -> Iterator[ChunkMatrices]:
-  """The matrices that the layers invert, one after the other.
+  """The matrices a [B, Hv, N, C, C] that the layers invert, one by one.
 
-  Args:
-    model: of separate layers; its own inverse and chunk size count.
-    tokens: [B, W].
-
-  Yields:
-    a [B, Hv, N, C, C] and its gates [B, Hv, N, C], of each layer that inverts.
+  With their gates [B, Hv, N, C], under the model's own inverse and chunk size.
   """
   known = Tokens(positions(*tokens.shape), None, None)
   x = model.embed_tokens(tokens)

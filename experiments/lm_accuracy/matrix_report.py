@@ -1,122 +1,114 @@
 """The parts of the report of `lm_accuracy` that are about matrices."""
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import pandas as pd
 
-from experiments.harness.report import Report
+from experiments.harness import page, record
 from experiments.lm_accuracy import paper, plans, plot
 from experiments.lm_accuracy.settings import Settings
 from experiments.lm_accuracy.token_rows import GROUPS, NATURAL
 
 USELESS = 20.0  # dB: an error of a tenth
+NEAR = 1.01  # a perplexity above the exact one's by this factor stands out
 
 
-def add_ratios(report: Report, rows: pd.DataFrame, measured: str) -> None:
-  """Adds signal-to-noise ratios and what the paper has.
-
-  Args:
-    report: takes them.
-    rows: of the table "errors".
-    measured: what they are of.
-  """
-  report.section("Signal-to-noise ratios")
-  report.text(
-    "20 log10(|T| / |T - X|), Frobenius norms of the strictly lower part, T "
-    "the float64 inverse of the same float32 matrix by forward substitution. "
-    "Operands of every product are rounded to the format, sums and results "
-    "are float32; integers scale by row and column. Means leave out matrices "
-    "that overflowed. Red: below 20 dB, or not finite."
+def parts(run: record.Run, settings: Settings) -> dict[str, Any]:
+  """What `report.md` asks for, from the tables about matrices."""
+  names = ("errors", "grid", "certificates", "plans")
+  errors, grid, points, planned = map(run.frame, names)
+  narrow = errors[errors["format"] != "float64"]
+  whole = grid.query(
+    "chunk_size == 128 and order == 3 and terms == 8 and masked"
   )
+  halves = None
+  if not (whole["perplexity"] <= NEAR * whole["exact"]).all():
+    halves = (
+      "N = 3 S = 8 does not carry 128 tokens in full, which is why the paper "
+      "splits them into two halves; the predictions above are of the halves."
+    )
+  return {
+    "ratios": [*_ratios(errors, settings.error_chunk_size)],
+    "ablation": _ablation(errors),
+    "pareto": plot.pareto(errors),
+    "grids": [*_grids(grid)],
+    "grid": _grid(grid, settings),
+    "masked_broken": _broken(grid[grid["masked"]]),
+    "plain_broken": _broken(grid[~grid["masked"]]),
+    "why_halves": halves,
+    "certified": len(narrow),
+    "violations": narrow["violations"].sum(),
+    "drawn": len(points),
+    "certificates": plot.certificates(points) if len(points) else None,
+    "plans": _plans(plans.summary(planned)),
+    "saving": plans.saving_words(planned),
+  }
+
+
+def _ratios(rows: pd.DataFrame, size: int) -> Iterator[page.Part]:
+  """Mean and worst ratios of each group, beside the paper's."""
+  matrices = rows.drop_duplicates("group")[["matrices", "group"]]
+  drawn = " and ".join(f"{n} of {group}" for n, group in matrices.to_numpy())
   for group, own in rows.groupby("group", sort=False):
+    products = own.drop_duplicates("method").set_index("method")["products"]
     for at, which in enumerate(("Mean", "Worst")):
       caption = f"{which} ratio in dB, {group}"
       table = own.pivot(
         index="method", columns="format", values=f"{which.lower()}_db"
-      ).loc[own["method"].unique(), own["format"].unique()]
+      ).loc[products.index, own["format"].unique()]
       bad = ~(table >= USELESS)
-      products = own.drop_duplicates("method").set_index("method")["products"]
       table.insert(0, "products", products)
       for form, words in (("float64", "FP64"), ("float16", "FP16")):
         pairs = [paper.ratio(method, form) for method in table.index]
-        known = [None if pair is None else pair[at] for pair in pairs]
-        table[f"paper, {words}"] = pd.Series(known, table.index, dtype=float)
-      report.table(
+        table[f"paper, {words}"] = [p[at] if p else math.nan for p in pairs]
+      yield page.table(
         caption,
         table,
         digits=dict.fromkeys(table.columns[1:], 1),
         bad=bad,
-        measured_on=f"{measured} The paper's columns: {paper.SOURCE}, its "
-        "Table 4, on Qwen3.5 and WikiText-2.",
+        measured_on=f"matrices of {size} x {size}, {drawn}, of all layers and "
+        f"heads. The paper's columns: {paper.SOURCE}, its Table 4, on Qwen3.5 "
+        "and WikiText-2.",
         name="-".join(caption.lower().replace(",", "").split()),
       )
-  for words in _ratio_words(rows):
-    report.text(words)
-  report.heading("Error against products")
-  report.figure(
-    plot.pareto(rows),
-    "Worst ratio of a method over its C x C products; colours are formats, "
-    "shapes methods. What overflowed is left out, and so is float64.",
-  )
 
 
-def _ratio_words(rows: pd.DataFrame) -> list[str]:
-  """What agrees with the paper's ablation and what does not."""
+def _ablation(rows: pd.DataFrame) -> list[str]:
+  """Whether the mask does what it does in the paper, group by group."""
   halves = rows[rows["format"] == "float16"]
   steps = halves["method"].str.split(",").str[0]
   worst = halves.assign(step=steps).set_index(["group", "step"])["worst_db"]
   said = []
   for group in GROUPS:
     pair = [worst.get((group, step)) for step in ("+ residual", "+ mask")]
-    if None in pair:
-      continue
-    before, after = pair
-    verdict = "there was little to mend"
-    if after > before + 6:
-      verdict = "the mask does the same here"
-    said.append(
-      "The paper's mask lifts the worst FP16 ratio from -4.2 to 48.0 dB. Here "
-      f"it goes from {before:.1f} to {after:.1f} dB on {group}: {verdict}."
-    )
-  said.append(
-    "Why figures differ: a float64 series of 178 dB points to a reference "
-    "that is not float64 itself, ours ends where float64 does. The paper may "
-    "store FP16 results in 16 bits, ours stay float32 between products. A "
-    "head that forgets fast has nearly diagonal matrices, which every method "
-    "inverts well; how many a model has decides the mean."
-  )
-  said.append(
-    "Two things the paper does not show. Its last product T0 (I + R + ...) "
-    "rounds T0, and in INT8 the diagonal of 1 sets the scale of a row, so that "
-    "entries below 1/254 vanish; the ladder and Newton add their products to "
-    "an X in float32. And a refinement in float16 gains nothing where the "
-    "residual lies below the smallest float16, while integers scale to it."
-  )
+    if None not in pair:
+      before, after = pair
+      verdict = "there was little to mend"
+      if after > before + 6:
+        verdict = "the mask does the same here"
+      said.append(
+        "The paper's mask lifts the worst FP16 ratio from -4.2 to 48.0 dB. "
+        f"Here it goes from {before:.1f} to {after:.1f} dB on {group}: "
+        f"{verdict}."
+      )
   return said
 
 
-def add_grid(report: Report, rows: pd.DataFrame, settings: Settings) -> None:
-  """Adds perplexity over N and S, from rows of the table "grid"."""
-  report.section("Order and terms")
-  report.text(
-    f"Perplexity per byte with operands in {settings.grid_precision}, the "
-    "series in full at every chunk size: no split into blocks. Without the "
-    "mask the powers of A stay in, and grow where keys resemble each other."
-  )
+def _grids(rows: pd.DataFrame) -> Iterator[page.Part]:
   for group, own in rows.groupby("group", sort=False):
     exact = own.drop_duplicates("chunk_size").set_index("chunk_size")["exact"]
     said = " ".join(f"{value:.4f} at C = {c}." for c, value in exact.items())
-    report.figure(
+    yield page.figure(
       plot.grid(own),
       f"Perplexity on {group}, {own['tokens'].iloc[0]} bytes. The exact "
       f"inverse: {said} Grey: not finite.",
     )
-  _grid_table(report, rows, settings)
-  for words in _grid_words(rows):
-    report.text(words)
 
 
-def _grid_table(report: Report, rows: pd.DataFrame, settings: Settings) -> None:
+def _grid(rows: pd.DataFrame, settings: Settings) -> page.Part:
+  """Perplexity by N and S, the paper's in the last column."""
   names = [
     f"C = {row.chunk_size}{'' if row.masked else ' no mask'}, "
     f"{'held-out' if row.group == NATURAL else 'adversarial'}"
@@ -129,11 +121,11 @@ def _grid_table(report: Report, rows: pd.DataFrame, settings: Settings) -> None:
     .rename_axis(["N", "S"])
     for field in ("perplexity", "exact")
   )
-  bad = ~(values <= 1.01 * exact)
+  bad = ~(values <= NEAR * exact)
   published = [paper.GRID.get(point) for point in values.index]
   values["paper"] = pd.Series(published, values.index, dtype=float)
   bad["paper"] = [p is not None and math.isnan(p) for p in published]
-  report.table(
+  return page.table(
     "Perplexity by N and S",
     values,
     digits=dict.fromkeys(values.columns, 3) | {"paper": 2},
@@ -145,76 +137,16 @@ def _grid_table(report: Report, rows: pd.DataFrame, settings: Settings) -> None:
   )
 
 
-def _grid_words(rows: pd.DataFrame) -> list[str]:
-  said = []
-  for masked in (True, False):
-    broken = rows[(rows["broken"] > 0) & (rows["masked"] == masked)]
-    points = broken[["chunk_size", "order", "terms"]].itertuples(index=False)
-    where = ", ".join(
-      f"C = {c} N = {n} S = {s}" for c, n, s in sorted(set(map(tuple, points)))
-    )
-    said.append(
-      f"Predictions that are not finite {'with' if masked else 'without'} the "
-      f"mask: {where or 'none'}."
-    )
-  said.append(
-    "In the paper S = 1 is not finite for N up to 5 and perplexity grows with "
-    "N at S = 8, from 8.98 to 117.79, though a longer sum truncates less: its "
-    "FP16 powers leave their range. Ours round operands only and sum in "
-    "float32, so that only operands beyond 65504 overflow. With the mask what "
-    "remains is truncation, which by and large falls with N. A few more terms "
-    "can be worse than none: powers of the residual grow before they vanish."
-  )
-  whole = rows.query(
-    "chunk_size == 128 and order == 3 and terms == 8 and masked"
-  )
-  if not (whole["perplexity"] <= 1.01 * whole["exact"]).all():
-    said.append(
-      "N = 3 S = 8 does not carry 128 tokens in full, which is why the paper "
-      "splits them into two halves; the predictions above are of the halves."
-    )
-  return said
+def _broken(rows: pd.DataFrame) -> str:
+  """At which points predictions are not finite."""
+  points = rows.loc[rows["broken"] > 0, ["chunk_size", "order", "terms"]]
+  found = sorted(set(points.itertuples(index=False, name=None)))
+  return ", ".join(f"C = {c} N = {n} S = {s}" for c, n, s in found) or "none"
 
 
-def add_certificates(
-  report: Report, errors: pd.DataFrame, points: pd.DataFrame
-) -> None:
-  """Adds the certificate against the true error.
-
-  Args:
-    report: takes them.
-    errors: rows of the table of this name.
-    points: rows of the table "certificates".
-  """
-  rows = errors[errors["format"] != "float64"]
-  report.section("Certificates")
-  report.text(
-    "`neumann_jax.certify` bounds every entry of |T - X| from the gates and "
-    "one residual, without the true inverse. Entries beyond their certificate, "
-    f"over {len(rows)} pairs of case and group: {rows['violations'].sum()}. "
-    "The paper has no certificate."
-  )
-  if len(points):
-    report.figure(
-      plot.certificates(points),
-      f"Largest row sums of {len(points)} matrices. Those below 1e-9 are drawn "
-      "there.",
-    )
-
-
-def add_plans(report: Report, rows: pd.DataFrame) -> None:
-  """Adds what `plan` takes for the heads, from rows of the table "plans"."""
-  report.section("Plans")
-  report.text(
-    "`neumann_jax.plan` for every head, from the decays of all its captured "
-    "chunks. The tolerance bounds the largest row sum of |T - X|; measured is "
-    "the worst over the head's matrices. Saved are products of the ladder, "
-    "refined where the tolerance asks for it. The paper's order and terms "
-    "follow the chunk size alone; a choice by gates it leaves to future work."
-  )
-  table = plans.summary(rows)
+def _plans(table: pd.DataFrame) -> page.Part:
   worst = table.columns[-1]
-  report.table(
+  return page.table(
     "Plans of all heads",
     table,
     digits={"products saved, %": 0},
@@ -222,4 +154,3 @@ def add_plans(report: Report, rows: pd.DataFrame) -> None:
     measured_on="all captured matrices of every layer and head.",
     name="plans",
   )
-  report.text(plans.saving_words(rows))

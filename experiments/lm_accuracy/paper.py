@@ -1,67 +1,26 @@
-"""Figures of arXiv 2606.06034 that the study of accuracy stands beside.
+"""Figures of arXiv 2606.06034 that we stand beside, read from `paper.toml`."""
 
-Its text was not open to us: these are its tables as public summaries of it
-report them. A cell that no summary shows is absent.
-"""
-
-from typing import NamedTuple
+import pathlib
+import tomllib
 
 SOURCE = "arXiv 2606.06034 as public summaries report it"
-
-# Table 4: signal-to-noise ratio in dB, mean and worst, of inverses of 100
-# samples of WikiText-2 with 4K tokens, by our names of method and format.
-RATIOS = {
-  ("full series", "float64"): (178.42, 96.46),
-  ("full series", "float16"): (79.53, -17.94),
-  ("truncated", "float16"): (42.13, -51.11),
-  ("+ residual", "float16"): (80.35, -4.24),
-  ("+ mask", "float16"): (86.91, 47.98),
-}
-
-# Table 5: perplexity on WikiText-2 by order N and terms S; NaN as published.
-GRID = {
-  (3, 1): float("nan"),
-  (4, 1): float("nan"),
-  (5, 1): float("nan"),
-  (6, 1): 469727.0,
-  (3, 4): float("nan"),
-  (4, 4): 169.30,
-  (5, 4): 61.31,
-  (6, 4): 144.95,
-  (3, 8): 8.98,
-  (4, 8): 9.54,
-  (5, 8): 66.03,
-  (6, 8): 117.79,
-}
-
-
-class Perplexity(NamedTuple):
-  """A perplexity on WikiText-2 with the exact inverse and with the paper's.
-
-  Attributes:
-    table: of the paper.
-    model: of the Qwen3.5 family, or its chunk size.
-    weights: of the model.
-    inverse: its arithmetic.
-    exact: with forward substitution; None where no summary shows it.
-    paper: with the paper's inverse.
-  """
-
-  table: str
-  model: str
-  weights: str
-  inverse: str
-  exact: float | None
-  paper: float
-
-
-PERPLEXITIES = (
-  Perplexity("2", "0.8B", "floating point", "FP16", 15.74, 15.74),
-  Perplexity("3", "0.8B", "W4A16", "INT16", 17.54, 17.55),
-  Perplexity("3", "4B", "W4A16", "INT16", 9.66, 9.67),
-  Perplexity("7", "C = 128", "W4A16", "INT16", None, 9.71),
-  Perplexity("7", "C = 128", "W4A16", "INT8", None, 9.71),
+_TABLES = tomllib.loads(
+  pathlib.Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
 )
+# Mean and worst signal-to-noise ratio in dB by our names of method and format.
+RATIOS = {
+  (method, form): (mean, worst)
+  for method, forms in _TABLES["ratios"].items()
+  for form, (mean, worst) in forms.items()
+}
+# Perplexity by order N and terms S.
+GRID = {
+  (order, int(terms)): value
+  for terms, values in _TABLES["grid"].items()
+  for order, value in enumerate(values, 3)
+}
+# Table, model, weights, inverse, exact perplexity (or NaN), the paper's.
+PERPLEXITIES = _TABLES["perplexities"]["rows"]
 
 
 def ratio(method: str, form: str) -> tuple[float, float] | None:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 import neumann_jax
-from experiments.evaluate_lm.inverse_errors import MatrixErrors, Problem
+from experiments.harness.matrix_errors import MatrixErrors, Problem
 from experiments.lm_accuracy.capture import Captured
 from experiments.lm_accuracy.errors import FORMATS
 from neumann_jax import InverseSpec, Plan
@@ -25,22 +25,18 @@ from neumann_jax.chunk_inverse.xla import count_products
 
 
 def measure(
-  layer: Captured, *, tolerances: Sequence[float], formats: Sequence[str]
+  layer: Captured,  # all captured matrices of a layer
+  *,
+  tolerances: Sequence[float],  # of `plan`: the largest row sum of |T - X|
+  formats: Sequence[str],  # names of `FORMATS`
 ) -> Iterator[dict[str, Any]]:
   """Plans for every head of a layer, and measures what they give.
 
-  Args:
-    layer: all captured matrices of a layer.
-    tolerances: of `plan`: the largest row sum of |T - X|.
-    formats: names of `FORMATS`.
-
-  Yields:
-    A row of the table "plans" for each format, tolerance and head: where it is
-    from; how many matrices the head has; the planned method ("exact" where no
-    product form suffices) and its products (0 for "exact"); products of the
-    ladder, refined if need be, at this tolerance (0 where even the refined one
-    does not promise it); what is promised, truncation and rounding together;
-    the largest row sums of |T - X| and of its certificate.
+  A row for each format, tolerance and head has the planned method ("exact"
+  where no product form suffices) and its products (0 for "exact"); products of
+  the ladder, refined if need be, at this tolerance (0 where even the refined
+  one does not promise it); what is promised, truncation and rounding together;
+  the largest row sums of |T - X| and of its certificate.
   """
   size = layer.a.shape[-1]
   problem = Problem.of(*layer[:3])
@@ -91,11 +87,7 @@ def _ladder_products(size: int, tolerance: float, arithmetic: Mapping) -> int:
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-  """A row for each chunk size, format and tolerance, over all heads.
-
-  Args:
-    rows: of the table "plans".
-  """
+  """A row for each chunk size, format and tolerance, over all heads."""
   keys = ["chunk_size", "format", "tolerance"]
   found = []
   for key, own in rows.groupby(keys, sort=False):

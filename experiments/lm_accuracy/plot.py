@@ -11,14 +11,7 @@ LEAST = 1e-9  # row sums below it are drawn there
 
 
 def grid(rows: pd.DataFrame) -> Any:
-  """Perplexity over N (down) and S (across), a panel for a chunk size and mask.
-
-  Args:
-    rows: of the table "grid", of one group.
-
-  Returns:
-    A matplotlib figure.
-  """
+  """Perplexity over N (down) and S (across), by chunk size and mask."""
   from matplotlib.colors import LogNorm
   from matplotlib.figure import Figure
 
@@ -59,11 +52,7 @@ def grid(rows: pd.DataFrame) -> Any:
 
 
 def pareto(rows: pd.DataFrame) -> Any:
-  """Worst ratio against products, a panel for each group, without float64.
-
-  Args:
-    rows: of the table "errors".
-  """
+  """Worst ratio against products, a panel for each group, without float64."""
   rows = rows[rows["format"] != "float64"]
   names = {"group": "across", "worst_db": "value"}
   points = rows.rename(columns=names).assign(down="", filled=False)
@@ -76,11 +65,7 @@ def pareto(rows: pd.DataFrame) -> Any:
 
 
 def certificates(rows: pd.DataFrame) -> Any:
-  """Certified row sums against true ones, matrix by matrix.
-
-  Args:
-    rows: of the table "certificates".
-  """
+  """Certified row sums against true ones, matrix by matrix."""
   from matplotlib.figure import Figure
 
   picture = Figure(figsize=(6.4, 4.2), layout="constrained")

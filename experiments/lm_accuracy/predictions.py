@@ -24,25 +24,17 @@ from neumann_jax.chunk_inverse.xla import count_products
 
 
 def measure(
-  model: LanguageModel,
-  rows: TokenRows,
-  names: Sequence[str],
+  model: LanguageModel,  # of separate layers, weights as trained
+  rows: TokenRows,  # what is read
+  names: Sequence[str],  # of the inverses, see `InverseSpec.parse`
+  # C by the name of the weights' quantisation
   chunk_sizes: Mapping[str, Sequence[int]],
   tick: Tick,
 ) -> Iterator[dict[str, Any]]:
-  """Measures every inverse on all rows.
+  """Measures every inverse on all rows, a row for each kind of them.
 
-  Args:
-    model: of separate layers, weights as trained.
-    rows: what is read.
-    names: of the inverses, see `InverseSpec.parse`.
-    chunk_sizes: C by the name of the weights' quantisation.
-    tick: called before each inverse.
-
-  Yields:
-    A row of the table "predictions" for each kind of rows, the exact inverse
-    first, weights outermost: what it is of, C x C products of the inverse (0
-    for the solve), and the numbers of `compared`.
+  Weights are outermost, and the exact inverse comes first. Beside the numbers
+  of `compared` a row has the C x C products of the inverse, 0 for the solve.
   """
   tokens = jnp.asarray(rows.tokens)
   for weights, sizes in chunk_sizes.items():
@@ -70,10 +62,7 @@ def measure(
 
 
 def evaluated(
-  model: LanguageModel,
-  hidden: jax.Array,
-  exact: jax.Array,
-  tokens: jax.Array,
+  model: LanguageModel, hidden: jax.Array, exact: jax.Array, tokens: jax.Array
 ) -> Scores:
   """The scores of every prediction as numpy arrays, [B, W - 1] each."""
   found = scores(*nnx.split(model), hidden, exact, tokens)
@@ -83,18 +72,11 @@ def evaluated(
 def compared(found: Scores, truth: Scores, where: np.ndarray) -> dict[str, Any]:
   """An inverse beside the exact one over the tokens that count.
 
-  Args:
-    found: scores [B, W - 1].
-    truth: of the exact inverse.
-    where: [B, W - 1] bool.
-
-  Returns:
-    How many tokens; their mean negative log-likelihood, base 2 (bits per byte
-    of text), what it is more than under the exact inverse, and the standard
-    error of that, from the differences of whole rows (NaN for a single row);
-    mean KL(exact || case) in nats; percentage of tokens whose likeliest
-    prediction is right, what it is more, and how many tokens only one of the
-    two gets right.
+  How many tokens; their mean negative log-likelihood, base 2 (bits per byte of
+  text), what it is more than under the exact inverse, and the standard error of
+  that (NaN for a single row); mean KL(exact || case) in nats; percentage of
+  tokens whose likeliest prediction is right, what it is more, and how many
+  tokens only one of the two gets right.
   """
   loss, exact = (
     np.asarray(x.loss, np.float64) / math.log(2) for x in (found, truth)

@@ -23,19 +23,12 @@ RECALL = ("recall", "needle")
 
 
 class Promise(NamedTuple):
-  """Something that the study has to show.
+  """Something that the study has to show."""
 
-  Attributes:
-    what: in words.
-    measured: the worst value.
-    limit: what it must not exceed.
-    where: of the worst value.
-  """
-
-  what: str
-  measured: float
-  limit: float
-  where: str
+  what: str  # in words
+  measured: float  # the worst value
+  limit: float  # what it must not exceed
+  where: str  # of the worst value
 
   @property
   def kept(self) -> bool:

@@ -19,60 +19,43 @@ _NARROW = tuple(errors.FORMATS)[1:]  # a plan is for what float32 can sum
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
-  """Settings of the study.
+  """Settings of the study."""
 
-  Attributes:
-    model: "shipped", "random" for a small one of random weights, or the
-      manifest of one that `neumann_jax.shipped.save_model` wrote.
-    data: a folder of text, part of which is held out; "" means the standard
-      library of this Python.
-    window: tokens of every row; nothing is carried from one row to the next.
-    natural_rows: rows of held-out text.
-    adversarial_rows: rows of each adversarial kind.
-    answers: least answers of each task.
-    specs: names of the inverses whose predictions are compared, see
-      `InverseSpec.parse`.
-    chunk_sizes: C under the weights as trained.
-    weights: names of `weight_quantization.matrix.PRESETS`.
-    quantised_chunk_sizes: C under these.
-    grid_chunk_sizes: C of the grid.
-    grid_orders: its N.
-    grid_terms: its S.
-    grid_precision: its operand format.
-    grid_rows: its rows of each kind of text.
-    formats: names of `errors.FORMATS`, of the table of errors.
-    error_chunk_size: its C.
-    error_matrices: its matrices of each kind of text.
-    captured_rows: rows of each kind whose matrices are captured.
-    plan_formats: names of `errors.FORMATS`.
-    plan_chunk_sizes: C of the plans.
-    tolerances: of `neumann_jax.plan`: the largest row sum of |T - X|.
-    seed: of adversarial text, tasks, samples and random weights.
-  """
-
+  # "shipped", "random" for a small one of random weights, or the manifest of
+  # one that `neumann_jax.shipped.save_model` wrote
   model: str
+  # a folder of text, part of which is held out; "" means the standard library
+  # of this Python
   data: str
+  # tokens of every row; nothing is carried from one row to the next
   window: int = setting(at_least=sequence_tasks.SHORTEST)
-  natural_rows: int = setting(at_least=1)
-  adversarial_rows: int = setting(at_least=1)
-  answers: int = setting(at_least=1)
+  natural_rows: int = setting(at_least=1)  # rows of held-out text
+  adversarial_rows: int = setting(at_least=1)  # rows of each adversarial kind
+  answers: int = setting(at_least=1)  # least answers of each task
+  # names of the inverses whose predictions are compared, see
+  # `InverseSpec.parse`
   specs: tuple[str, ...]
-  chunk_sizes: tuple[int, ...]
-  weights: tuple[str, ...]
-  quantised_chunk_sizes: tuple[int, ...]
-  grid_chunk_sizes: tuple[int, ...]
-  grid_orders: tuple[int, ...]
-  grid_terms: tuple[int, ...]
+  chunk_sizes: tuple[int, ...]  # C under the weights as trained
+  weights: tuple[str, ...]  # names of `weight_quantization.matrix.PRESETS`
+  quantised_chunk_sizes: tuple[int, ...]  # C under these
+  grid_chunk_sizes: tuple[int, ...]  # C of the grid
+  grid_orders: tuple[int, ...]  # its N
+  grid_terms: tuple[int, ...]  # its S
+  # its operand format
   grid_precision: Precision = setting(among=PRECISIONS)  # noqa: RUF009
-  grid_rows: int = setting(at_least=1)
+  grid_rows: int = setting(at_least=1)  # its rows of each kind of text
+  # names of `errors.FORMATS`, of the table of errors
   formats: tuple[str, ...] = setting(among=tuple(errors.FORMATS))
-  error_chunk_size: int
-  error_matrices: int = setting(at_least=1)
+  error_chunk_size: int  # its C
+  error_matrices: int = setting(at_least=1)  # its matrices of each kind of text
+  # rows of each kind whose matrices are captured
   captured_rows: int = setting(at_least=1)
+  # names of `errors.FORMATS`
   plan_formats: tuple[str, ...] = setting(among=_NARROW)
-  plan_chunk_sizes: tuple[int, ...]
+  plan_chunk_sizes: tuple[int, ...]  # C of the plans
+  # of `neumann_jax.plan`: the largest row sum of |T - X|
   tolerances: tuple[float, ...] = setting(above=0)
-  seed: int
+  seed: int  # of adversarial text, tasks, samples and random weights
 
   def __post_init__(self) -> None:
     super().__post_init__()

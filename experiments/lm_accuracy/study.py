@@ -39,28 +39,16 @@ TEXTS = (NATURAL, *MAKERS)
 
 
 class Study(NamedTuple):
-  """Everything that was read.
+  """Everything that was read."""
 
-  Attributes:
-    settings: of the study.
-    model: of separate layers.
-    text: rows of text.
-    tasks: rows of tasks.
-  """
-
-  settings: Settings
-  model: LanguageModel
-  text: TokenRows
-  tasks: TokenRows
+  settings: Settings  # of the study
+  model: LanguageModel  # of separate layers
+  text: TokenRows  # rows of text
+  tasks: TokenRows  # rows of tasks
 
 
 def prepare(settings: Settings) -> Study:
-  """Reads the model and the text, draws the tasks.
-
-  Raises:
-    FileNotFoundError: there is no such manifest.
-    ValueError: a file is corrupt, or the text is too short.
-  """
+  """Reads the model and the text, draws the tasks."""
   stream = token_rows.held_out(settings.data, settings.window)
   text = token_rows.text_rows(
     stream,
@@ -70,10 +58,7 @@ def prepare(settings: Settings) -> Study:
     seed=settings.seed,
   )
   tasks = token_rows.task_rows(
-    stream,
-    answers=settings.answers,
-    window=settings.window,
-    seed=settings.seed,
+    stream, answers=settings.answers, window=settings.window, seed=settings.seed
   )
   return Study(settings, _model(settings), text, tasks)
 

@@ -26,18 +26,13 @@ DRAWS = 32  # rows of a task that are drawn; as many are kept as suffice
 
 
 class TokenRows(NamedTuple):
-  """Rows of tokens and which of them are evaluated.
+  """Rows of tokens and which of them are evaluated."""
 
-  Attributes:
-    tokens: [B, W] int32.
-    counted: [B, W] bool, True at the tokens whose prediction is evaluated;
-      False at the first of a row.
-    kinds: of each row: `NATURAL`, a name of `MAKERS` or of
-      `sequence_tasks.TASKS`.
-  """
-
-  tokens: np.ndarray
+  tokens: np.ndarray  # [B, W] int32
+  # [B, W] bool, True at the tokens whose prediction is evaluated; False at the
+  # first of a row
   counted: np.ndarray
+  # of each row: `NATURAL`, a name of `MAKERS` or of `sequence_tasks.TASKS`
   kinds: tuple[str, ...]
 
   def of(self, kind: str) -> np.ndarray:
@@ -55,11 +50,7 @@ class TokenRows(NamedTuple):
 def groups(kinds: tuple[str, ...]) -> Iterator[tuple[str, np.ndarray]]:
   """Held-out text and all that is adversarial, each with a mask [len(kinds)].
 
-  Args:
-    kinds: of rows, or of their matrices.
-
-  Yields:
-    A name of `GROUPS` and which are in it; no group is empty.
+  A group that is empty is left out.
   """
   natural = np.array([kind == NATURAL for kind in kinds])
   for group, where in zip(GROUPS, (natural, ~natural)):
@@ -68,22 +59,14 @@ def groups(kinds: tuple[str, ...]) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def text_rows(
-  stream: np.ndarray,
+  stream: np.ndarray,  # from `held_out`
   *,
-  natural: int,
-  adversarial: int,
-  window: int,
-  seed: int,
+  natural: int,  # rows of held-out text, evenly spread over it
+  adversarial: int,  # rows of each adversarial kind
+  window: int,  # W
+  seed: int,  # of what is random
 ) -> TokenRows:
-  """Rows of held-out text, then of every adversarial kind.
-
-  Args:
-    stream: from `held_out`.
-    natural: rows of held-out text, evenly spread over it.
-    adversarial: rows of each adversarial kind.
-    window: W.
-    seed: of what is random.
-  """
+  """Rows of held-out text, then of every adversarial kind."""
   starts = np.linspace(0, len(stream) - window, natural).astype(int)
   tokens = [stream[start : start + window] for start in starts]
   lines = _lines(stream)
@@ -100,19 +83,13 @@ def text_rows(
 
 
 def task_rows(
-  stream: np.ndarray, *, answers: int, window: int, seed: int
+  stream: np.ndarray,  # from `held_out`; needles are hidden in it
+  *,
+  answers: int,  # of each task; at most those of `DRAWS` rows
+  window: int,  # W, at least `sequence_tasks.SHORTEST`
+  seed: int,  # of the draws
 ) -> TokenRows:
-  """Rows of every task, with at least `answers` answers of each.
-
-  Args:
-    stream: from `held_out`; needles are hidden in it.
-    answers: of each task; at most those of `DRAWS` rows.
-    window: W, at least `sequence_tasks.SHORTEST`.
-    seed: of the draws.
-
-  Raises:
-    ValueError: for a window too short.
-  """
+  """Rows of every task, with at least `answers` answers of each."""
   parts = []
   for number, name in enumerate(sequence_tasks.TASKS):
     key = jax.random.fold_in(jax.random.key(seed), number)
@@ -137,12 +114,7 @@ def joined(*parts: TokenRows) -> TokenRows:
 def held_out(folder: str, window: int) -> np.ndarray:
   """The held-out documents one after another, [n] uint16 tokens.
 
-  Args:
-    folder: of the text, see `text_data.held_out_text`.
-    window: tokens of a row.
-
-  Raises:
-    ValueError: if there is no held-out text, or less than a window of it.
+  ValueError if there is less than a window of it.
   """
   stream = text_data.stream(text_data.held_out_text(folder))
   if len(stream) < window:

@@ -24,11 +24,7 @@ NOISY = "noisy"
 
 
 def methods(prior: priors.UNetPrior) -> dict[str, Method]:
-  """Every method by name; BM3D only where the package `bm3d` is installed.
-
-  Args:
-    prior: the trained denoiser.
-  """
+  """Every method by name; BM3D only where the package `bm3d` is installed."""
   found: dict[str, Method] = {
     NOISY: lambda y, _: y,
     NL_MEANS: nl_means,

@@ -8,7 +8,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -28,11 +28,7 @@ def share_memory() -> None:
 
 
 def missing(package: str) -> str | None:
-  """Why "torch" or "fla" cannot be timed here, as a clause, or None.
-
-  Args:
-    package: name of the module; fla needs torch too.
-  """
+  """Why a package, which needs torch, cannot be timed here; None if it can."""
   if jax.default_backend() != "gpu":
     return f"{package} is timed on CUDA devices only"
   for name in dict.fromkeys(("torch", package)):
@@ -75,6 +71,33 @@ def returned(x: Any) -> jax.Array:
 def wait(_: Any = None) -> None:
   """Returns when torch's work is done."""
   _torch().cuda.synchronize()
+
+
+def measured(
+  measure: Callable[..., Any],  # `timing.measure` with its options
+  run: Callable[..., Any],  # on torch tensors
+  sets: Sequence[Sequence[jax.Array]],  # input sets
+) -> tuple[Any, Any]:
+  """The timing of a torch function on our buffers, and its first output."""
+  inputs = [tuple(map(shared, x)) for x in sets]
+  taken = measure(run, inputs, wait=wait)
+  return taken, run(*inputs[0])
+
+
+def peak_bytes(run: Callable[..., Any], *args: Any) -> int:
+  """The most memory torch held during a call, beyond what it held before."""
+  cuda = _torch().cuda
+  cuda.synchronize()
+  before = cuda.memory_allocated()
+  cuda.reset_peak_memory_stats()
+  run(*args)
+  cuda.synchronize()
+  return cuda.max_memory_allocated() - before
+
+
+def free_memory() -> None:
+  """Returns to the GPU what torch keeps for later."""
+  _torch().cuda.empty_cache()
 
 
 def copy(x: Any) -> Any:

@@ -14,30 +14,16 @@ Denoise = Callable[[Any, Any], Any]
 
 
 def step(
-  denoise: Denoise,
-  x: Any,
-  y: Any,
-  transfer: Any,
-  noise_std: float,
-  sigma: Any,
-  following: Any,
-  noise: Any,
+  denoise: Denoise,  # (x [N, C, H, W], sigma [N]) -> x0
+  x: Any,  # the state at noise sigma, [N, C, H, W]
+  y: Any,  # measurements, [N, C, H, W]
+  transfer: Any,  # the kernel's half spectrum, [H, W // 2 + 1] complex
+  noise_std: float,  # of the measurements
+  sigma: Any,  # scalar tensor, the level
+  following: Any,  # scalar tensor, the next level
+  noise: Any,  # standard normal, [N, C, H, W]
 ) -> Any:
-  """One level.
-
-  Args:
-    denoise: (x [N, C, H, W], sigma [N]) -> x0.
-    x: the state at noise sigma, [N, C, H, W].
-    y: measurements, [N, C, H, W].
-    transfer: the kernel's half spectrum, [H, W // 2 + 1] complex.
-    noise_std: of the measurements.
-    sigma: scalar tensor, the level.
-    following: scalar tensor, the next level.
-    noise: standard normal, [N, C, H, W].
-
-  Returns:
-    The state at noise `following`.
-  """
+  """One level: the state at noise `following`."""
   x0 = denoise(x, sigma.expand(len(x)))
   weight = noise_std**-2
   pull = _filter(y - _filter(x0, transfer), transfer.conj()) * weight
@@ -46,26 +32,14 @@ def step(
 
 
 def loop(
-  step: Callable[..., Any],
-  denoise: Denoise,
-  y: Any,
-  transfer: Any,
-  noise_std: float,
-  sigmas: Sequence[Any],
+  step: Callable[..., Any],  # `step`, compiled or not
+  denoise: Denoise,  # see there
+  y: Any,  # measurements, [N, C, H, W]
+  transfer: Any,  # see `step`
+  noise_std: float,  # of the measurements
+  sigmas: Sequence[Any],  # scalar tensors, the levels, decreasing, the last 0
 ) -> Any:
-  """A whole run from pure noise.
-
-  Args:
-    step: `step`, compiled or not.
-    denoise: see there.
-    y: measurements, [N, C, H, W].
-    transfer: see `step`.
-    noise_std: of the measurements.
-    sigmas: scalar tensors, the levels, decreasing, the last 0.
-
-  Returns:
-    Restored images, [N, C, H, W].
-  """
+  """A whole run from pure noise: restored images, [N, C, H, W]."""
   torch = importlib.import_module("torch")
   x = sigmas[0] * torch.randn_like(y)
   for sigma, following in itertools.pairwise(sigmas):

@@ -16,23 +16,13 @@ from posterior_jax.priors.nets.unet import wave_rates
 
 
 def denoiser(
-  params: Mapping[str, jax.Array | np.ndarray],
-  config: UNetConfig,
+  params: Mapping[str, jax.Array | np.ndarray],  # as of `UNetPrior`
+  config: UNetConfig,  # shape of the network
   *,
-  device: str,
-  dtype: str,
+  device: str,  # "cpu" or "cuda"
+  dtype: str,  # name of the dtype of the arithmetic
 ) -> Callable[[Any, Any], Any]:
-  """D(x, sigma) on tensors: x [N, C, H, W] float32, sigma [N].
-
-  Args:
-    params: as of `UNetPrior`.
-    config: shape of the network.
-    device: "cpu" or "cuda".
-    dtype: name of the dtype of the arithmetic.
-
-  Returns:
-    The function, for `torch.compile` to take or leave.
-  """
+  """D(x, sigma) on tensors: x [N, C, H, W] float32, sigma [N]."""
   torch = importlib.import_module("torch")
   kind = getattr(torch, dtype)
   weights = {

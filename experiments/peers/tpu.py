@@ -32,52 +32,32 @@ ROWS = 8  # of a register
 
 
 def rows_in_lanes(
-  a: jax.Array, block: int, *, interpret: bool = False
+  a: jax.Array,  # float32; only the strictly lower part is read
+  block: int,  # matrices a grid step, a multiple of `GROUP`
+  *,
+  interpret: bool = False,  # runs the body on the CPU
 ) -> jax.Array:
-  """Substitution with a row of a matrix in the lanes, [n, C, C].
-
-  Args:
-    a: float32; only the strictly lower part is read.
-    block: matrices a grid step, a multiple of `GROUP`.
-    interpret: runs the body on the CPU.
-
-  Returns:
-    (I + A)^-1.
-  """
+  """(I + A)^-1, [n, C, C], with a row of a matrix in the lanes."""
   return _call(_rows_in_lanes, "peer_rows", a, block, interpret)
 
 
 def batch_in_lanes(
-  a: jax.Array, block: int, *, interpret: bool = False
+  a: jax.Array,  # float32; only the strictly lower part is read
+  block: int,  # matrices a grid step; below 128 lanes stay empty
+  *,
+  interpret: bool = False,  # runs the body on the CPU
 ) -> jax.Array:
-  """Substitution with one entry of every matrix in the lanes, [n, C, C].
-
-  Args:
-    a: float32; only the strictly lower part is read.
-    block: matrices a grid step; below 128 lanes stay empty.
-    interpret: runs the body on the CPU.
-
-  Returns:
-    (I + A)^-1.
-  """
+  """(I + A)^-1, [n, C, C], with one entry of every matrix in the lanes."""
   c = a.shape[-1]
   scratch = [pltpu.VMEM((c, c, block), jnp.float32)] * 2
   return _call(_batch_in_lanes, "peer_lanes", a, block, interpret, scratch)
 
 
 def tokamax(a: jax.Array, block: int, *, interpret: bool = False) -> jax.Array:
-  """tokamax's `invert_triangular_matrix` in a kernel, [n, C, C].
+  """(I + A)^-1, [n, C, C], by tokamax's `invert_triangular_matrix`.
 
-  Args:
-    a: float32, strictly lower.
-    block: matrices a grid step.
-    interpret: runs the body on the CPU.
-
-  Returns:
-    (I + A)^-1.
-
-  Raises:
-    ImportError: tokamax is missing or has no such function.
+  A is strictly lower, float32; `block` matrices a grid step. ImportError where
+  tokamax is missing or has no such function.
   """
   kernel = functools.partial(_tokamax, function=tokamax_function())
   return _call(kernel, "peer_tokamax", a, block, interpret)

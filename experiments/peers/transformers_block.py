@@ -6,8 +6,6 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
-
 import neumann_jax
 from experiments.peers import gpu
 
@@ -26,13 +24,11 @@ def missing(*packages: str) -> str | None:
   return None
 
 
-def layer(block: neumann_jax.GatedDeltaNet, device: str = "cuda") -> Any:
-  """transformers' Qwen3_5GatedDeltaNet in bfloat16, gates float32.
-
-  Args:
-    block: ours, whose weights it gets.
-    device: torch's name of where it goes.
-  """
+def layer(
+  block: neumann_jax.GatedDeltaNet,  # ours, whose weights it gets
+  device: str = "cuda",  # torch's name of where it goes
+) -> Any:
+  """transformers' Qwen3_5GatedDeltaNet in bfloat16, gates float32."""
   torch = importlib.import_module("torch")
   config = importlib.import_module("transformers").Qwen3_5TextConfig(
     hidden_size=block.config.hidden_size,
@@ -84,19 +80,3 @@ def _plain() -> Iterator[None]:
     yield
   finally:
     setattr(module, _RULE, taken)
-
-
-def peak_bytes(run: Callable[[Any], Any], x: Any) -> int:
-  """The most memory torch held during a call, beyond what it held before."""
-  cuda = importlib.import_module("torch").cuda
-  cuda.synchronize()
-  before = cuda.memory_allocated()
-  cuda.reset_peak_memory_stats()
-  run(x)
-  cuda.synchronize()
-  return cuda.max_memory_allocated() - before
-
-
-def free_memory(_: jax.Array | None = None) -> None:
-  """Returns to the GPU what torch keeps for later."""
-  importlib.import_module("torch").cuda.empty_cache()

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.harness import timing
 from experiments.peers import gpu
 from experiments.rule_speed.problems import Problem
 from neumann_jax import InverseSpec, gated_delta_rule
@@ -22,70 +21,51 @@ FORWARD, GRADIENTS = "forward", "with gradients"
 
 
 class Contender(NamedTuple):
-  """One rule.
+  """One rule."""
 
-  Attributes:
-    name: what rows call it.
-    prepare: takes a pass and problems to what times and evaluates it.
-    reason: why it cannot run here, or None.
-  """
-
-  name: str
+  name: str  # what rows call it
+  # takes a pass and problems to what times and evaluates it
   prepare: Callable[[str, list[Problem]], "Prepared"]
-  reason: str | None = None
+  reason: str | None = None  # why it cannot run here, or None
 
 
 class Prepared(NamedTuple):
-  """A pass, ready to be timed.
+  """A pass, ready to be timed."""
 
-  Attributes:
-    call: enqueues it.
-    inputs: sets of arguments.
-    wait: returns once the output it is given is there.
-    peak_mb: what the pass holds beside its operands, at most.
-    found: the output of a call as jax arrays, in the order of the columns.
-  """
-
-  call: Callable[..., Any]
-  inputs: list[tuple]
-  wait: Callable[[Any], object]
+  call: Callable[..., Any]  # enqueues it
+  inputs: list[tuple]  # sets of arguments
+  wait: Callable[[Any], object]  # returns once the output it is given is there
+  # what the pass holds beside its operands, at most
   peak_mb: Callable[[], float]
+  # the output of a call as jax arrays, in the order of the columns
   found: Callable[[Any], list[jax.Array]]
 
 
 def all_of(spec: InverseSpec, implementation: str) -> list[Contender]:
   """Ours first, then others'."""
+  options: Any = {"spec": spec, "implementation": implementation}
 
-  def ours(q, k, v, log_decay, beta):
-    return gated_delta_rule(
-      q, k, v, log_decay, beta, spec=spec, fused=True,
-      implementation=implementation,
-    )[0]  # fmt: skip
+  def ours(*operands):
+    return gated_delta_rule(*operands, fused=True, **options)[0]
 
   def theirs(q, k, v, log_decay, beta):
     rule = importlib.import_module("jla.ops").linear_attention
-    return rule(
-      "gated_deltanet", q, k, v, g=log_decay, beta=beta, impl="mosaic_gpu",
-      output_final_state=True,
-    )[0]  # fmt: skip
+    gates: Any = {"g": log_decay, "beta": beta, "output_final_state": True}
+    return rule("gated_deltanet", q, k, v, impl="mosaic_gpu", **gates)[0]
 
   missing = None
   if jax.default_backend() != "gpu":
     missing = "jla is timed on CUDA devices only"
   elif importlib.util.find_spec("jla") is None:
     missing = "jax-linear-attention is not installed"
+  prepare = functools.partial
+  fla, flash_qla = "fla.ops.gated_delta_rule", "flash_qla"
   return [
-    Contender("neumann_jax", lambda *x: _in_jax(ours, *x)),
-    Contender("jax-linear-attention", lambda *x: _in_jax(theirs, *x), missing),
+    Contender("neumann_jax", prepare(_in_jax, ours)),
+    Contender("jax-linear-attention", prepare(_in_jax, theirs), missing),
+    Contender("fla", prepare(_in_torch, fla), gpu.missing("fla")),
     Contender(
-      "fla",
-      lambda *x: _in_torch("fla.ops.gated_delta_rule", *x),
-      gpu.missing("fla"),
-    ),
-    Contender(
-      "FlashQLA",
-      lambda *x: _in_torch("flash_qla", *x),
-      gpu.missing("flash_qla"),
+      "FlashQLA", prepare(_in_torch, flash_qla), gpu.missing(flash_qla)
     ),
   ]
 
@@ -107,7 +87,6 @@ def _jitted(rule, which: str):
 def _in_jax(rule, which: str, problems: list[Problem]) -> Prepared:
   inputs = [tuple(problem) for problem in problems]
   call = _jitted(rule, which)
-
   shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs[0])
   return Prepared(
     call,
@@ -143,28 +122,10 @@ def _in_torch(package: str, which: str, problems: list[Problem]) -> Prepared:
 
   call = forward if which == FORWARD else both
 
-  def peak_mb() -> float:
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    out = call(*inputs[0])
-    gpu.wait(out)
-    return (torch.cuda.max_memory_allocated() - before) / 1e6
-
   return Prepared(
-    call, inputs, gpu.wait, peak_mb, lambda out: list(map(gpu.returned, out))
+    call,
+    inputs,
+    gpu.wait,
+    lambda: gpu.peak_bytes(call, *inputs[0]) / 1e6,
+    lambda out: list(map(gpu.returned, out)),
   )
-
-
-def measured(
-  prepared: Prepared, *, repeats: int, inner: int
-) -> tuple[timing.Timing, dict[str, Any]]:
-  """The timing of a pass and its peak."""
-  found = timing.measure(
-    prepared.call,
-    prepared.inputs,
-    repeats=repeats,
-    inner=inner,
-    wait=prepared.wait,
-  )
-  return found, {"peak_mb": prepared.peak_mb()}

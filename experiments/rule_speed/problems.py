@@ -22,44 +22,28 @@ class Shape(NamedTuple):
 
 
 class Problem(NamedTuple):
-  """Operands, and the cotangent of the outputs.
+  """Operands, and the cotangent of the outputs."""
 
-  Attributes:
-    q: [B, T, Hk, D] bfloat16, normalised.
-    k: [B, T, Hk, D] bfloat16, normalised.
-    v: [B, T, Hv, D] bfloat16.
-    log_decay: [B, T, Hv] float32.
-    beta: [B, T, Hv] float32.
-    do: [B, T, Hv, D] bfloat16.
-  """
-
-  q: jax.Array
-  k: jax.Array
-  v: jax.Array
-  log_decay: jax.Array
-  beta: jax.Array
-  do: jax.Array
+  q: jax.Array  # [B, T, Hk, D] bfloat16, normalised
+  k: jax.Array  # [B, T, Hk, D] bfloat16, normalised
+  v: jax.Array  # [B, T, Hv, D] bfloat16
+  log_decay: jax.Array  # [B, T, Hv] float32
+  beta: jax.Array  # [B, T, Hv] float32
+  do: jax.Array  # [B, T, Hv, D] bfloat16
 
 
 def draw(
-  shape: Shape,
+  shape: Shape,  # of the operands
   *,
-  dim: int,
-  seed: int,
+  dim: int,  # width of keys and values
+  seed: int,  # the same seed gives the same problem
+  # of the keys, see `key_families`; a head's row is one draw
   family: str = "independent",
+  # "usual", logsigmoid(N(0, 1) + 3), or a log decay of every token
   gates: str = "usual",
-  beta_max: float = 1.0,
+  beta_max: float = 1.0,  # beta is sigmoid(N(0, 1)) times this
 ) -> Problem:
-  """Draws a problem.
-
-  Args:
-    shape: of the operands.
-    dim: width of keys and values.
-    seed: the same seed gives the same problem.
-    family: of the keys, see `key_families`; a head's row is one draw.
-    gates: "usual", logsigmoid(N(0, 1) + 3), or a log decay of every token.
-    beta_max: beta is sigmoid(N(0, 1)) times this.
-  """
+  """Draws a problem."""
   rng = np.random.default_rng(seed)
   b, t, hk, hv = shape
   keys = key_families.keys(family, rng, b * hk, t, dim)
@@ -73,13 +57,11 @@ def draw(
   else:
     log_decay = np.full_like(noise[0], float(gates))
   beta = beta_max / (1 + np.exp(-noise[1]))
+  wide = {"log_decay": log_decay, "beta": beta}
+  narrow = {"q": q, "k": keys, "v": v, "do": do}
   return Problem(
-    q=jnp.asarray(q, jnp.bfloat16),
-    k=jnp.asarray(keys, jnp.bfloat16),
-    v=jnp.asarray(v, jnp.bfloat16),
-    log_decay=jnp.asarray(log_decay, jnp.float32),
-    beta=jnp.asarray(beta, jnp.float32),
-    do=jnp.asarray(do, jnp.bfloat16),
+    **{name: jnp.asarray(x, jnp.float32) for name, x in wide.items()},
+    **{name: jnp.asarray(x, jnp.bfloat16) for name, x in narrow.items()},
   )
 
 

@@ -10,13 +10,14 @@ process on the same buffers; one that is missing is named with the reason.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from experiments.harness import record, runner, timing
+from experiments.harness.speed_settings import SpeedSettings
 from experiments.peers import gpu
 from experiments.rule_speed import contenders, problems
 from experiments.rule_speed.contenders import FORWARD, GRADIENTS, Contender
@@ -25,43 +26,22 @@ from neumann_jax import InverseSpec
 from neumann_jax.chunk_inverse.inverse_spec import Precision
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """What is timed and evaluated.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(SpeedSettings):
+  """What is timed and evaluated."""
 
-  Attributes:
-    implementation: "gpu" for the kernels, "xla" for the tests on a CPU.
-    shapes: (rows, tokens, key heads, value heads), each timed.
-    gates: "usual", or the log decay of every token, as text.
-    error_shape: of the problems whose errors are taken.
-    families: of keys, see `experiments.data.key_families`.
-    beta_max: largest betas of the errors.
-    dim: width of keys and values.
-    precision: of the ladder's operands.
-    seed: of every draw.
-    repeats: measurements of each time.
-    inner: back-to-back calls in a measurement.
-    skip: names of rules to leave out.
-  """
-
-  implementation: str
+  # (rows, tokens, key heads, value heads), each timed
   shapes: tuple[tuple[int, ...], ...]
-  gates: tuple[str, ...]
-  error_shape: tuple[int, ...]
-  families: tuple[str, ...]
-  beta_max: tuple[float, ...]
-  dim: int
-  precision: Precision
-  seed: int
-  repeats: int
-  inner: int
-  skip: tuple[str, ...]
+  gates: tuple[str, ...]  # "usual", or the log decay of every token, as text
+  error_shape: tuple[int, ...]  # of the problems whose errors are taken
+  families: tuple[str, ...]  # of keys, see `experiments.data.key_families`
+  beta_max: tuple[float, ...]  # largest betas of the errors
+  dim: int  # width of keys and values
+  precision: Precision  # of the ladder's operands
+  skip: tuple[str, ...]  # names of rules to leave out
 
   def __post_init__(self) -> None:
-    if self.implementation not in ("gpu", "xla"):
-      raise ValueError(
-        f"implementation must be gpu or xla, got {self.implementation!r}"
-      )
+    super().__post_init__()
     for shape in (*self.shapes, self.error_shape):
       if len(shape) != 4 or min(shape) < 1 or shape[3] % shape[2]:
         raise ValueError(
@@ -73,22 +53,13 @@ class Settings:
     """What is compared."""
     spec = InverseSpec("ladder", precision=self.precision)
     rules = contenders.all_of(spec, self.implementation)
-    return [
-      rule._replace(reason="left out by skip")
-      if rule.name in self.skip
-      else rule
-      for rule in rules
-    ]
+    left_out = {name: "left out by skip" for name in self.skip}
+    return [r._replace(reason=left_out.get(r.name, r.reason)) for r in rules]
 
 
 def rule_speed(settings: Settings, run: record.Run) -> None:
   """Times and evaluates everything; writes `speed.csv` and `errors.csv`."""
-  platform = jax.default_backend()
-  if settings.implementation == "gpu" and platform != "gpu":
-    print(
-      f"rule_speed: nothing was timed, because jax finds no GPU here (its "
-      f"devices are of platform {platform!r})"
-    )
+  if timing.without_gpu("rule_speed", settings.implementation):
     return
   run.environment["versions"] |= gpu.versions()
   rules = settings.rules()
@@ -104,63 +75,46 @@ def rule_speed(settings: Settings, run: record.Run) -> None:
 def _times(
   settings: Settings, rules: list[Contender]
 ) -> Iterator[dict[str, Any]]:
-  for shape in settings.shapes:
-    for gates in settings.gates:
-      sets = [
-        problems.draw(
-          Shape(*shape), dim=settings.dim, seed=settings.seed + n, gates=gates
-        )
-        for n in range(timing.INPUT_SETS)
-      ]
-      for rule in rules:
-        for which in (FORWARD, GRADIENTS):
-          job = timing.Job(
-            rule.name,
-            settings.implementation,
-            functools.partial(_measured, settings, rule, which, sets),
-            rule.reason,
-          )
-          about = {"shape": _text(shape), "gates": gates, "pass": which}
-          yield timing.row(job, about, ("peak_mb",))
+  for shape, gates in itertools.product(settings.shapes, settings.gates):
+    options: Any = {"dim": settings.dim, "gates": gates}
+    sets = [
+      problems.draw(Shape(*shape), seed=settings.seed + n, **options)
+      for n in range(timing.INPUT_SETS)
+    ]
+    for rule, which in itertools.product(rules, (FORWARD, GRADIENTS)):
+      measured = functools.partial(_measured, settings, rule, which, sets)
+      where = rule.name, settings.implementation
+      about = {"shape": _text(shape), "gates": gates, "pass": which}
+      job = timing.Job(*where, measured, rule.reason)
+      yield timing.row(job, about, ("peak_mb",))
 
 
 def _measured(
   settings: Settings, rule: Contender, which: str, sets: list[problems.Problem]
 ) -> tuple[timing.Timing, dict[str, Any]]:
-  return contenders.measured(
-    rule.prepare(which, sets), repeats=settings.repeats, inner=settings.inner
-  )
+  """The timing of a pass and its peak."""
+  call, inputs, wait, peak_mb, _ = rule.prepare(which, sets)
+  taken = settings.measure(call, inputs, wait=wait)
+  return taken, {"peak_mb": peak_mb()}
 
 
 def _errors(
   settings: Settings, rules: list[Contender]
 ) -> Iterator[dict[str, Any]]:
-  for family in settings.families:
-    for gates in settings.gates:
-      for beta_max in settings.beta_max:
-        problem = problems.draw(
-          Shape(*settings.error_shape),
-          dim=settings.dim,
-          seed=settings.seed,
-          family=family,
-          gates=gates,
-          beta_max=beta_max,
-        )
-        truth = problems.exact(problem)
-        for rule in rules:
-          found, note = None, rule.reason or ""
-          if not note:
-            found, note = timing.attempt(
-              functools.partial(_found, rule, problem, truth)
-            )
-          yield {
-            "name": rule.name,
-            "family": family,
-            "gates": gates,
-            "beta_max": beta_max,
-            **(found or dict.fromkeys(problems.COLUMNS)),
-            "note": note,
-          }
+  names = ("family", "gates", "beta_max")
+  kinds = settings.families, settings.gates, settings.beta_max
+  shape = Shape(*settings.error_shape)
+  for kind in itertools.product(*kinds):
+    about: Any = dict(zip(names, kind))
+    problem = problems.draw(
+      shape, dim=settings.dim, seed=settings.seed, **about
+    )
+    truth = problems.exact(problem)
+    for rule in rules:
+      job = functools.partial(_found, rule, problem, truth)
+      found, note = (None, rule.reason) if rule.reason else timing.attempt(job)
+      errors = found or dict.fromkeys(problems.COLUMNS)
+      yield {"name": rule.name, **about, **errors, "note": note}
 
 
 def _found(
@@ -189,10 +143,6 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Shares the GPU's memory with torch, then runs the experiment.
-
-  Args:
-    argv: as of `runner.main`.
-  """
+  """Shares the GPU's memory with torch, then runs the experiment."""
   gpu.share_memory()
   runner.main("rule_speed", Settings, rule_speed, argv)

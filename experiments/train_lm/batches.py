@@ -21,23 +21,15 @@ KINDS = ("text", *sequence_tasks.TASKS)
 
 @dataclasses.dataclass(frozen=True)
 class BatchSettings(Checked):
-  """What a batch holds.
+  """What a batch holds."""
 
-  Attributes:
-    length: T, tokens of a row.
-    text: rows that are windows of the text.
-    recall: rows of each task.
-    needle: see recall.
-    state: see recall.
-    copy: see recall.
-  """
-
+  # T, tokens of a row
   length: int = setting(1024, at_least=sequence_tasks.SHORTEST)
-  text: int = setting(25, at_least=1)
-  recall: int = setting(3, at_least=0)
-  needle: int = setting(2, at_least=0)
-  state: int = setting(1, at_least=0)
-  copy: int = setting(1, at_least=0)
+  text: int = setting(25, at_least=1)  # rows that are windows of the text
+  recall: int = setting(3, at_least=0)  # rows of each task
+  needle: int = setting(2, at_least=0)  # see recall
+  state: int = setting(1, at_least=0)  # see recall
+  copy: int = setting(1, at_least=0)  # see recall
 
   @property
   def rows(self) -> tuple[int, ...]:
@@ -46,14 +38,10 @@ class BatchSettings(Checked):
 
 
 class Batch(NamedTuple):
-  """Rows to learn from.
+  """Rows to learn from."""
 
-  Attributes:
-    tokens: [B, T] int32.
-    wanted: [B, T - 1] bool, whether the next token is to be predicted.
-  """
-
-  tokens: jax.Array
+  tokens: jax.Array  # [B, T] int32
+  # [B, T - 1] bool, whether the next token is to be predicted
   wanted: jax.Array
 
 
@@ -65,14 +53,7 @@ def kinds(settings: BatchSettings) -> np.ndarray:
 def batch(
   key: chex.PRNGKey, step: jax.Array, text: jax.Array, settings: BatchSettings
 ) -> Batch:
-  """The batch of a step.
-
-  Args:
-    key: of the whole run.
-    step: int32 scalar.
-    text: [n] tokens of the training text.
-    settings: what it holds.
-  """
+  """The batch of a step, from the run's key and the tokens [n] of the text."""
   keys = jax.random.split(jax.random.fold_in(key, step), len(KINDS))
   rows, length = settings.rows, settings.length
   tokens = [sequence_tasks.windows(keys[0], text, rows[0], length)]

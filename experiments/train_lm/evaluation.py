@@ -18,56 +18,35 @@ from neumann_jax import LanguageModel
 
 
 class TextScore(NamedTuple):
-  """Bits per byte of a held-out module, or of all.
+  """Bits per byte of a held-out module, or of all."""
 
-  Attributes:
-    module: its name.
-    bytes: of its documents.
-    model: bits per byte under the model, the marks of documents included.
-    gzip: of gzip -9 on its documents, one after another.
-    xz: of xz -9e, likewise.
-  """
-
-  module: str
-  bytes: int
-  model: float
-  gzip: float
-  xz: float
+  module: str  # its name
+  bytes: int  # of its documents
+  model: float  # bits per byte under the model, the marks of documents included
+  gzip: float  # of gzip -9 on its documents, one after another
+  xz: float  # of xz -9e, likewise
 
 
 class TaskScore(NamedTuple):
-  """Answers to a task.
+  """Answers to a task."""
 
-  Attributes:
-    task: its name.
-    answers: how many were wanted.
-    right: share of those whose most likely token is right.
-    bits: mean loss per answer.
-  """
-
-  task: str
-  answers: int
-  right: float
-  bits: float
+  task: str  # its name
+  answers: int  # how many were wanted
+  right: float  # share of those whose most likely token is right
+  bits: float  # mean loss per answer
 
 
 def text_scores(
-  model: LanguageModel,
-  documents: Sequence[Document],
+  model: LanguageModel,  # of bytes
+  documents: Sequence[Document],  # held out
   *,
-  length: int,
-  rows: int,
+  length: int,  # T, tokens that a prediction can see, and its own
+  rows: int,  # windows computed at a time
 ) -> list[TextScore]:
   """Scores every top-level module and, last, all of them.
 
   Every byte is predicted from at least length / 2 tokens before it, except at
   the beginning of the whole stream of documents.
-
-  Args:
-    model: of bytes.
-    documents: held out.
-    length: T, tokens that a prediction can see, and its own.
-    rows: windows computed at a time.
   """
   losses = stream_losses(
     model, text_data.stream(documents), length=length, rows=rows
@@ -115,24 +94,15 @@ def stream_losses(
 
 
 def task_scores(
-  model: LanguageModel,
-  text: np.ndarray,
+  model: LanguageModel,  # of bytes
+  text: np.ndarray,  # [n] tokens that needles are hidden in
   *,
-  length: int,
-  rows: int,
-  batches: int,
-  seed: int,
+  length: int,  # T of a row
+  rows: int,  # rows computed at a time
+  batches: int,  # how many times
+  seed: int,  # of the rows
 ) -> list[TaskScore]:
-  """Answers of the model to rows of every task.
-
-  Args:
-    model: of bytes.
-    text: [n] tokens that needles are hidden in.
-    length: T of a row.
-    rows: rows computed at a time.
-    batches: how many times.
-    seed: of the rows.
-  """
+  """Answers of the model to rows of every task."""
   parts = nnx.split(model)
   key = jax.random.fold_in(jax.random.key(seed), 3)
   scores = []

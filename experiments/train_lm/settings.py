@@ -16,29 +16,19 @@ from neumann_jax import Execution, ModelConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(LoopSettings):
-  """Settings of the training, besides those of its loop.
+  """Settings of the training, besides those of its loop."""
 
-  Attributes:
-    seed: of everything that is drawn.
-    data: a folder of text files, or "" for the standard library.
-    devices: over how many the rows are spread; 0 means all.
-    task_batches: batches of every task that are answered in the end.
-    held_out_bytes: of the held-out text, from its beginning; 0 means all.
-    model: the architecture.
-    execution: how it is computed.
-    optim: how the parameters move.
-    batch: what is in a batch.
-  """
-
-  seed: int
-  data: str
-  devices: int
+  seed: int  # of everything that is drawn
+  data: str  # a folder of text files, or "" for the standard library
+  devices: int  # over how many the rows are spread; 0 means all
+  # batches of every task that are answered in the end
   task_batches: int = setting(at_least=1)
+  # of the held-out text, from its beginning; 0 means all
   held_out_bytes: int = setting(at_least=0)
-  model: ModelConfig
-  execution: Execution
-  optim: OptimSettings
-  batch: BatchSettings
+  model: ModelConfig  # the architecture
+  execution: Execution  # how it is computed
+  optim: OptimSettings  # how the parameters move
+  batch: BatchSettings  # what is in a batch
 
   def __post_init__(self) -> None:
     super().__post_init__()

@@ -30,36 +30,22 @@ _STEP_RANGE = (1e-3, 1e-1)
 
 
 class Plan(NamedTuple):
-  """What a step computes; static.
+  """What a step computes; static."""
 
-  Attributes:
-    config: the architecture.
-    execution: how it is computed.
-    optim: how the parameters move.
-    batch: what a batch holds.
-    mesh: with the one axis "data", over which the rows are spread.
-  """
-
-  config: ModelConfig
-  execution: Execution
-  optim: OptimSettings
-  batch: BatchSettings
-  mesh: Mesh
+  config: ModelConfig  # the architecture
+  execution: Execution  # how it is computed
+  optim: OptimSettings  # how the parameters move
+  batch: BatchSettings  # what a batch holds
+  mesh: Mesh  # with the one axis "data", over which the rows are spread
 
 
 class StepBits(NamedTuple):
-  """What a step says of itself: `training.StepInfo`, and bits by kind.
+  """What a step says of itself: `training.StepInfo`, and bits by kind."""
 
-  Attributes:
-    loss: mean over all wanted tokens, in nats.
-    gradient: norm before clipping.
-    rate: learning rate.
-    bits: [len(KINDS)], per wanted token of every kind; NaN where no row is.
-  """
-
-  loss: jax.Array
-  gradient: jax.Array
-  rate: jax.Array
+  loss: jax.Array  # mean over all wanted tokens, in nats
+  gradient: jax.Array  # norm before clipping
+  rate: jax.Array  # learning rate
+  # [len(KINDS)], per wanted token of every kind; NaN where no row is
   bits: jax.Array
 
 
@@ -99,25 +85,14 @@ def model_of(
 
 @functools.partial(jax.jit, static_argnames="plan", donate_argnames="state")
 def step(
-  state: TrainState,
-  text: jax.Array,
-  key: chex.PRNGKey,
-  total: jax.Array,
+  state: TrainState,  # donated
+  text: jax.Array,  # [n] tokens of the training text
+  key: chex.PRNGKey,  # of the whole run
+  total: jax.Array,  # steps of the run, float; decides the learning rate
   *,
-  plan: Plan,
+  plan: Plan,  # what is computed
 ) -> tuple[TrainState, StepBits]:
-  """One step; a gradient that is not finite changes nothing but the count.
-
-  Args:
-    state: donated.
-    text: [n] tokens of the training text.
-    key: of the whole run.
-    total: steps of the run, float; decides the learning rate.
-    plan: what is computed.
-
-  Returns:
-    The state and what the step says of itself.
-  """
+  """One step; a gradient that is not finite changes nothing but the count."""
   batch = batches.batch(key, state.step, text, plan.batch)
   batch = jax.lax.with_sharding_constraint(
     batch, NamedSharding(plan.mesh, P("data"))

@@ -29,25 +29,15 @@ from neumann_jax import LanguageModel, shipped
 
 
 class Task(NamedTuple):
-  """The settings and the text they name.
+  """The settings and the text they name."""
 
-  Attributes:
-    settings: of the training.
-    training: what is learnt from.
-    held_out: what is not.
-  """
-
-  settings: Settings
-  training: Sequence[Document]
-  held_out: Sequence[Document]
+  settings: Settings  # of the training
+  training: Sequence[Document]  # what is learnt from
+  held_out: Sequence[Document]  # what is not
 
 
 def prepare(settings: Settings) -> Task:
-  """Reads the text.
-
-  Raises:
-    ValueError: if there is none.
-  """
+  """Reads the text."""
   return Task(
     settings,
     text_data.training_text(settings.data),

@@ -1,0 +1,86 @@
+"""How wrong approximate inverses of chunk matrices are, beside certificates."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import neumann_jax
+from experiments.data import key_families
+from neumann_jax import InverseSpec
+
+
+class MatrixErrors(NamedTuple):
+  """How wrong each of n approximate inverses X of T is, [n] each."""
+
+  # relative Frobenius error of the strictly lower part; infinite where an entry
+  # is not finite
+  error: np.ndarray
+  row_sum: np.ndarray  # largest row sum of |T - X|
+  certified: np.ndarray  # that of the certificate, which bounds it
+  violations: np.ndarray  # entries whose error exceeds their certificate
+  entry: np.ndarray  # largest entry of |T - X|
+  certified_entry: np.ndarray  # that of the certificate
+
+  def worst(self, where: Any = slice(None)) -> dict[str, Any]:
+    """The largest error and row sums over some matrices, all violations."""
+    largest = ("error", "row_sum", "certified")
+    found = {name: float(getattr(self, name)[where].max()) for name in largest}
+    return found | {"violations": int(self.violations[where].sum())}
+
+
+class Problem(NamedTuple):
+  """Matrices to invert and what approximations are compared with."""
+
+  a: jax.Array  # [n, C, C] float32, strictly lower triangular
+  envelope: jax.Array  # [n, C, C], what bounds |T| by the gates
+  truth: np.ndarray  # [n, C, C], the float64 inverse of I + A
+
+  @classmethod
+  def of(cls, a: Any, beta: Any, log_decay: Any) -> "Problem":
+    """From matrices [n, C, C] and the gates [n, C] behind them."""
+    truth = key_families.exact_inverse(np.asarray(a))
+    return cls(jnp.asarray(a), _envelope(beta, log_decay), truth)
+
+  def errors(self, spec: InverseSpec, implementation: str) -> MatrixErrors:
+    """Of an inverse, beside its certificate."""
+    x = approximate(self.a, self.envelope, spec, implementation)
+    bound = _certify(self.a, x, self.envelope)
+    return errors_of(np.asarray(x), self.truth, np.asarray(bound))
+
+
+def errors_of(
+  x: np.ndarray,  # [n, C, C], approximations
+  truth: np.ndarray,  # [n, C, C] float64 inverses
+  bound: np.ndarray,  # [n, C, C], on every entry of |T - X|
+) -> MatrixErrors:
+  """Compares approximations with the truth and with their certificates."""
+  off = np.abs(np.where(np.isfinite(x), x, np.inf) - truth)
+  bound = np.asarray(bound, np.float64)
+  rows: Any = {"axis": -1}
+  entries: Any = {"axis": (-1, -2)}
+  return MatrixErrors(
+    key_families.relative_error(x, truth),
+    off.sum(**rows).max(**rows),
+    bound.sum(**rows).max(**rows),
+    (off > bound).sum(**entries),
+    off.max(**entries),
+    bound.max(**entries),
+  )
+
+
+# Apart, so that they are compiled once for all inverses.
+_envelope = jax.jit(neumann_jax.envelope)
+_certify = jax.jit(neumann_jax.certify)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def approximate(
+  a: jax.Array, envelope: jax.Array, spec: InverseSpec, implementation: str
+) -> jax.Array:
+  """The jitted inverse of matrices [n, C, C] within their envelopes."""
+  return neumann_jax.inverse(
+    a, spec, envelope=envelope, implementation=implementation
+  )

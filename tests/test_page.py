@@ -1,0 +1,107 @@
+"""Reports from Markdown files: what fills their holes, what is left out."""
+
+import re
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from experiments.harness import page
+from experiments.harness.report import Report
+
+TEXT = """# Speed{mark}
+
+On {machine[name]}; errors below
+{limit:.1e}.
+
+## First{mark}
+
+Some words
+over lines.
+
+{table}
+
+![Lower, {mark}is better.](plot)
+
+### Inner
+
+{words}
+
+## Second
+
+Words of a part that did not run.
+
+{missing}
+
+![Nothing.](no_plot)
+
+## Third
+
+No hole but {limit:g}.
+"""
+
+
+def table(name):
+  frame = pd.DataFrame({"x": [1, 2]})
+  return page.table("Numbers", frame, measured_on="nothing", name=name)
+
+
+@pytest.fixture
+def values():
+  return {
+    "mark": " (tiny)",
+    "machine": {"name": "a CPU"},
+    "limit": 0.125,
+    "table": [table("a"), None, table("b")],
+    "plot": Figure(),
+    "words": ["One `sentence`.", "Another."],
+    "missing": None,
+    "no_plot": None,
+  }
+
+
+def blocks(text):
+  """Tag and text of headings, paragraphs and captions, in order."""
+  found = re.findall(r"<(h1|h2|h3|p|figcaption)(?: [^>]*)?>(.*?)</\1>", text)
+  return [(tag, words) for tag, words in found if "Measured" not in words]
+
+
+def test_a_page_is_its_file_with_the_holes_filled(tmp_path, values):
+  path = tmp_path / "report.md"
+  path.write_text(TEXT)
+  report = page.begin(path, **values)
+  text = report.write(tmp_path / "report.html").read_text()
+  assert blocks(text) == [
+    ("h1", "Speed (tiny)"),
+    ("p", "On a CPU; errors below 1.2e-01."),
+    ("h2", "First (tiny)"),
+    ("p", "Some words over lines."),
+    ("figcaption", "Lower,  (tiny)is better."),
+    ("h3", "Inner"),
+    ("p", "One <code>sentence</code>."),
+    ("p", "Another."),
+    ("h2", "Third"),
+    ("p", "No hole but 0.125."),
+  ]
+  names = re.findall(r'<table id="(\w+)"', text)
+  assert names == ["a", "b"] and text.count("<figure>") == 1
+  assert text.index('id="b"') < text.index("<figure>")
+
+
+def test_a_file_is_added_to_a_report_that_is_there(tmp_path, values):
+  path = tmp_path / "pages.md"
+  path.write_text("### Here\n\n{table}\n")
+  report = Report("Title", "Summary.")
+  report.section("Part")
+  page.add(report, path, **values)
+  text = report.write(tmp_path / "report.html").read_text()
+  assert [words for _, words in blocks(text)] == [
+    *("Title", "Summary.", "Part", "Here")
+  ]
+
+
+def test_a_hole_without_a_value_is_an_error(tmp_path, values):
+  path = tmp_path / "pages.md"
+  path.write_text("## Part\n\n{unknown}\n")
+  with pytest.raises(KeyError, match="unknown"):
+    page.add(Report("Title", "Summary."), path, **values)
