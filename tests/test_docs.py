@@ -1,5 +1,6 @@
 """The documentation: its examples run, and what it names is there."""
 
+import ast
 import importlib
 import pathlib
 import re
@@ -31,14 +32,40 @@ def _quick_compilation():
   jax.config.update("jax_disable_most_optimizations", False)
 
 
+# A model, a mesh and a network take most of a minute together.
+_LONG = ("port_a_model", "many_devices", "restore_a_photograph")
+
+
 @pytest.mark.usefixtures("_quick_compilation")
-@pytest.mark.parametrize("path", [*filter(_examples, PAGES)], ids=_name)
+@pytest.mark.parametrize(
+  "path",
+  [
+    pytest.param(
+      path,
+      id=_name(path),
+      marks=[pytest.mark.slow] if path.stem in _LONG else [],
+    )
+    for path in filter(_examples, PAGES)
+  ],
+)
 def test_examples_run(path):
   """The blocks of a page are one program; they assert what they claim."""
   program: dict = {}
   for number, block in enumerate(_examples(path)):
     code = compile(block, f"{path.name}, example {number}", "exec")
     exec(code, program)
+
+
+@pytest.mark.parametrize("path", [*filter(_examples, PAGES)], ids=_name)
+def test_examples_take_what_is_there(path):
+  """Every block is Python, and what it imports exists."""
+  for node in ast.walk(ast.parse("\n".join(_examples(path)))):
+    if isinstance(node, ast.Import):
+      for name in node.names:
+        importlib.import_module(name.name)
+    elif isinstance(node, ast.ImportFrom):
+      for name in node.names:
+        assert _resolves(f"{node.module}.{name.name}"), ast.unparse(node)
 
 
 def test_every_guide_has_an_example():

@@ -91,6 +91,7 @@ def test_no_gpu_is_one_sentence(monkeypatch, capsys, tmp_path):
   assert not list(tmp_path.glob("run/*.csv"))
 
 
+@pytest.mark.slow
 def test_debug_form_end_to_end(monkeypatch, capsys, tmp_path):
   folder = tmp_path / "run"
   said = run(

@@ -322,6 +322,7 @@ def test_promises_are_kept_or_not_by_the_worst_case():
   assert not entries.kept and entries.measured == 2
 
 
+@pytest.mark.slow
 def test_debug_form(study, tmp_path, capsys):
   with record.Run(tmp_path / "o") as run:
     lm_accuracy.lm_accuracy(study, run)
