@@ -12,7 +12,7 @@ tokens before it, the answers before it included.
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -148,7 +148,11 @@ def _copy(key: jax.Array, text: jax.Array, rows: int, length: int) -> TaskRows:
 
 
 def _packed(
-  makers: dict[int, Maker], key: jax.Array, _: jax.Array, rows: int, length: int
+  makers: Mapping[int, Maker],
+  key: jax.Array,
+  _: jax.Array,
+  rows: int,
+  length: int,
 ) -> TaskRows:
   """One instance of each maker in turn, as many as fit; DOCUMENT fills up.
 

@@ -26,10 +26,11 @@ class BatchSettings(Checked):
   # T, tokens of a row
   length: int = setting(1024, at_least=sequence_tasks.SHORTEST)
   text: int = setting(25, at_least=1)  # rows that are windows of the text
-  recall: int = setting(3, at_least=0)  # rows of each task
-  needle: int = setting(2, at_least=0)  # see recall
-  state: int = setting(1, at_least=0)  # see recall
-  copy: int = setting(1, at_least=0)  # see recall
+  # rows of each task
+  recall: int = setting(3, at_least=0)
+  needle: int = setting(2, at_least=0)
+  state: int = setting(1, at_least=0)
+  copy: int = setting(1, at_least=0)
 
   @property
   def rows(self) -> tuple[int, ...]:
