@@ -32,7 +32,6 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
       "leaf_images": 2 if debug else 4096,
       "save_every": 3 if debug else 2000,
       "report_every": 2 if debug else 100,
-      "resume": "",
       "samples": 4 if debug else 128,
       "sample_steps": 2 if debug else 50,
       "network": {
