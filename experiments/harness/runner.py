@@ -85,38 +85,45 @@ def main(
     resumable: whether the experiment leaves out the rows that its tables have.
   """
   argv = list(sys.argv if argv is None else argv)
-  if any(arg in ("-h", "--help", "-help") for arg in argv[1:]):
-    print(usage(name))
-    return
   run: record.Run | None = None
   with console.steady(name):
+    if any(arg in ("-h", "--help", "-help") for arg in argv[1:]):
+      print(usage(name))
+      return
     try:
       if threading.current_thread() is threading.main_thread():
         # From here on it is an exception; `experiments` left in mid-import.
         signal.signal(signal.SIGINT, signal.default_int_handler)
       command = parse(argv, name)
-      settings = to_settings(settings_type, command.config)
       if command.resume and not resumable:
         raise UsageError(f"{name} has no --resume: it is run as a whole")
-      given = settings if prepare is None else _prepared(prepare, settings)
-      run = record.Run(
-        command.workdir,
-        command=record.command_line(),
-        config=command.config.to_dict(),
-        inputs={} if inputs is None else _prepared(inputs, given),
-        resume=command.resume,
-      )
+      given: Any = to_settings(settings_type, command.config)
+      if prepare is not None:
+        given = _prepared(prepare, given)
+      run = _opened(command, {} if inputs is None else _prepared(inputs, given))
       with run:
-        if run.folder != command.workdir:
-          print(f"{command.workdir} is in use; this run goes to {run.folder}")
         experiment(given, run)
     except (UsageError, writing.Refused) as error:
       _leave(f"{name}: {error}", USAGE)
     except KeyboardInterrupt:
       _leave(f"{name}: interrupted; {_left(run, resumable)}", INTERRUPTED)
     except OSError as error:
-      words = f"{error.filename}: {error.strerror}" if error.errno else error
+      words = f"{error.filename}: {error.strerror}"
+      words = words if error.filename else str(error)
       _leave(f"{name}: {words}; {_left(run, resumable)}", FAILED)
+
+
+def _opened(command: Command, inputs: Mapping[str, str]) -> record.Run:
+  run = record.Run(
+    command.workdir,
+    command=record.command_line(),
+    config=command.config.to_dict(),
+    inputs=inputs,
+    resume=command.resume,
+  )
+  if run.folder != command.workdir:
+    print(f"{command.workdir} is in use; this run goes to {run.folder}")
+  return run
 
 
 def _leave(words: str, code: int) -> NoReturn:
