@@ -45,6 +45,7 @@ setuptools.setup(
   install_requires=[
     "absl-py>=2.1",
     "chex>=0.1.90",
+    "filelock>=3.12",
     "flax>=0.12",
     "jax>=0.10,<0.13",
     "ml_collections>=1.0",

@@ -1,7 +1,7 @@
 """Perplexity and divergence of a language model under each chunk inverse.
 
 Command: python -m experiments.evaluate_lm --config.checkpoint=DIR
-  --config.text=FILE --workdir=runs/NAME --resume
+  --config.text=FILE --workdir=runs/NAME
   --config=configs/evaluate_lm.py:debug takes a small model of random weights
   and sources of the standard library, on a CPU, for the tests only.
 Time: of the layers' prefill of the text, once a case, twice for its first

@@ -18,7 +18,8 @@ Command: python -m experiments.restore --config.image=photo.jpg
 Time: 3 minutes for 256 x 256 on 2 CPU cores, in proportion to the pixels;
 `:debug`, a known prior at few levels, 20 seconds.
 Expected: restored.png, sample_1.png and so on, mean.png, uncertainty.png and
-report.html in the run's folder.
+report.html in the run's folder; drawn/ has the images unrounded, each from when
+it was drawn, so that --resume goes on with a run that was cut short.
 """
 
 import ml_collections

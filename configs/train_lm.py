@@ -5,6 +5,7 @@ Command: python -m experiments.train_lm
   --config=configs/train_lm.py:attention trains a transformer of the same size,
   full attention in every layer; give both the same --config.steps.
   --config=configs/train_lm.py:debug trains a tiny model for the tests.
+  --resume goes on with a run that was cut short.
 Time: 8 minutes on a GPU, whatever its speed: the number of steps follows.
 Expected: language_model.json and language_model.safetensors, and report.html
 with bits per byte of held-out modules: 0.974 for the shipped model (2492 steps

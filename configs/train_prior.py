@@ -4,6 +4,7 @@ Command: python -m experiments.train_prior --config.photographs=DIR
   after `python -m experiments.prior_sources DIR`, which fetches the
   photographs; without the folder, from the few installed ones.
   --config=configs/train_prior.py:debug trains a tiny network for the tests.
+  --resume goes on with a run that was cut short.
 Time: 9 minutes on a GPU, whatever its speed: the number of steps follows, about
   28,000 on one H100; `:debug` 1 minute on 2 CPU cores.
 Expected: photo_prior.json and photo_prior.safetensors, and report.html with
@@ -32,7 +33,6 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
       "leaf_images": 2 if debug else 4096,
       "save_every": 3 if debug else 2000,
       "report_every": 2 if debug else 100,
-      "resume": "",
       "samples": 4 if debug else 128,
       "sample_steps": 2 if debug else 50,
       "network": {

@@ -11,6 +11,7 @@ path length among 200.
 """
 
 import hashlib
+import io
 import itertools
 import json
 import pathlib
@@ -20,6 +21,7 @@ import scipy.ndimage
 from absl import app
 
 import posterior_jax.operators.resize as resize
+from experiments.harness import writing
 
 SIZE = 61
 INTENSITY = 0.5
@@ -93,7 +95,9 @@ def main(argv: list[str]) -> None:
   del argv
   arrays, lengths = draw()
   path = FOLDER / "frozen.npz"
-  np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+  writing.write(path, buffer.getvalue())
   manifest = {
     "file": path.name,
     "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -102,7 +106,8 @@ def main(argv: list[str]) -> None:
     "path_length_pixels": lengths,
     "arrays": {k: [list(v.shape), str(v.dtype)] for k, v in arrays.items()},
   }
-  (FOLDER / "frozen.json").write_text(json.dumps(manifest, indent=1) + "\n")
+  words = json.dumps(manifest, indent=1) + "\n"
+  writing.write(FOLDER / "frozen.json", words)
   print(f"wrote {path}: path lengths {lengths}")
 
 

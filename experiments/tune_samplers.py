@@ -12,7 +12,7 @@ baseline and `NFCConfig.restoration()`. No grid is larger than LARGEST.
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -116,15 +116,32 @@ def ranking(
   return best
 
 
-def tune(settings: Settings, run: record.Run) -> None:
+class Task(NamedTuple):
+  """The settings and what they name."""
+
+  settings: Settings
+  shared: setup.Setup
+
+
+def prepare(settings: Settings) -> Task:
+  """Reads photographs and prior; raises what `setup.build` does."""
+  return Task(settings, setup.build(settings.setup))
+
+
+def inputs(task: Task) -> dict[str, str]:
+  """SHA-256 of what the setup reads."""
+  return setup.inputs(task.settings.setup)
+
+
+def tune(task: Task, run: record.Run) -> None:
   """Runs what the table lacks, then prints every method's ranking."""
-  shared = setup.build(settings.setup)
+  settings, shared = task
   wanted = programs(settings)
   left = runs.remaining(wanted, run.rows(TABLE), len(shared.names))
   with progress.Progress(len(left), label=TABLE) as tick:
     for rows in runs.run_all(left, shared, workers=settings.workers, tick=tick):
       for row in rows:
-        run.write(TABLE, row)
+        run.write_once(TABLE, row, runs.KEY)
   for method, ranked in ranking(run.rows(TABLE)).items():
     print(method)
     for point, psnr in ranked:
@@ -132,4 +149,11 @@ def tune(settings: Settings, run: record.Run) -> None:
 
 
 if __name__ == "__main__":
-  runner.main("tune_samplers", Settings, tune, resumable=True)
+  runner.main(
+    "tune_samplers",
+    Settings,
+    tune,
+    prepare=prepare,
+    inputs=inputs,
+    resumable=True,
+  )

@@ -4,6 +4,7 @@
 well, so that the scan stays one and nothing is paid for what is not asked for.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -32,12 +33,13 @@ def run(
 ) -> tuple[jax.Array, Any]:
   """Draws posterior samples: the package's only scan, compiled once.
 
-  New observations, operators of the same kind and shape, noise levels, keys
-  and denoisers that are pytrees (such as `GaussianPrior.denoise`) reuse the
-  compiled program. A plain function is part of it: pass the same object again.
+  Samplers of equal settings, built again or not, new spectra, observations,
+  operators of the same kind and shape, noise levels, keys and denoisers that
+  are pytrees (such as `GaussianPrior.denoise`) reuse the compiled program. A
+  plain function is part of it: pass the same object again.
 
   Args:
-    sampler: from `nfc` or `baselines`; pass the same object to reuse it.
+    sampler: from `nfc`, `baselines`, or of one's own.
     denoise: (x [M, H, W, C], sigma [M]) -> E[x0 | x] [M, H, W, C].
     observation: y [N, h, w, C], its operator and noise.
     key: the same key gives the same bits on one backend.
@@ -87,30 +89,38 @@ def run(
     observation.operator,
     jnp.asarray(observation.noise_std, jnp.float32),
   )
+  functions = _as_pytrees(sampler.init, sampler.step, denoise)
+  return _run(*functions, observation, key, sampler.num_steps, num_samples)
+
+
+def _as_pytrees(*functions: Callable[..., Any]) -> list[Callable[..., Any]]:
   # A plain function is no pytree and would be an invalid leaf: as a Partial it
   # is part of the program, and only another object compiles anew.
-  if jax.tree_util.all_leaves([denoise]):
-    denoise = jax.tree_util.Partial(denoise)
-  return _run(sampler, denoise, observation, key, num_samples)
+  return [
+    jax.tree_util.Partial(f) if jax.tree_util.all_leaves([f]) else f
+    for f in functions
+  ]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
+@functools.partial(jax.jit, static_argnums=(5, 6))
 def _run(
-  sampler: Sampler,
+  init: Callable[..., State],
+  step: Callable[..., tuple[State, Any]],
   denoise: Denoiser,
   observation: Observation,
   key: jax.Array,
+  num_steps: int,
   num_samples: int,
 ) -> tuple[jax.Array, Any]:
   # One key per step, made before the scan: a step draws the same whatever those
   # before it drew.
   key_init, key_steps = jax.random.split(key)
-  state = sampler.init(key_init, observation, num_samples)
+  state = init(key_init, observation, num_samples)
 
   def body(state: State, key: jax.Array) -> tuple[State, Any]:
-    return sampler.step(state, denoise, observation, key)
+    return step(state, denoise, observation, key)
 
-  keys = jax.random.split(key_steps, sampler.num_steps)
+  keys = jax.random.split(key_steps, num_steps)
   state, info = lax.scan(body, state, keys)
   return state.x, info
 
@@ -124,8 +134,9 @@ def streamed(
   arrive in order. On several devices JAX has no order to give: use one.
 
   Args:
-    sampler: any; pass the streamed one again to reuse what `run` compiled.
-    callback: (step, Info of host arrays), step from 0; it must not call JAX.
+    sampler: any.
+    callback: (step, Info of host arrays), step from 0; it must not call JAX. It
+      is part of the program of `run`: pass the same object to reuse that.
 
   Returns:
     The sampler, its samples unchanged.
@@ -152,20 +163,24 @@ def streamed(
   if not callable(callback):
     raise TypeError(f"callback must be callable, got {type(callback).__name__}")
 
-  def report(level: jax.Array, info: Info) -> None:
-    callback(int(level), info)
+  return sampler._replace(step=_wrapped(_Reporting(callback), sampler))
 
-  def step(
-    state: State,
-    denoise: Denoiser,
-    observation: Observation,
-    key: jax.Array,
+
+@dataclasses.dataclass(frozen=True)
+class _Reporting:
+  """A step that calls back; equal where what it calls is."""
+
+  callback: Callable[[int, Info], None]
+
+  def __call__(
+    self, step: Callable[..., tuple[State, Info]], state: State, *rest: Any
   ) -> tuple[State, Info]:
-    following, info = sampler.step(state, denoise, observation, key)
+    def report(level: jax.Array, info: Info) -> None:
+      self.callback(int(level), info)
+
+    following, info = step(state, *rest)
     jax.debug.callback(report, state.level, info, ordered=True)
     return following, info
-
-  return sampler._replace(step=step)
 
 
 def recorded(sampler: Sampler) -> Sampler:
@@ -191,14 +206,16 @@ def recorded(sampler: Sampler) -> Sampler:
     >>> info.trajectory.shape
     (3, 1, 1, 8, 8, 1)
   """
+  return sampler._replace(step=_wrapped(_record, sampler))
 
-  def step(
-    state: State,
-    denoise: Denoiser,
-    observation: Observation,
-    key: jax.Array,
-  ) -> tuple[State, Info]:
-    following, info = sampler.step(state, denoise, observation, key)
-    return following, info._replace(trajectory=following.x)
 
-  return sampler._replace(step=step)
+def _record(
+  step: Callable[..., tuple[State, Info]], *arguments: Any
+) -> tuple[State, Info]:
+  following, info = step(*arguments)
+  return following, info._replace(trajectory=following.x)
+
+
+def _wrapped(wrap: Callable[..., Any], sampler: Sampler) -> Callable[..., Any]:
+  """The sampler's step inside of `wrap`, as equal as both are."""
+  return jax.tree_util.Partial(wrap, *_as_pytrees(sampler.step))

@@ -33,6 +33,7 @@ def test_debug_run_goes_on_where_it_was(tmp_path):
   """From the command line; a case that has its row is not trained again."""
   name = "gradient_study"
   argv = [name, f"--config={runner.CONFIGS}/{name}.py:debug"]
+  (tmp_path / "run").mkdir()
   argv += [f"--workdir={tmp_path / 'run'}", "--resume"]
 
   def run():

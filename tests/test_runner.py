@@ -13,6 +13,8 @@ import ml_collections
 import pytest
 
 from experiments.harness import progress, record, runner
+from experiments.harness.folders import open_folder
+from experiments.harness.rows import Table
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -172,7 +174,7 @@ def test_unwritable_workdir(config_file, tmp_path, capsys):
 def test_read_only_workdir(tmp_path):
   tmp_path.chmod(0o500)
   with pytest.raises(ValueError, match="cannot be written"):
-    record.open_folder(tmp_path / "out")
+    open_folder(tmp_path / "out")
 
 
 def test_no_traceback_from_a_fresh_process(tmp_path):
@@ -202,7 +204,9 @@ def test_runs_never_write_over_each_other(config_file, tmp_path, capsys):
   assert "is in use; this run goes to" in capsys.readouterr().out
   (tmp_path / "mine").mkdir()
   (tmp_path / "mine/report.html").write_text("precious")
-  assert record.open_folder(tmp_path / "mine") == tmp_path / "mine/2"
+  folder, held = open_folder(tmp_path / "mine")
+  held.close()
+  assert folder == tmp_path / "mine/2"
 
 
 def test_environment_record(config_file, tmp_path):
@@ -229,7 +233,7 @@ ROWS = [
 
 
 def test_tables_as_json_lines_and_csv(tmp_path):
-  table = record.Table(tmp_path / "t")
+  table = Table(tmp_path / "t")
   for row in ROWS:
     table.write(row)
   table.close()
@@ -246,13 +250,13 @@ def test_tables_as_json_lines_and_csv(tmp_path):
 
 
 def test_table_goes_on_after_a_kill(tmp_path):
-  first = record.Table(tmp_path / "t")
+  first = Table(tmp_path / "t")
   first.write({"step": 1, "loss": 0.5})
   first.close()
   for name in ("t.jsonl", "t.csv"):  # a line cut in the middle
     with (tmp_path / name).open("a") as file:
       file.write('{"step": 2, "lo')
-  second = record.Table(tmp_path / "t")
+  second = Table(tmp_path / "t")
   second.write({"step": 2, "loss": 0.25})
   with pytest.raises(ValueError, match="the table has"):
     second.write({"step": 3})
@@ -263,13 +267,13 @@ def test_table_goes_on_after_a_kill(tmp_path):
 
 
 def test_a_row_of_one_file_only_is_dropped(tmp_path):
-  table = record.Table(tmp_path / "t")
+  table = Table(tmp_path / "t")
   table.write({"words": "two\nlines", "loss": 0.5})
   table.write({"words": "a", "loss": math.inf})
   table.close()
   with open(tmp_path / "t.csv", "a") as file:  # killed between the two writes
     file.write('"b\n",0.2\n')
-  table = record.Table(tmp_path / "t")
+  table = Table(tmp_path / "t")
   assert table.rows() == [
     {"words": "two\nlines", "loss": 0.5},
     {"words": "a", "loss": "inf"},
@@ -310,6 +314,7 @@ def _resumed(config_file, workdir, *arguments, **options):
 
 def test_a_resumed_run_goes_on_in_its_folder(config_file, tmp_path, capsys):
   workdir = tmp_path / "o"
+  workdir.mkdir()
   (tmp_path / "stop").touch()
   with pytest.raises(SystemExit) as stop:
     _resumed(config_file, workdir)  # nothing there yet: a start
@@ -346,6 +351,7 @@ def _said(capsys, *arguments, **options):
 
 def test_what_cannot_be_resumed(config_file, tmp_path, capsys):
   workdir = tmp_path / "o"
+  workdir.mkdir()
   _resumed(config_file, workdir)
   before = (workdir / "environment.json").read_bytes()
   said = _said(capsys, config_file, workdir, "--config.seed=4")

@@ -111,6 +111,7 @@ def _leaves(state):
 def test_killed_runs_go_on_bit_for_bit(whole, tmp_path):
   """Kill -9 at three points, drawn anew in every run of this test."""
   path = tmp_path / "run"
+  path.mkdir()
   seed = int.from_bytes(os.urandom(4))
   rng = np.random.default_rng(seed)
   parts = []

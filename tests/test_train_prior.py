@@ -1,6 +1,5 @@
 """Training of the photo prior: its step, its checkpoints, its run."""
 
-import dataclasses
 import functools
 import json
 import os
@@ -17,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from configs import train_prior as config
 from experiments.data import photographs
-from experiments.harness import pace, record, runner
+from experiments.harness import pace, record, runner, writing
 from experiments.harness import training as harness
 from experiments.harness.checkpoints import Checkpoints, Saved
 from experiments.train_prior import study, training
@@ -150,11 +149,10 @@ def test_learning_rate_ends_in_zero():
 # --- the run ------------------------------------------------------------------
 
 
-def _train(settings, path):
-  with record.Run(
-    path, command=["python", "-m", "experiments.train_prior"]
-  ) as r:
-    study.train(settings, r)
+def _train(settings, path, *, resume=False):
+  command = ["python", "-m", "experiments.train_prior"]
+  with record.Run(path, command=command, resume=resume) as r:
+    study.train(study.prepare(settings), r)
   return r.folder
 
 
@@ -175,12 +173,12 @@ def test_resumed_run_is_bit_identical(tmp_path, folder):
 
   training.step = stopping
   try:
-    with pytest.raises(SystemExit, match="resume="):
+    with pytest.raises(SystemExit, match="goes on with --resume"):
       _train(settings, tmp_path / "part")
   finally:
     training.step = real
-  resumed = dataclasses.replace(settings, resume=str(tmp_path / "part"))
-  rest = _train(resumed, tmp_path / "rest")
+  rest = _train(settings, tmp_path / "part", resume=True)
+  assert rest == tmp_path / "part"
   first, last = (
     (path / "photo_prior.safetensors").read_bytes() for path in (whole, rest)
   )
@@ -201,6 +199,7 @@ def test_debug_run_leaves_everything(tmp_path):
     "train_prior",
     study.Settings,
     study.train,
+    prepare=study.prepare,
     argv=[*argv, f"--workdir={tmp_path / 'run'}"],
   )
   prior = priors.load_prior(tmp_path / "run" / "photo_prior.json")
@@ -217,10 +216,9 @@ def test_checkpoints_refuse_other_networks(tmp_path):
     Checkpoints(tmp_path / "empty").restore(_start())
   checkpoints = Checkpoints(tmp_path)
   checkpoints.save(Saved(_start(), 9.0))
-  checkpoints.close()
   assert Checkpoints(tmp_path).restore(_start()).total == 9.0
   other = priors.UNetConfig(widths=(24,), blocks=(1,), embedding=16)
-  with refused(ValueError, "resume must name a run of the same network"):
+  with refused(writing.Refused, "resume must name a run of the same network"):
     Checkpoints(tmp_path).restore(_start(other))
 
 

@@ -46,9 +46,7 @@ def _train(path, *, steps=7, stop_at=None, resume=False):
       os.kill(os.getpid(), signal.SIGTERM)
     return _step(state, total)
 
-  loop = training.Loop(
-    "test", settings, lambda number, info: info._asdict(), id, "go on"
-  )
+  loop = training.Loop("test", settings, lambda _, info: info._asdict(), id)
   with record.Run(path, resume=resume) as run:
     saved = training.start(_fresh(), settings, MESH, run.folder)
     return training.train(saved, step, loop, run)
@@ -57,7 +55,7 @@ def _train(path, *, steps=7, stop_at=None, resume=False):
 def test_a_stopped_run_ends_with_the_bits_of_an_unbroken_one(tmp_path):
   whole = _train(tmp_path / "whole")
   part = tmp_path / "part"
-  with pytest.raises(SystemExit, match="stopped at step 4; go on"):
+  with pytest.raises(SystemExit, match="stopped at step 4; the same command"):
     _train(part, stop_at=3)
   assert Checkpoints(part).newest == 4
   rest = _train(part, resume=True)
@@ -78,9 +76,7 @@ def test_a_run_killed_beyond_its_checkpoint_repeats_no_line(tmp_path):
   with (tmp_path / "training.jsonl").open("a") as file:
     file.write('{"step": 8, "of": 9, "se')
   settings = LoopSettings(0.0, 9, save_every=99, report_every=1)
-  loop = training.Loop(
-    "test", settings, lambda _, info: info._asdict(), id, "go on"
-  )
+  loop = training.Loop("test", settings, lambda _, info: info._asdict(), id)
   with record.Run(tmp_path, resume=True) as run:
     saved = training.start(_fresh(), settings, MESH, None)
     training.train(saved, lambda s, _, total: _step(s, total), loop, run)

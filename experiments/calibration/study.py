@@ -47,13 +47,13 @@ def calibrate(settings: Settings, run: record.Run) -> None:
   wanted = [t for t in trials(settings) if not is_there(t, run)]
   with Progress(len(wanted), label="calibration") as tick:
 
-    def one(trial: Trial) -> tuple[str, list[Row]]:
+    def one(trial: Trial) -> tuple[Trial, list[Row]]:
       tick(str(trial))
-      return trial.table, measure(trial, settings, turn)
+      return trial, measure(trial, settings, turn)
 
-    for table, rows in in_threads(one, wanted, settings.workers):
+    for trial, rows in in_threads(one, wanted, settings.workers):
       for row in rows:
-        run.write(table, row)
+        run.write_once(trial.table, row, (*trial.about(), "number"))
   path = report.write(run, settings)
   print(f"report: {reports.shown(path)}")
 

@@ -9,6 +9,7 @@ by its hash.
 import functools
 import hashlib
 import importlib.util
+import io
 import json
 import pathlib
 
@@ -99,14 +100,16 @@ def read(file: pathlib.Path) -> np.ndarray:
     raise ValueError(f"{file} cannot be read as a picture") from error
 
 
-def save(image: np.ndarray, file: pathlib.Path) -> None:
-  """Writes an image [H, W, C], C 1 or 3, in [-1, 1] as a picture."""
+def as_png(image: np.ndarray) -> bytes:
+  """An image [H, W, C], C 1 or 3, in [-1, 1] as the bytes of a picture."""
   import PIL.Image
 
   pixels = np.clip(image * 127.5 + 127.5, 0, 255).round().astype(np.uint8)
   if pixels.shape[-1] == 1:
     pixels = pixels[..., 0]
-  PIL.Image.fromarray(pixels).save(file)
+  buffer = io.BytesIO()
+  PIL.Image.fromarray(pixels).save(buffer, format="PNG")
+  return buffer.getvalue()
 
 
 def _reduced(file: pathlib.Path, size: int) -> np.ndarray:

@@ -27,17 +27,21 @@ class Windows(NamedTuple):
   mask: np.ndarray  # [N, W] bool, True at tokens of the text
 
 
+def files(path: str) -> list[str]:
+  """The files that make up a text; see `read_text`."""
+  folder = pathlib.Path(sysconfig.get_paths()["stdlib"])
+  return [path] if path else [str(folder / file) for file in FILES]
+
+
 def read_text(path: str, tokenizer: Tokenizer, max_tokens: int) -> Text:
   """The first `max_tokens` of a UTF-8 file; 0 means all, "" our default FILES.
 
   ValueError if the file is missing, not UTF-8, or of fewer than two tokens.
   """
-  if path:
-    name, words = pathlib.Path(path).name, _read(path)
-  else:
+  name = pathlib.Path(path).name
+  if not path:
     name = f"{', '.join(FILES)} of the Python standard library"
-    folder = pathlib.Path(sysconfig.get_paths()["stdlib"])
-    words = "".join(_read(str(folder / file)) for file in FILES)
+  words = "".join(map(_read, files(path)))
   tokens = tokenizer.encode(words)
   if len(tokens) < 2:
     raise ValueError(f"text must have at least 2 tokens, got {len(tokens)}")

@@ -8,6 +8,7 @@ float32 inverse under the same weights. `--resume` goes on after the rows that
 `--workdir` has. The last line printed names the report.
 """
 
+import pathlib
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from experiments.data.text_windows import Text
 from experiments.evaluate_lm import report
 from experiments.evaluate_lm.settings import Settings
 from experiments.evaluate_lm.sweep import KEYS, Sweep
-from experiments.harness import record, text_model
+from experiments.harness import record, text_model, writing
 from experiments.harness.progress import Progress
 from experiments.harness.report import shown
 from neumann_jax import Execution, InverseSpec, LanguageModel, RuleOptions
@@ -49,6 +50,17 @@ def prepare(settings: Settings) -> Evaluation:
   return Evaluation(settings, model, text)
 
 
+def inputs(evaluation: Evaluation) -> dict[str, str]:
+  """SHA-256 of the text and of the checkpoint's files."""
+  settings = evaluation.settings
+  found = writing.digests("text", text_windows.files(settings.text))
+  folder = text_model.find(settings.checkpoint).folder
+  files = () if folder is None else sorted(folder.iterdir())
+  return found | writing.digests(
+    "checkpoint", filter(pathlib.Path.is_file, files)
+  )
+
+
 def evaluate_lm(evaluation: Evaluation, run: record.Run) -> None:
   """Measures what is missing, writes tables and `report.html`."""
   settings, model, text = evaluation
@@ -57,10 +69,8 @@ def evaluate_lm(evaluation: Evaluation, run: record.Run) -> None:
   with Progress(sweep.units(), label="evaluate_lm") as tick:
     sweep.measure(tick)
   cases = report.summary(run.frame("windows"), settings.cases(), text)
-  known = {tuple(row[key] for key in KEYS) for row in run.rows("cases")}
   for row in cases.to_dict("records"):
-    if tuple(row[key] for key in KEYS) not in known:
-      run.write("cases", row)
+    run.write_once("cases", row, KEYS)
   page = report.build(evaluation, sweep.windows, cases, run)
   print(report.closing(cases))
   print(f"report: {shown(page.write(run.folder / 'report.html'))}")

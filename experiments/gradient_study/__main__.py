@@ -8,5 +8,6 @@ runner.main(
   study.Settings,
   study.study,
   prepare=study.prepare,
+  inputs=study.inputs,
   resumable=True,
 )

@@ -80,12 +80,19 @@ class Task(NamedTuple):
 
   settings: Settings  # of the study
   text: np.ndarray  # [n] tokens
+  sha256: str  # of the text's documents
 
 
 def prepare(settings: Settings) -> Task:
   """Reads the training text; raises ValueError if there is none."""
   documents = text_data.training_text(settings.data)
-  return Task(settings, text_data.stream(documents))
+  sha256 = text_data.fingerprint(documents)["sha256"]
+  return Task(settings, text_data.stream(documents), str(sha256))
+
+
+def inputs(task: Task) -> dict[str, str]:
+  """SHA-256 of the text."""
+  return {"training text": task.sha256}
 
 
 def study(task: Task, run: record.Run) -> None:
@@ -154,11 +161,9 @@ def _write(
 ) -> None:
   """Rows of a case: means of blocks, and last what the seeds end with."""
   blocks = losses.reshape(settings.seeds, -1, settings.block).mean(-1)
-  known = {(row["case"], row["seed"]) for row in run.rows("losses")}
   for (seed, i), loss in np.ndenumerate(blocks):
-    if (name, seed) not in known:
-      at = {"case": name, "seed": seed, "step": (i + 1) * settings.block}
-      run.write("losses", at | {"loss": loss})
+    at = {"case": name, "seed": seed, "step": (i + 1) * settings.block}
+    run.write_once("losses", at | {"loss": loss}, tuple(at))
   last = losses[:, -max(settings.steps // 10, 1) :].mean(1)
   ends = {f"seed_{seed}": loss for seed, loss in enumerate(last)}
   bad = int(np.isnan(losses).sum())

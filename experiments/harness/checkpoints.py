@@ -1,13 +1,20 @@
 """Checkpoints of a training run, and the signal that asks for the last one."""
 
+import hashlib
 import pathlib
+import re
 import signal
 import types
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+import safetensors.numpy
+
+from experiments.harness import writing
+
+KEPT = 2  # the newest, and the one that takes its place if it is damaged
+_NAME = re.compile(r"(\d{8,})-([0-9a-f]{64})\.safetensors")
 
 
 class Saved(NamedTuple):
@@ -22,26 +29,43 @@ class Saved(NamedTuple):
   total: float
 
 
+class Damaged(ValueError):
+  """A checkpoint is not what was written; it was put aside."""
+
+
 class Checkpoints:
-  """The newest checkpoint of a run, in `folder/checkpoints`."""
+  """The newest checkpoints of a run, `folder/checkpoints/STEP-SHA256...`.
+
+  A file's name says its hash, so that one rename puts both in place, and no
+  flipped bit is read.
+  """
 
   def __init__(self, folder: pathlib.Path):
-    """Opens it; nothing is written before `save`."""
-    self._manager = ocp.CheckpointManager(
-      (folder / "checkpoints").resolve(),
-      options=ocp.CheckpointManagerOptions(max_to_keep=1),
-    )
+    """Nothing is written before `save`."""
+    self._folder = folder / "checkpoints"
 
   @property
   def newest(self) -> int | None:
     """The step of the newest checkpoint, None where there is none."""
-    return self._manager.latest_step()
+    return max(self._files(), default=None)
 
   def save(self, saved: Saved) -> None:
-    """Writes a checkpoint in the background, in place of the one before."""
+    """Writes a checkpoint; the newest `KEPT` remain.
+
+    Raises:
+      Unwritable: those before stay.
+    """
     step = int(saved.state.step)
-    if step != self.newest:
-      self._manager.save(step, args=ocp.args.StandardSave(_tree(saved)))
+    if step == self.newest:
+      return
+    arrays = {name: np.asarray(x) for name, x in _flat(saved).items()}
+    data = safetensors.numpy.save(arrays)
+    name = f"{step:08d}-{hashlib.sha256(data).hexdigest()}.safetensors"
+    self._folder.mkdir(exist_ok=True)
+    writing.write(self._folder / name, data)
+    files = self._files()
+    for old in sorted(files)[:-KEPT]:
+      files[old].unlink(missing_ok=True)
 
   def restore(self, like: Any) -> Saved:
     """The newest checkpoint.
@@ -50,38 +74,50 @@ class Checkpoints:
       like: a state of the same network; its values do not matter.
 
     Returns:
-      What was saved.
+      What was saved, on the host.
 
     Raises:
+      Damaged: if it is not what was written. It was put aside, so that the one
+        before is the newest now.
       ValueError: if there is none, or it is of another network.
     """
-    newest = self.newest
-    if newest is None:
+    if self.newest is None:
       raise ValueError("resume must name a run's folder with checkpoints in it")
-    abstract = jax.tree.map(
-      ocp.utils.to_shape_dtype_struct, _tree(Saved(like, np.inf))
-    )
-    try:
-      found = self._manager.restore(
-        newest, args=ocp.args.StandardRestore(abstract)
+    path = self._files()[self.newest]
+    data = path.read_bytes()
+    found, promised = hashlib.sha256(data).hexdigest(), path.stem.split("-")[1]
+    if found != promised:
+      path.replace(path.with_suffix(".damaged"))
+      raise Damaged(
+        f"{path.parent.name}/{path.name} is damaged, its SHA-256 is {found}; "
+        "it was renamed to end in .damaged"
       )
-    except (ValueError, KeyError) as error:
-      raise ValueError(
+    arrays = safetensors.numpy.load(data)
+    like = Saved(like, np.inf)
+    if _shapes(arrays) != _shapes(_flat(like)):
+      raise writing.Refused(
         "resume must name a run of the same network, as the config has it"
-      ) from error
-    return Saved(type(like)(**found["state"]), float(found["total"]))
+      )
+    leaves = [arrays[name] for name in _flat(like)]
+    saved = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return saved._replace(total=float(saved.total))
 
-  def close(self) -> None:
-    """Waits until everything is written."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+  def _files(self) -> dict[int, pathlib.Path]:
+    """By step."""
+    found = self._folder.iterdir() if self._folder.is_dir() else ()
+    matches = ((_NAME.fullmatch(path.name), path) for path in found)
+    return {int(match[1]): path for match, path in matches if match}
 
 
-def _tree(saved: Saved) -> dict:
-  return {
-    "state": saved.state._asdict(),
-    "total": np.asarray(saved.total, np.float32),
-  }
+def _flat(saved: Saved) -> dict[str, Any]:
+  """Leaves by their paths in the tree."""
+  leaves, _ = jax.tree.flatten_with_path(saved)
+  named = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+  return named | {".total": np.asarray(saved.total, np.float32)}
+
+
+def _shapes(arrays: dict[str, Any]) -> dict[str, tuple]:
+  return {name: (x.shape, np.dtype(x.dtype)) for name, x in arrays.items()}
 
 
 class Interrupt:

@@ -5,11 +5,8 @@ whether the run finished; each table is one pair of files, `NAME.jsonl` and
 `NAME.csv`, written row by row, so that a run cut short keeps what it measured.
 """
 
-import csv
 import datetime
 import importlib.metadata
-import json
-import math
 import os
 import pathlib
 import platform
@@ -18,15 +15,15 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import pandas as pd
 
-from experiments.harness import tables
+from experiments.harness import folders, tables, writing
+from experiments.harness.rows import Table
 
-ENVIRONMENT = "environment.json"
 PACKAGES = (
   "neumann-posterior",
   "jax",
@@ -43,69 +40,16 @@ PACKAGES = (
 )
 
 
-def open_folder(workdir: pathlib.Path) -> pathlib.Path:
-  """Makes a folder for a new run; nothing already there is written over.
-
-  Args:
-    workdir: used itself where it is new or empty; otherwise the run gets the
-      first free numbered folder in it: `workdir/2`, `workdir/3`, ...
-
-  Returns:
-    The empty folder of this run.
-
-  Raises:
-    ValueError: the folder cannot be made or written.
-  """
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    folder = workdir
-    number = 2
-    while any(folder.iterdir()):
-      folder = workdir / str(number)
-      number += 1
-      folder.mkdir(exist_ok=True)
-    probe = folder / ".writable"
-    probe.touch()
-    probe.unlink()
-  except OSError as error:
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    raise ValueError(
-      f"workdir {str(workdir)!r} cannot be written ({reason}); give a folder "
-      "that can, as --workdir=DIR"
-    ) from error
-  return folder
-
-
-def check_resumable(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-  """Raises ValueError where a run of another config, or no run, is in the way.
-
-  Args:
-    workdir: of the run to go on with; new or empty means a fresh start.
-    config: what the run goes on with.
-  """
-  if not workdir.exists() or (workdir.is_dir() and not any(workdir.iterdir())):
-    return
-  try:
-    kept = json.loads((workdir / ENVIRONMENT).read_text())["config"]
-  except (OSError, ValueError, LookupError, TypeError) as error:
-    raise ValueError(
-      f"workdir {str(workdir)!r} holds no run that could be resumed"
-    ) from error
-  now = json.loads(json.dumps(dict(config), default=str))
-  for name in sorted(kept.keys() | now.keys()):
-    if kept.get(name) != now.get(name):
-      raise ValueError(
-        f"workdir {str(workdir)!r} holds a run whose {name} is "
-        f"{kept.get(name)!r}, not {now.get(name)!r}: resume it with its own "
-        "config or give another --workdir"
-      )
-
-
-def environment(command: Sequence[str], config: Mapping[str, Any]) -> dict:
+def environment(
+  command: Sequence[str],
+  config: Mapping[str, Any],
+  inputs: Mapping[str, str] = types.MappingProxyType({}),
+) -> dict:
   """Versions, devices, source revision, command and config, ready for JSON."""
   return {
     "command": shlex.join(command),
     "config": dict(config),
+    "inputs": dict(inputs),
     "started": datetime.datetime.now(datetime.UTC).isoformat(),
     "python": platform.python_version(),
     "machine": f"{platform.system()} {platform.machine()}",
@@ -114,66 +58,6 @@ def environment(command: Sequence[str], config: Mapping[str, Any]) -> dict:
     "devices": [f"{d.platform}: {d.device_kind}" for d in jax.devices()],
     "revision": _revision(),
   }
-
-
-class Table:
-  """One table on disk: JSON lines appended row by row, in the end as CSV too.
-
-  The first row fixes the columns. Opening a table that exists goes on with it;
-  half a line left by a run that was killed is dropped first.
-  """
-
-  def __init__(self, stem: pathlib.Path):
-    """Opens `stem.jsonl`, making it where it is not."""
-    self._stem = stem
-    path = stem.with_suffix(".jsonl")
-    if path.exists():
-      whole = path.read_bytes()
-      path.write_bytes(whole[: whole.rfind(b"\n") + 1])
-    self._file = path.open("a+", encoding="utf-8", newline="")
-    found = self.rows()
-    self._columns = list(found[0]) if found else None
-
-  def write(self, row: Mapping[str, Any] | tuple) -> None:
-    """Appends one row of strings, numbers, booleans or None.
-
-    Infinite and undefined numbers become the strings "inf", "-inf" and "nan",
-    which strict JSON readers accept and `float` parses.
-
-    Args:
-      row: a value for every column, as a NamedTuple or a mapping.
-
-    Raises:
-      ValueError: the columns are not those of the first row.
-    """
-    row = tables.as_mapping(row)
-    self._columns = self._columns or list(row)
-    if list(row) != self._columns:
-      raise ValueError(
-        f"row has columns {list(row)}, but the table has {self._columns}"
-      )
-    plain = {name: _plain(value) for name, value in row.items()}
-    self._file.write(json.dumps(plain, allow_nan=False) + "\n")
-    self._file.flush()
-
-  def rows(self) -> list[dict[str, Any]]:
-    """All rows so far, as JSON holds them."""
-    self._file.seek(0)
-    found = [json.loads(line) for line in self._file]
-    self._file.seek(0, os.SEEK_END)
-    return found
-
-  def close(self) -> None:
-    """Closes the file and writes `stem.csv` from it."""
-    rows = self.rows()
-    self._file.close()
-    with self._stem.with_suffix(".csv").open(
-      "w", encoding="utf-8", newline=""
-    ) as file:
-      writer = csv.DictWriter(file, self._columns or [], lineterminator="\n")
-      if rows:
-        writer.writeheader()
-      writer.writerows(rows)
 
 
 class Run:
@@ -190,37 +74,55 @@ class Run:
     *,
     command: Sequence[str] = (),
     config: Mapping[str, Any] = types.MappingProxyType({}),
+    inputs: Mapping[str, str] = types.MappingProxyType({}),
     resume: bool = False,
   ):
     """Opens the folder and writes the first record.
 
     Args:
-      workdir: see `open_folder`.
+      workdir: see `folders.open_folder`.
       command: that started the run.
       config: of the run.
+      inputs: SHA-256 of what goes in, by name.
       resume: goes on with the run that `workdir` holds, in place; its record
         stays under `earlier` of the new one.
 
     Raises:
-      ValueError: the folder cannot be written, or `resume` does not fit (see
-        `check_resumable`).
+      Refused: the folder cannot be written or is held by another process, or
+        `resume` does not fit (see
+        `folders.check_resumable`).
     """
     workdir = pathlib.Path(workdir)
-    earlier = []
-    if resume:
-      check_resumable(workdir, config)
-      earlier = _earlier(workdir)
-    self.folder = workdir if earlier else open_folder(workdir)
-    self.environment = environment(command, config)
-    if earlier:
-      self.environment["earlier"] = earlier
+    opened = folders.open_again(workdir, config, inputs) if resume else None
+    self.folder, self._held = opened or folders.open_folder(workdir)
     self._tables: dict[str, Table] = {}
     self._start = time.monotonic()
-    self._save("running")
+    try:
+      earlier = folders.earlier(self.folder)
+      self.environment = environment(command, config, inputs)
+      if earlier:
+        self.environment["earlier"] = earlier
+      with folders.writable(self.folder):
+        self._save("running")
+    except BaseException:
+      self._held.close()
+      raise
 
   def write(self, table: str, row: Mapping[str, Any] | tuple) -> None:
     """Appends a row, a NamedTuple or a mapping, to a table."""
     self._table(table).write(row)
+
+  def write_once(
+    self, table: str, row: Mapping[str, Any] | tuple, key: Sequence[str]
+  ) -> None:
+    """Appends a row unless a run gone on with has written it.
+
+    Args:
+      table: its name.
+      row: as for `write`.
+      key: columns that tell the rows of the table apart.
+    """
+    self._table(table).write_once(tables.as_mapping(row), key)
 
   def rows(self, table: str) -> list[dict[str, Any]]:
     """The rows of a table so far, those of a run gone on with included.
@@ -249,6 +151,13 @@ class Run:
       "in the `.jsonl` and `.csv` tables."
     )
 
+  def how_to_go_on(self) -> str:
+    """What to do after a run was stopped, as half a sentence."""
+    return (
+      "the same command goes on with --resume "
+      f"--workdir={shlex.quote(str(self.folder))}"
+    )
+
   def seconds(self) -> float:
     """Time since the run began."""
     return time.monotonic() - self._start
@@ -258,33 +167,33 @@ class Run:
       "status": status,
       "seconds": round(self.seconds(), 1),
     }
-    text = json.dumps(self.environment, indent=2, default=str)
-    (self.folder / ENVIRONMENT).write_text(text + "\n")
+    writing.write_json(self.folder / folders.ENVIRONMENT, self.environment)
 
   def __enter__(self) -> "Run":
     return self
 
   def __exit__(self, kind: type | None, *_: object) -> None:
-    for table in self._tables.values():
-      table.close()
-    self._save("finished" if kind is None else f"stopped by {kind.__name__}")
+    status = "finished" if kind is None else f"stopped by {kind.__name__}"
+    with self._held:
+      # What can be written still is; what ended the run is what is said.
+      errors = [
+        error
+        for end in (
+          *(table.close for table in self._tables.values()),
+          lambda: self._save(status),
+        )
+        if (error := _tried(end)) is not None
+      ]
+    if errors and kind is None:
+      raise errors[0]
 
 
-def _plain(value: Any) -> Any:
-  """The value as JSON knows it."""
-  if isinstance(value, str | bool | int | None):
-    return value
-  number = float(value)
-  return number if math.isfinite(number) else str(number)
-
-
-def _earlier(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """The records of the runs that a folder's tables come from, oldest first."""
-  path = workdir / ENVIRONMENT
-  if not path.exists():
-    return []
-  last = json.loads(path.read_text())
-  return [*last.pop("earlier", []), last]
+def _tried(end: Callable[[], None]) -> OSError | None:
+  try:
+    end()
+  except OSError as error:
+    return error
+  return None
 
 
 def _version(package: str) -> str | None:

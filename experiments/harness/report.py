@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
-from experiments.harness import tables
+from experiments.harness import tables, writing
 from experiments.harness.tables import Digits, short
 
 __all__ = ["Cell", "Report", "render", "short", "shown"]
@@ -190,15 +190,14 @@ class Report:
       f'<a href="#part-{i}">{html.escape(title)}</a>'
       for i, title in enumerate(self._sections, 1)
     )
-    path.write_text(
+    return writing.write(
+      path,
       '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
       '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
       f"<title>{html.escape(self._title)}</title><style>{STYLE}</style>"
       f"</head>\n<body>\n{self._head()}\n<nav>{links}</nav>\n"
       f"{self._content()}\n</body></html>\n",
-      encoding="utf-8",
     )
-    return path
 
   def _repr_html_(self) -> str:
     """What a notebook shows: the page without its style and links."""

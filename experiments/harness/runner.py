@@ -8,30 +8,35 @@ is locked: a field it does not have is refused. Without `--workdir` results go
 to `runs/NAME`. A folder that holds anything is never written over: the run
 then gets `DIR/2`, `DIR/3`, ... and says so. With `--resume`, which only long
 experiments have, the run goes on in `DIR` with the rows that are there, under
-the same config; where nothing is there, it starts.
+the same config and of the same files; in an empty folder, it starts. Others
+who would write into a run's folder meanwhile are told which process holds it.
 
-Usage errors end in one sentence on stderr and exit code 2, Ctrl-C in one and
-exit code 130. ConfigDicts stop here: experiments see frozen dataclasses.
+Usage errors end in one sentence on stderr and exit code 2, a file that cannot
+be written in one and exit code 1, Ctrl-C in one and exit code 130. ConfigDicts
+stop here: experiments see frozen dataclasses.
 """
 
 import ast
 import dataclasses
 import pathlib
 import re
+import signal
 import sys
+import threading
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.harness import record
+from experiments.harness import console, record, writing
 
 S = TypeVar("S")
 
-INTERRUPTED = 130  # exit code of a process that Ctrl-C ended
+# Exit codes: a file could not be written, the command cannot be run, Ctrl-C.
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 
@@ -61,6 +66,7 @@ def main(
   argv: Sequence[str] | None = None,
   *,
   prepare: Callable[[S], Any] | None = None,
+  inputs: Callable[[Any], Mapping[str, str]] | None = None,
   resumable: bool = False,
 ) -> None:
   """Parses the command line and runs the experiment in a recorded folder.
@@ -74,45 +80,64 @@ def main(
     argv: the command line with the program's name first; None: the process's.
     prepare: reads the files that the settings name, before the run's folder is
       made; what it refuses is a usage error.
+    inputs: SHA-256 by name of the files that go in, of what the experiment is
+      called with; a run is gone on with only where they are the same.
     resumable: whether the experiment leaves out the rows that its tables have.
   """
   argv = list(sys.argv if argv is None else argv)
-  if any(arg in ("-h", "--help", "-help") for arg in argv[1:]):
-    print(usage(name))
-    return
-  try:
-    command = parse(argv, name)
-    settings = to_settings(settings_type, command.config)
-    config = command.config.to_dict()
-    if command.resume:
-      _check_resume(name, command.workdir, config, resumable=resumable)
-    given = settings if prepare is None else _prepared(prepare, settings)
-    run = record.Run(
-      command.workdir,
-      command=record.command_line(),
-      config=config,
-      resume=command.resume,
-    )
-  except ValueError as error:
-    print(f"{name}: {error}", file=sys.stderr)
-    sys.exit(2)
+  run: record.Run | None = None
+  with console.steady(name):
+    if any(arg in ("-h", "--help", "-help") for arg in argv[1:]):
+      print(usage(name))
+      return
+    try:
+      if threading.current_thread() is threading.main_thread():
+        # From here on it is an exception; `experiments` left in mid-import.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+      command = parse(argv, name)
+      if command.resume and not resumable:
+        raise UsageError(f"{name} has no --resume: it is run as a whole")
+      given: Any = to_settings(settings_type, command.config)
+      if prepare is not None:
+        given = _prepared(prepare, given)
+      run = _opened(command, {} if inputs is None else _prepared(inputs, given))
+      with run:
+        experiment(given, run)
+    except (UsageError, writing.Refused) as error:
+      _leave(f"{name}: {error}", USAGE)
+    except KeyboardInterrupt:
+      _leave(f"{name}: interrupted; {_left(run, resumable)}", INTERRUPTED)
+    except OSError as error:
+      words = f"{error.filename}: {error.strerror}"
+      words = words if error.filename else str(error)
+      _leave(f"{name}: {words}; {_left(run, resumable)}", FAILED)
+
+
+def _opened(command: Command, inputs: Mapping[str, str]) -> record.Run:
+  run = record.Run(
+    command.workdir,
+    command=record.command_line(),
+    config=command.config.to_dict(),
+    inputs=inputs,
+    resume=command.resume,
+  )
   if run.folder != command.workdir:
     print(f"{command.workdir} is in use; this run goes to {run.folder}")
-  try:
-    with run:
-      experiment(given, run)
-  except KeyboardInterrupt:
-    print(_interrupted(name, run, resumable=resumable), file=sys.stderr)
-    sys.exit(INTERRUPTED)
+  return run
 
 
-def _interrupted(name: str, run: record.Run, *, resumable: bool) -> str:
-  if not resumable:
-    return f"{name}: interrupted; what was written is in {run.folder}"
-  return (
-    f"{name}: interrupted; the same command goes on with --resume "
-    f"--workdir={run.folder}"
-  )
+def _leave(words: str, code: int) -> NoReturn:
+  print(words, file=sys.stderr)
+  sys.exit(code)
+
+
+def _left(run: record.Run | None, resumable: bool) -> str:
+  """What there is of a run that was stopped."""
+  if run is None:
+    return "nothing was written"
+  if resumable:
+    return run.how_to_go_on()
+  return f"what was written is in {run.folder}"
 
 
 def usage(name: str) -> str:
@@ -141,9 +166,12 @@ def parse(argv: Sequence[str], name: str) -> Command:
     if match := re.match(r"--?(?:no)?config\.([^=]+)", arg):
       _check_field(base, match[1])
   config, values = _parse_flags(argv, name)
+  workdir = str(values["workdir"].value)
+  if not workdir:
+    raise UsageError("workdir must name a folder, got an empty --workdir=")
   return Command(
     config,
-    pathlib.Path(str(values["workdir"].value)),
+    pathlib.Path(workdir),
     bool(values["resume"].value),
   )
 
@@ -190,21 +218,9 @@ def _section(settings_type: Any, value: Any) -> Any:
   return to_settings(settings_type, value)
 
 
-def _check_resume(
-  name: str,
-  workdir: pathlib.Path,
-  config: Mapping[str, Any],
-  *,
-  resumable: bool,
-) -> None:
-  if not resumable:
-    raise UsageError(f"{name} has no --resume: it is run as a whole")
-  record.check_resumable(workdir, config)
-
-
-def _prepared(prepare: Callable[[S], Any], settings: S) -> Any:
+def _prepared(prepare: Callable[[Any], Any], given: Any) -> Any:
   try:
-    return prepare(settings)
+    return prepare(given)
   except (ImportError, OSError, ValueError) as error:
     raise UsageError(str(error)) from error
 

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 
+from experiments.harness import writing
+
 T = TypeVar("T")
 
 TINY = "on a CPU, for the tests only"
@@ -132,6 +134,8 @@ def attempt(job: Callable[[], T]) -> tuple[T | None, str]:
   """The job's result, or None and why: one failure must not end a study."""
   try:
     return job(), ""
+  except writing.Unwritable:  # which is no fault of what was to be done
+    raise
   except Exception as error:
     lines = str(error).strip().splitlines() or [""]
     return None, f"failed, {type(error).__name__}: {lines[0][:200]}"

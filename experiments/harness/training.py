@@ -9,6 +9,7 @@ run that goes on from a checkpoint ends with the same bits as an unbroken one.
 import dataclasses
 import math
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -20,7 +21,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.harness import pace, record
-from experiments.harness.checkpoints import Checkpoints, Interrupt, Saved
+from experiments.harness.checkpoints import (
+  Checkpoints,
+  Damaged,
+  Interrupt,
+  Saved,
+)
 from experiments.harness.progress import Progress
 from experiments.harness.scalars import Scalars
 from experiments.harness.settings import Checked, setting
@@ -209,20 +215,20 @@ class Loop(NamedTuple):
     row: (number of steps done, what the step says) -> numbers of the table
       besides "step", "of" and "seconds".
     save: writes what the run leaves of a state.
-    resume: words on how a stopped run goes on.
   """
 
   name: str
   settings: LoopSettings
   row: Callable[[int, Any], Mapping[str, float]]
   save: Callable[[Any], None]
-  resume: str
 
 
 def start(
   state: State, settings: LoopSettings, mesh: Mesh, folder: pathlib.Path | None
 ) -> Saved:
-  """The newest checkpoint, or the state before the first step; placed.
+  """The newest whole checkpoint, or the state before the first step; placed.
+
+  What is damaged is put aside, and said.
 
   Args:
     state: the latter.
@@ -233,12 +239,19 @@ def start(
   total = float(settings.steps) if settings.steps else math.inf
   saved = Saved(state, total)
   if folder is not None:
-    checkpoints = Checkpoints(folder)
-    if checkpoints.newest is not None:
-      saved = checkpoints.restore(state)
-    checkpoints.close()
+    saved = _newest(Checkpoints(folder), saved)
   everywhere = NamedSharding(mesh, P())
   return saved._replace(state=jax.device_put(saved.state, everywhere))
+
+
+def _newest(checkpoints: Checkpoints, fresh: Saved) -> Saved:
+  while checkpoints.newest is not None:
+    try:
+      return checkpoints.restore(fresh.state)
+    except Damaged as error:
+      words = f"step {checkpoints.newest or 0}"
+      print(f"{error}; going on from {words}", file=sys.stderr)
+  return fresh
 
 
 def train(saved: Saved, step: Step, loop: Loop, run: record.Run) -> Any:
@@ -257,22 +270,30 @@ def train(saved: Saved, step: Step, loop: Loop, run: record.Run) -> Any:
     SystemExit: SIGTERM came; the state after the step under way is kept.
   """
   checkpoints, scalars = Checkpoints(run.folder), Scalars(run.folder)
+  for row in run.rows(TABLE):  # curves are made of the table, once more
+    scalars.write(row["step"], _curves(row))
 
   def keep(saved: Saved) -> None:
-    loop.save(saved.state)
+    # The checkpoint first: the weights can be made of it, not it of them.
     checkpoints.save(saved)
+    loop.save(saved.state)
 
   with Interrupt() as interrupt:
     try:
       saved = _steps(saved, step, loop, run, scalars, keep, interrupt)
       keep(saved)
-    finally:  # whatever ends it, what is being written gets written
-      checkpoints.close()
+    finally:
       scalars.close()
   if interrupt.asked:
     number = int(saved.state.step)
-    raise SystemExit(f"stopped at step {number}; {loop.resume}")
+    raise SystemExit(f"stopped at step {number}; {run.how_to_go_on()}")
   return saved.state
+
+
+def _curves(row: Mapping[str, Any]) -> dict[str, float]:
+  """The numbers of a line that `Loop.row` gave."""
+  ours = ("step", "of", "seconds")
+  return {name: float(x) for name, x in row.items() if name not in ours}
 
 
 def _steps(

@@ -1,5 +1,6 @@
 """The chunk matrices of a model: of every layer, head and kind of text."""
 
+import io
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -7,6 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.harness import writing
 from experiments.lm_accuracy import layerwise
 from experiments.lm_accuracy.token_rows import TokenRows
 from neumann_jax import InverseSpec, LanguageModel
@@ -80,7 +82,9 @@ def write(captured: Captured, path: pathlib.Path) -> None:
   """Writes matrices as a compressed npz, their strictly lower part only."""
   lower = np.tril_indices(captured.a.shape[-1], -1)
   fields = captured._asdict() | {"a": captured.a[:, *lower]}
-  np.savez_compressed(path, **fields)
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, **fields)
+  writing.write(path, buffer.getvalue())
 
 
 def read(path: pathlib.Path) -> Captured:

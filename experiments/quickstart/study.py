@@ -10,7 +10,7 @@ report.
 import dataclasses
 
 from experiments.data import degradations
-from experiments.harness import record
+from experiments.harness import record, writing
 from experiments.harness import report as reports
 from experiments.harness.progress import Progress
 from experiments.inverse_accuracy import study as inverse_accuracy
@@ -58,5 +58,5 @@ def _restoration(
   report.section("Photographs restored under a known prior")
   pages.add_restoration(report, run.frame("restoration"), pictures, settings)
   brief = pages.brief(pictures)
-  (run.folder / "panel.jpg").write_bytes(reports.render(brief, "jpeg"))
-  (run.folder / "panel.txt").write_text(pages.caption(settings) + "\n")
+  writing.write(run.folder / "panel.jpg", reports.render(brief, "jpeg"))
+  writing.write(run.folder / "panel.txt", pages.caption(settings) + "\n")

@@ -40,6 +40,8 @@ ABOUT = (
   *("budget", "samples"),
 )
 
+KEY = (*ABOUT, "photograph")
+
 
 class Program(NamedTuple):
   """One sampler for one task."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from experiments.data import degradations, photographs
 from experiments.data.degradations import Degradation
-from experiments.harness import prior_files
+from experiments.harness import prior_files, writing
 from experiments.harness.settings import Checked, setting
 from posterior_jax import metrics
 from posterior_jax.base import Denoiser
@@ -97,6 +97,16 @@ def build(settings: SetupSettings) -> Setup:
     settings.seed,
     metrics.load_lpips(settings.lpips) if settings.lpips else None,
   )
+
+
+def inputs(settings: SetupSettings) -> dict[str, str]:
+  """SHA-256 of every file that `build` reads, but those it verifies itself."""
+  folder = photographs.files_in(settings.folder) if settings.folder else ()
+  lpips = [settings.lpips] if settings.lpips else ()
+  found = prior_files.digests(settings.prior)
+  for name, files in (("picture", folder), ("lpips", lpips)):
+    found |= writing.digests(name, files)
+  return found
 
 
 def degradations_named(names: tuple[str, ...]) -> tuple[Degradation, ...]:

@@ -12,12 +12,13 @@ leaves out those that are there.
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from experiments.data import photographs
 from experiments.data.degradations import Degradation
-from experiments.harness import pictures, record, samplers
+from experiments.harness import pictures, record, samplers, writing
 from experiments.harness import report as reports
 from experiments.harness.progress import Progress
 from experiments.harness.samplers import CALIBRATED, PUBLISHED, TUNED
@@ -31,7 +32,11 @@ from experiments.restoration.runs import (
   TABLE,
   Program,
 )
-from experiments.restoration.setup import SetupSettings, degradations_named
+from experiments.restoration.setup import (
+  Setup,
+  SetupSettings,
+  degradations_named,
+)
 
 SETTINGS = (PUBLISHED, TUNED, CALIBRATED)
 BUDGETS = "evaluations and robust_evaluations must hold positive numbers"
@@ -140,9 +145,26 @@ def _by_task(names: tuple[str, ...]) -> list[tuple[Degradation, ...]]:
   return list(groups.values())
 
 
-def restore(settings: Settings, run: record.Run) -> None:
+class Task(NamedTuple):
+  """The settings and what they name."""
+
+  settings: Settings
+  shared: Setup
+
+
+def prepare(settings: Settings) -> Task:
+  """Reads photographs and prior; raises what `setup.build` does."""
+  return Task(settings, setups.build(settings.setup))
+
+
+def inputs(task: Task) -> dict[str, str]:
+  """SHA-256 of what the setup reads."""
+  return setups.inputs(task.settings.setup)
+
+
+def restore(task: Task, run: record.Run) -> None:
   """Runs what the table lacks, then writes the report."""
-  shared = setups.build(settings.setup)
+  settings, shared = task
   wanted = programs(settings)
   left = runs.remaining(wanted, run.rows(TABLE), len(shared.names))
   folder = run.folder / report.PICTURES
@@ -160,13 +182,14 @@ def restore(settings: Settings, run: record.Run) -> None:
         (", mean", samples.mean(0)),
         (", spread", pictures.grey(spread, white=0.5)),
       ):
-        photographs.save(image, folder / f"{name}{ending}.png")
+        file = folder / f"{name}{ending}.png"
+        writing.write(file, photographs.as_png(image))
 
   with Progress(len(left), label="restoration") as tick:
     for rows in runs.run_all(
       left, shared, workers=settings.workers, keep=keep, tick=tick
     ):
       for row in rows:
-        run.write(TABLE, row)
+        run.write_once(TABLE, row, runs.KEY)
   path = report.write(run, shared, run.frame(TABLE))
   print(f"report: {reports.shown(path)}")

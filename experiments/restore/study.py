@@ -8,7 +8,11 @@ network's sides are padded by mirroring, or worked on in overlapping tiles.
 """
 
 import dataclasses
+import io
+import pathlib
+import sys
 import time
+import zipfile
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,7 +22,7 @@ import numpy as np
 
 import posterior_jax
 from experiments.data import degradations, photographs
-from experiments.harness import record, scores
+from experiments.harness import prior_files, record, scores, writing
 from experiments.harness import report as reports
 from experiments.harness.progress import Progress, Tick
 from experiments.restore import report
@@ -26,7 +30,7 @@ from experiments.restore.input import Given
 from experiments.restore.job import Job
 from experiments.restore.report import Restored
 
-TABLE = "restore"
+TABLE, DRAWN = "restore", "drawn"  # the latter a folder of unrounded images
 # Of the settings, columns of the table.
 ABOUT = (
   *("image", "task", "kernel", "mask", "std", "noise_std", "degrade"),
@@ -35,28 +39,46 @@ ABOUT = (
 Score = float | None
 
 
+def inputs(job: Job) -> dict[str, str]:
+  """SHA-256 of the files that the settings name."""
+  settings = job.settings
+  found = prior_files.digests(settings.prior)
+  for name in ("image", "kernel", "mask"):
+    file = pathlib.Path(getattr(settings, name))
+    if file.is_file():  # a kernel may be one by its name
+      found |= writing.digests(name, [file])
+  return found
+
+
 def restore(job: Job, run: record.Run) -> None:
   """Restores the picture; writes images, row and report."""
-  start = time.monotonic()
-  restored, spent = _draw_all(job)
-  seconds = time.monotonic() - start
+  restored, spent = _draw_all(job, run.folder / DRAWN)
+  # What took the time first, and last what can be made of it.
+  for name, picture in _pictures(job, restored).items():
+    writing.write(run.folder / name, picture)
   shape = job.given.observation.operator.image_shape
   row = {name: getattr(job.settings, name) for name in ABOUT}
   row |= dict(zip(("height", "width", "channels"), shape))
-  row |= evaluate(job.given, restored) | spent | {"seconds": seconds}
-  run.write(TABLE, row)
-  photographs.save(restored.best, run.folder / "restored.png")
-  for i, sample in enumerate(restored.samples, 1):
-    photographs.save(sample, run.folder / f"sample_{i}.png")
-  if len(restored.samples) > 1:
-    if job.settings.method == "NFC":
-      photographs.save(restored.samples.mean(0), run.folder / "mean.png")
-    picture = reports.render(report.uncertainty(restored.samples), "png")
-    (run.folder / "uncertainty.png").write_bytes(picture)
+  row |= evaluate(job.given, restored) | spent
+  run.write_once(TABLE, row, ABOUT)
   path = report.write(run, job.given, restored, row)
   for line in report.summary(row):
     print(line)
   print(f"report: {reports.shown(path)}")
+
+
+def _pictures(job: Job, restored: Restored) -> dict[str, bytes]:
+  """Files by name."""
+  images = {"restored": restored.best}
+  images |= {f"sample_{i}": x for i, x in enumerate(restored.samples, 1)}
+  several = len(restored.samples) > 1
+  if several and job.settings.method == "NFC":
+    images["mean"] = restored.samples.mean(0)
+  files = {f"{name}.png": photographs.as_png(x) for name, x in images.items()}
+  if several:
+    spread = report.uncertainty(restored.samples)
+    files["uncertainty.png"] = reports.render(spread, "png")
+  return files
 
 
 def evaluate(given: Given, restored: Restored) -> dict[str, Score]:
@@ -89,30 +111,64 @@ def evaluate(given: Given, restored: Restored) -> dict[str, Score]:
   }
 
 
-def _draw_all(job: Job) -> tuple[Restored, dict[str, int]]:
-  """The image and the samples, one at a time, and what they took."""
-  settings, nfc = job.settings, job.settings.method == "NFC"
-  first, *others = jax.random.split(
-    jax.random.key(settings.seed), settings.samples + 1
-  )
-  total = settings.samples * job.drawn.num_steps + nfc * job.best.num_steps
-  with Progress(total, label="restore") as tick:
-    found = [draw(job, job.best, "image", tick)(first)] if nfc else []
-    found += map(draw(job, job.drawn, "samples", tick), others)
-  images = np.stack([each.image for each in found])
-  samples = images[int(nfc) :]
-  return Restored(images[0] if nfc else samples.mean(0), samples), {
-    "calls": sum(each.calls for each in found),
-    "products": sum(each.products for each in found),
-  }
-
-
 class Drawn(NamedTuple):
   """An image [H, W, C], and what it took."""
 
   image: np.ndarray  # pixels in [-1, 1]
   calls: int  # of the denoiser
   products: int  # with its Jacobian
+
+
+def _draw_all(
+  job: Job, folder: pathlib.Path
+) -> tuple[Restored, dict[str, float]]:
+  """The image and the samples, one at a time, and what they took.
+
+  Args:
+    job: what to draw.
+    folder: keeps each as soon as it is drawn, for a run that goes on.
+  """
+  settings, nfc = job.settings, job.settings.method == "NFC"
+  folder.mkdir(exist_ok=True)
+  first, *others = jax.random.split(
+    jax.random.key(settings.seed), settings.samples + 1
+  )
+  total = settings.samples * job.drawn.num_steps + nfc * job.best.num_steps
+  with Progress(total, label="restore") as tick:
+    best = draw(job, job.best, "image", tick)
+    drawn = draw(job, job.drawn, "samples", tick)
+    found = [_kept(folder / "image.npz", best, first)] if nfc else []
+    for i, key in enumerate(others, 1):
+      found.append(_kept(folder / f"sample_{i}.npz", drawn, key))
+  images = np.stack([each.image for each, _ in found])
+  samples = images[int(nfc) :]
+  return Restored(images[0] if nfc else samples.mean(0), samples), {
+    "calls": sum(each.calls for each, _ in found),
+    "products": sum(each.products for each, _ in found),
+    "seconds": sum(seconds for _, seconds in found),
+  }
+
+
+def _kept(
+  file: pathlib.Path, one: Callable[[jax.Array], Drawn], key: jax.Array
+) -> tuple[Drawn, float]:
+  """What a run before this one has drawn, else drawn now and kept; seconds."""
+  if file.exists():
+    try:
+      with np.load(file) as found:
+        calls, products, seconds = (
+          found[name].item() for name in ("calls", "products", "seconds")
+        )
+        return Drawn(found["image"], calls, products), seconds
+    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile):
+      print(f"{file} is damaged; it is drawn again", file=sys.stderr)
+  start = time.monotonic()
+  drawn = one(key)
+  seconds = time.monotonic() - start
+  buffer = io.BytesIO()
+  np.savez(buffer, seconds=seconds, **drawn._asdict())
+  writing.write(file, buffer.getvalue())
+  return drawn, seconds
 
 
 def draw(

@@ -16,6 +16,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -176,7 +177,7 @@ def schedules(
   command = [sys.executable, "-m", "experiments.tpu_cycles.compile_one", kind]
   command += ["--dump", str(folder), "--kernels", *kernels]
   command += ["--batches", *map(str, batches)]
-  with (folder.parent / f"{folder.name}.log").open("w+") as log:
+  with tempfile.TemporaryFile("w+") as log:
     with subprocess.Popen(
       command,
       env=environment(folder),

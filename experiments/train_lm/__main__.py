@@ -4,5 +4,10 @@ from experiments.harness import runner
 from experiments.train_lm import study
 
 runner.main(
-  "train_lm", study.Settings, study.train, prepare=study.prepare, resumable=True
+  "train_lm",
+  study.Settings,
+  study.train,
+  prepare=study.prepare,
+  inputs=study.inputs,
+  resumable=True,
 )

@@ -19,13 +19,15 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.data import text_data
 from experiments.data.text_data import Document
-from experiments.harness import record, training
+from experiments.harness import record, training, writing
 from experiments.harness.training import TrainState
 from experiments.train_lm import evaluation, report, step
 from experiments.train_lm.batches import KINDS
 from experiments.train_lm.settings import Settings
 from experiments.train_lm.step import StepBits
 from neumann_jax import LanguageModel, shipped
+
+NAME = "language_model"  # of the weights and their manifest
 
 
 class Task(NamedTuple):
@@ -43,6 +45,14 @@ def prepare(settings: Settings) -> Task:
     text_data.training_text(settings.data),
     text_data.held_out_text(settings.data),
   )
+
+
+def inputs(task: Task) -> dict[str, str]:
+  """SHA-256 of the text."""
+  return {
+    "training text": str(text_data.fingerprint(task.training)["sha256"]),
+    "held-out text": str(text_data.fingerprint(task.held_out)["sha256"]),
+  }
 
 
 def train(task: Task, run: record.Run) -> None:
@@ -69,7 +79,6 @@ def train(task: Task, run: record.Run) -> None:
       settings,
       row=lambda number, info: _row(settings, number, info),
       save=lambda state: save(state, task, run),
-      resume=f"the same command goes on with --resume --workdir={run.folder}",
     ),
     run,
   )
@@ -103,9 +112,8 @@ def save(state: TrainState, task: Task, run: record.Run) -> None:
     "training_text": text_data.fingerprint(task.training),
     "held_out_text": text_data.fingerprint(task.held_out),
   }
-  shipped.save_model(
-    run.folder / "language_model.json", _model(state, settings), about
-  )
+  with writing.beside(run.folder, f"{NAME}.safetensors", f"{NAME}.json") as to:
+    shipped.save_model(to / f"{NAME}.json", _model(state, settings), about)
 
 
 def evaluate(state: TrainState, task: Task, run: record.Run) -> None:
@@ -122,10 +130,10 @@ def evaluate(state: TrainState, task: Task, run: record.Run) -> None:
     batches=settings.task_batches,
     seed=settings.seed,
   )
-  for table, scores in (("text", text), ("tasks", tasks)):
-    if not run.rows(table):
-      for score in scores:
-        run.write(table, score)
+  for score in text:
+    run.write_once("text", score, ("module",))
+  for task_score in tasks:
+    run.write_once("tasks", task_score, ("task",))
   count = sum(x.size for x in state.params.values())
   tokens = _tokens(settings, int(state.step))
   words = (

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from experiments.harness import record
+from experiments.harness import record, writing
 from experiments.harness import report as reports
 from experiments.train_prior import batches, figures
 from experiments.train_prior.batches import BatchSettings, Pool
@@ -58,7 +58,7 @@ def write(
     for name, drawn in images.items():
       picture = figures.pictures(np.asarray(drawn[:SHOWN]), COLUMNS)
       jpeg = reports.render(picture, "jpeg")
-      (run.folder / f"{name}_{size}.jpg").write_bytes(jpeg)
+      writing.write(run.folder / f"{name}_{size}.jpg", jpeg)
     report.figure(
       figures.pictures(np.asarray(images["samples"][:SHOWN]), COLUMNS),
       f"Samples of {size} pixels, Heun's method, {steps} steps.",
@@ -67,7 +67,7 @@ def write(
     spectra.append(figures.compared(size, **images))
   spectrum = pd.concat(spectra, ignore_index=True)
   for row in spectrum.itertuples(index=False):
-    run.write("spectrum", row)
+    run.write_once("spectrum", row, ("size", "frequency"))
   report.section("Their spectrum")
   report.figure(
     figures.spectrum_figure(spectrum),

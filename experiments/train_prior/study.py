@@ -4,14 +4,14 @@
 
 Settings: `configs/train_prior.py`; photographs: `experiments.prior_sources`.
 Writes the weights (`photo_prior.json` and `.safetensors`, the averaged ones),
-checkpoints, tables and a report. SIGTERM saves and stops; a run goes on with
-`--config.resume=FOLDER`, bit for bit as if it had not been stopped.
+checkpoints, tables and a report. SIGTERM saves and stops. However a run ended,
+the same command with `--resume` goes on from its last checkpoint, bit for bit
+as if it had not been stopped.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from experiments.data import dead_leaves, photo_tiles
 from experiments.data.dead_leaves import LeafSettings
 from experiments.data.photo_tiles import Photograph
-from experiments.harness import record
+from experiments.harness import record, writing
 from experiments.harness import training as harness
 from experiments.harness.settings import setting
 from experiments.harness.training import (
@@ -37,6 +37,8 @@ from experiments.train_prior.batches import BatchSettings, Pool
 from posterior_jax import priors
 from posterior_jax.priors import UNetConfig, UNetPrior
 
+NAME = "photo_prior"  # of the weights and their manifest
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(LoopSettings):
@@ -49,7 +51,6 @@ class Settings(LoopSettings):
     pixels: of a batch.
     dtype: of the network's arithmetic.
     leaf_images: how many dead leaves are drawn.
-    resume: folder of a run to go on with, or "".
     samples: draws of each size at the end.
     sample_steps: of their ODE.
     network: shape of the network.
@@ -64,7 +65,6 @@ class Settings(LoopSettings):
   pixels: int
   dtype: str
   leaf_images: int = setting(at_least=1)
-  resume: str
   samples: int
   sample_steps: int
   network: UNetConfig
@@ -81,11 +81,6 @@ class Settings(LoopSettings):
           f"sizes must be divisible by {unit}, at most {tile} and have at most "
           f"{self.pixels} pixels; got {size}"
         )
-    if self.resume and not pathlib.Path(self.resume, "checkpoints").is_dir():
-      raise ValueError(
-        "resume must name a run's folder with checkpoints in it, got "
-        f"{self.resume!r}"
-      )
 
   def size(self, number: int) -> int:
     """Side of the crops after so many steps."""
@@ -97,10 +92,31 @@ class Settings(LoopSettings):
     return max(self.pixels // size**2 // devices, 1) * devices
 
 
-def train(settings: Settings, run: record.Run) -> None:
+class Task(NamedTuple):
+  """The settings and the photographs they name."""
+
+  settings: Settings
+  photographs: list[Photograph]
+
+
+def prepare(settings: Settings) -> Task:
+  """Reads the photographs.
+
+  Raises:
+    ValueError: if there is none, or one cannot be read.
+  """
+  return Task(settings, photo_tiles.read(settings.photographs))
+
+
+def inputs(task: Task) -> dict[str, str]:
+  """SHA-256 of the photographs."""
+  return {f"photograph {p.name}": p.sha256 for p in task.photographs}
+
+
+def train(task: Task, run: record.Run) -> None:
   """Trains, saves the weights, draws samples, writes the report."""
+  settings, photos = task
   mesh = Mesh(np.array(jax.devices()), ("data",))
-  photos = photo_tiles.read(settings.photographs)
   pool = jax.device_put(make_pool(photos, settings), NamedSharding(mesh, P()))
   # One key for the parameters, one for the dead leaves, one for the steps.
   keys = [jax.random.fold_in(jax.random.key(settings.seed), i) for i in (0, 2)]
@@ -133,7 +149,7 @@ def train(settings: Settings, run: record.Run) -> None:
       harness.init(params, settings.optim),
       settings,
       mesh,
-      pathlib.Path(settings.resume) if settings.resume else None,
+      run.folder,
     ),
     step,
     Loop(
@@ -141,7 +157,6 @@ def train(settings: Settings, run: record.Run) -> None:
       settings,
       row,
       save=lambda state: save(state, photos, settings, run),
-      resume=f"to go on: --config.resume={run.folder}",
     ),
     run,
   )
@@ -184,6 +199,7 @@ def save(
     "settings": dataclasses.asdict(settings),
     "photographs": {photo.name: photo.sha256 for photo in photos},
   }
-  priors.save_prior(
-    run.folder / "photo_prior.json", state.average, settings.network, about
-  )
+  with writing.beside(run.folder, f"{NAME}.safetensors", f"{NAME}.json") as to:
+    priors.save_prior(
+      to / f"{NAME}.json", state.average, settings.network, about
+    )

@@ -1,12 +1,14 @@
 """Models from and to folders of Orbax, with their config beside.
 
-Orbax reads arrays at the same time and writes a traceback for each one that
-fails. The names and lengths of its files (OCDBT, by tensorstore) are known
-without reading them, so that a damaged folder is refused in one sentence first.
+Orbax verifies no data that it reads: a flipped bit is another weight, and a
+file that is missing or cut a traceback for every array. So every file is hashed
+when it is written, and nothing is read before all of them are as they were.
 """
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
@@ -15,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore as ts
+from jax.experimental import multihost_utils
 
 from neumann_jax.checkpoint import hf_config
 from neumann_jax.checkpoint.params import (
@@ -32,6 +34,7 @@ from neumann_jax.model.language_model import LanguageModel
 from neumann_jax.model.scan_layers import stack_layers, unstack_layers
 
 Places = Mapping[Path, jax.sharding.Sharding | None]
+SUMS = "sha256.json"  # of every other file of the folder, by its name
 
 
 def save_orbax(model: LanguageModel, path: str | pathlib.Path) -> None:
@@ -58,13 +61,20 @@ def save_orbax(model: LanguageModel, path: str | pathlib.Path) -> None:
   }
   # A flat dictionary: the folder then depends on no class of flax.
   params = {_name(key): x for key, x in flat_params(model).items()}
+  # All processes write to one place, which is renamed once it is hashed.
+  beside = path.with_name(f".{path.name}.unfinished")
   try:
     with ocp.StandardCheckpointer() as checkpointer:
-      checkpointer.save(path, params, custom_metadata=metadata)
+      checkpointer.save(beside, params, custom_metadata=metadata, force=True)
+    if jax.process_index() == 0:
+      sums = json.dumps(_sums(beside), indent=1)
+      (beside / SUMS).write_text(sums + "\n", encoding="utf-8")
+      beside.rename(path)
+    multihost_utils.sync_global_devices(f"save_orbax {path}")
   except BaseException:
-    # Orbax writes beside the folder first, and leaves that behind on an error.
-    for unfinished in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
-      shutil.rmtree(unfinished)
+    # Orbax writes beside a folder first, and leaves that behind on an error.
+    for unfinished in path.parent.glob(f"{beside.name}*"):
+      shutil.rmtree(unfinished, ignore_errors=True)
     raise
 
 
@@ -87,13 +97,14 @@ def restore_orbax(
 
   Raises:
     FileNotFoundError: if there is no such folder.
-    ValueError: if it was not written by `save_orbax`, or is damaged.
+    ValueError: if it was not written by `save_orbax`, or a file in it is not
+      as it was then.
   """
   path = pathlib.Path(path).absolute()
   if not path.is_dir():
     raise FileNotFoundError(f"path must be a folder of save_orbax, got {path}")
   with ocp.StandardCheckpointer() as checkpointer, _whole(path):
-    _check_files(path)
+    _check_sums(path)
     metadata = checkpointer.metadata(path).custom_metadata
     config = hf_config.from_json(metadata["config"])
     scanned = bool(metadata["scan_layers"])
@@ -116,9 +127,9 @@ def _whole(path: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except Exception as error:  # it raises Exception itself for lost data
-    raise ValueError(
-      f"{path} is damaged, or was not written by save_orbax"
-    ) from error
+    words = f"{path} is damaged, or was not written by save_orbax"
+    ours = f": {error}" if isinstance(error, _Changed) else ""
+    raise ValueError(words + ours) from error
 
 
 def _turned(model: LanguageModel, shardings: Shardings | None) -> LanguageModel:
@@ -162,36 +173,33 @@ def _name(path: Path) -> str:
   return ".".join(map(str, path))
 
 
-def _check_files(path: pathlib.Path) -> None:
-  """Raises ValueError naming the first file that is missing or too short.
-
-  Args:
-    path: absolute path of a folder that Orbax wrote. Where the index itself
-      cannot be read, the ValueError is tensorstore's.
-  """
-  for name, end in _places(ts.KvStore.open(path.as_uri() + "/").result()):
-    file = path / name
-    length = file.stat().st_size if file.is_file() else 0
-    if length < end:
-      raise ValueError(f"{name} has {length} bytes of at least {end}")
+class _Changed(ValueError):
+  """A file is not what was written."""
 
 
-def _places(store: ts.KvStore) -> Iterator[tuple[str, int]]:
-  """Every piece that the newest version refers to: its file and its end."""
-  # A B-tree: inner nodes name nodes, leaves hold values or name their place.
-  newest = ts.ocdbt.dump(store).result()["versions"][-1]
-  open_nodes = [newest["root"]["location"]]
-  while open_nodes:
-    location = open_nodes.pop()
-    yield _place(location)
-    for entry in ts.ocdbt.dump(store, node=location).result()["entries"]:
-      if "indirect_value" in entry:
-        yield _place(entry["indirect_value"])
-      elif "location" in entry:
-        open_nodes.append(entry["location"])
+def _check_sums(path: pathlib.Path) -> None:
+  """Raises _Changed naming the first file that is missing or another."""
+  if not (path / SUMS).is_file():
+    raise _Changed(f"{SUMS} is missing")
+  try:
+    promised = dict(json.loads((path / SUMS).read_text("utf-8")))
+  except (ValueError, TypeError) as error:
+    raise _Changed(f"{SUMS} holds no hashes") from error
+  # Of the names that are there: a changed list leads to no other folder.
+  found = _sums(path)
+  for name, sha256 in promised.items():
+    if name not in found:
+      raise _Changed(f"{name[:200]!r} is missing")
+    if found[name] != sha256:
+      raise _Changed(f"{name} has sha256 {found[name]}, {SUMS} says another")
 
 
-def _place(location: str) -> tuple[str, int]:
-  """kind:folder:name:offset:length."""
-  _, folder, name, offset, length = location.split(":")
-  return folder + name, int(offset) + int(length)
+def _sums(path: pathlib.Path) -> dict[str, str]:
+  """SHA-256 of every file, but the list of them, by its name in the folder."""
+  found = {}
+  for file in sorted(path.rglob("*")):
+    if file.is_file() and file != path / SUMS:
+      with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256")
+      found[file.relative_to(path).as_posix()] = digest.hexdigest()
+  return found

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from posterior_jax import fields, schedule
+from posterior_jax import built, fields, schedule
 from posterior_jax.base import (
   Denoiser,
   Info,
@@ -115,6 +115,7 @@ class PnPDMConfig:
     return cls(**(settings | changes))
 
 
+@built.from_settings
 def pnpdm(config: PnPDMConfig = PnPDMConfig.published()) -> Sampler:  # noqa: B008
   """Plug-and-play diffusion models: a split Gibbs sampler.
 

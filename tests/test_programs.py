@@ -1,0 +1,139 @@
+"""How many programs `run` compiles: one for equal settings, however built."""
+
+import dataclasses
+import inspect
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import posterior_jax as pj
+from posterior_jax import baselines, sampling
+from posterior_jax.nfc_sampler import compose, levels_of, parts_of
+from posterior_jax.priors import GaussianPrior
+from tests.oracles import refused
+
+SIDE = 8
+BUILDERS = [
+  build
+  for name, build in inspect.getmembers(baselines, inspect.isfunction)
+  if f"{build.__module__}".endswith("_sampler")
+]
+
+
+def _prior(exponent=2.0):
+  spectrum = pj.priors.power_law_spectrum(SIDE, SIDE, exponent=exponent)
+  return pj.priors.gaussian_prior(spectrum)
+
+
+def _observation(seed, noise_std=0.1):
+  operator = pj.operators.gaussian_blur((SIDE, SIDE, 1), size=3, std=1.0)
+  y = jax.random.normal(jax.random.key(seed), (1, SIDE, SIDE, 1))
+  return pj.Observation(y, operator, noise_std)
+
+
+def _nfc(prior: GaussianPrior, **settings):
+  config = pj.NFCConfig.calibrated(levels=3, **settings)
+  return pj.nfc(config, spectrum=prior.spectrum)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_what_is_built_again_meets_the_same_program():
+  """New data, noise, keys, priors and spectra compile nothing."""
+  before, config = sampling._run._cache_size(), pj.NFCConfig(levels=2)
+  found = []
+  for i in range(4):
+    prior = _prior(2.0 + 0.1 * i)
+    case = prior.denoise, _observation(i, 0.1 + 0.01 * i), jax.random.key(i)
+    x, _ = pj.run(pj.nfc(config, spectrum=prior.spectrum), *case)
+    found.append(np.asarray(x))
+  assert sampling._run._cache_size() == before + 1
+  assert len({x.tobytes() for x in found}) == 4
+  # The spectrum is that of the call, not of the program.
+  own = compose(parts_of(config, prior.spectrum), levels_of(config))
+  x, _ = pj.run(own, *case)
+  np.testing.assert_allclose(x, found[-1], atol=1e-5)
+  assert sampling._run._cache_size() == before + 2
+
+
+def test_recorded_and_streamed_are_as_equal_as_what_they_wrap():
+  def kind(sampler):
+    return jax.tree.structure((sampler.init, sampler.step))
+
+  def one(step, info):
+    del step, info
+
+  prior = _prior()
+  for wrap in (
+    pj.recorded,
+    lambda sampler: pj.streamed(sampler, one),
+    lambda sampler: pj.recorded(pj.streamed(sampler, one)),
+  ):
+    assert kind(wrap(_nfc(prior))) == kind(wrap(_nfc(prior)))
+    assert kind(wrap(_nfc(prior))) != kind(_nfc(prior))
+    assert kind(wrap(_nfc(prior))) != kind(wrap(_nfc(prior, tolerance=1e-3)))
+  other = pj.streamed(_nfc(prior), lambda step, info: None)
+  assert kind(other) != kind(pj.streamed(_nfc(prior), one))
+
+
+@pytest.mark.parametrize("build", BUILDERS, ids=lambda build: build.__name__)
+def test_baselines_of_equal_settings_are_equal(build):
+  config_type = inspect.signature(build).parameters["config"].annotation
+  config = config_type.published()
+
+  def kind(config):
+    return jax.tree.structure(build(config)[:2])
+
+  assert kind(config) == kind(config_type.published())
+  assert jax.tree.structure(build()[:2]) == kind(config)
+  assert kind(config) != kind(dataclasses.replace(config, levels=7))
+
+
+def test_all_baselines_are_there():
+  assert len(BUILDERS) == 11
+
+
+def test_what_a_builder_refuses_is_refused_at_once():
+  with refused(ValueError, "spectrum is needed"):
+    pj.nfc(pj.NFCConfig.calibrated(levels=3))
+  with refused(ValueError, "must be positive and finite"):
+    pj.nfc(pj.NFCConfig.calibrated(levels=3), spectrum=jnp.zeros((8, 8)))
+
+
+@pytest.mark.slow
+def test_a_server_of_500_calls_stays_as_small_as_after_50():
+  """Programs, maps and memory: all samplers are built anew for every call."""
+  samplers = (
+    lambda prior: _nfc(prior),
+    lambda prior: _nfc(prior, tie="probed"),
+    lambda prior: baselines.dps(baselines.DPSConfig.published(levels=3)),
+    lambda prior: baselines.ddrm(baselines.DDRMConfig.published(levels=3)),
+  )
+  before, sizes = sampling._run._cache_size(), {}
+  for i in range(500):
+    prior = _prior(2.0 + 0.001 * i)
+    x, _ = pj.run(
+      samplers[i % 4](prior),
+      prior.denoise,
+      _observation(i, 0.1 + 0.001 * i),
+      jax.random.key(i),
+    )
+    assert np.isfinite(x).all()
+    if i + 1 in (50, 500):
+      sizes[i + 1] = _size()
+  print(sizes)
+  assert sampling._run._cache_size() - before <= 8
+  maps, kilobytes = (sizes[500][i] - sizes[50][i] for i in (0, 1))
+  assert maps <= 50 and kilobytes <= 30_000, sizes
+
+
+def _size():
+  """Memory maps, and kB resident."""
+  proc = pathlib.Path("/proc/self")
+  if not proc.exists():
+    pytest.skip("needs /proc")
+  status = (proc / "status").read_text()
+  maps = (proc / "maps").read_text().count("\n")
+  return maps, int(status.split("VmRSS:")[1].split()[0])
