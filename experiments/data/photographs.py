@@ -14,6 +14,8 @@ import pathlib
 
 import numpy as np
 
+from foreign_files import picture_file
+
 # Package and file of every photograph, with the hash of what is reported on.
 _KNOWN = json.loads(
   pathlib.Path(__file__).with_suffix(".json").read_text(encoding="utf-8")
@@ -88,15 +90,18 @@ def path(name: str) -> pathlib.Path:
   return pathlib.Path(spec.origin).parent / file
 
 
-def read(file: pathlib.Path) -> np.ndarray:
-  """Pixels [H, W, 3] as float64 from 0 to 255; ValueError for no picture."""
-  import PIL.Image  # comes with matplotlib
-
+def read(
+  file: pathlib.Path, *, most_pixels: int = picture_file.MOST_PIXELS
+) -> np.ndarray:
+  """Pixels [H, W, 3] as uint8; ValueError for no picture, or a larger one."""
   try:
-    with PIL.Image.open(file) as image:
-      return np.asarray(image.convert("RGB"), np.float64)
-  except OSError as error:
-    raise ValueError(f"{file} cannot be read as a picture") from error
+    return picture_file.read(
+      file,
+      lambda image: np.asarray(image.convert("RGB")),
+      most_pixels=most_pixels,
+    )
+  except ValueError as error:
+    raise ValueError(f"{file} cannot be read as a picture ({error})") from None
 
 
 def save(image: np.ndarray, file: pathlib.Path) -> None:
@@ -116,7 +121,7 @@ def _reduced(file: pathlib.Path, size: int) -> np.ndarray:
   if side < size:
     raise ValueError(f"{file.name} has {side} pixels a side, fewer than {size}")
   top, left = ((extent - side) // 2 for extent in pixels.shape[:2])
-  square = pixels[top : top + side, left : left + side]
+  square = pixels[top : top + side, left : left + side].astype(np.float64)
   weights = _area_weights(side, size)
   square = np.einsum("is,stc,jt->ijc", weights, square, weights, optimize=True)
   return (square / 127.5 - 1.0).astype(np.float32)
