@@ -28,6 +28,7 @@ from tests.faults import mutations
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 VOCABULARY = 64
+MARKED = "\x1b[31m" + "Q" * 5000  # what no message may hold
 CONFIG = ModelConfig(
   vocab_size=VOCABULARY,
   hidden_size=8,
@@ -341,3 +342,14 @@ def outcome(call: Callable[[], Any], folder: pathlib.Path) -> str:
     assert 0 < len(said.replace(str(folder), "")) < 500, said
     return said
   return ""
+
+
+def edit(path: pathlib.Path, /, **changes: Any) -> None:
+  """Replaces entries of a JSON file."""
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def check_message(raised: Any, folder: pathlib.Path | str) -> None:
+  """At most 200 characters of a file, each printable."""
+  said = str(raised.value).replace(str(folder), "")
+  assert said.isprintable() and said.count("Q") <= 200 and len(said) < 400, said

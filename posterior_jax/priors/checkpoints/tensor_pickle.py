@@ -19,8 +19,8 @@ from posterior_jax.priors.checkpoints.torch_tensors import (
 )
 
 # A tensor takes forty operations and twelve memo entries.
-MOST_OPERATIONS = 500_000
-MOST_MEMO = 200_000
+MOST_OPERATIONS = 200_000
+MOST_MEMO = 100_000
 # Of a state dict the tuples of a tensor's shape lie deepest, at two.
 MOST_DEPTH = 8
 # torch puts a thousand entries of a dict on the stack, in twos.
