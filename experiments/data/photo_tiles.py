@@ -16,6 +16,7 @@ import PIL.Image
 
 from experiments.data import photographs
 from foreign_files import picture_file
+from foreign_files.messages import clean
 
 TILE = 144
 # Reductions, three an octave; sides of what is left are at least a tile.
@@ -46,7 +47,8 @@ def read(folder: str) -> list[Photograph]:
     found = sorted(
       (path.relative_to(root).as_posix(), path)
       for path in root.rglob("*")
-      if path.suffix.lower() in SUFFIXES
+      # A pipe of that name would never end.
+      if path.suffix.lower() in SUFFIXES and path.is_file()
     )
   else:
     found = [(name, photographs.path(name)) for name in photographs.PRIOR]
@@ -62,13 +64,13 @@ def read(folder: str) -> list[Photograph]:
     pixels = _pixels(path)
     if min(pixels.shape[:2]) < TILE:
       raise ValueError(
-        f"{name} must have at least {TILE} pixels a side, got "
+        f"{clean(name)} must have at least {TILE} pixels a side, got "
         f"{pixels.shape[1]} x {pixels.shape[0]}"
       )
     for other, thumbnail in held_out.items():
       if float(np.mean(thumbnail * _thumbnail(pixels))) > SAME:
         raise ValueError(
-          f"{name} looks like {other}, which is held out from training"
+          f"{clean(name)} looks like {other}, which is held out from training"
         )
     read.append(Photograph(name, sha256, pixels))
   return read
@@ -117,7 +119,9 @@ def _pixels(path: pathlib.Path) -> np.ndarray:
       return _raccoon(path.read_bytes())
     return picture_file.read(path, _on_white)
   except (OSError, ValueError) as error:
-    raise ValueError(f"{path} cannot be read as a picture ({error})") from None
+    raise ValueError(
+      f"{clean(path.name)} cannot be read as a picture ({error})"
+    ) from None
 
 
 def _raccoon(data: bytes) -> np.ndarray:

@@ -11,10 +11,15 @@ import hashlib
 import importlib.util
 import json
 import pathlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from foreign_files import picture_file
+from foreign_files.messages import clean
+
+if TYPE_CHECKING:
+  import PIL.Image
 
 # Package and file of every photograph, with the hash of what is reported on.
 _KNOWN = json.loads(
@@ -68,7 +73,8 @@ def files_in(folder: str) -> list[pathlib.Path]:
   """The pictures of a folder, by name; ValueError where there is none."""
   root = pathlib.Path(folder)
   files = sorted(root.iterdir()) if root.is_dir() else []
-  files = [file for file in files if file.suffix.lower() in SUFFIXES]
+  # A pipe of that name would never end.
+  files = [f for f in files if f.suffix.lower() in SUFFIXES and f.is_file()]
   if not files:
     raise ValueError(f"folder {folder!r} must hold pictures, it holds none")
   return files
@@ -90,18 +96,19 @@ def path(name: str) -> pathlib.Path:
   return pathlib.Path(spec.origin).parent / file
 
 
-def read(
-  file: pathlib.Path, *, most_pixels: int = picture_file.MOST_PIXELS
-) -> np.ndarray:
-  """Pixels [H, W, 3] as uint8; ValueError for no picture, or a larger one."""
+def read(file: pathlib.Path) -> np.ndarray:
+  """Pixels [H, W, 3] as uint8; ValueError for no picture, or a huge one."""
   try:
-    return picture_file.read(
-      file,
-      lambda image: np.asarray(image.convert("RGB")),
-      most_pixels=most_pixels,
-    )
+    return picture_file.read(file, in_colour)
   except ValueError as error:
-    raise ValueError(f"{file} cannot be read as a picture ({error})") from None
+    raise ValueError(
+      f"{clean(file.name)} cannot be read as a picture ({error})"
+    ) from None
+
+
+def in_colour(image: "PIL.Image.Image") -> np.ndarray:
+  """Pixels [H, W, 3] as uint8."""
+  return np.asarray(image.convert("RGB"))
 
 
 def save(image: np.ndarray, file: pathlib.Path) -> None:
@@ -119,7 +126,9 @@ def _reduced(file: pathlib.Path, size: int) -> np.ndarray:
   pixels = read(file)  # [H, W, 3]
   side = min(pixels.shape[:2])
   if side < size:
-    raise ValueError(f"{file.name} has {side} pixels a side, fewer than {size}")
+    raise ValueError(
+      f"{clean(file.name)} has {side} pixels a side, fewer than {size}"
+    )
   top, left = ((extent - side) // 2 for extent in pixels.shape[:2])
   square = pixels[top : top + side, left : left + side].astype(np.float64)
   weights = _area_weights(side, size)

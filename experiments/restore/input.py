@@ -244,7 +244,9 @@ def _of_shape(operator: Operator, shape: tuple[int, int, int]) -> Operator:
 def _read_grey(name: str, file: str) -> np.ndarray:
   """[H, W] of 0 to 255."""
   try:
-    pixels = photographs.read(pathlib.Path(file), most_pixels=MOST**2)
+    pixels = picture_file.read(
+      pathlib.Path(file), photographs.in_colour, most_pixels=MOST**2
+    )
   except ValueError as error:
     raise ValueError(
       f"{name} {file!r} cannot be read as a picture ({error})"
