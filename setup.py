@@ -33,12 +33,15 @@ setuptools.setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",
-  # A wheel holds the two libraries alone: `experiments` and `configs` are names
-  # too common for somebody else's site-packages, and run from a clone. Naming
+  # A wheel holds the libraries alone: `experiments` and `configs` are names too
+  # common for somebody else's site-packages, and run from a clone. Naming
   # the root as "" makes an editable install put the whole clone on sys.path.
-  packages=setuptools.find_packages(include=["neumann_jax*", "posterior_jax*"]),
+  packages=setuptools.find_packages(
+    include=["foreign_files*", "neumann_jax*", "posterior_jax*"]
+  ),
   package_dir={"": "."},
   package_data={
+    "foreign_files": ["py.typed"],
     "neumann_jax": ["py.typed", "assets/*"],
     "posterior_jax": ["py.typed", "assets/*"],
   },
@@ -50,6 +53,7 @@ setuptools.setup(
     "jax>=0.10,<0.13",
     "ml_collections>=1.0",
     "ml_dtypes>=0.5",
+    "msgspec>=0.19",
     "numpy>=2.0",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11",
@@ -63,6 +67,7 @@ setuptools.setup(
     "test": [
       *PLOTS,
       LIBTPU,
+      "hypothesis>=6.100",
       "import-linter>=2.17,<3",
       "mypy>=2.4,<3",
       "nbformat>=5.10",

@@ -1,12 +1,14 @@
 """What a Qwen3.5 or Qwen3-Next text model is; `Execution` says how it runs."""
 
 import dataclasses
-
-import numpy as np
+import math
 
 # Model types of `transformers` that are text models. The first that allows the
 # feed-forward layers of a config is what it is saved as.
 FAMILIES = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
+# Published models have up to 94 layers. A limit, because thirty bytes of a file
+# can ask for any number, and layers are listed one by one.
+MOST_LAYERS = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +22,7 @@ class ModelConfig:
       means the first one that allows its feed-forward layers.
     vocab_size: rows of the embedding.
     hidden_size: width of the residual stream.
-    num_hidden_layers: depth.
+    num_hidden_layers: depth, at most `MOST_LAYERS`.
     layer_types: "linear_attention" (Gated DeltaNet) or "full_attention" for
       every layer, or what else `model.decoder.MIXERS` knows: a model refuses
       other names. Empty means every fourth is full attention.
@@ -94,6 +96,7 @@ class ModelConfig:
 
   def __post_init__(self) -> None:
     """Fills in what is empty; raises ValueError for what does not fit."""
+    self._check_sizes()
     # Through `object`: what is empty is filled in once, and then it is frozen.
     if not self.layer_types:
       types = tuple(
@@ -101,7 +104,6 @@ class ModelConfig:
         for i in range(self.num_hidden_layers)
       )
       object.__setattr__(self, "layer_types", types)
-    self._check_sizes()
     self._check_layers()
     possible = self._families()
     if not self.model_type:
@@ -154,6 +156,11 @@ class ModelConfig:
         raise ValueError(f"{name} must be an integer, got {size!r}")
       if size < 1:
         raise ValueError(f"{name} must be at least 1, got {size}")
+    if self.num_hidden_layers > MOST_LAYERS:
+      raise ValueError(
+        f"num_hidden_layers must be at most {MOST_LAYERS}, got "
+        f"{self.num_hidden_layers}"
+      )
     for queries, keys in _GROUPS:
       if getattr(self, queries) % getattr(self, keys):
         raise ValueError(
@@ -161,10 +168,13 @@ class ModelConfig:
           f"{getattr(self, queries)} and {getattr(self, keys)}"
         )
     for name in ("rms_norm_eps", "rope_theta"):
-      if not 0 < getattr(self, name) < np.inf:
+      if not 0 < getattr(self, name) < math.inf:
         raise ValueError(
           f"{name} must be positive and finite, got {getattr(self, name)}"
         )
+    for name in ("partial_rotary_factor", "initializer_range"):
+      if not math.isfinite(getattr(self, name)):
+        raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
     # Components are rotated in pairs.
     if self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.head_dim:
       raise ValueError(
@@ -177,6 +187,11 @@ class ModelConfig:
       raise ValueError(
         f"layer_types must name all {self.num_hidden_layers} layers, got "
         f"{len(self.layer_types)}"
+      )
+    if len(self.mlp_only_layers) > self.num_hidden_layers:
+      raise ValueError(
+        f"mlp_only_layers must be some of {self.num_hidden_layers} layers, got "
+        f"{len(self.mlp_only_layers)} indices"
       )
     sparse = [self.is_sparse(i) for i in range(self.num_hidden_layers)]
     if not all(sparse) and self.intermediate_size < 1:

@@ -15,15 +15,15 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 
+from foreign_files.manifest import read as read_manifest
+from neumann_jax.checkpoint.hf_config import check_held
+from neumann_jax.checkpoint.hf_layout import Path, param_shapes
 from neumann_jax.checkpoint.params import (
-  Path,
   Sources,
   Targets,
   abstract_model,
-  flat_params,
 )
 from neumann_jax.execution import Execution
 from neumann_jax.model.language_model import LanguageModel
@@ -72,27 +72,20 @@ def load_model(
   Raises:
     FileNotFoundError: if there is no such manifest.
     ValueError: if the manifest says no model, or the weights are missing,
-      changed, or those of another architecture.
+      changed, not finite, elsewhere, or those of another architecture.
   """
   manifest = pathlib.Path(manifest)
-  config, path, promised = _said(manifest)
-  if not path.is_file():
-    raise ValueError(f"{manifest.name} names {path.name}, which is not there")
-  # The hash first: nothing is parsed of a file that is not the one promised.
-  found = hashlib.sha256(path.read_bytes()).hexdigest()
-  if found != promised:
-    raise ValueError(
-      f"{path.name} has sha256 {found}, but {manifest.name} says {promised}"
-    )
+  config, path, params = read_manifest(manifest, "config", ModelConfig)
   # All shapes before any array goes to a device.
-  params = _read(path)
-  shapes = _shapes(config)
-  if {name: value.shape for name, value in params.items()} != shapes:
+  held = {name: value.shape for name, value in params.items()}
+  check_held(config, held, path.name)
+  shapes = param_shapes(config)
+  if held != {_name(path): shape for path, shape in shapes.items()}:
     raise ValueError(
       f"{path.name} holds other parameters than the config of {manifest.name}"
     )
   targets = Targets(abstract_model(config, execution), None)
-  for target in _paths(config):
+  for target in shapes:
     targets.put(target, params[_name(target)])
   return targets.model()
 
@@ -115,7 +108,7 @@ def save_model(
   """
   manifest = pathlib.Path(manifest)
   sources, small = Sources(model), {}
-  for path in _paths(model.config):
+  for path in param_shapes(model.config):
     # A_log and dt_bias are exponents of a decay over thousands of tokens.
     kept = np.float32 if path[-1] in ("A_log", "dt_bias") else jnp.bfloat16
     value = sources.get(path).astype(kept)
@@ -134,42 +127,6 @@ def save_model(
     **about,
   }
   manifest.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
-
-
-def _said(manifest: pathlib.Path) -> tuple[ModelConfig, pathlib.Path, str]:
-  """Architecture, file and hash that a manifest names."""
-  said = json.loads(manifest.read_text(encoding="utf-8"))
-  try:
-    # JSON knows no tuples, and a config with a list would not hash.
-    fields: dict[str, Any] = {
-      key: tuple(value) if isinstance(value, list) else value
-      for key, value in said["config"].items()
-    }
-    config = ModelConfig(**fields)
-    return config, manifest.parent / said["file"], said["sha256"]
-  except (KeyError, TypeError, AttributeError) as error:
-    raise ValueError(
-      f"{manifest.name} must name file, sha256 and config (the fields of "
-      f"ModelConfig); it does not: {error}"
-    ) from error
-
-
-def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
-  try:
-    with safetensors.safe_open(path, framework="numpy") as file:
-      return {name: file.get_tensor(name) for name in file.keys()}
-  except safetensors.SafetensorError as error:
-    raise ValueError(f"{path.name} is no safetensors file: {error}") from error
-
-
-def _paths(config: ModelConfig) -> list[Path]:
-  """Paths of the parameters of separate layers."""
-  return list(flat_params(abstract_model(config, Execution())))
-
-
-def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-  found = flat_params(abstract_model(config, Execution()))
-  return {_name(path): tuple(param.shape) for path, param in found.items()}
 
 
 def _name(path: Path) -> str:

@@ -15,6 +15,8 @@ import numpy as np
 import PIL.Image
 
 from experiments.data import photographs
+from foreign_files import picture_file
+from foreign_files.messages import clean
 
 TILE = 144
 # Reductions, three an octave; sides of what is left are at least a tile.
@@ -45,7 +47,8 @@ def read(folder: str) -> list[Photograph]:
     found = sorted(
       (path.relative_to(root).as_posix(), path)
       for path in root.rglob("*")
-      if path.suffix.lower() in SUFFIXES
+      # A pipe of that name would never end.
+      if path.suffix.lower() in SUFFIXES and path.is_file()
     )
   else:
     found = [(name, photographs.path(name)) for name in photographs.PRIOR]
@@ -61,13 +64,13 @@ def read(folder: str) -> list[Photograph]:
     pixels = _pixels(path)
     if min(pixels.shape[:2]) < TILE:
       raise ValueError(
-        f"{name} must have at least {TILE} pixels a side, got "
+        f"{clean(name)} must have at least {TILE} pixels a side, got "
         f"{pixels.shape[1]} x {pixels.shape[0]}"
       )
     for other, thumbnail in held_out.items():
       if float(np.mean(thumbnail * _thumbnail(pixels))) > SAME:
         raise ValueError(
-          f"{name} looks like {other}, which is held out from training"
+          f"{clean(name)} looks like {other}, which is held out from training"
         )
     read.append(Photograph(name, sha256, pixels))
   return read
@@ -111,15 +114,32 @@ def _cut(pixels: np.ndarray) -> np.ndarray:
 
 def _pixels(path: pathlib.Path) -> np.ndarray:
   """[h, w, 3] uint8."""
-  if path.suffix == ".dat":  # how scipy packed its raccoon
-    raw = bz2.decompress(path.read_bytes())
-    return np.frombuffer(raw, np.uint8).reshape(768, 1024, 3)
-  with PIL.Image.open(path) as file:
-    if file.mode not in ("RGBA", "LA", "P"):
-      return np.asarray(file.convert("RGB"))
-    image = file.convert("RGBA")
-  white = PIL.Image.new("RGBA", image.size, "white")
-  return np.asarray(PIL.Image.alpha_composite(white, image).convert("RGB"))
+  try:
+    if path.suffix == ".dat":  # how scipy packed its raccoon
+      return _raccoon(path.read_bytes())
+    return picture_file.read(path, _on_white)
+  except (OSError, ValueError) as error:
+    raise ValueError(
+      f"{clean(path.name)} cannot be read as a picture ({error})"
+    ) from None
+
+
+def _raccoon(data: bytes) -> np.ndarray:
+  # No further than the picture goes: a kilobyte unpacks to any size.
+  size = 768 * 1024 * 3
+  packed = bz2.BZ2Decompressor()
+  raw = packed.decompress(data, size + 1)
+  if len(raw) != size or not packed.eof:
+    raise ValueError(f"it is not the {size} bytes of scipy's raccoon")
+  return np.frombuffer(raw, np.uint8).reshape(768, 1024, 3)
+
+
+def _on_white(image: PIL.Image.Image) -> np.ndarray:
+  if image.mode not in ("RGBA", "LA", "P"):
+    return np.asarray(image.convert("RGB"))
+  clear = image.convert("RGBA")
+  white = PIL.Image.new("RGBA", clear.size, "white")
+  return np.asarray(PIL.Image.alpha_composite(white, clear).convert("RGB"))
 
 
 def _thumbnail(pixels: np.ndarray) -> np.ndarray:

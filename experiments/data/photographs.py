@@ -12,8 +12,15 @@ import importlib.util
 import io
 import json
 import pathlib
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from foreign_files import picture_file
+from foreign_files.messages import clean
+
+if TYPE_CHECKING:
+  import PIL.Image
 
 # Package and file of every photograph, with the hash of what is reported on.
 _KNOWN = json.loads(
@@ -67,7 +74,8 @@ def files_in(folder: str) -> list[pathlib.Path]:
   """The pictures of a folder, by name; ValueError where there is none."""
   root = pathlib.Path(folder)
   files = sorted(root.iterdir()) if root.is_dir() else []
-  files = [file for file in files if file.suffix.lower() in SUFFIXES]
+  # A pipe of that name would never end.
+  files = [f for f in files if f.suffix.lower() in SUFFIXES and f.is_file()]
   if not files:
     raise ValueError(f"folder {folder!r} must hold pictures, it holds none")
   return files
@@ -90,14 +98,18 @@ def path(name: str) -> pathlib.Path:
 
 
 def read(file: pathlib.Path) -> np.ndarray:
-  """Pixels [H, W, 3] as float64 from 0 to 255; ValueError for no picture."""
-  import PIL.Image  # comes with matplotlib
-
+  """Pixels [H, W, 3] as uint8; ValueError for no picture, or a huge one."""
   try:
-    with PIL.Image.open(file) as image:
-      return np.asarray(image.convert("RGB"), np.float64)
-  except OSError as error:
-    raise ValueError(f"{file} cannot be read as a picture") from error
+    return picture_file.read(file, in_colour)
+  except ValueError as error:
+    raise ValueError(
+      f"{clean(file.name)} cannot be read as a picture ({error})"
+    ) from None
+
+
+def in_colour(image: "PIL.Image.Image") -> np.ndarray:
+  """Pixels [H, W, 3] as uint8."""
+  return np.asarray(image.convert("RGB"))
 
 
 def as_png(image: np.ndarray) -> bytes:
@@ -117,9 +129,11 @@ def _reduced(file: pathlib.Path, size: int) -> np.ndarray:
   pixels = read(file)  # [H, W, 3]
   side = min(pixels.shape[:2])
   if side < size:
-    raise ValueError(f"{file.name} has {side} pixels a side, fewer than {size}")
+    raise ValueError(
+      f"{clean(file.name)} has {side} pixels a side, fewer than {size}"
+    )
   top, left = ((extent - side) // 2 for extent in pixels.shape[:2])
-  square = pixels[top : top + side, left : left + side]
+  square = pixels[top : top + side, left : left + side].astype(np.float64)
   weights = _area_weights(side, size)
   square = np.einsum("is,stc,jt->ijc", weights, square, weights, optimize=True)
   return (square / 127.5 - 1.0).astype(np.float32)

@@ -113,7 +113,8 @@ def _documents(
     name = "/".join(parts)
     if parts[0].startswith(_BUILT) or not wanted(name):
       continue
-    data = path.read_bytes()
+    # A pipe or a device of that name has no end.
+    data = path.read_bytes() if path.is_file() else b""
     if data and _is_text(data):
       found.append(Document(name, data))
   if found:

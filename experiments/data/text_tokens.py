@@ -1,13 +1,17 @@
 """Text to tokens and back: a checkpoint's own tokenizer, or plain bytes."""
 
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from foreign_files import folder, json_file
+from foreign_files.messages import clean, shown
+
 TOKENIZER = "tokenizer.json"
+# The largest of published models has 33 MB.
+MOST_BYTES = 64 << 20
 # Where a checkpoint says which tokens end a text; the first that does counts.
 STOPS = ("generation_config.json", "config.json")
 
@@ -48,8 +52,9 @@ def load_tokenizer(
   if not checkpoint.is_dir():
     raise ValueError(f"checkpoint {str(checkpoint)!r} is not a directory")
   stops = _stop_tokens(checkpoint, vocab_size)
-  if (checkpoint / TOKENIZER).exists():
-    return _of_file(checkpoint / TOKENIZER, vocab_size, stops)
+  path = folder.own_file(checkpoint, TOKENIZER)
+  if path.exists():
+    return _of_file(path, vocab_size, stops)
   return _of_bytes(vocab_size, stops)
 
 
@@ -101,25 +106,29 @@ def _read(path: pathlib.Path) -> Any:
       "'neumann-posterior[hf]'"
     ) from error
   try:
-    return tokenizers.Tokenizer.from_file(str(path))
-  except Exception as error:  # the package raises bare Exceptions
-    reason = " ".join(str(error).split()).rstrip(".")
+    return tokenizers.Tokenizer.from_buffer(folder.read(path, most=MOST_BYTES))
+  except (KeyboardInterrupt, SystemExit):
+    raise
+  # Bare Exceptions, and where its Rust panics, a BaseException.
+  except BaseException as error:
+    reason = clean(str(error)).rstrip(".")
     raise ValueError(
       f"{str(path)!r} is no readable tokenizer ({reason})"
-    ) from error
+    ) from None
 
 
 def _stop_tokens(checkpoint: pathlib.Path, vocab_size: int) -> tuple[int, ...]:
-  for path in (checkpoint / name for name in STOPS):
+  for path in (folder.own_file(checkpoint, name) for name in STOPS):
     found = _eos(path) if path.exists() else None
     if found is None:
       continue
     ids = tuple(found) if isinstance(found, list) else (found,)
     for i in ids:
-      if not isinstance(i, int) or not 0 <= i < vocab_size:
+      whole = isinstance(i, int) and not isinstance(i, bool)
+      if not whole or not 0 <= i < vocab_size:
         raise ValueError(
           f"eos_token_id in {str(path)!r} must be integers in "
-          f"[0, {vocab_size}), got {i!r}"
+          f"[0, {vocab_size}), got {shown(i)}"
         )
     return ids
   return ()
@@ -127,9 +136,10 @@ def _stop_tokens(checkpoint: pathlib.Path, vocab_size: int) -> tuple[int, ...]:
 
 def _eos(path: pathlib.Path) -> Any:
   try:
-    fields = json.loads(path.read_text())
+    fields = json_file.read(path)
   except (OSError, ValueError) as error:
-    raise ValueError(f"{str(path)!r} is no readable JSON") from error
+    reason = clean(str(error))
+    raise ValueError(f"{str(path)!r} is no readable JSON ({reason})") from None
   if not isinstance(fields, dict):
     raise ValueError(f"{str(path)!r} must hold a JSON object")
   text = fields.get("text_config")  # of a vision-language model

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data import photographs
+from foreign_files import array_file, picture_file
 from posterior_jax import Observation, Operator, operators
 from posterior_jax.baselines import TASKS
 from posterior_jax.operators import frozen
@@ -20,6 +21,8 @@ BLURRED = ("motion_blur",)  # by a kernel of one's own
 MASKED = ("box_inpainting", "random_inpainting")
 FACTOR = 4
 LEAST, MOST = 32, 4096
+# Of a kernel's shape; a picture of the largest size is blurred by less.
+MOST_KERNEL = 2047**2
 
 
 class Given(NamedTuple):
@@ -66,22 +69,29 @@ def read_picture(file: str) -> tuple[np.ndarray, str]:
   import PIL.Image  # comes with matplotlib
   import PIL.ImageOps
 
+  def look(opened: PIL.Image.Image) -> tuple[str, bool, bool, np.ndarray]:
+    found = PIL.ImageOps.exif_transpose(opened)
+    grey = found.mode in ("1", "L", "LA", "La")
+    pixels = np.asarray(found.convert("L" if grey else "RGB"))
+    return found.mode, "transparency" in found.info, grey, pixels
+
   _check_file("image", file)
   try:
-    with PIL.Image.open(file) as opened:
-      found = PIL.ImageOps.exif_transpose(opened)
-      mode, clear = found.mode, "transparency" in found.info
-      grey = mode in ("1", "L", "LA", "La")
-      pixels = np.asarray(found.convert("L" if grey else "RGB"), np.float32)
-  except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-    raise ValueError(f"image {file!r} cannot be read as a picture") from error
+    mode, clear, grey, pixels = picture_file.read(
+      pathlib.Path(file), look, most_pixels=MOST**2
+    )
+  except ValueError as error:
+    raise ValueError(
+      f"image {file!r} cannot be read as a picture ({error})"
+    ) from None
   if mode[0] in "IF":
     raise ValueError(
       f"image {file!r} must have 8 bits a channel, its mode is {mode}"
     )
   clear = clear or mode[-1] in "Aa"
   said = f"the transparency of {file} is dropped" if clear else ""
-  return (pixels[..., None] if grey else pixels) / 127.5 - 1, said
+  pixels = pixels[..., None] if grey else pixels
+  return pixels.astype(np.float32) / 127.5 - 1, said
 
 
 def read_mask(file: str, size: tuple[int, int]) -> np.ndarray:
@@ -117,9 +127,11 @@ def read_kernel(kernel: str) -> np.ndarray:
   path = pathlib.Path(kernel)
   if path.suffix == ".npy":
     try:
-      values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-      raise ValueError(f"kernel {kernel!r} cannot be read as .npy") from error
+      values = array_file.read(path, most_numbers=MOST_KERNEL)
+    except ValueError as error:
+      raise ValueError(
+        f"kernel {kernel!r} cannot be read as .npy ({error})"
+      ) from None
   else:
     values = _read_grey("kernel", kernel)
   if values.ndim != 2 or not all(n % 2 for n in values.shape):
@@ -232,9 +244,14 @@ def _of_shape(operator: Operator, shape: tuple[int, int, int]) -> Operator:
 def _read_grey(name: str, file: str) -> np.ndarray:
   """[H, W] of 0 to 255."""
   try:
-    return photographs.read(pathlib.Path(file)).mean(-1)
+    pixels = picture_file.read(
+      pathlib.Path(file), photographs.in_colour, most_pixels=MOST**2
+    )
   except ValueError as error:
-    raise ValueError(f"{name} {file!r} cannot be read as a picture") from error
+    raise ValueError(
+      f"{name} {file!r} cannot be read as a picture ({error})"
+    ) from None
+  return pixels.mean(-1, dtype=np.float64)
 
 
 def _check_file(name: str, file: str) -> None:

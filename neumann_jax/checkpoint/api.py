@@ -47,8 +47,9 @@ def load(
   Raises:
     FileNotFoundError: if a file is missing.
     ValueError: for a config that this package does not compute, for a file
-      that is truncated or corrupt, and for tensors that are missing, surplus
-      or misshapen; all before anything is loaded.
+      that is truncated or corrupt or lies outside of the directory, and for
+      tensors that are missing, surplus or misshapen; all before anything is
+      loaded. Then for a tensor with a NaN or an infinity.
 
   Example:
     >>> import pathlib, tempfile
@@ -66,6 +67,7 @@ def load(
   path = pathlib.Path(path)
   config = hf_config.read_config(path)
   files = safetensors_io.Files(path)
+  hf_config.check_held(config, files.shapes, str(path))
   tensors = hf_layout.tensors(config)
   files.check(tensors, tied=config.tie_word_embeddings)
   if config.tie_word_embeddings:

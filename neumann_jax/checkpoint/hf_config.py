@@ -1,14 +1,15 @@
 """The `config.json` of a Hugging Face directory <-> `ModelConfig`."""
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
+from foreign_files import folder, json_file, tensor_file
+from foreign_files.messages import as_json, shown
 from neumann_jax.model.decoder import check_layer_types
-from neumann_jax.model_config import FAMILIES, ModelConfig
+from neumann_jax.model_config import FAMILIES, MOST_LAYERS, ModelConfig
 
 # Vision-language configs hold the text model's under `text_config`.
 _NESTED = {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text"}
@@ -79,11 +80,11 @@ def read_config(path: str | pathlib.Path) -> ModelConfig:
     ValueError: if it is not JSON, lacks a size, or asks for anything that this
       package does not compute.
   """
-  file = pathlib.Path(path) / "config.json"
+  file = folder.own_file(pathlib.Path(path), "config.json")
   if not file.is_file():
     raise FileNotFoundError(f"path must hold a config.json, got {path}")
   try:
-    found = json.loads(file.read_text())
+    found = json_file.read(file)
   except ValueError as error:
     raise ValueError(f"{file} is not JSON ({error})") from None
   if not isinstance(found, dict):
@@ -104,7 +105,7 @@ def from_json(found: Mapping[str, Any]) -> ModelConfig:
   known = (*_NESTED, *FAMILIES)
   if outer not in known:
     raise ValueError(
-      f"model_type must be one of {', '.join(known)}, got {outer!r}"
+      f"model_type must be one of {', '.join(known)}, got {shown(outer)}"
     )
   if found.get("quantization_config"):
     raise ValueError(
@@ -120,17 +121,22 @@ def from_json(found: Mapping[str, Any]) -> ModelConfig:
     if text.get("model_type", family) != family:
       raise ValueError(
         f"model_type of text_config must be {family}, got "
-        f"{text['model_type']!r}"
+        f"{shown(text['model_type'])}"
       )
   _check_fixed(text, family)
   tied = found.get("tie_word_embeddings", text.get("tie_word_embeddings"))
-  return ModelConfig(
-    model_type=family,
-    tie_word_embeddings=_typed("tie_word_embeddings", tied or False, bool),
-    **_sizes(text, family),
-    **_options(text, family),
-    **_rope(text),
+  config = json_file.typed(
+    {
+      "model_type": family,
+      "tie_word_embeddings": tied or False,
+      **_sizes(text, family),
+      **_options(text, family),
+      **_rope(text),
+    },
+    ModelConfig,
   )
+  check_layer_types(config.layer_types)
+  return config
 
 
 def to_json(config: ModelConfig, dtype: jnp.dtype) -> dict[str, Any]:
@@ -158,6 +164,26 @@ def to_json(config: ModelConfig, dtype: jnp.dtype) -> dict[str, Any]:
   }
 
 
+def check_held(
+  config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+  """Refuses a config of more than its files hold, before a model is made of it.
+
+  Args:
+    config: of a file.
+    shapes: of the tensors beside it.
+    where: they are, for the message.
+
+  Raises:
+    ValueError: for more layers than tensors, or a size above all numbers.
+  """
+  sizes = {
+    name: getattr(config, name) for name in _FAMILY_SIZES[config.model_type]
+  }
+  layers = {"num_hidden_layers": sizes.pop("num_hidden_layers")}
+  tensor_file.check_held(where, shapes, layers=layers, sizes=sizes)
+
+
 def _check_fixed(text: Mapping[str, Any], family: str) -> None:
   fixed = dict(_FIXED)
   if family != "qwen3_next":
@@ -165,8 +191,8 @@ def _check_fixed(text: Mapping[str, Any], family: str) -> None:
   for name, value in fixed.items():
     if text.get(name, value) not in (value, None):
       raise ValueError(
-        f"{name} must be {json.dumps(value)} for model_type {family}, got "
-        f"{json.dumps(text[name])}"
+        f"{name} must be {as_json(value)} for model_type {family}, got "
+        f"{as_json(text[name])}"
       )
 
 
@@ -175,7 +201,7 @@ def _sizes(text: Mapping[str, Any], family: str) -> dict[str, Any]:
   missing = [name for name in names if text.get(name) is None]
   if missing:
     raise ValueError(f"a {family} model needs {', '.join(missing)}")
-  sizes = {name: _typed(name, text[name], int) for name in names}
+  sizes = {name: json_file.typed(text[name], int, name=name) for name in names}
   return {"intermediate_size": 0} | sizes
 
 
@@ -186,25 +212,20 @@ def _options(text: Mapping[str, Any], family: str) -> dict[str, Any]:
   options = {}
   for name, default in defaults.items():
     value = text.get(name)
-    value = default if value is None else value
-    options[name] = _typed(name, value, type(default))
+    options[name] = default if value is None else value
   types = text.get("layer_types")
   if types is None:
     interval = text.get("full_attention_interval", _INTERVAL)
-    interval = _typed("full_attention_interval", interval, int)
+    interval = json_file.typed(interval, int, name="full_attention_interval")
     if interval < 1:
       raise ValueError(
         f"full_attention_interval must be at least 1, got {interval}"
       )
-    depth = _typed("num_hidden_layers", text["num_hidden_layers"], int)
     types = [
       "linear_attention" if (i + 1) % interval else "full_attention"
-      for i in range(depth)
+      for i in range(min(text["num_hidden_layers"], MOST_LAYERS))
     ]
-  options["layer_types"] = tuple(_typed("layer_types", types, list))
-  check_layer_types(options["layer_types"])
-  if "mlp_only_layers" in options:
-    options["mlp_only_layers"] = tuple(options["mlp_only_layers"])
+  options["layer_types"] = types
   return options
 
 
@@ -212,23 +233,11 @@ def _rope(text: Mapping[str, Any]) -> dict[str, Any]:
   """Rotary options: those of a dictionary before those beside it."""
   # Files of transformers 4 have them beside, newer ones in a dictionary.
   given = text.get("rope_scaling") or text.get("rope_parameters") or {}
-  given = _typed("rope_parameters", given, dict)
+  given = json_file.typed(given, dict[str, Any], name="rope_parameters")
   kind = given.get("rope_type", given.get("type", "default"))
   if kind != "default":
-    raise ValueError(f'rope_type must be "default", got {json.dumps(kind)}')
+    raise ValueError(f'rope_type must be "default", got {as_json(kind)}')
   return {
-    name: _typed(name, given.get(name, text.get(name, default)), float)
+    name: given.get(name, text.get(name, default))
     for name, default in _ROPE_DEFAULTS.items()
   }
-
-
-def _typed(name: str, value: Any, kind: type) -> Any:
-  """The value, if it has the JSON type; integers are numbers too."""
-  # bool is an int to Python, and `true` no number of heads.
-  allowed: tuple[type, ...] = (int, float) if kind is float else (kind,)
-  wrong_bool = isinstance(value, bool) and kind is not bool
-  if wrong_bool or not isinstance(value, allowed):
-    words = {int: "an integer", float: "a number", bool: "true or false"}
-    words |= {list: "a list", dict: "an object"}
-    raise ValueError(f"{name} must be {words[kind]}, got {json.dumps(value)}")
-  return kind(value)

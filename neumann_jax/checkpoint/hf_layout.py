@@ -5,8 +5,9 @@ projections of Gated DeltaNet key head by key head, q|k|v|z and b|a; Qwen3.5
 all heads of q, then k, then v, and z, b and a apart, as `GatedDeltaNet` does.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,19 +50,87 @@ class Tensor(NamedTuple):
   params: tuple[Path, ...]
   split: Callable[[np.ndarray], tuple[np.ndarray, ...]]
   join: Callable[..., np.ndarray]
-  pieces: tuple[Piece, ...] = ()
+  pieces: "Experts | tuple[()]" = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+  """The pieces of a tensor of experts, as Qwen3-Next is published: one each.
+
+  They are named when they are asked for: a file of a few bytes can say that
+  there are a billion.
+
+  Attributes:
+    owner: name of the block.
+    leaf: of the parameter.
+    whole: shape of the tensor, [E, out, in].
+  """
+
+  owner: str
+  leaf: str
+  whole: tuple[int, int, int]
+
+  def __len__(self) -> int:
+    """Experts times their projections."""
+    return self.whole[0] * len(self._parts())
+
+  def __iter__(self) -> Iterator[Piece]:
+    """Expert by expert."""
+    parts = self._parts()
+    shape = (self.whole[1] // len(parts), self.whole[2])
+    for e in range(self.whole[0]):
+      for part, place in parts.items():
+        yield Piece(f"{self.owner}.{e}.{part}.weight", shape, (e, place))
+
+  def _parts(self) -> dict[str, slice]:
+    # Gate and up are one matrix in the model, and in fused files: gate first.
+    rows = self.whole[1]
+    if self.leaf == "down_proj":
+      return {"down_proj": slice(0, rows)}
+    half = rows // 2
+    return {"gate_proj": slice(0, half), "up_proj": slice(half, rows)}
+
+
+def param_shapes(config: ModelConfig) -> dict[Path, tuple[int, ...]]:
+  """Shapes of all parameters by path, in the model's order."""
+  # Names and shapes come from the model itself: a layer added there is in the
+  # checkpoint too. One layer of each kind is made: a layer takes a tenth of a
+  # second, and 64 of them are of two kinds.
+  kinds = [
+    (kind, config.is_sparse(i)) for i, kind in enumerate(config.layer_types)
+  ]
+  places = {kind: i for i, kind in enumerate(dict.fromkeys(kinds))}
+  short = dataclasses.replace(
+    config,
+    num_hidden_layers=len(places),
+    layer_types=tuple(kind for kind, _ in places),
+    mlp_only_layers=tuple(i for (_, sparse), i in places.items() if not sparse),
+    decoder_sparse_step=1,
+  )
+  model = nnx.eval_shape(lambda: LanguageModel(short, rngs=nnx.Rngs(0)))
+  flat = {
+    path: tuple(param.shape)
+    for path, param in nnx.to_flat_state(nnx.state(model))
+  }
+  shapes: dict[Path, tuple[int, ...]] = {}
+  for path, shape in flat.items():
+    if path[0] != "layers":
+      shapes[path] = shape
+    elif not any(other[0] == "layers" for other in shapes):
+      # All of them, where the first stands: files are cut in this order.
+      shapes |= {
+        ("layers", i, *inner[2:]): shape
+        for i, kind in enumerate(kinds)
+        for inner, shape in flat.items()
+        if inner[:2] == ("layers", places[kind])
+      }
+  return shapes
 
 
 @functools.lru_cache(maxsize=8)
 def tensors(config: ModelConfig) -> tuple[Tensor, ...]:
   """All tensors of a checkpoint of `config`, in the model's order."""
-  # Names and shapes come from the model itself: a layer added there is in the
-  # checkpoint too.
-  model = nnx.eval_shape(lambda: LanguageModel(config, rngs=nnx.Rngs(0)))
-  shapes = {
-    path: tuple(param.shape)
-    for path, param in nnx.to_flat_state(nnx.state(model))
-  }
+  shapes = param_shapes(config)
   if config.model_type != "qwen3_next":
     return tuple(_tensor(path, shapes[path]) for path in shapes)
   found = []
@@ -97,7 +166,7 @@ def _tensor(path: Path, shape: tuple[int, ...]) -> Tensor:
     # [E, in, out] here, [E, out, in] in a file: the transpose of each expert.
     whole = (shape[0], shape[2], shape[1])
     tensor = _one(_name(*path), path, whole, lambda x: x.swapaxes(1, 2))
-    return tensor._replace(pieces=_experts(_name(*owner), leaf, whole))
+    return tensor._replace(pieces=Experts(_name(*owner), leaf, whole))
   return _one(_name(*path), path, shape)
 
 
@@ -118,25 +187,6 @@ def _transpose(x: np.ndarray) -> np.ndarray:
 def _name(*path: Any) -> str:
   dotted = ".".join(map(str, path))
   return dotted if path[0] == "lm_head" else f"model.{dotted}"
-
-
-def _experts(
-  owner: str, leaf: str, whole: tuple[int, ...]
-) -> tuple[Piece, ...]:
-  """One tensor an expert and projection, as Qwen3-Next is published."""
-  rows, shape = whole[1], whole[1:]
-  # Gate and up are one matrix in the model, and in fused files: gate first.
-  if leaf == "down_proj":
-    parts = {"down_proj": slice(0, rows)}
-  else:
-    half = rows // 2
-    parts = {"gate_proj": slice(0, half), "up_proj": slice(half, rows)}
-    shape = (half, whole[2])
-  return tuple(
-    Piece(f"{owner}.{e}.{part}.weight", shape, (e, place))
-    for e in range(whole[0])
-    for part, place in parts.items()
-  )
 
 
 def _by_key_head(config: ModelConfig, owner: Path, letters: str) -> Tensor:

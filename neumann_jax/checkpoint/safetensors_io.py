@@ -8,6 +8,8 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
+from foreign_files import folder, json_file, tensor_file
+from foreign_files.messages import clean, shown
 from neumann_jax.checkpoint.hf_layout import Tensor
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -32,25 +34,29 @@ class Files:
 
   Raises:
     FileNotFoundError: if a file is missing.
-    ValueError: for a file that is truncated or corrupt, for an index that
-      names what its files lack, and for a dtype that is not floating point.
+    ValueError: for a file that is truncated or corrupt or lies elsewhere, for
+      an index that names what its files lack, and for a dtype that is not
+      floating point.
   """
 
   def __init__(self, path: pathlib.Path) -> None:
     self.path = path
     self.shapes: dict[str, tuple[int, ...]] = {}
     self._homes: dict[str, tuple[safetensors.safe_open, str]] = {}
-    index = None if (path / SINGLE).is_file() else _read_index(path)
+    single = folder.own_file(path, SINGLE).is_file()
+    index = None if single else _read_index(path)
     files = [SINGLE] if index is None else sorted(set(index.values()))
     for file in files:
-      if not (path / file).is_file():
+      if not folder.own_file(path, file).is_file():
         raise FileNotFoundError(
-          f"{path / INDEX} names {file}, which is missing"
+          f"{path / INDEX} names {clean(file)}, which is missing"
         )
     held = {file: self._open(file) for file in files}
     for name, file in (index or {}).items():
       if name not in held[file]:
-        raise ValueError(f"{path / INDEX} names {name}, which {file} lacks")
+        raise ValueError(
+          f"{path / INDEX} names {clean(name)}, which {clean(file)} lacks"
+        )
 
   def read(self, tensor: Tensor) -> np.ndarray:
     """The tensor, put together if the files hold its pieces."""
@@ -58,7 +64,7 @@ class Files:
       return self._get(tensor.name)
     # One buffer of the whole, filled piece by piece: the dtype is that of a
     # file.
-    first = self._get(tensor.pieces[0].name)
+    first = self._get(next(iter(tensor.pieces)).name)
     whole = np.empty(tensor.shape, first.dtype)
     for piece in tensor.pieces:
       whole[piece.place] = self._get(piece.name)
@@ -78,9 +84,11 @@ class Files:
       if name not in self.shapes:
         missing.append(name)
       elif self.shapes[name] != shape:
-        misshapen.append(f"{name} is {self.shapes[name]}, not {shape}")
+        found = clean(str(self.shapes[name]), most=20)
+        misshapen.append(f"{name} is {found}, not {shape}")
       left.discard(name)
-    groups = {"missing": missing, "surplus": sorted(left)}
+    surplus = [clean(name, most=40) for name in sorted(left)]
+    groups = {"missing": missing, "surplus": surplus}
     groups["misshapen"] = misshapen
     wrong = [_listed(kind, names) for kind, names in groups.items() if names]
     if wrong:
@@ -103,23 +111,28 @@ class Files:
     self, wanted: Sequence[Tensor]
   ) -> Iterator[tuple[str, tuple[int, ...]]]:
     # Both forms are published; a file that mixes them lacks some of either.
+    named = 0
     for tensor in wanted:
       whole = tensor.name in self.shapes
-      pieces = not whole and any(p.name in self.shapes for p in tensor.pieces)
-      if pieces:
+      named += 0 if whole else len(tensor.pieces)
+      # More pieces than tensors are not there, and would take long to name.
+      apart = not whole and named <= len(self.shapes)
+      if apart and any(p.name in self.shapes for p in tensor.pieces):
         yield from ((p.name, p.shape) for p in tensor.pieces)
       else:
         yield tensor.name, tensor.shape
 
   def _get(self, name: str) -> np.ndarray:
     file, stored = self._homes[name]
-    return file.get_tensor(stored)
+    value = file.get_tensor(stored)
+    tensor_file.check_finite(str(self.path), name, value)
+    return value
 
   def _open(self, file: str) -> set[str]:
     """Enters the tensors of a file, and returns their names in it."""
     try:
-      opened = safetensors.safe_open(self.path / file, framework="numpy")
-    except (safetensors.SafetensorError, OSError) as error:
+      opened = tensor_file.opened(self.path / file)
+    except ValueError as error:
       raise ValueError(
         f"{self.path / file} is truncated or not safetensors ({error})"
       ) from None
@@ -136,11 +149,11 @@ class Files:
     found = opened.get_slice(key)
     if found.get_dtype() not in _DTYPES:
       raise ValueError(
-        f"{key} in {self.path / file} must be one of {', '.join(_DTYPES)}, got "
-        f"{found.get_dtype()}"
+        f"{clean(key)} in {self.path / file} must be one of "
+        f"{', '.join(_DTYPES)}, got {found.get_dtype()}"
       )
     if name in self.shapes:
-      raise ValueError(f"{self.path} holds {name} more than once")
+      raise ValueError(f"{self.path} holds {clean(name)} more than once")
     self.shapes[name] = tuple(found.get_shape())
     self._homes[name] = opened, key
 
@@ -197,20 +210,27 @@ def _name_shards(
 
 
 def _read_index(path: pathlib.Path) -> dict[str, str]:
-  file = path / INDEX
+  file = folder.own_file(path, INDEX)
   if not file.is_file():
     raise FileNotFoundError(f"path must hold {SINGLE} or {INDEX}, got {path}")
   try:
-    index = dict(json.loads(file.read_text())["weight_map"])
-  except (ValueError, KeyError, TypeError):
-    raise ValueError(f"{file} must be JSON with a weight_map") from None
+    index = json_file.read_names(file, "weight_map")
+  except ValueError as error:
+    raise ValueError(
+      f"{file} must be JSON with a weight_map ({error})"
+    ) from None
+  homes = {}
   for name, home in index.items():
     if not isinstance(home, str):
-      raise ValueError(f"{file} must name the file of {name}, got {home!r}")
-  return index
+      raise ValueError(
+        f"{file} must name the file of {clean(name)}, got {shown(home)}"
+      )
+    homes[name] = home
+  return homes
 
 
 def _listed(kind: str, names: Sequence[str]) -> str:
   rest = len(names) - _SHOWN
   more = f" and {rest} more" if rest > 0 else ""
-  return f"{len(names)} {kind} ({', '.join(names[:_SHOWN])}{more})"
+  few = ", ".join(names[:_SHOWN])
+  return f"{len(names)} {kind} ({few}{more})"

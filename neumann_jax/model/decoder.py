@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 from jax import lax
 
+from foreign_files.messages import shown
 from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices
 from neumann_jax.execution import Execution
 from neumann_jax.layers.attention import GatedAttention
@@ -133,7 +134,7 @@ def check_layer_types(types: Sequence[str]) -> None:
   for kind in types:
     if kind not in tuple(MIXERS):  # a list out of a file has no hash
       raise ValueError(
-        f"layer_types must be of {', '.join(MIXERS)}, got {kind!r}"
+        f"layer_types must be of {', '.join(MIXERS)}, got {shown(kind)}"
       )
 
 

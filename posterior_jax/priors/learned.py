@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from foreign_files.messages import clean, shown
 from posterior_jax.base import Denoiser
 from posterior_jax.priors import edm
 from posterior_jax.priors.parametrisation import Parametrisation
@@ -185,11 +186,14 @@ def check_arrays(
         f"{where} must hold {key!r} of shape {wanted[key]}, which is missing"
       )
     if key not in wanted:
-      raise ValueError(f"{where} must not hold {key!r}: the network has none")
+      raise ValueError(
+        f"{where} must not hold {shown(key)}: the network has none"
+      )
     shape, dtype = tuple(found[key].shape), found[key].dtype
     if shape != wanted[key]:
       raise ValueError(
-        f"{key!r} of {where} must have shape {wanted[key]}, got {shape}"
+        f"{key!r} of {where} must have shape {wanted[key]}, got "
+        f"{clean(str(shape))}"
       )
     if not jnp.issubdtype(dtype, jnp.floating):
       raise ValueError(

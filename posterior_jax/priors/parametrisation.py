@@ -17,7 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from foreign_files.messages import shown
 from posterior_jax.priors import edm
+
+# Networks have 1000 or 4000; a table has an entry for each.
+MOST_STEPS = 100_000
 
 
 class Parametrisation(Protocol):
@@ -94,7 +98,7 @@ class VP:
       "cosine" (Nichol and Dhariwal 2021; beta_start and beta_end are unused).
     beta_start: beta of the first step.
     beta_end: beta of the last.
-    steps: how many.
+    steps: how many, 2 to `MOST_STEPS`.
     prediction: what was asked of the network: "epsilon" (n), "sample" (x0) or
       "v_prediction" (Salimans and Ho 2022).
   """
@@ -113,7 +117,7 @@ class VP:
     ):
       if (found := getattr(self, name)) not in allowed:
         raise ValueError(
-          f"{name} must be one of {', '.join(allowed)}, got {found!r}"
+          f"{name} must be one of {', '.join(allowed)}, got {shown(found)}"
         )
     if not 0 < self.beta_start <= self.beta_end < 1:
       raise ValueError(
@@ -122,6 +126,8 @@ class VP:
       )
     if self.steps < 2:
       raise ValueError(f"steps must be at least 2, got {self.steps}")
+    if self.steps > MOST_STEPS:
+      raise ValueError(f"steps must be at most {MOST_STEPS}, got {self.steps}")
 
   @property
   def sigma_max(self) -> float:

@@ -15,10 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 from jax.typing import DTypeLike
 
+from foreign_files.manifest import read as read_manifest
+from posterior_jax.priors.checkpoints.named_tensors import check_held
 from posterior_jax.priors.learned import UNetPrior, unet_prior
 from posterior_jax.priors.nets.unet import UNetConfig
 
@@ -56,36 +57,14 @@ def load_prior(
     The prior.
 
   Raises:
+    FileNotFoundError: if there is no such manifest.
     ValueError: if the manifest says no network, or the weights are missing,
-      changed, or those of another network.
+      changed, not finite, elsewhere, or those of another network.
   """
-  manifest = pathlib.Path(manifest)
-  said = json.loads(manifest.read_text(encoding="utf-8"))
-  try:
-    network: dict[str, Any] = {
-      key: tuple(value) if isinstance(value, list) else value
-      for key, value in said["network"].items()
-    }
-    config = UNetConfig(**network)
-    path, promised = manifest.parent / said["file"], said["sha256"]
-  except (KeyError, TypeError, AttributeError) as error:
-    raise ValueError(
-      f"{manifest.name} must name file, sha256 and network (the fields of "
-      f"UNetConfig); it does not: {error}"
-    ) from error
-  if not path.is_file():
-    raise ValueError(f"{manifest.name} names {path.name}, which is not there")
-  weights = path.read_bytes()
-  # Of the bytes that are read below, not of the path: no one can come between.
-  found = hashlib.sha256(weights).hexdigest()
-  if found != promised:
-    raise ValueError(
-      f"{path.name} has sha256 {found}, but {manifest.name} says {promised}"
-    )
-  try:
-    params = safetensors.numpy.load(weights)
-  except safetensors.SafetensorError as error:
-    raise ValueError(f"{path.name} is no safetensors file: {error}") from error
+  config, path, params = read_manifest(
+    pathlib.Path(manifest), "network", UNetConfig
+  )
+  check_held(path.name, params, config)
   return unet_prior(config, params, dtype=dtype)
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from foreign_files.messages import clean
 from posterior_jax.priors.checkpoints import named_tensors
 from posterior_jax.priors.checkpoints.named_tensors import Source
 from posterior_jax.priors.learned import UNetPrior, param_shapes, unet_prior
@@ -92,8 +93,8 @@ def load_adm(
   Raises:
     FileNotFoundError: if there is no file.
     ValueError: for a file that is truncated, changed, of another kind, or that
-      names a class; for a tensor that is missing, unknown or of another shape;
-      all before anything is compiled.
+      names a class; for a tensor that is missing, unknown, of another shape or
+      not finite; all before anything is compiled.
   """
   path = pathlib.Path(path)
   tensors = named_tensors.read(path)
@@ -183,12 +184,15 @@ def _shape(
       f"{where} must hold {name!r} as guided-diffusion's networks do; it is "
       "missing"
     )
-  if tensors[name].ndim != rank:
+  found = tuple(tensors[name].shape)
+  if len(found) != rank:
     raise ValueError(
-      f"{name!r} of {where} must have {rank} axes, got "
-      f"{tuple(tensors[name].shape)}"
+      f"{name!r} of {where} must have {rank} axes, got {clean(str(found))}"
     )
-  return tuple(tensors[name].shape)
+  # An axis of any length costs nothing beside one of 0.
+  if 0 in found:
+    raise ValueError(f"{name!r} of {where} must hold numbers, got {found}")
+  return found
 
 
 def sources(network: DDPMConfig, config: ADMConfig) -> dict[str, Source]:

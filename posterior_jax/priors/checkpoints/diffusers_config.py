@@ -3,31 +3,48 @@
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
+from foreign_files import json_file
+from foreign_files.messages import clean, shown
 from posterior_jax.priors.nets.ddpm_unet import DDPMConfig
 from posterior_jax.priors.parametrisation import EDM, VE, VP, Parametrisation
 
-# Defaults of diffusers, for what a config.json does not say.
-_DEFAULTS: dict[str, Any] = {
-  "in_channels": 3,
-  "out_channels": 3,
-  "time_embedding_type": "positional",
-  "time_embedding_dim": None,
-  "freq_shift": 0,
-  "flip_sin_to_cos": True,
-  "down_block_types": ("DownBlock2D", *("AttnDownBlock2D",) * 3),
-  "up_block_types": (*("AttnUpBlock2D",) * 3, "UpBlock2D"),
-  "block_out_channels": (224, 448, 672, 896),
-  "layers_per_block": 2,
-  "downsample_padding": 1,
-  "downsample_type": "conv",
-  "upsample_type": "conv",
-  "attention_head_dim": 8,
-  "norm_num_groups": 32,
-  "attn_norm_num_groups": None,
-  "norm_eps": 1e-5,
-  "resnet_time_scale_shift": "default",
-  "add_attention": True,
-}
+
+class _Network(msgspec.Struct):
+  """A config.json, with diffusers' defaults for what it does not say."""
+
+  in_channels: int = 3
+  out_channels: int = 3
+  time_embedding_type: str = "positional"
+  time_embedding_dim: int | None = None
+  freq_shift: int = 0
+  flip_sin_to_cos: bool = True
+  down_block_types: tuple[str, ...] = ("DownBlock2D", *("AttnDownBlock2D",) * 3)
+  up_block_types: tuple[str, ...] = (*("AttnUpBlock2D",) * 3, "UpBlock2D")
+  block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
+  layers_per_block: int = 2
+  downsample_padding: int = 1
+  downsample_type: str = "conv"
+  upsample_type: str = "conv"
+  attention_head_dim: int | None = 8
+  norm_num_groups: int = 32
+  attn_norm_num_groups: int | None = None
+  norm_eps: float = 1e-5
+  resnet_time_scale_shift: str = "default"
+  add_attention: bool = True
+
+
+class _Schedule(msgspec.Struct):
+  """A scheduler_config.json, in so far as it is computed."""
+
+  prediction_type: str = "epsilon"
+  sigma_data: float = 0.5
+  beta_start: float = VP.beta_start
+  beta_end: float = VP.beta_end
+  num_train_timesteps: int = VP.steps
+
+
 # Options that are computed at these values alone.
 _ONLY: dict[str, tuple[Any, ...]] = {
   "_class_name": ("UNet2DModel",),
@@ -90,42 +107,47 @@ def read_network(
     ValueError: for an option that is not known or not computed here, named.
   """
   _check(said)
-  c = {key: said.get(key, default) for key, default in _DEFAULTS.items()}
-  widths = tuple(c["block_out_channels"])
-  down = [_kind(_DOWN, name) for name in c["down_block_types"]]
+  c = json_file.typed(said, _Network)
+  widths = c.block_out_channels
+  down = [_kind(_DOWN, name) for name in c.down_block_types]
   # The coarsest comes first, as in the network.
-  up = [_kind(_UP, name) for name in c["up_block_types"]][::-1]
-  fourier = c["time_embedding_type"] == "fourier"
+  up = [_kind(_UP, name) for name in c.up_block_types][::-1]
+  if not widths or not 0 < c.norm_eps < 1:
+    raise ValueError(
+      "block_out_channels of config.json must name a scale, and norm_eps lie "
+      f"in (0, 1); got {len(widths)} scales and {c.norm_eps}"
+    )
+  fourier = c.time_embedding_type == "fourier"
   if fourier != isinstance(parametrisation, VE):
     raise ValueError(
       "time_embedding_type 'fourier' and ScoreSdeVeScheduler go together, got "
-      f"{c['time_embedding_type']!r} and {type(parametrisation).__name__}"
+      f"{c.time_embedding_type!r} and {type(parametrisation).__name__}"
     )
-  groups, scales = c["norm_num_groups"], c["resnet_time_scale_shift"]
-  middle = c["attn_norm_num_groups"]
+  groups, scales = c.norm_num_groups, c.resnet_time_scale_shift
+  middle = c.attn_norm_num_groups
   if middle is None:
     middle = groups if scales == "default" else 0
   return DDPMConfig(
     widths=widths,
-    blocks=c["layers_per_block"],
+    blocks=c.layers_per_block,
     attention=tuple(attention for attention, _ in down),
     attention_up=tuple(attention for attention, _ in up),
-    down=tuple(_OURS[how or c["downsample_type"]] for _, how in down[:-1]),
-    up=tuple(_OURS[how or c["upsample_type"]] for _, how in up[1:]),
+    down=tuple(_OURS[how or c.downsample_type] for _, how in down[:-1]),
+    up=tuple(_OURS[how or c.upsample_type] for _, how in up[1:]),
     features=(2 if fourier else 1) * widths[0],
-    embedding=c["time_embedding_dim"] or 4 * widths[0],
-    attention_middle=c["add_attention"],
-    head_width=c["attention_head_dim"],
-    channels=c["in_channels"],
-    outputs=c["out_channels"],
+    embedding=c.time_embedding_dim or 4 * widths[0],
+    attention_middle=c.add_attention,
+    head_width=c.attention_head_dim,
+    channels=c.in_channels,
+    outputs=c.out_channels,
     fourier=fourier,
-    cos_first=c["flip_sin_to_cos"] and not fourier,
-    shift=c["freq_shift"],
+    cos_first=c.flip_sin_to_cos and not fourier,
+    shift=c.freq_shift,
     scale_shift=scales == "scale_shift",
-    padding=c["downsample_padding"],
+    padding=c.downsample_padding,
     groups=groups,
     middle_groups=middle,
-    epsilon=c["norm_eps"],
+    epsilon=c.norm_eps,
     parametrisation=parametrisation,
   )
 
@@ -143,12 +165,13 @@ def read_schedule(said: Mapping[str, Any]) -> Parametrisation:
   Raises:
     ValueError: for another scheduler or schedule, named.
   """
-  name = str(said.get("_class_name"))
-  prediction = said.get("prediction_type", "epsilon")
+  name = clean(str(said.get("_class_name")))
+  c = json_file.typed(said, _Schedule)
+  prediction = clean(c.prediction_type)
   if name == "ScoreSdeVeScheduler":
     return VE()
   if name.startswith("EDM") and prediction == "epsilon":
-    return EDM(said.get("sigma_data", 0.5))
+    return EDM(c.sigma_data)
   if "beta_schedule" not in said:
     raise ValueError(
       "the scheduler must be one with a beta_schedule, ScoreSdeVeScheduler or "
@@ -156,35 +179,37 @@ def read_schedule(said: Mapping[str, Any]) -> Parametrisation:
     )
   for key in ("trained_betas", "rescale_betas_zero_snr"):
     if said.get(key):
-      raise ValueError(f"{key} of {name} must not be set, got {said[key]!r}")
-  if (betas := said["beta_schedule"]) not in _BETAS:
+      raise ValueError(
+        f"{key} of {name} must not be set, got {shown(said[key])}"
+      )
+  if (betas := said["beta_schedule"]) not in tuple(_BETAS):
     raise ValueError(
       f"beta_schedule of {name} must be one of {', '.join(_BETAS)}, got "
-      f"{betas!r}"
+      f"{shown(betas)}"
     )
   return VP(
     schedule=_BETAS[betas],
-    beta_start=said.get("beta_start", VP.beta_start),
-    beta_end=said.get("beta_end", VP.beta_end),
-    steps=said.get("num_train_timesteps", VP.steps),
+    beta_start=c.beta_start,
+    beta_end=c.beta_end,
+    steps=c.num_train_timesteps,
     prediction=prediction,
   )
 
 
 def _check(said: Mapping[str, Any]) -> None:
   """Refuses options that are unknown or not computed here."""
-  known = {*_DEFAULTS, *_ONLY, *_IGNORED}
+  known = {*_Network.__struct_fields__, *_ONLY, *_IGNORED}
   for key, value in said.items():
     if key not in known and not key.startswith("_"):
-      raise ValueError(f"config.json has {key!r}, which is not known here")
+      raise ValueError(f"config.json has {shown(key)}, which is not known here")
     if key in _ONLY and value not in _ONLY[key]:
       raise ValueError(
         f"{key} of config.json must be one of "
-        f"{', '.join(map(repr, _ONLY[key]))}, got {value!r}"
+        f"{', '.join(map(repr, _ONLY[key]))}, got {shown(value)}"
       )
     if key in _WHOLE and not isinstance(value, int):
       raise ValueError(
-        f"{key} of config.json must be a whole number, got {value!r}"
+        f"{key} of config.json must be a whole number, got {shown(value)}"
       )
 
 
@@ -194,6 +219,6 @@ def _kind(
   if name not in table:
     raise ValueError(
       f"the block types of config.json must be of {', '.join(table)}, got "
-      f"{name!r}"
+      f"{shown(name)}"
     )
   return table[name]

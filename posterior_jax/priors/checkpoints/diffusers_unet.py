@@ -4,14 +4,15 @@ Old files name attention's layers query, key, value and proj_attn, new ones
 to_q, to_k, to_v and to_out.0; both are read.
 """
 
-import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from foreign_files import folder, json_file
+from foreign_files.messages import shown
 from posterior_jax.priors.checkpoints import named_tensors
 from posterior_jax.priors.checkpoints.diffusers_config import (
   read_network,
@@ -55,19 +56,23 @@ def load_diffusers(
     FileNotFoundError: if a file is missing.
     ValueError: for a config with an option that is not computed here, and for
       a file of weights that is truncated, of another kind, names a class, or
-      holds tensors that are missing, unknown or of another shape; all before
-      anything is compiled.
+      holds tensors that are missing, unknown, of another shape or not finite;
+      all before anything is compiled.
   """
   path = pathlib.Path(path)
   if (path / "unet" / "config.json").is_file():
     path = path / "unet"
-  said = _read(path, ("config.json",))
+  said = _read(path, [folder.own_file(path, "config.json")])
   if parametrisation is None:
-    places = ("scheduler_config.json", "../scheduler/scheduler_config.json")
+    name = "scheduler_config.json"
+    # A pipeline's folder is that of the network and the schedule.
+    beside = folder.own_file(path.parent, "scheduler", name)
+    places = [folder.own_file(path, name), beside]
     parametrisation = read_schedule(_read(path, places))
   network = read_network(said, parametrisation)
-  file = _first(path, _WEIGHTS)
+  file = _first(path, [folder.own_file(path, name) for name in _WEIGHTS])
   tensors = named_tensors.read(file)
+  named_tensors.check_held(file.name, tensors, network)
   # By what the file holds: the version in config.json does not tell.
   old = any(name.endswith(".query.weight") for name in tensors)
   wanted = sources(network, old_names=old)
@@ -92,22 +97,23 @@ def sources(network: DDPMConfig, *, old_names: bool) -> dict[str, Source]:
   }
 
 
-def _first(path: pathlib.Path, names: Iterable[str]) -> pathlib.Path:
-  for name in names:
-    if (path / name).is_file():
-      return path / name
-  raise FileNotFoundError(f"path must hold {' or '.join(names)}, got {path}")
+def _first(path: pathlib.Path, files: Sequence[pathlib.Path]) -> pathlib.Path:
+  for file in files:
+    if file.is_file():
+      return file
+  names = " or ".join(dict.fromkeys(file.name for file in files))
+  raise FileNotFoundError(f"path must hold {names}, got {path}")
 
 
-def _read(path: pathlib.Path, names: Iterable[str]) -> dict[str, Any]:
+def _read(path: pathlib.Path, files: Sequence[pathlib.Path]) -> dict[str, Any]:
   """The first of some JSON files."""
-  file = _first(path, names)
+  file = _first(path, files)
   try:
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = json_file.read(file)
   except ValueError as error:
     raise ValueError(f"{file.name} is no JSON: {error}") from None
   if not isinstance(found, dict):
-    raise ValueError(f"{file.name} must hold a dict, got {found!r}")
+    raise ValueError(f"{file.name} must hold a dict, got {shown(found)}")
   return found
 
 

@@ -5,15 +5,18 @@ PyTorch keeps the kernel of a convolution as [O, I, h, w] and of a linear map as
 channels, h w sides of a kernel.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-import safetensors
 
+from foreign_files import tensor_file
 from posterior_jax.priors.checkpoints import torch_file
 from posterior_jax.priors.learned import check_arrays
+from posterior_jax.priors.nets.ddpm_unet import DDPMConfig
+from posterior_jax.priors.nets.unet import UNetConfig
 
 
 class Source(NamedTuple):
@@ -73,12 +76,41 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
   if path.suffix != ".safetensors":
     return torch_file.read(path)
   try:
-    with safetensors.safe_open(path, framework="numpy") as file:
-      return {name: file.get_tensor(name) for name in file.keys()}
-  except safetensors.SafetensorError as error:
+    return tensor_file.read(path)
+  except ValueError as error:
     raise ValueError(
       f"{path.name} is truncated or not safetensors: {error}"
     ) from None
+
+
+def check_held(
+  where: str,
+  tensors: Mapping[str, np.ndarray],
+  network: DDPMConfig | UNetConfig,
+) -> None:
+  """Refuses a network of more than a file holds, before it is made.
+
+  Args:
+    where: the file's name, for messages.
+    tensors: of the file.
+    network: its shape; whole numbers in it are sizes of axes, or counts of
+      blocks, of every scale or of each.
+
+  Raises:
+    ValueError: naming the field.
+  """
+  sizes = {}
+  for field in dataclasses.fields(network):
+    value = getattr(network, field.name)
+    numbers = value if isinstance(value, tuple) else (value,)
+    sizes[field.name] = max(
+      (n for n in numbers if isinstance(n, int)), default=0
+    )
+  scales, blocks = len(network.widths), network.blocks
+  total = sum(blocks) if isinstance(blocks, tuple) else scales * blocks
+  layers = {"blocks": total, "widths": scales}
+  shapes = {name: tensor.shape for name, tensor in tensors.items()}
+  tensor_file.check_held(where, shapes, layers=layers, sizes=sizes)
 
 
 def collect(
@@ -98,8 +130,10 @@ def collect(
 
   Raises:
     ValueError: naming the first tensor that is missing, unknown, of another
-      shape or not floating point.
+      shape, not floating point or not finite.
   """
   # Before any conversion, so that the message has the file's name and shape.
   check_arrays(where, tensors, {s.name: s.shape for s in sources.values()})
+  for name, value in tensors.items():
+    tensor_file.check_finite(where, name, value)
   return {param: s.convert(tensors[s.name]) for param, s in sources.items()}

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from foreign_files.messages import clean
 from posterior_jax.priors.nets import ddpm_blocks
 from posterior_jax.priors.nets.convolution import Conv
 from posterior_jax.priors.nets.ddpm_scales import (
@@ -92,13 +93,14 @@ class DDPMConfig:
     if not scales or {*flags} != {scales} or {*changes} != {scales - 1}:
       raise ValueError(
         "widths, attention and attention_up must name as many scales, at "
-        f"least one, and down and up one less; got {self}"
+        f"least one, and down and up one less; got {clean(str(self))}"
       )
     sizes = self.blocks, self.channels, self.embedding, self.groups, self.heads
-    if min(*sizes, self.features - 3, *self.widths) < 1 or self.features % 2:
+    sizes += self.head_width or 1, self.middle_groups + 1, self.features - 3
+    if min(*sizes, *self.widths) < 1 or self.features % 2:
       raise ValueError(
         "widths, blocks, channels, embedding, groups and heads must be "
-        f"positive and features even and at least 4; got {self}"
+        f"positive and features even and at least 4; got {clean(str(self))}"
       )
     if not self.shift < self.features // 2:
       raise ValueError(

@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from foreign_files.messages import clean
 from posterior_jax.priors.nets.convolution import Conv
 from posterior_jax.priors.parametrisation import EDM
 
@@ -51,13 +52,13 @@ class UNetConfig:
     if len(self.widths) != len(self.blocks) or not self.widths:
       raise ValueError(
         "widths and blocks must name as many scales, at least one; got "
-        f"{self.widths} and {self.blocks}"
+        f"{clean(str(self.widths))} and {clean(str(self.blocks))}"
       )
     sizes = (self.channels, self.embedding, *self.widths, *self.blocks)
     if min(sizes) < 1 or self.embedding % 2:
       raise ValueError(
         "channels, widths, blocks and embedding must be positive and the "
-        f"embedding even; got {self}"
+        f"embedding even; got {clean(str(self))}"
       )
     EDM(self.sigma_data, self.sigma_max, self.sigma_min)  # refuses wrong ones
 

@@ -1,0 +1,11 @@
+"""Files that strangers made, read with a budget: the one place that does.
+
+`neumann_jax` and `posterior_jax` never import each other, yet both read weights
+and manifests of others; what keeps that safe is here once, below both.
+SECURITY.md says what is promised.
+
+`folder` knows which files belong to a folder, `json_file`, `tensor_file`,
+`array_file` and `picture_file` read one format each, and `messages` says what a
+message may repeat of a file. Sizes come first: nothing is built or decoded that
+is larger than its file accounts for.
+"""

@@ -1,0 +1,56 @@
+"""Pictures, measured before they are decoded."""
+
+import pathlib
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from foreign_files import folder
+from foreign_files.messages import clean
+
+if TYPE_CHECKING:
+  import PIL.Image
+
+# What is asked for by these alone: pillow would run Ghostscript for others.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+# Of a camera; decoded to colour they take three bytes each.
+MOST_PIXELS = 1 << 26
+
+T = TypeVar("T")
+
+
+def read(
+  path: pathlib.Path,
+  look: Callable[["PIL.Image.Image"], T],
+  *,
+  most_pixels: int = MOST_PIXELS,
+) -> T:
+  """What `look` makes of a picture.
+
+  Args:
+    path: of a PNG, JPEG, WebP, BMP or TIFF file.
+    look: called with the picture, not yet decoded; what it raises counts as
+      the picture's fault.
+    most_pixels: width times height of what is decoded at all.
+
+  Raises:
+    FileNotFoundError: if there is no file.
+    ValueError: for a file that is truncated, larger or of another kind; a
+      clause.
+  """
+  import PIL.Image  # comes with matplotlib
+
+  folder.size(path)
+  # pillow warns of what it then decodes all the same.
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    try:
+      with PIL.Image.open(path, formats=FORMATS) as picture:
+        width, height = picture.size
+        if width * height <= most_pixels:
+          return look(picture)
+    except Exception as error:  # its parsers raise whatever they run into
+      raise ValueError(clean(str(error))) from None
+  raise ValueError(
+    f"has {width} x {height} pixels, more than the {most_pixels} that are read"
+  )

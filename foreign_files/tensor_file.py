@@ -1,0 +1,131 @@
+"""safetensors files: the header measured first, and numbers that are finite."""
+
+import math
+import pathlib
+from collections.abc import Mapping
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from foreign_files import folder
+from foreign_files.messages import clean, shown
+
+# Names and shapes of 100,000 tensors.
+MOST_HEADER = 16 << 20
+_LENGTH = 8  # bytes of the header's length
+# safetensors' own table for bytes lacks bfloat16.
+_DTYPES = {
+  "F64": np.float64,
+  "F32": np.float32,
+  "F16": np.float16,
+  "BF16": ml_dtypes.bfloat16,
+}
+
+
+def opened(path: pathlib.Path) -> safetensors.safe_open:
+  """The file, mapped into memory: tensors are copied when they are asked for.
+
+  Raises:
+    FileNotFoundError: if there is none.
+    ValueError: if it is truncated or of another kind; a clause.
+  """
+  held = folder.size(path)
+  with path.open("rb") as file:
+    _check_header(file.read(_LENGTH), held)
+  try:
+    return safetensors.safe_open(path, framework="numpy")
+  except (safetensors.SafetensorError, OSError) as error:
+    raise ValueError(clean(str(error))) from None
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """All tensors of a file by name.
+
+  Raises:
+    FileNotFoundError: if there is none.
+    ValueError: as `opened`, and for a dtype that numpy does not hold; a clause.
+  """
+  file = opened(path)
+  found = {}
+  for name in file.keys():
+    try:
+      found[name] = file.get_tensor(name)
+    except Exception as error:  # numpy and Rust have many words for a dtype
+      reason = clean(str(error))
+      raise ValueError(f"{shown(name)} cannot be read, {reason}") from None
+  return found
+
+
+def parse(data: bytes) -> dict[str, np.ndarray]:
+  """All tensors of the bytes of a file.
+
+  Raises:
+    ValueError: as `read`, and for a dtype that is not floating point.
+  """
+  _check_header(data[:_LENGTH], len(data))
+  try:
+    entries = safetensors.deserialize(data)
+  except safetensors.SafetensorError as error:
+    raise ValueError(clean(str(error))) from None
+  found = {}
+  for name, entry in entries:
+    if (dtype := entry["dtype"]) not in _DTYPES:
+      raise ValueError(f"{shown(name)} has the dtype {clean(dtype)}")
+    flat = np.frombuffer(entry["data"], _DTYPES[dtype])
+    found[name] = flat.reshape(entry["shape"])
+  return found
+
+
+def check_held(
+  where: str,
+  shapes: Mapping[str, tuple[int, ...]],
+  *,
+  layers: Mapping[str, int],
+  sizes: Mapping[str, int],
+) -> None:
+  """Refuses a model of more than its files hold, before it is built.
+
+  Args:
+    where: the tensors are, for the message.
+    shapes: of the tensors by name.
+    layers: how many a config promises by the name of the promise; every layer
+      has a tensor of its own.
+    sizes: of axes, by name; every axis is some tensor's.
+
+  Raises:
+    ValueError: naming the first that is larger than all the tensors.
+  """
+  numbers = sum(math.prod(shape) for shape in shapes.values())
+  for kind, promised, held in (
+    ("tensors", layers, len(shapes)),
+    ("numbers", sizes, numbers),
+  ):
+    for name, value in promised.items():
+      if value > held:
+        raise ValueError(
+          f"{name} must be at most the {held} {kind} that {where} holds, got "
+          f"{shown(value)}"
+        )
+
+
+def check_finite(where: str, name: str, array: np.ndarray) -> None:
+  """Raises ValueError for a NaN or an infinity among the numbers.
+
+  Args:
+    where: the file or folder, for the message.
+    name: of the tensor there.
+    array: its numbers.
+  """
+  if not np.isfinite(array).all():
+    raise ValueError(
+      f"{clean(name)} in {where} must be finite, but holds NaN or infinities"
+    )
+
+
+def _check_header(start: bytes, held: int) -> None:
+  length = int.from_bytes(start, "little")
+  if len(start) < _LENGTH or length > held - _LENGTH:
+    raise ValueError(f"its header ends after its {held} bytes")
+  if length > MOST_HEADER:
+    raise ValueError(f"its header has {length} bytes, more than {MOST_HEADER}")
