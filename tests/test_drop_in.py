@@ -45,7 +45,7 @@ def published(folder, name, *, shards=1, dtype=ml_dtypes.bfloat16):
   (path / "config.json").write_text(json.dumps(nested))
   tensors = {
     key.replace("model.", "model.language_model.", 1): x.astype(
-      np.float32 if key.endswith("A_log") else dtype
+      np.float32 if key.endswith(("A_log", "dt_bias")) else dtype
     )
     for key, x in load_file(path / SINGLE).items()
   }
