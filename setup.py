@@ -67,6 +67,7 @@ setuptools.setup(
     "test": [
       *PLOTS,
       LIBTPU,
+      "flatbuffers>=24.3",  # of jax.export, to write a program
       "hypothesis>=6.100",
       "import-linter>=2.17,<3",
       "mypy>=2.4,<3",
@@ -75,9 +76,11 @@ setuptools.setup(
       "pytest-xdist>=3.6",
       "PyWavelets>=1.7",
       "ruff>=0.17,<0.18",
+      "jinja2>=3.1.6",
       "tokenizers>=0.20",
     ],
-    "hf": ["tokenizers>=0.20"],
+    # Older releases of jinja2 have known ways out of its sandbox.
+    "hf": ["jinja2>=3.1.6", "tokenizers>=0.20"],
     "tensorboard": ["tensorboard>=2.16"],
     "tpu": [LIBTPU],
     "cuda": ["jax[cuda13]>=0.10,<0.13"],

@@ -3,8 +3,8 @@
   python -m experiments.generate --config.checkpoint=DIR --config.prompt=TEXT
 
 Settings: `configs/generate.py`. The text appears as it is written; the last
-lines printed say how fast, on what. The prompt is read as it stands: no chat
-template is put around it.
+lines printed say how fast, on what. The prompt is read as it stands, or as the
+message of a user in the checkpoint's chat template.
 """
 
 import dataclasses
@@ -18,8 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.data import text_tokens
-from experiments.data.text_tokens import Tokenizer
 from experiments.harness import record, runner, text_model
 from experiments.harness.settings import Checked, setting
 from neumann_jax import (
@@ -30,9 +28,7 @@ from neumann_jax import (
   SamplingSpec,
   generation,
 )
-
-# Ends a text whose last character is not whole yet.
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+from neumann_jax.generation.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,18 +39,22 @@ class Settings(Checked):
   # which knows nothing: for the tests
   checkpoint: str
   prompt: str  # the text to go on with
+  chat: bool  # whether the prompt is a user's message, to be answered
   # the text ends after so many, if no stop token came
   max_new_tokens: int = setting(at_least=1)
   temperature: float  # at least 0; 0 is greedy
   top_k: int = setting(at_least=0)  # tokens to draw from, 0 for all
   top_p: float  # share of the mass to draw from, in (0, 1]; 1 for all
+  min_p: float  # share of the largest probability to draw from, 0 for all
+  repetition_penalty: float  # of tokens that were there, 1 for none
+  presence_penalty: float  # of tokens that were written, 0 for none
   seed: int  # of the draws, and of random weights
   spec: str  # name of the inverse, see `InverseSpec.parse`
   chunk_size: int  # C of the chunk-wise rule
   implementation: str  # of the inverse
   # of activations and of parameters
   dtype: str = setting(among=("float32", "bfloat16"))
-  # tokens of a piece of the prompt; 0: all of them
+  # tokens of a piece of the prompt; 0: pieces of 512 and 64
   prefill_chunk: int = setting(at_least=0)
   # equal layers are compiled once, but every token then copies their caches
   scan_layers: bool
@@ -68,11 +68,17 @@ class Settings(Checked):
     self.sampling()
 
   def sampling(self) -> SamplingSpec:
-    """How tokens are drawn; at temperature 0 top_k and top_p say nothing."""
+    """How tokens are drawn; at temperature 0 no cut says anything."""
+    penalties = {
+      "repetition_penalty": self.repetition_penalty,
+      "presence_penalty": self.presence_penalty,
+    }
     if self.temperature == 0:
-      return SamplingSpec(0.0)
+      return SamplingSpec(0.0, **penalties)
     top_p = None if self.top_p == 1 else self.top_p
-    return SamplingSpec(self.temperature, self.top_k or None, top_p)
+    return SamplingSpec(
+      self.temperature, self.top_k or None, top_p, self.min_p, **penalties
+    )
 
   def execution(self) -> Execution:
     """How the model is computed."""
@@ -90,7 +96,7 @@ class Writer(NamedTuple):
   tokenizer: Tokenizer  # of the checkpoint
   prompt: np.ndarray  # [T] int32
   # begins to write: what there is after the prompt, and so on
-  looks: Callable[[], Iterator[Generated]]
+  looks: Callable[[], Iterator[generation.Texts]]
 
 
 class Written(NamedTuple):
@@ -105,32 +111,32 @@ class Written(NamedTuple):
 def prepare(settings: Settings) -> Writer:
   """Reads the checkpoint and the prompt."""
   source = text_model.find(settings.checkpoint)
-  tokenizer = text_tokens.load_tokenizer(
-    source.folder, source.config.vocab_size
-  )
-  prompt = tokenizer.encode(settings.prompt)
+  tokenizer = generation.load_tokenizer(source.folder, source.config.vocab_size)
+  prompt = settings.prompt
+  if settings.chat:
+    prompt = tokenizer.chat([{"role": "user", "content": prompt}])
   model = text_model.load(source, settings.execution(), settings.seed)
   looks = functools.partial(
-    generation.stream,
+    generation.stream_text,
     model,
+    tokenizer,
     [prompt],
     every=settings.every,
     max_new_tokens=settings.max_new_tokens,
     spec=settings.sampling(),
-    stop_tokens=tokenizer.stop_tokens,
     key=jax.random.key(settings.seed),
     prefill_chunk=settings.prefill_chunk or None,
   )
   looks()  # refuses what does not fit; nothing is computed before the first
-  return Writer(settings, tokenizer, prompt, looks)
+  return Writer(settings, tokenizer, tokenizer.encode(prompt), looks)
 
 
 def generate(writer: Writer, run: record.Run) -> None:
   """Writes the text to stdout and, with its times, to `generation.jsonl`."""
   settings = writer.settings
   start = time.perf_counter()
-  for _, found in zip(range(2), writer.looks()):
-    jax.block_until_ready(found)
+  for _ in zip(range(2), writer.looks()):
+    pass
   compile_s = time.perf_counter() - start
   print(settings.prompt, end="", flush=True)
   written = write(writer, lambda text: print(text, end="", flush=True))
@@ -152,19 +158,15 @@ def write(
   show: Callable[[str], None],
 ) -> Written:
   """Generates the text."""
-  shown, text, first_s = "", "", math.nan
+  text, first_s = "", math.nan
   start = time.perf_counter()
   for look in writer.looks():
-    found = jax.device_get(look)
     if math.isnan(first_s):
       first_s = time.perf_counter() - start
-    text = writer.tokenizer.decode(found.tokens[0, : found.lengths[0]])
-    whole = text.rstrip(UNFINISHED)
-    show(whole[len(shown) :])
-    shown = whole
+    show(look.texts[0][len(text) :])
+    text = look.texts[0]
   total_s = time.perf_counter() - start
-  show(text[len(shown) :])
-  return Written(text, found, first_s, total_s - first_s)
+  return Written(text, look.found, first_s, total_s - first_s)
 
 
 def _row(writer: Writer, written: Written) -> dict:

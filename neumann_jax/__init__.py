@@ -35,7 +35,7 @@ from neumann_jax.delta_rule.wy import wy_representation as wy_representation
 from neumann_jax.execution import Execution as Execution
 from neumann_jax.generation.api import generate as generate
 from neumann_jax.generation.decoding import Generated as Generated
-from neumann_jax.generation.sampling import SamplingSpec as SamplingSpec
+from neumann_jax.generation.sampling_spec import SamplingSpec as SamplingSpec
 from neumann_jax.layers.cache import Cache as Cache
 from neumann_jax.layers.cache import ModelCache as ModelCache
 from neumann_jax.layers.gated_delta_net import GatedDeltaNet as GatedDeltaNet

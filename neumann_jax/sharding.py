@@ -290,6 +290,9 @@ def _logical_axes(model: LanguageModel, path: tuple[Hashable, ...]) -> Axes:
   # A mixer names the axes of its own parameters; what else there is has names
   # that all models share.
   name = "/".join(map(str, path))
+  # Codes lie as the matrix that they stand for; so do scales, whose groups of
+  # rows take the place of the rows.
+  name = name.removesuffix("/codes").removesuffix("/scale")
   for number, layer in enumerate(model.layers):
     start = f"layers/{number}/{layer.mixer_name}/"
     if name.startswith(start):

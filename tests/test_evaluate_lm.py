@@ -14,15 +14,15 @@ from flax import nnx
 
 import neumann_jax
 from configs import evaluate_lm as config
-from experiments.data import key_families, text_tokens, text_windows
+from experiments.data import key_families, text_windows
 from experiments.evaluate_lm import inverse_errors, scores, study
 from experiments.harness import runner, text_model
-from neumann_jax import InverseSpec, checkpoint
+from neumann_jax import InverseSpec, checkpoint, generation
 from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices
 from tests import oracles
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-BYTES = text_tokens.load_tokenizer(None, 256)
+BYTES = generation.load_tokenizer(None, 256)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -8,9 +8,9 @@ import pytest
 
 from configs import generate as config
 from experiments import generate
-from experiments.data import text_tokens
 from experiments.harness import runner, text_model
 from neumann_jax import Generated, SamplingSpec, checkpoint, generation
+from neumann_jax.generation import text as text_parts
 from tests import oracles
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -104,16 +104,21 @@ def test_characters_are_shown_when_they_are_whole():
   text = "a\u20ac\N{GRINNING FACE}z"
   data = np.frombuffer(text.encode() + b"\xf0", np.uint8).astype(np.int32)
 
+  tokenizer = generation.load_tokenizer(None, 256)
+
   def looks():
     for count in range(1, len(data) + 1):
-      yield Generated(data[None], data[None] * 0.0, np.array([count]), [False])
+      found = Generated(
+        data[None], data[None] * 0.0, np.array([count]), [False]
+      )
+      read = tokenizer.decode(data[:count])
+      shown = text_parts._shown(read, (), count == len(data))
+      yield generation.Texts((shown,), found)
 
   shown = []
-  writer = generate.Writer(
-    settings(), text_tokens.load_tokenizer(None, 256), data, looks
-  )
+  writer = generate.Writer(settings(), tokenizer, data, looks)
   written = generate.write(writer, shown.append)
-  assert [part for part in shown if part] == [*text, generate.UNFINISHED]
+  assert [part for part in shown if part] == [*text, text_parts.UNFINISHED]
   assert written.text == "".join(shown)
 
 

@@ -30,7 +30,7 @@ def draws(logits, spec, count=DRAWS, seed=0):
   return np.asarray(found)
 
 
-def exact(logits, temperature=1.0, top_k=None, top_p=None):
+def exact(logits, temperature=1.0, top_k=None, top_p=None, min_p=0.0):
   """The distribution of a spec in float64, token by token."""
   logits = np.asarray(logits, np.float64) / temperature
   weight = np.exp(logits - logits.max())
@@ -41,6 +41,7 @@ def exact(logits, temperature=1.0, top_k=None, top_p=None):
     mass += weight[i] / total
     if top_p is not None and mass >= top_p:
       break
+  kept = [i for i in kept if weight[i] >= min_p * weight.max()]
   found = np.zeros(len(weight))
   found[kept] = weight[kept] / math.fsum(weight[kept])
   return found
@@ -57,10 +58,13 @@ def exact(logits, temperature=1.0, top_k=None, top_p=None):
     SamplingSpec(top_p=0.8),
     SamplingSpec(top_p=1.0),
     SamplingSpec(temperature=2.0, top_k=5, top_p=0.5),
+    SamplingSpec(min_p=0.2),  # e^-1.5 of the largest is 0.223
+    SamplingSpec(min_p=0.23),
+    SamplingSpec(temperature=3.0, top_p=0.95, min_p=0.4),
   ],
 )
 def test_frequencies_are_the_exact_probabilities(spec):
-  truth = exact(LOGITS, spec.temperature, spec.top_k, spec.top_p)
+  truth = exact(LOGITS, spec.temperature, spec.top_k, spec.top_p, spec.min_p)
   count = np.bincount(draws(LOGITS, spec), minlength=len(LOGITS))
   assert not count[truth == 0].any()  # exact: never, not seldom
   # Each count is binomial: five standard deviations and two draws are passed
@@ -75,9 +79,9 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(p, k):
   logits = 3 * np.random.default_rng(5).standard_normal((50, 101))
   logits[:, ::7] = logits[:, :1]  # many ties
   logits = logits.astype(np.float32)
-  weights, ids = sampling.candidates(
-    jnp.asarray(logits), SamplingSpec(temperature=0.7, top_k=k, top_p=p)
-  )
+  spec = SamplingSpec(temperature=0.7, top_k=k, top_p=p)
+  draws = sampling.as_draws([spec] * 50, 101)
+  weights, ids = sampling.candidates(jnp.asarray(logits), draws, k or 101)
   for row, (weight, order) in enumerate(zip(weights, np.asarray(ids))):
     found = np.zeros(logits.shape[1])
     found[order] = jax.nn.softmax(weight)
@@ -114,6 +118,42 @@ def test_a_row_draws_alike_in_any_batch():
   assert len(set(draws(np.zeros(1000, np.float32), SamplingSpec(), 50))) > 40
 
 
+def test_a_row_draws_alike_beside_other_specs():
+  """Whether its neighbours need no noise, a short sort or a whole one."""
+  logits = np.random.default_rng(1).standard_normal((4, 200)).astype(np.float32)
+  specs = [
+    SamplingSpec(0),
+    SamplingSpec(0.8, min_p=0.1),
+    SamplingSpec(0.8, top_k=30, top_p=0.9),
+    SamplingSpec(0.8, top_p=0.6),
+  ]
+  draw = oracles.quick_jit(sampling.draw)
+  for seed in range(20):
+    key = jax.random.key(seed)
+    for count in range(1, 5):
+      together = sampling.as_draws(specs[:count] + specs[:1] * (4 - count), 200)
+      found = draw(logits, key, together)
+      for row, spec in enumerate(specs[:count]):
+        alone = draw(logits, key, sampling.as_draws([spec] * 4, 200))
+        assert found[row] == alone[row]
+
+
+def test_penalties_by_their_definition():
+  logits = np.array(
+    [[2.0, -2.0, 1.0, -1.0], [2.0, -2.0, 1.0, -1.0]], np.float32
+  )
+  seen = np.array([[1, 1, 0, 0], [2, 0, 1, 2]], np.int8)
+  spec = SamplingSpec(repetition_penalty=2.0, presence_penalty=0.5)
+  draws = sampling.as_draws([spec, spec], 4)
+  found = sampling.penalised(jnp.asarray(logits), seen, draws)
+  np.testing.assert_array_equal(
+    found, [[1.0, -4.0, 1.0, -1.0], [0.5, -2.0, 0.5, -2.5]]
+  )
+  none = sampling.as_draws([SamplingSpec()] * 2, 4)
+  found = sampling.penalised(jnp.asarray(logits), seen, none)
+  np.testing.assert_array_equal(found, logits)
+
+
 def test_half_precision_logits_are_drawn_from_in_float32():
   logits = jnp.asarray(LOGITS, jnp.bfloat16)
   half = draws(logits, SamplingSpec(top_p=0.9), 100)
@@ -132,6 +172,11 @@ def test_half_precision_logits_are_drawn_from_in_float32():
     ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
     ({"top_p": 1.1}, r"top_p must be in \(0, 1\], got 1.1"),
     ({"top_p": math.nan}, r"top_p must be in \(0, 1\], got nan"),
+    ({"min_p": 1.0}, r"min_p must be in \[0, 1\), got 1.0"),
+    ({"min_p": -0.1}, r"min_p must be in \[0, 1\), got -0.1"),
+    ({"repetition_penalty": 0.0}, "repetition_penalty must be finite and ab"),
+    ({"presence_penalty": math.nan}, "presence_penalty must be finite, got n"),
+    ({"temperature": 0, "min_p": 0.1}, "no effect at temperature 0"),
     ({"temperature": 0, "top_k": 3}, "no effect at temperature 0"),
     ({"temperature": 0, "top_p": 0.5}, "no effect at temperature 0"),
   ],

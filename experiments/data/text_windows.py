@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data.text_tokens import Tokenizer
+from neumann_jax.generation.tokenizer import Tokenizer
 
 # What is read where no text is named.
 FILES = ("argparse.py", "difflib.py", "heapq.py", "textwrap.py")

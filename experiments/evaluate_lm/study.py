@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from experiments.data import text_tokens, text_windows
+from experiments.data import text_windows
 from experiments.data.text_windows import Text
 from experiments.evaluate_lm import report
 from experiments.evaluate_lm.settings import Settings
@@ -21,7 +21,13 @@ from experiments.evaluate_lm.sweep import KEYS, Sweep
 from experiments.harness import record, text_model, writing
 from experiments.harness.progress import Progress
 from experiments.harness.report import shown
-from neumann_jax import Execution, InverseSpec, LanguageModel, RuleOptions
+from neumann_jax import (
+  Execution,
+  InverseSpec,
+  LanguageModel,
+  RuleOptions,
+  generation,
+)
 
 
 class Evaluation(NamedTuple):
@@ -36,7 +42,7 @@ def prepare(settings: Settings) -> Evaluation:
   """Reads the checkpoint and the text."""
   source = text_model.find(settings.checkpoint)
   config = source.config
-  tokenizer = text_tokens.load_tokenizer(source.folder, config.vocab_size)
+  tokenizer = generation.load_tokenizer(source.folder, config.vocab_size)
   text = text_windows.read_text(settings.text, tokenizer, settings.max_tokens)
   settings.check_chunks(len(text.tokens), "the text's")
   dtype = jnp.dtype(settings.dtype)

@@ -14,10 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from neumann_jax.checkpoint import hf_config, hf_layout, safetensors_io
+from neumann_jax.checkpoint import (
+  drop_in,
+  hf_config,
+  hf_layout,
+  safetensors_io,
+)
 from neumann_jax.checkpoint import params as param_place
 from neumann_jax.execution import Execution
 from neumann_jax.model.language_model import LanguageModel
+from neumann_jax.weight_quantization.quantized_model import is_quantized
 
 # Files of 5 GB, as transformers long cut them.
 MAX_SHARD_BYTES = 5_000_000_000
@@ -86,24 +92,33 @@ def save(
   model: LanguageModel,
   path: str | pathlib.Path,
   *,
+  like: str | pathlib.Path | None = None,
   max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
   """Writes a Hugging Face directory that `load` and `transformers` read.
 
-  It has the names and the layout of `model.config.model_type`; parameters keep
-  their dtype. The host holds the tensors of one file at a time.
+  Without `like` it holds the text model alone, in the names and the layout of
+  `model.config.model_type`; parameters keep their dtype, and nothing says which
+  tokens end a text. With `like` it is that directory with other text weights:
+  tokenizer, chat template, generation_config.json, config.json with its special
+  tokens, towers for pictures and `mtp.*` are copied byte for byte, and the
+  model's tensors take the names, files and dtypes that they have there, which
+  rounds float32 parameters where the directory is bfloat16. The host holds the
+  tensors of one file, with `like` one tensor, at a time.
 
   Args:
     model: of separate or of scanned layers.
     path: a new or an empty folder, in one that exists. It is there complete or
       not at all.
-    max_shard_bytes: of the tensors of a file, unless one alone is larger.
+    like: the directory that the model was read from, or None.
+    max_shard_bytes: of the tensors of a file, unless one alone is larger; not
+      read with `like`.
 
   Raises:
     FileExistsError: if something is at `path`; it stays as it was.
-    FileNotFoundError: if the folder above does not exist.
-    ValueError: if max_shard_bytes is below 1, or if parameters lie on devices
-      of other processes.
+    FileNotFoundError: if the folder above, or a file of `like`, does not exist.
+    ValueError: if max_shard_bytes is below 1, if parameters lie on devices of
+      other processes or are quantised, or if `like` does not fit the model.
 
   Example:
     >>> import pathlib, tempfile
@@ -122,7 +137,15 @@ def save(
     raise ValueError(
       f"max_shard_bytes must be at least 1, got {max_shard_bytes}"
     )
+  if is_quantized(model):
+    raise ValueError(
+      "model must have its weights as trained: quantised ones have no place "
+      "in a Hugging Face directory; save it before quantize_weights"
+    )
   with _new_folder(pathlib.Path(path)) as folder:
+    if like is not None:
+      drop_in.write(model, pathlib.Path(like), folder)
+      return
     config = hf_config.to_json(model.config, model.execution.param_dtype)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     safetensors_io.write(folder, _named(model), max_shard_bytes=max_shard_bytes)

@@ -1,8 +1,23 @@
-"""Text from a model: prompts, sampling, and the compiled decoding loop."""
+"""Text from a model: tokenizers, prompts, sampling, the compiled loop."""
 
 from neumann_jax.generation.api import generate as generate
 from neumann_jax.generation.api import stream as stream
 from neumann_jax.generation.decoding import Generated as Generated
-from neumann_jax.generation.sampling import SamplingSpec as SamplingSpec
+from neumann_jax.generation.sampling_spec import SamplingSpec as SamplingSpec
+from neumann_jax.generation.text import Texts as Texts
+from neumann_jax.generation.text import generate_text as generate_text
+from neumann_jax.generation.text import stream_text as stream_text
+from neumann_jax.generation.tokenizer import Tokenizer as Tokenizer
+from neumann_jax.generation.tokenizer import load_tokenizer as load_tokenizer
 
-__all__ = ("Generated", "SamplingSpec", "generate", "stream")
+__all__ = (
+  "Generated",
+  "SamplingSpec",
+  "Texts",
+  "Tokenizer",
+  "generate",
+  "generate_text",
+  "load_tokenizer",
+  "stream",
+  "stream_text",
+)

@@ -1,16 +1,24 @@
-"""The compiled parts of generation: pieces of prompts, and the token loop."""
+"""The compiled parts of generation: pieces of prompts, and the token loop.
+
+A program knows the model's graph and shapes. What a request asks for is data:
+how rows are drawn, what ends them, how many tokens there may be.
+"""
 
 import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
 from neumann_jax.generation import sampling
-from neumann_jax.generation.sampling import SamplingSpec
-from neumann_jax.layers.cache import ModelCache
+from neumann_jax.generation.sampling import Draws
+from neumann_jax.layers.cache import ModelCache, extended
+
+# Of `Written.seen`.
+PROMPT, GENERATED = 1, 2
 
 
 class Generated(NamedTuple):
@@ -19,31 +27,55 @@ class Generated(NamedTuple):
   Attributes:
     tokens: [B, N] int32; pad_token after a row's last.
     logprobs: [B, N] float32, log-probability of each token under the model
-      itself, at temperature 1 and uncut; 0 after a row's last.
+      itself, at temperature 1, without penalties and uncut; 0 after a row's
+      last.
     lengths: [B] int32, tokens of each row; a stop token counts.
     finished: [B] bool, whether the row ended with a stop token.
+    cache: the model's after all tokens of a row, the prompt's and its
+      `lengths` generated ones, for a call that goes on; None where a stream
+      goes on itself.
   """
 
-  tokens: jax.Array
-  logprobs: jax.Array
-  lengths: jax.Array
-  finished: jax.Array
+  tokens: np.ndarray
+  logprobs: np.ndarray
+  lengths: np.ndarray
+  finished: np.ndarray
+  cache: ModelCache | None = None
 
 
-class Rule(NamedTuple):
-  """What the compiled loop depends on besides the model and shapes.
+class Written(NamedTuple):
+  """What the loop has written so far, with room for W >= N tokens.
 
   Attributes:
-    spec: how a token is drawn.
-    stop_tokens: a row ends with the first of these.
-    pad_token: what fills rows that have ended.
-    max_new_tokens: N.
+    tokens: [B, W] int32, 0 after a row's last.
+    logprobs: [B, W] float32, 0 after a row's last.
+    lengths: [B] int32.
+    finished: [B] bool.
+    seen: [B, V] int8, PROMPT for tokens of the prompt, GENERATED for others
+      that were generated too, 0 for the rest.
   """
 
-  spec: SamplingSpec
-  stop_tokens: tuple[int, ...]
-  pad_token: int
-  max_new_tokens: int
+  tokens: jax.Array | np.ndarray
+  logprobs: jax.Array | np.ndarray
+  lengths: jax.Array | np.ndarray
+  finished: jax.Array | np.ndarray
+  seen: jax.Array | np.ndarray
+
+
+class Request(NamedTuple):
+  """What a call asks for.
+
+  Attributes:
+    draws: how each row is drawn.
+    stops: [K] int32, tokens that end a row, -1 for none.
+    key: for the draws.
+    limit: [] int32, tokens of each row after which the loop ends.
+  """
+
+  draws: Draws
+  stops: np.ndarray
+  key: jax.Array
+  limit: np.ndarray
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3))
@@ -54,6 +86,21 @@ def start(
   model = nnx.merge(graph, params)
   last = jnp.zeros((batch, model.config.hidden_size), model.execution.dtype)
   return model.init_cache(batch, capacity), last
+
+
+# Nothing is donated: the caller may go on from this cache again.
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def resume(
+  graph: nnx.GraphDef,
+  params: nnx.State,
+  batch: int,
+  capacity: int,
+  cache: ModelCache,
+) -> tuple[ModelCache, jax.Array]:
+  """`start` with a copy of a cache of one row or of B."""
+  empty, last = start(graph, params, batch, capacity)
+  scanned = nnx.merge(graph, params).execution.scan_layers
+  return extended(cache, empty, scanned=scanned), last
 
 
 # The cache is donated: it is as large as all that was read, and every piece
@@ -78,78 +125,64 @@ def prefill(
   return cache, jnp.where(end > 0, newest.astype(last.dtype), last)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def first(
-  graph: nnx.GraphDef,
-  rule: Rule,
-  params: nnx.State,
-  last: jax.Array,
-  key: jax.Array | None,
-) -> Generated:
-  """The token after each prompt."""
-  shape = len(last), rule.max_new_tokens
-  empty = Generated(
-    jnp.full(shape, rule.pad_token, jnp.int32),
-    jnp.zeros(shape, jnp.float32),
-    jnp.zeros(len(last), jnp.int32),
-    jnp.zeros(len(last), bool),
-  )
-  return _append(empty, nnx.merge(graph, params).logits(last), rule, key)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnames="cache")
+@functools.partial(jax.jit, static_argnums=0, donate_argnames="cache")
 def decode(
   graph: nnx.GraphDef,
-  rule: Rule,
   params: nnx.State,
   cache: ModelCache,
-  found: Generated,
-  key: jax.Array | None,
-  steps: int,
-) -> tuple[ModelCache, Generated]:
-  """So many tokens more for each row, or fewer if all end."""
+  last: jax.Array,
+  written: Written,
+  request: Request,
+) -> tuple[ModelCache, jax.Array, Written]:
+  """Tokens up to the limit for each row, or fewer if all end."""
   model = nnx.merge(graph, params)
-  # `steps` is traced, so that blocks of any size are one program.
-  limit = jnp.minimum(jnp.max(found.lengths) + steps, rule.max_new_tokens)
 
-  def going(carry: tuple[ModelCache, Generated]) -> jax.Array:
-    _, found = carry
-    return (jnp.max(found.lengths) < limit) & ~jnp.all(found.finished)
+  def going(carry: tuple[ModelCache, jax.Array, Written]) -> jax.Array:
+    written = carry[2]
+    short = jnp.max(written.lengths) < request.limit
+    return short & ~jnp.all(written.finished)
 
   def step(
-    carry: tuple[ModelCache, Generated],
-  ) -> tuple[ModelCache, Generated]:
-    cache, found = carry
-    newest = lax.dynamic_slice_in_dim(
-      found.tokens, jnp.max(found.lengths) - 1, 1, axis=1
-    )  # [B, 1]
-    # Rows that have ended go on with pad_token: there is room, and nobody reads
-    # their caches.
-    hidden, cache = model.hidden_states(newest, cache=cache)
-    return cache, _append(found, model.logits(hidden[:, 0]), rule, key)
+    carry: tuple[ModelCache, jax.Array, Written],
+  ) -> tuple[ModelCache, jax.Array, Written]:
+    cache, last, written = carry
+    live = ~written.finished
+    written, token = _append(written, model.logits(last), request)
+    # The token that a row ends with is read as well: whoever goes on from this
+    # cache then has all of the text. A row alone ends the loop, and needs no
+    # mask.
+    hidden, cache = model.hidden_states(
+      token[:, None],
+      cache=cache,
+      mask=None if len(live) == 1 else live[:, None],
+    )
+    return cache, hidden[:, 0].astype(last.dtype), written
 
-  return lax.while_loop(going, step, (cache, found))
+  return lax.while_loop(going, step, (cache, last, written))
 
 
 def _append(
-  found: Generated, logits: jax.Array, rule: Rule, key: jax.Array | None
-) -> Generated:
+  written: Written, logits: jax.Array, request: Request
+) -> tuple[Written, jax.Array]:
   """Draws one token from logits [B, V] for every row that has not ended."""
-  step = jnp.max(found.lengths)  # some row has not ended: it has them all
-  live = ~found.finished
-  if key is not None:
-    # By the number of the token, not by splitting: a block's size, `every`,
-    # then changes no draw.
-    key = jax.random.fold_in(key, step)
-  token = sampling.sample(logits, key, rule.spec)
+  step = jnp.max(written.lengths)  # some row has not ended: it has them all
+  live = ~written.finished
+  # By the number of the token, not by splitting: a block's size, `every`, then
+  # changes no draw.
+  key = jax.random.fold_in(request.key, step)
+  weights = sampling.penalised(logits, written.seen, request.draws)
+  token = jnp.where(live, sampling.draw(weights, key, request.draws), 0)  # [B]
   logprob = jnp.take_along_axis(
     jax.nn.log_softmax(logits, axis=-1), token[:, None], axis=1
   )[:, 0]  # [B]
-  token = jnp.where(live, token, rule.pad_token)
-  stops = jnp.array(rule.stop_tokens, jnp.int32)
-  return Generated(
-    found.tokens.at[:, step].set(token),
-    found.logprobs.at[:, step].set(jnp.where(live, logprob, 0)),
-    found.lengths + live.astype(jnp.int32),
-    found.finished | (live & jnp.isin(token, stops)),
+  row = jnp.arange(len(live))
+  # Rows that have ended write where nothing is.
+  place = jnp.where(live, token, logits.shape[1])
+  new = Written(
+    written.tokens.at[:, step].set(token),
+    written.logprobs.at[:, step].set(jnp.where(live, logprob, 0)),
+    written.lengths + live.astype(jnp.int32),
+    written.finished | (live & jnp.isin(token, request.stops)),
+    written.seen.at[row, place].set(GENERATED, mode="drop"),
   )
+  return new, token

@@ -5,7 +5,7 @@ comparison is the causal mask of prefill, decoding, padded and packed rows.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import jax
@@ -18,9 +18,14 @@ from neumann_jax.layers.cache import KeyValueCache
 from neumann_jax.layers.linear import linear
 from neumann_jax.layers.mixer import Axes
 from neumann_jax.layers.norms import RMSNorm
-from neumann_jax.layers.positions import Positions, rotate
+from neumann_jax.layers.positions import PADDING, Positions, rotate
 from neumann_jax.model_config import ModelConfig
 from neumann_jax.sequence_axis import gather_tokens
+
+# A cache is read up to the first of these many slots that holds all tokens: at
+# 256 a step is bound by the weights of its layers, and each further branch is
+# one more program to compile.
+_FIRST_PREFIX, _PREFIX_RATIO = 256, 4
 
 
 class GatedAttention(nnx.Module):
@@ -108,19 +113,18 @@ class GatedAttention(nnx.Module):
     """
     del segment_ids, mask
     q, gate, k, v = self._heads(x, positions)
-    key_slot = positions.slot
+    attend = functools.partial(causal_attention, query_block=self.query_block)
+    axis = self.sequence_axis
     if cache is not None:
       cache = _store(cache, k, v, positions.slot)
-      k, v = cache
-      key_slot = jnp.arange(k.shape[1], dtype=jnp.int32)[None]
-    axis = self.sequence_axis
-    if axis is not None:
-      # All keys go to every shard: key heads are few and such layers one in
-      # four, so that a ring of shards would save little.
-      k, v, key_slot = (gather_tokens(x, axis) for x in (k, v, key_slot))
-    out = causal_attention(
-      q, k, v, positions, key_slot, query_block=self.query_block
-    )
+      out = _over_slots_in_use(attend, q, cache, positions)
+    else:
+      key_slot = positions.slot
+      if axis is not None:
+        # All keys go to every shard: key heads are few and such layers one in
+        # four, so that a ring of shards would save little.
+        k, v, key_slot = (gather_tokens(x, axis) for x in (k, v, key_slot))
+      out = attend(q, k, v, positions, key_slot)
     out = out.reshape(*x.shape[:2], -1)  # [B, T, H D]
     # The sigmoid in float32: near 1 bfloat16 has steps of 2^-8.
     gated = out * nnx.sigmoid(gate.astype(jnp.float32)).astype(out.dtype)
@@ -207,6 +211,44 @@ def causal_attention(
   return jnp.swapaxes(out, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[
     :, :length
   ]
+
+
+def _over_slots_in_use(
+  attend: Callable[..., jax.Array],
+  q: jax.Array,
+  cache: KeyValueCache,
+  positions: Positions,
+) -> jax.Array:
+  """Attention to a cache at the cost of its tokens, whatever its capacity.
+
+  Args:
+    attend: `causal_attention` with its options.
+    q: [B, T, H, D].
+    cache: with the keys of the queries.
+    positions: of the queries.
+
+  Returns:
+    [B, T, H, D].
+  """
+  # One branch for each prefix, and not a loop over blocks of keys: a loop whose
+  # length is data has no reverse derivative, and costs a launch for each block.
+  sizes = [_FIRST_PREFIX]
+  while sizes[-1] < cache.capacity:
+    sizes.append(_PREFIX_RATIO * sizes[-1])
+  sizes[-1] = cache.capacity
+
+  def over(size: int) -> Callable[..., jax.Array]:
+    slots = jnp.arange(size, dtype=jnp.int32)[None]
+    return lambda q, keys, values, positions: attend(
+      q, keys[:, :size], values[:, :size], positions, slots
+    )
+
+  # Padding sees nothing, so that its slot, past every cache, asks for nothing.
+  slot = jnp.where(positions.slot == PADDING, 0, positions.slot)
+  branch = jnp.sum(jnp.max(slot) >= jnp.array(sizes[:-1], jnp.int32))
+  return lax.switch(
+    branch, [over(size) for size in sizes], q, *cache, positions
+  )
 
 
 def _blocks(x: jax.Array, size: int) -> jax.Array:

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-# Numbers of tokens are int32, and `positions.PADDING` is the largest of them.
-_ENDLESS = np.iinfo(np.int32).max - 1
+# Of caches without a limit: numbers of tokens are int32, and the largest of
+# them is `positions.PADDING`.
+ENDLESS = np.iinfo(np.int32).max - 1
 
 
 class LayerCache(Protocol):
@@ -95,7 +97,41 @@ class ModelCache(NamedTuple):
   def capacity(self) -> int:
     """Tokens that a row may have: S, or no limit without full attention."""
     rooms = [layer.capacity for layer in self.layers]
-    return min((room for room in rooms if room is not None), default=_ENDLESS)
+    return min((room for room in rooms if room is not None), default=ENDLESS)
+
+
+def extended(
+  cache: ModelCache, like: ModelCache, *, scanned: bool
+) -> ModelCache:
+  """A copy of a cache with more room, or of its one row for each of many.
+
+  Args:
+    cache: of one row, or of as many as `like`.
+    like: a cache of the same model with at least that room; shapes will do.
+    scanned: whether the arrays of the layers lead with the periods.
+  """
+  rows_axis = int(scanned)
+
+  def grown(old: jax.Array, new: jax.ShapeDtypeStruct) -> jax.Array:
+    lead = new.shape[: rows_axis + 1]
+    old = jnp.broadcast_to(old, lead + old.shape[rows_axis + 1 :])
+    # Slots after the last token are empty, and so are the new ones.
+    return jnp.pad(old, [(0, m - n) for n, m in zip(old.shape, new.shape)])
+
+  rows = like.stored.shape
+  return ModelCache(
+    jax.tree.map(grown, cache.layers, like.layers),
+    jnp.broadcast_to(cache.stored, rows),
+    jnp.broadcast_to(cache.start, rows),
+  )
+
+
+# `jax.export` writes a program with its trees: a served step takes and returns
+# caches, which have to have a name outside of Python.
+for _kind in (Cache, KeyValueCache, ModelCache):
+  jax.export.register_namedtuple_serialization(
+    _kind, serialized_name=f"neumann_jax.{_kind.__name__}"
+  )
 
 
 def check_room(

@@ -124,12 +124,19 @@ def quantize_weights(
   return model
 
 
+def is_quantized(model: LanguageModel) -> bool:
+  """Whether `quantize_weights` made the model."""
+  return any(
+    isinstance(node, QuantizedKernel) for _, node in nnx.iter_graph(model)
+  )
+
+
 def _linear_maps(
   model: LanguageModel,
 ) -> list[tuple[nnx.Module, str, nnx.Linear | Experts]]:
   """(owner, name, linear map or experts) all over the model."""
   nodes = [node for _, node in nnx.iter_graph(model)]
-  if any(isinstance(node, QuantizedKernel) for node in nodes):
+  if is_quantized(model):
     raise ValueError(
       "model is quantised already: quantise the weights as trained"
     )

@@ -17,11 +17,11 @@ import safetensors
 import safetensors.numpy
 from hypothesis import strategies as st
 
-from experiments.data import text_tokens
 from experiments.restore import input as restore_input
 from foreign_files import manifest
 from neumann_jax import ModelConfig, checkpoint, shipped
 from neumann_jax.checkpoint import hf_config, hf_layout, safetensors_io
+from neumann_jax.generation import tokenizer as tokens
 from posterior_jax import priors
 from posterior_jax.priors.checkpoints import named_tensors, torch_file
 from tests.faults import mutations
@@ -184,7 +184,7 @@ def _read_weights(folder: pathlib.Path) -> Any:
 
 
 def _read_tokens(folder: pathlib.Path) -> Any:
-  return text_tokens.load_tokenizer(folder, VOCABULARY)
+  return tokens.load_tokenizer(folder, VOCABULARY)
 
 
 def _read_prior(folder: pathlib.Path) -> Any:

@@ -7,10 +7,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments.data import text_tokens
 from foreign_files import json_file, messages
 from neumann_jax import checkpoint
 from neumann_jax.checkpoint import hf_config, hf_layout, safetensors_io
+from neumann_jax.generation import tokenizer as tokens
 from posterior_jax import priors
 from posterior_jax.priors.checkpoints import diffusers_config, named_tensors
 from tests.faults import kinds
@@ -186,7 +186,7 @@ def test_tokens_that_end_a_text_are_integers(tmp_path):
     edit(file, eos_token_id=value)
     pattern = "eos_token_id|no readable JSON"
     with cheap(), refused(ValueError, pattern) as raised:
-      text_tokens.load_tokenizer(folder, 64)
+      tokens.load_tokenizer(folder, 64)
     check_message(raised, folder)
 
 

@@ -1,0 +1,123 @@
+"""A Hugging Face directory again, with a model's weights in place of its own.
+
+What this package does not read goes out as it came in: towers for pictures,
+`mtp.*`, tokenizer, chat template, ids of special tokens, options of generation.
+A safetensors file is copied and the bytes of its text tensors are written over:
+the header stays true, because neither dtype nor shape of a tensor changes.
+"""
+
+import json
+import pathlib
+import shutil
+import struct
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from neumann_jax.checkpoint import hf_config, hf_layout, params
+from neumann_jax.checkpoint.hf_layout import Piece, Tensor
+from neumann_jax.checkpoint.safetensors_io import Files
+from neumann_jax.model.language_model import LanguageModel
+
+_DTYPES: dict[str, Any] = {
+  "F64": np.float64,
+  "F32": np.float32,
+  "F16": np.float16,
+  "BF16": ml_dtypes.bfloat16,
+}
+# The same weights in other formats: they would be the old ones.
+_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack")
+_OTHER_WEIGHTS += (".onnx", ".ot", ".npz")
+
+
+class _Home(NamedTuple):
+  """What a stored tensor is: one of the model's, or a part of one."""
+
+  tensor: Tensor
+  piece: Piece | None
+
+
+def write(
+  model: LanguageModel, like: pathlib.Path, folder: pathlib.Path
+) -> None:
+  """Fills a folder with the files of another and the weights of a model.
+
+  Args:
+    model: of the architecture of `like`.
+    like: a directory that `load` reads.
+    folder: an empty one.
+
+  Raises:
+    FileNotFoundError: if a file of `like` is missing.
+    ValueError: for another architecture, or tensors of a dtype that weights
+      are not written in.
+  """
+  config = hf_config.read_config(like)
+  if config != model.config:
+    raise ValueError(
+      f"like must hold a model of the same architecture, but the config.json "
+      f"of {like} differs in {', '.join(_differences(config, model.config))}"
+    )
+  tensors = hf_layout.tensors(config)
+  # All of `like` is checked before a file is copied.
+  Files(like).check(tensors, tied=config.tie_word_embeddings)
+  homes = _homes(tensors, tied=config.tie_word_embeddings)
+  sources = params.Sources(model)
+  for path in sorted(like.iterdir()):
+    if path.is_file() and not path.name.endswith(_OTHER_WEIGHTS):
+      shutil.copyfile(path, folder / path.name)
+      if path.suffix == ".safetensors":
+        _overwrite(folder / path.name, homes, sources)
+
+
+def _differences(found: Any, want: Any) -> list[str]:
+  fields = vars(want)
+  return [name for name in fields if getattr(found, name) != fields[name]]
+
+
+def _homes(tensors: tuple[Tensor, ...], *, tied: bool) -> dict[str, _Home]:
+  homes = {}
+  for tensor in tensors:
+    homes[tensor.name] = _Home(tensor, None)
+    for piece in tensor.pieces:
+      homes[piece.name] = _Home(tensor, piece)
+  if tied:  # some files of tied models hold the output matrix all the same
+    homes["lm_head.weight"] = homes["model.embed_tokens.weight"]
+  return homes
+
+
+def _overwrite(
+  path: pathlib.Path, homes: dict[str, _Home], sources: params.Sources
+) -> None:
+  """Writes the model's tensors over those of a file."""
+  newest: tuple[str, np.ndarray] | None = None
+  with path.open("r+b") as file:
+    for name, entry, place in _entries(file):
+      home = homes.get(name.replace("model.language_model.", "model.", 1))
+      if home is None:
+        continue
+      # Experts that lie apart follow each other, and are parts of one array.
+      if newest is None or newest[0] != home.tensor.name:
+        parts = (sources.get(param) for param in home.tensor.params)
+        newest = home.tensor.name, home.tensor.join(*parts)
+      value = newest[1] if home.piece is None else newest[1][home.piece.place]
+      if entry["dtype"] not in _DTYPES:
+        raise ValueError(
+          f"{name} in {path.name} must be one of {', '.join(_DTYPES)} to be "
+          f"written over, got {entry['dtype']}: save without like"
+        )
+      stored = np.ascontiguousarray(value, _DTYPES[entry["dtype"]])
+      file.seek(place)
+      file.write(stored.reshape(-1).view(np.uint8).data)
+
+
+def _entries(file: Any) -> Iterator[tuple[str, dict[str, Any], int]]:
+  """Names, entries and places of the tensors of a safetensors file."""
+  (length,) = struct.unpack("<Q", file.read(8))
+  header = json.loads(file.read(length))
+  header.pop("__metadata__", None)
+  inner = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+  for name, entry in inner:
+    yield name, entry, 8 + length + entry["data_offsets"][0]

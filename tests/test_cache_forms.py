@@ -1,0 +1,87 @@
+"""Caches beside generation: exported programs, x64, quantised models."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from neumann_jax import Execution, LanguageModel, ModelCache, sharding
+from neumann_jax.weight_quantization import preset, quantize_weights
+from tests import models, oracles
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def test_a_step_is_exported_with_its_cache():
+  """Written, read and called elsewhere, it is the step."""
+  pytest.importorskip("flatbuffers")
+  model = models.make("dense")
+  graph, params = nnx.split(model)
+  flat, tree = jax.tree.flatten(params)
+
+  @oracles.quick_jit
+  def step(flat, tokens, cache):
+    model = nnx.merge(graph, jax.tree.unflatten(tree, flat))
+    return model(tokens, cache=cache)
+
+  operands = flat, jnp.array([[3], [5]]), model.init_cache(2, 4)
+  data = jax.export.export(step)(*operands).serialize()
+  logits, cache = jax.export.deserialize(data).call(*operands)
+  truth, whole = step(*operands)
+  assert isinstance(cache, ModelCache)
+  np.testing.assert_array_equal(logits, truth)
+  jax.tree.map(np.testing.assert_array_equal, cache, whole)
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_a_cache_keeps_its_types_under_x64(scanned):
+  """A cache that changed a type would have the next step compiled again."""
+  with jax.enable_x64(True):
+    execution = Execution(scan_layers=scanned)
+    model = nnx.eval_shape(
+      lambda: LanguageModel(models.CONFIGS["deep"], execution, rngs=nnx.Rngs(0))
+    )
+    graph, params = nnx.split(model)
+    cache = jax.eval_shape(lambda: model.init_cache(2, 8))
+    kinds = lambda cache: [x.dtype for x in jax.tree.leaves(cache)]  # noqa: E731
+    for mask in (None, jnp.ones((2, 3), bool)):
+      call = functools.partial(
+        lambda params, cache, mask: nnx.merge(graph, params)(
+          jnp.ones((2, 3), jnp.int32), cache=cache, mask=mask
+        ),
+        mask=mask,
+      )
+      _, new = jax.eval_shape(call, params, cache)
+      assert kinds(new) == kinds(cache)
+    assert not {np.dtype("int64"), np.dtype("float64")} & set(kinds(cache))
+
+
+def places(make, mesh):
+  """Spec of every parameter of a model on a mesh, made of shapes alone."""
+  state = sharding.param_shardings(nnx.eval_shape(make), mesh)
+  paths = [path for path, _ in nnx.to_flat_state(state)]
+  leaves = jax.tree.leaves(state)
+  return {path: leaf.spec for path, leaf in zip(paths, leaves, strict=True)}
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+@pytest.mark.parametrize("name", ["W4A16", "W8-g128"])
+def test_quantised_weights_are_split_as_the_weights(name, kind):
+  mesh = sharding.make_mesh(fsdp=2, tensor=2, devices=jax.devices()[:4])
+  plain = functools.partial(models.make, kind)
+  whole = places(plain, mesh)
+  split = 0
+  small = places(lambda: quantize_weights(plain(), preset(name)), mesh)
+  for path, spec in small.items():
+    if path[-1] == "codes":
+      assert spec == whole[path[:-1]], path
+      split += any(spec)
+    elif path[-1] == "scale":  # one group of rows, which stays whole
+      *rest, _, last = whole[path[:-1]]
+      assert tuple(spec) == (*rest, None, last), path
+    else:
+      assert spec == whole[path], path
+  assert split > 10
