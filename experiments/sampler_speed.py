@@ -26,6 +26,7 @@ from experiments.harness.timing import Job, Timing
 from experiments.peers import gpu, torch_sampler, torch_unet
 from posterior_jax import NFCConfig, Observation, metrics, operators, priors
 from posterior_jax import schedule as schedules
+from posterior_jax.nfc_sampler import Mean, Sigma
 from posterior_jax.operators import frozen
 
 COMPILATION = "/jax/core/compile/backend_compile_duration"
@@ -60,7 +61,7 @@ class Settings(Checked):
 def config(settings: Settings) -> NFCConfig:
   """The sampler that is timed."""
   return NFCConfig(
-    levels=settings.levels, inner="mean", tie="sigma", tolerance=1e-4
+    levels=settings.levels, width=Sigma(), inner=Mean(tolerance=1e-4)
   )
 
 
@@ -219,9 +220,9 @@ def _last_channels(denoise: torch_sampler.Denoise) -> torch_sampler.Denoise:
 def _levels(config: NFCConfig) -> np.ndarray:
   return schedules.karras(
     config.levels,
-    sigma_max=config.sigma_max,
-    sigma_min=config.sigma_min,
-    rho=config.rho,
+    sigma_max=config.schedule.sigma_max,
+    sigma_min=config.schedule.sigma_min,
+    rho=config.schedule.rho,
   )
 
 

@@ -30,7 +30,10 @@ _SOLVE = {"tolerance": (1e-4,)}
 # By method: values of the fields that are tuned; all combinations are tried.
 # Where the best of a first grid lay at its edge, this is the one around it.
 GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
-  "NFC": {"width_factor": (1.5, 2.0, 3.0), "sigma_min": (0.07, 0.1, 0.15)},
+  "NFC": {
+    "width.factor": (1.5, 2.0, 3.0),
+    "schedule.sigma_min": (0.07, 0.1, 0.15),
+  },
   "DAPS": {"noise_std": (0.007, 0.014, 0.035), "step_size": (2e-5, 5e-5, 1e-4)},
   "DDNM+": {"eta": (0.0, 0.3, 0.5, 0.7, 0.85, 1.0), **_SOLVE},
   "DDRM": {"eta": (0.0, 0.5, 0.85, 1.0), "eta_data": (0.5, 1.0)},

@@ -58,6 +58,11 @@ class Operator(abc.ABC):
     return jnp.ones((), jnp.float32)
 
   @property
+  def gridded(self) -> bool:
+    """Whether a measurement is a picture, whose spectrum a band can cut."""
+    return True
+
+  @property
   @abc.abstractmethod
   def gram_gain(self) -> jax.Array:
     """Fourier diagonal of A^T A: gain of each frequency, [] or [H, W]."""

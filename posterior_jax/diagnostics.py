@@ -11,7 +11,7 @@ BANDS = 8  # of a step's report: enough to see an octave, few enough to read
 
 def band_energy(
   observation: Observation, x: jax.Array, *, bands: int = BANDS
-) -> jax.Array:
+) -> jax.Array | None:
   """The normalised residual of every radial band of the measurement.
 
   The power of F (y - A x) in a band over that of the noise, F the orthonormal
@@ -25,9 +25,12 @@ def band_energy(
     bands: K, of equal width up to Nyquist.
 
   Returns:
-    [..., N, K] float32, low frequencies first.
+    [..., N, K] float32, low frequencies first; None for a measurement that is
+    no picture, as that of `Dense`.
   """
   operator = observation.operator
+  if not operator.gridded:
+    return None
   height, width, channels = operator.measurement_shape
   observed = jnp.broadcast_to(operator.observed, operator.measurement_shape)
   r = misfit(observation, x)  # [..., N, h, w, C]

@@ -1,4 +1,4 @@
-"""Checks of settings: the fields of a frozen dataclass, each by its name."""
+"""Fields of settings, each by its name: checked, and changed in a copy."""
 
 import dataclasses
 import math
@@ -11,9 +11,10 @@ def check(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
   """Refuses a setting of the wrong kind or out of range.
 
   By a field's type: an `int` must be whole, a `bool` True or False, a
-  `Literal` one of its choices, a `float` a number; None where the type allows
-  it. A number must lie in its range or, where it has none, be positive and
-  finite.
+  `Literal` one of its choices, a `float` a number; None, or a tuple of numbers
+  as long as the type says, where the type allows it. A number must lie in its
+  range or, where it has none, be positive and finite. A field of records, which
+  are dataclasses, takes one of them.
 
   Args:
     config: a dataclass instance whose annotations are types, not strings.
@@ -25,7 +26,10 @@ def check(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
   for field in dataclasses.fields(config):
     # Annotations are types here, since no module postpones their evaluation.
     value, kind = getattr(config, field.name), field.type
-    if typing.get_origin(kind) is Literal:
+    choices = typing.get_args(kind) or (kind,)
+    if any(dataclasses.is_dataclass(choice) for choice in choices):
+      _check_record(field.name, value, choices)
+    elif typing.get_origin(kind) is Literal:
       _check_choice(field.name, value, typing.get_args(kind))
     elif kind is bool:
       if not isinstance(value, bool):
@@ -35,13 +39,76 @@ def check(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
     else:
       optional = type(None) in typing.get_args(kind)
       if not (optional and value is None):
-        _check_number(field.name, value, ranges.get(field.name), optional)
+        for number in _numbers(field.name, value, kind):
+          _check_number(field.name, number, ranges.get(field.name), optional)
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def _check_record(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+  """A field of records, of which some have a word or None beside them."""
+  words: list[str] = []
+  for choice in choices:
+    if typing.get_origin(choice) is Literal:
+      if isinstance(value, str) and value in typing.get_args(choice):
+        return
+      words += map(repr, typing.get_args(choice))
+    elif isinstance(value, choice):
+      return
+    else:
+      words.append("None" if choice is type(None) else choice.__name__)
+  raise ValueError(f"{name} must be one of {', '.join(words)}; got {value!r}")
+
+
+def _numbers(name: str, value: Any, kind: Any) -> tuple[Any, ...]:
+  """A number, or those of a tuple where a field's type allows one."""
+  if not isinstance(value, tuple):
+    return (value,)
+  for choice in typing.get_args(kind):
+    if typing.get_origin(choice) is tuple:
+      count = len(typing.get_args(choice))
+      if len(value) != count:
+        raise ValueError(
+          f"{name} must be a number or {count} of them, got {value!r}"
+        )
+      return value
+  return (value,)
+
+
+def changed(record: Any, changes: Mapping[str, Any]) -> Any:
+  """A record with changes.
+
+  Args:
+    record: a dataclass instance.
+    changes: values by field; for a field that is a record itself, another one
+      or a mapping of changes to it.
+
+  Raises:
+    ValueError: for a field that the record does not have, or a mapping where
+      there is no record.
+  """
+  names = [field.name for field in dataclasses.fields(record)]
+  made = {}
+  for name, value in changes.items():
+    if name not in names:
+      raise ValueError(
+        f"{name} is no field of {type(record).__name__}, which has "
+        f"{', '.join(names) or 'none'}"
+      )
+    old = getattr(record, name)
+    if isinstance(value, Mapping):
+      if not dataclasses.is_dataclass(old):
+        raise ValueError(
+          f"{name} is {old!r} here, which has no fields to change; give a "
+          "record"
+        )
+      value = changed(old, value)
+    made[name] = value
+  return dataclasses.replace(record, **made)
+
+
+def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
   if value not in choices:
     raise ValueError(
-      f"{name} must be one of {', '.join(choices)}; got {value!r}"
+      f"{name} must be one of {', '.join(map(str, choices))}; got {value!r}"
     )
 
 

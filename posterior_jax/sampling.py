@@ -147,12 +147,13 @@ def streamed(
   Example:
     >>> import jax, jax.numpy as jnp
     >>> import posterior_jax as pj
+    >>> from posterior_jax.nfc_sampler import Sigma
     >>> prior = pj.priors.gaussian_prior(pj.priors.power_law_spectrum(8, 8))
     >>> operator = pj.operators.gaussian_blur((8, 8, 1), size=3, std=1.0)
     >>> observation = pj.Observation(jnp.zeros((1, 8, 8, 1)), operator, 0.1)
     >>> done = []
     >>> sampler = pj.streamed(
-    ...   pj.nfc(pj.NFCConfig(levels=3, tie="sigma")),
+    ...   pj.nfc(pj.NFCConfig(levels=3, width=Sigma())),
     ...   lambda step, info: done.append(step),
     ... )
     >>> _ = pj.run(sampler, prior.denoise, observation, jax.random.key(0))
@@ -197,10 +198,12 @@ def recorded(sampler: Sampler) -> Sampler:
   Example:
     >>> import jax, jax.numpy as jnp
     >>> import posterior_jax as pj
+    >>> from posterior_jax.nfc_sampler import Sigma
     >>> prior = pj.priors.gaussian_prior(pj.priors.power_law_spectrum(8, 8))
     >>> operator = pj.operators.gaussian_blur((8, 8, 1), size=3, std=1.0)
     >>> observation = pj.Observation(jnp.zeros((1, 8, 8, 1)), operator, 0.1)
-    >>> sampler = pj.recorded(pj.nfc(pj.NFCConfig(levels=3, tie="sigma")))
+    >>> config = pj.NFCConfig(levels=3, width=Sigma())
+    >>> sampler = pj.recorded(pj.nfc(config))
     >>> key = jax.random.key(0)
     >>> samples, info = pj.run(sampler, prior.denoise, observation, key)
     >>> info.trajectory.shape

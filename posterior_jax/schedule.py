@@ -128,6 +128,14 @@ def progress(sigmas: np.ndarray, law: Law) -> np.ndarray:
   return depth / depth[-1]
 
 
+def saturating(progress: np.ndarray, rate: float) -> np.ndarray:
+  """1 - exp(-rate p): fast at first; the last level stops short by e^-rate.
+
+  The exponential law of the code of FGPS (Thaker et al. 2025), rate 5 there.
+  """
+  return 1 - np.exp(-rate * progress)
+
+
 def ramp(start: float, end: float, progress: np.ndarray) -> np.ndarray:
   """From `start` to `end`, linear in the progress [K]."""
   return start + (end - start) * progress

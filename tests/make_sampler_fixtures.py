@@ -15,7 +15,7 @@ from posterior_jax import NFCConfig, Observation, nfc, operators, priors, run
 
 FILE = pathlib.Path(__file__).parent / "fixtures" / "nfc_samples.npz"
 SETTINGS = {
-  "paper": NFCConfig.paper(levels=4, inner_steps=5),
+  "paper": NFCConfig.paper(levels=4, inner={"steps": 5}),
   "restoration": NFCConfig.restoration(levels=5),
   "calibrated": NFCConfig.calibrated(levels=4),
 }

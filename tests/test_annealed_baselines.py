@@ -58,8 +58,15 @@ def test_daps_is_nfc_without_band_and_fusion(prior):
   ours = baselines.daps(
     baselines.DAPSConfig.published("motion_blur", **settings)
   )
-  plain = {"blend_start": 0.0, "haar_high": 1.0, "unlock_start": 1.0}
-  theirs = nfc(NFCConfig.paper(**settings, **plain))
+  theirs = nfc(
+    NFCConfig.paper(
+      levels=3,
+      predictor={"steps": 2},
+      inner={"steps": 5},
+      band=None,
+      fusion=None,
+    )
+  )
   assert ours.num_steps == theirs.num_steps == 3
 
   def chain(sampler):

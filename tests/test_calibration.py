@@ -24,6 +24,14 @@ from posterior_jax import (
   run,
   schedule,
 )
+from posterior_jax.nfc_sampler import (
+  Fusion,
+  Jacobian,
+  Mean,
+  Ode,
+  Sigma,
+  Spectrum,
+)
 from tests import oracles
 
 SHAPE = (32, 32, 1)
@@ -193,7 +201,7 @@ def test_every_transition_keeps_the_exact_marginal(name, changes, bias, every):
   levels = 30
   config = NFCConfig.calibrated(levels=levels, **changes)
   sampler = nfc(config, spectrum=p.prior.spectrum)
-  sigmas = schedule.karras(levels, sigma_min=config.sigma_min)
+  sigmas = schedule.karras(levels, sigma_min=config.schedule.sigma_min)
 
   @jax.jit
   def step(x, level, key):
@@ -236,7 +244,9 @@ def test_a_wrong_spectrum_does_no_harm(name, factor):
 def test_no_spectrum_at_all(name):
   """The width is the denoiser's Jacobian."""
   p = problem(name)
-  config = NFCConfig.calibrated(tie="jacobian", levels=6, max_iterations=12)
+  config = NFCConfig.calibrated(
+    width=Jacobian(), levels=6, inner={"max_iterations": 12}
+  )
   samples, info = run(
     nfc(config),
     p.prior.denoise,
@@ -257,13 +267,13 @@ def test_no_spectrum_at_all(name):
   ],
 )
 def test_a_trusted_wrong_spectrum_is_printed_and_bounded(name, factor):
-  """tie="spectrum" trusts it: what the factor of 2 then costs.
+  """`Spectrum` trusts it: what the factor of 2 then costs.
 
   The mean stays right and the variance errs by less than the spectrum does;
   that it errs at all shows that the width matters.
   """
   p = problem(name)
-  config = NFCConfig.calibrated(levels=10, tie="spectrum")
+  config = NFCConfig.calibrated(levels=10, width=Spectrum(inflation=1.5))
   samples = sample(p, config, spectrum=factor * p.prior.spectrum)
   mean, ratio = evaluate(f"trusted spectrum x {factor}", samples, p)
   deviation = float(ratio.total) - 1
@@ -274,11 +284,11 @@ def test_a_trusted_wrong_spectrum_is_printed_and_bounded(name, factor):
 
 CONTROLS = {
   # The published centre, width and level count: probability flow, sigma^2.
-  "flow": (dict(predictor="euler", tie="sigma", levels=200), (1.6, 2.2)),
+  "flow": (dict(predictor=Ode(), width=Sigma(), levels=200), (1.6, 2.2)),
   # The published Haar weights.
-  "haar": (dict(haar_high=0.2, unlock_start=0.05), (0.55, 0.75)),
+  "haar": (dict(fusion=Fusion()), (0.55, 0.75)),
   # One image without the draw inside a level.
-  "mean": (dict(inner="mean"), (0.2, 0.6)),
+  "mean": (dict(inner=Mean()), (0.2, 0.6)),
 }
 
 

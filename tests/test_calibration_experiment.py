@@ -14,6 +14,7 @@ from experiments.calibration.trials import Who
 from experiments.harness import record, runner, samplers
 from experiments.harness.tables import frame
 from posterior_jax import NFCConfig
+from posterior_jax.nfc_sampler import Jacobian
 from tests import oracles
 
 SIZE = 12
@@ -179,5 +180,7 @@ def test_mixtures_take_the_settings_by_the_jacobian(setting, preset):
     if trial.table == trials.MIXTURE
   ]
   found = samplers.config("NFC", setting, **dict(trial.changes))
-  expected = preset() if setting == "published" else preset(tie="jacobian")
+  expected = preset()
+  if setting == "calibrated":
+    expected = preset(width=Jacobian())
   assert found == expected

@@ -127,10 +127,11 @@ def test_details_unlock_by_each_law(law, expected):
   progress = np.array([0.0, 0.5, 1.0])
   found = fusion.unlocked(law, 0.2, 0.05, 1.0, progress)
   np.testing.assert_allclose(found, expected, atol=1e-12)
-  config = NFCConfig.paper(unlock=law)
+  config = NFCConfig.paper(fusion={"unlock": law})
   np.testing.assert_allclose(config.detail_weights(progress), expected)
   assert config.fuses
-  assert not NFCConfig.paper(unlock=law, haar_high=1.0, unlock_start=1.0).fuses
+  same = {"unlock": law, "high": 1.0, "unlock_start": 1.0}
+  assert not NFCConfig.paper(fusion=same).fuses
 
 
 # Predictors

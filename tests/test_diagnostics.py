@@ -20,6 +20,7 @@ from posterior_jax import (
 )
 from posterior_jax.base import SolveInfo
 from posterior_jax.linalg import fourier
+from posterior_jax.nfc_sampler import Denoise, Ode, Sigma
 from tests import oracles
 
 SHAPE = (16, 12, 2)
@@ -43,7 +44,7 @@ def prior():
 
 @pytest.fixture(scope="module")
 def sampler():
-  return nfc(NFCConfig(levels=3, tie="sigma"))
+  return nfc(NFCConfig(levels=3, width=Sigma()))
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -73,15 +74,15 @@ def test_band_energy_is_the_residual_by_frequency(name):
 
 
 @pytest.mark.parametrize(
-  ("changes", "calls"),
+  ("kind", "calls"),
   [
-    (dict(predictor="denoise"), 1),
-    pytest.param(dict(predictor="euler"), 3, marks=pytest.mark.slow),
-    pytest.param(dict(predictor="heun"), 6, marks=pytest.mark.slow),
-    (dict(predictor="dpm_solver_2m"), 3),
+    (Denoise(), 1),
+    pytest.param(Ode("euler", steps=3), 3, marks=pytest.mark.slow),
+    pytest.param(Ode("heun", steps=3), 6, marks=pytest.mark.slow),
+    (Ode("dpm_solver_2m", steps=3), 3),
   ],
 )
-def test_info_counts_the_calls_that_are_made(changes, calls, prior):
+def test_info_counts_the_calls_that_are_made(kind, calls, prior):
   """The denoiser counts its own calls on the host."""
   counted = []
 
@@ -89,7 +90,7 @@ def test_info_counts_the_calls_that_are_made(changes, calls, prior):
     jax.debug.callback(lambda: counted.append(1))
     return prior.denoise(x, sigma)
 
-  config = NFCConfig(levels=2, predictor_steps=3, tie="sigma", **changes)
+  config = NFCConfig(levels=2, predictor=kind, width=Sigma())
   _, info = run(
     nfc(config),
     denoise,

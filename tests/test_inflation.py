@@ -14,6 +14,7 @@ from posterior_jax import (
   priors,
   run,
 )
+from posterior_jax.nfc_sampler import Jacobian, Sigma, Spectrum
 from posterior_jax.nfc_sampler.width import inflated_variance
 from tests.oracles import quick_jit
 
@@ -125,7 +126,7 @@ def test_a_denoiser_that_is_too_sure(name, prior):
   sure = priors.gaussian_prior(prior.spectrum / 9)
   errors, residuals = {}, {}
   for inflation in (1.0, 4.0):
-    config = NFCConfig.calibrated(levels=30, inflation=inflation)
+    config = NFCConfig.calibrated(levels=30, width={"inflation": inflation})
     sampler = nfc(config, spectrum=sure.spectrum)
     draw = quick_jit(
       lambda key, s=sampler: run(
@@ -144,11 +145,9 @@ def test_a_denoiser_that_is_too_sure(name, prior):
 
 def test_refusals():
   with pytest.raises(ValueError, match=r"inflation must lie in \[1, 100\]"):
-    NFCConfig(inflation=0.5)
-  for tie in ("sigma", "jacobian"):
-    with pytest.raises(
-      ValueError, match='unless tie is "spectrum" or "probed"'
-    ):
-      NFCConfig(tie=tie, inflation=2.0)
-  assert NFCConfig.calibrated(tie="jacobian").inflation == 1
-  assert NFCConfig.calibrated(tie="spectrum").inflation > 1
+    Spectrum(inflation=0.5)
+  for width in (Sigma(), Jacobian()):
+    with pytest.raises(ValueError, match="inflation is no field of"):
+      NFCConfig(width=width).replace(width={"inflation": 2.0})
+  assert NFCConfig.calibrated(width=Jacobian()).width == Jacobian()
+  assert NFCConfig.calibrated().width.inflation > 1

@@ -11,6 +11,15 @@ from posterior_jax.likelihood import bands
 from posterior_jax.likelihood import covariance as by_products
 from posterior_jax.likelihood import gaussian as by_spectrum
 from posterior_jax.linalg import fourier, krylov
+from posterior_jax.nfc_sampler import (
+  Exact,
+  Jacobian,
+  Langevin,
+  Mean,
+  Ode,
+  Probed,
+  Sigma,
+)
 from posterior_jax.nfc_sampler.width import corrected_variance
 from tests import oracles
 
@@ -327,7 +336,7 @@ def test_products_that_are_not_finite_show():
   assert not np.isfinite(z).all()
 
 
-@pytest.mark.parametrize("inner", ["exact", "mean"])
+@pytest.mark.parametrize("inner", [Exact, Mean])
 def test_info_counts_the_products_that_are_made(inner, prior):
   """The denoiser counts its own backward passes on the host."""
   counted = []
@@ -341,11 +350,11 @@ def test_info_counts_the_products_that_are_made(inner, prior):
     return prior.denoise(g, sigma), jnp.zeros_like(sigma)
 
   denoise.defvjp(lambda x, sigma: (denoise(x, sigma), sigma), backward)
-  config = NFCConfig.calibrated(tie="jacobian", inner=inner, levels=2)
+  config = NFCConfig.calibrated(width=Jacobian(), inner=inner(), levels=2)
   _, info = run(nfc(config), denoise, observe("blur", False), jax.random.key(0))
   jax.effects_barrier()
   assert int(info.products.sum()) == len(counted)
-  assert int(info.products.max()) <= config.max_iterations + 7
+  assert int(info.products.max()) <= config.stop.max_iterations + 7
   np.testing.assert_array_equal(info.evaluations, 1 + info.products)
 
 
@@ -362,7 +371,9 @@ def test_mixture_posterior_is_sampled_without_a_spectrum():
   observation = Observation(
     jnp.array([0.95, 0.0]).reshape(1, 1, 2, 1), operator, 0.1
   )
-  config = NFCConfig.calibrated(tie="jacobian", levels=60, sigma_min=0.03)
+  config = NFCConfig.calibrated(
+    width=Jacobian(), levels=60, schedule={"sigma_min": 0.03}
+  )
   samples, _ = run(
     nfc(config), prior.denoise, observation, jax.random.key(0), num_samples=4000
   )
@@ -384,12 +395,19 @@ def test_mixture_posterior_is_sampled_without_a_spectrum():
 @pytest.mark.parametrize(
   ("changes", "sentence"),
   [
-    (dict(inner="langevin"), 'inner must be exact or mean with tie="jaco'),
-    (dict(predictor="heun"), 'predictor must be denoise with tie="jacobian"'),
-    (dict(tie="probed", predictor="heun"), 'must be denoise with tie="probed"'),
-    (dict(root_steps=0), r"root_steps must lie in \[1, 1000\], got 0"),
+    (dict(inner=Langevin()), "inner must be Exact or Mean with width Jacobian"),
+    (dict(predictor=Ode("heun")), "predictor must be Denoise with width Jaco"),
+    (
+      dict(width=Probed(), predictor=Ode()),
+      "Denoise with width Probed",
+    ),
+    (dict(inner={"root_steps": 0}), r"must lie in \[1, 1000\] or None, got 0"),
+    (
+      dict(width=Sigma(), inner={"root_steps": 4}),
+      "root_steps must be None unless width is Jacobian, got 4 with Sigma",
+    ),
   ],
 )
 def test_bad_settings_are_one_sentence(changes, sentence):
   with pytest.raises(ValueError, match=sentence):
-    NFCConfig(**({"tie": "jacobian"} | changes))
+    NFCConfig(width=Jacobian()).replace(**changes)

@@ -24,6 +24,7 @@ from posterior_jax import (
   run,
   schedule,
 )
+from posterior_jax.nfc_sampler import Exact, Jacobian, Mean
 from posterior_jax.priors import photo
 
 
@@ -125,7 +126,7 @@ def test_shipped_prior_restores_better_than_a_spectrum_can(shipped):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("inner", ["exact", "mean"])
+@pytest.mark.parametrize("inner", [Exact, Mean])
 def test_width_by_its_jacobian_stays_finite(inner, shipped):
   """A network's Jacobian is symmetric and positive only nearly.
 
@@ -135,7 +136,7 @@ def test_width_by_its_jacobian_stays_finite(inner, shipped):
   operator = operators.random_inpainting(shape, fraction=0.7)
   truth = jnp.asarray(photographs.load("tissue", 64))[None, :32, :32]
   observation = Observation(operator.forward(truth), operator, 0.05)
-  config = NFCConfig.calibrated(tie="jacobian", levels=3, inner=inner)
+  config = NFCConfig.calibrated(width=Jacobian(), levels=3, inner=inner())
   samples, info = run(
     nfc(config), shipped.denoise, observation, jax.random.key(0)
   )

@@ -21,30 +21,42 @@ from posterior_jax import (
   priors,
   run,
 )
-from posterior_jax.nfc_sampler import levels_of
+from posterior_jax.nfc_sampler import (
+  Band,
+  Exact,
+  Fusion,
+  Gradient,
+  Jacobian,
+  Langevin,
+  Mean,
+  Ode,
+  Radial,
+  Schedule,
+  Sigma,
+  Snr,
+  Spectrum,
+  levels_of,
+)
 from tests import make_sampler_fixtures, oracles
 
 SHAPE = (16, 16, 1)
-PAPER = NFCConfig.paper(levels=4, inner_steps=5)
+PAPER = NFCConfig.paper(levels=4, inner={"steps": 5})
 CONFIGS = {
   "calibrated": NFCConfig.calibrated(levels=4),
-  "restoration": NFCConfig.restoration(levels=20, max_iterations=200),
+  "restoration": NFCConfig.restoration(
+    levels=20, inner={"max_iterations": 200}
+  ),
   "paper": PAPER,
-  "gradient": NFCConfig(levels=4, inner="gradient", inner_steps=5),
-  "snr band": NFCConfig(
-    levels=4, cutoff="snr", blend_start=0.35, blend="additive"
-  ),
+  "gradient": NFCConfig(levels=4, inner=Gradient(steps=5)),
+  "snr band": NFCConfig(levels=4, band=Band(Snr(), blend="additive")),
   "log-sigma band": NFCConfig(
-    levels=4, cutoff="log_sigma", blend_start=0.35, band_shape="gaussian"
+    levels=4, band=Band(Radial("log_sigma", shape="gaussian"))
   ),
-  "heun": NFCConfig(levels=3, predictor="heun", tie="sigma"),
+  "heun": NFCConfig(levels=3, predictor=Ode("heun"), width=Sigma()),
   "two-step solver": NFCConfig(
     levels=3,
-    predictor="dpm_solver_2m",
-    wavelet="bior4.4",
-    haar_levels=2,
-    haar_high=0.5,
-    unlock="base",
+    predictor=Ode("dpm_solver_2m"),
+    fusion=Fusion("bior4.4", levels=2, high=0.5, unlock="base"),
   ),
 }
 OPERATORS = {
@@ -108,25 +120,29 @@ def test_every_setting_samples(name, operator, prior):
   # The step's last image is the sample itself: no noise is added after it.
   last = metrics.measurement_residual(samples, observation)
   np.testing.assert_allclose(info.residual[-1], last, rtol=1e-4)
-  if config.inner in ("exact", "mean"):
-    limit = max(1e-4, 2 * config.tolerance)
+  if isinstance(config.inner, Exact | Mean):
+    limit = max(1e-4, 2 * config.stop.tolerance)
     assert float(info.solve.relative_residual.max()) < limit
-    if config.haar_high == 1:
+    if config.fusion is None:
       assert float(last.max()) < 2  # reaches the measurement in a few levels
 
 
-@pytest.mark.parametrize("inner", ["exact", "mean"])
+@pytest.mark.parametrize("inner", [Exact, Mean])
 def test_held_levels_average_to_the_posterior_mean(inner, prior):
   """Exact draws make them a Gibbs sampler; means have the same fixed point."""
   observation = observe(OPERATORS["random"](), prior, count=1)
   mean, _ = priors.posterior_mean(prior, observation)
   errors = {}
   for held in (0.0, 0.8):
-    config = NFCConfig(levels=300, sigma_min=1.0, held=held, inner=inner)
+    config = NFCConfig(
+      levels=300,
+      schedule=Schedule(sigma_min=1.0, held=held),
+      inner=inner(tolerance=1e-6),
+    )
     draw = quick(nfc(config, spectrum=prior.spectrum), prior.denoise)
     found, info = draw(observation, jax.random.key(3))
     errors[held] = float(jnp.sqrt(jnp.mean((found[0] - mean) ** 2)))
-  held = NFCConfig(levels=300, sigma_min=0.1, held=0.8)
+  held = NFCConfig(levels=300, schedule=Schedule(held=0.8))
   assert held.held_levels == 240
   np.testing.assert_array_equal(info.sigma[60:], jnp.ones(240))
 
@@ -158,15 +174,17 @@ def test_restoration_as_it_is_comes_near_the_posterior_mean(name, prior):
 
 
 def test_held_levels_leave_one_of_the_ramp():
-  assert NFCConfig(levels=1, held=0.9).held_levels == 0
-  assert NFCConfig(levels=10, held=0.99).held_levels == 9
+  assert NFCConfig(levels=1, schedule=Schedule(held=0.9)).held_levels == 0
+  assert NFCConfig(levels=10, schedule=Schedule(held=0.99)).held_levels == 9
   with pytest.raises(ValueError, match=r"held must lie in \[0, 0.99\], got 1"):
-    NFCConfig(held=1.0)
+    Schedule(held=1.0)
 
 
 def test_passes_average_every_held_level(prior):
   """The schedule's weights make a plain mean; more passes come nearer."""
-  config = NFCConfig(levels=10, held=0.4, passes=3, sigma_min=1.0)
+  config = NFCConfig(
+    levels=10, schedule=Schedule(held=0.4, passes=3, sigma_min=1.0)
+  )
   schedule = levels_of(config)
   np.testing.assert_array_equal(schedule.sigma[10:20], schedule.sigma[:10])
   np.testing.assert_array_equal(schedule.following[:-1], schedule.sigma[1:])
@@ -183,7 +201,7 @@ def test_passes_average_every_held_level(prior):
   errors = []
   for passes in (1, 12):
     sampler = nfc(
-      dataclasses.replace(config, levels=20, passes=passes),
+      config.replace(levels=20, schedule={"passes": passes}),
       spectrum=prior.spectrum,
     )
     assert sampler.num_steps == 20 * passes
@@ -192,7 +210,7 @@ def test_passes_average_every_held_level(prior):
     errors.append(float(jnp.sqrt(jnp.mean((x[0] - mean) ** 2))))
   assert errors[1] < 0.5 * errors[0]
   with pytest.raises(ValueError, match="passes must be 1 unless levels are"):
-    NFCConfig(passes=2)
+    NFCConfig(schedule=Schedule(passes=2))
 
 
 def test_loop_of_steps_is_run(prior):
@@ -326,11 +344,10 @@ def test_what_dropped_pixels_hold_is_never_read(prior):
 
 def test_blend_zero_and_an_open_band_are_the_plain_likelihood(prior):
   observation = observe(OPERATORS["blur"](), prior)
-  plain = nfc(NFCConfig(levels=3, inner="mean"), spectrum=prior.spectrum)
-  opened = nfc(
-    NFCConfig(levels=3, inner="mean", blend_start=0.5, cutoff_start=1.0),
-    spectrum=prior.spectrum,
-  )
+  config = NFCConfig(levels=3, inner=Mean(tolerance=1e-6))
+  plain = nfc(config, spectrum=prior.spectrum)
+  wide = Band(Radial(cutoff_start=1.0), blend_start=0.5)
+  opened = nfc(config.replace(band=wide), spectrum=prior.spectrum)
   key = jax.random.key(0)
   expected, _ = quick(plain, prior.denoise)(observation, key)
   found, _ = quick(opened, prior.denoise)(observation, key)
@@ -359,11 +376,9 @@ def test_where_held_levels_settle(averaged, factor, prior):
   sigma = 0.3
   config = NFCConfig(
     levels=200,
-    sigma_min=sigma,
-    held=0.9,
-    inner="mean",
-    averaged=averaged,
-    width_factor=factor,
+    schedule=Schedule(sigma_min=sigma, held=0.9, averaged=averaged),
+    width=Spectrum(factor),
+    inner=Mean(tolerance=1e-6),
   )
   draw = quick(nfc(config, spectrum=prior.spectrum), prior.denoise, 64)
   samples, _ = draw(observation, jax.random.key(0))
@@ -392,43 +407,76 @@ def test_where_held_levels_settle(averaged, factor, prior):
 
 def test_named_settings_are_those_published():
   paper = NFCConfig.paper()
-  assert (paper.levels, paper.rho) == (200, 7)
-  assert (paper.sigma_max, paper.sigma_min) == (100, 0.1)
-  assert (paper.predictor, paper.predictor_steps) == ("euler", 5)
-  assert (paper.inner, paper.inner_steps) == ("langevin", 200)
-  assert (paper.blend_start, paper.cutoff_start) == (0.35, 0.4)
-  assert (paper.haar_high, paper.unlock_start, paper.unlock_end) == (
+  assert (paper.levels, paper.schedule.rho) == (200, 7)
+  schedule = paper.schedule
+  assert (schedule.sigma_max, schedule.sigma_min) == (100, 0.1)
+  assert (paper.predictor.solver, paper.predictor.steps) == ("euler", 5)
+  assert paper.inner == Langevin(200, step_size=5e-5, decay=0.01)
+  band = paper.band
+  assert (band.blend_start, band.mask.cutoff_start) == (0.35, 0.4)
+  assert (band.blend_end, band.mask.cutoff_end) == (0, 1)
+  fusion = paper.fusion
+  assert (fusion.high, fusion.unlock_start, fusion.unlock_end) == (
     0.2,
     0.05,
     1.0,
   )
-  assert (paper.tie, paper.halved_misfit) == ("sigma", False)
+  assert (paper.width, paper.halved_misfit) == (Sigma(), False)
   assert NFCConfig.calibrated(levels=7).levels == 7
   best = NFCConfig.restoration()
-  assert (best.inner, best.averaged) == ("mean", "predicted")
-  assert (best.tie, best.width_factor) == ("jacobian", 2)
-  assert (best.max_iterations, best.tolerance) == (3, 1e-2)
-  assert NFCConfig.restoration(levels=19).max_iterations == 20
-  spectral = NFCConfig.restoration(tie="spectrum")
-  assert (spectral.max_iterations, spectral.tolerance) == (500, 1e-4)
-  assert NFCConfig.paper(inner_steps=3).inner_steps == 3
+  assert (best.inner, best.schedule.averaged) == (Mean(), "predicted")
+  assert best.width == Jacobian(factor=2)
+  assert best.stop == (1e-2, 3)
+  assert NFCConfig.restoration(levels=19).stop.max_iterations == 20
+  assert dataclasses.replace(best, levels=19).stop.max_iterations == 20
+  spectral = NFCConfig.restoration(width=Spectrum())
+  assert spectral.stop == (1e-4, 500)
+  assert dataclasses.replace(best, width=Spectrum()).stop == (1e-4, 500)
+  assert NFCConfig.paper(inner={"steps": 3}).inner.steps == 3
+  assert len({best, NFCConfig.restoration(), paper}) == 2  # by value
 
 
 BAD_CONFIGS = {
   "levels": (dict(levels=0), r"levels must lie in \[1, 10000\], got 0"),
-  "predictor": (dict(predictor="rk4"), "predictor must be one of denoise,"),
-  "cutoff": (dict(cutoff="fast"), "cutoff must be one of step, log_sigma"),
-  "cutoff_start": (dict(cutoff_start=0.0), "cutoff_start must lie in"),
-  "blend": (dict(blend_start=1.5), "blend_start must lie in"),
-  "nan": (dict(rho=float("nan")), "rho must lie in"),
-  "sigma": (dict(sigma_min=200.0), "sigma_min must lie in"),
-  "step": (dict(step_size=0.0), "step_size must be positive"),
+  "solver": (
+    dict(predictor={"solver": "rk4"}),
+    "solver must be one of euler, heun, dpm_solver_2m",
+  ),
+  "predictor": (dict(predictor="heun"), "must be one of Denoise, Ode; got 'h"),
+  "cutoff": (
+    dict(band={"mask": {"law": "fast"}}),
+    "law must be one of 'step', 'log_sigma', Exponential; got 'fast'",
+  ),
+  "cutoff_start": (
+    dict(band={"mask": {"cutoff_start": 0.0}}),
+    "cutoff_start must lie in",
+  ),
+  "blend": (dict(band={"blend_start": 1.5}), "blend_start must lie in"),
+  "no blend": (dict(band={"blend_start": 0.0}), "no band is band=None"),
+  "nan": (dict(schedule={"rho": float("nan")}), "rho must lie in"),
+  "sigma": (dict(schedule={"sigma_min": 200.0}), "sigma_min must lie in"),
+  "step": (dict(inner={"step_size": 0.0}), "step_size must be positive"),
   "tau": (dict(inner_noise_std=-1.0), "inner_noise_std must be positive"),
-  "haar": (dict(haar_levels=4), "haar_levels must lie in"),
-  "wavelet": (dict(wavelet="db3"), "wavelet must be one of haar, db2, bior4.4"),
-  "unlock": (dict(unlock="late"), "unlock must be one of product, clip, base"),
+  "haar": (dict(fusion={"levels": 4}), "levels must lie in"),
+  "three": (dict(fusion={"high": (0.2, 0.2, 2.0)}), "high must lie in"),
+  "two": (dict(fusion={"high": (0.2, 0.2)}), "high must be a number or 3 of"),
+  "power": (dict(band={"power": 3}), "power must be one of 1, 2; got 3"),
+  "end": (dict(band={"blend_end": -0.1}), "blend_end must lie in"),
+  "wavelet": (
+    dict(fusion={"wavelet": "db3"}),
+    "wavelet must be one of haar, db2, bior4.4",
+  ),
+  "unlock": (
+    dict(fusion={"unlock": "late"}),
+    "unlock must be one of product, clip, base",
+  ),
   "whole": (dict(levels=2.5), "levels must be an integer, got 2.5"),
   "switch": (dict(halved_misfit="no"), "halved_misfit must be True or False"),
+  "not its own": (
+    dict(width={"inflation": 2.0}),
+    "inflation is no field of Sigma, which has factor",
+  ),
+  "a word": (dict(width="sigma"), "width must be one of Sigma, Spectrum, Pro"),
 }
 
 
@@ -436,7 +484,7 @@ BAD_CONFIGS = {
 def test_bad_settings_are_one_sentence(case):
   changes, sentence = BAD_CONFIGS[case]
   with pytest.raises(ValueError, match=sentence) as caught:
-    NFCConfig(**changes)
+    PAPER.replace(**changes)
   assert "\n" not in str(caught.value)
 
 
@@ -526,7 +574,7 @@ def test_images_that_do_not_fit_the_settings(prior):
   )
   odd = (15, 16, 1)
   operator = operators.gaussian_blur(odd, size=5, std=1.0)
-  sampler = nfc(dataclasses.replace(PAPER, haar_levels=2))
+  sampler = nfc(PAPER.replace(fusion={"levels": 2}))
   refuse(
     prior,
     "divisible by 4",

@@ -6,6 +6,7 @@ import pytest
 
 import posterior_jax as pj
 from experiments.harness import samplers
+from posterior_jax.nfc_sampler import Jacobian
 from tests.oracles import quick_jit, refused
 
 SHAPE = (8, 8, 1)
@@ -50,9 +51,24 @@ def test_held_levels_spend_more_calls_on_more_passes(
   evaluations, levels, passes
 ):
   config = samplers.config("NFC", "tuned", evaluations=evaluations)
-  assert (config.levels, config.passes) == (levels, passes)
+  assert (config.levels, config.schedule.passes) == (levels, passes)
   exact = samplers.config("NFC", "calibrated", evaluations=evaluations)
-  assert (exact.levels, exact.passes) == (evaluations, 1)
+  assert (exact.levels, exact.schedule.passes) == (evaluations, 1)
+
+
+def test_changes_reach_the_parts():
+  """And what follows others follows them, in whatever order it was set."""
+  changes = {"width.factor": 3.0, "schedule.sigma_min": 0.07}
+  config = samplers.config("NFC", "tuned", evaluations=19, **changes)
+  assert config.width == Jacobian(3.0)
+  assert (config.schedule.sigma_min, config.schedule.held) == (0.07, 0.6)
+  assert config.stop == (1e-2, 20)
+  few = samplers.config("NFC", "tuned", **{"inner.max_iterations": 7})
+  assert few.stop == (1e-2, 7)
+  with refused(TypeError, "unexpected keyword argument 'inflation'"):
+    samplers.config("NFC", "tuned", **{"width.inflation": 2.0})
+  with refused(TypeError, "unexpected keyword argument 'tie"):
+    samplers.config("NFC", "tuned", **{"tie.factor": 2.0})
 
 
 @pytest.mark.parametrize("method", samplers.METHODS)

@@ -20,6 +20,7 @@ from posterior_jax import (
   tiled,
 )
 from posterior_jax.denoising import tiling
+from posterior_jax.nfc_sampler import Sigma
 from posterior_jax.priors.learned import param_shapes
 from tests.oracles import quick_jit
 
@@ -128,7 +129,7 @@ def test_sampling_with_tiles_is_sampling_without_for_white_images():
   shape = (20, 28, 1)
   operator = operators.random_inpainting(shape)
   observation = Observation(normal((1, *shape)), operator, 0.1)
-  sampler = nfc(NFCConfig(levels=3, tie="sigma"))
+  sampler = nfc(NFCConfig(levels=3, width=Sigma()))
   traces = []
 
   def denoise(x, sigma, power):
@@ -161,7 +162,7 @@ def test_a_bfloat16_network_keeps_a_float32_state():
   observation = Observation(
     normal((1, *shape)), operators.random_inpainting(shape), 0.1
   )
-  sampler = recorded(nfc(NFCConfig(levels=2, tie="sigma")))
+  sampler = recorded(nfc(NFCConfig(levels=2, width=Sigma())))
   samples, info = run(sampler, denoise, observation, jax.random.key(0))
   assert samples.dtype == info.trajectory.dtype == jnp.float32
   assert seen == [(jnp.float32, jnp.float32)]

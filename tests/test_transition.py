@@ -22,6 +22,18 @@ from posterior_jax import (
   schedule,
 )
 from posterior_jax.likelihood import bands, gaussian
+from posterior_jax.nfc_sampler import (
+  Band,
+  Exponential,
+  Fusion,
+  Mean,
+  Power,
+  Radial,
+  Schedule,
+  Sigma,
+  Snr,
+  Spectrum,
+)
 from tests import oracles
 
 SIZE = (8, 8)
@@ -30,51 +42,71 @@ NOISE, LEVELS = 0.1, 5
 # three levels, and weights that are not 1.
 CASES = {
   "paper": dict(
-    tie="sigma",
-    blend_start=0.35,
-    haar_high=0.2,
-    unlock_start=0.05,
+    width=Sigma(),
+    band=Band(),
+    fusion=Fusion(),
     halved_misfit=False,
     inner_noise_std=0.07,
   ),
   "butterworth": dict(
-    tie="sigma",
-    cutoff="log_sigma",
-    cutoff_start=0.2,
-    cutoff_end=0.7,
-    band_shape="butterworth",
-    blend="additive",
-    blend_start=0.9,
-    wavelet="db2",
-    haar_levels=2,
-    haar_low=0.6,
-    haar_high=0.5,
-    unlock="clip",
-    unlock_start=0.1,
+    width=Sigma(),
+    band=Band(
+      Radial("log_sigma", 0.2, 0.7, shape="butterworth"),
+      blend="additive",
+      blend_start=0.9,
+    ),
+    fusion=Fusion(
+      "db2", levels=2, low=0.6, high=0.5, unlock="clip", unlock_start=0.1
+    ),
   ),
   "gaussian": dict(
-    tie="sigma",
-    band_shape="gaussian",
-    blend_start=1.0,
-    wavelet="bior4.4",
-    haar_levels=3,
-    haar_low=0.3,
-    haar_high=0.4,
-    unlock="base",
-    unlock_start=0.2,
-    unlock_end=0.8,
+    width=Sigma(),
+    band=Band(Radial(shape="gaussian"), blend_start=1.0),
+    fusion=Fusion(
+      "bior4.4",
+      levels=3,
+      low=0.3,
+      high=0.4,
+      unlock="base",
+      unlock_start=0.2,
+      unlock_end=0.8,
+    ),
   ),
   "snr": dict(
-    tie="spectrum",
-    cutoff="snr",
-    blend_start=0.8,
-    haar_levels=2,
-    haar_low=0.9,
-    haar_high=0.1,
-    unlock="delay",
-    unlock_start=0.3,
-    unlock_end=0.9,
-    width_factor=1.5,
+    width=Spectrum(1.5),
+    band=Band(Snr(), blend_start=0.8),
+    fusion=Fusion(
+      levels=2,
+      low=0.9,
+      high=0.1,
+      unlock="delay",
+      unlock_start=0.3,
+      unlock_end=0.9,
+    ),
+  ),
+  "authors' draft": dict(
+    width=Sigma(),
+    band=Band(
+      Radial(Exponential(3.0), cutoff_start=0.2),
+      blend_start=0.8,
+      blend_end=0.3,
+      law=Power(2.0),
+    ),
+    fusion=Fusion(levels=2, high=(1.0, 0.26, 0.2), unlock_start=0.1),
+  ),
+  "within the band only": dict(
+    width=Sigma(),
+    band=Band(
+      Radial(cutoff_start=0.3, cutoff_end=0.6), blend_start=1.0, blend_end=1.0
+    ),
+    inner_noise_std=0.3,
+  ),
+  "share of the spectrum": dict(
+    width=Sigma(),
+    band=Band(Snr(), power=1, blend_start=1.0, blend_end=0.4),
+    fusion=Fusion(
+      high=(0.3, 0.5, 0.8), unlock="base", unlock_start=0.1, unlock_end=0.7
+    ),
   ),
 }
 
@@ -89,52 +121,60 @@ def progress(sigmas, law):
   return np.arange(len(sigmas)) / (len(sigmas) - 1)
 
 
-def mask(config, sigmas, number, power):
+def mask(how, sigmas, number, power):
   """M of a level, [8, 8]."""
-  if config.cutoff == "snr":
+  if how == Snr():
     return power / (power + sigmas[number] ** 2)
-  share = progress(sigmas, config.cutoff)[number]
-  cutoff = config.cutoff_start * (1 - share) + config.cutoff_end * share
+  if isinstance(how.law, Exponential):
+    share = 1 - np.exp(-how.law.rate * progress(sigmas, "step")[number])
+  else:
+    share = progress(sigmas, how.law)[number]
+  cutoff = how.cutoff_start * (1 - share) + how.cutoff_end * share
   f = np.fft.fftfreq(8)
   ratio = np.hypot(f[:, None], f) / np.sqrt(0.5) / cutoff
   return {
     "hard": (ratio < 1 + 1e-6) * 1.0,
     "butterworth": (1 + ratio**8) ** -0.5,
     "gaussian": np.exp(-(ratio**2) / 2),
-  }[config.band_shape]
+  }[how.shape]
 
 
-def weight(config, sigmas, number, power):
+def weight(band, sigmas, number, power):
   """B of a level, [8, 8]."""
   share = number / (len(sigmas) - 1)
-  blend = config.blend_start * np.cos(np.pi * share / 2) ** 2
-  square = mask(config, sigmas, number, power) ** 2
-  if config.blend == "additive":
-    return 1 + blend * square
-  return 1 - blend + blend * square
+  if isinstance(band.law, Power):
+    left = (1 - share) ** band.law.exponent
+  else:
+    left = np.cos(np.pi * share / 2) ** 2
+  blend = band.blend_start * left + band.blend_end * (1 - left)
+  weight = mask(band.mask, sigmas, number, power) ** band.power
+  if band.blend == "additive":
+    return 1 + blend * weight
+  return 1 - blend + blend * weight
 
 
-def detail_weight(config, share):
-  """Of the refined image in the details of a level."""
-  high, start, end = config.haar_high, config.unlock_start, config.unlock_end
+def detail_weight(fusion, high, share):
+  """Of the refined image in one kind of detail of a level."""
+  start, end = fusion.unlock_start, fusion.unlock_end
   u = start * (1 - share) + end * share
   return {
     "product": high * u,
     "clip": min(high, u),
     "base": high + (1 - high) * u,
     "delay": np.interp(share, [start, end], [high, 1.0]),
-  }[config.unlock]
+  }[fusion.unlock]
 
 
-def fused(config, x0, z, share):
-  how = dict(wavelet=config.wavelet, mode="periodization")
-  old, new = (
-    pywt.wavedec2(x, level=config.haar_levels, **how) for x in (x0, z)
-  )
-  high = detail_weight(config, share)
-  merged = [old[0] + config.haar_low * (new[0] - old[0])]
+def fused(fusion, x0, z, share):
+  if fusion is None:
+    return z
+  how = dict(wavelet=fusion.wavelet, mode="periodization")
+  old, new = (pywt.wavedec2(x, level=fusion.levels, **how) for x in (x0, z))
+  each = np.broadcast_to(fusion.high, 3)  # LH, HL, HH, as in cH, cV, cD
+  high = [detail_weight(fusion, weight, share) for weight in each]
+  merged = [old[0] + fusion.low * (new[0] - old[0])]
   for a, b in zip(old[1:], new[1:]):
-    merged.append(tuple(p + high * (q - p) for p, q in zip(a, b)))
+    merged.append(tuple(p + w * (q - p) for w, p, q in zip(high, a, b)))
   return pywt.waverec2(merged, **how)
 
 
@@ -142,21 +182,27 @@ def expected_image(config, x, y, gain, power, sigmas, number):
   """What a level makes of x [8, 8] before fresh noise."""
   square = sigmas[number] ** 2
   x0 = power / (power + square) * to_fourier(x)
-  width = square if config.tie == "sigma" else power * square / (power + square)
-  width = config.width_factor * width
+  spectral = power * square / (power + square)
+  width = square if isinstance(config.width, Sigma) else spectral
+  width = config.width.factor * width
   tau = config.inner_noise_std or NOISE
   variance = tau**2 if config.halved_misfit else tau**2 / 2
-  b = weight(config, sigmas, number, power) / variance
+  b = weight(config.band, sigmas, number, power) / variance
   z = (np.conj(gain) * b * to_fourier(y) + x0 / width) / (
     np.abs(gain) ** 2 * b + 1 / width
   )
   x0, z = np.fft.ifft2(x0).real, np.fft.ifft2(z).real
-  return fused(config, x0, z, number / (len(sigmas) - 1))
+  return fused(config.fusion, x0, z, number / (len(sigmas) - 1))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_transition(case):
-  config = NFCConfig(levels=LEVELS, inner="mean", sigma_max=4.0, **CASES[case])
+  config = NFCConfig(
+    levels=LEVELS,
+    schedule=Schedule(sigma_max=4.0),
+    inner=Mean(tolerance=1e-6),
+    **CASES[case],
+  )
   power = priors.power_law_spectrum(*SIZE)
   prior = priors.gaussian_prior(power)
   operator = operators.gaussian_blur(

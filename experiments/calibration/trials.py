@@ -16,6 +16,7 @@ from experiments.harness import samplers
 from experiments.harness.samplers import CALIBRATED
 from experiments.harness.settings import Checked, setting
 from posterior_jax import NFCConfig
+from posterior_jax.nfc_sampler import Jacobian
 
 GAUSSIAN, MIXTURE = "gaussian", "mixture"
 COUNTS = "problems and workers must be at least 1"
@@ -112,9 +113,13 @@ def _without_spectrum(who: Who) -> tuple[tuple[str, Any], ...]:
   """What makes of `calibrated()` the same by the Jacobian: for mixtures."""
   if (who.method, who.setting) != ("NFC", CALIBRATED):
     return ()
-  plain = dataclasses.asdict(NFCConfig.calibrated())
-  own = dataclasses.asdict(NFCConfig.calibrated(tie="jacobian"))
-  return tuple((k, value) for k, value in own.items() if value != plain[k])
+  plain, own = NFCConfig.calibrated(), NFCConfig.calibrated(width=Jacobian())
+  changes = {f.name: getattr(own, f.name) for f in dataclasses.fields(own)}
+  return tuple(
+    (name, value)
+    for name, value in changes.items()
+    if value != getattr(plain, name)
+  )
 
 
 def _everyone(settings: Settings, factors: tuple[float, ...]) -> Iterator[Who]:

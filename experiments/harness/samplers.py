@@ -17,7 +17,6 @@ import posterior_jax
 from posterior_jax import NFCConfig, baselines
 from posterior_jax.base import Denoiser
 from posterior_jax.baselines import Task, pnpdm_sampler
-from posterior_jax.denoising import predictor
 
 PUBLISHED, TUNED, CALIBRATED = "published", "tuned", "calibrated"
 
@@ -42,12 +41,11 @@ def _nfc(
 
 
 def _spend_nfc(config: NFCConfig, evaluations: int) -> NFCConfig:
-  each = predictor.calls(config.predictor, config.predictor_steps)
-  levels = max(evaluations // each, 1)
-  if not config.held:
-    return dataclasses.replace(config, levels=levels)
+  levels = max(evaluations // config.predictor.calls, 1)
+  if not config.schedule.held:
+    return config.replace(levels=levels)
   one = min(levels, config.levels)  # longer passes are no better
-  return dataclasses.replace(config, levels=one, passes=levels // one)
+  return config.replace(levels=one, schedule={"passes": levels // one})
 
 
 def _baseline(
@@ -154,7 +152,8 @@ def config(
     task: what published settings may depend on.
     evaluations: denoiser calls a run may spend on every image; None: as many
       as the setting does.
-    **changes: fields that differ from the setting.
+    **changes: fields that differ from the setting; "part.field" is one of a
+      record of NFC's.
 
   Raises:
     ValueError: for an unknown method or setting, or too few evaluations.
@@ -170,12 +169,22 @@ def config(
       f"setting of {method} must be one of {', '.join(settings)}; got "
       f"{setting!r}"
     )
-  found = dataclasses.replace(settings[setting](task), **changes)
+  found = settings[setting](task)
+  for path, value in changes.items():
+    found = _changed(found, path, value)
   if evaluations is None:
     return found
   if evaluations < 1:
     raise ValueError(f"evaluations must be at least 1, got {evaluations}")
   return METHODS[method].spend(found, evaluations)
+
+
+def _changed(config: Any, path: str, value: Any) -> Any:
+  """A frozen config with one field changed, which may be a record's."""
+  name, _, rest = path.partition(".")
+  if rest and hasattr(config, name):
+    value = _changed(getattr(config, name), rest, value)
+  return dataclasses.replace(config, **{name: value})
 
 
 class Drawn(NamedTuple):

@@ -155,10 +155,10 @@ def _methods(
   settings: RestorationSettings, prior: priors.GaussianPrior
 ) -> dict[str, Method]:
   calibrated = NFCConfig.calibrated(
-    levels=settings.levels, tolerance=settings.tolerance
+    levels=settings.levels, inner={"tolerance": settings.tolerance}
   )
   paper = NFCConfig.paper(
-    levels=settings.paper_levels, inner_steps=settings.paper_inner_steps
+    levels=settings.paper_levels, inner={"steps": settings.paper_inner_steps}
   )
   keys = jax.random.split(jax.random.key(settings.seed))
 

@@ -12,7 +12,7 @@ leaves out those that are there.
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,8 +41,8 @@ from experiments.restoration.setup import (
 SETTINGS = (PUBLISHED, TUNED, CALIBRATED)
 BUDGETS = "evaluations and robust_evaluations must hold positive numbers"
 # The two parts of the paper, and the noise that its likelihood assumes.
-BAND_OFF = {"blend_start": 0.0}
-HAAR_OFF = {"haar_high": 1.0, "unlock_start": 1.0}
+BAND_OFF = {"band": None}
+HAAR_OFF = {"fusion": None}
 WITHOUT = {
   "both parts": {},
   "band only": HAAR_OFF,
@@ -50,15 +50,13 @@ WITHOUT = {
   "neither part": BAND_OFF | HAAR_OFF,
 }
 # DAPS's tau, which tuning DAPS left as it is, and the measurement's own noise,
-# as an exact likelihood has it. Both step sizes are half the largest stable one
-# at the first level.
-TAUS = {
+# as an exact likelihood has it: with the published step, and with one 50 times
+# as large, which is half the largest stable one at the first level as well.
+_EXACT: dict[str, Any] = {"inner_noise_std": None, "halved_misfit": True}
+TAUS: dict[str, dict[str, Any]] = {
   "tau as published": {},
-  "tau the noise": {
-    "inner_noise_std": None,
-    "halved_misfit": True,
-    "step_size": 2.5e-3,
-  },
+  "tau the noise, step as published": _EXACT,
+  "tau the noise": _EXACT | {"inner.step_size": 2.5e-3},
 }
 
 

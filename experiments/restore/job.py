@@ -13,6 +13,7 @@ from experiments.harness.settings import Checked, setting
 from experiments.restore import input
 from experiments.restore.input import FACTOR, Given
 from posterior_jax.base import Denoiser
+from posterior_jax.nfc_sampler import Probed, Spectrum
 
 OVERLAP = 64
 TOLERANCE = 1e-2  # relative residual of a sample's linear solves
@@ -134,7 +135,8 @@ def prepare(settings: Settings) -> Job:
   best = drawn = sampler(TUNED, settings.levels)
   if settings.method == "NFC":
     # Solves to 1e-6 would take ten times as long as the network does.
-    changes = {"tolerance": TOLERANCE, "tie": settings.tie}
+    tie = Probed if settings.tie == "probed" else Spectrum
+    changes = {"inner.tolerance": TOLERANCE, "width": tie(inflation=1.5)}
     drawn = sampler(CALIBRATED, settings.sample_levels, **changes)
   return Job(settings, given, denoise, best, drawn)
 

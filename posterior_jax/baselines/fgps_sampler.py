@@ -106,7 +106,7 @@ def fgps(config: FGPSConfig = FGPSConfig.published()) -> Sampler:  # noqa: B008
   progress = schedule.progress(sigmas[:-1], "step")
   widening = progress
   if config.cutoff_law == "exponential":
-    widening = 1 - np.exp(-_RATE * progress)
+    widening = schedule.saturating(progress, _RATE)
   cutoffs = _ramp(config.cutoff_start, config.cutoff_end, widening)
   easing = (1 - np.cos(np.pi * progress)) / 2
   scales = _ramp(config.scale_start, config.scale_end, easing)
@@ -118,6 +118,7 @@ def fgps(config: FGPSConfig = FGPSConfig.published()) -> Sampler:  # noqa: B008
     denoise: Denoiser,
     observation: Observation,
   ) -> Moved:
+    bands.check(observation.operator)
     shape = observation.operator.measurement_shape[:2]
     return dps_sampler.guided(
       key,

@@ -1,8 +1,9 @@
 """Which frequencies of the measurement may speak at each noise level.
 
 A band is a gain in [0, 1] on the measurement's FFT grid, wide open at the end.
-The likelihood weighs the residual's spectrum by B = (1 - l) + l M^2 (convex)
-or 1 + l M^2 (additive), M the band and l the blend, which falls to 0.
+The likelihood weighs the residual's power by B = (1 - l) + l M^p (convex) or
+1 + l M^p (additive), M the band and l the blend. p = 2 reads M as a filter of
+the residual, whose square the misfit is; p = 1 as a weight of the misfit.
 """
 
 import dataclasses
@@ -23,6 +24,33 @@ Blend = Literal["convex", "additive"]
 _LARGEST_RADIUS = np.sqrt(0.5)
 # Steep enough to be a band, smooth enough not to ring around edges.
 _BUTTERWORTH_ORDER = 4
+
+
+def check(operator: Operator) -> None:
+  """Refuses an operator whose measurement has no spectrum to choose from.
+
+  Raises:
+    ValueError: for a measurement that is no picture, as that of `Dense`.
+  """
+  if not operator.gridded:
+    raise ValueError(
+      f"operator must measure a picture where a band is used, "
+      f"{type(operator).__name__} measures a list of numbers"
+    )
+
+
+def check_snr(operator: Operator) -> None:
+  """Refuses an operator on whose grid `snr_band` knows no power.
+
+  Raises:
+    ValueError: for a measurement with more pixels a side than the image.
+  """
+  measured, image = operator.measurement_shape, operator.image_shape
+  if measured[0] > image[0] or measured[1] > image[1]:
+    raise ValueError(
+      f"a measurement must be no larger than the image {image} for a band by "
+      f"the prior's spectrum, got {measured}"
+    )
 
 
 def radial_band(
@@ -71,11 +99,24 @@ def snr_band(
   return power / (power + sigma**2)
 
 
-def weight(band: jax.Array, blend: jax.Array, form: Blend) -> jax.Array:
-  """B of the likelihood: (1 - l) + l M^2 or 1 + l M^2."""
-  # B acts on the square of the residual, so the mask M stands squared.
+def weight(
+  band: jax.Array, blend: jax.Array, form: Blend, power: int = 2
+) -> jax.Array:
+  """B of the likelihood: (1 - l) + l M^p or 1 + l M^p.
+
+  Args:
+    band: M, in [0, 1].
+    blend: l, scalar in [0, 1].
+    form: "convex" or "additive".
+    power: p, 2 for a mask of the residual, 1 for one of its square. With the
+      tie sigma^2, l = 1 and M = `snr_band`, p = 1 has the minimiser of the tie
+      S sigma^2 / (S + sigma^2) and no band.
+
+  Returns:
+    B, of the band's shape.
+  """
   full = 1 - blend if form == "convex" else jnp.ones_like(blend)
-  return full + blend * band**2
+  return full + blend * band**power
 
 
 @jax.tree_util.register_dataclass
@@ -150,7 +191,7 @@ def apply_band(observation: Observation, weight: jax.Array) -> Observation:
 
   Args:
     observation: y, A, s.
-    weight: B, [h, w] or [h, w, C], > 0.
+    weight: B, [h, w] or [h, w, C], >= 0; 0 is a frequency left out.
 
   Returns:
     y and A both followed by the filter sqrt(B), so that the square of the

@@ -10,11 +10,26 @@ import jax.numpy as jnp
 from posterior_jax.base import Denoiser, Observation, SolveInfo
 from posterior_jax.denoising import predictor
 from posterior_jax.likelihood import bands, covariance, gaussian
-from posterior_jax.linalg import fourier
-from posterior_jax.nfc_sampler import fusion, width
+from posterior_jax.nfc_sampler import checks, fusion, records, states, width
 from posterior_jax.nfc_sampler.config import NFCConfig
 from posterior_jax.nfc_sampler.levels import Level
 from posterior_jax.nfc_sampler.parts import Parts, Prediction, Refined, Width
+from posterior_jax.nfc_sampler.records import (
+  Denoise,
+  Exact,
+  Gradient,
+  Jacobian,
+  Mean,
+  Ode,
+  Probed,
+  Sigma,
+  Spectrum,
+)
+from posterior_jax.nfc_sampler.weights import Band, Fusion, Snr
+
+# Products for the square root of a width that is known by them (`krylov.root`):
+# a Jacobian's spread is small at all levels but the first, which are forgotten.
+_ROOT_STEPS = 6
 
 
 def parts_of(config: NFCConfig, spectrum: jax.Array | None = None) -> Parts:
@@ -31,30 +46,22 @@ def parts_of(config: NFCConfig, spectrum: jax.Array | None = None) -> Parts:
     ValueError: if the settings need a spectrum and there is none, or no power
       spectrum.
   """
-  spectrum = _checked_spectrum(config, spectrum)
+  spectrum = checks.spectrum_of(config, spectrum)
   return Parts(
+    start=states.starting(config.schedule, spectrum),
     assume=_assume(config),
     predict=_predict(config),
-    width=_width(config, spectrum),
-    band=_band(config, spectrum),
+    width=_width(config.width, spectrum),
+    band=_band(config.band, spectrum),
     likelihood=_likelihood(config),
-    fuse=_fuse(config),
-    hold=_hold(config),
-    renoise=renoise,
-    check=_check(config, spectrum),
-    probes=(config.tie == "probed") + (config.inflation > 1),
+    # Weights of 1 return z: no transform, and odd sides are welcome.
+    fuse=_fuse(config.fusion if config.fuses else None),
+    hold=_hold(config.schedule.averaged),
+    renoise=states.renoising(config.schedule.renewal),
+    check=checks.checking(config, spectrum),
+    probes=isinstance(config.width, Probed) + _inflates(config.width),
     averages=config.held_levels > 0,
   )
-
-
-def renoise(key: chex.PRNGKey, image: jax.Array, level: Level) -> jax.Array:
-  """image + sigma' n: the state forgets how the image came about, as in DAPS.
-
-  Noise that a DDIM step would keep is correlated with the error of the last
-  prediction; fresh noise gives early mistakes no way to survive.
-  """
-  noise = jax.random.normal(key, image.shape, image.dtype)
-  return image + level.following * noise
 
 
 def _assume(config: NFCConfig) -> Callable[[Observation], Observation]:
@@ -69,71 +76,82 @@ def _assume(config: NFCConfig) -> Callable[[Observation], Observation]:
 
 
 def _predict(config: NFCConfig) -> Callable[..., Prediction]:
+  ode = config.predictor
+
   def differentiated(
     denoise: Denoiser, x: jax.Array, level: Level
   ) -> Prediction:
     x0, product = predictor.linearise(denoise, x, level.sigma)
     return Prediction(x0, 1, product)
 
-  def predict(denoise: Denoiser, x: jax.Array, level: Level) -> Prediction:
+  def once(denoise: Denoiser, x: jax.Array, level: Level) -> Prediction:
+    return Prediction(predictor.clean(denoise, x, level.sigma), 1)
+
+  def flow(denoise: Denoiser, x: jax.Array, level: Level) -> Prediction:
+    assert isinstance(ode, Ode)  # the other of two
     x0 = predictor.predict(
       denoise,
       x,
       level.sigma,
-      kind=config.predictor,
-      steps=config.predictor_steps,
-      sigma_end=config.predictor_sigma_min,
-      rho=config.rho,
+      kind=ode.solver,
+      steps=ode.steps,
+      sigma_end=ode.sigma_end,
+      rho=config.schedule.rho,
     )
-    return Prediction(
-      x0, predictor.calls(config.predictor, config.predictor_steps)
-    )
+    return Prediction(x0, ode.calls)
 
-  return differentiated if config.tie in ("probed", "jacobian") else predict
+  if isinstance(config.width, Probed | Jacobian):
+    return differentiated
+  return once if isinstance(ode, Denoise) else flow
 
 
-def _width(config: NFCConfig, spectrum: jax.Array | None) -> width.WidthPart:
-  if config.tie == "sigma":
+def _width(
+  record: records.Width, spectrum: jax.Array | None
+) -> width.WidthPart:
+  if isinstance(record, Sigma):
     part: width.WidthPart = width.isotropic
-  elif config.tie == "jacobian":
+  elif isinstance(record, Jacobian):
     part = width.jacobian
   else:
-    assert spectrum is not None  # _checked_spectrum refused that
-    of = {"spectrum": width.spectral, "probed": width.probed}[config.tie]
+    assert spectrum is not None  # `checks.spectrum_of` refused that
+    of = width.probed if isinstance(record, Probed) else width.spectral
     part = of(spectrum)
-  if config.inflation > 1:
-    part = width.inflating(part, config.inflation)
+    if _inflates(record):
+      part = width.inflating(part, record.inflation)
   # Last: inflation compares the misfit with the prior's own width.
-  return width.scaled(part, config.width_factor)
+  return width.scaled(part, record.factor)
+
+
+def _inflates(record: records.Width) -> bool:
+  return isinstance(record, Spectrum) and record.inflation > 1
 
 
 def _band(
-  config: NFCConfig, spectrum: jax.Array | None
+  record: Band | None, spectrum: jax.Array | None
 ) -> Callable[[Observation, Level], Observation]:
-  def everything(observation: Observation, level: Level) -> Observation:
-    del level
-    return observation
+  if record is None:
+    # A filter of ones would cost the operator's closed form.
+    return lambda observation, level: observation
 
   def band(observation: Observation, level: Level) -> Observation:
     shape = observation.operator.measurement_shape[:2]
-    if config.cutoff == "snr":
-      assert spectrum is not None  # _checked_spectrum refused that
+    if isinstance(record.mask, Snr):
+      assert spectrum is not None  # `checks.spectrum_of` refused that
       mask = bands.snr_band(spectrum, shape, level.sigma)
     else:
-      mask = bands.radial_band(shape, level.cutoff, config.band_shape)
-    weight = bands.weight(mask, level.blend, config.blend)  # B, as the mask
+      mask = bands.radial_band(shape, level.cutoff, record.mask.shape)
+    weight = bands.weight(
+      mask, level.blend, record.blend, record.power
+    )  # B, of the mask's shape
     return bands.apply_band(observation, weight)
 
-  # A filter of ones would cost the operator's closed form.
-  return band if config.blend_start > 0 else everything
+  return band
 
 
 def _likelihood(config: NFCConfig) -> Callable[..., Refined]:
   """The inner method under the form of width that the tie gives."""
-  stop: dict[str, Any] = {
-    "tolerance": config.tolerance,
-    "max_iterations": config.max_iterations,
-  }
+  stop: dict[str, Any] = config.stop._asdict()
+  inner = config.inner
 
   def by_products(
     key: chex.PRNGKey,
@@ -144,18 +162,19 @@ def _likelihood(config: NFCConfig) -> Callable[..., Refined]:
   ) -> Refined:
     del level
     assert width.product is not None  # of the same tie
-    if config.inner == "mean":
-      found = covariance.mean(observation, x0, width.product, **stop)
-    else:
-      found = covariance.draw(
+    if isinstance(inner, Mean):
+      return Refined(*covariance.mean(observation, x0, width.product, **stop))
+    assert isinstance(inner, Exact)  # `NFCConfig` refuses another method
+    return Refined(
+      *covariance.draw(
         key,
         observation,
         x0,
         width.product,
-        root_steps=config.root_steps,
+        root_steps=inner.root_steps or _ROOT_STEPS,
         **stop,
       )
-    return Refined(*found)
+    )
 
   def by_diagonal(
     key: chex.PRNGKey,
@@ -166,82 +185,49 @@ def _likelihood(config: NFCConfig) -> Callable[..., Refined]:
   ) -> Refined:
     assert width.diagonal is not None  # of the same tie
     target = gaussian.Target(observation, x0, width.diagonal)
-    if config.inner == "exact":
+    if isinstance(inner, Exact):
       return Refined(*gaussian.draw(key, target, **stop))
-    if config.inner == "mean":
+    if isinstance(inner, Mean):
       return Refined(*gaussian.mean(target, **stop))
-    if config.inner == "gradient":
-      z = gaussian.descend(target, steps=config.inner_steps)
+    if isinstance(inner, Gradient):
+      z = gaussian.descend(target, steps=inner.steps)
     else:
       z = gaussian.langevin(
-        key, target, steps=config.inner_steps, step_size=level.step_size
+        key, target, steps=inner.steps, step_size=level.step_size
       )
     return Refined(z, SolveInfo.closed_form())
 
-  return by_products if config.tie == "jacobian" else by_diagonal
+  return by_products if isinstance(config.width, Jacobian) else by_diagonal
 
 
-def _fuse(config: NFCConfig) -> Callable[..., jax.Array]:
+def _fuse(record: Fusion | None) -> Callable[..., jax.Array]:
   def refined(x0: jax.Array, z: jax.Array, level: Level) -> jax.Array:
     del x0, level
     return z
 
   def fuse(x0: jax.Array, z: jax.Array, level: Level) -> jax.Array:
+    assert record is not None  # nothing is fused then
     return fusion.fuse(
       x0,
       z,
-      low=config.haar_low,
+      low=record.low,
       high=level.details,
-      levels=config.haar_levels,
-      wavelet=config.wavelet,
+      levels=record.levels,
+      wavelet=record.wavelet,
     )
 
-  # Weights of 1 return z: no transform, and images of odd sides are welcome.
-  return fuse if config.fuses else refined
+  return refined if record is None else fuse
 
 
-def _hold(config: NFCConfig) -> Callable[..., tuple]:
+def _hold(averaged: str) -> Callable[..., tuple]:
   def hold(
     average: jax.Array | None, x0: jax.Array, fused: jax.Array, level: Level
   ) -> tuple[jax.Array, jax.Array | None]:
     if average is None:
       return fused, None
-    added = x0 if config.averaged == "predicted" else fused
+    added = x0 if averaged == "predicted" else fused
     average = average + level.share * (added - average)
     # The result of a run is the average; on the way the chain goes on.
     return jnp.where(level.following > 0, fused, average), average
 
   return hold
-
-
-def _checked_spectrum(
-  config: NFCConfig, spectrum: jax.Array | None
-) -> jax.Array | None:
-  """In float32 where the settings read it, else None."""
-  banded = config.blend_start > 0 and config.cutoff == "snr"
-  if config.tie not in ("spectrum", "probed") and not banded:
-    return None
-  if spectrum is None:
-    raise ValueError(
-      'spectrum is needed by tie="spectrum" or "probed" and by cutoff="snr"; '
-      "pass the prior's power spectrum [H, W] or [H, W, C]"
-    )
-  spectrum = jnp.asarray(spectrum, jnp.float32)
-  fourier.check_spectrum(spectrum)
-  return spectrum
-
-
-def _check(
-  config: NFCConfig, spectrum: jax.Array | None
-) -> Callable[[tuple[int, int, int]], None]:
-  def check(shape: tuple[int, int, int]) -> None:
-    if spectrum is not None:
-      fourier.check_grid(spectrum, shape)
-    unit = 2**config.haar_levels
-    if config.fuses and (shape[0] % unit or shape[1] % unit):
-      raise ValueError(
-        f"image_shape {shape} must be divisible by {unit} for haar_levels = "
-        f"{config.haar_levels}"
-      )
-
-  return check

@@ -86,7 +86,7 @@ def fuse(
 ) -> jax.Array:
   """Moves the prediction towards the refined image, band by wavelet band.
 
-    LL: x0 + low (z - x0);  details: x0 + high (z - x0)
+    LL: x0 + low (z - x0);  LH, HL, HH: x0 + high (z - x0)
 
   Weights of 1 return z.
 
@@ -94,7 +94,8 @@ def fuse(
     x0: [..., H, W, C], the predictor's image.
     z: the same shape, refined by the measurement.
     low: weight of the low-low band of the last level.
-    high: weight of the details of every level.
+    high: weight of the details of every level, one or three of them, [3], for
+      horizontal (LH), vertical (HL) and diagonal (HH) ones.
     levels: >= 1; H and W must be divisible by 2**levels.
     wavelet: of the transform.
 
@@ -105,9 +106,16 @@ def fuse(
 
 
 def unlocked(
-  law: Unlock, high: float, start: float, end: float, progress: np.ndarray
+  law: Unlock,
+  high: float | tuple[float, float, float],
+  start: float,
+  end: float,
+  progress: np.ndarray,
 ) -> np.ndarray:
   """Weight of the details at every level; the paper leaves the law open.
+
+  Of its two plain readings "product" takes w_H for the weight at the end, and
+  "base" for the weight from which unlocking starts.
 
   With u rising linearly from `start` to `end`:
 
@@ -118,14 +126,17 @@ def unlocked(
 
   Args:
     law: which.
-    high: w_H, in [0, 1].
+    high: w_H, in [0, 1]; three of them for LH, HL, HH.
     start: in [0, 1].
     end: in [0, 1].
     progress: [K], 0 to 1.
 
   Returns:
-    [K] in [0, 1].
+    [K] in [0, 1]; [K, 3] for three w_H.
   """
+  if isinstance(high, tuple):
+    each = [unlocked(law, one, start, end, progress) for one in high]
+    return np.stack(each, axis=-1)
   u = start + (end - start) * progress
   if law == "product":
     return high * u
@@ -150,7 +161,8 @@ def _weigh(
   # transform where weighing both images would take two.
   coarse, details = decompose(x, wavelet)
   coarse = _weigh(coarse, low, high, levels - 1, wavelet)
-  return reconstruct(coarse, high * details, wavelet)
+  each = jnp.reshape(high, (-1, 1, 1, 1))  # [1 or 3, 1, 1, 1]
+  return reconstruct(coarse, each * details, wavelet)
 
 
 def _bank(wavelet: Wavelet, side: int) -> tuple[np.ndarray, np.ndarray]:

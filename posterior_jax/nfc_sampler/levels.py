@@ -8,19 +8,23 @@ import numpy as np
 
 from posterior_jax import schedule
 from posterior_jax.nfc_sampler.config import NFCConfig
+from posterior_jax.nfc_sampler.records import Inner, Langevin
+from posterior_jax.nfc_sampler.weights import Band, Exponential, Power, Radial
 
 
 class Level(NamedTuple):
-  """Everything of one noise level that is a number, each a float32 scalar.
+  """Everything of one noise level that is a number, float32.
 
-  `levels_of` makes all levels of a run at once, every entry [passes * levels].
+  Scalars, but for `details`; `levels_of` makes all levels of a run at once,
+  every entry with the leading axis [passes * levels].
 
   Attributes:
     sigma: noise of the state.
     following: noise of the next level's state, 0 after the last.
     cutoff: of the band, fraction of the largest radius.
     blend: weight l of the banded misfit.
-    details: weight of the refined image's wavelet details.
+    details: weight of the refined image's wavelet details; [3] where LH, HL
+      and HH differ.
     step_size: of Langevin updates.
     share: weight of the level's image in the running average, 0 where the
       level is not held.
@@ -36,40 +40,71 @@ class Level(NamedTuple):
 
 
 def levels_of(config: NFCConfig) -> Level:
-  """Every level of a run, each entry [config.passes * config.levels]."""
-  held, passes = config.held_levels, config.passes
+  """Every level of a run, each entry [passes * config.levels, ...]."""
+  held, how = config.held_levels, config.schedule
   ramp_down = schedule.karras(
     config.levels - held,
-    sigma_max=config.sigma_max,
-    sigma_min=config.sigma_min,
-    rho=config.rho,
+    sigma_max=how.sigma_max,
+    sigma_min=how.sigma_min,
+    rho=how.rho,
   )
   sigma = np.concatenate(
-    [ramp_down[:-1], np.full(held, config.sigma_min), ramp_down[-1:]]
+    [ramp_down[:-1], np.full(held, how.sigma_min), ramp_down[-1:]]
   )  # [levels + 1]
   # Only the last pass ends in 0: the others go on at the first level's noise.
-  nodes = np.append(np.tile(sigma[:-1], passes), sigma[-1])
+  nodes = np.append(np.tile(sigma[:-1], how.passes), sigma[-1])
   # Weights 1, 1/2, 1/3, ... make a running mean of all held levels so far.
-  share = np.zeros((passes, config.levels))
-  averaged = np.arange(1, passes * held + 1).reshape(passes, held)
+  share = np.zeros((how.passes, config.levels))
+  averaged = np.arange(1, how.passes * held + 1).reshape(how.passes, held)
   share[:, config.levels - held :] = 1 / averaged
   by_step = schedule.progress(sigma[:-1], "step")
-  by_noise = schedule.progress(sigma[:-1], "log_sigma")
-  widening = by_noise if config.cutoff == "log_sigma" else by_step
   each_pass = (
-    schedule.ramp(config.cutoff_start, config.cutoff_end, widening),
-    cosine_blend(config.blend_start, by_step),
+    *_opening(config.band, sigma[:-1]),
     config.detail_weights(by_step),
-    config.step_size * schedule.ramp(1.0, config.step_size_decay, by_step),
+    _step_sizes(config.inner, by_step),
   )
   parts = (
     nodes[:-1],
     nodes[1:],
-    *(np.tile(part, passes) for part in each_pass),
+    *(np.concatenate([part] * how.passes) for part in each_pass),
     share.ravel(),
   )
   # Ramps are made in float64 and rounded once.
   return Level(*(jnp.asarray(part, jnp.float32) for part in parts))
+
+
+def _opening(
+  band: Band | None, sigma: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Cutoff and blend weight of every level, [K] each."""
+  by_step = schedule.progress(sigma, "step")
+  if band is None:
+    return np.ones_like(by_step), np.zeros_like(by_step)
+  cutoff = np.ones_like(by_step)
+  if isinstance(band.mask, Radial):
+    law = band.mask.law
+    if isinstance(law, Exponential):
+      widening = schedule.saturating(by_step, law.rate)
+    else:
+      widening = schedule.progress(sigma, law)
+    ends = band.mask.cutoff_start, band.mask.cutoff_end
+    cutoff = schedule.ramp(*ends, widening)
+  return cutoff, _blends(band, by_step)
+
+
+def _blends(band: Band, progress: np.ndarray) -> np.ndarray:
+  """l of every level, [K]: from blend_start to blend_end by either law."""
+  fall = band.blend_start - band.blend_end
+  if isinstance(band.law, Power):
+    return band.blend_end + fall * (1 - progress) ** band.law.exponent
+  return band.blend_end + cosine_blend(fall, progress)
+
+
+def _step_sizes(inner: Inner, progress: np.ndarray) -> np.ndarray:
+  """Of Langevin updates, [K]; 0 where there are none."""
+  if not isinstance(inner, Langevin):
+    return np.zeros_like(progress)
+  return inner.step_size * schedule.ramp(1.0, inner.decay, progress)
 
 
 def cosine_blend(start: float, progress: np.ndarray) -> np.ndarray:

@@ -12,7 +12,13 @@ from typing import NamedTuple
 import chex
 import jax
 
-from posterior_jax.base import Denoiser, Linear, Observation, SolveInfo
+from posterior_jax.base import (
+  Denoiser,
+  Linear,
+  Observation,
+  Operator,
+  SolveInfo,
+)
 from posterior_jax.nfc_sampler.levels import Level
 
 # Keys, as many as the part that takes them asks for.
@@ -67,6 +73,8 @@ class Parts(NamedTuple):
   """The functions that a level composes; images are [B, N, H, W, C].
 
   Attributes:
+    start: (key, observation, shape, level) -> x of that shape at the noise of
+      the first level.
     assume: (observation) -> Observation with the noise that the likelihood
       assumes.
     predict: (denoise, x, level) -> Prediction of the clean image.
@@ -81,12 +89,15 @@ class Parts(NamedTuple):
     hold: (average, x0, fused, level) -> (image, average): the level's image,
       and the running average of held levels, None where `averages` is False.
     renoise: (key, image, level) -> x at the noise of the next level.
-    check: (image_shape) -> None, raising ValueError where an image does not
-      fit; called before anything is compiled.
+    check: (operator) -> None, raising ValueError where its images or its
+      measurements do not fit; called before anything is compiled.
     probes: how many keys `width` takes.
     averages: whether `hold` keeps an average.
   """
 
+  start: Callable[
+    [chex.PRNGKey, Observation, tuple[int, ...], Level], jax.Array
+  ]
   assume: Callable[[Observation], Observation]
   predict: Callable[[Denoiser, jax.Array, Level], Prediction]
   width: Callable[[Probes, Observation, Prediction, Level], Width]
@@ -100,6 +111,6 @@ class Parts(NamedTuple):
     tuple[jax.Array, jax.Array | None],
   ]
   renoise: Callable[[chex.PRNGKey, jax.Array, Level], jax.Array]
-  check: Callable[[tuple[int, int, int]], None]
+  check: Callable[[Operator], None]
   probes: int = 0
   averages: bool = False

@@ -34,8 +34,9 @@ def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
   Args:
     config: see `NFCConfig` and its `paper`, `restoration` and `calibrated`.
     spectrum: the prior's power spectrum on the image grid, [H, W] or
-      [H, W, C], > 0, as in `priors.GaussianPrior`; needed by tie="spectrum",
-      tie="probed" and cutoff="snr", ignored otherwise.
+      [H, W, C], > 0, as in `priors.GaussianPrior`; needed by the widths
+      `Spectrum` and `Probed`, by the mask `Snr` and by a start from the
+      measurement, ignored otherwise.
 
   Returns:
     Sampler(init, step, num_steps), for `run` or a loop of one's own.
@@ -76,6 +77,7 @@ def compose(parts: Parts, levels: Level) -> Sampler:
     >>> import posterior_jax as pj
     >>> from posterior_jax.likelihood import bands
     >>> from posterior_jax.linalg import fourier
+    >>> from posterior_jax.nfc_sampler import Sigma
     >>> from posterior_jax.nfc_sampler import compose, levels_of, parts_of
     >>> traced = []
     >>> def lowest(observation, level):
@@ -84,7 +86,7 @@ def compose(parts: Parts, levels: Level) -> Sampler:
     ...   radius = fourier.radial_frequency(*shape)  # [h, w]
     ...   weight = jnp.where(radius < 1 / (8 * level.sigma), 1.0, 0.01)
     ...   return bands.apply_band(observation, weight)
-    >>> config = pj.NFCConfig(levels=3, tie="sigma")
+    >>> config = pj.NFCConfig(levels=3, width=Sigma())
     >>> parts = parts_of(config)._replace(band=lowest)
     >>> sampler = compose(parts, levels_of(config))
     >>> prior = pj.priors.gaussian_prior(pj.priors.power_law_spectrum(8, 8))
@@ -98,9 +100,10 @@ def compose(parts: Parts, levels: Level) -> Sampler:
   def init(
     key: jax.Array, observation: Observation, batch: int
   ) -> SamplerState:
-    parts.check(observation.operator.image_shape)
+    parts.check(observation.operator)
     shape = (batch, observation.y.shape[0], *observation.operator.image_shape)
-    x = levels.sigma[0] * jax.random.normal(key, shape, jnp.float32)
+    first = jax.tree.map(lambda entry: entry[0], levels)
+    x = parts.start(key, parts.assume(observation), shape, first)
     average = jnp.zeros_like(x) if parts.averages else None
     return SamplerState(x, jnp.zeros((), jnp.int32), average)
 

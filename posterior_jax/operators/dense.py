@@ -35,6 +35,11 @@ class Dense(Operator):
     return (self.matrix.shape[0], 1, 1)
 
   @property
+  def gridded(self) -> bool:
+    """False: neighbours in a list of measurements are neighbours of nothing."""
+    return False
+
+  @property
   def gram_gain(self) -> jax.Array:
     """Power of the rows' spectra, mean over channels, [H, W]."""
     # The diagonal of F A^T A F^*: coefficient k gathers |F row_k|^2 of all

@@ -1,0 +1,1 @@
+"""Where continuation by bands helps: expected errors in closed form."""

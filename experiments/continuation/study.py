@@ -1,0 +1,219 @@
+"""Where continuation by bands helps, in closed form.
+
+  python -m experiments.continuation
+
+Settings: `configs/continuation.py`. Under a Gaussian prior and circular blur
+the expected error of a run is known (`chain`): no sampling, no intervals. Each
+hypothesis stands beside its control, the same run without a band.
+
+  few calls     a band lets few levels reach what many reach without one
+  wrong kernel  a band by the operator's own uncertainty keeps its error out
+  strong noise  a band makes up for a likelihood that trusts noise too much
+  tau and step  what the published tau and step size are worth, each alone
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from experiments.continuation import chain
+from experiments.continuation.chain import Law, Problem
+from experiments.harness import record
+from experiments.harness import report as reports
+from experiments.harness.settings import Checked, setting
+from posterior_jax import NFCConfig, operators, priors
+from posterior_jax.operators import frozen
+
+FEW, WRONG, NOISY = "few calls", "wrong kernel", "strong noise"
+APART = "tau and step"
+GAUSSIAN = "Gaussian"
+KERNELS = (GAUSSIAN, *frozen.PATHS)
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(Checked):
+  """What is computed.
+
+  Attributes:
+    size: side of the images.
+    kernels: of the blur, of KERNELS.
+    levels: numbers of noise levels, a network call each.
+    noise_std: of the measurement.
+    strong_noise_std: likewise, for the hypothesis on noise.
+    tau_shares: noise that the likelihood assumes, as shares of that.
+    turn: of the true kernel, in degrees, for the hypothesis on the operator.
+    published_levels: of the published setting, for tau and step.
+  """
+
+  size: int = setting(at_least=8, at_most=512)
+  kernels: tuple[str, ...] = setting(among=KERNELS, some=True)
+  levels: tuple[int, ...] = setting(at_least=1, some=True)
+  noise_std: float = setting(above=0)
+  strong_noise_std: float = setting(above=0)
+  tau_shares: tuple[float, ...] = setting(above=0, some=True)
+  turn: float = setting(at_least=-90, at_most=90)
+  published_levels: int = setting(at_least=2)
+
+
+def laws(power: np.ndarray) -> dict[str, tuple[Law, Law]]:
+  """Width and band of every variant; the first is the control."""
+  return {
+    "no band": (lambda sigma: sigma**2, lambda sigma: 1.0),
+    "hard, S > sigma^2": (
+      lambda sigma: sigma**2,
+      lambda sigma: (power > sigma**2) * 1.0,
+    ),
+    "S / (S + sigma^2)": (
+      lambda sigma: sigma**2,
+      lambda sigma: power / (power + sigma**2),
+    ),
+    "width of the spectrum": (
+      lambda sigma: power * sigma**2 / (power + sigma**2),
+      lambda sigma: 1.0,
+    ),
+  }
+
+
+def kernel_of(name: str, size: int) -> np.ndarray:
+  """A kernel by its name in KERNELS, [h, w]."""
+  shape = (size, size, 1)
+  if name == GAUSSIAN:
+    return np.asarray(operators.gaussian_blur(shape).kernel, np.float64)
+  return np.asarray(operators.motion_blur(shape, name).kernel, np.float64)
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+  """A row for every hypothesis, kernel, variant and number of levels."""
+  size = settings.size
+  power = np.asarray(priors.power_law_spectrum(size, size), np.float64)
+  for name in settings.kernels:
+    kernel = kernel_of(name, size)
+    for found in (
+      _few_calls(settings, power, kernel),
+      # A turn leaves a round kernel as it is.
+      () if name == GAUSSIAN else _wrong_kernel(settings, power, kernel),
+      _strong_noise(settings, power, kernel),
+      _tau_and_step(settings, power, kernel),
+    ):
+      for row in found:
+        yield {"hypothesis": row.pop("hypothesis"), "kernel": name} | row
+
+
+def _few_calls(
+  settings: Settings, power: np.ndarray, kernel: np.ndarray
+) -> Iterator[Row]:
+  gain, noise = chain.transfer(kernel, len(power)), settings.noise_std
+  problem = Problem(power, gain, gain, noise, noise)
+  for variant, (width, band) in laws(power).items():
+    yield from _by_levels(settings, FEW, variant, problem, width, band)
+
+
+def _wrong_kernel(
+  settings: Settings, power: np.ndarray, kernel: np.ndarray
+) -> Iterator[Row]:
+  noise = settings.noise_std
+  gain = chain.transfer(kernel, len(power))
+  width = laws(power)["width of the spectrum"][0]
+  told = {"turned": chain.turned(kernel, settings.turn), "right": kernel}
+  for words, assumed in told.items():
+    problem = Problem(
+      power, gain, chain.transfer(assumed, len(power)), noise, noise
+    )
+    careful = chain.uncertainty_band(power, assumed, noise)
+    bands = {"no band": np.ones_like(power), "uncertainty": careful}
+    for name, band in bands.items():
+      law = functools.partial(_always, band)
+      yield from _by_levels(
+        settings, WRONG, f"{words}, {name}", problem, width, law
+      )
+
+
+def _always(value: np.ndarray, sigma: float) -> np.ndarray:
+  del sigma
+  return value
+
+
+def _strong_noise(
+  settings: Settings, power: np.ndarray, kernel: np.ndarray
+) -> Iterator[Row]:
+  gain, noise = chain.transfer(kernel, len(power)), settings.strong_noise_std
+  for share, (variant, (width, band)) in itertools.product(
+    settings.tau_shares, laws(power).items()
+  ):
+    problem = Problem(power, gain, gain, noise, share * noise)
+    variant = f"tau {share:g} of the noise, {variant}"
+    yield from _by_levels(settings, NOISY, variant, problem, width, band)
+
+
+def _tau_and_step(
+  settings: Settings, power: np.ndarray, kernel: np.ndarray
+) -> Iterator[Row]:
+  """The published tau and step, and each of them alone as an exact one."""
+  gain, noise = chain.transfer(kernel, len(power)), settings.noise_std
+  problem = Problem(power, gain, gain, noise, noise)
+  paper = NFCConfig.paper(
+    levels=settings.published_levels, band=None, fusion=None
+  )
+  exact = {"inner_noise_std": None, "halved_misfit": True}
+  steps = {"step that decays": 0.01, "step that stays": 1.0}
+  for words, decay in steps.items():
+    # Half the largest stable step is 5e-5 at the published tau, 2.5e-3 at s.
+    for variant, tau, step in (
+      ("tau as published", {}, 5e-5),
+      ("tau the noise, step as published", exact, 5e-5),
+      ("tau the noise, step 50 times as large", exact, 2.5e-3),
+    ):
+      inner = {"step_size": step, "decay": decay}
+      yield {
+        "hypothesis": APART,
+        "variant": f"{variant}, {words}",
+        "levels": paper.levels,
+        "psnr": chain.published_psnr(
+          problem, paper.replace(inner=inner, **tau)
+        ),
+      }
+
+
+def _by_levels(
+  settings: Settings,
+  hypothesis: str,
+  variant: str,
+  problem: Problem,
+  width: Law,
+  band: Law,
+) -> Iterator[Row]:
+  for levels in settings.levels:
+    psnr = chain.expected_psnr(problem, levels, width, band)
+    about = {"hypothesis": hypothesis, "variant": variant}
+    yield about | {"levels": levels, "psnr": psnr}
+
+
+def continuation(settings: Settings, run: record.Run) -> None:
+  """Writes the rows and a report with a table for every hypothesis."""
+  for row in rows(settings):
+    run.write("continuation", row)
+  report = reports.Report("Continuation in closed form", run.origin())
+  found = run.frame("continuation")
+  for hypothesis in (FEW, WRONG, NOISY, APART):
+    own = found[found.hypothesis == hypothesis]
+    if len(own):
+      table = own.pivot_table(
+        "psnr", ["kernel", "variant"], "levels", sort=False
+      )
+      table.columns = [f"{levels} levels" for levels in table.columns]
+      report.table(
+        f"{hypothesis}: expected PSNR [dB]",
+        table,
+        digits=dict.fromkeys(table.columns, 1),
+        measured_on=f"Gaussian prior, {settings.size} x {settings.size}, "
+        "circular blur, the minimiser of every level; closed form.",
+        name=hypothesis.replace(" ", "_"),
+      )
+      print(table.round(2).to_string())
+  path = report.write(run.folder / "report.html")
+  print(f"report: {reports.shown(path)}")

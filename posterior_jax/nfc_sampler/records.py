@@ -1,0 +1,239 @@
+"""The parts of noise-frequency continuation as settings: frozen records.
+
+`NFCConfig` holds one record per part. A record has the options that its part
+reads and no others, so an option that nothing would read cannot be written.
+Those of band and fusion are in `weights`.
+"""
+
+import dataclasses
+from typing import Literal
+
+from posterior_jax import fields
+from posterior_jax.denoising import predictor
+
+# Wide enough for any use; narrow enough that a slip (a count for a share,
+# degrees for radians) is refused by name.
+_COUNT = (1, 1000)
+_SHARE = (0.0, 1.0)
+_FACTOR = (0.01, 100.0)
+_TOLERANCE = (1e-7, 1e-1)
+_ITERATIONS = (1, 100_000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """Where the noise levels lie, and which images are averaged.
+
+  Attributes:
+    sigma_max: first level.
+    sigma_min: where the polynomial ramp would end; the node itself is replaced
+      by 0 (`schedule.karras`).
+    rho: exponent of the ramp, and of an `Ode`'s.
+    held: share of the levels, the last ones, that stay at sigma_min and whose
+      images are averaged into the result, 0 to 0.99; 0: the ramp ends in 0.
+      Held levels are a Gibbs sampler of p(x0, x_sigma | y) at one noise, so
+      that the average of their refined images goes to the posterior mean.
+    averaged: which images of held levels: "predicted", the denoiser's answer
+      before it is moved towards the measurement, or "refined", after that.
+    passes: how often all levels are gone through, 1 to 1000; each later pass
+      starts from the last one's image under the noise of the first level, which
+      all but hides it, and adds its held levels to one average. 1 unless held.
+    start: first state: "noise" at sigma_max alone, as published, or
+      "measurement": the image that the prior's power spectrum and the
+      measurement make most likely (`states.wiener`), under `renewal` of
+      that noise. Few levels need no high noise then.
+    renewal: share, 0 to 1, of the next level's noise that is added to a level's
+      image: 1 as published; with 0 the run is plug-and-play restoration, whose
+      levels are strengths of the denoiser.
+  """
+
+  sigma_max: float = 100.0
+  sigma_min: float = 0.1
+  rho: float = 7.0
+  held: float = 0.0
+  averaged: Literal["refined", "predicted"] = "refined"
+  passes: int = 1
+  start: Literal["noise", "measurement"] = "noise"
+  renewal: float = 1.0
+
+  def __post_init__(self) -> None:
+    ranges = {"passes": _COUNT, "held": (0.0, 0.99), "rho": (1e-3, 100.0)}
+    fields.check(self, ranges | {"renewal": _SHARE})
+    if not 0 < self.sigma_min < self.sigma_max:
+      raise ValueError(
+        f"sigma_min must lie in (0, sigma_max), got {self.sigma_min} with "
+        f"sigma_max {self.sigma_max}"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoise:
+  """Predicts by one call of the denoiser: the posterior mean."""
+
+  @property
+  def calls(self) -> int:
+    """Of the denoiser per level."""
+    return 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Ode:
+  """Predicts by the probability-flow ODE, as published.
+
+  Attributes:
+    solver: "euler", "heun" or "dpm_solver_2m".
+    steps: per level.
+    sigma_end: where it stops, > 0.
+  """
+
+  solver: Literal["euler", "heun", "dpm_solver_2m"] = "euler"
+  steps: int = 5
+  sigma_end: float = 0.01
+
+  def __post_init__(self) -> None:
+    fields.check(self, {"steps": _COUNT})
+
+  @property
+  def calls(self) -> int:
+    """Of the denoiser per level."""
+    return predictor.calls(self.solver, self.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sigma:
+  """Width sigma^2 in every direction, as published.
+
+  Attributes:
+    factor: on it, 0.01 to 100; as for every width, above 1 the measurement
+      moves the prediction further than the prior's width allows.
+  """
+
+  factor: float = 1.0
+
+  def __post_init__(self) -> None:
+    fields.check(self, {"factor": _FACTOR})
+
+
+@dataclasses.dataclass(frozen=True)
+class Spectrum:
+  """Width S sigma^2 / (S + sigma^2) by the prior's power spectrum S.
+
+  Attributes:
+    factor: on it.
+    inflation: largest factor, 1 to 100, up or down, on the width of one image,
+      chosen at every level so that the misfit of its prediction is what width
+      and noise make it (`width.inflated_variance`); 1: none. Sensitive to
+      underestimated noise, which looks like such a misfit: the more so, the
+      larger the factor.
+  """
+
+  factor: float = 1.0
+  inflation: float = 1.0
+
+  def __post_init__(self) -> None:
+    fields.check(self, {"factor": _FACTOR, "inflation": (1.0, 100.0)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Probed(Spectrum):
+  """`Spectrum`, put right in every half octave by the denoiser's Jacobian.
+
+  Per observation (`width.corrected_variance`), one VJP per level. Goes with
+  `Denoise` only, whose Jacobian it is.
+  """
+
+
+@dataclasses.dataclass(frozen=True)
+class Jacobian:
+  """Width sigma^2 dD/dx itself, by VJPs; needs no spectrum.
+
+  One VJP per iteration of the solve and one more; with `Exact` another one per
+  step of the root. Goes with `Denoise`, and with `Exact` or `Mean`: a product
+  gives draws and means, but no gradient, which would need the inverse.
+
+  Attributes:
+    factor: on it.
+  """
+
+  factor: float = 1.0
+
+  def __post_init__(self) -> None:
+    fields.check(self, {"factor": _FACTOR})
+
+
+@dataclasses.dataclass(frozen=True)
+class Exact:
+  """Draws from the level's target.
+
+  Attributes:
+    tolerance: relative residual of the linear solve; None: 1e-6, or 1e-2 with
+      `Jacobian`, whose early levels may stop short: later ones correct it.
+    max_iterations: its limit; None: 500, or 20 with `Jacobian`.
+    root_steps: products for the square root of the width (`krylov.root`), with
+      `Jacobian` only; None: 6 there.
+  """
+
+  tolerance: float | None = None
+  max_iterations: int | None = None
+  root_steps: int | None = None
+
+  def __post_init__(self) -> None:
+    ranges = {"tolerance": _TOLERANCE, "max_iterations": _ITERATIONS}
+    fields.check(self, ranges | {"root_steps": _COUNT})
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+  """Takes the level's target's minimiser, which is its mean.
+
+  Attributes:
+    tolerance: relative residual of the linear solve; None: 1e-4, a mean having
+      no noise to hide errors in; 1e-2 with `Jacobian`.
+    max_iterations: its limit; None: 500; with `Jacobian` 3, and 20 where there
+      are fewer than 20 levels to make up for what three leave out.
+  """
+
+  tolerance: float | None = None
+  max_iterations: int | None = None
+
+  def __post_init__(self) -> None:
+    ranges = {"tolerance": _TOLERANCE, "max_iterations": _ITERATIONS}
+    fields.check(self, ranges)
+
+
+@dataclasses.dataclass(frozen=True)
+class Langevin:
+  """The paper's updates: noisy gradient steps on the target.
+
+  Attributes:
+    steps: per level.
+    step_size: in pixel^2; it diverges above 2 over the largest curvature,
+      about 2 tau^2 for an operator of norm 1.
+    decay: factor of the step size at the last level, reached linearly.
+  """
+
+  steps: int = 200
+  step_size: float = 1e-4
+  decay: float = 1.0
+
+  def __post_init__(self) -> None:
+    fields.check(self, {"steps": _ITERATIONS, "decay": _SHARE})
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradient:
+  """Steepest descent towards the target's minimiser.
+
+  Attributes:
+    steps: per level.
+  """
+
+  steps: int = 200
+
+  def __post_init__(self) -> None:
+    fields.check(self, {"steps": _ITERATIONS})
+
+
+Predictor = Denoise | Ode
+Width = Sigma | Spectrum | Probed | Jacobian
+Inner = Exact | Mean | Langevin | Gradient

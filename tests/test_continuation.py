@@ -1,0 +1,139 @@
+"""The closed form of a run against runs, and what it says of continuation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import continuation as configs
+from experiments.continuation import study
+from experiments.continuation.chain import (
+  Problem,
+  expected_psnr,
+  published_psnr,
+  transfer,
+)
+from experiments.harness import runner
+from posterior_jax import NFCConfig, Observation, nfc, operators, priors, run
+from posterior_jax.nfc_sampler import Band, Exact, Mean, Sigma, Snr, Spectrum
+
+SIZE, NOISE, LEVELS, COUNT = 8, 0.1, 4, 3000
+POWER = priors.power_law_spectrum(SIZE, SIZE)
+# The variants that are settings of the sampler.
+CONFIGS = {
+  "no band": dict(width=Sigma()),
+  "S / (S + sigma^2)": dict(
+    width=Sigma(), band=Band(Snr(), power=1, blend_start=1.0, blend_end=1.0)
+  ),
+  "width of the spectrum": dict(width=Spectrum()),
+}
+
+
+@pytest.mark.parametrize("inner", [Mean, Exact])
+@pytest.mark.parametrize("variant", CONFIGS)
+def test_expected_error_is_that_of_runs(variant, inner):
+  """With the truth's own operator and one that is not its own."""
+  made, told = (
+    operators.gaussian_blur((SIZE, SIZE, 1), size=5, std=s, boundary="circular")
+    for s in (1.0, 0.7)
+  )
+  prior = priors.gaussian_prior(POWER)
+  keys = jax.random.split(jax.random.key(0), 3)
+  truth = prior.sample(keys[0], (COUNT,), channels=1)
+  clean = made.forward(truth)
+  y = clean + NOISE * jax.random.normal(keys[1], clean.shape)
+  config = NFCConfig(levels=LEVELS, inner=inner(), **CONFIGS[variant])
+  sampler = nfc(config, spectrum=POWER)
+  found, _ = run(sampler, prior.denoise, Observation(y, told, NOISE), keys[2])
+  error = jnp.mean((found[0] - truth) ** 2)
+  power = np.asarray(POWER, np.float64)
+  gains = [transfer(np.asarray(o.kernel), SIZE) for o in (made, told)]
+  expected = expected_psnr(
+    Problem(power, *gains, NOISE, NOISE),
+    LEVELS,
+    *study.laws(power)[variant],
+    draws=inner is Exact,
+  )
+  # 3000 images of 64 coefficients: the error is known to about 1 %.
+  assert abs(10 * np.log10(4 / error) - expected) < 0.1
+
+
+def test_published_error_is_that_of_runs():
+  """Euler steps, Langevin updates and a step size that decays."""
+  operator = operators.gaussian_blur(
+    (SIZE, SIZE, 1), size=5, std=0.7, boundary="circular"
+  )
+  prior = priors.gaussian_prior(POWER)
+  keys = jax.random.split(jax.random.key(0), 3)
+  truth = prior.sample(keys[0], (COUNT // 3,), channels=1)
+  clean = operator.forward(truth)
+  y = clean + NOISE * jax.random.normal(keys[1], clean.shape)
+  config = NFCConfig.paper(
+    levels=3,
+    inner={"steps": 20, "step_size": 3e-4, "decay": 0.1},
+    inner_noise_std=0.03,
+    band=None,
+    fusion=None,
+  )
+  observation = Observation(y, operator, NOISE)
+  found, _ = run(nfc(config), prior.denoise, observation, keys[2])
+  error = jnp.mean((found[0] - truth) ** 2)
+  gain = transfer(np.asarray(operator.kernel), SIZE)
+  power = np.asarray(POWER, np.float64)
+  problem = Problem(power, gain, gain, NOISE, NOISE)
+  expected = published_psnr(problem, config)
+  assert abs(10 * np.log10(4 / error) - expected) < 0.15
+
+
+def test_a_wide_kernel_wraps_around():
+  kernel = np.random.default_rng(0).random((5, 7))
+  image = np.random.default_rng(1).random((4, 4))
+  found = np.fft.ifft2(np.fft.fft2(image) * transfer(kernel, 4)).real
+  expected = np.zeros((4, 4))
+  for i, row in enumerate(kernel):
+    for j, tap in enumerate(row):
+      expected += tap * np.roll(image, (i - 2, j - 3), (0, 1))
+  np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_what_continuation_is_worth():
+  """The predictions that the config's docstring and the docs repeat."""
+  config = configs.get_config()
+  config.kernels = ("medium", "long")
+  config.levels = (3, 5, 20, 200)
+  settings = runner.to_settings(study.Settings, config)
+  psnr = {
+    (row["hypothesis"], row["kernel"], row["variant"], row["levels"]): row[
+      "psnr"
+    ]
+    for row in study.rows(settings)
+  }
+
+  def gain(hypothesis, levels, band, control, kernel):
+    return (
+      psnr[hypothesis, kernel, band, levels]
+      - psnr[hypothesis, kernel, control, levels]
+    )
+
+  for kernel in settings.kernels:
+    few = [
+      gain("few calls", levels, "S / (S + sigma^2)", "no band", kernel)
+      for levels in settings.levels
+    ]
+    assert few[0] > 10 and few[1] > 3 and 0 < few[2] < 0.3
+    assert abs(few[3]) < 0.1
+    names = "turned, uncertainty", "turned, no band"
+    assert gain("wrong kernel", 20, *names, kernel) > 1
+    names = "right, uncertainty", "right, no band"
+    assert -1.3 < gain("wrong kernel", 20, *names, kernel) < -0.5
+    decays, stays = ", step that decays", ", step that stays"
+    exact = "tau the noise, step as published" + decays
+    larger = "tau the noise, step 50 times as large" + decays
+    paper = "tau as published"
+    apart = "tau and step", 200
+    assert gain(*apart, paper + decays, exact, kernel) > 2.5
+    assert gain(*apart, larger, exact, kernel) > 1
+    assert gain(*apart, paper + decays, paper + stays, kernel) > 5
+    tau = "tau 0.2 of the noise, "
+    names = tau + "hard, S > sigma^2", tau + "no band"
+    assert gain("strong noise", 5, *names, kernel) > 10

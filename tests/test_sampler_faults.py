@@ -1,0 +1,156 @@
+"""What a sampler must refuse before it compiles, and dtypes that must not leak.
+
+Each of these once went wrong without a word.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from posterior_jax import (
+  NFCConfig,
+  Observation,
+  baselines,
+  nfc,
+  operators,
+  priors,
+  run,
+)
+from posterior_jax.base import Operator, SolveInfo
+from posterior_jax.nfc_sampler import (
+  Band,
+  Fusion,
+  Gradient,
+  Jacobian,
+  Ode,
+  Sigma,
+  Snr,
+)
+
+SIZE = (8, 8, 1)
+SPECTRUM = priors.power_law_spectrum(*SIZE[:2])
+
+
+def never(x, sigma):
+  raise AssertionError("refused before the denoiser is traced")
+
+
+BANDED = {
+  "hard": nfc(NFCConfig(levels=2, width=Sigma(), band=Band())),
+  "that stays": nfc(
+    NFCConfig(
+      levels=2, width=Sigma(), band=Band(blend_start=0.0, blend_end=0.5)
+    )
+  ),
+  "by spectrum": nfc(NFCConfig(levels=2, band=Band(Snr())), spectrum=SPECTRUM),
+  "of FGPS": baselines.fgps(baselines.FGPSConfig(levels=2)),
+}
+
+
+@pytest.mark.parametrize("name", BANDED)
+def test_a_list_of_numbers_has_no_band(name):
+  operator = operators.dense(SIZE, np.eye(5, 64))
+  observation = Observation(jnp.zeros((1, 5, 1, 1)), operator, 0.1)
+  prior = priors.gaussian_prior(SPECTRUM)
+  denoise = prior.denoise if name == "of FGPS" else never
+  with pytest.raises(ValueError, match="must measure a picture"):
+    run(BANDED[name], denoise, observation, jax.random.key(0))
+
+
+def test_a_list_of_numbers_has_no_energy_by_band():
+  operator = operators.dense(SIZE, np.eye(5, 64))
+  observation = Observation(jnp.zeros((1, 5, 1, 1)), operator, 0.1)
+  sampler = nfc(NFCConfig(levels=2, width=Sigma()))
+  denoise = priors.gaussian_prior(SPECTRUM).denoise
+  _, info = run(sampler, denoise, observation, jax.random.key(0))
+  assert info.band_energy is None
+  assert np.isfinite(info.residual).all()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Twice(Operator):
+  """Every pixel seen four times: a measurement larger than the image."""
+
+  gain: jax.Array
+  image_shape: tuple[int, int, int] = dataclasses.field(
+    metadata={"static": True}
+  )
+
+  @property
+  def measurement_shape(self):
+    height, width, channels = self.image_shape
+    return 2 * height, 2 * width, channels
+
+  @property
+  def gram_gain(self):
+    return 4 * self.gain**2
+
+  def forward(self, x):
+    return self.gain * jnp.repeat(jnp.repeat(x, 2, -3), 2, -2)
+
+  def adjoint(self, y):
+    h, w, c = self.image_shape
+    return self.gain * y.reshape(*y.shape[:-3], h, 2, w, 2, c).sum((-4, -2))
+
+  def normal_solve(self, rhs, *, precision, noise_std, **how):
+    x = rhs / (self.gram_gain / noise_std**2 + jnp.mean(precision))
+    return x, SolveInfo.closed_form()
+
+
+def test_a_spectrum_has_no_power_beyond_the_image():
+  """Indices out of range would be clamped to the last row, silently."""
+  operator = Twice(jnp.ones(()), SIZE)
+  observation = Observation(jnp.zeros((1, 16, 16, 1)), operator, 0.1)
+  with pytest.raises(ValueError, match=r"no larger than the image \(8, 8, 1\)"):
+    run(BANDED["by spectrum"], never, observation, jax.random.key(0))
+
+
+EVERY_PART = {
+  "paper": NFCConfig.paper(levels=2, inner={"steps": 2}),
+  "calibrated": NFCConfig.calibrated(levels=2),
+  "jacobian": NFCConfig.calibrated(levels=2, width=Jacobian()),
+  "restoration": NFCConfig.restoration(levels=4),
+  "bands": NFCConfig(
+    levels=2,
+    inner=Gradient(steps=2),
+    band=Band(Snr()),
+    predictor=Ode("heun"),
+    fusion=Fusion("db2", high=(0.3, 0.2, 0.1)),
+  ),
+}
+
+
+def avals(jaxpr):
+  """Every value of a program and of those within it."""
+  for equation in jaxpr.eqns:
+    for variable in equation.outvars:
+      yield equation, variable.aval
+    for inner in jaxprs_in_params(equation.params):
+      yield from avals(inner)
+
+
+@pytest.mark.parametrize("name", EVERY_PART)
+def test_nothing_is_float64_within_a_run(name):
+  """A scalar of NumPy in a step would double everything that it meets."""
+  operator = operators.gaussian_blur(SIZE, size=3, std=1.0)
+  sampler = nfc(EVERY_PART[name], spectrum=SPECTRUM)
+  denoise = priors.gaussian_prior(SPECTRUM).denoise
+  with jax.enable_x64(True):
+    observation = Observation(
+      jnp.zeros((1, *SIZE), jnp.float64), operator, np.float64(0.1)
+    )
+    program = jax.make_jaxpr(
+      lambda key: run(sampler, denoise, observation, key)
+    )
+    found = {
+      str(equation.primitive)
+      for equation, aval in avals(program(jax.random.key(0)).jaxpr)
+      if getattr(aval, "dtype", None) in (jnp.float64, jnp.complex128)
+    }
+  # The one conversion that `run` itself makes, of what it was given.
+  assert found <= {"convert_element_type"}, found
