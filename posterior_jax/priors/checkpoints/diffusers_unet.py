@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from posterior_jax.priors.checkpoints import named_tensors
@@ -24,8 +25,19 @@ from posterior_jax.priors.parametrisation import Parametrisation
 
 _WEIGHTS = (
   "diffusion_pytorch_model.safetensors",
+  "diffusion_pytorch_model.fp16.safetensors",
   "diffusion_pytorch_model.bin",
+  "diffusion_pytorch_model.fp16.bin",
 )
+# What says which of several files a tensor is in.
+_INDEXES = tuple(
+  f"diffusion_pytorch_model.{kind}safetensors.index{end}.json"
+  for kind, end in (("", ""), ("fp16.", ""), ("", ".fp16"))
+)
+# A training's average of the weights is the better network.
+_NETWORKS = ("unet_ema", "unet")
+# A network beside one of these denoises codes of a picture, not pixels.
+_CODERS = ("vqvae", "vae", "movq")
 # Theirs on the right; a new file's to_out is a list of a linear map and
 # dropout.
 _NEW = {"to_out": "to_out.0"}
@@ -41,8 +53,9 @@ def load_diffusers(
   """The prior of a diffusers `UNet2DModel`.
 
   Args:
-    path: of a model's directory (config.json beside safetensors or .bin, of
-      which no code is run), or of a pipeline's with unet/ in it.
+    path: of a model's directory (config.json beside safetensors, in one file
+      or several, or .bin, of which no code is run), of a pipeline's with unet/
+      or unet_ema/ in it, or of either in the hub's cache (models--NAME).
     parametrisation: what the network was trained to answer; None: what
       scheduler_config.json says, in the directory or in scheduler/ beside it.
     dtype: of the arithmetic: float32, or bfloat16 on accelerators.
@@ -53,21 +66,18 @@ def load_diffusers(
 
   Raises:
     FileNotFoundError: if a file is missing.
-    ValueError: for a config with an option that is not computed here, and for
-      a file of weights that is truncated, of another kind, names a class, or
-      holds tensors that are missing, unknown or of another shape; all before
-      anything is compiled.
+    ValueError: for a config with an option that is not computed here, a
+      pipeline of latent diffusion, and for a file of weights that is truncated,
+      of another kind, names a class, or holds tensors that are missing, unknown
+      or of another shape; all before anything is compiled.
   """
-  path = pathlib.Path(path)
-  if (path / "unet" / "config.json").is_file():
-    path = path / "unet"
+  path = _model_folder(pathlib.Path(path))
   said = _read(path, ("config.json",))
   if parametrisation is None:
     places = ("scheduler_config.json", "../scheduler/scheduler_config.json")
     parametrisation = read_schedule(_read(path, places))
   network = read_network(said, parametrisation)
-  file = _first(path, _WEIGHTS)
-  tensors = named_tensors.read(file)
+  file, tensors = _tensors(path)
   # By what the file holds: the version in config.json does not tell.
   old = any(name.endswith(".query.weight") for name in tensors)
   wanted = sources(network, old_names=old)
@@ -90,6 +100,40 @@ def sources(network: DDPMConfig, *, old_names: bool) -> dict[str, Source]:
     param: _source(param, shape, names)
     for param, shape in param_shapes(network).items()
   }
+
+
+def _model_folder(path: pathlib.Path) -> pathlib.Path:
+  """Where config.json lies: in the directory, its pipeline or its snapshot."""
+  head = path / "refs" / "main"
+  if (path / "snapshots").is_dir() and head.is_file():
+    path = path / "snapshots" / head.read_text(encoding="utf-8").strip()
+  for name in _CODERS:
+    if (path / name).is_dir():
+      raise ValueError(
+        f"path must be of a network of pixels, {path} is a latent pipeline: "
+        f"its unet works on the codes of {name}"
+      )
+  for name in _NETWORKS:
+    if (path / name / "config.json").is_file():
+      return path / name
+  return path
+
+
+def _tensors(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, np.ndarray]]:
+  """All tensors of a directory, and the file to name in messages."""
+  index = next((path / n for n in _INDEXES if (path / n).is_file()), None)
+  if index is None:
+    file = _first(path, _WEIGHTS)
+    return file, named_tensors.read(file)
+  shards = _read(path, (index.name,)).get("weight_map")
+  if not isinstance(shards, dict) or not shards:
+    raise ValueError(f"{index.name} must hold a weight_map, it does not")
+  tensors: dict[str, np.ndarray] = {}
+  for name in sorted(set(shards.values())):
+    if pathlib.PurePath(name).name != name:
+      raise ValueError(f"{index.name} must name files beside it, got {name!r}")
+    tensors |= named_tensors.read(path / name)
+  return index, tensors
 
 
 def _first(path: pathlib.Path, names: Iterable[str]) -> pathlib.Path:

@@ -15,6 +15,13 @@ import safetensors
 from posterior_jax.priors.checkpoints import torch_file
 from posterior_jax.priors.learned import check_arrays
 
+# What training adds to every name: DistributedDataParallel, torch.compile,
+# Lightning and EMA copies. No network that is read here has such a part.
+_WRAPPERS = (
+  *("module.", "_orig_mod.", "state_dict.", "model_state_dict."),
+  *("model.", "ema_model.", "ema.", "model_ema.", "net.", "unet."),
+)
+
 
 class Source(NamedTuple):
   """Where a parameter comes from.
@@ -71,14 +78,27 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
   if not path.is_file():
     raise FileNotFoundError(f"path must be a file of weights, got {path}")
   if path.suffix != ".safetensors":
-    return torch_file.read(path)
+    return unwrapped(torch_file.read(path))
   try:
     with safetensors.safe_open(path, framework="numpy") as file:
-      return {name: file.get_tensor(name) for name in file.keys()}
+      found = {name: file.get_tensor(name) for name in file.keys()}
+      return unwrapped(found)
   except safetensors.SafetensorError as error:
     raise ValueError(
       f"{path.name} is truncated or not safetensors: {error}"
     ) from None
+
+
+def unwrapped(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The tensors by the names that they had before a wrapper added its own.
+
+  Of wrappers one inside another, each is on every name or it is none.
+  """
+  for prefix in _WRAPPERS:
+    if tensors and all(name.startswith(prefix) for name in tensors):
+      inner = {name[len(prefix) :]: a for name, a in tensors.items()}
+      return unwrapped(inner)
+  return tensors
 
 
 def collect(
