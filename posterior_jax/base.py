@@ -7,6 +7,7 @@ height, width and channels, h w measurement height and width. Pixels lie in
 
 import abc
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -51,6 +52,21 @@ class Operator(abc.ABC):
   @abc.abstractmethod
   def measurement_shape(self) -> tuple[int, int, int]:
     """(h, w, C) of one measurement."""
+
+  @property
+  def pictorial(self) -> bool:
+    """Whether measured pixels are weighted means of the image's, in [-1, 1]."""
+    return False
+
+  @property
+  def margin(self) -> int:
+    """Pixels of the image beyond every side of the picture, mostly 0."""
+    return 0
+
+  def interior(self, x: jax.Array) -> jax.Array:
+    """What the picture shows of an image: [..., H, W, C] less the margin."""
+    height, width = (n - self.margin for n in self.image_shape[:2])
+    return x[..., self.margin : height, self.margin : width, :]
 
   @property
   def observed(self) -> jax.Array:
@@ -136,8 +152,11 @@ def check_observation(observation: Observation) -> None:
   Raises:
     TypeError: if the operator is not an `Operator` or y is no array of
       floating point.
-    ValueError: for a measurement of the wrong shape or not finite, or a noise
-      level that is not positive.
+    ValueError: for a measurement of the wrong shape, not finite or far beyond
+      [-1, 1], or a noise level that is not positive.
+
+  Warns:
+    UserWarning: where a measured picture looks as if its pixels were in [0, 1].
   """
   y, operator, noise_std = (
     observation.y,
@@ -174,6 +193,34 @@ def check_observation(observation: Observation) -> None:
   if not isinstance(y, jax.core.Tracer):
     if not np.isfinite(np.asarray(y)).all():
       raise ValueError("y must be finite everywhere, dropped pixels included")
+    if operator.pictorial and not isinstance(noise_std, jax.core.Tracer):
+      # Ones made under a transformation would be traced, though known.
+      with jax.ensure_compile_time_eval():
+        observed = operator.observed
+      if not isinstance(observed, jax.core.Tracer):
+        kept = np.broadcast_to(np.asarray(observed), expected) > 0
+        _check_range(np.asarray(y)[:, kept], float(noise_std))
+
+
+def _check_range(y: np.ndarray, noise_std: float) -> None:
+  """Refuses observed pixels of another unit, of a measured picture."""
+  # Gaussian priors and strong noise go beyond 1, and no test image beyond 8.
+  reach = np.abs(y).max()
+  if reach > 8 * (1 + noise_std):
+    raise ValueError(
+      f"y must hold pixels in [-1, 1], it reaches {reach:.4g}; levels of 0 to "
+      "255 become such by y / 127.5 - 1, and noise_std by / 127.5"
+    )
+  # Every photograph has something darker than the middle grey, unless noise
+  # hides it; a constant one is no photograph.
+  low, high = np.quantile(y, (0.01, 0.99))
+  unit = low > -3 * noise_std and high < 1 + 3 * noise_std
+  if noise_std <= 0.1 and unit and high - low > 0.2 + 6 * noise_std:
+    warnings.warn(
+      f"y looks as if its pixels were in [0, 1] (from {low:.2f} to "
+      f"{high:.2f}), and they must be in [-1, 1]: 2 y - 1, and 2 noise_std",
+      stacklevel=4,
+    )
 
 
 def misfit(observation: Observation, x: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from posterior_jax.base import (
@@ -52,10 +53,12 @@ def run(
     TypeError: if `sampler` is no `Sampler`, `denoise` not callable, the
       operator no `Operator`, y no array of floating point, or num_samples no
       integer.
-    ValueError: for a measurement of the wrong shape or not finite, a noise
-      level that is not positive, num_samples < 1, an image that spectrum or
-      Haar levels do not fit, or a denoiser that returns another shape; before
-      any compilation.
+    ValueError: for a measurement of the wrong shape, not finite or far beyond
+      [-1, 1], a noise level that is not positive, num_samples < 1, an image
+      that spectrum or Haar levels do not fit, or a denoiser that returns
+      another shape; before any compilation.
+    FloatingPointError: if the samples are not finite, naming the first step
+      that was not.
 
   Example:
     >>> import jax
@@ -90,7 +93,11 @@ def run(
     jnp.asarray(observation.noise_std, jnp.float32),
   )
   functions = _as_pytrees(sampler.init, sampler.step, denoise)
-  return _run(*functions, observation, key, sampler.num_steps, num_samples)
+  samples, info = _run(
+    *functions, observation, key, sampler.num_steps, num_samples
+  )
+  _check_finite(samples, info)
+  return samples, info
 
 
 def _as_pytrees(*functions: Callable[..., Any]) -> list[Callable[..., Any]]:
@@ -100,6 +107,23 @@ def _as_pytrees(*functions: Callable[..., Any]) -> list[Callable[..., Any]]:
     jax.tree_util.Partial(f) if jax.tree_util.all_leaves([f]) else f
     for f in functions
   ]
+
+
+def _check_finite(samples: jax.Array, info: Any) -> None:
+  """Refuses a result that one wrong weight has spread through."""
+  if isinstance(samples, jax.core.Tracer) or not samples.is_fully_addressable:
+    return
+  if bool(jnp.isfinite(samples).all()):
+    return
+  step = ""
+  if isinstance(info, Info):
+    residual = np.asarray(info.residual)
+    bad = ~np.isfinite(residual).all(tuple(range(1, residual.ndim)))
+    step = f" from step {int(bad.argmax())} on" if bad.any() else ""
+  raise FloatingPointError(
+    f"samples are not finite{step}: denoise returns NaN or infinity, or the "
+    "sampler's settings let it diverge"
+  )
 
 
 @functools.partial(jax.jit, static_argnums=(5, 6))

@@ -31,6 +31,10 @@ def build(name, shape=SHAPE):
     "random": lambda: operators.random_inpainting(shape),
     "blur": lambda: operators.blur(shape, LOPSIDED),
     "circular": lambda: operators.blur(shape, LOPSIDED, boundary="circular"),
+    "scene blur": lambda: operators.blur(shape, LOPSIDED, boundary="valid"),
+    "scene resize": lambda: operators.super_resolution(
+      shape, factor=4, boundary="valid"
+    ),
   }[name]()
 
 
@@ -49,11 +53,22 @@ def define(name, shape):
       order = np.random.default_rng(0).permutation(height * width)
       mask.ravel()[order[: int(0.7 * height * width)]] = 0
     return lambda x: mask * x
+  if name == "scene resize":
+    # Blocks of four start two pixels before the scene, so that the picture,
+    # six pixels in, starts with a block.
+    rows, columns = (
+      oracles.resizer_matrix(n + 4, 4)[2:-2, 2:-2] for n in (height, width)
+    )
+    return lambda x: rows @ x @ columns.T
+  if name == "scene blur":
+    # No mode: every pixel that is used lies in the scene.
+    return lambda x: scipy.ndimage.correlate(x, LOPSIDED)[3:-3, 3:-3]
   mode = {"blur": "mirror", "circular": "wrap"}[name]
   return lambda x: scipy.ndimage.correlate(x, LOPSIDED, mode=mode)
 
 
-NAMES = ("resize", "box", "random", "blur", "circular")
+SCENES = ("scene blur", "scene resize")
+NAMES = ("resize", "box", "random", "blur", "circular", *SCENES)
 every_operator = pytest.mark.parametrize("name", NAMES)
 
 
@@ -84,6 +99,35 @@ def test_forward_is_the_definition(name):
   atol = oracles.FLOAT32_FFT if "r" in name[-3:] else oracles.FLOAT32_OPERATOR
   np.testing.assert_allclose(
     found, np.moveaxis(expected, 1, -1), rtol=0, atol=atol
+  )
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_a_scene_has_no_border(name):
+  """What it measures is what any larger scene around it measures there."""
+  operator = build(name)
+  x = jnp.asarray(normal(SHAPE), jnp.float32)
+  height, width, _ = SHAPE
+  margin = operator.margin
+  inside = operator.interior(x)
+  np.testing.assert_array_equal(
+    inside, x[margin : height - margin, margin : width - margin]
+  )
+  step = inside.shape[0] // operator.measurement_shape[0]
+  assert inside.shape[:2] == tuple(
+    step * n for n in operator.measurement_shape[:2]
+  )
+  larger = jnp.pad(x, ((4, 4), (4, 4), (0, 0)), mode="wrap")
+  if name == "scene blur":
+    around = operators.blur(larger.shape, LOPSIDED, boundary="valid")
+  else:
+    around = operators.super_resolution(
+      larger.shape, factor=4, boundary="valid"
+    )
+  cut = 4 // step
+  found = around.forward(larger)[cut:-cut, cut:-cut]
+  np.testing.assert_allclose(
+    found, operator.forward(x), rtol=0, atol=oracles.FLOAT32_FFT
   )
 
 
@@ -259,7 +303,7 @@ def test_solve_does_not_depend_on_the_batch():
   precision = jnp.asarray(list(precisions())[3][1], jnp.float32)
   scale = np.array([1e-3, 1.0, 1e3])[:, None, None, None]
   rhs = jnp.asarray(scale * normal((3, *SOLVED)), jnp.float32)
-  for name in ("resize", "box", "random", "blur"):
+  for name in ("resize", "box", "random", "blur", "scene blur"):
     operator = build(name, SOLVED)
     solve = jax.jit(
       lambda b, operator=operator: operator.normal_solve(
@@ -367,6 +411,18 @@ def test_image_shape_may_be_any_sequence():
       "boundary must be",
     ),
     (lambda s: operators.gaussian_blur((16, 16, 1)), "too wide to mirror"),
+    (
+      lambda s: operators.gaussian_blur((16, 16, 1), boundary="valid"),
+      "must be that of the scene, at least the kernel's 61 pixels",
+    ),
+    (
+      lambda s: operators.super_resolution(s, boundary="circular"),
+      'boundary must be "reflect" or "valid"',
+    ),
+    (
+      lambda s: operators.super_resolution(s, factor=3, boundary="valid"),
+      r"divide the image size \(32, 24\), got 3",
+    ),
     (lambda s: operators.gaussian_blur(s, size=4), "size must be odd"),
     (lambda s: operators.gaussian_blur(s, std=0.0), "std must be positive"),
     (lambda s: operators.motion_blur(s, "huge"), "short, medium, long"),

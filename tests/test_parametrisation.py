@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from posterior_jax.priors import EDM, VE, VP, edm
+from posterior_jax.priors import EDM, VE, VP, Flow, edm
 from tests.oracles import refused
 
 SIGMA = np.geomspace(0.02, 100, 7)
@@ -77,6 +77,20 @@ def test_score_networks_answer_sigma_times_the_score():
   np.testing.assert_allclose(found, x / (1 + sigma**2), rtol=0, atol=2e-5)
   np.testing.assert_allclose(c.noise, np.log(SIGMA), rtol=1e-6, atol=1e-6)
   np.testing.assert_array_equal(c.inner, 1)
+
+
+@pytest.mark.parametrize("steps", [1.0, 1000.0])
+def test_flows_answer_the_velocity(steps):
+  """Of x0 ~ N(0, 1): E[n - x0 | x_t] = (2 t - 1) x_t / (t^2 + (1 - t)^2)."""
+  sigma = SIGMA[:, None]
+  x = np.random.default_rng(1).standard_normal((len(SIGMA), 4)) * (1 + sigma)
+  c = Flow(steps=steps).scalings(jnp.asarray(SIGMA, jnp.float32))
+  t = sigma / (1 + sigma)
+  velocity = (2 * t - 1) * (x / (1 + sigma)) / (t**2 + (1 - t) ** 2)
+  found = _denoised(c, x, velocity)
+  np.testing.assert_allclose(found, x / (1 + sigma**2), rtol=0, atol=2e-5)
+  np.testing.assert_allclose(c.noise, steps * t[:, 0], rtol=1e-6)
+  np.testing.assert_allclose(c.inner, 1 - t[:, 0], rtol=1e-4)
 
 
 def test_edm_is_that_of_the_shipped_prior():

@@ -9,6 +9,7 @@ coefficient of the orthonormal FFT, so its mean is the variance of a pixel.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 
 def radial_frequency(height: int, width: int) -> np.ndarray:
@@ -44,6 +45,30 @@ def apply_transfer(x: jax.Array, transfer: jax.Array) -> jax.Array:
   f = jnp.fft.rfft2(x, axes=(-3, -2))
   f = f * half.astype(f.dtype)
   return jnp.fft.irfft2(f, s=(height, width), axes=(-3, -2))
+
+
+def kernel_transfer(kernel: jax.Array, height: int, width: int) -> jax.Array:
+  """Gain of every Fourier vector under correlation with a kernel on a torus.
+
+  Args:
+    kernel: [k, k], k odd.
+    height: H.
+    width: W.
+
+  Returns:
+    [H, W] complex64.
+  """
+  radius = kernel.shape[0] // 2
+  offset = np.arange(-radius, radius + 1)
+  wave_y = np.exp(2j * np.pi * np.outer(np.fft.fftfreq(height), offset))
+  wave_x = np.exp(2j * np.pi * np.outer(np.fft.fftfreq(width), offset))
+  return jnp.einsum(
+    "hj,jk,wk->hw",
+    wave_y.astype(np.complex64),
+    kernel.astype(jnp.complex64),
+    wave_x.astype(np.complex64),
+    precision=lax.Precision.HIGHEST,
+  )
 
 
 def radial_bands(height: int, width: int, count: int) -> np.ndarray:

@@ -6,6 +6,7 @@ form; otherwise by conjugate gradients with a Fourier-diagonal preconditioner.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from posterior_jax.base import Linear, SolveInfo
 from posterior_jax.linalg import fourier, krylov
@@ -29,6 +30,68 @@ def closed_form(
   seen = inside * (weight / (values**2 + weight * precision))
   x = svd.from_right(seen) + outside / precision
   return x, SolveInfo.closed_form()
+
+
+def masked_convolution(
+  transfer: jax.Array,
+  mask: jax.Array,
+  rhs: jax.Array,
+  *,
+  precision: jax.Array,
+  noise_std: jax.Array,
+  tolerance: float,
+  max_iterations: int,
+) -> tuple[jax.Array, SolveInfo]:
+  """Solves (K^T M K / s^2 + P) x = b, K and P diagonal in Fourier space.
+
+  Only what the mask hides is unknown. With B = K^T K + s^2 P, diagonal, and
+  h = (1 - M) K x the hidden measurement,
+
+    x = B^-1 (s^2 b + K^T h),
+    H (1 - K B^-1 K^T) H h = H K B^-1 s^2 b,  H = 1 - M,
+
+  where the inverse of the Fourier-diagonal matrix, cut to the hidden pixels,
+  is a far better preconditioner than any diagonal of the full system, as long
+  as these lie together.
+
+  Args:
+    transfer: of K, [] or [H, W], real or complex Hermitian.
+    mask: M, [H, W, 1] of zeros and ones.
+    rhs: b, [..., H, W, C].
+    precision: Fourier diagonal of P, [], [H, W] or [..., H, W, C], > 0.
+    noise_std: scalar s.
+    tolerance: relative residual of the hidden system.
+    max_iterations: its limit.
+
+  Returns:
+    x, and how it went.
+  """
+  weight = jnp.asarray(noise_std, rhs.dtype) ** 2
+  scaled = fourier.on_grid(weight * jnp.asarray(precision, rhs.dtype))
+  wide = np.promote_types(transfer.dtype, rhs.dtype)
+  transfer = fourier.on_grid(transfer.astype(wide))
+  inverse = 1.0 / (jnp.abs(transfer) ** 2 + scaled)  # B^-1
+  # 1 - K B^-1 K^T as a quotient: the difference would cancel to nothing where
+  # the prior leaves everything to the data.
+  left = scaled * inverse
+  hidden = 1.0 - mask.astype(rhs.dtype)
+
+  def within(transfer: jax.Array) -> Linear:
+    return lambda h: hidden * fourier.apply_transfer(hidden * h, transfer)
+
+  known = weight * rhs
+  h, iterations = krylov.conjugate_gradients(
+    within(left),
+    hidden * fourier.apply_transfer(known, transfer * inverse.astype(wide)),
+    precondition=within(1.0 / left),
+    tolerance=tolerance,
+    max_iterations=max_iterations,
+  )
+  back = jnp.conj(transfer)
+  x = fourier.apply_transfer(known + fourier.apply_transfer(h, back), inverse)
+  seen = (1.0 - hidden) * fourier.apply_transfer(x, transfer)
+  image = fourier.apply_transfer(seen, back) + fourier.apply_transfer(x, scaled)
+  return x, krylov.report(known, image, iterations)
 
 
 def normal_equations(

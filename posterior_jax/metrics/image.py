@@ -6,6 +6,7 @@ so an average over images is one of decibels.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from posterior_jax.base import (
   check_observation,
   normalised_residual,
 )
+
+Range = tuple[float, float]
 
 _IMAGE = (-3, -2, -1)
 # Of Wang et al. 2004 and scikit-image's gaussian_weights: 11 taps, cut at 3.5
@@ -63,20 +66,25 @@ def matching_images(
   return x.astype(dtype), truth.astype(dtype)
 
 
-def psnr(x: jax.Array, truth: jax.Array) -> jax.Array:
-  """Peak signal-to-noise ratio on [0, 1], in dB.
+def psnr(
+  x: jax.Array, truth: jax.Array, *, data_range: Range = (-1.0, 1.0)
+) -> jax.Array:
+  """Peak signal-to-noise ratio of images clipped to their range, in dB.
+
+    20 log10((high - low) / sqrt(mean((x - truth)^2)))
 
   Infinite if equal, once both are clipped.
 
   Args:
     x: [..., H, W, C].
     truth: the same shape or one that broadcasts to it.
+    data_range: (low, high), the pixels of black and of white.
 
   Returns:
     [...], one per image.
 
   Raises:
-    ValueError: if the images do not match.
+    ValueError: if the images do not match, or the truth is far out of range.
     TypeError: if they are not floating point.
 
   Example:
@@ -87,11 +95,13 @@ def psnr(x: jax.Array, truth: jax.Array) -> jax.Array:
     20.0
   """
   x, truth = matching_images(x, truth)
-  error = _unit(x) - _unit(truth)
+  error = _unit(x, data_range) - _unit(_in_range(truth, data_range), data_range)
   return -10.0 * jnp.log10(jnp.mean(error**2, axis=_IMAGE))
 
 
-def ssim(x: jax.Array, truth: jax.Array) -> jax.Array:
+def ssim(
+  x: jax.Array, truth: jax.Array, *, data_range: Range = (-1.0, 1.0)
+) -> jax.Array:
   """Structural similarity on [0, 1] (Wang et al. 2004), at most 1.
 
   Gaussian window of 11 taps and standard deviation 1.5, K1 = 0.01, K2 = 0.03,
@@ -101,12 +111,14 @@ def ssim(x: jax.Array, truth: jax.Array) -> jax.Array:
   Args:
     x: [..., H, W, C], H and W at least 11.
     truth: the same shape or one that broadcasts to it.
+    data_range: (low, high), the pixels of black and of white.
 
   Returns:
     [...], one per image.
 
   Raises:
-    ValueError: if the images do not match or are smaller than the window.
+    ValueError: if the images do not match or are smaller than the window, or
+      the truth is far out of range.
     TypeError: if they are not floating point.
 
   Example:
@@ -124,7 +136,8 @@ def ssim(x: jax.Array, truth: jax.Array) -> jax.Array:
       f"{x.shape[-3:-1]}"
     )
   # Centred at grey: variances do not change and lose less to cancellation.
-  a, b = _unit(x) - 0.5, _unit(truth) - 0.5
+  truth = _in_range(truth, data_range)
+  a, b = (_unit(image, data_range) - 0.5 for image in (x, truth))
   mean_a, mean_b = _window(a), _window(b)
   var_a = _window(a * a) - mean_a**2
   var_b = _window(b * b) - mean_b**2
@@ -162,9 +175,30 @@ def measurement_residual(x: jax.Array, observation: Observation) -> jax.Array:
   return normalised_residual(observation, x)
 
 
-def _unit(x: jax.Array) -> jax.Array:
-  """[-1, 1] -> [0, 1], clipped."""
-  return jnp.clip(x * 0.5 + 0.5, 0.0, 1.0)
+def _unit(x: jax.Array, data_range: Range) -> jax.Array:
+  """[low, high] -> [0, 1], clipped."""
+  low, high = data_range
+  scale = 1 / (high - low)
+  return jnp.clip(x * scale - low * scale, 0.0, 1.0)
+
+
+def _in_range(truth: jax.Array, data_range: Range) -> jax.Array:
+  """The truth, where its values are known to be of the unit that was said."""
+  low, high = data_range
+  if not (math.isfinite(low) and low < high < math.inf):
+    raise ValueError(
+      f"data_range must be (low, high), finite and ascending, got {data_range}"
+    )
+  if not isinstance(truth, jax.core.Tracer) and truth.size:
+    reach = float(jnp.abs(truth - (low + high) / 2).max()) / (high - low)
+    # Draws of a Gaussian prior go beyond white; another unit goes far beyond.
+    if reach > 4:
+      raise ValueError(
+        f"truth must hold pixels in data_range {data_range}, they lie from "
+        f"{float(truth.min()):.4g} to {float(truth.max()):.4g}; say "
+        "data_range=(0, 255) for levels"
+      )
+  return truth
 
 
 def _window(x: jax.Array) -> jax.Array:

@@ -4,8 +4,14 @@ from posterior_jax.operators.blur import Blur as Blur
 from posterior_jax.operators.blur import blur as blur
 from posterior_jax.operators.blur import gaussian_blur as gaussian_blur
 from posterior_jax.operators.blur import motion_blur as motion_blur
+from posterior_jax.operators.check import OperatorErrors as OperatorErrors
+from posterior_jax.operators.check import check_operator as check_operator
 from posterior_jax.operators.dense import Dense as Dense
 from posterior_jax.operators.dense import dense as dense
+from posterior_jax.operators.function import Function as Function
+from posterior_jax.operators.function import complex_view as complex_view
+from posterior_jax.operators.function import linear as linear
+from posterior_jax.operators.function import real_view as real_view
 from posterior_jax.operators.inpainting import Inpainting as Inpainting
 from posterior_jax.operators.inpainting import box_inpainting as box_inpainting
 from posterior_jax.operators.inpainting import inpainting as inpainting
@@ -14,18 +20,26 @@ from posterior_jax.operators.inpainting import (
 )
 from posterior_jax.operators.resize import Resize as Resize
 from posterior_jax.operators.resize import super_resolution as super_resolution
+from posterior_jax.operators.scene import SceneBlur as SceneBlur
 
 __all__ = (
   "Blur",
   "Dense",
+  "Function",
   "Inpainting",
+  "OperatorErrors",
   "Resize",
+  "SceneBlur",
   "blur",
   "box_inpainting",
+  "check_operator",
+  "complex_view",
   "dense",
   "gaussian_blur",
   "inpainting",
+  "linear",
   "motion_blur",
   "random_inpainting",
+  "real_view",
   "super_resolution",
 )

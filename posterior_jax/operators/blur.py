@@ -1,7 +1,7 @@
-"""Blur by cross-correlation with a kernel, mirrored or circular borders."""
+"""Blur by cross-correlation: mirrored, circular and real borders."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,10 @@ from posterior_jax.base import Operator, SolveInfo
 from posterior_jax.linalg import fourier, solve
 from posterior_jax.linalg import svd as decompose
 from posterior_jax.operators import frozen
-from posterior_jax.operators.shapes import check_batch, check_image_shape
+from posterior_jax.operators.scene import SceneBlur
+from posterior_jax.operators.shapes import check_image_shape, widened
 
-Boundary = Literal["reflect", "circular"]
+Boundary = Literal["reflect", "circular", "valid"]
 
 
 @jax.tree_util.register_dataclass
@@ -37,7 +38,7 @@ class Blur(Operator):
   image_shape: tuple[int, int, int] = dataclasses.field(
     metadata={"static": True}
   )
-  boundary: Boundary = dataclasses.field(
+  boundary: Literal["reflect", "circular"] = dataclasses.field(
     default="reflect", metadata={"static": True}
   )
   separable: bool = dataclasses.field(default=False, metadata={"static": True})
@@ -48,20 +49,15 @@ class Blur(Operator):
     return self.image_shape
 
   @property
+  def pictorial(self) -> bool:
+    """True."""
+    return True
+
+  @property
   def transfer(self) -> jax.Array:
     """Gain of every Fourier vector under circular borders, [H, W] complex."""
     height, width, _ = self.image_shape
-    radius = self.kernel.shape[0] // 2
-    offset = np.arange(-radius, radius + 1)
-    wave_y = np.exp(2j * np.pi * np.outer(np.fft.fftfreq(height), offset))
-    wave_x = np.exp(2j * np.pi * np.outer(np.fft.fftfreq(width), offset))
-    return jnp.einsum(
-      "hj,jk,wk->hw",
-      wave_y.astype(np.complex64),
-      self.kernel.astype(jnp.complex64),
-      wave_x.astype(np.complex64),
-      precision=lax.Precision.HIGHEST,
-    )
+    return fourier.kernel_transfer(self.kernel, height, width)
 
   @property
   def gram_gain(self) -> jax.Array:
@@ -70,14 +66,14 @@ class Blur(Operator):
 
   def forward(self, x: jax.Array) -> jax.Array:
     """Correlates the bordered image with the kernel."""
-    x = self._checked("x", x)
+    x = widened("x", x, self.image_shape)
     if self.boundary == "circular":
       return fourier.apply_transfer(x, self.transfer)
     return self._correlate(x, self._padded_transfer(x.dtype))
 
   def adjoint(self, y: jax.Array) -> jax.Array:
     """Convolves, then folds the border back onto the image."""
-    y = self._checked("y", y)
+    y = widened("y", y, self.image_shape)
     if self.boundary == "circular":
       return fourier.apply_transfer(y, jnp.conj(self.transfer))
     return self._transposed(y, self._padded_transfer(y.dtype))
@@ -137,11 +133,6 @@ class Blur(Operator):
       max_iterations=max_iterations,
     )
 
-  def _checked(self, name: str, x: jax.Array) -> jax.Array:
-    """x in the float32 or float64 that Fourier transforms take."""
-    check_batch(name, x, self.image_shape)
-    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
-
   def _padded_size(self) -> tuple[int, int]:
     height, width, _ = self.image_shape
     border = self.kernel.shape[0] - 1
@@ -185,13 +176,15 @@ def blur(
   kernel: np.ndarray | jax.Array,
   *,
   boundary: Boundary = "reflect",
-) -> Blur:
+) -> Blur | SceneBlur:
   """Blur with a kernel of one's own.
 
   Args:
-    image_shape: (H, W, C).
+    image_shape: (H, W, C); for "valid" that of the scene, k // 2 larger than
+      the picture at every side.
     kernel: [k, k], k odd, non-negative, sum 1 within 1e-3.
-    boundary: "reflect" or "circular".
+    boundary: "reflect" mirrors, "circular" wraps around, and "valid" assumes
+      nothing: the scene goes on beyond the picture, as it does for a camera.
 
   Kernels that differ in whether they are separable compile anew.
 
@@ -217,15 +210,22 @@ def blur(
     raise ValueError("kernel must be finite and non-negative everywhere")
   if abs(values.sum() - 1) > 1e-3:
     raise ValueError(f"kernel must sum to 1, got {values.sum():.4g}")
-  if boundary not in ("reflect", "circular"):
+  if boundary not in get_args(Boundary):
     raise ValueError(
-      f'boundary must be "reflect" or "circular", got {boundary!r}'
+      f'boundary must be "reflect", "circular" or "valid", got {boundary!r}'
+    )
+  if boundary == "valid" and values.shape[0] > min(image_shape[:2]):
+    raise ValueError(
+      f"image_shape {image_shape} must be that of the scene, at least the "
+      f"kernel's {values.shape[0]} pixels a side"
     )
   if boundary == "reflect" and values.shape[0] // 2 >= min(image_shape[:2]):
     raise ValueError(
       f"kernel of size {values.shape[0]} is too wide to mirror an image of "
       f"{image_shape[:2]}; its half must be below the image size"
     )
+  if boundary == "valid":
+    return SceneBlur(jnp.asarray(values, jnp.float32), image_shape)
   # A product of its margins, to the rounding of a float32 kernel.
   factors = np.outer(values.sum(1), values.sum(0)) / values.sum()
   separable = bool(np.abs(factors - values).max() <= 1e-6 * values.max())
@@ -240,7 +240,7 @@ def gaussian_blur(
   size: int = 61,
   std: float = 3.0,
   boundary: Boundary = "reflect",
-) -> Blur:
+) -> Blur | SceneBlur:
   """Gaussian blur, 61 wide with standard deviation 3 in the benchmark.
 
   The kernel is a unit impulse passed through SciPy's Gaussian filter, which
@@ -250,7 +250,7 @@ def gaussian_blur(
     image_shape: (H, W, C).
     size: k, odd.
     std: in pixels, > 0.
-    boundary: "reflect" or "circular".
+    boundary: as of `blur`.
 
   Raises:
     ValueError: for values out of range.
@@ -278,7 +278,7 @@ def motion_blur(
   kernel: str | np.ndarray | jax.Array = "medium",
   *,
   boundary: Boundary = "reflect",
-) -> Blur:
+) -> Blur | SceneBlur:
   """Motion blur with a frozen random path, 61 wide, intensity 0.5.
 
   The benchmark's generator draws a new path for every process, which moves
@@ -287,7 +287,7 @@ def motion_blur(
   Args:
     image_shape: (H, W, C).
     kernel: "short", "medium" or "long" path, or a kernel [k, k].
-    boundary: "reflect" or "circular".
+    boundary: as of `blur`.
 
   Raises:
     ValueError: for an unknown name or a kernel that is not one.

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posterior_jax.base import Linear, Operator, SolveInfo
-from posterior_jax.linalg import fourier, krylov, solve
+from posterior_jax.base import Operator, SolveInfo
+from posterior_jax.linalg import solve
 from posterior_jax.linalg.svd import Svd
 from posterior_jax.operators.shapes import check_batch, check_image_shape
 
@@ -44,6 +44,11 @@ class Inpainting(Operator):
     return self.mask
 
   @property
+  def pictorial(self) -> bool:
+    """True."""
+    return True
+
+  @property
   def gram_gain(self) -> jax.Array:
     """Share of observed pixels, at every frequency."""
     return jnp.mean(self.mask)
@@ -74,29 +79,22 @@ class Inpainting(Operator):
   ) -> tuple[jax.Array, SolveInfo]:
     """Closed form for a scalar precision, else conjugate gradients.
 
-    A contiguous hole is solved for alone: with B = I / s^2 + P, diagonal in
-    Fourier space, and H the dropped pixels,
-
-      x = B^-1 (b + H h / s^2),  (I - H B^-1 H / s^2) h = H B^-1 b,
-
-    where the inverse of the Fourier-diagonal matrix, cut to the hole, is a far
-    better preconditioner than any diagonal of the full system. Scattered
-    pixels make that one poor and the mean of the mask a good one instead.
+    A contiguous hole is solved for alone (`solve.masked_convolution`).
+    Scattered pixels make its preconditioner poor and the mean of the mask a
+    good one instead.
     """
     if jnp.ndim(precision) == 0:
       return solve.closed_form(self.svd(), rhs, precision, noise_std)
-    solver = self._solve_hole if self.contiguous else self._solve_image
-    return solver(
-      rhs,
-      precision=precision,
-      noise_std=noise_std,
-      tolerance=tolerance,
-      max_iterations=max_iterations,
-    )
-
-  def _solve_image(
-    self, rhs: jax.Array, *, precision: jax.Array, noise_std: jax.Array, **stop
-  ) -> tuple[jax.Array, SolveInfo]:
+    stop: dict = {"tolerance": tolerance, "max_iterations": max_iterations}
+    if self.contiguous:
+      return solve.masked_convolution(
+        jnp.ones(()),
+        self.mask,
+        rhs,
+        precision=precision,
+        noise_std=noise_std,
+        **stop,
+      )
     return solve.normal_equations(
       self.forward,
       self.gram_gain,
@@ -105,30 +103,6 @@ class Inpainting(Operator):
       noise_std=noise_std,
       **stop,
     )
-
-  def _solve_hole(
-    self, rhs: jax.Array, *, precision: jax.Array, noise_std: jax.Array, **stop
-  ) -> tuple[jax.Array, SolveInfo]:
-    weight = jnp.asarray(noise_std, rhs.dtype) ** 2
-    precision = jnp.asarray(precision, rhs.dtype)
-    wiener = 1.0 / (1.0 + weight * precision)  # B^-1 / s^2
-    hole = 1.0 - self.mask.astype(rhs.dtype)
-
-    def within(transfer: jax.Array) -> Linear:
-      return lambda h: hole * fourier.apply_transfer(hole * h, transfer)
-
-    # The system of the hole alone: its unknowns are few, and where the prior is
-    # smooth each iteration carries its border further in.
-    known = weight * rhs
-    h, iterations = krylov.conjugate_gradients(
-      within(1.0 - wiener),
-      hole * fourier.apply_transfer(known, wiener),
-      precondition=within(1.0 / (1.0 - wiener)),
-      **stop,
-    )
-    x = fourier.apply_transfer(known + h, wiener)
-    image = self.forward(x) + fourier.apply_transfer(x, weight * precision)
-    return x, krylov.report(known, image, iterations)
 
 
 def inpainting(

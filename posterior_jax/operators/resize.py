@@ -1,6 +1,7 @@
 """Super-resolution: antialiased bicubic reduction as two small matrices."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ class Resize(Operator):
     rows: W_h, [h, H].
     columns: W_w, [w, W].
     image_shape: (H, W, C).
+    margin: pixels of the image beyond every side of the picture.
   """
 
   rows: jax.Array
@@ -29,11 +31,19 @@ class Resize(Operator):
   image_shape: tuple[int, int, int] = dataclasses.field(
     metadata={"static": True}
   )
+  margin: int = dataclasses.field(  # type: ignore[assignment]
+    default=0, metadata={"static": True}
+  )
 
   @property
   def measurement_shape(self) -> tuple[int, int, int]:
     """(h, w, C)."""
     return (self.rows.shape[0], self.columns.shape[0], self.image_shape[2])
+
+  @property
+  def pictorial(self) -> bool:
+    """True."""
+    return True
 
   @property
   def gram_gain(self) -> jax.Array:
@@ -85,7 +95,10 @@ class Resize(Operator):
 
 
 def super_resolution(
-  image_shape: tuple[int, int, int], *, factor: int = 4
+  image_shape: tuple[int, int, int],
+  *,
+  factor: int = 4,
+  boundary: Literal["reflect", "valid"] = "reflect",
 ) -> Resize:
   """Reduction by `factor` with the Matlab cubic kernel (a = -1/2).
 
@@ -95,11 +108,15 @@ def super_resolution(
   only in the interior.
 
   Args:
-    image_shape: (H, W, C), H and W divisible by the factor.
+    image_shape: (H, W, C), H and W divisible by the factor; for "valid" that
+      of the scene, `cubic_margin(factor)` larger at every side.
     factor: how many times smaller, >= 2.
+    boundary: "reflect" mirrors; "valid" assumes nothing: the scene goes on
+      beyond the picture, as it does for a camera.
 
   Raises:
-    ValueError: if the image is not divisible by the factor.
+    ValueError: if the picture is not divisible by the factor, or the boundary
+      is unknown.
 
   Example:
     >>> import jax.numpy as jnp
@@ -109,22 +126,35 @@ def super_resolution(
     (1, 16, 8, 3)
   """
   image_shape = check_image_shape(image_shape)
-  height, width, _ = image_shape
-  if factor < 2 or height % factor or width % factor:
+  if boundary not in ("reflect", "valid"):
+    raise ValueError(f'boundary must be "reflect" or "valid", got {boundary!r}')
+  margin = cubic_margin(factor) if boundary == "valid" else 0
+  size = tuple(n - 2 * margin for n in image_shape[:2])
+  if factor < 2 or any(n % factor or n < factor for n in size):
     raise ValueError(
-      f"factor must be at least 2 and divide the image size "
-      f"{image_shape[:2]}, got {factor}"
+      f"factor must be at least 2 and divide the image size {size}, got "
+      f"{factor}"
     )
-  return Resize(
-    jnp.asarray(cubic_matrix(height, factor), jnp.float32),
-    jnp.asarray(cubic_matrix(width, factor), jnp.float32),
-    image_shape,
+  rows, columns = (
+    jnp.asarray(cubic_matrix(n, factor, margin), jnp.float32)
+    for n in image_shape[:2]
   )
+  return Resize(rows, columns, image_shape, margin)
 
 
-def cubic_matrix(size: int, factor: int) -> np.ndarray:
-  """The 1-D antialiased cubic reduction, [size // factor, size] float64."""
-  centre = (np.arange(size // factor) + 0.5) * factor - 0.5
+def cubic_margin(factor: int) -> int:
+  """How far the stretched kernel reaches beyond a picture's side, in pixels."""
+  return 3 * factor // 2
+
+
+def cubic_matrix(size: int, factor: int, margin: int = 0) -> np.ndarray:
+  """The 1-D antialiased cubic reduction, [(size - 2 margin) // factor, size].
+
+  Float64; beyond `size` it is mirrored, which it never reaches under the
+  margin of `cubic_margin`.
+  """
+  count = (size - 2 * margin) // factor
+  centre = (np.arange(count) + 0.5) * factor - 0.5 + margin
   # Support of the stretched kernel: two input pixels per output pixel and side.
   first = np.floor(centre - 2 * factor).astype(int) + 1
   taps = first[:, None] + np.arange(4 * factor)  # [h, 4 factor]
@@ -132,11 +162,9 @@ def cubic_matrix(size: int, factor: int) -> np.ndarray:
   weights /= weights.sum(1, keepdims=True)
   # Mirrored with the edge pixel repeated: 0 1 .. n-1 n-1 .. 1 0 and again.
   period = np.concatenate([np.arange(size), np.arange(size)[::-1]])
-  matrix = np.zeros((size // factor, size))
+  matrix = np.zeros((count, size))
   np.add.at(
-    matrix,
-    (np.arange(size // factor)[:, None], period[taps % (2 * size)]),
-    weights,
+    matrix, (np.arange(count)[:, None], period[taps % (2 * size)]), weights
   )
   return matrix
 

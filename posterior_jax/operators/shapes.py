@@ -24,6 +24,12 @@ def check_image_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
   return height, width, channels
 
 
+def widened(name: str, x: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
+  """`check_batch`, and x in the float32 or float64 that FFTs take."""
+  check_batch(name, x, shape)
+  return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
+
+
 def check_batch(name: str, x: jax.Array, shape: tuple[int, int, int]) -> None:
   """Refuses what is no floating-point batch of the given shape.
 

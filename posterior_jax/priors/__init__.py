@@ -24,6 +24,7 @@ from posterior_jax.priors.nets.unet import UNetConfig as UNetConfig
 from posterior_jax.priors.parametrisation import EDM as EDM
 from posterior_jax.priors.parametrisation import VE as VE
 from posterior_jax.priors.parametrisation import VP as VP
+from posterior_jax.priors.parametrisation import Flow as Flow
 from posterior_jax.priors.photo import load_prior as load_prior
 from posterior_jax.priors.photo import photo_prior as photo_prior
 from posterior_jax.priors.photo import save_prior as save_prior
@@ -34,6 +35,7 @@ __all__ = (
   "VP",
   "ADMConfig",
   "DDPMConfig",
+  "Flow",
   "GaussianMixture",
   "GaussianPrior",
   "MixturePosterior",

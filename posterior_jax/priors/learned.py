@@ -84,11 +84,16 @@ class UNetPrior(Generic[Config]):
     config: shape of the network: `UNetConfig` or `DDPMConfig`; its
       `parametrisation` is the class of schedule that it was trained with.
     dtype: name of the dtype of the arithmetic.
+    reach: how many sigma a pixel may lie beyond [-1, 1] before it is brought
+      back; None for a prior that is not of pictures.
   """
 
   params: dict[str, jax.Array]
   config: Config = dataclasses.field(metadata={"static": True})
   dtype: str = dataclasses.field(default="float32", metadata={"static": True})
+  reach: float | None = dataclasses.field(
+    default=REACH, metadata={"static": True}
+  )
 
   @property
   def denoise(self) -> Denoiser:
@@ -131,6 +136,7 @@ def unet_prior(
   params: Mapping[str, jax.Array | np.ndarray],
   *,
   dtype: DTypeLike = jnp.float32,
+  reach: float | None = REACH,
 ) -> UNetPrior[Config]:
   """A checked `UNetPrior`, of images in [-1, 1].
 
@@ -138,13 +144,15 @@ def unet_prior(
     config: shape of the network.
     params: arrays by name, of any floating-point dtype.
     dtype: of the arithmetic: float32, or bfloat16 on accelerators.
+    reach: how many sigma a pixel may lie beyond [-1, 1] before it is brought
+      back; None for a prior of other data, whose values have other bounds.
 
   Returns:
     The prior, its parameters float32.
 
   Raises:
-    ValueError: naming the first parameter that is missing, unknown, or of
-      another shape or kind.
+    ValueError: naming the first parameter that is missing, unknown, of another
+      shape or kind, or not finite where values are known.
 
   Example:
     >>> import jax, jax.numpy as jnp
@@ -160,8 +168,22 @@ def unet_prior(
     raise ValueError(f"dtype must be float32 or bfloat16, got {name}")
   shapes = _structure(config, name).shapes
   check_arrays("params", params, shapes)
+  for key in shapes:
+    _check_finite(key, params[key])
   whole = {key: jnp.asarray(params[key], jnp.float32) for key in shapes}
-  return UNetPrior(whole, config, name)
+  return UNetPrior(whole, config, name, reach)
+
+
+def _check_finite(key: str, value: jax.Array | np.ndarray) -> None:
+  if isinstance(value, jax.core.Tracer):
+    return
+  # In float32: numpy's isfinite does not take bfloat16 everywhere.
+  count = int((~np.isfinite(np.asarray(value, np.float32))).sum())
+  if count:
+    raise ValueError(
+      f"{key!r} of params must be finite, {count} of its {value.size} numbers "
+      "are not"
+    )
 
 
 def check_arrays(
@@ -206,7 +228,7 @@ def _denoise(prior: UNetPrior, x: jax.Array, sigma: jax.Array) -> jax.Array:
 
   Beyond the parametrisation's sigma_max the answer is D(x sigma_max / sigma,
   sigma_max): a network has none where it was not trained, and where nearly all
-  is noise its scale is all that differs. Pixels further than REACH sigma from
+  is noise its scale is all that differs. Pixels further than `reach` sigma from
   [-1, 1], where all images lie, are brought back to there first: no noise gets
   so far, and a network amplifies without bound what it has never seen.
 
@@ -235,8 +257,9 @@ def _denoise(prior: UNetPrior, x: jax.Array, sigma: jax.Array) -> jax.Array:
       f"{sigma.shape}"
     )
   x, sigma = x.astype(jnp.float32), sigma.astype(jnp.float32)
-  furthest = (1 + REACH * sigma)[:, None, None, None]
-  x = jnp.clip(x, -furthest, furthest)
+  if prior.reach is not None:
+    furthest = (1 + prior.reach * sigma)[:, None, None, None]
+    x = jnp.clip(x, -furthest, furthest)
   # Above the training's largest level nearly all is noise: the image is scaled
   # down to that level instead of asking for what was never trained.
   within = jnp.minimum(sigma, config.parametrisation.sigma_max)

@@ -1,4 +1,4 @@
-"""How a network's output becomes a clean image: VP, VE and EDM.
+"""How a network's output becomes a clean image: VP, VE, EDM and flows.
 
 Networks were trained on differently scaled images and asked for different
 things, but each is an estimate of E[x0 | x0 + sigma n] of the same form (Karras
@@ -82,6 +82,35 @@ class VE:
     """D = x + sigma F(x, log sigma)."""
     one = jnp.ones_like(sigma)
     return edm.Preconditioning(one, sigma, one, jnp.log(sigma))
+
+
+@dataclasses.dataclass(frozen=True)
+class Flow:
+  """Flow matching on straight paths (Lipman et al. 2023; Liu et al. 2023).
+
+  At time t the network saw (1 - t) x0 + t n and was asked for the velocity
+  n - x0: the image of sigma = t / (1 - t), scaled by 1 - t.
+
+  Attributes:
+    steps: what the network calls the time 1: 1 for t itself, 1000 where it
+      counts steps.
+    sigma_max: largest noise level that is asked of it; the time 1 is infinite.
+  """
+
+  steps: float = 1.0
+  sigma_max: float = 1000.0
+
+  def __post_init__(self):
+    """Refuses what is no scale."""
+    for name in ("steps", "sigma_max"):
+      if not getattr(self, name) > 0:
+        raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+  def scalings(self, sigma: jax.Array) -> edm.Preconditioning:
+    """D = (x - sigma F(x / (1 + sigma), t)) / (1 + sigma)."""
+    inner = 1 / (1 + sigma)  # 1 - t
+    time = sigma * inner
+    return edm.Preconditioning(inner, -time, inner, self.steps * time)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from foreign_files import folder, json_file
@@ -25,8 +26,20 @@ from posterior_jax.priors.parametrisation import Parametrisation
 
 _WEIGHTS = (
   "diffusion_pytorch_model.safetensors",
+  "diffusion_pytorch_model.fp16.safetensors",
   "diffusion_pytorch_model.bin",
+  "diffusion_pytorch_model.fp16.bin",
 )
+# What says which of several files a tensor is in.
+_INDEXES = tuple(
+  f"diffusion_pytorch_model.{kind}safetensors.index{end}.json"
+  for kind, end in (("", ""), ("fp16.", ""), ("", ".fp16"))
+)
+# A training's average of the weights is the better network.
+_NETWORKS = ("unet_ema", "unet")
+# A network beside one of these denoises codes of a picture, not pixels.
+_CODERS = ("vqvae", "vae", "movq")
+_LONGEST_HEAD = 200  # bytes of refs/main, which names a revision
 # Theirs on the right; a new file's to_out is a list of a linear map and
 # dropout.
 _NEW = {"to_out": "to_out.0"}
@@ -42,8 +55,9 @@ def load_diffusers(
   """The prior of a diffusers `UNet2DModel`.
 
   Args:
-    path: of a model's directory (config.json beside safetensors or .bin, of
-      which no code is run), or of a pipeline's with unet/ in it.
+    path: of a model's directory (config.json beside safetensors, in one file
+      or several, or .bin, of which no code is run), of a pipeline's with unet/
+      or unet_ema/ in it, or of either in the hub's cache (models--NAME).
     parametrisation: what the network was trained to answer; None: what
       scheduler_config.json says, in the directory or in scheduler/ beside it.
     dtype: of the arithmetic: float32, or bfloat16 on accelerators.
@@ -54,14 +68,12 @@ def load_diffusers(
 
   Raises:
     FileNotFoundError: if a file is missing.
-    ValueError: for a config with an option that is not computed here, and for
-      a file of weights that is truncated, of another kind, names a class, or
-      holds tensors that are missing, unknown, of another shape or not finite;
-      all before anything is compiled.
+    ValueError: for a config with an option that is not computed here, a
+      pipeline of latent diffusion, and for a file of weights that is truncated,
+      of another kind, names a class, or holds tensors that are missing,
+      unknown, of another shape or not finite; all before anything is compiled.
   """
-  path = pathlib.Path(path)
-  if (path / "unet" / "config.json").is_file():
-    path = path / "unet"
+  path = _model_folder(pathlib.Path(path))
   said = _read(path, [folder.own_file(path, "config.json")])
   if parametrisation is None:
     name = "scheduler_config.json"
@@ -70,8 +82,7 @@ def load_diffusers(
     places = [folder.own_file(path, name), beside]
     parametrisation = read_schedule(_read(path, places))
   network = read_network(said, parametrisation)
-  file = _first(path, [folder.own_file(path, name) for name in _WEIGHTS])
-  tensors = named_tensors.read(file)
+  file, tensors = _tensors(path)
   named_tensors.check_held(file.name, tensors, network)
   # By what the file holds: the version in config.json does not tell.
   old = any(name.endswith(".query.weight") for name in tensors)
@@ -95,6 +106,43 @@ def sources(network: DDPMConfig, *, old_names: bool) -> dict[str, Source]:
     param: _source(param, shape, names)
     for param, shape in param_shapes(network).items()
   }
+
+
+def _model_folder(path: pathlib.Path) -> pathlib.Path:
+  """Where config.json lies: in the directory, its pipeline or its snapshot."""
+  head = path / "refs" / "main"
+  if (path / "snapshots").is_dir() and head.is_file():
+    name = folder.read(head, most=_LONGEST_HEAD).decode().strip()
+    path = folder.own_file(path, "snapshots", name)
+  for name in _CODERS:
+    if (path / name).is_dir():
+      raise ValueError(
+        f"path must be of a network of pixels, {path} is a latent pipeline: "
+        f"its unet works on the codes of {name}"
+      )
+  for name in _NETWORKS:
+    if (path / name / "config.json").is_file():
+      return path / name
+  return path
+
+
+def _tensors(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, np.ndarray]]:
+  """All tensors of a directory, and the file to name in messages."""
+  index = next((path / n for n in _INDEXES if (path / n).is_file()), None)
+  if index is None:
+    file = _first(path, [folder.own_file(path, name) for name in _WEIGHTS])
+    return file, named_tensors.read(file)
+  index = folder.own_file(path, index.name)
+  try:
+    shards = json_file.read_names(index, "weight_map")
+  except ValueError as error:
+    raise ValueError(f"{index.name} holds no weight_map: {error}") from None
+  if not shards:
+    raise ValueError(f"{index.name} must hold a weight_map, it does not")
+  tensors: dict[str, np.ndarray] = {}
+  for name in sorted({str(name) for name in shards.values()}):
+    tensors |= named_tensors.read(folder.own_file(path, name))
+  return index, tensors
 
 
 def _first(path: pathlib.Path, files: Sequence[pathlib.Path]) -> pathlib.Path:

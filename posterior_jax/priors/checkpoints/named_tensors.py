@@ -18,6 +18,13 @@ from posterior_jax.priors.learned import check_arrays
 from posterior_jax.priors.nets.ddpm_unet import DDPMConfig
 from posterior_jax.priors.nets.unet import UNetConfig
 
+# What training adds to every name: DistributedDataParallel, torch.compile,
+# Lightning and EMA copies. No network that is read here has such a part.
+_WRAPPERS = (
+  *("module.", "_orig_mod.", "state_dict.", "model_state_dict."),
+  *("model.", "ema_model.", "ema.", "model_ema.", "net.", "unet."),
+)
+
 
 class Source(NamedTuple):
   """Where a parameter comes from.
@@ -74,9 +81,9 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
   if not path.is_file():
     raise FileNotFoundError(f"path must be a file of weights, got {path}")
   if path.suffix != ".safetensors":
-    return torch_file.read(path)
+    return unwrapped(torch_file.read(path))
   try:
-    return tensor_file.read(path)
+    return unwrapped(tensor_file.read(path))
   except ValueError as error:
     raise ValueError(
       f"{path.name} is truncated or not safetensors: {error}"
@@ -111,6 +118,18 @@ def check_held(
   layers = {"blocks": total, "widths": scales}
   shapes = {name: tensor.shape for name, tensor in tensors.items()}
   tensor_file.check_held(where, shapes, layers=layers, sizes=sizes)
+
+
+def unwrapped(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The tensors by the names that they had before a wrapper added its own.
+
+  Of wrappers one inside another, each is on every name or it is none.
+  """
+  for prefix in _WRAPPERS:
+    if tensors and all(name.startswith(prefix) for name in tensors):
+      inner = {name[len(prefix) :]: a for name, a in tensors.items()}
+      return unwrapped(inner)
+  return tensors
 
 
 def collect(

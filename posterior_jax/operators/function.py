@@ -1,0 +1,209 @@
+"""Measurements of one's own, from the forward map alone.
+
+Everything else follows from it: the adjoint by JAX's transpose of a linear
+function, the normal equations by conjugate gradients, and what preconditions
+them, the gain of each frequency, by probing.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from posterior_jax.base import Linear, Operator, SolveInfo
+from posterior_jax.linalg import fourier, solve
+from posterior_jax.operators.shapes import check_image_shape, widened
+
+_PROBES = 8
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Function(Operator):
+  """y = f(x) for a linear function f of one image; made by `linear`.
+
+  Attributes:
+    function: f, [H, W, C] to [h, w, c]; a pytree.
+    transpose: f^T, None for JAX's.
+    gain: Fourier diagonal of f^T f, [H, W].
+    image_shape: (H, W, C).
+    output_shape: (h, w, c).
+  """
+
+  function: Linear
+  transpose: Linear | None
+  gain: jax.Array
+  image_shape: tuple[int, int, int] = dataclasses.field(
+    metadata={"static": True}
+  )
+  output_shape: tuple[int, int, int] = dataclasses.field(
+    metadata={"static": True}
+  )
+
+  @property
+  def measurement_shape(self) -> tuple[int, int, int]:
+    """(h, w, c)."""
+    return self.output_shape
+
+  @property
+  def gram_gain(self) -> jax.Array:
+    """As probed when the operator was made."""
+    return self.gain
+
+  def forward(self, x: jax.Array) -> jax.Array:
+    """f of every image."""
+    x = widened("x", x, self.image_shape)
+    return _each(self.function, x)
+
+  def adjoint(self, y: jax.Array) -> jax.Array:
+    """f^T of every measurement."""
+    y = widened("y", y, self.output_shape)
+    if self.transpose is not None:
+      return _each(self.transpose, y)
+    image = jax.ShapeDtypeStruct(self.image_shape, y.dtype)
+    transpose = jax.linear_transpose(self.function, image)
+    return _each(lambda y: transpose(y)[0], y)
+
+  def normal_solve(
+    self,
+    rhs: jax.Array,
+    *,
+    precision: jax.Array,
+    noise_std: jax.Array,
+    tolerance: float = 1e-6,
+    max_iterations: int = 300,
+  ) -> tuple[jax.Array, SolveInfo]:
+    """Conjugate gradients."""
+    return solve.normal_equations(
+      lambda x: self.adjoint(self.forward(x)),
+      self.gain,
+      rhs,
+      precision=precision,
+      noise_std=noise_std,
+      tolerance=tolerance,
+      max_iterations=max_iterations,
+    )
+
+
+def linear(
+  function: Linear,
+  image_shape: tuple[int, int, int],
+  *,
+  adjoint: Linear | None = None,
+) -> Function:
+  """An operator from a linear function of one image.
+
+  Args:
+    function: f, [H, W, C] to [h, w, c], of JAX operations on real arrays; a
+      complex measurement is returned as its `real_view`. A plain function is
+      part of the compiled program; a `jax.tree_util.Partial` can change its
+      arrays without compiling again.
+    image_shape: (H, W, C).
+    adjoint: f^T where it is known to be faster, [h, w, c] to [H, W, C]; None:
+      JAX transposes f. Test it with `check_operator`.
+
+  Raises:
+    TypeError: if `function` is not callable.
+    ValueError: if it does not return a real array of three axes, or cannot be
+      transposed, as no linear function of JAX operations can fail to.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> import posterior_jax as pj
+    >>> halves = lambda x: x[:4] + x[4:]  # both halves of a picture at once
+    >>> operator = pj.operators.linear(halves, (8, 8, 3))
+    >>> operator.measurement_shape
+    (4, 8, 3)
+    >>> operator.adjoint(jnp.ones((1, 4, 8, 3))).shape
+    (1, 8, 8, 3)
+  """
+  image_shape = check_image_shape(image_shape)
+  image = jax.ShapeDtypeStruct(image_shape, jnp.float32)
+  for name, given in (("function", function), ("adjoint", adjoint)):
+    if given is not None and not callable(given):
+      raise TypeError(f"{name} must be callable, got {type(given).__name__}")
+  found = jax.eval_shape(function, image)
+  shape = getattr(found, "shape", None)
+  real = shape is not None and jnp.issubdtype(found.dtype, jnp.floating)
+  if not real or len(shape) != 3:
+    raise ValueError(
+      f"function must return a real array [h, w, c], got {found}; reshape it, "
+      "and give a complex one as operators.real_view"
+    )
+  try:
+    jax.eval_shape(jax.linear_transpose(function, image), found)
+  except Exception as error:  # of any kind, from inside the function
+    if adjoint is None:
+      raise ValueError(
+        f"function must be linear in JAX operations, it has no transpose: "
+        f"{str(error).splitlines()[0]}"
+      ) from error
+  function, transpose = (
+    jax.tree_util.Partial(f) if f is not None and _is_plain(f) else f
+    for f in (function, adjoint)
+  )
+  operator = Function(function, transpose, jnp.ones(()), image_shape, shape)
+  return dataclasses.replace(operator, gain=probed_gain(operator))
+
+
+def probed_gain(operator: Operator, seed: int = 0) -> jax.Array:
+  """Fourier diagonal of A^T A from eight white probes, [H, W], > 0.
+
+  An operator that Fourier space diagonalises shows its gain to any probe. For
+  another the estimate of each frequency is noisy, and is moved towards the mean
+  of its ring of radius by the share of the ring's variance that is noise.
+
+  Args:
+    operator: with forward and adjoint.
+    seed: of the probes.
+  """
+  height, width, _ = operator.image_shape
+  shape = (_PROBES, *operator.image_shape)
+  probes = jax.random.normal(jax.random.key(seed), shape)
+  images = jax.jit(lambda x: operator.adjoint(operator.forward(x)))(probes)
+  f, g = (np.fft.fft2(np.asarray(a), axes=(1, 2)) for a in (probes, images))
+  found, size = (f.conj() * g).real.sum(-1), (np.abs(f) ** 2).sum(-1)
+  gain = found.sum(0) / size.sum(0)  # [H, W]
+  half = _PROBES // 2
+  halves = found[:half].sum(0) / size[:half].sum(0)
+  halves = halves - found[half:].sum(0) / size[half:].sum(0)
+
+  radius = fourier.radial_frequency(height, width) * max(height, width)
+  ring = np.round(radius).astype(int)
+  count = np.bincount(ring.ravel())
+
+  def mean(values: np.ndarray) -> np.ndarray:
+    return (np.bincount(ring.ravel(), values.ravel()) / count)[ring]
+
+  centre = mean(gain)
+  # The halves' difference has four times the variance of their mean.
+  noise, spread = mean(halves**2) / 4, mean((gain - centre) ** 2)
+  trust = np.clip(1 - noise / np.maximum(spread, 1e-30), 0, 1)
+  gain = centre + trust * (gain - centre)
+  # A diagonal is never negative, and a preconditioner never 0.
+  return jnp.asarray(np.maximum(gain, 1e-3 * gain.mean()), jnp.float32)
+
+
+def real_view(z: jax.Array) -> jax.Array:
+  """Complex [..., c] as real [..., 2 c]: real parts, then imaginary parts."""
+  return jnp.concatenate([z.real, z.imag], axis=-1)
+
+
+def complex_view(x: jax.Array) -> jax.Array:
+  """Real [..., 2 c] as complex [..., c]: what `real_view` came from."""
+  half = x.shape[-1] // 2
+  return jax.lax.complex(x[..., :half], x[..., half:])
+
+
+def _is_plain(function: Linear) -> bool:
+  return jax.tree_util.all_leaves([function])
+
+
+def _each(function: Linear, x: jax.Array) -> jax.Array:
+  """A function of one [a, b, c] on [..., a, b, c]."""
+  lead = x.shape[:-3]
+  flat = x.reshape(math.prod(lead), *x.shape[-3:])
+  found = jax.vmap(function)(flat)
+  return found.reshape(*lead, *found.shape[1:])
