@@ -40,8 +40,8 @@ def on_mesh(rule: Rule, arrays: Operands, how: RuleOptions) -> Rule:
   Returns:
     A function of the same arguments: the rule itself on one device.
   """
-  mesh = _mesh(arrays)
-  free = _free_axes(mesh)
+  mesh = mesh_of(*arrays)
+  free = free_axes(mesh)
   if mesh.size == 1 or not free:
     return rule
   _say_unnamed(mesh, free, how)
@@ -49,33 +49,65 @@ def on_mesh(rule: Rule, arrays: Operands, how: RuleOptions) -> Rule:
   token = P(rows, None, heads)  # [B, T, heads, ...]
   state = P(rows, heads)  # [B, Hv, Dk, Dv]
   tokens: Any = jax.tree.map(lambda _: token, arrays)
-  nested = len(free) < len(mesh.axis_names)
-  spread = (_nested if nested else jax.shard_map)(
+  on_all = spread(
     functools.partial(rule, how=how),
     mesh=mesh,
     in_specs=(tokens, P(), state, P(rows)),
     out_specs=(token, state),
+  )
+  return lambda *operands: on_all(*operands[:-1])
+
+
+def spread(
+  function: Callable[..., Any],
+  *,
+  mesh: AbstractMesh,
+  in_specs: tuple,
+  out_specs: Any,
+) -> Callable[..., Any]:
+  """`jax.shard_map` over every axis of a mesh that is still to be split.
+
+  Args:
+    function: of floating-point arguments and a last one of integers or None.
+    mesh: that its arguments live on.
+    in_specs: of each argument, over `free_axes` alone.
+    out_specs: of the results.
+  """
+  free = free_axes(mesh)
+  partly = len(free) < len(mesh.axis_names)
+  return (_nested if partly else jax.shard_map)(
+    function,
+    mesh=mesh,
+    in_specs=in_specs,
+    out_specs=out_specs,
     axis_names=set(free),
   )
-  return lambda *operands: spread(*operands[:-1])
 
 
-def _nested(rule: Rule, *, in_specs: Any, out_specs: Any, **where: Any) -> Rule:
-  """`jax.shard_map` of the rule inside another one, over the axes left.
+def _nested(
+  function: Callable[..., Any],
+  *,
+  in_specs: tuple,
+  out_specs: Any,
+  **where: Any,
+) -> Callable[..., Any]:
+  """`jax.shard_map` of a function inside another one, over the axes left.
 
   The residuals of a nested one would be split over the axes that the outer one
   has taken already, which Shardy refuses (jax 0.10 to 0.12). So none leave it:
-  the backward pass computes the rule again.
+  the backward pass computes the function again.
   """
-  forward = jax.shard_map(rule, in_specs=in_specs, out_specs=out_specs, **where)
+  forward = jax.shard_map(
+    function, in_specs=in_specs, out_specs=out_specs, **where
+  )
 
   def pull(operands, cotangents):
     *floats, ids = operands
-    _, vjp = jax.vjp(lambda *floats: rule(*floats, ids), *floats)
+    _, vjp = jax.vjp(lambda *floats: function(*floats, ids), *floats)
     return vjp(cotangents)
 
   backward = jax.shard_map(
-    pull, in_specs=(in_specs, out_specs), out_specs=in_specs[:3], **where
+    pull, in_specs=(in_specs, out_specs), out_specs=in_specs[:-1], **where
   )
   call = jax.custom_vjp(forward)
   call.defvjp(
@@ -85,8 +117,8 @@ def _nested(rule: Rule, *, in_specs: Any, out_specs: Any, **where: Any) -> Rule:
   return call
 
 
-def _mesh(arrays: Operands) -> AbstractMesh:
-  """The mesh of the first operand that has one; an empty mesh if none has."""
+def mesh_of(*arrays: jax.Array) -> AbstractMesh:
+  """The mesh of the first array that has one; an empty mesh if none has."""
   meshes = [_mesh_of(x) for x in arrays]
   return next((mesh for mesh in meshes if not mesh.empty), meshes[0])
 
@@ -105,7 +137,7 @@ def _mesh_of(x: jax.Array) -> AbstractMesh:
   return AbstractMesh((), ())
 
 
-def _free_axes(mesh: AbstractMesh) -> tuple[str, ...]:
+def free_axes(mesh: AbstractMesh) -> tuple[str, ...]:
   """Axes that no enclosing `jax.shard_map` has taken."""
   return tuple(
     name
@@ -114,19 +146,26 @@ def _free_axes(mesh: AbstractMesh) -> tuple[str, ...]:
   )
 
 
+def row_axes(
+  mesh: AbstractMesh, batch_axes: tuple[str, ...], rows: int
+) -> tuple[str, ...] | None:
+  """The free axes that so many rows are split over; None: they stay whole."""
+  axes = tuple(axis for axis in batch_axes if axis in free_axes(mesh))
+  uneven = rows % math.prod(mesh.shape[axis] for axis in axes)
+  return None if uneven or not axes else axes
+
+
 def _split(
   arrays: Operands, mesh: AbstractMesh, free: tuple[str, ...], how: RuleOptions
 ) -> tuple[tuple[str, ...] | None, str | None]:
   """The axes that rows and heads are split over; None: they stay whole."""
-  rows = tuple(axis for axis in how.batch_axes if axis in free)
-  if arrays.v.shape[0] % math.prod(mesh.shape[axis] for axis in rows):
-    rows = ()
+  rows = row_axes(mesh, how.batch_axes, arrays.v.shape[0])
   heads = how.head_axis if how.head_axis in free else None
   if heads is not None:
     counts = arrays.k.shape[2], arrays.v.shape[2]
     if any(count % mesh.shape[heads] for count in counts):
       heads = None
-  return rows or None, heads
+  return rows, heads
 
 
 def _say_unnamed(

@@ -1,13 +1,18 @@
 """Feed-forward layers: SwiGLU, and sparse experts beside a shared one."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
 
+from neumann_jax.delta_rule import on_mesh
 from neumann_jax.execution import Execution
+from neumann_jax.layers.grouped_product import grouped_product
 from neumann_jax.layers.linear import linear
 from neumann_jax.model_config import ModelConfig
 
@@ -59,6 +64,7 @@ class Experts(nnx.Module):
     self, config: ModelConfig, execution: Execution, *, rngs: nnx.Rngs
   ) -> None:
     self.dtype, self.num_experts = execution.dtype, config.num_experts
+    self.set_execution(execution)
     hidden, width = config.hidden_size, config.moe_intermediate_size
     init = nnx.initializers.normal(config.initializer_range)
     make = lambda *shape: nnx.Param(  # noqa: E731
@@ -67,6 +73,11 @@ class Experts(nnx.Module):
     self.gate_up_proj = make(hidden, 2 * width)  # [E, hidden, gate | up]
     self.down_proj = make(width, hidden)  # [E, width, hidden]
 
+  def set_execution(self, execution: Execution) -> None:
+    """Takes the mesh axes of rows and heads, as the rule has them."""
+    self.batch_axes = execution.rule.batch_axes
+    self.width_axis = execution.rule.head_axis
+
   def __call__(
     self, x: jax.Array, weights: jax.Array, chosen: jax.Array
   ) -> jax.Array:
@@ -74,7 +85,8 @@ class Experts(nnx.Module):
 
     Copies of the tokens are sorted by expert, so that every expert multiplies
     one contiguous group: no token is dropped, and none goes through an expert
-    that it did not choose.
+    that it did not choose. On a mesh each device does so for its own tokens,
+    and for its part of the width where the axis of heads divides it.
 
     Args:
       x: [M, hidden].
@@ -84,20 +96,43 @@ class Experts(nnx.Module):
     Returns:
       [M, hidden] in x's dtype.
     """
+    graph, state = nnx.split(self)
+    mesh = on_mesh.mesh_of(x, *jax.tree.leaves(state))
+    free = on_mesh.free_axes(mesh)
+    if mesh.size == 1 or not free:
+      return self.sums(x, weights, chosen).astype(x.dtype)
+    rows = on_mesh.row_axes(mesh, self.batch_axes, x.shape[0])
+    axis, state, specs = self.divided(state, mesh)
+
+    def run(state, x, weights, chosen):
+      found = nnx.merge(graph, state).sums(x, weights, chosen)
+      found = found if axis is None else lax.psum(found, axis)
+      return found.astype(x.dtype)
+
+    return on_mesh.spread(
+      run,
+      mesh=mesh,
+      in_specs=(specs, P(rows), P(rows), P(rows)),
+      out_specs=P(rows),
+    )(state, x, weights, chosen)
+
+  def sums(
+    self, x: jax.Array, weights: jax.Array, chosen: jax.Array
+  ) -> jax.Array:
+    """`__call__` on one device, [M, hidden] float32."""
     count, k = chosen.shape
     # A stable sort, so that equal batches give equal sums, bit for bit.
     order = jnp.argsort(chosen.reshape(-1))  # [M K]
     token = order // k  # [M K], the token that each copy is of
     sizes = jnp.bincount(chosen.reshape(-1), length=self.num_experts)
-    sizes = sizes.astype(jnp.int32)  # [E]; int64 under x64 is not accepted
+    sizes = sizes.astype(jnp.int32)  # [E]; int64 under x64
     # Both projections in one product: its rows are read once.
     both = self.multiply("gate_up_proj", x[token], sizes)
     gate, up = jnp.split(both, 2, axis=-1)  # [M K, width] each
     out = self.multiply("down_proj", nnx.silu(gate) * up, sizes)
     # Weighted and summed in float32: K terms of either sign.
     out = out.astype(jnp.float32) * weights.reshape(-1)[order][:, None]
-    summed = jax.ops.segment_sum(out, token, num_segments=count)
-    return summed.astype(x.dtype)
+    return jax.ops.segment_sum(out, token, num_segments=count)
 
   def multiply(self, name: str, x: jax.Array, sizes: jax.Array) -> jax.Array:
     """Rows sorted by expert times the matrix of their expert.
@@ -110,12 +145,42 @@ class Experts(nnx.Module):
     Returns:
       [M, out].
     """
-    return lax.ragged_dot(
-      x,
-      getattr(self, name)[...].astype(self.dtype),
-      sizes,
-      precision=lax.Precision.HIGHEST,
+    kernels = getattr(self, name)[...].astype(self.dtype)
+    return grouped_product(x, kernels, sizes)
+
+  def divided(
+    self, state: nnx.State, mesh: AbstractMesh
+  ) -> tuple[str | None, nnx.State, Any]:
+    """How a mesh axis splits the width of the experts.
+
+    Args:
+      state: of these experts.
+      mesh: that it lives on.
+
+    Returns:
+      The axis, or None where all devices have the whole width; the state as it
+      is to be split; and the specs of its arrays.
+    """
+    axis = self.width_axis
+    both, down = state["gate_up_proj"], state["down_proj"]
+    if axis not in on_mesh.free_axes(mesh) or down.shape[1] % mesh.shape[axis]:
+      return None, state, P()
+    # Each device takes its columns of the gate and the same of the other half.
+    columns = (2, mesh.shape[axis], -1)
+    cut = both[...].reshape(*both.shape[:2], *columns).swapaxes(2, 3)
+    state = nnx.State(
+      {
+        "gate_up_proj": both.replace(cut.reshape(both.shape)),
+        "down_proj": down,
+      }
     )
+    specs = nnx.State(
+      {
+        "gate_up_proj": both.replace(P(None, None, axis)),
+        "down_proj": down.replace(P(None, axis)),
+      }
+    )
+    return axis, state, specs
 
 
 class SparseExperts(nnx.Module):

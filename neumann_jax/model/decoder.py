@@ -104,6 +104,12 @@ class DecoderLayer(nnx.Module):
     """The token mixer, which is an attribute of its name in a checkpoint."""
     return getattr(self, self.mixer_name)
 
+  def set_execution(self, execution: Execution) -> None:
+    """Changes how the layer is computed; see `Mixer`."""
+    self.mixer.set_execution(execution)
+    if isinstance(self.mlp, SparseExperts):
+      self.mlp.experts.set_execution(execution)
+
   def __call__(
     self,
     x: jax.Array,

@@ -145,9 +145,9 @@ class LanguageModel(nnx.Module):
     Args:
       tokens: [B, T] integers in [0, V), T >= 1.
       cache: from `init_cache` or the call before; None for none.
-      segment_ids: [B, T] integers, non-decreasing along a row: packed
-        documents that see nothing of each other. The cache enters the first
-        document and goes on with the last.
+      segment_ids: [B, T] integers, one of its own for each document of a row:
+        packed documents that see nothing of each other. The cache enters the
+        first document and goes on with the last.
       mask: [B, T], nonzero at real tokens; padding, left of the first tokens
         or right of the last ones, is as if it were not there.
 
@@ -279,7 +279,7 @@ class LanguageModel(nnx.Module):
     """
     self.execution = execution
     for layer in self.layers:
-      layer.mixer.set_execution(execution)
+      layer.set_execution(execution)
 
   def _positions(
     self,
@@ -310,6 +310,8 @@ class LanguageModel(nnx.Module):
     segment_ids: jax.Array | None,
     mask: jax.Array | None,
   ) -> None:
+    # Before anything is looked up: parameters bring their mesh with them.
+    checks.check_array("parameters", self.embed_tokens.embedding[...])
     checks.check_tokens(tokens, self.config.vocab_size)
     inputs.check_marks(tokens.shape, segment_ids, mask)
     axis = self.execution.sequence_axis

@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
 
 from neumann_jax.layers.feed_forward import Experts
+from neumann_jax.layers.grouped_product import grouped_product
 from neumann_jax.model.language_model import LanguageModel
 from neumann_jax.weight_quantization.matrix import (
   QuantizedKernel,
@@ -53,6 +56,7 @@ class QuantizedExperts(Experts):
 
   def __init__(self, experts: Experts, spec: WeightQuantSpec) -> None:
     self.dtype, self.num_experts = experts.dtype, experts.num_experts
+    self.batch_axes, self.width_axis = experts.batch_axes, experts.width_axis
     for name in ("gate_up_proj", "down_proj"):
       kernel = getattr(experts, name)[...]
       setattr(self, name, QuantizedKernel(kernel, spec))
@@ -60,13 +64,20 @@ class QuantizedExperts(Experts):
   def multiply(self, name: str, x: jax.Array, sizes: jax.Array) -> jax.Array:
     """Rows x [M, in], sorted by expert, times the matrix of their expert."""
     # Each row of the result is scaled by its own expert's scales.
-    dot = functools.partial(_ragged_dot, sizes)
+    dot = functools.partial(_grouped, sizes)
     expert = jnp.repeat(
       jnp.arange(self.num_experts), sizes, total_repeat_length=x.shape[0]
     )
     return getattr(self, name).multiply(
       x, self.dtype, dot, pick=lambda scale: scale[expert]
     )
+
+  def divided(
+    self, state: nnx.State, mesh: AbstractMesh
+  ) -> tuple[None, nnx.State, P]:
+    """Codes and scales are whole on every device."""
+    del mesh
+    return None, state, P()
 
 
 def quantize_weights(
@@ -156,21 +167,15 @@ def _check_keep(keep: Sequence[str], names: set[str]) -> None:
       raise ValueError(f"keep must be among {', '.join(known)}; got {name!r}")
 
 
-# HIGHEST in both, for what activations are left in floating point; products of
-# integers are exact whatever it says.
+# HIGHEST for what activations are left in floating point; products of integers
+# are exact whatever it says.
 def _matmul(x: jax.Array, kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
   return jnp.matmul(
     x, kernel, precision=lax.Precision.HIGHEST, preferred_element_type=dtype
   )
 
 
-def _ragged_dot(
+def _grouped(
   sizes: jax.Array, x: jax.Array, kernel: jax.Array, dtype: jnp.dtype
 ) -> jax.Array:
-  return lax.ragged_dot(
-    x,
-    kernel,
-    sizes,
-    precision=lax.Precision.HIGHEST,
-    preferred_element_type=dtype,
-  )
+  return grouped_product(x, kernel, sizes, dtype=dtype)
