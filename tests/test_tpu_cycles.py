@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from experiments.data import key_families
 from experiments.harness import runner
 from experiments.peers import tpu
-from experiments.tpu_cycles import kernels, schedule, study
+from experiments.rule_speed.problems import Shape
+from experiments.tpu_cycles import kernels, rules, schedule, study
 from tests import oracles
 
 SLOTS = """== CAPACTIY:
@@ -65,6 +67,9 @@ def test_peers_are_right(peer):
     ("kernels=('fast',)", "kernels must be among ladder bfloat16;"),
     ("batches=(12,)", "batches must be multiples of 8"),
     ("draws=0", "draws must be at least 1, got 0"),
+    ("parts=('layer',)", "parts must be among inverse; rule, got 'layer'"),
+    ("rules=('fast',)", "rules must be among ladder bfloat16, bfloat16"),
+    ("shape=(1, 64, 2, 3)", "a whole multiple of the key heads, got"),
   ],
 )
 def test_refusals(override, sentence, tmp_path, capsys):
@@ -73,6 +78,25 @@ def test_refusals(override, sentence, tmp_path, capsys):
     study.main(argv)
   assert caught.value.code == 2
   assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "which, kernels",
+  [
+    (rules.FORWARD, {"neumann_rule_forward": 4}),
+    (
+      rules.GRADIENTS,
+      {"neumann_rule_forward": 4, "neumann_rule_backward": 4 * 8},
+    ),
+  ],
+)
+def test_a_rules_kernels_are_found_with_their_steps(which, kernels):
+  """A row of eight chunks of two key heads with two value heads is a step."""
+  name = f"ladder bfloat16, bfloat16 operands, {which}"
+  program = rules.program(name, Shape(4, 512, 2, 4))
+  closed = jax.make_jaxpr(program.call)(*program.shapes)
+  assert dict(rules.kernels(closed.jaxpr)) == kernels
+  assert program.chunks == 4 * 8 * 4
 
 
 def test_without_libtpu_one_sentence(monkeypatch, tmp_path, capsys):
@@ -96,6 +120,7 @@ def test_debug_form(tmp_path, capsys):
     [
       "tpu_cycles",
       f"--config={runner.CONFIGS / 'tpu_cycles.py'}:debug",
+      "--config.parts=('inverse', 'rule')",
       f"--workdir={tmp_path / 'run'}",
     ]
   )
@@ -103,4 +128,12 @@ def test_debug_form(tmp_path, capsys):
   with (tmp_path / "run/tpu_cycles.csv").open() as table:
     ours, other = (float(row["bundles"]) for row in csv.DictReader(table))
   assert 0 < ours < other
+  with (tmp_path / "run/tpu_rules.csv").open() as table:
+    found = {row["rule"]: row for row in csv.DictReader(table)}
+  forward, both = (
+    found[f"ladder bfloat16, bfloat16 operands, {which}"]
+    for which in (rules.FORWARD, rules.GRADIENTS)
+  )
+  assert 0 < float(forward["bundles"]) < float(both["bundles"])
+  assert float(forward["error_beta_2"]) < oracles.NARROW_RULE_ANY["bfloat16"]
   assert len(kernels.NAMES) == 11

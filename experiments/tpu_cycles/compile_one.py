@@ -3,9 +3,12 @@
     python -m experiments.tpu_cycles.compile_one KIND --dump DIR
         --kernels NAME ... --batches N ...
 
-compiles every kernel at every batch for one kind of TPU and prints one JSON
-line before each compile and one after. `schedule.schedules` starts it with the
-environment that libtpu reads when jax initialises it.
+        --rules NAME ... --shape B T HK HV
+
+compiles every kernel at every batch, and every rule at a shape, for one kind of
+TPU and prints one JSON line before each compile and one after.
+`schedule.schedules` starts it with the environment that libtpu reads when jax
+initialises it.
 """
 
 import argparse
@@ -21,7 +24,8 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from experiments.tpu_cycles import kernels, schedule
+from experiments.rule_speed.problems import Shape
+from experiments.tpu_cycles import kernels, rules, schedule
 
 
 def device(topology: str) -> Any:
@@ -69,6 +73,51 @@ def measure(
   }
 
 
+def measure_rule(
+  name: str, shape: Shape, where: Any, dump: pathlib.Path
+) -> dict[str, Any]:
+  """Compiles a rule and reads the schedules of its kernels.
+
+  Args:
+    name: among `rules.NAMES`.
+    shape: of its operands.
+    where: from `device`.
+    dump: folder that libtpu dumps into, cleared before and after.
+
+  Returns:
+    "bundles" of all kernels and steps of their grids, by "kernel" that of each,
+    "chunks" of value heads, "mib" of HBM that the program holds beside its
+    arguments and results, and "seconds"; or "reason", a sentence.
+  """
+  start = time.monotonic()
+  try:
+    program = rules.program(name, shape)
+    _clear(dump)
+    sharding = SingleDeviceSharding(where)
+    arguments = [
+      jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+      for x in program.shapes
+    ]
+    traced = jax.jit(program.call).trace(*arguments)
+    compiled = traced.lower().compile()
+    by_kernel = {
+      kernel: steps * schedule.read(dump, kernel, 1).bundles
+      for kernel, steps in rules.kernels(traced.jaxpr.jaxpr)
+    }
+    held = compiled.memory_analysis().temp_size_in_bytes
+  except (ValueError, jax.errors.JaxRuntimeError) as error:
+    return {"reason": first_sentence(error)}
+  finally:
+    _clear(dump)
+  return {
+    "bundles": sum(by_kernel.values()),
+    "by_kernel": by_kernel,
+    "chunks": program.chunks,
+    "mib": held / 2**20,
+    "seconds": round(time.monotonic() - start, 1),
+  }
+
+
 def first_sentence(error: Exception) -> str:
   """What an error says first, at most 200 characters of it."""
   lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -85,8 +134,10 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(prog="experiments.tpu_cycles.compile_one")
   parser.add_argument("kind", choices=schedule.TOPOLOGIES)
   parser.add_argument("--dump", type=pathlib.Path, required=True)
-  parser.add_argument("--kernels", nargs="+", required=True)
-  parser.add_argument("--batches", nargs="+", type=int, required=True)
+  parser.add_argument("--kernels", nargs="*", default=[])
+  parser.add_argument("--batches", nargs="*", type=int, default=[])
+  parser.add_argument("--rules", nargs="*", default=[])
+  parser.add_argument("--shape", nargs=4, type=int)
   options = parser.parse_args(argv)
   where = device(schedule.TOPOLOGIES[options.kind])
   for kernel in options.kernels:
@@ -94,6 +145,10 @@ def main(argv: Sequence[str] | None = None) -> None:
       _say({"begin": kernel, "batch": batch})
       row = measure(kernel, batch, where, options.dump)
       _say({"kernel": kernel, "batch": batch, **row})
+  for rule in options.rules:
+    _say({"begin": rule, "batch": None})
+    row = measure_rule(rule, Shape(*options.shape), where, options.dump)
+    _say({"rule": rule, **row})
 
 
 def _say(row: Mapping[str, Any]) -> None:

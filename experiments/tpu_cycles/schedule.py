@@ -158,6 +158,8 @@ def schedules(
   kernels: Sequence[str],
   batches: Sequence[int],
   folder: pathlib.Path,
+  rules: Sequence[str] = (),
+  shape: Sequence[int] = (),
 ) -> Iterator[dict[str, Any]]:
   """Compiles for one kind in another process; yields what it says.
 
@@ -166,10 +168,13 @@ def schedules(
     kernels: names from `kernels`.
     batches: matrices a grid step.
     folder: empty; takes the dumps.
+    rules: names from `rules`.
+    shape: of their operands: rows, tokens, key heads and value heads.
 
   Yields:
     `{"begin": kernel, "batch": n}` before a compile. After it the same with
-    `"kernel"` for `"begin"` and what `compile_one.measure` returns.
+    `"kernel"` for `"begin"` and what `compile_one.measure` returns, or "rule"
+    and what `compile_one.measure_rule` returns.
 
   Raises:
     ScheduleError: the process failed as a whole.
@@ -177,6 +182,8 @@ def schedules(
   command = [sys.executable, "-m", "experiments.tpu_cycles.compile_one", kind]
   command += ["--dump", str(folder), "--kernels", *kernels]
   command += ["--batches", *map(str, batches)]
+  if rules:
+    command += ["--rules", *rules, "--shape", *map(str, shape)]
   with tempfile.TemporaryFile("w+") as log:
     with subprocess.Popen(
       command,

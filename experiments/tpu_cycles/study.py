@@ -1,4 +1,4 @@
-"""Static cycles of TPU kernels of the chunk inverse, from a CPU host.
+"""Static cycles of TPU kernels of the inverse and the rule, from a CPU host.
 
   python -m experiments.tpu_cycles
 
@@ -22,7 +22,7 @@ from experiments.harness.report import Report, short, shown
 from experiments.harness.settings import Checked, setting
 from experiments.inverse_accuracy.errors import InverseSettings
 from experiments.tpu_cycles import kernels as tpu_kernels
-from experiments.tpu_cycles import schedule
+from experiments.tpu_cycles import rule_part, rules, schedule
 from experiments.tpu_cycles.kernels import BETAS, SUBSTITUTIONS, TOKAMAX
 
 
@@ -36,13 +36,17 @@ class Settings(Checked):
   """What is compiled, for what.
 
   Attributes:
+    parts: "inverse", "rule" or both.
     kinds: of TPU, among `schedule.TOPOLOGIES`.
     batches: matrices a grid step, multiples of 8.
     kernels: among `kernels.NAMES`.
     draws: chunks per family and decay whose error is measured.
+    rules: among `rules.NAMES`.
+    shape: rows, tokens, key heads and value heads of the rules.
     seed: of the draws.
   """
 
+  parts: tuple[str, ...] = _among("parts", ("inverse", "rule"))
   kinds: tuple[str, ...] = _among("kinds", schedule.TOPOLOGIES)
   batches: tuple[int, ...] = setting(
     at_least=8,
@@ -52,13 +56,42 @@ class Settings(Checked):
   )
   kernels: tuple[str, ...] = _among("kernels", tpu_kernels.NAMES)
   draws: int = setting(at_least=1)
+  rules: tuple[str, ...] = _among("rules", rules.NAMES)
+  shape: tuple[int, ...]
   seed: int
+
+  def __post_init__(self) -> None:
+    """Raises ValueError for a setting out of range."""
+    super().__post_init__()
+    shape = self.shape
+    if len(shape) != 4 or min(shape) < 1 or shape[3] % shape[2]:
+      raise ValueError(
+        "shape must be (rows, tokens, key heads, value heads), the value heads "
+        f"a whole multiple of the key heads, got {shape}"
+      )
 
 
 def tpu_cycles(settings: Settings, run: record.Run) -> None:
-  """Compiles everything, writes the table and `report.html`."""
+  """Compiles everything, writes the tables and `report.html`."""
   libtpu = importlib.metadata.version("libtpu")
   run.environment["versions"]["libtpu"] = libtpu
+  report = Report(
+    "TPU cycles of the chunk inverse and the rule",
+    f"Scheduled bundles, compiled by libtpu {libtpu} on a CPU host and never "
+    "run on a TPU: no stalls and no transfers are in them, a kernel's prologue "
+    "is, and the bundles of a loop count as often as it runs. Command: "
+    f"`{run.environment['command']}`.",
+  )
+  if "inverse" in settings.parts:
+    _inverses(settings, run, report, libtpu)
+  if "rule" in settings.parts:
+    _rules(settings, run, report)
+  print(f"report: {shown(report.write(run.folder / 'report.html'))}")
+
+
+def _inverses(
+  settings: Settings, run: record.Run, report: Report, libtpu: str
+) -> None:
   missing = tpu_kernels.reason_without(settings.kernels)
   if missing:
     print(f"tpu_cycles: {missing}")
@@ -72,9 +105,20 @@ def tpu_cycles(settings: Settings, run: record.Run) -> None:
       for row in _rows(kind, _compile(kind, settings, tick), errors):
         run.write("tpu_cycles", row)
   rows = run.frame("tpu_cycles")
-  report = _report(rows, settings, run.environment, libtpu)
+  _report(report, rows, settings, libtpu)
   print(_closing(rows, libtpu))
-  print(f"report: {shown(report.write(run.folder / 'report.html'))}")
+
+
+def _rules(settings: Settings, run: record.Run, report: Report) -> None:
+  each = len(settings.kinds) + 1
+  with Progress(each * len(settings.rules), label="tpu_cycles") as tick:
+    for row in rule_part.rows(
+      settings.rules, settings.kinds, settings.shape, settings.seed, tick
+    ):
+      run.write("tpu_rules", row)
+  rows = run.frame("tpu_rules")
+  rule_part.add(report, rows, settings.shape)
+  print(rule_part.closing(rows))
 
 
 def _errors(name: str, settings: Settings) -> dict:
@@ -149,17 +193,14 @@ def _rows(
 
 
 def _report(
-  rows: pd.DataFrame, settings: Settings, environment: Any, libtpu: str
-) -> Report:
-  report = Report(
-    "TPU cycles of the chunk inverse",
-    "Scheduled bundles of a grid step over its matrices of 64 x 64, float32 in "
-    f"and out, compiled by libtpu {libtpu} on a CPU host and never run on a "
-    "TPU: no stalls and no transfers are in them, a kernel's prologue is, and "
-    "the bundles of a loop count as often as it runs. Errors are those of the "
-    "same body run on the CPU with its roundings explicit, worst over 8 "
-    f"families of keys and 3 decays, {settings.draws} draws each, against "
-    f"float64. Command: `{environment['command']}`.",
+  report: Report, rows: pd.DataFrame, settings: Settings, libtpu: str
+) -> None:
+  report.heading("The chunk inverse")
+  report.text(
+    "Bundles of a grid step over its matrices of 64 x 64, float32 in and out. "
+    "Errors are those of the same body run on the CPU with its roundings "
+    "explicit, worst over 8 families of keys and 3 decays, "
+    f"{settings.draws} draws each, against float64."
   )
   for kind in settings.kinds:
     chosen = rows[rows.kind == kind]
@@ -175,7 +216,6 @@ def _report(
       f"Bundles a matrix, compiled for {kind}; further left is better. Under a "
       "name stands its worst relative error, beta to 1.",
     )
-  return report
 
 
 def _figure(rows: pd.DataFrame, kind: str) -> Any:

@@ -19,6 +19,7 @@ from neumann_jax.delta_rule import (
   intra_chunk,
   layout,
   precision,
+  tpu_rule,
   wy,
 )
 from neumann_jax.delta_rule.inputs import Operands
@@ -66,7 +67,8 @@ def gated_delta_rule(
     fused: takes u and w from the kernel of `wy_representation`, which
       multiplies k and v in their own type, and never writes A or T. On a
       Hopper GPU, for bfloat16 operands, C = 64 and widths of 128, all of the
-      rule and of its derivative is kernels, see `hopper_rule.py`.
+      rule and of its derivative is kernels, see `hopper_rule.py`; on a TPU,
+      for float32 operands too, see `tpu_rule.py`.
     implementation: "auto", "tpu", "gpu", "xla" or "interpret". With "gpu",
       and with "auto" on a GPU, the scan over chunks is a kernel too
       for 16-bit operands, C up to 64 and widths that are powers of two.
@@ -147,6 +149,9 @@ def _by_chunks(
   if whole and hopper_rule.takes(arrays, how):
     rest = (scale, initial_state, segment_ids, how)
     return hopper_rule.rule(arrays, *rest, _by_parts)
+  if whole and tpu_rule.takes(arrays, how):
+    rest = (scale, initial_state, segment_ids, how)
+    return tpu_rule.rule(_ON_TPU, arrays, *rest)
   q, k, v, log_decay, beta = arrays
   state = layout.grouped_state(initial_state, k, v, q, log_decay, beta)
   chunks, factor = split(arrays, scale, segment_ids, how.chunk_size)
@@ -170,6 +175,9 @@ def _by_chunks(
 def _by_parts(*operands: Any) -> tuple[jax.Array, jax.Array]:
   """`_by_chunks` without a kernel for all of it."""
   return _by_chunks(*operands, False)
+
+
+_ON_TPU = tpu_rule.operation(lambda how, *operands: _by_parts(*operands, how))
 
 
 def split(

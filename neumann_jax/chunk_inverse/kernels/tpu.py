@@ -25,7 +25,7 @@ BLOCK = 8
 # to 20 % fewer bundles a matrix than 32 in bfloat16, 5 to 8 % in float32, for
 # four times the compilation.
 LADDER_BLOCK = {"bfloat16": 128, "float32": 32}
-# Every kind of TPU has 64 MiB of vector memory or more; the default limit of
+# Kinds since v5e have 64 MiB of vector memory or more; the default limit of
 # some is below what the blocks of the ladder need.
 VMEM_LIMIT = 50 * 2**20
 
@@ -35,7 +35,39 @@ def refusal(spec: InverseSpec, chunk_size: int) -> str | None:
   reason = methods.refusal(spec, chunk_size)
   if reason is None and spec.precision in ("float16", "tf32"):
     return f"a TPU has no {spec.precision} products, only bfloat16 and float32"
-  return reason
+  if reason is not None:
+    return reason
+  fast = spec.method == "ladder" and spec.quant is None
+  block = LADDER_BLOCK[spec.precision] if fast else BLOCK
+  # Blocks come and go while others are worked on; rows fill 128 lanes.
+  return too_large(4 * block * chunk_size * max(chunk_size, 128) * 4)
+
+
+def too_large(needed: int) -> str | None:
+  """Why blocks of so many bytes do not fit, as a clause, or None if they do.
+
+  They do as far as it is known: for the TPU of this host, or the device of
+  `jax.sharding.use_abstract_mesh`. A quarter is left to registers that spill.
+  """
+  try:
+    info = pltpu.get_tpu_info()
+  except ValueError:  # the host has none
+    return None
+  if needed <= min(VMEM_LIMIT, info.vmem_capacity_bytes * 3 // 4):
+    return None
+  return (
+    f"its blocks take {needed / 2**20:.1f} MiB of vector memory, a quarter of "
+    f"which is left free, and a TPU {info.chip_version} has "
+    f"{info.vmem_capacity_bytes / 2**20:.0f} MiB"
+  )
+
+
+def vmem_limit() -> int:
+  """What a kernel asks for: `VMEM_LIMIT`, or all that a small TPU has."""
+  try:
+    return min(VMEM_LIMIT, pltpu.get_tpu_info().vmem_capacity_bytes)
+  except ValueError:
+    return VMEM_LIMIT
 
 
 def invert(
@@ -90,7 +122,7 @@ def invert(
     in_specs=in_specs,
     out_specs=in_specs[0],
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("parallel",), vmem_limit_bytes=VMEM_LIMIT
+      dimension_semantics=("parallel",), vmem_limit_bytes=vmem_limit()
     ),
     interpret=interpret,
     name=f"neumann_{spec.method}_{c}",

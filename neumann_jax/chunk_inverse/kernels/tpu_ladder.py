@@ -5,10 +5,11 @@ diagonal blocks of 16 are inverted by float32 substitution on the vector unit,
 with the rows of 16 matrices side by side in the lanes. Matrices never mix:
 what one holds, be it NaN, stays in its own lanes.
 
-Until T is whole it is packed: s x s diagonal blocks side by side, [s, C], told
-apart by their lanes.
+Until T is whole it is packed: s x s diagonal blocks side by side, told apart by
+their lanes. So are matrices that share registers: of W / C of them, each in
+lanes of its own, all take one product.
 
-Axes: C chunk, s block size, n matrices.
+Axes: C chunk, s block size, n packs of matrices, W lanes of a pack.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,8 +36,8 @@ def kernel(a_ref, out_ref, *, products: methods.Products, refine: bool) -> None:
   matrix unit busy, these the vector unit.
 
   Args:
-    a_ref: [n, C, C], C a power of two from 16.
-    out_ref: [n, C, C].
+    a_ref: [n, C, W], C a power of two from 16, W a multiple of it.
+    out_ref: [n, C, W].
     products: of the merges and of the refinement, for a single tile.
     refine: whether to add the correction X + X R.
   """
@@ -69,7 +70,7 @@ def _where(keep: jax.Array, value: float) -> jax.Array:
 
 
 def _load(a_ref, at: int, row: int, size: int) -> jax.Array:
-  """Rows `row` to `row` + `size` - 1 of a matrix, [size, C] float32."""
+  """Rows `row` to `row` + `size` - 1 of a pack, [size, W] float32."""
   return a_ref[at, row : row + size, :].astype(jnp.float32)
 
 
@@ -77,16 +78,17 @@ def _diagonal_blocks(a_ref, group: range) -> tuple[jax.Array, jax.Array]:
   """The strictly lower parts of the 16 x 16 diagonal blocks, transposed.
 
   Returns:
-    Rows 0 to 7 and rows 8 to 15 of every block, [C, 8 n]: column j of block b
-    in sublane 16 b + j, row i of matrix m in lane 8 m + i.
+    Rows 0 to 7 and rows 8 to 15 of every block, [W, 8 n]: column j of block b
+    in sublane 16 b + j, row i of pack m in lane 8 m + i.
   """
-  c = a_ref.shape[-1]
-  row, lane = _iota((16, c), 0), _iota((16, c), 1)
+  c, width = a_ref.shape[1:]
+  row, lane = _iota((16, width), 0), _iota((16, width), 1)
+  block = (lane & c - 1) >> 4
   halves: tuple[list, list] = ([], [])
   for at in group:
     x = _load(a_ref, at, 0, 16)
     for b in range(1, c // 16):
-      x = jnp.where(lane >> 4 == b, _load(a_ref, at, 16 * b, 16), x)
+      x = jnp.where(block == b, _load(a_ref, at, 16 * b, 16), x)
     # By selection: what stands above may be NaN.
     x = jnp.where(lane & 15 < row, x, 0.0)
     halves[0].append(x[:8])
@@ -103,9 +105,9 @@ def _start(a_ref, group: range, out: list[jax.Array]) -> Pieces:
   8 x 8, columns in sublanes and rows in lanes; the upper right one is zero.
 
   Args:
-    a_ref: [n, C, C].
-    group: which matrices.
-    out: gets one packed [16, C] a matrix.
+    a_ref: [n, C, W].
+    group: which packs.
+    out: gets one [16, W] a pack.
   """
   c, width = a_ref.shape[-1], 8 * len(group)
   a = _diagonal_blocks(a_ref, group)
@@ -161,7 +163,7 @@ def _merge(
   def dot(x: jax.Array, y: jax.Array) -> jax.Array:
     return products.operand({(0, 0): x}, {(0, 0): y})[0, 0]
 
-  size, c = 16, a_ref.shape[-1]
+  size, c = 16, a_ref.shape[1]
   while size < c:
     yield from _join(a_ref, group, blocks, size, dot)
     size *= 2
@@ -182,21 +184,22 @@ def _join(
   that meet its zeros must be cleared, for A may hold NaN there.
 
   Args:
-    a_ref: [n, C, C].
-    group: which matrices.
-    blocks: [s, C] each; replaced by [2 s, C].
+    a_ref: [n, C, W].
+    group: which packs.
+    blocks: [s, W] each; replaced by [2 s, W].
     size: s.
     dot: the product of a merge.
   """
-  c = a_ref.shape[-1]
-  block = _iota((size, c), 1) >> (size.bit_length() - 1)
-  evens = range(0, c // size, 2)
-  zero = jnp.zeros((size, c), jnp.float32)
+  c, width = a_ref.shape[1:]
+  block = _iota((size, width), 1) >> (size.bit_length() - 1)
+  evens = range(0, width // size, 2)
+  zero = jnp.zeros((size, width), jnp.float32)
   left = []
   for at in group:
     x = zero
     for b in evens:
-      x = jnp.where(block == b, _load(a_ref, at, (b + 1) * size, size), x)
+      row = (b + 1) * size % c
+      x = jnp.where(block == b, _load(a_ref, at, row, size), x)
     left.append(x)
   yield
   right = []
@@ -224,16 +227,26 @@ def _refine(
   a_ref, group: range, blocks: list[jax.Array], products: methods.Products
 ) -> Pieces:
   """X + X R with R = I - X - A X, as the generic body refines."""
-  c = a_ref.shape[-1]
-  row, lane = _iota((c, c), 0), _iota((c, c), 1)
-  eye = _where(row == lane, 1.0)
+  c, width = a_ref.shape[1:]
+  row, lane = _iota((c, width), 0), _iota((c, width), 1)
+  col = lane & c - 1
+  eye = _where(row == col, 1.0)
   residuals = []
   for i, at in enumerate(group):
-    a = jnp.where(row > lane, _load(a_ref, at, 0, c), 0.0)
+    a = jnp.where(row > col, _load(a_ref, at, 0, c), 0.0)
     x = products.rounded({(0, 0): blocks[i]})
     blocks[i] = x[0, 0]
-    residuals.append(eye - x[0, 0] - products.residual({(0, 0): a}, x)[0, 0])
+    ax = products.residual({(0, 0): a}, {(0, 0): _apart(x[0, 0])})
+    residuals.append(eye - x[0, 0] - ax[0, 0])
   yield
   for i, r in enumerate(residuals):
-    step = products.correction({(0, 0): blocks[i]}, {(0, 0): r})
+    step = products.correction({(0, 0): blocks[i]}, {(0, 0): _apart(r)})
     blocks[i] = blocks[i] + step[0, 0]
+
+
+def _apart(x: jax.Array) -> jax.Array:
+  """The matrices of a pack on the diagonal of one, [C, W] -> [W, W]."""
+  c, width = x.shape
+  own = _iota((c, width), 1) >> (c.bit_length() - 1)
+  parts = [jnp.where(own == m, x, 0.0) for m in range(width // c)]
+  return jnp.concatenate(parts, 0)

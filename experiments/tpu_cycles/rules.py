@@ -1,0 +1,173 @@
+"""The whole rule on a TPU: which programs are compiled, and how wrong they are.
+
+A program is some kernels; each runs a step of its grid at a time, and a step's
+bundles are those of `schedule`. What XLA computes around the kernels is not
+counted.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from experiments.data import key_families
+from experiments.rule_speed import problems
+from experiments.rule_speed.problems import Shape
+from neumann_jax import InverseSpec, RuleOptions, gated_delta_rule
+from neumann_jax.delta_rule import tpu_rule
+from neumann_jax.delta_rule.inputs import Operands
+
+CHUNK_SIZE = 64
+WIDTH = 128
+FORWARD, GRADIENTS = "forward", "with gradients"
+# What the public times of kernels that were compiled the same way imply, in
+# bundles a second on v6e and 7x: see docs/benchmarks/speed.md.
+RATES = (1.1e9, 1.35e9)
+# name: inverse, type of the operands, pass.
+RULES = {
+  f"{spec}, {dtype} operands, {which}": (InverseSpec.parse(spec), dtype, which)
+  for spec, dtype in (
+    ("ladder bfloat16", "bfloat16"),
+    ("ladder bfloat16 refine", "bfloat16"),
+    ("ladder float32", "float32"),
+  )
+  for which in (FORWARD, GRADIENTS)
+}
+NAMES = tuple(RULES)
+
+
+class Program(NamedTuple):
+  """A rule, ready to be lowered.
+
+  Attributes:
+    call: takes what `shapes` describes.
+    shapes: of its arguments.
+    chunks: of all value heads, which bundles are divided by.
+  """
+
+  call: Callable[..., Any]
+  shapes: tuple[jax.ShapeDtypeStruct, ...]
+  chunks: int
+
+
+def kernels(jaxpr: core.Jaxpr) -> list[tuple[str, int]]:
+  """Name and grid steps of every kernel in a program."""
+  return [
+    (
+      equation.params["name"],
+      int(np.prod(equation.params["grid_mapping"].grid)),
+    )
+    for equation in _equations(jaxpr)
+    if equation.primitive.name == "pallas_call"
+  ]
+
+
+def _equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
+  """Of a program and of all that it calls, kernels' bodies left out."""
+  for equation in jaxpr.eqns:
+    yield equation
+    if equation.primitive.name == "pallas_call":
+      continue
+    for value in jax.tree.leaves(
+      list(equation.params.values()),
+      is_leaf=lambda x: isinstance(x, (core.Jaxpr, core.ClosedJaxpr)),
+    ):
+      if isinstance(value, core.ClosedJaxpr):
+        yield from _equations(value.jaxpr)
+      elif isinstance(value, core.Jaxpr):
+        yield from _equations(value)
+
+
+def _compiled(name: str) -> Callable[..., Any]:
+  """The rule of a name by its public door, for the platform of a TPU."""
+  spec, _, which = RULES[name]
+  rule = functools.partial(
+    gated_delta_rule, spec=spec, fused=True, implementation="tpu"
+  )
+
+  def both(*arrays):
+    out, pull = jax.vjp(lambda *x: rule(*x)[0], *arrays[:5])
+    return out, *pull(arrays[5])
+
+  return rule if which == FORWARD else both
+
+
+def _interpreted(name: str) -> Callable[..., list[jax.Array]]:
+  """The bodies of its kernels on the CPU, of the fields of a problem."""
+  spec, _, which = RULES[name]
+  how = RuleOptions(spec=spec, fused=True)
+  scale = jnp.float32(WIDTH**-0.5)
+
+  def forward(problem):
+    operands = (Operands(*problem[:5]), scale, None, None)
+    out, _ = tpu_rule.launch(how, *operands, interpret=True)
+    return [out]
+
+  def both(problem):
+    operands = (Operands(*problem[:5]), scale, None, None)
+    (out, final), kept = tpu_rule.forward(how, *operands, interpret=True)
+    cotangents = (problem.do, jnp.zeros_like(final))
+    found = tpu_rule.backward(how, operands, kept, cotangents, interpret=True)
+    return [out, *found[0]]
+
+  return forward if which == FORWARD else both
+
+
+def program(name: str, shape: Shape) -> Program:
+  """The program of a name.
+
+  Args:
+    name: one of NAMES.
+    shape: rows, tokens, key heads and value heads.
+  """
+  b, t, hk, hv = shape
+  dtype = jnp.dtype(RULES[name][1])
+  keys = jax.ShapeDtypeStruct((b, t, hk, WIDTH), dtype)
+  values = jax.ShapeDtypeStruct((b, t, hv, WIDTH), dtype)
+  gates = jax.ShapeDtypeStruct((b, t, hv), jnp.float32)
+  shapes: tuple[jax.ShapeDtypeStruct, ...] = (keys, keys, values, gates, gates)
+  if RULES[name][2] == GRADIENTS:
+    shapes = (*shapes, values)
+  return Program(_compiled(name), shapes, b * hv * -(-t // CHUNK_SIZE))
+
+
+def errors(name: str, *, tokens: int, beta_max: float, seed: int) -> float:
+  """The worst error of a rule's kernels, run on the CPU, over key families.
+
+  Args:
+    name: one of NAMES.
+    tokens: of the problems, of one key head with two value heads.
+    beta_max: beta is in 0 to this.
+    seed: of the draws.
+
+  Returns:
+    |found - truth| / |truth| over all entries of the outputs, and of every
+    gradient where the rule has them, the worst, against float64.
+  """
+  dtype = RULES[name][1]
+  run = jax.jit(_interpreted(name))
+  worst = 0.0
+  for family in key_families.FAMILIES:
+    problem = problems.draw(
+      Shape(1, tokens, 1, 2),
+      dim=WIDTH,
+      seed=seed,
+      family=family,
+      beta_max=beta_max,
+    )
+    truth = problems.exact(problem)
+    given = problem._replace(
+      **{n: getattr(problem, n).astype(dtype) for n in ("q", "k", "v", "do")}
+    )
+    found = run(given)
+    worst = max(worst, *map(_relative, found, truth[: len(found)]))
+  return worst
+
+
+def _relative(found: jax.Array, truth: np.ndarray) -> float:
+  wide = np.asarray(found.astype(jnp.float32), np.float64)
+  return float(np.linalg.norm(wide - truth) / np.linalg.norm(truth))

@@ -1,0 +1,177 @@
+"""The gradient of the gated delta rule on a TPU: all of it in one kernel.
+
+A row is walked from its end. In the notation of `tpu_forward`, with dS the
+cotangent of the state after a chunk, scale inside P and w, and D_ij =
+exp(G_i - G_j):
+
+  dX = P^t dO + exp(G_C - G) k dS,  dv = beta T^t dX,
+  w = scale tril(dO X^t) D,  m = -tril(dv X^t, -1) D,
+  dq = scale exp(G) dO S^t + w k,
+  dk = exp(G_C - G) X dS^t - exp(G) dv S^t + w^t q + m k + m^t k,
+  dbeta = <dv, X> / beta^2,
+  dS <- exp(G_C) dS + q^t (scale exp(G) dO) - k^t (exp(G) dv).
+
+A pair of tokens adds what it weighs, w_ij <q_i, k_j> + m_ij <k_i, k_j>, to dG_i
+and takes it off dG_j; the states add what their weights carry.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from neumann_jax.delta_rule.kernels import tpu_pack_gradients, tpu_packs
+from neumann_jax.delta_rule.kernels.tpu_packs import iota, lanes, rows
+from neumann_jax.delta_rule.kernels.tpu_plan import CHUNK, LANES, Blocks, Plan
+
+
+class Gradients(NamedTuple):
+  """Cotangents of what `tpu_forward.forward` takes, in float32 but for dv."""
+
+  q: jax.Array
+  k: jax.Array
+  v: jax.Array
+  log_decay: jax.Array
+  beta: jax.Array
+  state: jax.Array
+
+
+def gradients(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  log_decay: jax.Array,
+  beta: jax.Array,
+  scale: jax.Array,
+  t: jax.Array,
+  states: jax.Array,
+  d_out: jax.Array,
+  d_final: jax.Array,
+  *,
+  how: Plan,
+  interpret: bool | pltpu.InterpretParams = False,
+) -> Gradients:
+  """Cotangents of all operands.
+
+  Args:
+    q: as of `tpu_forward.forward`, like all that it takes as well.
+    k: likewise.
+    v: likewise.
+    log_decay: likewise.
+    beta: likewise; above 0.
+    scale: likewise.
+    t: from `tpu_forward.forward`.
+    states: likewise.
+    d_out: [B, T, Hv, 128], cotangent of the outputs.
+    d_final: [B, Hv, 128, 128] float32, of the final state.
+    how: the plan of the forward pass.
+    interpret: True or InterpretParams runs the body on the CPU instead.
+  """
+  (b, length, hk, dk), (hv, dv) = k.shape, v.shape[2:]
+  layout = Blocks(how, b, length, hk, back=True)
+  shaped = functools.partial(
+    jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(k).manual_axis_type
+  )
+  gates = tpu_packs.pack_gates(log_decay, beta, how)
+  by_row = (*layout.packs_shape[:3], 8, LANES)
+  out = pl.pallas_call(
+    functools.partial(_kernel, how=how),
+    out_shape=[
+      shaped((b, length, hk * dk), q.dtype),
+      shaped((b, length, hk * dk), k.dtype),
+      shaped((b, length, hv * dv), v.dtype),
+      shaped(gates.shape, jnp.float32),
+      shaped(by_row, jnp.float32),
+      shaped(d_final.shape, jnp.float32),
+    ],
+    grid=layout.grid,
+    in_specs=[
+      pl.BlockSpec(memory_space=pltpu.SMEM),
+      layout.tokens(how.keys),
+      layout.tokens(how.keys),
+      layout.tokens(how.values),
+      layout.tokens(how.values),
+      layout.gates(),
+      layout.packs(),
+      layout.states(),
+      layout.state(),
+    ],
+    out_specs=[
+      layout.tokens(how.keys),
+      layout.tokens(how.keys),
+      layout.tokens(how.values),
+      layout.gates(),
+      layout.packs(rows=8),
+      layout.state(),
+    ],
+    compiler_params=layout.compiler_params,
+    interpret=interpret,
+    name="neumann_rule_backward",
+  )(
+    scale.reshape(1).astype(jnp.float32),
+    *(x.reshape(b, length, -1) for x in (q, k, v, d_out)),
+    *(gates, t, states, d_final),
+  )
+  dq, dk_, dv_, d_cols, d_rows, d_state = out
+  dg, d_beta = _unpacked(d_cols, d_rows, how)
+  return Gradients(
+    dq.reshape(q.shape),
+    dk_.reshape(k.shape),
+    dv_.reshape(v.shape),
+    dg,
+    d_beta,
+    d_state,
+  )
+
+
+def _unpacked(d_cols, d_rows, how: Plan) -> tuple[jax.Array, jax.Array]:
+  """Cotangents of log_decay and beta, [B, T, Hv] each."""
+  b, groups, length, _ = d_cols.shape
+  pairs, values = len(how.pairs), how.values
+  x = d_rows[..., 0, :].reshape(b, groups, -1, pairs * 2, CHUNK)
+  # The second half of a pack whose second head is missing.
+  x = jnp.moveaxis(x[..., :values, :], 3, 4)  # [B, groups, N, C, values]
+  dg = d_cols[..., :values].reshape(x.shape) - x
+  # A token's gate is in the sum of every later token of its chunk.
+  dg = jax.lax.cumsum(dg, axis=3, reverse=True)
+  dg = dg.reshape(b, groups, length, values)
+  dg, d_beta = (
+    jnp.swapaxes(y, 1, 2).reshape(b, length, -1)
+    for y in (dg, d_cols[..., values : 2 * values])
+  )
+  return dg, d_beta
+
+
+def _kernel(*refs, how: Plan) -> None:
+  ref = tpu_pack_gradients.Refs(*refs)
+
+  @pl.when(pl.program_id(2) == 0)
+  def _enter():
+    ref.d_state[...] = ref.d_final[...]
+
+  gates = tpu_packs.gates_of(ref.gates, how)
+  places = list(how.places())
+  for chunk in reversed(range(how.chunks)):
+    d_keys: dict[int, jax.Array] = {}
+    d_gates: dict[int, jax.Array] = {}
+    tpu_packs.interleave(
+      tpu_pack_gradients.gradients(
+        tpu_pack_gradients.load(ref, at, chunk, pair, gates[chunk], how.ratio),
+        d_keys,
+        d_gates,
+      )
+      for at, own, pair in places
+      if own == chunk
+    )
+    for key, x in d_keys.items():
+      place = (0, rows(chunk), lanes(key))
+      ref.dq[place] = x[:CHUNK].astype(ref.dq.dtype)
+      ref.dk[place] = x[CHUNK:].astype(ref.dk.dtype)
+    lane = iota((CHUNK, LANES), 1)
+    columns = jnp.zeros((CHUNK, LANES), jnp.float32)
+    for at, x in d_gates.items():
+      columns = jnp.where(lane == at, x, columns)
+    ref.d_cols[0, 0, rows(chunk), :] = columns

@@ -1,0 +1,306 @@
+"""The gradients of one pack: a chunk of two value heads, see `tpu_backward`."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from neumann_jax.chunk_inverse.kernels import products
+from neumann_jax.delta_rule.kernels import tpu_packs
+from neumann_jax.delta_rule.kernels.tpu_packs import (
+  Gates,
+  above,
+  apart,
+  beside,
+  iota,
+  lanes,
+  rows,
+  split,
+  spread,
+)
+from neumann_jax.delta_rule.kernels.tpu_plan import CHUNK, LANES
+
+
+class Refs(NamedTuple):
+  """The references of the kernel, in the order of its arguments.
+
+  Attributes:
+    scale: [1], in scalar memory.
+    q: [1, T, keys 128], heads side by side, like all that has tokens.
+    k: likewise.
+    v: [1, T, values 128].
+    d_out: likewise.
+    gates: [1, 1, T, 128], from `tpu_packs.pack_gates`.
+    t: [1, 1, packs, C, 2 C].
+    states: [1, N, values, 128, 128].
+    d_final: [1, values, 128, 128].
+    dq: as q.
+    dk: as k.
+    dv: as v.
+    d_cols: as gates.
+    d_rows: [1, 1, packs, 8, 2 C], equal rows.
+    d_state: as d_final: before the step, then after it.
+  """
+
+  scale: Any
+  q: Any
+  k: Any
+  v: Any
+  d_out: Any
+  gates: Any
+  t: Any
+  states: Any
+  d_final: Any
+  dq: Any
+  dk: Any
+  dv: Any
+  d_cols: Any
+  d_rows: Any
+  d_state: Any
+
+
+class Pack(NamedTuple):
+  """A chunk of the value heads of a pack: what is loaded and spread.
+
+  Attributes:
+    ref: the references.
+    at: its number.
+    chunk: within the grid step.
+    groups: its value heads by key head.
+    heads: all of them; lists that follow run over these.
+    keys: key heads; q and k run over these.
+    q: [C, Dk] each.
+    k: likewise.
+    d_out: [C, Dv] each.
+    states: before the chunk, by value head.
+    d_states: after it, likewise, in float32.
+    narrow: d_states as an operand.
+    enter: exp(G), [C, 128] each.
+    leave: exp(G_C - G), likewise.
+    gates: of the chunk.
+    pair: as `tpu_packs.decay` takes it.
+  """
+
+  ref: Refs
+  at: int
+  chunk: int
+  groups: list[list[int]]
+  heads: list[int]
+  keys: list[int]
+  q: list[jax.Array]
+  k: list[jax.Array]
+  d_out: list[jax.Array]
+  states: dict[int, jax.Array]
+  d_states: dict[int, jax.Array]
+  narrow: dict[int, jax.Array]
+  enter: list[jax.Array]
+  leave: list[jax.Array]
+  gates: Gates
+  pair: tuple[int, int]
+
+  def dot(
+    self, x: jax.Array, y: jax.Array, contracted: tuple[int, int] = (1, 0)
+  ) -> jax.Array:
+    """`tpu_packs.dot` of operands of k's type, to which they are rounded."""
+    dtype = self.ref.k.dtype
+    return tpu_packs.dot(
+      x.astype(dtype),
+      y.astype(dtype),
+      products.kind_of(self.ref.k),
+      contracted,
+    )
+
+  def narrowed(self, parts: list[jax.Array]) -> list[jax.Array]:
+    """As operands."""
+    return [x.astype(self.ref.k.dtype) for x in parts]
+
+  def by_group(self, left: list[jax.Array], right: dict) -> list[jax.Array]:
+    """What a key head has, times what each of its value heads has."""
+    return split(
+      beside(
+        [
+          self.dot(x, beside([right[head] for head in group]))
+          for x, group in zip(left, self.groups)
+        ]
+      )
+    )
+
+  def diagonal(self, x: jax.Array, parts: list[jax.Array]) -> list[jax.Array]:
+    """X^t of a pack times a part of each head, [C, 128] each.
+
+    All of the pack is multiplied with all parts: a matrix unit takes no longer
+    for it than for the blocks on the diagonal one by one.
+    """
+    both = self.dot(x, beside(parts), (0, 0))
+    return [both[rows(i), lanes(i)] for i in range(len(self.heads))]
+
+
+def load(
+  ref: Refs,
+  at: int,
+  chunk: int,
+  pair: tuple[int, int],
+  gates: Gates,
+  ratio: int,
+) -> Pack:
+  """Loads a pack.
+
+  Args:
+    ref: the references.
+    at: its number within the grid step.
+    chunk: its chunk.
+    pair: its value heads.
+    gates: of the chunk.
+    ratio: value heads a key head.
+  """
+  groups, place = tpu_packs.groups(pair, ratio), rows(chunk)
+  heads = [head for group in groups for head in group]
+  keys = [group[0] // ratio for group in groups]
+  d_states = {head: ref.d_state[0, head] for head in heads}
+  return Pack(
+    *(ref, at, chunk, groups, heads, keys),
+    [ref.q[0, place, lanes(key)] for key in keys],
+    [ref.k[0, place, lanes(key)] for key in keys],
+    [ref.d_out[0, place, lanes(head)] for head in heads],
+    {head: ref.states[0, chunk, head] for head in heads},
+    d_states,
+    {head: x.astype(ref.k.dtype) for head, x in d_states.items()},
+    [spread(gates.enter, head) for head in heads],
+    [spread(gates.leave, head) for head in heads],
+    gates,
+    pair,
+  )
+
+
+def gradients(
+  pack: Pack, d_keys: dict[int, jax.Array], d_gates: dict[int, jax.Array]
+) -> tpu_packs.Pieces:
+  """All gradients of a pack.
+
+  Args:
+    pack: which.
+    d_keys: of q and k, one above the other, by key head; added to.
+    d_gates: gets, by their lane, what stands in columns of those of the gates.
+  """
+  ref, scale, place = pack.ref, pack.ref.scale[0], rows(pack.chunk)
+  # Forward again, from T and the states that were kept.
+  reads = pack.by_group(
+    [above(x, y) for x, y in zip(pack.q, pack.k)], pack.states
+  )
+  errors = [
+    ref.v[0, place, lanes(head)].astype(jnp.float32) - e * x[CHUNK:]
+    for head, e, x in zip(pack.heads, pack.enter, reads)
+  ]
+  t = ref.t[0, 0, pack.at]
+  yield
+  new = split(pack.dot(t, apart(pack.narrowed(errors))))
+  by_query, by_key = tpu_packs.grams(pack.q, pack.k, products.kind_of(ref.k))
+  decay = tpu_packs.decay(pack.gates, pack.pair)
+  yield
+  # The new values and what was read, backward.
+  left = pack.by_group(pack.k, pack.narrow)
+  d_new = pack.diagonal(scale * by_query * decay, pack.d_out)
+  d_new = [x + e * y for x, e, y in zip(d_new, pack.leave, left)]
+  yield
+  dv = pack.diagonal(t, pack.narrowed(d_new))
+  yield
+  for head, x in zip(pack.heads, dv):
+    ref.dv[0, place, lanes(head)] = x.astype(ref.dv.dtype)
+  w, m = _weights(pack, new, dv, decay)
+  yield
+  pairs = w * by_query + m * by_key
+  # What a pair of tokens takes off the gate of the earlier one, in a row.
+  sums = jnp.sum(pairs, axis=0, keepdims=True)
+  ref.d_rows[0, 0, pack.at] = jnp.broadcast_to(sums, (8, LANES))
+  leaving = [e * x for e, x in zip(pack.leave, new)]
+  _through_keys(pack, above(w, m), leaving, dv, d_keys)
+  yield
+  for i, head in enumerate(pack.heads):
+    dg, d_beta = _through_gates(
+      pack, i, reads[i], leaving[i] * left[i], pairs, dv[i], new[i]
+    )
+    d_gates[head] = dg
+    d_gates[head + pack.gates.values] = d_beta
+
+
+def _weights(
+  pack: Pack, new: list[jax.Array], dv: list[jax.Array], decay: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """w and m, [C, 2 C] each; 0 in the half of a missing head."""
+  both = above(beside(pack.d_out), beside(pack.narrowed(dv)))
+  found = pack.dot(both, apart(pack.narrowed(new)), (1, 1))  # [2 C, 2 C]
+  row, lane = iota((CHUNK, LANES), 0), iota((CHUNK, LANES), 1)
+  strictly = row > (lane & CHUNK - 1)
+  w = pack.ref.scale[0] * found[:CHUNK] * decay
+  return w, jnp.where(strictly, -found[CHUNK:] * decay, 0.0)
+
+
+def _through_keys(
+  pack: Pack,
+  weights: jax.Array,
+  leaving: list[jax.Array],
+  dv: list[jax.Array],
+  d_keys: dict[int, jax.Array],
+) -> None:
+  """Gradients of q and k, and the cotangents of the states before the chunk."""
+  ref = pack.ref
+  leaving = pack.narrowed(leaving)
+  # The weight of the state in a token's output, and in its error.
+  reading = [
+    above(ref.scale[0] * e * x.astype(jnp.float32), -e * y)
+    for e, x, y in zip(pack.enter, pack.d_out, dv)
+  ]
+  reading = pack.narrowed(reading)
+  weights = weights.astype(ref.k.dtype)
+  for i, (key, group) in enumerate(zip(pack.keys, pack.groups)):
+    own = [pack.heads.index(head) for head in group]
+    q_k = above(pack.q[i], pack.k[i])
+    zero = jnp.zeros_like(pack.k[i])
+    by_row = above(*(pack.k[i] if n in own else zero for n in range(2)))
+    turned = pack.dot(weights, q_k, (0, 0))  # [2 C, Dk]
+    inputs = beside([reading[n] for n in own])  # [2 C, Dv] a head
+    states = beside([pack.states[head] for head in group])
+    found = pack.dot(inputs, states, (1, 1)) + pack.dot(weights, by_row)
+    written = pack.dot(
+      beside([leaving[n] for n in own]),
+      beside([pack.narrow[head] for head in group]),
+      (1, 1),
+    )
+    written = written + sum(turned[rows(n)] for n in own)
+    found = found + above(jnp.zeros_like(written), written)
+    d_keys[key] = d_keys[key] + found if key in d_keys else found
+    before = split(pack.dot(q_k, inputs, (0, 0)))
+    for head, x in zip(group, before):
+      keep = spread(pack.gates.enter[CHUNK - 1 :], head)
+      ref.d_state[0, head] = keep * pack.d_states[head] + x
+
+
+def _through_gates(
+  pack: Pack,
+  i: int,
+  reads: jax.Array,
+  carried: jax.Array,
+  pairs: jax.Array,
+  dv: jax.Array,
+  new: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """What columns hold of the gradients of G and of beta: [C, 1] each."""
+  head, scale = pack.heads[i], pack.ref.scale[0]
+  d_out = pack.d_out[i].astype(jnp.float32)
+
+  def total(x: jax.Array) -> jax.Array:
+    return jnp.sum(x, axis=1, keepdims=True)
+
+  reading = scale * d_out * reads[:CHUNK] - dv * reads[CHUNK:]
+  # A pack's half of its own head.
+  own = iota((CHUNK, LANES), 1) >> 6 == i
+  dg = total(pack.enter[i] * reading - carried + jnp.where(own, pairs, 0.0))
+  # All that leaves a chunk has the decay of its last token.
+  keep = spread(pack.gates.enter[CHUNK - 1 :], head)
+  held = keep * pack.states[head].astype(jnp.float32) * pack.d_states[head]
+  whole = jnp.sum(held, axis=0, keepdims=True)
+  whole = total(whole + jnp.sum(carried, axis=0, keepdims=True))
+  dg = dg + jnp.where(iota((CHUNK, 1), 0) == CHUNK - 1, whole, 0.0)
+  at = head + 2 * pack.gates.values
+  beta = pack.gates.cols[:, at : at + 1]
+  return dg, total(dv * new) / (beta * beta)

@@ -1,0 +1,303 @@
+"""The gated delta rule on a TPU: all of it in one kernel, its gradient too.
+
+A, T, u, w and new values never leave vector memory. The forward pass of a
+gradient writes T of every chunk and the state before it, which the backward
+pass reads; `jax.checkpoint` knows them as "chunk_inverse" and "chunk_states".
+
+Kept for the backward pass, bytes a token and value head, R value heads a key
+head, of bfloat16 operands: q and k 512 / R, v 256, gates 8, T 128, states 512.
+Where a program may be lowered for other platforms as well, T and states are
+computed again instead.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas import tpu as pltpu
+
+from neumann_jax import backends
+from neumann_jax.chunk_inverse.kernels import tpu
+from neumann_jax.delta_rule import gates, layout
+from neumann_jax.delta_rule.inputs import Operands
+from neumann_jax.delta_rule.kernels import (
+  tpu_backward,
+  tpu_forward,
+  tpu_plan,
+)
+from neumann_jax.delta_rule.kernels.tpu_plan import CHUNK, LANES, Plan
+from neumann_jax.delta_rule.options import RuleOptions
+
+# (how, operands, scale, initial_state, segment_ids) -> out, final state.
+Rule = Callable[..., tuple[jax.Array, jax.Array]]
+
+# dbeta divides by beta; a smaller one writes nothing that float32 adds.
+_LEAST_BETA = 2.0**-40
+
+
+def takes(arrays: Operands, how: RuleOptions) -> bool:
+  """Whether the kernels may compute the rule; says why not, once."""
+  if not how.fused or how.implementation not in ("auto", "tpu", "interpret"):
+    return False
+  # A mesh of CPUs may stand for TPUs that a program is lowered for.
+  if how.implementation == "auto" and _platform() in ("gpu", "cuda", "rocm"):
+    return False
+  reason = refusal(how, arrays)
+  if reason is not None:
+    _log_fallback(reason)
+  return reason is None
+
+
+def refusal(how: RuleOptions, arrays: Operands, *rest: Any) -> str | None:
+  """Why the kernels cannot run, as a clause, or None if they can.
+
+  Args:
+    how: the options of the rule.
+    arrays: the operands; only shapes and types are read.
+    *rest: what else the rule is given.
+  """
+  del rest
+  q, k, v = arrays.q, arrays.k, arrays.v
+  types = [str(x.dtype) for x in (q, k, v)]
+  if types not in (["bfloat16"] * 3, ["float32"] * 3):
+    return f"q, k and v must all be bfloat16 or float32, got {', '.join(types)}"
+  if how.chunk_size != CHUNK:
+    return f"chunk size {how.chunk_size} is not {CHUNK}"
+  if (k.shape[-1], v.shape[-1]) != (LANES, LANES):
+    widths = f"{k.shape[-1]} and {v.shape[-1]}"
+    return f"Dk and Dv must be {LANES}, got {widths}"
+  ratio = v.shape[-2] // k.shape[-2]
+  if ratio > tpu_plan.MOST_VALUES:
+    return (
+      f"a key head may have {tpu_plan.MOST_VALUES} value heads, got {ratio}"
+    )
+  quant = how.spec.quant
+  if quant is not None and quant.scale == "envelope":
+    return "a fused kernel has no envelope; use QuantSpec(scale='dynamic')"
+  plan = tpu_plan.plan(v.shape[1], k.shape[2], v.shape[2])
+  return tpu.refusal(how.inverse, CHUNK) or tpu.too_large(
+    plan.bytes(k.dtype.itemsize)
+  )
+
+
+@functools.cache
+def _log_fallback(reason: str) -> None:
+  logging.info("the rule is a kernel and a scan on a TPU: %s", reason)
+
+
+def rule(
+  operation: backends.Operation,
+  arrays: Operands,
+  scale: jax.Array,
+  initial_state: jax.Array | None,
+  segment_ids: jax.Array | None,
+  how: RuleOptions,
+) -> tuple[jax.Array, jax.Array]:
+  """`gated_delta_rule` in kernels, where `takes` says so.
+
+  Args:
+    operation: from `operation`.
+    arrays: the operands.
+    scale: of the output.
+    initial_state: [B, Hv, Dk, Dv] or None.
+    segment_ids: [B, T] or None.
+    how: the options of the rule.
+  """
+  given = (arrays, jnp.asarray(scale, jnp.float32), initial_state)
+  # Under `jax.shard_map` cotangents must vary as what they belong to does.
+  leaves = jax.tree.leaves(given)
+  given = jax.tree.map(lambda x: layout.varying_as(x, leaves), given)
+  return backends.run(operation, how.implementation, how, *given, segment_ids)
+
+
+def operation(plain: Rule) -> backends.Operation:
+  """The rule as an operation.
+
+  Args:
+    plain: the rule without these kernels, for "auto" on other platforms.
+  """
+
+  def fwd(implementation, how, *operands):
+    if implementation == "auto" and not _on_tpu():
+      out = backends.run(found, implementation, how, *operands)
+      return out, (operands, None)
+
+    def elsewhere(*operands):
+      kept = jax.eval_shape(kernels, *operands)[1]
+      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kept)
+      return plain(how, *operands), zeros
+
+    kernels = functools.partial(forward, how)
+    out, kept = _on(implementation, kernels, elsewhere, *operands)
+    named = (
+      checkpoint_name(x, name)
+      for x, name in zip(kept, ("chunk_inverse", "chunk_states"))
+    )
+    return out, (operands, tuple(named))
+
+  def bwd(implementation, how, residuals, cotangents):
+    def elsewhere(operands, kept, cotangents):
+      del kept
+      *floats, ids = operands
+      _, pull = jax.vjp(lambda *x: plain(how, *x, ids), *floats)
+      return pull(cotangents)
+
+    kernels = functools.partial(backward, how)
+    out = _on(implementation, kernels, elsewhere, *residuals, cotangents)
+    return (*out, None)
+
+  found = backends.Operation(
+    plain, {"tpu": backends.Kernel(refusal, launch)}, fwd=fwd, bwd=bwd
+  )
+  return found
+
+
+def _on(implementation: str, kernels: Callable, elsewhere: Callable, *args):
+  """One of two computations, as `backends.run` chooses."""
+  if implementation == "interpret":
+    return kernels(*args, interpret=pltpu.InterpretParams())
+  if implementation == "tpu":
+    return kernels(*backends.bound_to(implementation, args))
+  return lax.platform_dependent(
+    *args, default=_varying(elsewhere), tpu=_varying(kernels)
+  )
+
+
+def _varying(form: Callable) -> Callable:
+  """Under `jax.shard_map` what a form gives must say that it varies."""
+
+  def marked(*args):
+    leaves = jax.tree.leaves(args)
+    return jax.tree.map(lambda x: layout.varying_as(x, leaves), form(*args))
+
+  return marked
+
+
+def _platform() -> str | None:
+  """The platform that a program is for, where `use_abstract_mesh` names it."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return None if device is None else device.platform
+
+
+def _on_tpu() -> bool:
+  """Whether a program is known to be for a TPU alone."""
+  platform = _platform()
+  return _has_tpu() if platform is None else platform == "tpu"
+
+
+@functools.cache
+def _has_tpu() -> bool:
+  try:
+    return bool(jax.devices("tpu"))
+  except RuntimeError:
+    return False
+
+
+def launch(
+  how: RuleOptions,
+  arrays: Operands,
+  scale: jax.Array,
+  initial_state: jax.Array | None,
+  segment_ids: jax.Array | None,
+  **options: Any,
+) -> tuple[jax.Array, jax.Array]:
+  """`gated_delta_rule` by the kernel, of operands that `refusal` allows.
+
+  Args:
+    how: the options of the rule.
+    arrays: the operands.
+    scale: of the output.
+    initial_state: [B, Hv, Dk, Dv] or None.
+    segment_ids: [B, T] or None.
+    **options: `interpret`, as of `tpu_forward.forward`.
+  """
+  plan, args = _prepared(arrays, scale, initial_state, segment_ids)
+  out, final = tpu_forward.forward(*args, spec=how.inverse, how=plan, **options)
+  return out[:, : arrays.v.shape[1]], final
+
+
+def _prepared(arrays, scale, initial_state, segment_ids) -> tuple[Plan, tuple]:
+  """What a grid step holds, and what the forward kernel takes."""
+  # Documents reach the kernel as tokens that forget.
+  decay = gates.finite_decay(arrays.log_decay, segment_ids)
+  state = layout.grouped_state(initial_state, arrays.k, arrays.v)
+  plan = tpu_plan.plan(arrays.v.shape[1], arrays.k.shape[2], arrays.v.shape[2])
+  given = arrays._replace(log_decay=decay)
+  padded = Operands(*(layout.padded(x, plan.tokens) for x in given))
+  # After padding, whose tokens then write next to nothing of zeros.
+  beta = jnp.maximum(padded.beta.astype(jnp.float32), _LEAST_BETA)
+  args = (
+    *padded._replace(beta=beta),
+    jnp.asarray(scale, jnp.float32),
+    layout.flat_state(state),
+  )
+  # Under `jax.shard_map` all that enters a kernel must vary alike.
+  return plan, tuple(layout.varying_as(x, args) for x in args)
+
+
+def forward(
+  how: RuleOptions, *operands: Any, **options: Any
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+  """`launch`, and what `backward` reads: T and the states of chunks."""
+  plan, args = _prepared(*operands)
+  out, final, t, states = tpu_forward.forward(
+    *args, spec=how.inverse, how=plan, keep=True, **options
+  )
+  return (out[:, : operands[0].v.shape[1]], final), (t, states)
+
+
+def backward(
+  how: RuleOptions,
+  operands: tuple,
+  kept: tuple[jax.Array, jax.Array] | None,
+  cotangents: tuple[jax.Array, jax.Array],
+  **options: Any,
+) -> tuple[Operands, jax.Array, jax.Array | None]:
+  """Cotangents of the operands, the scale and the initial state.
+
+  Args:
+    how: the options of the rule.
+    operands: arrays, scale, initial_state and segment_ids of `launch`.
+    kept: from `forward`; None computes it again.
+    cotangents: of the outputs and the final state.
+    **options: `interpret`, as of `tpu_forward.forward`.
+  """
+  arrays, _, initial_state, segment_ids = operands
+  if kept is None:
+    _, kept = forward(how, *operands, **options)
+  plan, args = _prepared(*operands)
+  d_out = layout.padded(cotangents[0].astype(arrays.v.dtype), plan.tokens)
+  given = (*kept, d_out, cotangents[1].astype(jnp.float32))
+  t, states, d_out, d_final = (layout.varying_as(x, args) for x in given)
+  # A chunk a step: without an inverse there is no group of packs to fill, and
+  # twice as much would compile twice as long.
+  one = plan._replace(chunks=1)
+  q, k, v, decay, beta, scale, _ = args
+  found = tpu_backward.gradients(
+    *(q, k, v, decay, beta, scale, t, states, d_out, d_final),
+    how=one,
+    **options,
+  )
+  d_arrays = Operands(
+    *(
+      y[:, : x.shape[1]].astype(x.dtype)
+      for x, y in zip(arrays, found, strict=False)
+    )
+  )
+  # A decay that was cut has no gradient.
+  _, pull = jax.vjp(
+    lambda x: gates.finite_decay(x, segment_ids), arrays.log_decay
+  )
+  (d_decay,) = pull(d_arrays.log_decay.astype(jnp.float32))
+  # The outputs are linear in q, so that this is <dO, o> as well.
+  d_scale = jnp.sum(q.astype(jnp.float32) * found.q.astype(jnp.float32))
+  d_scale = d_scale / jnp.where(scale == 0, 1e-30, scale)
+  d_state = None
+  if initial_state is not None:
+    d_state = found.state.astype(initial_state.dtype)
+  return d_arrays._replace(log_decay=d_decay), d_scale, d_state

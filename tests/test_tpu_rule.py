@@ -1,0 +1,312 @@
+"""The whole rule in one TPU kernel: interpreted, lowered and compiled."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.experimental.pallas import tpu as pltpu
+
+import neumann_jax
+from neumann_jax import InverseSpec, QuantSpec, RuleOptions
+from neumann_jax.delta_rule import tpu_rule
+from neumann_jax.delta_rule.inputs import Operands
+from neumann_jax.delta_rule.kernels import tpu_plan
+from tests import oracles, tpu_compiler
+
+FLOAT32, BF16 = InverseSpec(), InverseSpec(precision="bfloat16")
+WIDTH = 128
+
+
+@functools.cache
+def problem(length, ratio=2, key_heads=1, resets=False, beta=2.0, rows=None):
+  """A row a key family, or some of them."""
+  p = oracles.problem(
+    length,
+    ratio=ratio,
+    key_heads=key_heads,
+    dk=WIDTH,
+    dv=WIDTH,
+    beta=(0.0, beta),
+  )
+  if resets:
+    p.log_decay[:, 20:60:7] = -np.inf
+    p.log_decay[:, 10] = -50.0
+  return oracles.Problem(*(x[:rows] for x in p))
+
+
+@functools.partial(oracles.quick_jit, static_argnames=("spec", "interpret"))
+def kernel(p, ids=None, spec=FLOAT32, interpret=True):
+  """The forward kernel's body, run on the CPU."""
+  how = RuleOptions(spec=spec, fused=True, implementation="tpu")
+  arrays = Operands(*map(jnp.asarray, p[:5]))
+  assert tpu_rule.refusal(how, arrays) is None
+  scale = jnp.float32(WIDTH**-0.5)
+  return tpu_rule.launch(how, arrays, scale, p[5], ids, interpret=interpret)
+
+
+def test_float32_against_the_recurrence():
+  """Every family, a ragged end, a state, documents, tokens that forget."""
+  one, many = np.zeros((oracles.FAMILY_COUNT, 70), int), oracles.documents(70)
+  for p, ids in (
+    (problem(70), one),
+    (problem(70), many),
+    (problem(70, resets=True), one),
+  ):
+    truth = oracles.delta_rule(p, ids)
+    oracles.assert_close(kernel(p, ids), truth, oracles.FLOAT32_RULE)
+
+
+@pytest.mark.parametrize(
+  "key_heads, ratio",
+  [
+    (1, 1),
+    *(
+      pytest.param(*heads, marks=pytest.mark.slow)
+      for heads in [(2, 1), (1, 3), (2, 3), (1, 4)]
+    ),
+  ],
+)
+def test_grouped_heads(key_heads, ratio):
+  """Packs of one key head, of two, and with one head left over."""
+  p = problem(64, ratio, key_heads)
+  oracles.assert_close(kernel(p), oracles.delta_rule(p), oracles.FLOAT32_RULE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beta", [1.0, 2.0])
+def test_bfloat16_against_the_recurrence(beta):
+  """As near as in XLA; the ladder's own errors double with beta."""
+  p, rounded = oracles.narrow(problem(130, beta=beta), jnp.bfloat16)
+  out, final = kernel(p, spec=BF16)
+  assert out.dtype == jnp.bfloat16 and final.dtype == jnp.float32
+  for found, want in zip((out, final), oracles.delta_rule(rounded)):
+    errors = oracles.rms_error(found, want)
+    assert errors[0] <= oracles.NARROW_RULE["bfloat16"]
+    assert errors.max() <= beta * oracles.NARROW_RULE_ANY["bfloat16"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "spec, interpreter",
+  [
+    (InverseSpec("newton"), True),
+    (InverseSpec(quant=QuantSpec(16, "dynamic", integer=True)), True),
+    (InverseSpec(refine=1), pltpu.InterpretParams()),
+  ],
+)
+def test_other_inverses(spec, interpreter):
+  """Any method and arithmetic; on the simulated TPU, memory is NaN at first."""
+  p = problem(64, rows=3)
+  limit = oracles.FLOAT32_RULE
+  if spec.quant is not None:
+    limit = 10 * oracles.DESIGN_TABLE_BETA_2["int16"]
+  found = kernel(p, spec=spec, interpret=interpreter)
+  oracles.assert_close(found, oracles.delta_rule(p), limit)
+
+
+def check_gradients(p, ids, dtype, tolerance, error, interpret=True):
+  """Against the adjoint of the float64 recurrence."""
+  p, wide = oracles.narrow(p, dtype)
+  rng = np.random.default_rng(1)
+  d_out, d_state = (rng.standard_normal(x.shape) for x in (p.v, p[5]))
+  d_out, d_state = jnp.asarray(d_out, dtype), jnp.asarray(d_state, jnp.float32)
+  how = RuleOptions(spec=BF16 if dtype == jnp.bfloat16 else FLOAT32, fused=True)
+  scale = jnp.float32(WIDTH**-0.5)
+
+  @oracles.quick_jit
+  def gradient(p):
+    operands = (Operands(*p[:5]), scale, p[5], ids)
+    _, kept = tpu_rule.forward(how, *operands, interpret=interpret)
+    return tpu_rule.backward(
+      how, operands, kept, (d_out, d_state), interpret=interpret
+    )
+
+  arrays, d_scale, d_initial = gradient(p)
+  truth = wide.under(
+    functools.partial(
+      oracles.delta_rule_adjoint,
+      d_out=np.asarray(d_out, np.float64),
+      d_state=np.asarray(d_state, np.float64),
+    ),
+    ids,
+  )
+  for found, want in zip((*arrays, d_initial), truth, strict=True):
+    assert np.max(error(found.astype(jnp.float32), want)) <= tolerance
+  # The outputs are linear in the scale.
+  out = oracles.delta_rule(wide, ids)[0] * np.asarray(d_out, np.float64)
+  size = np.sqrt((out**2).sum())
+  assert abs(float(d_scale) * scale - out.sum()) <= tolerance * size
+
+
+def test_gradients_of_one_chunk():
+  limit = oracles.FLOAT32_RULE_GRADIENT
+  check_gradients(problem(50), None, jnp.float32, limit, oracles.error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "key_heads, ratio, length, packed",
+  [(1, 2, 130, True), (2, 1, 64, False), (2, 3, 64, False), (1, 4, 64, False)],
+)
+def test_gradients(key_heads, ratio, length, packed):
+  """Of every family, over chunks, between documents, of grouped heads."""
+  p = problem(length, ratio, key_heads)
+  ids = oracles.documents(length) if packed else None
+  limit = oracles.FLOAT32_RULE_GRADIENT
+  check_gradients(p, ids, jnp.float32, limit, oracles.error)
+
+
+@pytest.mark.slow
+def test_gradients_behind_tokens_that_forget():
+  """The float64 adjoint has no gradient at -inf: decays of e^-50."""
+  p = problem(70, rows=3)
+  forgets = np.isin(np.arange(70), range(20, 60, 7))[:, None]
+  p = p._replace(log_decay=np.where(forgets, np.float32(-50), p.log_decay))
+  limit = oracles.FLOAT32_RULE_GRADIENT
+  check_gradients(p, None, jnp.float32, limit, oracles.error)
+
+
+@pytest.mark.slow
+def test_gradients_of_bfloat16():
+  """Every product rounds its operands, as those of the rule in XLA do."""
+  check_gradients(problem(130), None, jnp.bfloat16, 3e-2, oracles.rms_error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", ["interpret", "auto"])
+def test_gradients_by_the_public_door(implementation):
+  """On a simulated TPU, whose memory is NaN until it is written, or in XLA."""
+  p, ids = problem(70, rows=1), oracles.documents(70)[:1]
+  rule = functools.partial(
+    neumann_jax.gated_delta_rule, fused=True, implementation=implementation
+  )
+  ones = jnp.ones_like(p.v), jnp.ones_like(p[5])
+
+  @oracles.quick_jit
+  def gradient(p):
+    return jax.vjp(lambda p: p.under(rule, ids), p)[1](ones)[0]
+
+  truth = p.under(
+    functools.partial(
+      oracles.delta_rule_adjoint, d_out=ones[0], d_state=ones[1]
+    ),
+    ids,
+  )
+  limit = oracles.FLOAT32_RULE_GRADIENT
+  oracles.assert_close(tuple(gradient(p)), truth, limit)
+
+
+def shapes(b=2, t=200, hk=2, hv=4, dk=WIDTH, dv=WIDTH, dtype=jnp.bfloat16):
+  keys = jax.ShapeDtypeStruct((b, t, hk, dk), dtype)
+  values = jax.ShapeDtypeStruct((b, t, hv, dv), dtype)
+  gate = jax.ShapeDtypeStruct((b, t, hv), jnp.float32)
+  return Operands(keys, keys, values, gate, gate)
+
+
+@pytest.mark.parametrize(
+  "given, options, reason",
+  [
+    ({"dtype": jnp.float16}, {}, "q, k and v must all be bfloat16 or float32"),
+    ({}, {"chunk_size": 32}, "chunk size 32 is not 64"),
+    ({"dk": 64}, {}, "Dk and Dv must be 128, got 64 and 128"),
+    ({"dv": 256}, {}, "Dk and Dv must be 128, got 128 and 256"),
+    ({"hk": 1, "hv": 43}, {}, "a key head may have 42 value heads, got 43"),
+    ({}, {"spec": InverseSpec("exact")}, 'method "exact" has no kernel'),
+    ({}, {"spec": InverseSpec(precision="float16")}, "a TPU has no float16"),
+    ({}, {"spec": InverseSpec(quant=QuantSpec(8))}, "a fused kernel has no en"),
+    ({}, {}, None),
+  ],
+)
+def test_refusals(given, options, reason):
+  how = RuleOptions(fused=True, **options)
+  found = tpu_rule.refusal(how, shapes(**given))
+  assert found is None if reason is None else found.startswith(reason)
+
+
+@pytest.mark.parametrize(
+  "kind, fits", [("TPU v4", False), ("TPU v5 lite", True), ("TPU7x", True)]
+)
+def test_a_tpu_with_little_memory_is_refused_by_name(kind, fits):
+  device = jax.sharding.AbstractDevice(kind, 1, "tpu")
+  mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+  with jax.sharding.use_abstract_mesh(mesh):
+    how = RuleOptions(fused=True)
+    found = tpu_rule.refusal(how, shapes(hk=16, hv=32, dtype=jnp.float32))
+  assert found is None if fits else "a TPU v4 has 16 MiB" in found
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (1, 3), (2, 6), (16, 16), (16, 64)])
+@pytest.mark.parametrize("length", [1, 64, 200, 8192])
+def test_plans_hold_every_head_and_chunk(heads, length):
+  plan = tpu_plan.plan(length, *heads)
+  assert heads[0] % plan.keys == 0 and plan.ratio == heads[1] // heads[0]
+  steps = -(-length // plan.tokens)
+  assert (steps - 1) * plan.tokens < length
+  assert plan.values <= tpu_plan.MOST_VALUES
+  # No more is padded than a chunk a step.
+  assert steps * plan.chunks - -(-length // tpu_plan.CHUNK) < steps
+
+
+# --- Compiled without a TPU, by libtpu ---------------------------------------
+
+# name: heads, length, type of the operands, inverse.
+COMPILED = {
+  "bfloat16": ((2, 4), 200, "bfloat16", BF16),
+  "float32, odd heads": ((1, 3), 64, "float32", InverseSpec()),
+  "refined": ((2, 2), 130, "bfloat16", InverseSpec(refine=1)),
+}
+COMPILED_SLOWLY = {
+  f"{ratio} value heads a key head": (
+    (16, 16 * ratio),
+    8192,
+    "bfloat16",
+    BF16,
+  )
+  for ratio in (1, 2, 3, 4)
+} | {
+  "float32": ((16, 32), 512, "float32", InverseSpec()),
+  "int8": (
+    (2, 4),
+    128,
+    "bfloat16",
+    InverseSpec(quant=QuantSpec(8, "dynamic", integer=True)),
+  ),
+  "newton": ((2, 4), 128, "bfloat16", InverseSpec("newton")),
+}
+
+
+def compile_all(topology, names):
+  """Prints what became of every case: runs in a process of its own."""
+  device = topologies.get_topology_desc(topology, "tpu").devices[0]
+  sharding = jax.sharding.SingleDeviceSharding(device)
+  said = {}
+  for case, options in [x for name in names for x in globals()[name].items()]:
+    (hk, hv), length, dtype, spec = options
+    arrays = shapes(1, length, hk, hv, dtype=jnp.dtype(dtype))
+    form = functools.partial(
+      neumann_jax.gated_delta_rule, spec=spec, fused=True, implementation="tpu"
+    )
+    try:
+      text = (
+        jax.jit(form, in_shardings=sharding, out_shardings=sharding)
+        .lower(*arrays)
+        .compile()
+        .as_text()
+      )
+      called = "neumann_rule_forward" in text
+      said[case] = "" if called else "no kernel in the program"
+    except Exception as error:
+      said[case] = str(error)[:500]
+  print(json.dumps(said))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", tpu_compiler.KINDS)
+def test_compiles_for_every_kind_of_tpu(kind):
+  names = ["COMPILED", "COMPILED_SLOWLY"]
+  found = tpu_compiler.run("tests.test_tpu_rule", kind, names)
+  assert found == dict.fromkeys(COMPILED | COMPILED_SLOWLY, "")
