@@ -52,10 +52,19 @@ def test_what_is_built_again_meets_the_same_program():
   assert sampling._run._cache_size() == before + 1
   assert len({x.tobytes() for x in found}) == 4
   # The spectrum is that of the call, not of the program.
+  x, _ = pj.run(pj.nfc(config, spectrum=4 * prior.spectrum), *case)
+  assert np.abs(x - found[-1]).max() > 1e-3
+  assert sampling._run._cache_size() == before + 1
+
+
+@pytest.mark.slow
+def test_a_spectrum_is_the_same_as_an_operand_and_as_a_constant():
+  prior, config = _prior(), pj.NFCConfig(levels=2)
+  case = prior.denoise, _observation(0), jax.random.key(0)
   own = compose(parts_of(config, prior.spectrum), levels_of(config))
-  x, _ = pj.run(own, *case)
-  np.testing.assert_allclose(x, found[-1], atol=1e-5)
-  assert sampling._run._cache_size() == before + 2
+  found, _ = pj.run(pj.nfc(config, spectrum=prior.spectrum), *case)
+  expected, _ = pj.run(own, *case)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_recorded_and_streamed_are_as_equal_as_what_they_wrap():

@@ -8,7 +8,6 @@ float32 inverse under the same weights. `--resume` goes on after the rows that
 `--workdir` has. The last line printed names the report.
 """
 
-import pathlib
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -61,10 +60,9 @@ def inputs(evaluation: Evaluation) -> dict[str, str]:
   settings = evaluation.settings
   found = writing.digests("text", text_windows.files(settings.text))
   folder = text_model.find(settings.checkpoint).folder
-  files = () if folder is None else sorted(folder.iterdir())
-  return found | writing.digests(
-    "checkpoint", filter(pathlib.Path.is_file, files)
-  )
+  files = [] if folder is None else sorted(folder.iterdir())
+  files = [path for path in files if path.is_file()]
+  return found | writing.digests("checkpoint", files)
 
 
 def evaluate_lm(evaluation: Evaluation, run: record.Run) -> None:
