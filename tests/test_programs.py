@@ -82,7 +82,7 @@ def test_recorded_and_streamed_are_as_equal_as_what_they_wrap():
   ):
     assert kind(wrap(_nfc(prior))) == kind(wrap(_nfc(prior)))
     assert kind(wrap(_nfc(prior))) != kind(_nfc(prior))
-    assert kind(wrap(_nfc(prior))) != kind(wrap(_nfc(prior, tolerance=1e-3)))
+    assert kind(wrap(_nfc(prior))) != kind(wrap(_nfc(prior, inner_noise_std=0.1)))
   other = pj.streamed(_nfc(prior), lambda step, info: None)
   assert kind(other) != kind(pj.streamed(_nfc(prior), one))
 
@@ -116,7 +116,7 @@ def test_a_server_of_500_calls_stays_as_small_as_after_50():
   """Programs, maps and memory: all samplers are built anew for every call."""
   samplers = (
     lambda prior: _nfc(prior),
-    lambda prior: _nfc(prior, tie="probed"),
+    lambda prior: _nfc(prior, inner_noise_std=0.1),
     lambda prior: baselines.dps(baselines.DPSConfig.published(levels=3)),
     lambda prior: baselines.ddrm(baselines.DDRMConfig.published(levels=3)),
   )
