@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # What is asked for by these alone: pillow would run Ghostscript for others.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 # Of a camera; decoded to colour they take three bytes each.
-MOST_PIXELS = 1 << 26
+MOST_SIDE, MOST_PIXELS = 1 << 15, 1 << 26
 
 T = TypeVar("T")
 
@@ -23,6 +23,7 @@ def read(
   path: pathlib.Path,
   look: Callable[["PIL.Image.Image"], T],
   *,
+  most_side: int = MOST_SIDE,
   most_pixels: int = MOST_PIXELS,
 ) -> T:
   """What `look` makes of a picture.
@@ -31,7 +32,8 @@ def read(
     path: of a PNG, JPEG, WebP, BMP or TIFF file.
     look: called with the picture, not yet decoded; what it raises counts as
       the picture's fault.
-    most_pixels: width times height of what is decoded at all.
+    most_side: width and height of what is decoded at all.
+    most_pixels: their product.
 
   Raises:
     FileNotFoundError: if there is no file.
@@ -47,10 +49,12 @@ def read(
     try:
       with PIL.Image.open(path, formats=FORMATS) as picture:
         width, height = picture.size
-        if width * height <= most_pixels:
+        small = max(width, height) <= most_side
+        if small and width * height <= most_pixels:
           return look(picture)
     except Exception as error:  # its parsers raise whatever they run into
       raise ValueError(clean(str(error))) from None
   raise ValueError(
-    f"has {width} x {height} pixels, more than the {most_pixels} that are read"
+    f"has {width} x {height} pixels, more than are read: {most_side} a side, "
+    f"{most_pixels} in all"
   )

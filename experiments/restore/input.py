@@ -78,7 +78,7 @@ def read_picture(file: str) -> tuple[np.ndarray, str]:
   _check_file("image", file)
   try:
     mode, clear, grey, pixels = picture_file.read(
-      pathlib.Path(file), look, most_pixels=MOST**2
+      pathlib.Path(file), look, most_side=MOST
     )
   except ValueError as error:
     raise ValueError(
@@ -90,8 +90,11 @@ def read_picture(file: str) -> tuple[np.ndarray, str]:
     )
   clear = clear or mode[-1] in "Aa"
   said = f"the transparency of {file} is dropped" if clear else ""
-  pixels = pixels[..., None] if grey else pixels
-  return pixels.astype(np.float32) / 127.5 - 1, said
+  found = (pixels[..., None] if grey else pixels).astype(np.float32)
+  # In place: a picture of the largest size is 200 MB now.
+  found /= 127.5
+  found -= 1
+  return found, said
 
 
 def read_mask(file: str, size: tuple[int, int]) -> np.ndarray:
@@ -245,7 +248,7 @@ def _read_grey(name: str, file: str) -> np.ndarray:
   """[H, W] of 0 to 255."""
   try:
     pixels = picture_file.read(
-      pathlib.Path(file), photographs.in_colour, most_pixels=MOST**2
+      pathlib.Path(file), photographs.in_colour, most_side=MOST
     )
   except ValueError as error:
     raise ValueError(

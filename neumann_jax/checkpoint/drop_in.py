@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from foreign_files.folder import own_file
 from neumann_jax.checkpoint import hf_config, hf_layout, params
 from neumann_jax.checkpoint.hf_layout import Piece, Tensor
 from neumann_jax.checkpoint.safetensors_io import Files
@@ -67,7 +68,8 @@ def write(
   sources = params.Sources(model)
   for path in sorted(like.iterdir()):
     if path.is_file() and not path.name.endswith(_OTHER_WEIGHTS):
-      shutil.copyfile(path, folder / path.name)
+      # A link that leads out of `like` would bring another's file in.
+      shutil.copyfile(own_file(like, path.name), folder / path.name)
       if path.suffix == ".safetensors":
         _overwrite(folder / path.name, homes, sources)
 

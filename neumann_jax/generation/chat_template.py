@@ -9,6 +9,8 @@ import functools
 import json
 from typing import Any
 
+from foreign_files.messages import clean
+
 # What expressions of a template may raise.
 _PYTHONS = (TypeError, ValueError, ArithmeticError, LookupError, RecursionError)
 
@@ -31,8 +33,10 @@ def render(template: str, **variables: Any) -> str:
     return _compiled(template).render(**variables)
   except (jinja2.TemplateError, *_PYTHONS) as error:
     # The first sentence: what jinja2 adds is about itself.
-    reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")[:200]
-    raise ValueError(f"the chat template says: {reason}") from error
+    reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+    raise ValueError(
+      f"the chat template says: {clean(reason, most=200)}"
+    ) from error
 
 
 @functools.lru_cache(maxsize=8)

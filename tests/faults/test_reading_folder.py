@@ -96,6 +96,15 @@ def test_caches_of_the_hub_are_read(tmp_path):
     safetensors_io.Files(snapshot)
 
 
+def test_what_is_saved_like_a_folder_comes_of_that_folder(tmp_path):
+  """Its other files are copied; what a link of it leads to is not."""
+  folder = kinds.make(kinds.KINDS["config"], tmp_path)
+  model = checkpoint.load(folder)
+  with kinds.inside(folder), refused(ValueError, "leads out of it"):
+    checkpoint.save(model, tmp_path / "new", like=folder)
+  assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_weights_are_finite(value, tmp_path):
   model = kinds.make(kinds.KINDS["config"], tmp_path)

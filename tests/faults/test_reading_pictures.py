@@ -39,6 +39,9 @@ def test_pictures_are_measured_before_they_are_decoded(tmp_path):
   ):
     with cheap(), refused(ValueError, "has 13000 x 13000 pixels, more than"):
       read()
+  path.write_bytes(_png(5000, 8))
+  with cheap(), refused(ValueError, "has 5000 x 8 pixels, more than are read"):
+    restore_input.read_picture(str(path))
   path.write_bytes(_png(1000, 10**6))  # which pillow itself refuses
   with cheap(), refused(ValueError, "cannot be read as a picture"):
     restore_input.read_picture(str(path))
