@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from posterior_jax.base import Operator, SolveInfo
 from posterior_jax.linalg import fourier, solve
+from posterior_jax.linalg.svd import Svd
 from posterior_jax.operators.shapes import widened
 
 
@@ -70,6 +71,17 @@ class SceneBlur(Operator):
     """K^T M^T y."""
     y = widened("y", y, self.measurement_shape)
     return fourier.apply_transfer(self._framed(y), jnp.conj(self.transfer))
+
+  def svd(self) -> Svd:
+    """None that is fast.
+
+    Raises:
+      ValueError: always.
+    """
+    raise ValueError(
+      "svd needs boundary='circular', or 'reflect' with a separable kernel: "
+      "the blur of a scene has no fast one"
+    )
 
   def normal_solve(
     self,
