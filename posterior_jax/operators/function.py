@@ -48,6 +48,11 @@ class Function(Operator):
     return self.output_shape
 
   @property
+  def gridded(self) -> bool:
+    """Whether a measurement has the shape of an image, and may be a picture."""
+    return self.output_shape == self.image_shape
+
+  @property
   def gram_gain(self) -> jax.Array:
     """As probed when the operator was made."""
     return self.gain
