@@ -18,9 +18,15 @@ from posterior_jax.linalg.svd import Svd
 from posterior_jax.operators.shapes import widened
 
 
+class Correlation(Operator):
+  """Correlation with a kernel, whatever is assumed of the border."""
+
+  kernel: jax.Array  # [k, k], k odd
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class SceneBlur(Operator):
+class SceneBlur(Correlation):
   """y[i] = sum_j kernel[j] x[i + j]; made by `blur(boundary="valid")`.
 
   Attributes:
