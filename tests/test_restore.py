@@ -286,7 +286,7 @@ def test_scores_against_numpy():
     ({"kernel": "k.png"}, "kernel must be one of short, medium, long, or name"),
     ({"kernel": "{}/even.npy"}, "kernel must have two odd sides"),
     ({"kernel": "{}/negative.npy"}, "kernel must be finite and non-negative"),
-    ({"kernel": "{}/words.npy"}, "kernel .* cannot be read as .npy"),
+    ({"kernel": "{}/words.npy"}, "kernel must be finite and non-negative"),
     ({"kernel": "{}/zero.npy"}, "kernel must not be 0 everywhere"),
     (
       {"kernel": "{}/wide.npy", "boundary": "reflect"},

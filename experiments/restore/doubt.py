@@ -20,7 +20,7 @@ from experiments.data import degradations
 from experiments.restore import input
 from experiments.restore.job import Job
 from posterior_jax import NFCConfig, Observation, operators, priors
-from posterior_jax.base import normalised_residual
+from posterior_jax.base import SamplerState, State, normalised_residual
 from posterior_jax.nfc_sampler import Jacobian, Mean, Schedule
 
 # Of a residual. A converged run with everything right stays below, whichever
@@ -85,11 +85,14 @@ def second_opinion(job: Job, scene: np.ndarray) -> float:
   shape = (1, 1, *observation.operator.image_shape)
   image = jnp.broadcast_to(jnp.asarray(scene, jnp.float32), shape)
   x = image + START * jax.random.normal(key_start, shape)
-  state = sampler.init(key_start, observation, 1)._replace(x=x)
+  state = sampler.init(key_start, observation, 1)
+  assert isinstance(state, SamplerState)  # as NFC's is
+  state = state._replace(x=x)
   step = jax.jit(sampler.step)
+  found: State = state
   for key in keys:
-    state, _ = step(state, job.denoise, observation, key)
-  return float(normalised_residual(observation, state.x)[0, 0])
+    found, _ = step(found, job.denoise, observation, key)
+  return float(normalised_residual(observation, found.x)[0, 0])
 
 
 def flip_hint(given: Observation) -> str:
