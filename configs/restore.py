@@ -4,10 +4,15 @@ Command: python -m experiments.restore --config.image=photo.jpg
     --config.task=motion_blur --config.kernel=k.png
   The picture is the degraded one; --config.degrade=True degrades a clean one
   first and prints PSNR and SSIM against it.
-  task: super_resolution (x4), box_inpainting or random_inpainting (mask: a
-  picture, white where observed), gaussian_blur (std), motion_blur (kernel: a
-  picture, .npy or short, medium, long) or denoising.
-  noise_std is that of pixels in [-1, 1]: n levels of 255 are n / 127.5.
+  task: super_resolution (factor), box_inpainting or random_inpainting (mask: a
+  picture, white where observed; transparent pixels of the image are holes as
+  well), gaussian_blur (std), motion_blur (kernel: a picture, .npy or short,
+  medium, long; kernel_flip turns it), denoising, or custom (operator: a Python
+  file that defines operator(shape), which is run).
+  boundary: of blurs and super-resolution; "valid" restores what lies just
+  beyond the picture as well, "reflect" takes it for a mirror.
+  noise_std is that of pixels in [-1, 1]: n levels of 255 are n / 127.5; left
+  out it is estimated from the picture, 0 is what rounding leaves.
   prior: "" for the shipped one, NAME.json of train_prior, a diffusers
   directory, NAME.pt or NAME.safetensors of guided-diffusion, or "gaussian".
   method: any of `experiments/harness/samplers.py`; levels: denoiser calls an
@@ -23,6 +28,7 @@ it was drawn, so that --resume goes on with a run that was cut short.
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
@@ -35,9 +41,13 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
       "image": "",
       "task": "",
       "kernel": "",
+      "kernel_flip": False,
       "mask": "",
       "std": 3.0,
-      "noise_std": 0.05,
+      "factor": 4,
+      "operator": "",
+      "boundary": "valid",
+      "noise_std": config_dict.placeholder(float),
       "degrade": False,
       "method": "NFC",
       "levels": 20 if debug else 100,

@@ -67,7 +67,7 @@ def test_weights_may_be_in_several_files(pipeline):
   _same(priors.load_diffusers(folder), load("diffusers_old"))
   where[names[0]] = "../secret.safetensors"
   index.write_text(json.dumps({"weight_map": where}))
-  with refused(ValueError, "must name files beside it, got '../secret"):
+  with refused(ValueError, "must name files of its own folder, got '../secret"):
     priors.load_diffusers(folder)
 
 

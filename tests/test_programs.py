@@ -82,7 +82,9 @@ def test_recorded_and_streamed_are_as_equal_as_what_they_wrap():
   ):
     assert kind(wrap(_nfc(prior))) == kind(wrap(_nfc(prior)))
     assert kind(wrap(_nfc(prior))) != kind(_nfc(prior))
-    assert kind(wrap(_nfc(prior))) != kind(wrap(_nfc(prior, inner_noise_std=0.1)))
+    assert kind(wrap(_nfc(prior))) != kind(
+      wrap(_nfc(prior, inner_noise_std=0.1))
+    )
   other = pj.streamed(_nfc(prior), lambda step, info: None)
   assert kind(other) != kind(pj.streamed(_nfc(prior), one))
 

@@ -9,7 +9,7 @@ import pytest
 
 import posterior_jax as pj
 from posterior_jax.base import check_observation
-from posterior_jax.nfc_sampler import levels_of
+from posterior_jax.nfc_sampler import Sigma, levels_of
 from tests.oracles import refused
 
 RNG = np.random.default_rng(0)
@@ -93,7 +93,7 @@ def test_a_denoiser_that_fails_is_an_error():
   """By the level at which it does; jina-ai/discoart#100: a black picture."""
   prior = pj.priors.gaussian_prior(pj.priors.power_law_spectrum(*SHAPE[:2]))
 
-  config = pj.NFCConfig.calibrated(levels=4, tie="sigma", inflation=1.0)
+  config = pj.NFCConfig.calibrated(levels=4, width=Sigma())
   limit = 1.01 * float(levels_of(config).sigma[2])
 
   def failing(x, sigma):

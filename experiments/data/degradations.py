@@ -56,13 +56,20 @@ def build_problems(
 
 
 def as_image(observation: posterior_jax.Observation) -> jax.Array:
-  """The measurement at the image's size, [N, H, W, 3].
+  """The measurement at the picture's size, [N, H, W, 3].
 
   Small ones are enlarged by cubic interpolation; dropped pixels become grey.
+  What is no picture is shown as A^T y, scaled to fit.
   """
   y, operator = observation.y, observation.operator
-  if operator.measurement_shape != operator.image_shape:
-    return jax.image.resize(y, (len(y), *operator.image_shape), "cubic")
+  if not operator.pictorial:
+    back = operator.interior(operator.adjoint(y))
+    return back / jnp.maximum(jnp.abs(back).max(), 1e-30)
+  picture = jax.eval_shape(
+    operator.interior, jax.ShapeDtypeStruct(operator.image_shape, y.dtype)
+  )
+  if operator.measurement_shape != picture.shape:
+    return jax.image.resize(y, (len(y), *picture.shape), "cubic")
   return y * operator.observed
 
 

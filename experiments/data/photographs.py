@@ -112,15 +112,20 @@ def in_colour(image: "PIL.Image.Image") -> np.ndarray:
   return np.asarray(image.convert("RGB"))
 
 
-def as_png(image: np.ndarray) -> bytes:
-  """An image [H, W, C], C 1 or 3, in [-1, 1] as the bytes of a picture."""
+def as_png(image: np.ndarray, profile: bytes | None = None) -> bytes:
+  """An image [H, W, C], C 1 or 3, in [-1, 1] as the bytes of a picture.
+
+  Args:
+    image: pixels.
+    profile: ICC profile of its colours.
+  """
   import PIL.Image
 
   pixels = np.clip(image * 127.5 + 127.5, 0, 255).round().astype(np.uint8)
   if pixels.shape[-1] == 1:
     pixels = pixels[..., 0]
   buffer = io.BytesIO()
-  PIL.Image.fromarray(pixels).save(buffer, format="PNG")
+  PIL.Image.fromarray(pixels).save(buffer, format="PNG", icc_profile=profile)
   return buffer.getvalue()
 
 

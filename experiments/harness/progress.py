@@ -65,6 +65,15 @@ class Progress:
       self._line(f"{words} ({now:.0f} s)")
     self._count += 1
 
+  def note(self, words: str) -> None:
+    """Says how a unit goes on that is not done yet."""
+    now = time.monotonic() - self._start
+    if self._bar is not None:
+      self._bar.set_postfix_str(words)
+    elif now - self._last >= self._every:
+      self._last = now
+      self._line(f"{words} ({now:.0f} s)")
+
   def __enter__(self) -> "Progress":
     return self
 

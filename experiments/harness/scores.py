@@ -24,7 +24,7 @@ def evaluate(
   Args:
     samples: [m, N, H, W, C], pixels in [-1, 1].
     observation: y [N, h, w, C], what they restore.
-    truth: [N, H, W, C], None where nobody knows it.
+    truth: [N, H, W, C] less the operator's margin, None where nobody knows it.
     lpips: that distance, None without its weights.
 
   Returns:
@@ -53,15 +53,16 @@ def _evaluate(
   lpips: metrics.LPIPS | None,
 ) -> dict[str, jax.Array]:
   """[N] each, of what can be said."""
+  shown = observation.operator.interior  # a truth is no larger than its picture
   distances = {"psnr": metrics.psnr, "ssim": metrics.ssim, "lpips": lpips}
   mean = jnp.mean(samples, axis=0)  # [N, H, W, C]
   residual = metrics.measurement_residual(samples, observation)  # [m, N]
   found = {"residual": jnp.mean(residual, axis=0)}
   for name, distance in distances.items():
     if truth is not None and distance is not None:
-      found[name] = jnp.mean(distance(samples, truth), axis=0)
+      found[name] = jnp.mean(distance(shown(samples), truth), axis=0)
       if len(samples) > 1:
-        found[f"{name}_mean"] = distance(mean, truth)
+        found[f"{name}_mean"] = distance(shown(mean), truth)
   if len(samples) > 1:
     variance = jnp.var(samples, axis=0, ddof=1)  # [N, H, W, C]
     found["spread"] = jnp.sqrt(jnp.mean(variance, axis=(-3, -2, -1)))

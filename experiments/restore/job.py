@@ -1,23 +1,29 @@
 """What is to be restored, read and checked before anything is compiled."""
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 import posterior_jax
 from experiments.data import degradations
 from experiments.harness import prior_files, samplers
 from experiments.harness.samplers import CALIBRATED, TUNED
 from experiments.harness.settings import Checked, setting
-from experiments.restore import input
-from experiments.restore.input import FACTOR, Given
+from experiments.restore import input, kernel_file, noise
+from experiments.restore.heartbeat import Heartbeat
+from experiments.restore.input import Given, Picture
 from posterior_jax.base import Denoiser
 from posterior_jax.nfc_sampler import Probed, Spectrum
 
 OVERLAP = 64
+ASSUMED = 0.05  # noise of a clean picture that is to be degraded
 TOLERANCE = 1e-2  # relative residual of a sample's linear solves
 FEWEST = 20  # levels of NFC's one image, whose solves go on over the levels
+# Noise at which three iterations a level are enough: restoration()'s own.
+TUNED_NOISE = 0.05
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,11 +33,18 @@ class Settings(Checked):
   Attributes:
     image: file of the picture.
     task: how it was degraded.
-    kernel: of motion blur, see `input.read_kernel`.
-    mask: of inpainting, see `input.read_mask`.
+    kernel: of motion blur, see `kernel_file.read`.
+    kernel_flip: whether to turn the kernel by 180 degrees: blurs are
+      correlations here, and many kernels are meant to be convolved.
+    mask: of inpainting, see `input.mask_of`.
     std: of Gaussian blur, in pixels.
+    factor: of super-resolution.
+    operator: file of a custom operator, see `input.load_operator`.
+    boundary: of blur and super-resolution: "valid", the scene goes on beyond
+      the picture, as it does for a camera, or "reflect", it is mirrored.
     noise_std: of the measurement, pixels in [-1, 1]; n levels of 255 are
-      n / 127.5.
+      n / 127.5. None: estimated from the picture, 0.05 for a clean one; 0: what
+      rounding to the file's levels leaves.
     degrade: whether the picture is clean, and to be degraded first.
     method: of `samplers.METHODS`, in its tuned setting.
     levels: denoiser calls that an image may take; with NFC at least 20, and up
@@ -50,9 +63,13 @@ class Settings(Checked):
   image: str
   task: str = setting(among=input.KINDS)
   kernel: str
+  kernel_flip: bool
   mask: str
   std: float = setting(at_least=0.1, at_most=50)
-  noise_std: float = setting(above=0, at_most=2)
+  factor: int = setting(at_least=2, at_most=16)
+  operator: str
+  boundary: str = setting(among=("valid", "reflect"))
+  noise_std: float | None
   degrade: bool
   method: str = setting(among=samplers.METHODS)
   levels: int = setting(at_least=1, at_most=10_000)
@@ -68,27 +85,55 @@ class Settings(Checked):
     if not self.image:
       raise ValueError("image must name a picture, as --config.image=FILE")
     super().__post_init__()
+    if self.noise_std is not None and not 0 <= self.noise_std <= 2:
+      raise ValueError(f"noise_std must lie in [0, 2], got {self.noise_std}")
     if self.method == "NFC" and self.levels < FEWEST:
       raise ValueError(
         f"levels must lie in [{FEWEST}, 10000] with NFC, got {self.levels}"
       )
     if self.method != "NFC" and not self.samples:
       raise ValueError(f"samples must lie in [1, 64] with {self.method}, got 0")
-    for name, tasks in (("kernel", input.BLURRED), ("mask", input.MASKED)):
-      if self.task in tasks and not getattr(self, name):
+    for name, tasks in (
+      ("kernel", input.BLURRED),
+      ("operator", (input.CUSTOM,)),
+      ("mask", input.MASKED),
+    ):
+      needed = self.task in tasks and name != "mask"  # its image may have holes
+      if needed and not getattr(self, name):
         raise ValueError(f"{name} must name a file for {self.task}")
       if self.task not in tasks and getattr(self, name):
         raise ValueError(f"{name} must be left out: {self.task} reads none")
 
 
-class Job(NamedTuple):
-  """All that a run needs."""
+def effort(noise_std: float) -> float:
+  """How many times more iterations a level takes than at TUNED_NOISE.
 
-  settings: Settings  # as given
-  given: Given  # the picture
+  The system A C A^T + s^2 is the worse conditioned the smaller s is: with three
+  iterations at s = 0.0023 the image stays 4 dB below what thirty give, which
+  this power of the noise makes of them.
+  """
+  return max(1.0, TUNED_NOISE / noise_std) ** 0.75
+
+
+class Job(NamedTuple):
+  """All that a run needs; `best` and `drawn` may be one and the same."""
+
+  settings: Settings  # as given, noise_std as it was found
+  picture: Picture  # as it was read
+  given: Given  # what is restored
   denoise: Denoiser  # of the prior, on the picture's size
   best: posterior_jax.Sampler  # the sampler of the one image
   drawn: posterior_jax.Sampler  # the sampler of posterior samples
+  heartbeat: Heartbeat  # of the tiles of a large picture
+
+  def evaluations(self, sampler: posterior_jax.Sampler) -> float:
+    """Of the network in a step of one of the two, as far as is known before."""
+    if self.settings.method != "NFC":
+      return self.settings.levels / sampler.num_steps
+    if sampler is self.drawn:
+      return 1 + (self.settings.tie == "probed")
+    # A call, the product that moves the image, and the most iterations.
+    return 2 + _solves(self.given)["inner.max_iterations"]
 
 
 def prepare(settings: Settings) -> Job:
@@ -98,28 +143,12 @@ def prepare(settings: Settings) -> Job:
     ValueError: one of them is missing, unreadable or does not fit, or the
       method cannot take the task.
   """
-  picture, said = input.read_picture(settings.image)
-  if said:
-    print(said)
-  given = input.observe(
-    picture,
-    lambda shape: input.build_operator(
-      settings.task,
-      shape,
-      kernel=settings.kernel,
-      mask=settings.mask,
-      std=settings.std,
-    ),
-    enlarge=FACTOR if settings.task == "super_resolution" else 1,
-    noise_std=settings.noise_std,
-    degrade=settings.degrade,
-    seed=settings.seed,
-  )
+  picture = _read_picture(settings)
+  settings, given = _observed(settings, picture)
   height, width, _ = given.observation.operator.image_shape
-  if settings.degrade and (height, width) != picture.shape[:2]:
-    print(f"the picture is cut to {width} x {height}, divisible by {FACTOR}")
   known = degradations.build_prior(height, width)
-  denoise = _denoiser(settings, known.denoise, (height, width))
+  heartbeat = Heartbeat()
+  denoise = _denoiser(settings, known.denoise, (height, width), heartbeat)
 
   def sampler(name: str, levels: int, **changes: Any) -> posterior_jax.Sampler:
     config = samplers.config(
@@ -132,17 +161,120 @@ def prepare(settings: Settings) -> Job:
     )
     return found
 
-  best = drawn = sampler(TUNED, settings.levels)
   if settings.method == "NFC":
+    best = sampler(TUNED, settings.levels, **_solves(given))
     # Solves to 1e-6 would take ten times as long as the network does.
     tie = Probed if settings.tie == "probed" else Spectrum
     changes = {"inner.tolerance": TOLERANCE, "width": tie(inflation=1.5)}
     drawn = sampler(CALIBRATED, settings.sample_levels, **changes)
-  return Job(settings, given, denoise, best, drawn)
+  else:
+    best = drawn = sampler(TUNED, settings.levels)
+  return Job(settings, picture, given, denoise, best, drawn, heartbeat)
+
+
+def _observed(settings: Settings, picture: Picture) -> tuple[Settings, Given]:
+  """The observation, and the settings with the noise that it has."""
+  mask, kernel = _mask(settings, picture), None
+  if settings.task in input.BLURRED:
+    kernel = kernel_file.read(settings.kernel, flip=settings.kernel_flip)
+  how = input.degradation(
+    settings.task,
+    kernel=kernel,
+    mask=mask,
+    std=settings.std,
+    factor=settings.factor,
+    boundary=settings.boundary,
+    operator=settings.operator,
+  )
+
+  def observe(noise_std: float) -> Given:
+    return input.observe(
+      picture.pixels,
+      how.build,
+      enlarge=how.enlarge,
+      noise_std=noise_std,
+      degrade=settings.degrade,
+      seed=settings.seed,
+      margin=how.margin,
+    )
+
+  # First under any noise: what does not fit is told before it is estimated.
+  observe(1.0)
+  noise_std = _noise(settings, picture, mask)
+  settings = dataclasses.replace(settings, noise_std=noise_std)
+  given = observe(noise_std)
+  height, width, _ = given.observation.operator.image_shape
+  if settings.degrade and (height, width) != picture.pixels.shape[:2]:
+    print(
+      f"the picture is cut to {width} x {height}, divisible by {how.enlarge}"
+    )
+  return settings, given
+
+
+def _mask(settings: Settings, picture: Picture) -> np.ndarray | None:
+  """Which pixels inpainting observes, None of other tasks; what to say of it.
+
+  The transparency of a picture, which others drop, is part of it.
+  """
+  if settings.task not in input.MASKED:
+    if picture.said:
+      print(picture.said)
+    return None
+  mask = input.mask_of(picture, settings.mask)
+  for line in input.about_mask(
+    mask, None if settings.degrade else picture.pixels
+  ):
+    print(line)
+  return mask
+
+
+def _solves(given: Given) -> dict[str, Any]:
+  """Iterations and tolerance of NFC's one image, by the noise."""
+  tuned = samplers.config("NFC", TUNED).stop
+  more = effort(float(given.coloured().noise_std))
+  return {
+    "inner.max_iterations": round(tuned.max_iterations * more),
+    "inner.tolerance": tuned.tolerance / more,
+  }
+
+
+def _read_picture(settings: Settings) -> Picture:
+  if settings.task != input.CUSTOM:
+    return input.read_picture(settings.image)
+  if not settings.degrade:
+    return input.read_measurement(settings.image)
+  picture = input.read_picture(settings.image)
+  pixels = np.broadcast_to(picture.pixels, (*picture.pixels.shape[:2], 3))
+  return picture._replace(pixels=pixels)
+
+
+def _noise(
+  settings: Settings, picture: Picture, mask: np.ndarray | None
+) -> float:
+  """The noise level, with a word on where it comes from."""
+  if settings.noise_std:
+    return settings.noise_std
+  least = noise.rounding(picture.bits)
+  if settings.noise_std is not None:
+    print(f"noise_std is that of rounding to {picture.bits} bits: {least:.2g}")
+    return least
+  if settings.degrade:
+    return ASSUMED
+  if settings.task == input.CUSTOM:
+    raise ValueError("noise_std must be given with an operator of one's own")
+  found = max(noise.estimate(picture.pixels, mask), least)
+  print(
+    f"noise_std is estimated from the picture: {found:.4f}, "
+    f"{noise.UNIT * found:.1f} levels of 255"
+  )
+  return found
 
 
 def _denoiser(
-  settings: Settings, known: Denoiser, size: tuple[int, int]
+  settings: Settings,
+  known: Denoiser,
+  size: tuple[int, int],
+  heartbeat: Heartbeat,
 ) -> Denoiser:
   """The prior's denoiser for pictures of a size."""
   if settings.prior == prior_files.GAUSSIAN:
@@ -156,4 +288,10 @@ def _denoiser(
       f"tile must be divisible by {unit}, the network's unit; got "
       f"{settings.tile}"
     )
-  return posterior_jax.tiled(prior.denoise, tile=settings.tile, overlap=OVERLAP)
+  # As `tiled` lays them: as few as overlap enough.
+  tiles = math.prod(
+    1 + max(0, -(-(side - settings.tile) // (settings.tile - OVERLAP)))
+    for side in size
+  )
+  watched = heartbeat.watched(prior.denoise, 1 / tiles)
+  return posterior_jax.tiled(watched, tile=settings.tile, overlap=OVERLAP)

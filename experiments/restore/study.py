@@ -7,25 +7,24 @@ Settings: `configs/restore.py`. Pictures of any size and grey ones are taken: a
 network's sides are padded by mirroring, or worked on in overlapping tiles.
 """
 
-import dataclasses
 import io
 import pathlib
 import sys
 import time
 import zipfile
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-import posterior_jax
-from experiments.data import degradations, photographs
+from experiments.data import degradations
 from experiments.harness import prior_files, record, scores, writing
 from experiments.harness import report as reports
-from experiments.harness.progress import Progress, Tick
-from experiments.restore import report
+from experiments.harness.progress import Progress
+from experiments.restore import doubt, picture_file, report
+from experiments.restore.drawing import Drawn, Pace, draw
 from experiments.restore.input import Given
 from experiments.restore.job import Job
 from experiments.restore.report import Restored
@@ -33,7 +32,8 @@ from experiments.restore.report import Restored
 TABLE, DRAWN = "restore", "drawn"  # the latter a folder of unrounded images
 # Of the settings, columns of the table.
 ABOUT = (
-  *("image", "task", "kernel", "mask", "std", "noise_std", "degrade"),
+  *("image", "task", "kernel", "kernel_flip", "mask", "std", "factor"),
+  *("operator", "boundary", "noise_std", "degrade"),
   *("method", "levels", "samples", "sample_levels", "tie", "prior", "seed"),
 )
 Score = float | None
@@ -43,7 +43,7 @@ def inputs(job: Job) -> dict[str, str]:
   """SHA-256 of the files that the settings name."""
   settings = job.settings
   found = prior_files.digests(settings.prior)
-  for name in ("image", "kernel", "mask"):
+  for name in ("image", "kernel", "mask", "operator"):
     file = pathlib.Path(getattr(settings, name))
     if file.is_file():  # a kernel may be one by its name
       found |= writing.digests(name, [file])
@@ -52,29 +52,41 @@ def inputs(job: Job) -> dict[str, str]:
 
 def restore(job: Job, run: record.Run) -> None:
   """Restores the picture; writes images, row and report."""
+  if not job.settings.degrade:
+    hint = doubt.flip_hint(job.given.observation)
+    if hint:
+      print(hint)
   restored, spent = _draw_all(job, run.folder / DRAWN)
+  row = {name: getattr(job.settings, name) for name in ABOUT}
+  row |= evaluate(job.given, restored) | spent
+  doubts = doubt.about(job, restored.best, row)
+  # The margin of a scene has served: what is written has the picture's size.
+  restored = restored.within(job.given.observation.operator)
+  row |= dict(zip(("height", "width", "channels"), restored.best.shape))
   # What took the time first, and last what can be made of it.
   for name, picture in _pictures(job, restored).items():
     writing.write(run.folder / name, picture)
-  shape = job.given.observation.operator.image_shape
-  row = {name: getattr(job.settings, name) for name in ABOUT}
-  row |= dict(zip(("height", "width", "channels"), shape))
-  row |= evaluate(job.given, restored) | spent
   run.write_once(TABLE, row, ABOUT)
   path = report.write(run, job.given, restored, row)
-  for line in report.summary(row):
+  for line in (*report.summary(row), *doubts):
     print(line)
   print(f"report: {reports.shown(path)}")
 
 
 def _pictures(job: Job, restored: Restored) -> dict[str, bytes]:
-  """Files by name."""
+  """Files by name, as deep as the picture was and with its colour profile."""
   images = {"restored": restored.best}
   images |= {f"sample_{i}": x for i, x in enumerate(restored.samples, 1)}
   several = len(restored.samples) > 1
   if several and job.settings.method == "NFC":
     images["mean"] = restored.samples.mean(0)
-  files = {f"{name}.png": photographs.as_png(x) for name, x in images.items()}
+  form: dict[str, Any] = {
+    "bits": min(job.picture.bits, 16),
+    "profile": job.picture.profile,
+  }
+  files = {
+    f"{name}.png": picture_file.as_png(x, **form) for name, x in images.items()
+  }
   if several:
     spread = report.uncertainty(restored.samples)
     files["uncertainty.png"] = reports.render(spread, "png")
@@ -111,14 +123,6 @@ def evaluate(given: Given, restored: Restored) -> dict[str, Score]:
   }
 
 
-class Drawn(NamedTuple):
-  """An image [H, W, C], and what it took."""
-
-  image: np.ndarray  # pixels in [-1, 1]
-  calls: int  # of the denoiser
-  products: int  # with its Jacobian
-
-
 def _draw_all(
   job: Job, folder: pathlib.Path
 ) -> tuple[Restored, dict[str, float]]:
@@ -134,9 +138,14 @@ def _draw_all(
     jax.random.key(settings.seed), settings.samples + 1
   )
   total = settings.samples * job.drawn.num_steps + nfc * job.best.num_steps
+  pace = Pace(
+    settings.samples * job.drawn.num_steps * job.evaluations(job.drawn)
+    + nfc * job.best.num_steps * job.evaluations(job.best)
+  )
   with Progress(total, label="restore") as tick:
-    best = draw(job, job.best, "image", tick)
-    drawn = draw(job, job.drawn, "samples", tick)
+    job.heartbeat.show = tick.note
+    best = draw(job, job.best, "image", tick, pace)
+    drawn = draw(job, job.drawn, "samples", tick, pace)
     found = [_kept(folder / "image.npz", best, first)] if nfc else []
     for i, key in enumerate(others, 1):
       found.append(_kept(folder / f"sample_{i}.npz", drawn, key))
@@ -169,31 +178,3 @@ def _kept(
   np.savez(buffer, seconds=seconds, **drawn._asdict())
   writing.write(file, buffer.getvalue())
   return drawn, seconds
-
-
-def draw(
-  job: Job, sampler: posterior_jax.Sampler, label: str, tick: Tick
-) -> Callable[[jax.Array], Drawn]:
-  """From a key to the sample of `posterior_jax.run`; its steps are shown."""
-  # One program each: without it every operation of `init` is one of its own.
-  init = jax.jit(sampler.init, static_argnums=2)
-  step = jax.jit(sampler.step)
-  given = job.given.coloured()
-  noise_std = jnp.asarray(given.noise_std, jnp.float32)
-  observation = dataclasses.replace(given, noise_std=noise_std)
-
-  def one(key: jax.Array) -> Drawn:
-    calls = products = 0
-    key_init, key_steps = jax.random.split(key)
-    state = init(key_init, observation, 1)
-    for key in jax.random.split(key_steps, sampler.num_steps):
-      tick(label)
-      state, info = step(state, job.denoise, observation, key)
-      calls += int(info.calls)
-      products += int(info.products)
-    image = np.asarray(state.x[0, 0])
-    if job.given.grey:
-      image = image.mean(-1, keepdims=True)
-    return Drawn(image, calls, products)
-
-  return one

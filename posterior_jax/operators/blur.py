@@ -10,11 +10,11 @@ import scipy.fft
 import scipy.ndimage
 from jax import lax
 
-from posterior_jax.base import Operator, SolveInfo
+from posterior_jax.base import SolveInfo
 from posterior_jax.linalg import fourier, solve
 from posterior_jax.linalg import svd as decompose
 from posterior_jax.operators import frozen
-from posterior_jax.operators.scene import SceneBlur
+from posterior_jax.operators.scene import Correlation, SceneBlur
 from posterior_jax.operators.shapes import check_image_shape, widened
 
 Boundary = Literal["reflect", "circular", "valid"]
@@ -22,7 +22,7 @@ Boundary = Literal["reflect", "circular", "valid"]
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Blur(Operator):
+class Blur(Correlation):
   """y[i] = sum_j kernel[j] x[i + j - k // 2] in every channel.
 
   Attributes:
@@ -176,7 +176,7 @@ def blur(
   kernel: np.ndarray | jax.Array,
   *,
   boundary: Boundary = "reflect",
-) -> Blur | SceneBlur:
+) -> Correlation:
   """Blur with a kernel of one's own.
 
   Args:
@@ -240,7 +240,7 @@ def gaussian_blur(
   size: int = 61,
   std: float = 3.0,
   boundary: Boundary = "reflect",
-) -> Blur | SceneBlur:
+) -> Correlation:
   """Gaussian blur, 61 wide with standard deviation 3 in the benchmark.
 
   The kernel is a unit impulse passed through SciPy's Gaussian filter, which
@@ -278,7 +278,7 @@ def motion_blur(
   kernel: str | np.ndarray | jax.Array = "medium",
   *,
   boundary: Boundary = "reflect",
-) -> Blur | SceneBlur:
+) -> Correlation:
   """Motion blur with a frozen random path, 61 wide, intensity 0.5.
 
   The benchmark's generator draws a new path for every process, which moves

@@ -48,6 +48,11 @@ class Function(Operator):
     return self.output_shape
 
   @property
+  def gridded(self) -> bool:
+    """Whether a measurement has the shape of an image, and may be a picture."""
+    return self.output_shape == self.image_shape
+
+  @property
   def gram_gain(self) -> jax.Array:
     """As probed when the operator was made."""
     return self.gain
@@ -106,8 +111,8 @@ def linear(
 
   Raises:
     TypeError: if `function` is not callable.
-    ValueError: if it does not return a real array of three axes, or cannot be
-      transposed, as no linear function of JAX operations can fail to.
+    ValueError: if it does not return a real array of three axes, or JAX cannot
+      transpose it, as it can all that is linear in its operations.
 
   Example:
     >>> import jax.numpy as jnp
@@ -125,9 +130,8 @@ def linear(
     if given is not None and not callable(given):
       raise TypeError(f"{name} must be callable, got {type(given).__name__}")
   found = jax.eval_shape(function, image)
-  shape = getattr(found, "shape", None)
-  real = shape is not None and jnp.issubdtype(found.dtype, jnp.floating)
-  if not real or len(shape) != 3:
+  shape = tuple(getattr(found, "shape", ()))
+  if len(shape) != 3 or not jnp.issubdtype(found.dtype, jnp.floating):
     raise ValueError(
       f"function must return a real array [h, w, c], got {found}; reshape it, "
       "and give a complex one as operators.real_view"
@@ -140,11 +144,13 @@ def linear(
         f"function must be linear in JAX operations, it has no transpose: "
         f"{str(error).splitlines()[0]}"
       ) from error
-  function, transpose = (
-    jax.tree_util.Partial(f) if f is not None and _is_plain(f) else f
-    for f in (function, adjoint)
+  operator = Function(
+    _as_pytree(function),
+    None if adjoint is None else _as_pytree(adjoint),
+    jnp.ones(()),
+    image_shape,
+    shape,
   )
-  operator = Function(function, transpose, jnp.ones(()), image_shape, shape)
   return dataclasses.replace(operator, gain=probed_gain(operator))
 
 
@@ -197,8 +203,10 @@ def complex_view(x: jax.Array) -> jax.Array:
   return jax.lax.complex(x[..., :half], x[..., half:])
 
 
-def _is_plain(function: Linear) -> bool:
-  return jax.tree_util.all_leaves([function])
+def _as_pytree(function: Linear) -> Linear:
+  """A plain function would be an invalid leaf of the operator."""
+  plain = jax.tree_util.all_leaves([function])
+  return jax.tree_util.Partial(function) if plain else function
 
 
 def _each(function: Linear, x: jax.Array) -> jax.Array:

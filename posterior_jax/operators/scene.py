@@ -14,12 +14,19 @@ import jax.numpy as jnp
 
 from posterior_jax.base import Operator, SolveInfo
 from posterior_jax.linalg import fourier, solve
+from posterior_jax.linalg.svd import Svd
 from posterior_jax.operators.shapes import widened
+
+
+class Correlation(Operator):
+  """Correlation with a kernel, whatever is assumed of the border."""
+
+  kernel: jax.Array  # [k, k], k odd
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class SceneBlur(Operator):
+class SceneBlur(Correlation):
   """y[i] = sum_j kernel[j] x[i + j]; made by `blur(boundary="valid")`.
 
   Attributes:
@@ -70,6 +77,17 @@ class SceneBlur(Operator):
     """K^T M^T y."""
     y = widened("y", y, self.measurement_shape)
     return fourier.apply_transfer(self._framed(y), jnp.conj(self.transfer))
+
+  def svd(self) -> Svd:
+    """None that is fast.
+
+    Raises:
+      ValueError: always.
+    """
+    raise ValueError(
+      "svd needs boundary='circular', or 'reflect' with a separable kernel: "
+      "the blur of a scene has no fast one"
+    )
 
   def normal_solve(
     self,

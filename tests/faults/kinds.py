@@ -18,6 +18,7 @@ import safetensors.numpy
 from hypothesis import strategies as st
 
 from experiments.restore import input as restore_input
+from experiments.restore import kernel_file
 from foreign_files import manifest
 from neumann_jax import ModelConfig, checkpoint, shipped
 from neumann_jax.checkpoint import hf_config, hf_layout, safetensors_io
@@ -264,8 +265,8 @@ KINDS = {
   ),
   ".npy": _PNG._replace(
     file="k.npy",
-    load=lambda folder: restore_input.read_kernel(str(folder / "k.npy")),
-    read=lambda folder: restore_input.read_kernel(str(folder / "k.npy")),
+    load=lambda folder: kernel_file.read(str(folder / "k.npy")),
+    read=lambda folder: kernel_file.read(str(folder / "k.npy")),
     skilled=mutations.npy_edited,
   ),
 }

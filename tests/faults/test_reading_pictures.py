@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.data import photo_tiles
 from experiments.restore import input as restore_input
+from experiments.restore import kernel_file
 from tests.faults.spending import cheap
 from tests.oracles import refused
 
@@ -33,7 +34,7 @@ def test_pictures_are_measured_before_they_are_decoded(tmp_path):
   path.write_bytes(_png(13_000, 13_000))
   for read in (
     lambda: restore_input.read_picture(str(path)),
-    lambda: restore_input.read_kernel(str(path)),
+    lambda: kernel_file.read(str(path)),
     lambda: restore_input.read_mask(str(path), (64, 64)),
     lambda: photo_tiles._pixels(path),
   ):
@@ -64,10 +65,10 @@ def test_arrays_are_measured_before_they_are_read(tmp_path):
       )
       file.truncate(held)  # sparse: a byte on the disk takes none
     with cheap(), refused(ValueError, "kernel .* cannot be read as .npy"):
-      restore_input.read_kernel(str(path))
+      kernel_file.read(str(path))
   np.save(path, np.array([{}], object), allow_pickle=True)
   with cheap(), refused(ValueError, "kernel .* cannot be read as .npy"):
-    restore_input.read_kernel(str(path))
+    kernel_file.read(str(path))
 
 
 def test_a_packed_picture_unpacks_to_its_size():
