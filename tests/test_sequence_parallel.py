@@ -16,7 +16,8 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 import neumann_jax
-from neumann_jax import InverseSpec, QuantSpec, sequence_axis
+from neumann_jax import InverseSpec, QuantSpec, backends, sequence_axis
+from neumann_jax.delta_rule import tpu_rule
 from neumann_jax.delta_rule.sequence_parallel import sharded_delta_rule
 from neumann_jax.layers.short_conv import short_conv
 from tests import models, oracles
@@ -243,6 +244,40 @@ def test_options_reach_the_rule(options):
   )
   assert_close(found, one, oracles.FLOAT32_RULE)
   assert (np.asarray(found[0]) != np.asarray(other[0])).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", ["auto", "interpret"])
+def test_the_kernels_of_a_tpu_scan_both_columns(implementation, monkeypatch):
+  """Values, and zeros that read an identity, as two heads of one key head."""
+  monkeypatch.setattr(tpu_rule.pltpu, "InterpretParams", lambda: True)
+  monkeypatch.setattr(backends.pltpu, "InterpretParams", lambda: True)
+  p = oracles.problem(100, ratio=1, key_heads=1, dk=128, dv=128)
+  p, ids = Problem(*(x[:3] for x in p)), oracles.documents(100)[:3]
+  options = {
+    "chunk_size": 64,
+    "fused": True,
+    "implementation": implementation,
+  }
+
+  def loss(p):
+    out, state = sharded(p, ids, shards=2, check_vma=False, **options)
+    return jnp.sum(jnp.sin(out)) + jnp.sum(state), (out, state)
+
+  step = jax.grad(loss, has_aux=True)
+  assert "neumann_rule_forward" in str(jax.make_jaxpr(step)(p))
+  gradient, found = oracles.quick_jit(step)(p)
+  truth = oracles.delta_rule(p, ids)
+  assert_close(found, truth, oracles.FLOAT32_RULE)
+  want = p.under(
+    functools.partial(
+      oracles.delta_rule_adjoint,
+      d_out=np.cos(truth[0]),
+      d_state=np.ones_like(truth[1]),
+    ),
+    ids,
+  )
+  assert_close(tuple(gradient), want, oracles.FLOAT32_RULE_GRADIENT)
 
 
 def without_roundings():

@@ -9,5 +9,6 @@ of the rule, and its derivative, in kernels of a Hopper GPU, `tpu_rule` in those
 of a TPU.
 
 `recurrent` is the rule token by token and one step of it; `sequence_parallel`
-is the rule with its tokens split over devices, `on_mesh` with rows and heads.
+is the rule with its tokens split over devices, by `columns` that read and move
+the state of a shard, `on_mesh` with rows and heads.
 """

@@ -26,13 +26,7 @@ from jax import lax
 
 from neumann_jax import sequence_axis
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
-from neumann_jax.delta_rule import (
-  api,
-  chunk_scan,
-  intra_chunk,
-  layout,
-  precision,
-)
+from neumann_jax.delta_rule import api, columns, layout, precision
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.on_mesh import on_mesh
 from neumann_jax.delta_rule.options import RuleOptions
@@ -85,7 +79,10 @@ def sharded_delta_rule(
     chunk_size: as for `gated_delta_rule`, like all that follow.
     spec: of the inverse.
     fused: whether u and w come from one kernel.
-    implementation: back end; the scan over chunks is always that of XLA.
+    implementation: back end; the scan over chunks is that of XLA, or on a TPU
+      the kernels of `gated_delta_rule` where they take the operands, of twice
+      the value heads. Then a_t and P_t are rounded to v's type before they are
+      added.
 
   Returns:
     out [B, L, Hv, Dv] in v's dtype, and the state after the last shard
@@ -136,7 +133,7 @@ def _by_shards(
   assert axis_name is not None  # over_shards has checked
   q, k, v, log_decay, beta = arrays
   first = layout.grouped_state(initial_state, k, v, q, log_decay, beta)
-  (batch, length), dv = v.shape[:2], v.shape[-1]
+  batch, dv = v.shape[0], v.shape[-1]
   # A shard that begins with a new document starts the propagator from 0.
   reads = sequence_axis.continues(segment_ids, batch, axis_name)
   identity = jnp.eye(first.shape[-2], dtype=first.dtype)
@@ -144,18 +141,10 @@ def _by_shards(
   identity = jnp.broadcast_to(identity, (*first.shape[:-1], first.shape[-2]))
   # One scan for both: b from a state of 0, M from the columns of I.
   start = jnp.concatenate([jnp.zeros_like(first), identity], axis=-1)
-  chunks, factor = api.split(arrays, scale, segment_ids, how.chunk_size)
-  if how.fused:
-    u, w = api.split_wy(arrays, chunks, segment_ids, how)
-    terms = intra_chunk.terms_of_wy(
-      chunks.q, chunks.k, u, w, chunks.log_decay, chunks.documents
-    )
-  else:
-    terms = intra_chunk.terms(chunks, how, precision.key_norm(k))
-  own, out = chunk_scan.advance(start, terms)
+  out, own = columns.columns(arrays, scale, start, segment_ids, how)
   state, final = _states(first, own, axis_name)
-  out = out[..., :dv] + _einsum("nbhrcd,bhrdv->nbhrcv", out[..., dv:], state)
-  out = factor * layout.merge_values(out)[:, :length]
+  read = _einsum("bthd,bhdv->bthv", out[..., dv:], layout.flat_state(state))
+  out = out[..., :dv] + read
   return out.astype(v.dtype), layout.flat_state(final)
 
 
