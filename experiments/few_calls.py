@@ -108,14 +108,14 @@ def methods(
       sampler, denoise, observation, key
     )[0][0]
 
+  def split(weight: float) -> Restore:
+    return lambda denoise, observation, key: dpir(
+      denoise, observation, weight=weight, calls=calls
+    )
+
   found: dict[str, dict[str, Restore]] = {
     FAST: {"": run(pj.nfc(pj.NFCConfig.fast(levels=calls), spectrum=spectrum))},
-    DPIR: {
-      f"weight {w:g}": lambda denoise, observation, key, w=w: dpir(
-        denoise, observation, weight=w, calls=calls
-      )
-      for w in settings.dpir_weights
-    },
+    DPIR: {f"weight {w:g}": split(w) for w in settings.dpir_weights},
   }
   if settings.diffpir_weights:
     found[DIFFPIR] = {

@@ -63,13 +63,12 @@ def test_fast_is_one_call_a_level_and_the_last_prediction(problem):
   power = np.asarray(POWER, np.float64)
   f = np.fft.fft2(np.asarray(observation.y[0, ..., 0], np.float64))
   sigmas = np.asarray(info.sigma, np.float64)
-  wide = config.width.factor * power / (1 + power / sigmas[0] ** 2)
+  wide = config.width.factor * sigmas[0] ** 2
   pull = np.conj(gain) / (np.abs(gain) ** 2 + NOISE**2 / wide)
   z = (1 + pull * (1 - gain)) * f  # from the blurred image itself
   for sigma, following in zip(sigmas, [*sigmas[1:], sigmas[-1]]):
     x0 = power / (power + sigma**2) * z
-    share = power / (power + following**2)
-    width = config.width.factor * share * following**2
+    width = config.width.factor * following**2
     z = (np.conj(gain) * f / NOISE**2 + x0 / width) / (
       np.abs(gain) ** 2 / NOISE**2 + 1 / width
     )

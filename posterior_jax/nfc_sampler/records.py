@@ -40,8 +40,8 @@ class Schedule:
       all but hides it, and adds its held levels to one average. 1 unless held.
     start: first state: "noise" at sigma_max alone, as published, or
       "measurement": what it shows of the image (`states.shown`), moved to it
-      under the width of `Spectrum`, and under `renewal` of that noise. Few
-      levels need no high noise then.
+      under the width, and under `renewal` of that noise. Few levels need no
+      high noise then.
     renewal: share, 0 to 1, of the next level's noise that is added to a level's
       image: 1 as published; with 0 the run is plug-and-play restoration, whose
       levels are strengths of the denoiser, and the widths `Sigma` and

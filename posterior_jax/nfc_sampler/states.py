@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from posterior_jax.base import Observation
 from posterior_jax.likelihood import gaussian
 from posterior_jax.nfc_sampler.levels import Level
-from posterior_jax.nfc_sampler.records import Schedule
+from posterior_jax.nfc_sampler.records import Schedule, Spectrum, Width
 
 
 def noise(
@@ -45,14 +45,15 @@ def shown(
 
 
 def starting(
-  schedule: Schedule, factor: float, spectrum: jax.Array | None
+  schedule: Schedule, width: Width, spectrum: jax.Array | None
 ) -> Callable[..., jax.Array]:
   """The part that makes the first state.
 
   Args:
     schedule: says where a run starts.
-    factor: of the width by which the shown image is moved to the measurement,
-      S sigma^2 / (S + sigma^2) of the first level times it.
+    width: by which the shown image is moved to the measurement, at the noise of
+      the first level: sigma^2 or, of `Spectrum`, S sigma^2 / (S + sigma^2),
+      times its factor.
     spectrum: S.
   """
 
@@ -63,9 +64,11 @@ def starting(
     level: Level,
   ) -> jax.Array:
     assert spectrum is not None  # `checks.spectrum_of` refused that
-    width = factor * spectrum * level.sigma**2 / (spectrum + level.sigma**2)
+    variance = width.factor * level.sigma**2
+    if isinstance(width, Spectrum):
+      variance = variance * spectrum / (spectrum + level.sigma**2)
     target = gaussian.Target(
-      observation, shown(observation, spectrum, shape), width
+      observation, shown(observation, spectrum, shape), variance
     )
     # Few levels have no time to put right what a loose solve leaves.
     moved, _ = gaussian.mean(target, tolerance=1e-4, max_iterations=500)
