@@ -81,7 +81,10 @@ def predicted(config, power, sigma):
 
 def moved(config, number, sigmas, power, gain):
   """Fourier diagonals of z on x0 and on y, and the variance of its noise."""
-  sigma, inner = sigmas[number], config.inner
+  inner, renewal = config.inner, config.schedule.renewal
+  # Where no noise is added the next level's denoiser is what a width is for.
+  ahead = sigmas[min(number + 1, len(sigmas) - 1)]
+  sigma = np.hypot(renewal * sigmas[number], (1 - renewal**2) ** 0.5 * ahead)
   width = sigma**2
   if isinstance(config.width, Spectrum):
     width = config.width.factor * power * sigma**2 / (power + sigma**2)
@@ -111,8 +114,11 @@ def closed_form(config, y, power, gain):
   mean = np.zeros(64)
   covariance = (how.renewal * sigmas[0]) ** 2 * identity
   if how.start == "measurement":
-    most_likely = np.conj(gain) / (np.abs(gain) ** 2 + NOISE**2 / power)
-    mean = np.fft.ifft2(most_likely * np.fft.fft2(y)).real.ravel()
+    wide = config.width.factor * power / (1 + power / sigmas[0] ** 2)
+    pull = np.conj(gain) / (np.abs(gain) ** 2 + NOISE**2 / wide)
+    # From the blurred image itself.
+    moved_to = 1 + pull * (1 - gain)
+    mean = np.fft.ifft2(moved_to * np.fft.fft2(y)).real.ravel()
   for number, following in enumerate(last[1:]):
     share = number / (len(sigmas) - 1)
     of_x0, of_y, noise = moved(config, number, sigmas, power, gain)

@@ -28,8 +28,9 @@ WITH_EXAMPLES = {
     weight_quantization.quantize_weights
   """.split(),
   "posterior_jax": """
-    nfc NFCConfig NFCConfig.paper NFCConfig.restoration NFCConfig.calibrated run
-    tiled padded recorded streamed Observation operators.super_resolution
+    nfc NFCConfig NFCConfig.paper NFCConfig.restoration NFCConfig.calibrated
+    NFCConfig.fast run tiled padded recorded streamed Observation
+    operators.super_resolution
     operators.box_inpainting operators.random_inpainting operators.inpainting
     operators.gaussian_blur operators.motion_blur operators.blur operators.dense
     priors.gaussian_prior priors.gaussian_mixture priors.mixture_posterior

@@ -91,7 +91,7 @@ def test_other_public_names():
   fields = ("spec", "products", "truncation", "rounding", "reason")
   assert plan._fields == fields
   assert posterior_jax.Sampler._fields[:2] == ("init", "step")
-  for name in ("paper", "restoration", "calibrated"):
+  for name in ("paper", "restoration", "fast", "calibrated"):
     assert isinstance(
       getattr(posterior_jax.NFCConfig, name)(), posterior_jax.NFCConfig
     )
@@ -139,10 +139,11 @@ def test_config_says_command_time_and_expected(name):
 
 # What an experiment cannot do without and its user must give.
 GIVEN = {
+  "few_calls": {"folder": str(ROOT / "notebooks/figures")},
   "restore": {
     "image": str(ROOT / "notebooks/figures/restoration.jpg"),
     "task": "denoising",
-  }
+  },
 }
 
 

@@ -138,8 +138,11 @@ class NFCConfig:
   @property
   def held_levels(self) -> int:
     """How many levels stay at sigma_min."""
+    if self.schedule.held == 0:
+      return 0
     # One level is left for the ramp: the chain must come down to sigma_min.
-    return min(round(self.schedule.held * self.levels), self.levels - 1)
+    wanted = max(round(self.schedule.held * self.levels), 1)
+    return min(wanted, self.levels - 1)
 
   @property
   def fuses(self) -> bool:
@@ -240,6 +243,46 @@ class NFCConfig:
       inner=Mean(),
     )
     return best.replace(**changes)
+
+  @classmethod
+  def fast(cls, **changes: Any) -> "NFCConfig":
+    """For one restored image from 5 to 20 denoiser calls and no VJP.
+
+    The run starts from what the measurement shows and adds no noise between
+    levels, which few of them could not take out again: plug-and-play
+    restoration (DPIR, arXiv 2008.13751) from the parts of this sampler. Noise
+    falls from 0.4 to 0.08 under five times the width sigma^2; the result is the
+    last prediction. On blurs it is as good as DPIR tuned for the task and the
+    number of calls, and no better: other widths, a last level held longer or
+    momentum moved it by less than 0.1 dB, a width by the spectrum, which takes
+    images to be periodic, cost up to 0.5. Where pixels were dropped they are
+    filled by the prior's spectrum first, which the run needs for this. It knows
+    no spread: draw samples by `calibrated`.
+
+    Args:
+      **changes: as of `replace`.
+
+    Example:
+      >>> import posterior_jax as pj
+      >>> config = pj.NFCConfig.fast(levels=5)
+      >>> config.levels, config.held_levels, config.schedule.renewal
+      (5, 1, 0.0)
+    """
+    few = cls(
+      levels=10,
+      schedule=Schedule(
+        sigma_max=0.4,
+        sigma_min=0.08,
+        # The last level alone is held: what it predicts is the result.
+        held=0.01,
+        averaged="predicted",
+        start="measurement",
+        renewal=0.0,
+      ),
+      width=Sigma(factor=5.0),
+      inner=Mean(),
+    )
+    return few.replace(**changes)
 
   @classmethod
   def calibrated(cls, **changes: Any) -> "NFCConfig":

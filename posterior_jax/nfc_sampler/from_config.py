@@ -48,7 +48,7 @@ def parts_of(config: NFCConfig, spectrum: jax.Array | None = None) -> Parts:
   """
   spectrum = checks.spectrum_of(config, spectrum)
   return Parts(
-    start=states.starting(config.schedule, spectrum),
+    start=states.starting(config.schedule, config.width, spectrum),
     assume=_assume(config),
     predict=_predict(config),
     width=_width(config.width, spectrum),

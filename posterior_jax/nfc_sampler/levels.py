@@ -21,6 +21,9 @@ class Level(NamedTuple):
   Attributes:
     sigma: noise of the state.
     following: noise of the next level's state, 0 after the last.
+    tied: noise by which the widths `Sigma` and `Spectrum` are measured: sigma
+      where noise is added anew, `following` where none is, since the denoiser
+      of the next level takes out what this one leaves.
     cutoff: of the band, fraction of the largest radius.
     blend: weight l of the banded misfit.
     details: weight of the refined image's wavelet details; [3] where LH, HL
@@ -32,6 +35,7 @@ class Level(NamedTuple):
 
   sigma: jax.Array
   following: jax.Array
+  tied: jax.Array
   cutoff: jax.Array
   blend: jax.Array
   details: jax.Array
@@ -66,11 +70,22 @@ def levels_of(config: NFCConfig) -> Level:
   parts = (
     nodes[:-1],
     nodes[1:],
+    _tied(nodes, how.renewal),
     *(np.concatenate([part] * how.passes) for part in each_pass),
     share.ravel(),
   )
   # Ramps are made in float64 and rounded once.
   return Level(*(jnp.asarray(part, jnp.float32) for part in parts))
+
+
+def _tied(nodes: np.ndarray, renewal: float) -> np.ndarray:
+  """Of every level, [K]: tied^2 = r^2 sigma^2 + (1 - r^2) sigma'^2."""
+  sigma, following = nodes[:-1], nodes[1:]
+  if renewal == 1:
+    return sigma
+  # After the last level there is nothing that its image could be tied for.
+  following = np.where(following > 0, following, sigma)
+  return np.sqrt(renewal**2 * sigma**2 + (1 - renewal**2) * following**2)
 
 
 def _opening(

@@ -39,12 +39,13 @@ class Schedule:
       starts from the last one's image under the noise of the first level, which
       all but hides it, and adds its held levels to one average. 1 unless held.
     start: first state: "noise" at sigma_max alone, as published, or
-      "measurement": the image that the prior's power spectrum and the
-      measurement make most likely (`states.wiener`), under `renewal` of
-      that noise. Few levels need no high noise then.
+      "measurement": what it shows of the image (`states.shown`), moved to it
+      under the width, and under `renewal` of that noise. Few levels need no
+      high noise then.
     renewal: share, 0 to 1, of the next level's noise that is added to a level's
       image: 1 as published; with 0 the run is plug-and-play restoration, whose
-      levels are strengths of the denoiser.
+      levels are strengths of the denoiser, and the widths `Sigma` and
+      `Spectrum` are those of the next level (`Level.tied`).
   """
 
   sigma_max: float = 100.0

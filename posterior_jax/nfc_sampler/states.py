@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from posterior_jax.base import Observation
 from posterior_jax.likelihood import gaussian
 from posterior_jax.nfc_sampler.levels import Level
-from posterior_jax.nfc_sampler.records import Schedule
+from posterior_jax.nfc_sampler.records import Schedule, Spectrum, Width
 
 
 def noise(
@@ -23,22 +23,39 @@ def noise(
   return level.sigma * jax.random.normal(key, shape, jnp.float32)
 
 
-def wiener(
+def shown(
   observation: Observation, spectrum: jax.Array, shape: tuple[int, ...]
 ) -> jax.Array:
-  """The minimiser of |y - A z|^2 / s^2 + z^T S^-1 z, without a network call.
+  """What the measurement shows of an image, of a shape [..., N, H, W, C].
 
-  S ends a run of a Gaussian prior before it begins; of photographs it knows
-  what a blur has left, and nothing of edges.
+  The measurement itself where it has the pixel, enlarged where it is smaller.
+  Pixels that were dropped, and lists of numbers, come from the minimiser of
+  |y - A z|^2 / s^2 + z^T S^-1 z: it takes an image to be periodic, which shows
+  at the borders of a blurred one, so it stands only where nothing else does.
   """
+  y, operator = observation.y, observation.operator
+  if operator.gridded and operator.measurement_shape != operator.image_shape:
+    enlarged = jax.image.resize(y, (len(y), *operator.image_shape), "cubic")
+    return jnp.broadcast_to(enlarged, shape)
   target = gaussian.Target(observation, jnp.zeros(shape), spectrum)
-  return gaussian.mean(target, tolerance=1e-4, max_iterations=500)[0]
+  likely, _ = gaussian.mean(target, tolerance=1e-4, max_iterations=500)
+  if not operator.gridded:
+    return likely
+  return operator.observed * y + (1 - operator.observed) * likely
 
 
 def starting(
-  schedule: Schedule, spectrum: jax.Array | None
+  schedule: Schedule, width: Width, spectrum: jax.Array | None
 ) -> Callable[..., jax.Array]:
-  """The part that makes the first state."""
+  """The part that makes the first state.
+
+  Args:
+    schedule: says where a run starts.
+    width: by which the shown image is moved to the measurement, at the noise of
+      the first level: sigma^2 or, of `Spectrum`, S sigma^2 / (S + sigma^2),
+      times its factor.
+    spectrum: S.
+  """
 
   def measured(
     key: chex.PRNGKey,
@@ -47,8 +64,15 @@ def starting(
     level: Level,
   ) -> jax.Array:
     assert spectrum is not None  # `checks.spectrum_of` refused that
-    fresh = schedule.renewal * noise(key, observation, shape, level)
-    return wiener(observation, spectrum, shape) + fresh
+    variance = width.factor * level.sigma**2
+    if isinstance(width, Spectrum):
+      variance = variance * spectrum / (spectrum + level.sigma**2)
+    target = gaussian.Target(
+      observation, shown(observation, spectrum, shape), variance
+    )
+    # Few levels have no time to put right what a loose solve leaves.
+    moved, _ = gaussian.mean(target, tolerance=1e-4, max_iterations=500)
+    return moved + schedule.renewal * noise(key, observation, shape, level)
 
   return measured if schedule.start == "measurement" else noise
 

@@ -42,7 +42,7 @@ def isotropic(
 ) -> Width:
   """sigma^2 in every direction, as in DAPS and the paper."""
   del probes, observation, predicted
-  return Width(level.sigma**2)
+  return Width(level.tied**2)
 
 
 def spectral(spectrum: jax.Array) -> WidthPart:
@@ -55,7 +55,7 @@ def spectral(spectrum: jax.Array) -> WidthPart:
     level: Level,
   ) -> Width:
     del probes, observation, predicted
-    return Width(_conditional_variance(spectrum, level.sigma))
+    return Width(_conditional_variance(spectrum, level.tied))
 
   return part
 

@@ -1,0 +1,99 @@
+"""`fast()` and what stands beside it at few calls."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+import posterior_jax as pj
+from experiments import few_calls
+from tests import oracles
+
+SIZE = (8, 8)
+POWER = pj.priors.power_law_spectrum(*SIZE)
+NOISE = 0.1
+
+
+@pytest.fixture(scope="module")
+def problem():
+  prior = pj.priors.gaussian_prior(POWER)
+  operator = pj.operators.gaussian_blur(
+    (*SIZE, 1), size=5, std=0.8, boundary="circular"
+  )
+  y = jax.random.normal(jax.random.key(0), (1, *SIZE, 1))
+  return prior, pj.Observation(y, operator, NOISE)
+
+
+def gain_of(observation):
+  delta = jnp.zeros((*SIZE, 1)).at[0, 0].set(1)
+  found = observation.operator.forward(delta)[..., 0]
+  return np.fft.fft2(np.asarray(found, np.float64))
+
+
+def test_dpir_is_half_quadratic_splitting(problem):
+  prior, observation = problem
+  found = few_calls.dpir(prior.denoise, observation, weight=0.3, calls=3)
+  gain, y = gain_of(observation), np.asarray(observation.y[0, ..., 0])
+  power = np.asarray(POWER, np.float64)
+  x = f = np.fft.fft2(y)
+  for sigma in np.geomspace(98 / 255, NOISE, 3):
+    tie = 0.3 / sigma**2
+    z = (np.conj(gain) * f / NOISE**2 + tie * x) / (
+      np.abs(gain) ** 2 / NOISE**2 + tie
+    )
+    x = power / (power + sigma**2) * z
+  expected = np.fft.ifft2(x).real
+  np.testing.assert_allclose(found[0, ..., 0], expected, atol=1e-4)
+
+
+def test_fast_is_one_call_a_level_and_the_last_prediction(problem):
+  prior, observation = problem
+  config = pj.NFCConfig.fast(levels=4)
+  sampler = pj.nfc(config, spectrum=POWER)
+  run = oracles.quick_jit(
+    lambda key: pj.run(sampler, prior.denoise, observation, key)
+  )
+  x, info = run(jax.random.key(1))
+  again, _ = run(jax.random.key(2))
+  np.testing.assert_array_equal(x, again)  # nothing is drawn
+  np.testing.assert_array_equal(info.calls, np.ones(4))
+  np.testing.assert_array_equal(info.products, np.zeros(4))
+  gain = gain_of(observation)
+  power = np.asarray(POWER, np.float64)
+  f = np.fft.fft2(np.asarray(observation.y[0, ..., 0], np.float64))
+  sigmas = np.asarray(info.sigma, np.float64)
+  wide = config.width.factor * sigmas[0] ** 2
+  pull = np.conj(gain) / (np.abs(gain) ** 2 + NOISE**2 / wide)
+  z = (1 + pull * (1 - gain)) * f  # from the blurred image itself
+  for sigma, following in zip(sigmas, [*sigmas[1:], sigmas[-1]]):
+    x0 = power / (power + sigma**2) * z
+    width = config.width.factor * following**2
+    z = (np.conj(gain) * f / NOISE**2 + x0 / width) / (
+      np.abs(gain) ** 2 / NOISE**2 + 1 / width
+    )
+  expected = np.fft.ifft2(x0).real
+  np.testing.assert_allclose(x[0, 0, ..., 0], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("levels", [2, 5, 10, 20, 100])
+def test_fast_holds_its_last_level_alone(levels):
+  assert pj.NFCConfig.fast(levels=levels).held_levels == 1
+  assert pj.NFCConfig.fast().replace(levels=levels).held_levels == 1
+
+
+def test_differences_are_paired_by_picture():
+  fast, plain = [30.0, 20.0, 25.0], [29.0, 19.5, 23.5]
+  rows = pd.DataFrame(
+    [
+      {"task": "t", "calls": 5, "method": method, "picture": i, "psnr": psnr}
+      for method, values in ((few_calls.FAST, fast), (few_calls.DPIR, plain))
+      for i, psnr in enumerate(values)
+    ]
+  )
+  (found,) = few_calls.differences(rows).itertuples()
+  assert found.Index == ("t", 5, few_calls.DPIR)
+  np.testing.assert_allclose(found.difference, 1.0)
+  # The gaps 1, 0.5, 1.5 have a standard deviation of 0.5.
+  np.testing.assert_allclose(found[4], 1.96 * 0.5 / 3**0.5)
+  assert found.pictures == 3
