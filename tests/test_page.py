@@ -19,7 +19,10 @@ On {machine[name]}; errors below
 Some words
 over lines.
 
-{table}
+{tables}
+
+[Numbers of {machine[name]}](in_words "{limit:g}
+of nothing")
 
 ![Lower, {mark}is better.](plot)
 
@@ -52,7 +55,8 @@ def values():
     "mark": " (tiny)",
     "machine": {"name": "a CPU"},
     "limit": 0.125,
-    "table": [table("a"), None, table("b")],
+    "tables": [table("a"), None, table("b")],
+    "in_words": page.Table(pd.DataFrame({"y": [0.5]}), {"y": 3}),
     "plot": Figure(),
     "words": ["One `sentence`.", "Another."],
     "missing": None,
@@ -83,14 +87,16 @@ def test_a_page_is_its_file_with_the_holes_filled(tmp_path, values):
     ("h2", "Third"),
     ("p", "No hole but 0.125."),
   ]
-  names = re.findall(r'<table id="(\w+)"', text)
-  assert names == ["a", "b"] and text.count("<figure>") == 1
+  names = re.findall(r'<table id="([\w-]+)"', text)
+  assert names == ["a", "b", "in-words"] and text.count("<figure>") == 1
+  assert "<caption>Numbers of a CPU</caption>" in text and ">0.500<" in text
+  assert "Measured on: 0.125 of nothing" in text
   assert text.index('id="b"') < text.index("<figure>")
 
 
 def test_a_file_is_added_to_a_report_that_is_there(tmp_path, values):
   path = tmp_path / "pages.md"
-  path.write_text("### Here\n\n{table}\n")
+  path.write_text("### Here\n\n{tables}\n")
   report = Report("Title", "Summary.")
   report.section("Part")
   page.add(report, path, **values)

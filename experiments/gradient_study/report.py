@@ -15,7 +15,6 @@ def write(
   run: record.Run, cases: Sequence[str], seeds: int, steps: int
 ) -> None:
   """Writes `report.html` and says where."""
-  found = run.environment
   rows = run.frame("cases").set_index("case").loc[list(cases)]
   ends = rows[[f"seed_{i}" for i in range(seeds)]]
   apart = ends - ends.loc[cases[0]]
@@ -34,15 +33,12 @@ def write(
     sentence=sentence(ends),
     first=cases[0],
     curves=_curves(run.frame("losses"), cases),
-    table=page.table(
-      "Mean loss of the last tenth of the steps, in nats",
+    seeds=seeds,
+    steps=steps,
+    gradients=page.Table(
       table,
-      digits=dict.fromkeys(table.columns[:-1], 4),
-      bad={"mean": table["bad steps"] > 0},
-      measured_on=f"{seeds} seeds, {steps} steps, {found['devices'][0]}, jax "
-      f"{found['versions']['jax']}; differences are of the same seed, so of "
-      "the same start and the same batches",
-      name="gradients",
+      dict.fromkeys(table.columns[:-1], 4),
+      {"mean": table["bad steps"] > 0},
     ),
   )
   print(f"report: {shown(report.write(run.folder / 'report.html'))}")

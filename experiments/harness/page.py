@@ -6,24 +6,42 @@ A study keeps the words of its report in a `.md` file beside its code:
 
     Matrices of every family, keys of width {settings.width}. Red: not finite.
 
-    {counts}
+    [Entries that are not finite](counts "{settings.count} matrices")
 
     ![Lower and further left is better.](plot)
 
-Holes in words are those of `str.format`. A paragraph that is one hole takes a
-`Part`, a text, or a list of them; an image takes a matplotlib figure. What is
+    {more}
+
+Holes in words are those of `str.format`. A link takes a table, its caption and
+what was measured on; an image takes a matplotlib figure under its caption; a
+paragraph that is one hole takes a `Part`, a text, or a list of them. What is
 None is left out, and so is a section (`##`) all of whose such holes are.
 """
 
 import pathlib
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+import pandas as pd
 
 from experiments.harness.report import Report
 
 Part = Callable[[Report], None]  # adds something to a report
-_HOLE = re.compile(r"\{(\w+)\}|!\[(.*)\]\((\w+)\)", re.S)
+_HOLE = re.compile(
+  r"\{(?P<part>\w+)\}|"
+  r"!\[(?P<words>.*)\]\((?P<figure>\w+)\)|"
+  r'\[(?P<caption>.*)\]\((?P<table>\w+) "(?P<data>.*)"\)',
+  re.S,
+)
+
+
+class Table(NamedTuple):
+  """A table whose caption stands in the file; options of `Report.table`."""
+
+  frame: pd.DataFrame
+  digits: Any = None
+  bad: Any = None
 
 
 def table(*arguments: Any, **options: Any) -> Part:
@@ -53,25 +71,42 @@ def add(report: Report, path: pathlib.Path, **values: Any) -> None:
 def _fill(report: Report, text: str, values: Mapping[str, Any]) -> None:
   for section in re.split(r"(?m)^(?=## )", text):
     blocks = section.strip().split("\n\n")
-    holes = [x[1] or x[3] for x in map(_HOLE.fullmatch, blocks) if x]
-    if not holes or any(values[hole] is not None for hole in holes):
+    holes = [
+      _filled(hole, values) for hole in map(_HOLE.fullmatch, blocks) if hole
+    ]
+    if not holes or any(parts for parts in holes):
       for block in filter(None, blocks):
         _add(report, block, values)
 
 
 def _add(report: Report, block: str, values: Mapping[str, Any]) -> None:
   if hole := _HOLE.fullmatch(block):
-    found = values[hole[1] or hole[3]]
-    if hole[3] and found is not None:
-      found = figure(found, _said(hole[2], values))
-    parts = found if isinstance(found, list) else [found]
-    for part in parts:
-      if part is not None:
-        report.text(part) if isinstance(part, str) else part(report)
+    for part in _filled(hole, values):
+      report.text(part) if isinstance(part, str) else part(report)
     return
   marks = {"## ": report.section, "### ": report.heading, "": report.text}
   mark = next(mark for mark in marks if block.startswith(mark))
   marks[mark](_said(block.removeprefix(mark), values))
+
+
+def _filled(hole: re.Match[str], values: Mapping[str, Any]) -> list[Part | str]:
+  """What fills a paragraph that is a hole."""
+  name = hole["part"] or hole["figure"] or hole["table"]
+  found = values[name]
+  if hole["figure"] and found is not None:
+    found = figure(found, _said(hole["words"], values))
+  if hole["table"] and found is not None:
+    found = found if isinstance(found, Table) else Table(found)
+    found = table(
+      _said(hole["caption"], values),
+      found.frame,
+      digits=found.digits,
+      bad=found.bad,
+      measured_on=_said(hole["data"], values),
+      name=name.replace("_", "-"),
+    )
+  parts = found if isinstance(found, list) else [found]
+  return [part for part in parts if part is not None]
 
 
 def _said(words: str, values: Mapping[str, Any]) -> str:

@@ -38,24 +38,13 @@ SHOWN = {
     "note",
   ],
 }
-UNPRINTED = {
-  "implementation",
-  "lowest_ms",
-  "highest_ms",
-  "first_s",
-  "must_be_zero",
-}
+UNPRINTED = {"implementation", "first_s", "must_be_zero", *TIMES[3:]}
 NAMES = HEADINGS | {
   "error_beta_1": "error beta up to 1",
   "error_beta_2": "up to 2",
   "error_u": "error of u",
   "error_w": "error of w",
   "must_be_zero": "must be 0",
-}
-CAPTIONS = {
-  "inverse": "Time and error",
-  "stage": "Time and error of the stage",
-  "sweep": "Entries that are not finite",
 }
 
 
@@ -66,7 +55,7 @@ def build(
   mark = timing.mark(settings.implementation)
   parts: dict[str, Any] = dict.fromkeys((*SHOWN, "plot"))
   for name, rows in found.items():
-    parts[name] = _table(name, rows, settings, mark)
+    parts[name] = _table(name, rows)
   if "inverse" in found:
     title = f"{settings.count} inverses, {timing.device_name()}{mark}"
     parts["plot"] = plot(found["inverse"], title)
@@ -110,26 +99,17 @@ def closing(found: Frames, settings: Any) -> str:
   return "\n".join(lines)
 
 
-def _table(
-  name: str, rows: pd.DataFrame, settings: Any, mark: str
-) -> page.Part:
+def _table(name: str, rows: pd.DataFrame) -> page.Table:
   """The table of a part, its failures in red."""
-  about, bad = "", rows.filter(like="error") > FAILS
+  bad = rows.filter(like="error") > FAILS
   if name == "stage":
     bad["nonfinite"] = rows.nonfinite > 0
   if name == "sweep":
-    about = f", blocks of {settings.count} matrices"
     bad = _overflowed(rows).to_frame("nonfinite")
     words = rows.must_be_zero.map({True: "yes", False: "no: the paper's own"})
     rows = rows.assign(must_be_zero=words)
-  return page.table(
-    f"{CAPTIONS[name]}{mark}",
-    rows[SHOWN[name]].rename(columns=NAMES),
-    measured_on=f"{machine()}{about}",
-    name=name,
-    digits=DIGITS,
-    bad=bad.rename(columns=NAMES),
-  )
+  shown = rows[SHOWN[name]].rename(columns=NAMES)
+  return page.Table(shown, DIGITS, bad.rename(columns=NAMES))
 
 
 def _overflowed(rows: pd.DataFrame) -> pd.Series:

@@ -28,7 +28,7 @@ def build(
     settings=settings,
     layer=_layer(settings),
     fails=FAILS,
-    share=_share(rows, settings.specs[0], mark),
+    share=_share(rows, settings.specs[0]),
     plot=plot(rows, title),
     lengths=_lengths(rows, mark),
   )
@@ -90,7 +90,7 @@ def plot(rows: pd.DataFrame, title: str) -> Any:
   return figure
 
 
-def _share(rows: pd.DataFrame, before: str, mark: str) -> page.Part:
+def _share(rows: pd.DataFrame, before: str) -> page.Table:
   """What the inverse costs the block, by length and case."""
   times = _by_part(rows, "median_ms")
   blocks = rows[rows.part == BLOCK].set_index(["tokens", "name"]).index
@@ -103,13 +103,8 @@ def _share(rows: pd.DataFrame, before: str, mark: str) -> page.Part:
       "times as fast as before": 1 / times[BLOCK].div(first, level="tokens"),
     }
   )
-  return page.table(
-    f"Share of the inverse{mark}",
-    table[table.index.isin(blocks)],
-    measured_on=machine(),
-    name="share",
-    digits=dict(zip(table, (3, 3, 1, 2))),
-  )
+  digits = dict(zip(table, (3, 3, 1, 2)))
+  return page.Table(table[table.index.isin(blocks)], digits)
 
 
 def _lengths(rows: pd.DataFrame, mark: str) -> list[page.Part]:

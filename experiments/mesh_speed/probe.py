@@ -36,17 +36,12 @@ class Training(NamedTuple):
 
 
 class Probe(NamedTuple):
-  """A model on a mesh, ready to be trained.
+  """A model on a mesh, ready to be trained."""
 
-  Attributes:
-    training: the first step's.
-    step: (training, batch) -> (training, loss); compiled, donates training.
-    batch: of every step, on the mesh.
-  """
-
-  training: Training
+  training: Training  # the first step's
+  # (training, batch) -> (training, loss); compiled, donates training
   step: Callable[[Training, Batch], tuple[Training, jax.Array]]
-  batch: Batch
+  batch: Batch  # of every step, on the mesh
 
 
 def sizes(name: str, devices: int) -> dict[str, int] | None:
@@ -84,23 +79,15 @@ def draw(config: ModelConfig, rows: int, tokens: int, seed: int) -> Batch:
 
 
 def build(
-  config: ModelConfig,
-  execution: Execution,
-  axes: Mapping[str, Any],
-  batch: Batch,
+  config: ModelConfig,  # the architecture
+  execution: Execution,  # how it is computed, without a sequence axis
+  axes: Mapping[str, Any],  # of `sharding.make_mesh`
+  batch: Batch,  # on the host
   *,
-  rate: float,
-  seed: int,
+  rate: float,  # of AdamW
+  seed: int,  # of the parameters
 ) -> Probe:
   """The model with the same parameters on any mesh, and its step.
-
-  Args:
-    config: the architecture.
-    execution: how it is computed, without a sequence axis.
-    axes: of `sharding.make_mesh`.
-    batch: on the host.
-    rate: of AdamW.
-    seed: of the parameters.
 
   Raises:
     ValueError: for a batch that the mesh does not divide.

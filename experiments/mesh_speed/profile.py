@@ -12,24 +12,18 @@ _MOVES = ("nccl", "all-", "reduce-scatter", "collective", "send", "recv")
 
 
 class Waits(NamedTuple):
-  """Where the time of a device went.
+  """Where the time of a device went."""
 
-  Attributes:
-    communication: share of its busy time spent on moving data, 0 to 1.
-    longest: the names that took the most, each with its share, longest first.
-  """
-
-  communication: float
+  communication: float  # share of its busy time spent on moving data, 0 to 1
+  # the names that took the most, each with its share, longest first
   longest: list[tuple[str, float]]
 
 
-def of_call(call: Callable[[], Any], folder: pathlib.Path) -> Waits | None:
-  """Traces a call; None where the platform has no timeline of a device.
-
-  Args:
-    call: what is traced.
-    folder: takes the trace, which TensorBoard and Perfetto open.
-  """
+def of_call(
+  call: Callable[[], Any],  # what is traced
+  folder: pathlib.Path,  # takes the trace, which TensorBoard and Perfetto open
+) -> Waits | None:
+  """Traces a call; None where the platform has no timeline of a device."""
   with jax.profiler.trace(str(folder)):
     jax.block_until_ready(call())
   traces = sorted(folder.rglob("*.xplane.pb"))

@@ -29,49 +29,33 @@ from neumann_jax import Execution, InverseSpec, ModelConfig, RuleOptions
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
-  """What is timed.
+  """What is timed."""
 
-  Attributes:
-    implementation: "auto" takes a platform's kernels, "xla" none.
-    meshes: axes that split all devices; "a*b" gives a 2 and b the rest.
-    rows: of a batch.
-    tokens: of a row.
-    long_tokens: of the one row that a sequence mesh splits.
-    layers: every fourth is full attention.
-    hidden: width of the residual stream.
-    intermediate: width of the feed-forward layer.
-    vocabulary: size.
-    heads: of full attention, half as many of keys and values.
-    key_heads: Hk of Gated DeltaNet.
-    value_heads: Hv.
-    dim: width of a head, of either kind of layer.
-    dtype: of activations and parameters' products.
-    rate: of AdamW.
-    steps: whose losses are compared.
-    repeats: further steps, each timed.
-    seed: of parameters and text.
-  """
-
+  # "auto" takes a platform's kernels, "xla" none
   implementation: str = setting(among=("auto", "xla"))
+  # axes that split all devices; "a*b" gives a 2 and b the rest
   meshes: tuple[str, ...] = setting(
     some=True, words="meshes must name at least one mesh"
   )
-  rows: int = setting(at_least=1)
-  tokens: int = setting(at_least=1)
+  rows: int = setting(at_least=1)  # of a batch
+  tokens: int = setting(at_least=1)  # of a row
+  # of the one row that a sequence mesh splits
   long_tokens: int = setting(at_least=1)
-  layers: int = setting(at_least=1)
-  hidden: int = setting(at_least=1)
-  intermediate: int = setting(at_least=1)
-  vocabulary: int = setting(at_least=2)
+  layers: int = setting(at_least=1)  # every fourth is full attention
+  hidden: int = setting(at_least=1)  # width of the residual stream
+  intermediate: int = setting(at_least=1)  # width of the feed-forward layer
+  vocabulary: int = setting(at_least=2)  # size
+  # of full attention, half as many of keys and values
   heads: int = setting(at_least=2)
-  key_heads: int = setting(at_least=1)
-  value_heads: int = setting(at_least=1)
-  dim: int = setting(at_least=1)
+  key_heads: int = setting(at_least=1)  # Hk of Gated DeltaNet
+  value_heads: int = setting(at_least=1)  # Hv
+  dim: int = setting(at_least=1)  # width of a head, of either kind of layer
+  # of activations and parameters' products
   dtype: str = setting(among=("bfloat16", "float32"))
-  rate: float = setting(above=0)
-  steps: int = setting(at_least=1)
-  repeats: int = setting(at_least=1)
-  seed: int
+  rate: float = setting(above=0)  # of AdamW
+  steps: int = setting(at_least=1)  # whose losses are compared
+  repeats: int = setting(at_least=1)  # further steps, each timed
+  seed: int  # of parameters and text
 
   def __post_init__(self) -> None:
     super().__post_init__()
