@@ -16,10 +16,11 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import logging
 from jax import lax
 from jax.experimental.pallas import tpu as pltpu
-from jax.extend.core import Primitive
+from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
 
 IMPLEMENTATIONS = ("auto", "tpu", "gpu", "xla", "interpret")
@@ -50,16 +51,19 @@ class Operation:
     in_xla: (static, *arrays) to arrays; the defining semantics.
     kernels: by the name that asks for them.
     asked: what a refusal says before `implementation=`.
+    jvp: (implementation, static, arrays, tangents) to what the operation gives
+      and its tangent, which `jax` transposes. Without it the derivative is
+      that of the XLA form, which is computed again for it.
     fwd: (implementation, static, *arrays) to what the operation gives and what
-      its derivative needs.
+      `bwd` needs, for `run_with_backward`.
     bwd: (implementation, static, residuals, cotangents) to one cotangent an
-      array. Without the two the derivative is that of the XLA form, which is
-      computed again for it.
+      array.
   """
 
   in_xla: Callable[..., Any]
   kernels: Mapping[str, Kernel]
   asked: str = ""
+  jvp: Callable[..., tuple[Any, Any]] | None = None
   fwd: Callable[..., tuple[Any, Any]] | None = None
   bwd: Callable[..., tuple] | None = None
 
@@ -115,10 +119,12 @@ def runs(
       found[name] = operation.kernels[name]
     elif implementation == "auto":
       _log_fallback(name, reason)
+    else:
+      _warn_of_fallback(implementation, reason)
   return found
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def run(
   operation: Operation, implementation: str, static: Hashable, *arrays: Any
@@ -137,7 +143,7 @@ def run(
     *arrays: pytrees, None among them.
 
   Returns:
-    What the XLA form gives; reverse-mode derivatives only.
+    What the XLA form gives, differentiable forward and backward.
   """
   kernels = runs(operation, implementation, static, *arrays)
   default = functools.partial(operation.in_xla, static)
@@ -145,7 +151,7 @@ def run(
     return default(*arrays)
   if implementation == "auto":
     branches = {
-      PLATFORMS[name]: functools.partial(_launch, kernel, static)
+      PLATFORMS[name]: _branch(PLATFORMS[name], kernel, static)
       for name, kernel in kernels.items()
     }
     return lax.platform_dependent(*arrays, default=default, **branches)
@@ -166,25 +172,96 @@ def _launch(kernel: Kernel, static: Hashable, *arrays: Any, **options: Any):
   return kernel.launch(static, *arrays, **options)
 
 
-def _fwd(operation, implementation, static, *arrays):
-  if operation.fwd is not None:
-    return operation.fwd(implementation, static, *arrays)
-  return run(operation, implementation, static, *arrays), arrays
+@run.defjvp
+def _run_jvp(operation, implementation, static, arrays, tangents):
+  if operation.jvp is not None:
+    return operation.jvp(implementation, static, arrays, tangents)
+  out = run(operation, implementation, static, *arrays)
+  # A kernel has no derivative of its own. Under `jax.checkpoint` reverse mode
+  # keeps the arrays alone and computes the XLA form for the backward pass.
+  form = jax.checkpoint(functools.partial(operation.in_xla, static))
+  return out, jax.jvp(form, arrays, tangents)[1]
 
 
-def _bwd(operation, implementation, static, residuals, cotangents):
-  if operation.bwd is not None:
-    return operation.bwd(implementation, static, residuals, cotangents)
-  form = functools.partial(operation.in_xla, static)
-  return jax.vjp(form, *residuals)[1](cotangents)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def run_with_backward(
+  operation: Operation, implementation: str, static: Hashable, *arrays: Any
+) -> Any:
+  """`run` of an operation whose backward pass is a kernel as well.
+
+  It has reverse-mode derivatives only.
+  """
+  return run(operation, implementation, static, *arrays)
 
 
-run.defvjp(_fwd, _bwd)
+run_with_backward.defvjp(
+  lambda operation, *given: operation.fwd(*given),
+  lambda operation, *given: operation.bwd(*given),
+)
 
 
 @functools.cache
 def _log_fallback(name: str, reason: str) -> None:
   logging.info("implementation 'auto' takes XLA on a %s: %s", name, reason)
+
+
+@functools.cache
+def _warn_of_fallback(implementation: str, reason: str) -> None:
+  logging.warning(
+    "implementation %r takes XLA for a part of the rule: %s",
+    implementation,
+    reason,
+  )
+
+
+def _branch(platform: str, kernel: Kernel, static: Hashable) -> Callable:
+  """A launch that `jax.export` for several platforms lowers for its own only.
+
+  `lax.platform_dependent` lowers each of its branches for all of them.
+  """
+
+  def branch(*arrays):
+    leaves, tree = jax.tree.flatten(arrays)
+    launch = lambda *leaves: _launch(  # noqa: E731
+      kernel, static, *jax.tree.unflatten(tree, leaves)
+    )
+    jaxpr, like = jax.make_jaxpr(launch, return_shape=True)(*leaves)
+    out = _launched.bind(*leaves, jaxpr=jaxpr, platform=platform)
+    return jax.tree.unflatten(jax.tree.structure(like), out)
+
+  return branch
+
+
+_launched = Primitive("launched")
+_launched.multiple_results = True
+_launched.def_abstract_eval(lambda *_, jaxpr, platform: jaxpr.out_avals)
+
+
+def _batch_launched(arrays, axes, *, jaxpr, platform):
+  mapped = jax.vmap(jaxpr_as_fun(jaxpr), in_axes=tuple(axes))
+  many = jax.make_jaxpr(mapped)(*arrays)
+  out = _launched.bind(*arrays, jaxpr=many, platform=platform)
+  return out, [0] * len(out)
+
+
+batching.primitive_batchers[_launched] = _batch_launched
+
+
+def _lower_launched(own: str | None) -> Callable:
+  def call(*arrays, jaxpr, platform):
+    if platform == own:
+      return jaxpr_as_fun(jaxpr)(*arrays)
+    # Of a platform that never takes this branch.
+    return [jnp.zeros(x.shape, x.dtype) for x in jaxpr.out_avals]
+
+  return mlir.lower_fun(call)
+
+
+mlir.register_lowering(_launched, _lower_launched(None))
+for _platform in PLATFORMS.values():
+  mlir.register_lowering(
+    _launched, _lower_launched(_platform), platform=_platform
+  )
 
 
 def bound_to(implementation: str, arrays: tuple) -> tuple:

@@ -4,15 +4,43 @@ Types are always checked, values on concrete arrays only and with numpy, so
 that nothing is staged or compiled before the sentence.
 """
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+
+# Entries of keys that are looked at on the host.
+_FEW = 2**22
 
 
 def check_array(name: str, array: jax.Array) -> None:
   """Raises TypeError for what has no dtype and shape."""
   if not hasattr(array, "dtype") or not hasattr(array, "shape"):
     raise TypeError(f"{name} must be an array, got {type(array).__name__}")
+  # A value knows where it lies, a tracer what its type says.
+  where = getattr(array, "sharding", None)
+  if isinstance(array, jax.core.Tracer):
+    where = jax.typeof(array).sharding
+  if isinstance(where, NamedSharding):
+    check_mesh(name, where.mesh)
+
+
+def check_mesh(name: str, mesh: Mesh | AbstractMesh) -> None:
+  """Raises ValueError for a mesh with explicit axes, as `jax.make_mesh` has.
+
+  Args:
+    name: of what lives on it, or is to.
+    mesh: which.
+  """
+  for axis, kind in zip(mesh.axis_names, mesh.axis_types):
+    if kind == AxisType.Explicit:
+      raise ValueError(
+        f"the mesh of {name} must leave shardings to the compiler, but its "
+        f"axis {axis!r} is explicit: make it by neumann_jax.sharding.make_mesh "
+        "or give jax.make_mesh axis_types of jax.sharding.AxisType.Auto"
+      )
 
 
 def check_floating(name: str, array: jax.Array) -> None:
@@ -28,6 +56,7 @@ def check_integers(name: str, array: jax.Array | np.ndarray) -> None:
   if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
     found = type(array).__name__ if dtype is None else f"dtype {dtype}"
     raise TypeError(f"{name} must be an integer array, got {found}")
+  check_array(name, array)
 
 
 def check_mask(name: str, array: jax.Array) -> None:
@@ -58,6 +87,41 @@ def check_gates(beta: jax.Array, log_decay: jax.Array) -> None:
   """Raises ValueError unless beta is in [0, 2] and log_decay at most 0."""
   _check_range("beta", beta, 0.0, 2.0, "lie in [0, 2]")
   _check_range("log_decay", log_decay, -np.inf, 0.0, "be at most 0")
+
+
+def warn_of_long_keys(k: jax.Array, beta: jax.Array) -> None:
+  """Warns of concrete keys under which the state of the delta rule can grow.
+
+  I - beta k k^t is a contraction for beta |k|^2 <= 2 alone.
+
+  Args:
+    k: [..., Hk, Dk].
+    beta: [..., Hv].
+  """
+  if isinstance(k, jax.core.Tracer) or isinstance(beta, jax.core.Tracer):
+    return
+  # Few numbers are read in less time than it takes to compile.
+  measure = _largest_step if k.size <= _FEW else jax.jit(_largest_step)
+  largest = float(measure(k, beta))
+  # Unit keys that are rounded to bfloat16 reach 2.016.
+  if largest > 2.05:
+    warnings.warn(
+      f"k is not normalised: beta |k|^2 reaches {largest:.3g}, and above 2 the "
+      "state can grow from token to token until it overflows; divide each key "
+      "by its norm",
+      stacklevel=2,
+    )
+
+
+def _largest_step(k: jax.Array, beta: jax.Array) -> jax.Array | np.floating:
+  """The largest finite beta |k|^2, in numpy unless it is traced."""
+  xp = jnp if isinstance(k, jax.core.Tracer) else np
+  k, beta = (xp.asarray(x).astype(np.float32) for x in (k, beta))
+  # What is not finite need not be told that it is long.
+  with np.errstate(over="ignore", invalid="ignore"):
+    square = xp.square(k).sum(axis=-1)  # [..., Hk]
+    step = xp.repeat(square, beta.shape[-1] // k.shape[-2], axis=-1) * beta
+  return xp.where(xp.isfinite(step), step, 0).max()
 
 
 def _check_range(

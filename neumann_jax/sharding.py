@@ -23,6 +23,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from neumann_jax.checks import check_mesh
 from neumann_jax.execution import Execution
 from neumann_jax.layers.mixer import Axes
 from neumann_jax.model.language_model import LanguageModel
@@ -126,8 +127,10 @@ def param_specs(
     rules: mesh axis of each logical axis; None keeps it whole.
 
   Raises:
-    ValueError: if a rule names an axis that the mesh does not have.
+    ValueError: if a rule names an axis that the mesh does not have, or the
+      mesh has explicit axes.
   """
+  check_mesh("parameters", mesh)
   for logical, axis in rules.items():
     if axis is not None and axis not in mesh.shape:
       raise ValueError(
@@ -223,7 +226,12 @@ def create(
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Of token arrays [B, T]: rows over data and fsdp, tokens over sequence."""
+  """Of token arrays [B, T]: rows over data and fsdp, tokens over sequence.
+
+  Raises:
+    ValueError: for a mesh with explicit axes, as `jax.make_mesh` makes them.
+  """
+  check_mesh("tokens", mesh)
   return NamedSharding(mesh, _TOKENS)
 
 
@@ -247,6 +255,7 @@ def on_mesh(
     a whole multiple of data * fsdp; differentiable in the model and in the
     arrays. Raises ValueError for another sequence_axis or uneven arrays.
   """
+  check_mesh("tokens", mesh)
 
   def call(model: LanguageModel, *arrays: jax.Array | None) -> jax.Array:
     axis = model.execution.sequence_axis

@@ -70,9 +70,10 @@ GPU_CALL = "__gpu$xla.gpu.triton"
 
 
 def exported(f, platform, *shapes):
-  """What a CPU host exports for "tpu" or "cuda"."""
+  """What a CPU host exports for "tpu" or "cuda", or for a list of platforms."""
+  platforms = [platform] if isinstance(platform, str) else platform
   context = contextlib.nullcontext()
-  if platform == "cuda":  # jax 0.12 asks for a device to lower Triton for
+  if "cuda" in platforms:  # jax 0.12 asks for a device to lower Triton for
     device = jax.sharding.AbstractDevice("NVIDIA H200", None, "cuda")
     context = jax.sharding.use_abstract_mesh(
       jax.sharding.AbstractMesh((), (), abstract_device=device)
@@ -80,7 +81,7 @@ def exported(f, platform, *shapes):
   allowed = [export.DisabledSafetyCheck.custom_call(GPU_CALL)]
   with context:
     return export.export(
-      jax.jit(f), platforms=[platform], disabled_checks=allowed
+      jax.jit(f), platforms=platforms, disabled_checks=allowed
     )(*shapes)
 
 

@@ -14,6 +14,7 @@ from neumann_jax.chunk_inverse import bounds as nb
 from neumann_jax.chunk_inverse import planner, xla
 from neumann_jax.chunk_inverse.integer import QuantSpec
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec, resolve
+from neumann_jax.delta_rule.chunk_matrix import chunk_matrices
 
 BETAS = ((0.0, 1.0), (0.6, 1.0), (1.0, 2.0), (2.0, 2.0))
 
@@ -75,6 +76,41 @@ def test_key_norm_covers_keys_rounded_to_bfloat16(beta):
   assert (truth <= e * (1 + 1e-5)).all()
   with pytest.raises(ValueError, match="key_norm must be at least 1"):
     nb.envelope(*gates(c), key_norm=0.5)
+
+
+def test_matrices_carry_the_norm_of_their_keys():
+  """Half of all unit keys are longer than 1 once they are bfloat16."""
+  c = key_families.draw(
+    "identical", seed=3, count=200, chunk_size=64, dim=16, beta=(0.6, 1.0)
+  )
+  k = jnp.asarray(c.keys, jnp.bfloat16)[:, :, None]  # [B, T, 1, Dk]
+  gate = lambda x: jnp.asarray(x, jnp.float32)[:, :, None]  # noqa: E731
+  found = chunk_matrices(k, gate(c.log_decay), gate(c.beta), chunk_size=64)
+  norms = np.linalg.norm(np.asarray(k, np.float64)[:, :, 0], axis=-1).max(-1)
+  assert 0.4 < np.mean(norms > 1) < 0.6
+  carried = np.asarray(found.key_norm[:, 0, 0])
+  assert (carried >= np.maximum(norms, 1)).all()
+  assert (carried <= np.maximum(norms, 1) * (1 + 1e-5)).all()
+  a = np.asarray(found.a, np.float64)[:, 0, 0]
+  truth = np.abs(key_families.exact_inverse(a))
+
+  def largest(**norm):
+    e = np.asarray(nb.envelope(found.beta, found.log_decay, **norm))[:, 0, 0]
+    return (truth / np.where(e > 0, e, np.inf)).max()
+
+  assert largest(key_norm=found.key_norm) <= 1 + 1e-5
+  assert largest() > 1.0005  # what a norm of 1 would miss
+
+
+def test_an_envelope_takes_a_norm_for_each_chunk():
+  rng = np.random.default_rng(0)
+  beta = jnp.asarray(rng.uniform(0, 2, 16), jnp.float32)
+  log_decay = jnp.asarray(-rng.exponential(0.3, 16), jnp.float32)
+  norms = np.float32([1.0, 1.1])
+  twice = (jnp.stack([x, x]) for x in (beta, log_decay))
+  for found, norm in zip(nb.envelope(*twice, key_norm=norms), norms):
+    want = nb.envelope(beta, log_decay, key_norm=float(norm))
+    np.testing.assert_allclose(found, want, rtol=1e-5)
 
 
 def certified_specs():

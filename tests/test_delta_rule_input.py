@@ -1,6 +1,7 @@
 """What the delta rule accepts: types, transforms, and one sentence if not."""
 
 import functools
+import warnings
 
 import chex
 import jax
@@ -16,18 +17,19 @@ from tests.oracles import Problem, assert_close
 NAMES = Problem._fields
 short_chunks = functools.partial(neumann_jax.gated_delta_rule, chunk_size=16)
 FORMS = [short_chunks, neumann_jax.gated_delta_recurrent]
+fused_chunks = functools.partial(short_chunks, fused=True)
 
 
 # --- Forms of use ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", FORMS)
-def test_mixed_inputs_are_computed_in_float32(rule):
+@pytest.mark.parametrize("wide", ["q", "q and k"])
+@pytest.mark.parametrize("rule", [*FORMS, fused_chunks])
+def test_mixed_inputs_are_computed_in_float32(rule, wide):
   """By chunks q, k and v must all be narrow to be multiplied as they are."""
   p = oracles.problem(20)
-  narrow = Problem(
-    p.q, *(jnp.asarray(x, jnp.bfloat16) for x in p[1:3]), *p[3:5], p[5]
-  )
+  k, v = (jnp.asarray(x, jnp.bfloat16) for x in p[1:3])
+  narrow = p._replace(v=v) if wide == "q and k" else p._replace(k=k, v=v)
   rounded = Problem(*(np.asarray(x, np.float32) for x in narrow))
   form = oracles.quick_jit(lambda p: p.under(rule))
   out, state = form(narrow)
@@ -74,6 +76,50 @@ def test_one_trace_and_the_same_bits():
   assert not np.array_equal(first[0][0], second[0][0])
 
 
+def test_documents_may_have_any_numbers():
+  """Padding of 0 behind documents of 1 and 2, eagerly and compiled."""
+  p = oracles.problem(24)
+  ids = np.tile(np.repeat(np.int32([1, 2, 0]), 8), (8, 1))
+  numbers = np.tile(np.repeat(np.int32([0, 1, 2]), 8), (8, 1))
+  want = oracles.delta_rule(p, numbers)
+  for rule in FORMS:
+    assert_close(p.under(rule, ids), want, oracles.FLOAT32_RULE)
+    found = oracles.quick_jit(lambda p, ids, rule=rule: p.under(rule, ids))(
+      p, ids
+    )
+    assert_close(found, want, oracles.FLOAT32_RULE)
+
+
+@pytest.mark.parametrize("rule", FORMS)
+def test_keys_that_make_the_state_grow_are_warned_of(rule):
+  """A token multiplies the state by up to 1 - beta |k|^2."""
+  p = oracles.problem(8)
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    p.under(rule)
+    Problem(p.q, jnp.asarray(p.k, jnp.bfloat16), *p[2:]).under(rule)
+  long = p._replace(k=11 * p.k)
+  with pytest.warns(UserWarning, match=r"beta \|k\|\^2 reaches 1[0-2]\d"):
+    long.under(rule)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_codes_cover_keys_that_are_not_normalised(bits):
+  """Their scale follows the keys: one for unit keys would saturate."""
+  p = oracles.problem(64, beta=(0.3, 0.5))
+  p = p._replace(k=np.float32(1.9) * p.k)
+  envelope, dynamic = (
+    short_chunks(
+      *p[:5], spec=InverseSpec(quant=neumann_jax.QuantSpec(bits, scale))
+    )[0]
+    for scale in ("envelope", "dynamic")
+  )
+  truth = oracles.delta_rule(p._replace(initial_state=0 * p[5]))[0]
+  error = oracles.error(envelope, truth)
+  assert error <= {8: 0.5, 16: 2e-3}[bits]
+  assert error <= 30 * oracles.error(dynamic, truth)
+
+
 def test_shapes_are_checked_under_jit_and_values_are_not():
   with pytest.raises(ValueError, match=r"beta must have shape"):
     jax.jit(short_chunks)(*P[:4], P.beta[:, :3])
@@ -96,7 +142,7 @@ ONE_VALUE_HEAD = {
   "log_decay": P.log_decay[..., :1],
   "initial_state": P.initial_state[:, :1],
 }
-FALLING = np.tile(np.int32([1, 1, 1, 1, 0, 0, 0, 0]), (8, 1))
+BACK = np.tile(np.int32([1, 1, 1, 1, 0, 0, 1, 1]), (8, 1))
 # Changed operands, the kind of error and its sentence.
 BAD = {
   "rank": ({"q": P.q[0]}, ValueError, r"q must have shape \[B, T, Hk, Dk\]"),
@@ -191,9 +237,9 @@ BAD = {
     "segment_ids must be an integer array",
   ),
   "segment order": (
-    {"segment_ids": FALLING},
+    {"segment_ids": BACK},
     ValueError,
-    "segment_ids must not decrease along a row",
+    "an id of its own, but row 0 comes back to 1",
   ),
   "no tokens": (
     {name: x[:, :0] for name, x in zip(NAMES[:5], P)},

@@ -165,3 +165,73 @@ def test_auto_logs_a_fallback_once(caplog):
     "implementation 'auto' takes XLA on a tpu: a TPU has no tf32 products, "
     "only bfloat16 and float32"
   ]
+
+
+@pytest.mark.parametrize("platforms", [["cuda", "tpu"], ["cpu", "tpu"]])
+@pytest.mark.parametrize("form", ["inverse", "rule", "vmap"])
+def test_one_export_for_two_platforms(platforms, form):
+  """Each kernel is lowered for its own platform alone."""
+  f = neumann_jax.inverse if form != "vmap" else jax.vmap(neumann_jax.inverse)
+  shapes = [jax.ShapeDtypeStruct((5, 2, 64, 64), jnp.float32)]
+  if form == "rule":
+    f = functools.partial(neumann_jax.gated_delta_rule, fused=True)
+    k, gate = (
+      jax.ShapeDtypeStruct((1, 70, 2, *d), jnp.float32) for d in ((64,), ())
+    )
+    shapes = [k, k, k, gate, gate]
+  exported = oracles.exported(f, platforms, *shapes)
+  text = exported.mlir_module()
+  calls = {"tpu": "tpu_custom_call", "cuda": oracles.GPU_CALL, "cpu": None}
+  for platform in platforms:
+    assert calls[platform] is None or calls[platform] in text
+  if "cpu" in platforms:
+    rng = np.random.default_rng(0)
+    arrays = [jnp.asarray(rng.random(x.shape) / 8, x.dtype) for x in shapes]
+    if form == "rule":
+      arrays[3] = -arrays[3]
+    chex.assert_trees_all_close(
+      exported.call(*arrays), f(*arrays), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("implementation", ["auto", "interpret"])
+def test_no_matrices_have_no_inverses(implementation):
+  a = jnp.zeros((0, 3, 16, 16))
+  found = neumann_jax.inverse(a, implementation=implementation)
+  assert found.shape == a.shape and found.dtype == a.dtype
+
+
+@pytest.mark.parametrize("scale", ["envelope", "dynamic"])
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("implementation", ["xla", "interpret"])
+def test_nan_survives_integers(implementation, bits, scale):
+  """An integer cannot be NaN: the same matrices are as with floating codes."""
+  a = np.tile(problem(chunk_size=16)[0][:1, :1], (2, 1, 1, 1))
+  a[1, 0, 9, 4] = np.nan
+  codes, integers = (
+    neumann_jax.inverse(
+      jnp.asarray(a),
+      InverseSpec(quant=QuantSpec(bits, scale, integer)),
+      implementation=name,
+    )
+    for integer, name in ((False, "xla"), (True, implementation))
+  )
+  assert np.isfinite(integers[0]).all()
+  assert np.isnan(codes[1]).any()
+  assert np.isnan(np.asarray(integers[1]))[np.isnan(codes[1])].all()
+
+
+def test_a_named_back_end_says_what_it_leaves_to_xla(caplog):
+  """The scan over chunks has a kernel for 16 bits alone."""
+  backends._warn_of_fallback.cache_clear()
+  k, gate = (
+    jax.ShapeDtypeStruct((1, 70, 2, *d), jnp.float32) for d in ((64,), ())
+  )
+  f = functools.partial(neumann_jax.gated_delta_rule, implementation="gpu")
+  with caplog.at_level(logging.WARNING, logger="absl"):
+    oracles.exported(f, "cuda", k, k, k, gate, gate)
+  said = [r.getMessage() for r in caplog.records]
+  assert any(
+    "'gpu' takes XLA for a part of the rule" in one and "float32" in one
+    for one in said
+  ), said

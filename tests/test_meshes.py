@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 from jax.experimental import topologies
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import neumann_jax
 from neumann_jax import sharding
@@ -164,3 +166,44 @@ def test_a_training_step_compiles_for_every_mesh_and_kind_of_tpu(kind):
   names = list(CHIPS)
   found = tpu_compiler.run("tests.test_meshes", kind, names)
   assert found == dict.fromkeys(names, "")
+
+
+def _explicit():
+  """What `jax.make_mesh` makes unless it is told otherwise."""
+  return jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+
+
+@pytest.mark.parametrize("form", [lambda f: f, jax.jit])
+def test_a_mesh_with_explicit_axes_is_named(form):
+  """One sentence, before jax says anything about types of shardings."""
+  where = NamedSharding(_explicit(), P("data"))
+  sentence = (
+    "axis 'data' is explicit: make it by neumann_jax.sharding.make_mesh"
+  )
+  k, gate = (
+    jax.device_put(jnp.ones((8, 16, 2, *d)) / 4, where) for d in ((8,), ())
+  )
+  with oracles.refused(ValueError, sentence):
+    form(neumann_jax.gated_delta_rule)(k, k, k, -gate, gate)
+  with oracles.refused(ValueError, sentence):
+    form(neumann_jax.inverse)(jax.device_put(jnp.zeros((8, 16, 16)), where))
+  model = models.make("dense")
+  tokens = jax.device_put(jnp.zeros((8, 16), jnp.int32), where)
+  with oracles.refused(ValueError, sentence):
+    form(lambda tokens: model(tokens)[0])(tokens)
+  with oracles.refused(ValueError, sentence):
+    neumann_jax.generate(
+      model,
+      [[1, 2, 3]] * 8,
+      max_new_tokens=2,
+      sharding=where,
+      key=jax.random.key(0),
+    )
+
+
+def test_no_model_goes_to_a_mesh_with_explicit_axes():
+  sentence = "parameters must leave shardings to the compiler"
+  with oracles.refused(ValueError, sentence):
+    sharding.place(models.make("dense"), _explicit())
+  with oracles.refused(ValueError, "the mesh of tokens must leave shardings"):
+    sharding.batch_sharding(_explicit())

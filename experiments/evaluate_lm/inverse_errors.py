@@ -41,7 +41,9 @@ def layer_rows(
   """
   for layer, part in enumerate(parts):
     size = part.a.shape[-1]
-    problem = Problem.of(*(x.reshape(-1, *x.shape[3:]) for x in part))
+    # [n, C, C], twice [n, C], and [n]
+    every = (jnp.asarray(x).reshape(-1, *jnp.shape(x)[3:]) for x in part)
+    problem = Problem.of(*every)
     for name, spec in specs.items():
       plan = neumann_jax.plan(
         size,

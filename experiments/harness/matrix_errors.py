@@ -39,10 +39,13 @@ class Problem(NamedTuple):
   truth: np.ndarray  # [n, C, C], the float64 inverse of I + A
 
   @classmethod
-  def of(cls, a: Any, beta: Any, log_decay: Any) -> "Problem":
-    """From matrices [n, C, C] and the gates [n, C] behind them."""
+  def of(
+    cls, a: Any, beta: Any, log_decay: Any, key_norm: Any = 1.0
+  ) -> "Problem":
+    """From matrices [n, C, C], the gates [n, C] and key norms [n] behind."""
     truth = key_families.exact_inverse(np.asarray(a))
-    return cls(jnp.asarray(a), _envelope(beta, log_decay), truth)
+    envelope = _envelope(beta, log_decay, key_norm=key_norm)
+    return cls(jnp.asarray(a), envelope, truth)
 
   def errors(self, spec: InverseSpec, implementation: str) -> MatrixErrors:
     """Of an inverse, beside its certificate."""

@@ -87,7 +87,9 @@ def _matrices(
 
 
 def _group(matrices: ChunkMatrices) -> Group:
-  envelope = neumann_jax.envelope(matrices.beta, matrices.log_decay)
+  envelope = neumann_jax.envelope(
+    matrices.beta, matrices.log_decay, key_norm=matrices.key_norm
+  )
   beta, decay = matrices.beta, -matrices.log_decay
   return Group(
     FAMILY,

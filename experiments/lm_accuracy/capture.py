@@ -46,7 +46,7 @@ def layers(
   """
   exact = model.with_execution(spec=InverseSpec("exact"), chunk_size=chunk_size)
   found = layerwise.chunk_matrices(exact, jnp.asarray(rows.tokens))
-  for layer, (a, beta, log_decay) in enumerate(found):
+  for layer, (a, beta, log_decay, _) in enumerate(found):
     row, head, _ = (at.ravel() for at in np.indices(a.shape[:3]))
     yield Captured(
       np.asarray(a).reshape(-1, chunk_size, chunk_size),

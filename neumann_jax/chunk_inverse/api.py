@@ -1,6 +1,7 @@
 """The public chunk inverse: what it accepts, and what it returns."""
 
 import jax
+import jax.numpy as jnp
 
 from neumann_jax import backends, checks
 from neumann_jax.chunk_inverse import bounds
@@ -20,9 +21,9 @@ def inverse(
   """T = (I + A)^-1 for strictly lower triangular A, by matrix products.
 
   Args:
-    a: [..., C, C] floating point, C a power of two. The upper triangle and the
-      diagonal are ignored. Products run in float32 (float64 for float64 input
-      and precision "float32").
+    a: [..., C, C] floating point, C a power of two, any number of matrices,
+      none included. The upper triangle and the diagonal are ignored. Products
+      run in float32 (float64 for float64 input and precision "float32").
     spec: method and arithmetic.
     envelope: [..., C, C] from `neumann_jax.envelope`; its largest entry fixes
       the scale of `QuantSpec(scale="envelope")`. None assumes beta <= 1:
@@ -36,8 +37,8 @@ def inverse(
       disabled, and from jax 0.12 an abstract GPU in `use_abstract_mesh`.
 
   Returns:
-    T, [..., C, C] in a's dtype, unit lower triangular. It has reverse-mode
-    derivatives only.
+    T, [..., C, C] in a's dtype, unit lower triangular; differentiable forward
+    and backward.
 
   Raises:
     TypeError: if `a` is not floating point or `spec` no InverseSpec.
@@ -57,6 +58,8 @@ def inverse(
   _check(a, envelope, gradient)
   spec = resolve(spec, a.shape[-1])
   derivatives.check(implementation, spec, a)
+  if a.size == 0:
+    return jnp.asarray(a)
   # Scales read the largest entry alone: the envelope itself stays out of the
   # program of the inverse.
   bound = None if envelope is None else bounds.largest(envelope)

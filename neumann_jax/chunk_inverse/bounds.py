@@ -11,6 +11,7 @@ entrywise certificate |T - X| <= E |R| for any approximation X.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from neumann_jax import checks
@@ -21,7 +22,10 @@ TINY = 2.0**-126  # smallest normal float32; what is below may become 0
 
 
 def envelope(
-  beta: jax.Array, log_decay: jax.Array, *, key_norm: float = 1.0
+  beta: jax.Array,
+  log_decay: jax.Array,
+  *,
+  key_norm: float | jax.Array = 1.0,
 ) -> jax.Array:
   """Entrywise bound E on |T|, T = (I + A)^-1.
 
@@ -31,7 +35,8 @@ def envelope(
   Args:
     beta: [..., C] float, write strength, 0 <= beta <= 2.
     log_decay: [..., C] float, log decay of each token, <= 0.
-    key_norm: largest norm n of a key, >= 1. Keys rounded to bfloat16 can
+    key_norm: largest norm n of a key, >= 1; one for all, or one for each
+      chunk, [...], as `ChunkMatrices.key_norm`. Keys rounded to bfloat16 can
       exceed 1; E_ij grows by n^2 max(1, beta_max n^2 - 1)^(i-j-1).
 
   Returns:
@@ -52,31 +57,34 @@ def envelope(
            [0.125 , 0.25  , 1.    , 0.    ],
            [0.0625, 0.125 , 0.25  , 1.    ]], dtype=float32)
   """
-  if key_norm < 1.0:
-    raise ValueError(f"key_norm must be at least 1, got {key_norm}")
+  _check_key_norm(key_norm)
   _check_same(beta=beta, log_decay=log_decay)
   checks.check_gates(beta, log_decay)
   return entrywise(beta, log_decay, key_norm=key_norm)
 
 
 def entrywise(
-  beta: jax.Array, log_decay: jax.Array, *, key_norm: float
+  beta: jax.Array, log_decay: jax.Array, *, key_norm: float | jax.Array
 ) -> jax.Array:
   """`envelope` of gates that have been checked."""
   c = beta.shape[-1]
   beta = beta.astype(jnp.float32)
   # Float32 whatever the gates are: rounded to bfloat16, an entry could fall
   # below what it bounds.
-  decay = masks.decay_matrix(log_decay.astype(jnp.float32))  # [..., C, C]
-  e = beta[..., :, None] * decay
-  if key_norm > 1.0:
-    square = key_norm**2
-    row, col = jnp.arange(c)[:, None], jnp.arange(c)[None, :]
-    largest = jnp.max(beta, axis=-1)[..., None, None]  # [..., 1, 1]
+  log_decay = log_decay.astype(jnp.float32)
+  if isinstance(key_norm, float | int) and key_norm == 1:
+    e = beta[..., :, None] * masks.decay_matrix(log_decay)  # [..., C, C]
+  else:
+    square = jnp.square(jnp.asarray(key_norm, jnp.float32))[
+      ..., None
+    ]  # [.., 1]
     # |I - beta k k^t| is |1 - beta n^2| along a long key, above 1 only there.
-    base = jnp.maximum(1.0, largest * square - 1.0)
-    between = jnp.maximum(row - col - 1, 0).astype(jnp.float32)
-    e = e * square * base**between
+    largest = jnp.max(beta, axis=-1, keepdims=True)
+    base = jnp.maximum(1.0, largest * square - 1.0)  # [..., 1]
+    # Growth and decay in one exponent: apart, infinity could meet 0. It holds
+    # one step too many, of the token that is written.
+    growth = masks.decay_matrix(log_decay + jnp.log(base))
+    e = (beta * square / base)[..., :, None] * growth
   lower = masks.strictly_lower(c)
   return jnp.where(lower, e, jnp.eye(c, dtype=jnp.float32))
 
@@ -186,6 +194,14 @@ def _check_same(**arrays: jax.Array) -> None:
   if len(set(shapes.values())) > 1:
     found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
     raise ValueError(f"shapes must be equal, got {found}")
+
+
+def _check_key_norm(key_norm: float | jax.Array) -> None:
+  if isinstance(key_norm, jax.core.Tracer):
+    return
+  least = np.asarray(key_norm, np.float64).min()
+  if not least >= 1.0:  # NaN is not
+    raise ValueError(f"key_norm must be at least 1, got {least:g}")
 
 
 def _sum(a: jax.Array, axis: int) -> jax.Array:

@@ -33,27 +33,39 @@ def _kernel(refusal: Callable, launch: Callable) -> backends.Kernel:
       return "float64 matrices have no kernel"
     return refusal(spec, a.shape[-1])
 
-  return backends.Kernel(of_matrices, launch)
+  return backends.Kernel(of_matrices, _with_nan(launch))
 
 
-def _implicit_fwd(implementation, spec, a, bound=None):
+def _with_nan(launch: Callable) -> Callable:
+  """A launch whose integer codes cannot hide NaN of a matrix.
+
+  Dynamic scales are NaN where a row or column is; a fixed one knows nothing.
+  """
+
+  def of_matrices(spec: InverseSpec, a: Any, bound: Any = None, **options: Any):
+    t = launch(spec, a, bound, **options)
+    quant = spec.quant
+    if quant is None or not quant.integer or quant.scale != "envelope":
+      return t
+    lower = jnp.where(masks.strictly_lower(a.shape[-1]), a, 0)
+    found = jnp.isnan(lower).any(axis=(-2, -1), keepdims=True)
+    return jnp.where(found, jnp.nan, t)
+
+  return of_matrices
+
+
+def _implicit_jvp(implementation, spec, primals, tangents):
+  """dT = -T dA T, of which -T^t (dL/dT) T^t is the transpose."""
+  a, bound = primals
   t = backends.run(OPERATIONS["implicit"], implementation, spec, a, bound)
-  return t, t
-
-
-def _implicit_bwd(implementation, spec, t, cotangent):
-  """dL/dA = -T^t (dL/dT) T^t on the strictly lower part."""
-  del implementation, spec
-  dtype = t.dtype
-  wide = jnp.promote_types(dtype, jnp.float32)
-  t, cotangent = t.astype(wide), cotangent.astype(wide)
-  transposed = jnp.swapaxes(t, -1, -2)
-  # In full precision whatever the spec's is: a gradient is no operand of the
+  wide = jnp.promote_types(t.dtype, jnp.float32)
+  x = t.astype(wide)
+  lower = masks.strictly_lower(t.shape[-1])
+  d = jnp.where(lower, tangents[0], 0).astype(wide)
+  # In full precision whatever the spec's is: a derivative is no operand of the
   # inverse, and its scale is not the envelope's.
-  g = products.full_product(transposed, cotangent)  # [..., C, C]
-  g = -products.full_product(g, transposed)
-  g = jnp.where(masks.strictly_lower(t.shape[-1]), g, 0)
-  return g.astype(dtype), None
+  d = products.full_product(x, products.full_product(d, x))  # [..., C, C]
+  return t, -d.astype(t.dtype)
 
 
 # Arrays are a [..., C, C] and the bound of the envelope scale or None; the
@@ -63,9 +75,7 @@ _KERNELS = {
   "gpu": _kernel(gpu.refusal, gpu.invert),
 }
 OPERATIONS: dict[str, backends.Operation] = {
-  "implicit": backends.Operation(
-    xla.invert, _KERNELS, fwd=_implicit_fwd, bwd=_implicit_bwd
-  ),
+  "implicit": backends.Operation(xla.invert, _KERNELS, jvp=_implicit_jvp),
   "truncated": backends.Operation(xla.invert, _KERNELS),
 }
 

@@ -153,7 +153,17 @@ def code_product(a: jax.Array, b: jax.Array, quant: QuantSpec) -> jax.Array:
     [..., M, N] float32, the same bits for either value of `integer`.
   """
   dot = _int8_dot if quant.integer else _float_dot
-  return limb_product(limbs(a, bits=quant.bits), limbs(b, bits=quant.bits), dot)
+  out = limb_product(limbs(a, bits=quant.bits), limbs(b, bits=quant.bits), dot)
+  if not quant.integer:
+    return out
+  # An integer cannot be NaN: rows and columns that hold one say so beside it.
+  return out + _nan_of(a, -1) + _nan_of(b, -2)
+
+
+def _nan_of(x: jax.Array, axis: int) -> jax.Array:
+  """NaN for the rows (axis -1) or columns that hold one, 0 for the others."""
+  found = jnp.isnan(x).any(axis=axis, keepdims=True)
+  return jnp.where(found, jnp.nan, 0).astype(jnp.float32)
 
 
 def limb_product(

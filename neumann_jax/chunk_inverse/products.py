@@ -92,7 +92,7 @@ def _operand(x: jax.Array, precision: str) -> jax.Array:
   return x.astype(precision)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _product(
   form: Format,
   a: jax.Array,
@@ -122,19 +122,14 @@ def _straight_through(
   return x + lax.stop_gradient(_operand(x, form).astype(x.dtype) - x)
 
 
-def _product_fwd(form, a, b, left, right):
-  return _product(form, a, b, left, right), (a, b, left, right)
-
-
-def _product_bwd(form, residuals, cotangent):
-  a, b, left, right = residuals
+@_product.defjvp
+def _product_jvp(form, primals, tangents):
+  a, b, left, right = primals
 
   def surrogate(a: jax.Array, b: jax.Array) -> jax.Array:
     return full_product(
       _straight_through(form, a, left), _straight_through(form, b, right)
     )
 
-  return (*jax.vjp(surrogate, a, b)[1](cotangent), None, None)
-
-
-_product.defvjp(_product_fwd, _product_bwd)
+  _, tangent = jax.jvp(surrogate, (a, b), tuple(tangents[:2]))
+  return _product(form, *primals), tangent

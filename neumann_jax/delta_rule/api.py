@@ -17,6 +17,7 @@ from neumann_jax.delta_rule import (
   hopper_rule,
   inputs,
   intra_chunk,
+  isolation,
   layout,
   precision,
   tpu_rule,
@@ -45,7 +46,8 @@ def gated_delta_rule(
 ) -> tuple[jax.Array, jax.Array]:
   """The gated delta rule by chunks of C tokens.
 
-  Differentiable in every float operand; the inverse by its implicit gradient.
+  Differentiable in every float operand, backward and, but for the kernels that
+  compute all of a fused rule, forward; the inverse by its implicit gradient.
   The backward pass keeps, per value head, Dk + 2 Dv + C numbers per token and
   one state per chunk; A, T and the decays are computed again.
 
@@ -58,10 +60,12 @@ def gated_delta_rule(
     beta: [B, T, Hv], write strength, in [0, 2].
     scale: of the output; None is Dk^-0.5.
     initial_state: [B, Hv, Dk, Dv], state before the first token; None is zero.
-    segment_ids: [B, T] integers, non-decreasing along a row. A document sees
-      nothing of the others, in value or gradient, except that a chunk shares
-      the one scale of an envelope-quantised inverse. initial_state enters the
-      first document and the final state leaves the last.
+    segment_ids: [B, T] integers in any order, one of its own for each document
+      of a row, padding included. A document sees nothing of the others, in
+      value or gradient, even where they are not finite, except that a chunk
+      shares the one scale of an envelope-quantised inverse. From a token that
+      is not finite on, the outputs of its document are NaN. initial_state
+      enters the first document and the final state leaves the last.
     chunk_size: C, a power of two.
     spec: method and arithmetic of the chunk inverse.
     fused: takes u and w from the kernel of `wy_representation`, which
@@ -98,7 +102,8 @@ def gated_delta_rule(
   how = RuleOptions(chunk_size, spec, fused, implementation)
   check(arrays, initial_state, segment_ids, how)
   scale = precision.output_scale(scale, q)
-  rule = on_mesh(_by_chunks, arrays, how)
+  one = _by_chunks if segment_ids is None else _of_documents
+  rule = on_mesh(one, arrays, how)
   return rule(arrays, scale, initial_state, segment_ids, how)
 
 
@@ -113,7 +118,8 @@ def with_options(
   """`gated_delta_rule` of packed operands and options; raises as it does."""
   check(arrays, initial_state, segment_ids, how)
   scale = precision.output_scale(scale, arrays.q)
-  rule = on_mesh(_by_chunks, arrays, how)
+  one = _by_chunks if segment_ids is None else _of_documents
+  rule = on_mesh(one, arrays, how)
   return rule(arrays, scale, initial_state, segment_ids, how)
 
 
@@ -131,6 +137,20 @@ def check(
   how.check_dtype(precision.compute_dtype(arrays.v))
   if how.fused:
     wy.check(how, arrays.k, arrays.v)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _of_documents(
+  arrays: Operands,
+  scale: jax.Array,
+  initial_state: jax.Array | None,
+  segment_ids: jax.Array,
+  how: RuleOptions,
+) -> tuple[jax.Array, jax.Array]:
+  """`_by_chunks` for rows of which one document may hold NaN."""
+  arrays, state, taint = isolation.isolate(arrays, initial_state, segment_ids)
+  out, state = _by_chunks(arrays, scale, state, segment_ids, how)
+  return isolation.restore(out, state, taint)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
@@ -166,7 +186,7 @@ def _by_chunks(
   else:
     # Gates serve u and w and the scan, in one computation that the backward
     # pass makes again.
-    terms = intra_chunk.terms(chunks, how, precision.key_norm(k))
+    terms = intra_chunk.terms(chunks, how)
     state, out = chunk_scan.advance(state, terms)
     out = factor * layout.merge_values(out)  # [B, N C, Hv, Dv]
   return out[:, : v.shape[1]].astype(v.dtype), layout.flat_state(state)
@@ -208,12 +228,14 @@ def split_wy(
   """u [N, B, Hk, R, C, Dv] and w, Dk wide, for a scan that makes the rest."""
   if not how.fused:
     # Nothing multiplies queries here.
-    given = chunks._replace(q=None)
-    terms = intra_chunk.terms(given, how, precision.key_norm(arrays.k))
+    terms = intra_chunk.terms(chunks._replace(q=None), how)
     return terms.u, terms.w
-  found = backends.run(
-    wy.OPERATION, how.implementation, how, *arrays[1:], segment_ids
-  )
+  # The operation gives u and w in v's type, which where the products are wide
+  # would round them for nothing.
+  dtype = chunks.k.dtype
+  _, k, v, log_decay, beta = arrays
+  given = k.astype(dtype), v.astype(dtype), log_decay, beta, segment_ids
+  found = backends.run(wy.OPERATION, how.implementation, how, *given)
   heads = arrays.k.shape[2]
   u, w = (
     layout.split_values(x.astype(chunks.k.dtype), how.chunk_size, heads)

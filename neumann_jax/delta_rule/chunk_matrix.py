@@ -21,11 +21,15 @@ class ChunkMatrices(NamedTuple):
     a: [B, Hv, N, C, C], strictly lower triangular.
     beta: [B, Hv, N, C]; 0 on padding.
     log_decay: [B, Hv, N, C]; 0 on padding.
+    key_norm: [B, Hv, N] float32, at least 1: no key of the chunk is longer.
+      `envelope` takes it, because keys that were normalised and then rounded
+      can exceed 1.
   """
 
   a: jax.Array
   beta: jax.Array
   log_decay: jax.Array
+  key_norm: jax.Array | float = 1.0
 
 
 def chunk_matrices(
@@ -42,8 +46,8 @@ def chunk_matrices(
     k: [B, T, Hk, Dk], normalised keys.
     log_decay: [B, T, Hv], log decay per token, <= 0.
     beta: [B, T, Hv], in [0, 2].
-    segment_ids: [B, T] integers, non-decreasing; entries between documents
-      are 0.
+    segment_ids: [B, T] integers, one for each document; entries between
+      documents are 0.
     chunk_size: C, a power of two; the last chunk is padded with inert tokens.
 
   Returns:
@@ -78,7 +82,8 @@ def chunk_matrices(
   )  # [N, B, Hk, R, C]
   documents = layout.split_documents(segment_ids, chunk_size)
   a = matrix(k, beta, chunk_gates(log_decay, documents).decay)
-  return ChunkMatrices(*map(layout.by_head, (a, beta, log_decay)))
+  norm = jnp.broadcast_to(precision.key_norm(k)[..., None], beta.shape[:-1])
+  return ChunkMatrices(*map(layout.by_head, (a, beta, log_decay, norm)))
 
 
 def matrix(k: jax.Array, beta: jax.Array, decay: jax.Array) -> jax.Array:

@@ -16,7 +16,6 @@ from neumann_jax.delta_rule import (
   chunk_scan,
   intra_chunk,
   layout,
-  precision,
   tpu_rule,
 )
 from neumann_jax.delta_rule.inputs import Operands
@@ -59,7 +58,7 @@ def _by_scan(arrays, scale, start, segment_ids, how):
       chunks.q, chunks.k, u, w, chunks.log_decay, chunks.documents
     )
   else:
-    terms = intra_chunk.terms(chunks, how, precision.key_norm(arrays.k))
+    terms = intra_chunk.terms(chunks, how)
   state, out = chunk_scan.advance(start, terms)
   out = factor * layout.merge_values(out)
   return out[:, : arrays.v.shape[1]], state

@@ -58,7 +58,8 @@ def check(
 
   Raises:
     TypeError: for an operand of the wrong type.
-    ValueError: for a shape or a value out of range.
+    ValueError: for a shape or a value out of range, or operands on a mesh
+      with explicit axes.
   """
   lead = ("B", "T") if tokens else ("B",)
   sizes: dict[str, int] = {}
@@ -74,6 +75,7 @@ def check(
     _check_segments(segment_ids, sizes)
   # Last: shapes are cheap, values are read from the device.
   checks.check_gates(arrays["beta"], arrays["log_decay"])
+  checks.warn_of_long_keys(arrays["k"], arrays["beta"])
 
 
 def check_hidden(
@@ -95,6 +97,8 @@ def check_hidden(
     ValueError: for a wrong shape, or segment_ids together with mask.
   """
   checks.check_floating("x", x)
+  if x.ndim == 3 and x.shape[0] < 1:
+    raise ValueError(f"x must have at least one row, got shape {x.shape}")
   if x.ndim != 3 or x.shape[-1] != hidden_size or x.shape[1] < 1:
     raise ValueError(
       f"x must have shape [B, T >= 1, {hidden_size}], got {x.shape}"
@@ -190,8 +194,14 @@ def _check_segments(segment_ids: jax.Array, sizes: dict[str, int]) -> None:
   _check_axes("segment_ids", segment_ids, ("B", "T"), sizes)
   if isinstance(segment_ids, jax.core.Tracer):
     return
-  if (np.diff(np.asarray(segment_ids), axis=-1) < 0).any():
-    raise ValueError(
-      "segment_ids must not decrease along a row: number the documents in "
-      "order, padding included"
-    )
+  ids = np.asarray(segment_ids)
+  # The first tokens of documents, each of which must have an id of its own.
+  starts = np.pad(ids[:, 1:] != ids[:, :-1], [(0, 0), (1, 0)])
+  starts[:, 0] = True
+  for row, (own, first) in enumerate(zip(ids, starts)):
+    found, counts = np.unique(own[first], return_counts=True)
+    if (counts > 1).any():
+      raise ValueError(
+        "segment_ids must give each document of a row an id of its own, but "
+        f"row {row} comes back to {found[counts > 1][0]}"
+      )

@@ -14,7 +14,7 @@ import jax
 from neumann_jax import backends
 from neumann_jax.chunk_inverse import bounds
 from neumann_jax.chunk_inverse.gradient import OPERATIONS
-from neumann_jax.delta_rule import chunk_matrix
+from neumann_jax.delta_rule import chunk_matrix, precision
 from neumann_jax.delta_rule.gates import Gates, chunk_gates
 from neumann_jax.delta_rule.layout import Chunks
 from neumann_jax.delta_rule.options import RuleOptions
@@ -35,21 +35,22 @@ class Terms(NamedTuple):
 
 # A, T and the decays are C numbers per token and value head each: the backward
 # pass computes them again rather than keep them.
-@functools.partial(jax.checkpoint, static_argnums=(1, 2))
-def terms(chunks: Chunks, how: RuleOptions, key_norm: float) -> Terms:
+@functools.partial(jax.checkpoint, static_argnums=1)
+def terms(chunks: Chunks, how: RuleOptions) -> Terms:
   """Every term of every chunk, from the operands of the rule.
 
   Args:
     chunks: from `layout.split`; without q there is no attention either.
     how: the options of the rule.
-    key_norm: largest norm of a key, for the scale of an envelope.
   """
   q, k, v, log_decay, beta, documents = chunks
   gates = chunk_gates(log_decay, documents)
   a = chunk_matrix.matrix(k, beta, gates.decay)  # [N, B, Hk, R, C, C]
   bound, quant = None, how.spec.quant
   if quant is not None and quant.scale == "envelope":
-    e = bounds.entrywise(beta, log_decay, key_norm=key_norm)
+    # Of the keys as they are: codes of long ones would saturate.
+    norm = precision.key_norm(k)[..., None]  # [N, B, Hk, 1]
+    e = bounds.entrywise(beta, log_decay, key_norm=norm)
     bound = bounds.largest(e)  # [N, B, Hk, R, 1, 1]
   t = backends.run(
     OPERATIONS[how.gradient], how.implementation, how.inverse, a, bound

@@ -77,6 +77,14 @@ def scaled(
   return q * jnp.asarray(scale, dtype), jnp.ones((), dtype)
 
 
-def key_norm(k: jax.Array) -> float:
-  """The largest norm of a unit key once it is rounded to k's type."""
-  return 1.0 + float(jnp.finfo(k.dtype).eps) / 2
+def key_norm(k: jax.Array) -> jax.Array:
+  """What no key is longer than, at least 1: [..., C, Dk] -> [...] float32.
+
+  Of a zero or unit key it is 1, of others a little more than the norm.
+  """
+  k = k.astype(compute_dtype(k))
+  square = jnp.max(jnp.sum(jnp.square(k), axis=-1), axis=-1)  # [...]
+  # A sum of Dk squares, and its root, round by less than this.
+  slack = 1.0 + (k.shape[-1] + 4) * 2.0**-23
+  longest = (jnp.sqrt(square) * slack).astype(jnp.float32)
+  return lax.stop_gradient(jnp.maximum(longest, 1.0))

@@ -42,7 +42,7 @@ def gated_delta_recurrent(
     beta: [B, T, Hv], in [0, 2].
     scale: of the output; None is Dk^-0.5.
     initial_state: [B, Hv, Dk, Dv] or None.
-    segment_ids: [B, T] integers, non-decreasing along a row, or None.
+    segment_ids: [B, T] integers, one for each document of a row, or None.
 
   Returns:
     out [B, T, Hv, Dv] in v's dtype and the final state, as `gated_delta_rule`.

@@ -26,7 +26,14 @@ from jax import lax
 
 from neumann_jax import sequence_axis
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
-from neumann_jax.delta_rule import api, columns, layout, precision
+from neumann_jax.delta_rule import (
+  api,
+  columns,
+  inputs,
+  isolation,
+  layout,
+  precision,
+)
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.on_mesh import on_mesh
 from neumann_jax.delta_rule.options import RuleOptions
@@ -73,9 +80,9 @@ def sharded_delta_rule(
     scale: of the output; None is Dk^-0.5.
     initial_state: [B, Hv, Dk, Dv] before the first shard, the same in all
       shards; None is zero.
-    segment_ids: [B, L] integers, non-decreasing along the whole sequence. A
-      document goes on where a shard begins with the id that the one before
-      ended with.
+    segment_ids: [B, L] integers, one of its own for each document of the whole
+      sequence. A document goes on where a shard begins with the id that the
+      one before ended with.
     chunk_size: as for `gated_delta_rule`, like all that follow.
     spec: of the inverse.
     fused: whether u and w come from one kernel.
@@ -131,6 +138,54 @@ def _by_shards(
 ) -> tuple[jax.Array, jax.Array]:
   axis_name = how.sequence_axis
   assert axis_name is not None  # over_shards has checked
+  if segment_ids is None:
+    return _of_finite(arrays, scale, initial_state, None, how, axis_name)
+  arrays, state, taint = _isolated(
+    arrays, initial_state, segment_ids, axis_name
+  )
+  found = _of_finite(arrays, scale, state, segment_ids, how, axis_name)
+  return isolation.restore(*found, taint)
+
+
+def _isolated(
+  arrays: Operands,
+  state: jax.Array | None,
+  segment_ids: jax.Array,
+  axis_name: str,
+) -> tuple[Operands, jax.Array | None, isolation.Taint]:
+  """`isolation.isolate`, for documents that go on from shard to shard."""
+  own = isolation.isolate(arrays, None, segment_ids)[2].state  # [B, Hv]
+  first = jnp.zeros_like(own)
+  if state is not None:
+    bad = ~jnp.isfinite(state).all(axis=(-2, -1))
+    state = isolation.clean(state, bad[..., None, None])
+    first = layout.varying_as(bad, (own,))
+  single = ~inputs.segment_starts(segment_ids).any(axis=1)  # [B]
+  joins = sequence_axis.continues(segment_ids, own.shape[0], axis_name)
+  flags = lax.all_gather((own, single, joins), axis_name)
+
+  def after(entering, shard):
+    own, single, joins = shard
+    entering = entering & joins[:, None]
+    return own | (entering & single[:, None]), entering
+
+  first = layout.varying_as(first, flags)
+  _, entering = lax.scan(after, first, flags)
+  index = lax.axis_index(axis_name)
+  before = lax.dynamic_index_in_dim(entering, index, keepdims=False)
+  arrays, _, taint = isolation.isolate(arrays, None, segment_ids, before)
+  last = sequence_axis.from_last(taint.state.astype(jnp.int32), axis_name)
+  return arrays, state, taint._replace(state=last > 0)
+
+
+def _of_finite(
+  arrays: Operands,
+  scale: jax.Array,
+  initial_state: jax.Array | None,
+  segment_ids: jax.Array | None,
+  how: RuleOptions,
+  axis_name: str,
+) -> tuple[jax.Array, jax.Array]:
   q, k, v, log_decay, beta = arrays
   first = layout.grouped_state(initial_state, k, v, q, log_decay, beta)
   batch, dv = v.shape[0], v.shape[-1]

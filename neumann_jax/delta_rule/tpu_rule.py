@@ -112,7 +112,9 @@ def rule(
   # Under `jax.shard_map` cotangents must vary as what they belong to does.
   leaves = jax.tree.leaves(given)
   given = jax.tree.map(lambda x: layout.varying_as(x, leaves), given)
-  return backends.run(operation, how.implementation, how, *given, segment_ids)
+  return backends.run_with_backward(
+    operation, how.implementation, how, *given, segment_ids
+  )
 
 
 def operation(plain: Rule) -> backends.Operation:

@@ -43,7 +43,7 @@ def wy_representation(
     v: [B, T, Hv, Dv], Hv a whole multiple of Hk.
     log_decay: [B, T, Hv], log decay per token, <= 0; -inf forgets.
     beta: [B, T, Hv], in [0, 2].
-    segment_ids: [B, T] integers, non-decreasing along a row, or None.
+    segment_ids: [B, T] integers, one for each document of a row, or None.
     chunk_size: C, a power of two; the last chunk is padded with inert tokens.
     spec: method and arithmetic of the inverse.
     implementation: "tpu" and "gpu" are the kernels, "interpret" runs the TPU
@@ -115,7 +115,7 @@ def _in_xla(
     dtype=precision.product_dtype(v, k),
   )
   plain = RuleOptions(how.chunk_size, how.spec, implementation="xla")
-  terms = intra_chunk.terms(chunks, plain, precision.key_norm(k))
+  terms = intra_chunk.terms(chunks, plain)
   u, w = (
     layout.merge_values(x)[:, : v.shape[1]].astype(v.dtype)
     for x in (terms.u, terms.w)

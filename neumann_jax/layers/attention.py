@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from neumann_jax.delta_rule.isolation import clean
 from neumann_jax.execution import Execution
 from neumann_jax.layers.cache import KeyValueCache
 from neumann_jax.layers.linear import linear
@@ -104,16 +105,21 @@ class GatedAttention(nnx.Module):
       positions: places of the tokens; padding is neither seen nor stored.
       cache: of the calls before, or None; none where the tokens are split over
         a sequence axis.
-      segment_ids: not read, for `positions` know the documents.
+      segment_ids: `positions` know the documents; where it is given, what is
+        not finite stays in its own.
       mask: not read, for `positions` know the padding.
 
     Returns:
       y [B, T, hidden], and the cache with the tokens added (None for None).
       A token past the capacity of the cache is lost: the model checks.
     """
-    del segment_ids, mask
+    del mask
     q, gate, k, v = self._heads(x, positions)
-    attend = functools.partial(causal_attention, query_block=self.query_block)
+    attend = functools.partial(
+      causal_attention,
+      query_block=self.query_block,
+      packed=segment_ids is not None,
+    )
     axis = self.sequence_axis
     if cache is not None:
       cache = _store(cache, k, v, positions.slot)
@@ -170,6 +176,7 @@ def causal_attention(
   key_slot: jax.Array,
   *,
   query_block: int,
+  packed: bool = False,
 ) -> jax.Array:
   """softmax(q k^t / sqrt(D)) v over the keys that each token sees.
 
@@ -181,11 +188,19 @@ def causal_attention(
     key_slot: [B or 1, S] int32, slots of the keys.
     query_block: queries at a time; memory is query_block * S, and the backward
       pass computes the scores of a block again.
+    packed: whether rows hold several documents, of which one may hold what is
+      not finite: weights of 0 would not keep it from the others.
 
   Returns:
     [B, T, H, D] in q's dtype. A query that sees no key, which only padding
     is, gives the mean of all values.
   """
+  spoilt = None
+  if packed:
+    bad = (~jnp.isfinite(x).all(axis=-1, keepdims=True) for x in (q, k, v))
+    bad_q, bad_k, bad_v = bad  # [B, T, H, 1] and twice [B, S, Hkv, 1]
+    spoilt = (bad_k | bad_v)[..., 0]  # [B, S, Hkv]
+    q, k, v = clean(q, bad_q), clean(k, bad_k), clean(v, bad_v)
 
   def attend(block: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
     q, slot, first = block
@@ -199,18 +214,36 @@ def causal_attention(
       jax.default_matmul_precision("highest"),
       jax.numpy_dtype_promotion("standard"),
     ):
-      return jax.nn.dot_product_attention(q, k, v, mask=seen[:, None])
+      out = jax.nn.dot_product_attention(q, k, v, mask=seen[:, None])
+    return out if spoilt is None else _spoil(out, seen, spoilt)
 
   operands = q, positions.slot, positions.first
   length = q.shape[1]
   if length <= query_block:
-    return attend(operands)
-  # `lax.map` of `jax.checkpoint`: neither pass holds scores of two blocks.
-  blocks = jax.tree.map(lambda x: _blocks(x, query_block), operands)
-  out = lax.map(jax.checkpoint(attend), blocks)  # [N, B, block, H, D]
-  return jnp.swapaxes(out, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[
-    :, :length
-  ]
+    out = attend(operands)
+  else:
+    # `lax.map` of `jax.checkpoint`: neither pass holds scores of two blocks.
+    blocks = jax.tree.map(lambda x: _blocks(x, query_block), operands)
+    out = lax.map(jax.checkpoint(attend), blocks)  # [N, B, block, H, D]
+    out = jnp.swapaxes(out, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])
+    out = out[:, :length]
+  return jnp.where(bad_q, jnp.nan, out) if packed else out
+
+
+def _spoil(out: jax.Array, seen: jax.Array, spoilt: jax.Array) -> jax.Array:
+  """NaN for the queries that see a key or value which is not finite.
+
+  Args:
+    out: [B, T, H, D].
+    seen: [B, T, S] bool.
+    spoilt: [B, S, Hkv] bool.
+  """
+  # A product, because `any` over [B, T, S, Hkv] would be as large as scores.
+  found = jnp.einsum(
+    "bts,bsh->bth", seen.astype(jnp.float32), spoilt.astype(jnp.float32)
+  )
+  found = jnp.repeat(found > 0, out.shape[2] // spoilt.shape[2], axis=2)
+  return jnp.where(found[..., None], jnp.nan, out)
 
 
 def _over_slots_in_use(

@@ -6,6 +6,7 @@ vain, and an average group takes one or two blocks. The matrix of a group is
 read out of the stack once, and a group without rows costs nothing.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -46,34 +47,19 @@ def product(
   length, width = x.shape[0], kernels.shape[1 if transposed else 2]
   blocks = _blocks(length, sizes.shape[0])
   rows = jnp.pad(x, ((0, blocks[-1]), (0, 0)))
-  sums = _sums(dtype)
-  held = sums if widen else dtype
-  contracted = ((1,), (1 if transposed else 0,)), ((), ())
+  held = _sums(dtype) if widen else dtype
+  axes = ((1,), (1 if transposed else 0,)), ((), ())
 
-  def of_size(size: int) -> Callable:
-    def multiply(rows, kernel, first):
-      block = lax.dynamic_slice_in_dim(rows, first, size)
-      y = _dot(_wide(block, widen), kernel, contracted, sums).astype(held)
-      return jnp.pad(y, ((0, blocks[-1] - size), (0, 0)))
-
-    return multiply
-
-  small, large = (of_size(size) for size in blocks)
+  def multiply(size, first, kernel):
+    block = _wide(lax.dynamic_slice_in_dim(rows, first, size), widen)
+    y = _dot(block, kernel, axes, _sums(dtype)).astype(held)
+    return jnp.pad(y, ((0, blocks[-1] - size), (0, 0)))
 
   def group(index, first, end, state):
     kernels, out = state
     kernel = lax.dynamic_index_in_dim(kernels, index, keepdims=False)
-    kernel = _wide(kernel, widen)
-
-    def block(state):
-      first, out = state
-      is_large, step = _choice(blocks, end - first)
-      y = lax.cond(is_large, large, small, rows, kernel, first)
-      # Rows past the group's end are wrong, and its successor's, which comes
-      # later and writes over them.
-      return first + step, lax.dynamic_update_slice_in_dim(out, y, first, 0)
-
-    _, out = lax.while_loop(lambda s: s[0] < end, block, (first, out))
+    each = functools.partial(multiply, kernel=_wide(kernel, widen))
+    out = _over_blocks(blocks, first, end, each, _write, out)
     # To XLA the stack is another one after each group: of one that stays the
     # same it would widen all in front of the loop, rather than a matrix in it.
     return lax.optimization_barrier(kernels) if widen else kernels, out
@@ -98,7 +84,7 @@ def outer(
     y: [M, N].
     sizes: [E] int32.
     dtype: of the sums.
-    widen: multiplies 16-bit operands as float32.
+    widen: as for `product`.
 
   Returns:
     [E, K, N].
@@ -106,38 +92,65 @@ def outer(
   blocks = _blocks(x.shape[0], sizes.shape[0])
   pad = (0, blocks[-1]), (0, 0)
   padded = jnp.pad(x, pad), jnp.pad(y, pad)
-  sums = _sums(dtype)
-  held = sums if widen else dtype
+  held = _sums(dtype) if widen else dtype
 
-  def of_size(size: int) -> Callable:
-    def multiply(x, y, first, own):
-      # By selection: another group may hold NaN.
-      inside = (jnp.arange(size) < own)[:, None]
-      some = (
-        _wide(lax.dynamic_slice_in_dim(rows, first, size), widen)
-        for rows in (x, y)
-      )
-      x, y = (jnp.where(inside, rows, 0) for rows in some)
-      return _dot(x, y, (((0,), (0,)), ((), ())), sums)
-
-    return multiply
-
-  small, large = (of_size(size) for size in blocks)
+  def multiply(size, first, end):
+    # By selection: another group may hold NaN.
+    own = (jnp.arange(size) < end - first)[:, None]
+    left, right = (
+      jnp.where(own, lax.dynamic_slice_in_dim(rows, first, size), 0)
+      for rows in padded
+    )
+    axes = ((0,), (0,)), ((), ())
+    return _dot(_wide(left, widen), _wide(right, widen), axes, _sums(dtype))
 
   def group(index, first, end, out):
-    def block(state):
-      first, total = state
-      is_large, step = _choice(blocks, end - first)
-      term = lax.cond(is_large, large, small, *padded, first, end - first)
-      return first + step, total + term
-
-    zero = varying_as(jnp.zeros(out.shape[1:], sums), (x, y, sizes))
-    _, total = lax.while_loop(lambda s: s[0] < end, block, (first, zero))
+    each = functools.partial(multiply, end=end)
+    zero = jnp.zeros(out.shape[1:], _sums(dtype))
+    zero = varying_as(zero, (x, y, sizes))
+    add = lambda total, term, _: total + term  # noqa: E731
+    total = _over_blocks(blocks, first, end, each, add, zero)
     return lax.dynamic_update_index_in_dim(out, total.astype(held), index, 0)
 
   out = jnp.zeros((*sizes.shape, x.shape[1], y.shape[1]), held)
   out = varying_as(out, (x, y, sizes))
   return _over_groups(sizes, group, out).astype(dtype)
+
+
+def _write(out: jax.Array, y: jax.Array, first: jax.Array) -> jax.Array:
+  # Rows past the group's end are wrong, and its successor's, which comes later
+  # and writes over them.
+  return lax.dynamic_update_slice_in_dim(out, y, first, 0)
+
+
+def _over_blocks(
+  blocks: tuple[int, int],
+  first: jax.Array,
+  end: jax.Array,
+  multiply: Callable[..., jax.Array],
+  add: Callable[..., jax.Array],
+  start: jax.Array,
+) -> jax.Array:
+  """Folds (state, multiply(size, first row), first row) over a group's blocks.
+
+  Args:
+    blocks: their two sizes.
+    first: row of the group.
+    end: the row past its last.
+    multiply: what a block of a size gives, from its first row.
+    add: puts it into the state.
+    start: the state before.
+  """
+  small, large = (functools.partial(multiply, size) for size in blocks)
+
+  def body(state):
+    first, out = state
+    is_large, step = _choice(blocks, end - first)
+    return first + step, add(
+      out, lax.cond(is_large, large, small, first), first
+    )
+
+  return lax.while_loop(lambda s: s[0] < end, body, (first, start))[1]
 
 
 def _over_groups(sizes: jax.Array, step: Callable, start: Any) -> Any:
