@@ -220,7 +220,8 @@ def step(*arrays, **options):
 )
 def test_lowers_on_meshes_with_its_own_rows_and_heads(names, rows, heads):
   size = (8,) if len(names) == 1 else (4, 2)
-  mesh = jax.make_mesh(size, names)
+  auto = (jax.sharding.AxisType.Auto,) * len(names)
+  mesh = jax.make_mesh(size, names, axis_types=auto)
   where = P(rows, None, heads)
   arrays = [
     jax.ShapeDtypeStruct(
