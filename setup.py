@@ -36,12 +36,9 @@ setuptools.setup(
   # A wheel holds the libraries alone: `experiments` and `configs` are names too
   # common for somebody else's site-packages, and run from a clone. Naming
   # the root as "" makes an editable install put the whole clone on sys.path.
-  packages=setuptools.find_packages(
-    include=["foreign_files*", "neumann_jax*", "posterior_jax*"]
-  ),
+  packages=setuptools.find_packages(include=["neumann_jax*", "posterior_jax*"]),
   package_dir={"": "."},
   package_data={
-    "foreign_files": ["py.typed"],
     "neumann_jax": ["py.typed", "assets/*"],
     "posterior_jax": ["py.typed", "assets/*"],
   },

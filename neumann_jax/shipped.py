@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from foreign_files.manifest import read as read_manifest
 from neumann_jax.checkpoint.hf_config import check_held
 from neumann_jax.checkpoint.hf_layout import Path, param_shapes
 from neumann_jax.checkpoint.params import (
@@ -26,6 +25,7 @@ from neumann_jax.checkpoint.params import (
   abstract_model,
 )
 from neumann_jax.execution import Execution
+from neumann_jax.foreign_files.manifest import read as read_manifest
 from neumann_jax.model.language_model import LanguageModel
 from neumann_jax.model_config import ModelConfig
 

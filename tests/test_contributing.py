@@ -40,8 +40,7 @@ def _applied(title, tree):
 def tree(tmp_path):
   """The code without weights, which nothing here reads."""
   weights = shutil.ignore_patterns("__pycache__", "*.safetensors")
-  packages = ("foreign_files", "neumann_jax", "posterior_jax")
-  for name in (*packages, "experiments", "configs"):
+  for name in ("neumann_jax", "posterior_jax", "experiments", "configs"):
     shutil.copytree(ROOT / name, tmp_path / name, ignore=weights)
   (tmp_path / "tests").mkdir()
   shutil.copy(ROOT / "pyproject.toml", tmp_path)

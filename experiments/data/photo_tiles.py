@@ -15,8 +15,8 @@ import numpy as np
 import PIL.Image
 
 from experiments.data import photographs
-from foreign_files import picture_file
-from foreign_files.messages import clean
+from posterior_jax.foreign_files import picture_file
+from posterior_jax.foreign_files.messages import clean
 
 TILE = 144
 # Reductions, three an octave; sides of what is left are at least a tile.

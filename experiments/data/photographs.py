@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foreign_files import picture_file
-from foreign_files.messages import clean
+from posterior_jax.foreign_files import picture_file
+from posterior_jax.foreign_files.messages import clean
 
 if TYPE_CHECKING:
   import PIL.Image

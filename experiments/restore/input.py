@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.restore import kernel_file, picture_file
-from foreign_files import array_file
 from posterior_jax import Observation, Operator, operators
 from posterior_jax.baselines import TASKS
+from posterior_jax.foreign_files import array_file
 from posterior_jax.operators import resize
 
 DENOISING, CUSTOM = "denoising", "custom"

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from experiments.restore import picture_file
-from foreign_files import array_file
+from posterior_jax.foreign_files import array_file
 from posterior_jax.operators import frozen
 
 # Of a kernel's shape; a picture of the largest size is blurred by less.

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.data import photographs
-from foreign_files import array_file
-from foreign_files import picture_file as foreign
+from posterior_jax.foreign_files import array_file
+from posterior_jax.foreign_files import picture_file as foreign
 
 # Pixels of a picture, numbers of an array: sides of 4096, and three channels.
 MOST_SIDE = 4096

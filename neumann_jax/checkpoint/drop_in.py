@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from foreign_files.folder import own_file
 from neumann_jax.checkpoint import hf_config, hf_layout, params
 from neumann_jax.checkpoint.hf_layout import Piece, Tensor
 from neumann_jax.checkpoint.safetensors_io import Files
+from neumann_jax.foreign_files.folder import own_file
 from neumann_jax.model.language_model import LanguageModel
 
 _DTYPES: dict[str, Any] = {

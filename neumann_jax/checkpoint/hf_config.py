@@ -6,8 +6,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from foreign_files import folder, json_file, tensor_file
-from foreign_files.messages import as_json, shown
+from neumann_jax.foreign_files import folder, json_file, tensor_file
+from neumann_jax.foreign_files.messages import as_json, shown
 from neumann_jax.model.decoder import check_layer_types
 from neumann_jax.model_config import FAMILIES, MOST_LAYERS, ModelConfig
 

@@ -8,9 +8,9 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from foreign_files import folder, json_file, tensor_file
-from foreign_files.messages import clean, shown
 from neumann_jax.checkpoint.hf_layout import Tensor
+from neumann_jax.foreign_files import folder, json_file, tensor_file
+from neumann_jax.foreign_files.messages import clean, shown
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Prefixes of what is no part of the text model.

@@ -9,7 +9,7 @@ import functools
 import json
 from typing import Any
 
-from foreign_files.messages import clean
+from neumann_jax.foreign_files.messages import clean
 
 # What expressions of a template may raise.
 _PYTHONS = (TypeError, ValueError, ArithmeticError, LookupError, RecursionError)

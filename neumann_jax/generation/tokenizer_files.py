@@ -4,10 +4,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from foreign_files import json_file
-from foreign_files.folder import own_file
-from foreign_files.folder import read as read_bytes
-from foreign_files.messages import clean, shown
+from neumann_jax.foreign_files import json_file
+from neumann_jax.foreign_files.folder import own_file
+from neumann_jax.foreign_files.folder import read as read_bytes
+from neumann_jax.foreign_files.messages import clean, shown
 
 TOKENIZER = "tokenizer.json"
 VOCAB, MERGES = "vocab.json", "merges.txt"

@@ -8,9 +8,9 @@ import jax
 from flax import nnx
 from jax import lax
 
-from foreign_files.messages import shown
 from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices
 from neumann_jax.execution import Execution
+from neumann_jax.foreign_files.messages import shown
 from neumann_jax.layers.attention import GatedAttention
 from neumann_jax.layers.cache import LayerCache
 from neumann_jax.layers.feed_forward import SparseExperts, SwiGLU

@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from foreign_files.messages import clean, shown
 from posterior_jax.base import Denoiser
+from posterior_jax.foreign_files.messages import clean, shown
 from posterior_jax.priors import edm
 from posterior_jax.priors.parametrisation import Parametrisation
 

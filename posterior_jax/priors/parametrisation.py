@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from foreign_files.messages import shown
+from posterior_jax.foreign_files.messages import shown
 from posterior_jax.priors import edm
 
 # Networks have 1000 or 4000; a table has an entry for each.

@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 from jax.typing import DTypeLike
 
-from foreign_files.manifest import read as read_manifest
+from posterior_jax.foreign_files.manifest import read as read_manifest
 from posterior_jax.priors.checkpoints.named_tensors import check_held
 from posterior_jax.priors.learned import UNetPrior, unet_prior
 from posterior_jax.priors.nets.unet import UNetConfig

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from experiments.restore import input as restore_input
 from experiments.restore import kernel_file
-from foreign_files import manifest
 from neumann_jax import ModelConfig, checkpoint, shipped
 from neumann_jax.checkpoint import hf_config, hf_layout, safetensors_io
 from neumann_jax.generation import tokenizer as tokens
 from posterior_jax import priors
+from posterior_jax.foreign_files import manifest
 from posterior_jax.priors.checkpoints import named_tensors, torch_file
 from tests.faults import mutations
 

@@ -6,11 +6,11 @@ import struct
 import numpy as np
 import pytest
 
-from foreign_files import folder as folders
-from foreign_files import tensor_file
 from neumann_jax import checkpoint
 from neumann_jax.checkpoint import safetensors_io
 from posterior_jax import priors
+from posterior_jax.foreign_files import folder as folders
+from posterior_jax.foreign_files import tensor_file
 from posterior_jax.priors.checkpoints import named_tensors
 from tests.faults import kinds
 from tests.faults.kinds import check_message, edit

@@ -7,11 +7,11 @@ import pathlib
 import numpy as np
 import pytest
 
-from foreign_files import json_file, messages
 from neumann_jax import checkpoint
 from neumann_jax.checkpoint import hf_config, hf_layout, safetensors_io
 from neumann_jax.generation import tokenizer as tokens
 from posterior_jax import priors
+from posterior_jax.foreign_files import json_file, messages
 from posterior_jax.priors.checkpoints import diffusers_config, named_tensors
 from tests.faults import kinds
 from tests.faults.kinds import MARKED, check_message, edit

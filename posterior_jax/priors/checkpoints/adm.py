@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from foreign_files.messages import clean
+from posterior_jax.foreign_files.messages import clean
 from posterior_jax.priors.checkpoints import named_tensors
 from posterior_jax.priors.checkpoints.named_tensors import Source
 from posterior_jax.priors.learned import UNetPrior, param_shapes, unet_prior

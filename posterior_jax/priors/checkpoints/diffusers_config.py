@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
-from foreign_files import json_file
-from foreign_files.messages import clean, shown
+from posterior_jax.foreign_files import json_file
+from posterior_jax.foreign_files.messages import clean, shown
 from posterior_jax.priors.nets.ddpm_unet import DDPMConfig
 from posterior_jax.priors.parametrisation import EDM, VE, VP, Parametrisation
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from foreign_files import folder, json_file
-from foreign_files.messages import shown
+from posterior_jax.foreign_files import folder, json_file
+from posterior_jax.foreign_files.messages import shown
 from posterior_jax.priors.checkpoints import named_tensors
 from posterior_jax.priors.checkpoints.diffusers_config import (
   read_network,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from foreign_files import tensor_file
+from posterior_jax.foreign_files import tensor_file
 from posterior_jax.priors.checkpoints import torch_file
 from posterior_jax.priors.learned import check_arrays
 from posterior_jax.priors.nets.ddpm_unet import DDPMConfig

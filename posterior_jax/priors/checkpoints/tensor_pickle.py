@@ -10,7 +10,7 @@ import pickletools
 from collections import OrderedDict
 from typing import Any
 
-from foreign_files.messages import clean
+from posterior_jax.foreign_files.messages import clean
 from posterior_jax.priors.checkpoints.torch_archive import Refused
 from posterior_jax.priors.checkpoints.torch_tensors import (
   Function,

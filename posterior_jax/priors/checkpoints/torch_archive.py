@@ -9,8 +9,8 @@ import pathlib
 import struct
 import zipfile
 
-from foreign_files import folder
-from foreign_files.messages import clean, shown
+from posterior_jax.foreign_files import folder
+from posterior_jax.foreign_files.messages import clean, shown
 
 # 46 bytes and a name an entry: 60,000 storages.
 _MOST_DIRECTORY = 8 << 20

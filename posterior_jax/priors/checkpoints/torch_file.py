@@ -8,7 +8,7 @@ import pathlib
 
 import numpy as np
 
-from foreign_files.messages import shown
+from posterior_jax.foreign_files.messages import shown
 from posterior_jax.priors.checkpoints import tensor_pickle
 from posterior_jax.priors.checkpoints.torch_archive import Archive, Refused
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import ml_dtypes
 import numpy as np
 
-from foreign_files.messages import clean, shown
+from posterior_jax.foreign_files.messages import clean, shown
 from posterior_jax.priors.checkpoints.torch_archive import Refused
 
 # Tied weights are one storage under a few names; a stride of 0 is any size.

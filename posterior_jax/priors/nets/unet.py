@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from foreign_files.messages import clean
+from posterior_jax.foreign_files.messages import clean
 from posterior_jax.priors.nets.convolution import Conv
 from posterior_jax.priors.parametrisation import EDM
 

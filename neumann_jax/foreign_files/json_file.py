@@ -8,8 +8,8 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-from foreign_files import folder
-from foreign_files.messages import as_json, clean
+from . import folder
+from .messages import as_json, clean
 
 # A parsed list takes up to 27 times its text, an object more.
 MOST_BYTES = 2 << 20

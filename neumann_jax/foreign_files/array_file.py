@@ -4,8 +4,8 @@ import pathlib
 
 import numpy as np
 
-from foreign_files import folder
-from foreign_files.messages import clean
+from . import folder
+from .messages import clean
 
 _MAGIC = b"\x93NUMPY"
 

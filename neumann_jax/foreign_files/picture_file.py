@@ -5,8 +5,8 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from foreign_files import folder
-from foreign_files.messages import clean
+from . import folder
+from .messages import clean
 
 if TYPE_CHECKING:
   import PIL.Image

@@ -7,7 +7,7 @@ open what its user never meant to show: a key, a device, another checkpoint.
 import pathlib
 import stat
 
-from foreign_files.messages import shown
+from .messages import shown
 
 # Of file systems; longer names make the system's calls fail.
 _LONGEST = 255

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from foreign_files import folder, json_file, tensor_file
-from foreign_files.messages import clean, shown
+from . import folder, json_file, tensor_file
+from .messages import clean, shown
 
 T = TypeVar("T")
 

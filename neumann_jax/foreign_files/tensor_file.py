@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from foreign_files import folder
-from foreign_files.messages import clean, shown
+from . import folder
+from .messages import clean, shown
 
 # Names and shapes of 100,000 tensors.
 MOST_HEADER = 16 << 20
