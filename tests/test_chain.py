@@ -140,15 +140,20 @@ def closed_form(config, y, power, gain):
   return mean, covariance
 
 
-@pytest.mark.parametrize(
-  "levels",
-  [
-    3,
-    pytest.param(20, marks=pytest.mark.slow),
-    pytest.param(200, marks=pytest.mark.slow),
-  ],
-)
-@pytest.mark.parametrize("case", CASES)
+# The fast ones have between them fusion, band, both predictors and starts.
+FAST = ("paper", "plug and play")
+RUNS = [
+  pytest.param(
+    case,
+    levels,
+    marks=() if levels == 3 and case in FAST else pytest.mark.slow,
+  )
+  for case in CASES
+  for levels in (3, 20, 200)
+]
+
+
+@pytest.mark.parametrize(("case", "levels"), RUNS)
 def test_a_run_is_its_closed_form(case, levels):
   config = CASES[case].replace(levels=levels)
   power = priors.power_law_spectrum(*SIZE)

@@ -29,7 +29,9 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("inner", [Mean, Exact])
+@pytest.mark.parametrize(
+  "inner", [Mean, pytest.param(Exact, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("variant", CONFIGS)
 def test_expected_error_is_that_of_runs(variant, inner):
   """With the truth's own operator and one that is not its own."""

@@ -8,6 +8,7 @@ import pytest
 
 import posterior_jax as pj
 from experiments import few_calls
+from posterior_jax.nfc_sampler import states
 from tests import oracles
 
 SIZE = (8, 8)
@@ -74,6 +75,47 @@ def test_fast_is_one_call_a_level_and_the_last_prediction(problem):
     )
   expected = np.fft.ifft2(x0).real
   np.testing.assert_allclose(x[0, 0, ..., 0], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+  "kind",
+  [
+    "resize",
+    "pixels",
+    pytest.param("list", marks=pytest.mark.slow),
+    pytest.param("blur", marks=pytest.mark.slow),
+  ],
+)
+def test_a_start_shows_what_was_measured(kind):
+  """Where nothing was, the answer of the prior's spectrum."""
+  shape = (*SIZE, 1)
+  mask = np.arange(64).reshape(SIZE) % 3 > 0
+  operator = {
+    "resize": lambda: pj.operators.super_resolution(shape, factor=2),
+    "pixels": lambda: pj.operators.inpainting(shape, mask, contiguous=False),
+    "list": lambda: pj.operators.dense(shape, np.eye(5, 64)),
+    "blur": lambda: pj.operators.gaussian_blur(shape, size=3, std=0.5),
+  }[kind]()
+  measured = operator.measurement_shape
+  y = jax.random.normal(jax.random.key(0), (1, *measured))
+  observation = pj.Observation(y, operator, jnp.float32(NOISE))
+  found = states.shown(observation, POWER, (2, 1, *shape))
+  assert found.shape == (2, 1, *shape)
+  if kind == "resize":
+    expected = jax.image.resize(y, (1, *shape), "cubic")
+    np.testing.assert_allclose(found[0], expected, atol=1e-6)
+  elif kind == "list":
+    a = np.eye(5, 64)
+    tie = oracles.fourier_diagonal(1 / np.asarray(POWER, np.float64))
+    likely = np.linalg.solve(
+      a.T @ a / NOISE**2 + tie, a.T @ np.ravel(y) / NOISE**2
+    )
+    np.testing.assert_allclose(found[1].ravel(), likely, atol=2e-3)
+  else:
+    seen = mask[..., None] if kind == "pixels" else np.ones(shape, bool)
+    np.testing.assert_allclose(found[1, 0][seen], y[0][seen], atol=1e-6)
+    if kind == "pixels":
+      assert 0 < np.abs(found[1, 0][~seen]).max() < np.abs(y).max()
 
 
 @pytest.mark.parametrize("levels", [2, 5, 10, 20, 100])

@@ -28,20 +28,31 @@ def shown(
 ) -> jax.Array:
   """What the measurement shows of an image, of a shape [..., N, H, W, C].
 
-  The measurement itself where it has the pixel, enlarged where it is smaller.
-  Pixels that were dropped, and lists of numbers, come from the minimiser of
-  |y - A z|^2 / s^2 + z^T S^-1 z: it takes an image to be periodic, which shows
-  at the borders of a blurred one, so it stands only where nothing else does.
+  The measurement itself where it has the pixel, enlarged where several pixels
+  of the image share one of it. Dropped pixels, the borders of a scene and what
+  is measured in another unit than pixels come from the minimiser of
+
+    |y - A z|^2 / s^2 + z^T S^-1 z
+
+  which takes an image to be periodic. That shows at the borders of a blurred
+  one, so it stands only where nothing else does.
   """
   y, operator = observation.y, observation.operator
-  if operator.gridded and operator.measurement_shape != operator.image_shape:
-    enlarged = jax.image.resize(y, (len(y), *operator.image_shape), "cubic")
+  image, measured = operator.image_shape, operator.measurement_shape
+  if operator.pictorial and _shares(image, measured):
+    enlarged = jax.image.resize(y, (len(y), *image), "cubic")
     return jnp.broadcast_to(enlarged, shape)
   target = gaussian.Target(observation, jnp.zeros(shape), spectrum)
   likely, _ = gaussian.mean(target, tolerance=1e-4, max_iterations=500)
-  if not operator.gridded:
+  if not operator.pictorial or measured != image:
     return likely
   return operator.observed * y + (1 - operator.observed) * likely
+
+
+def _shares(image: tuple[int, ...], measured: tuple[int, ...]) -> bool:
+  """Whether squares of the image's pixels share one of the measurement."""
+  whole = image[0] % measured[0] == image[1] % measured[1] == 0
+  return whole and image[:2] != measured[:2] and image[2] == measured[2]
 
 
 def starting(
