@@ -44,7 +44,8 @@ def takes(arrays: Operands, how: RuleOptions) -> bool:
   """Whether the kernels may compute the rule; says why not, once."""
   if not how.fused or how.implementation not in ("auto", "tpu", "interpret"):
     return False
-  # A mesh of CPUs may stand for TPUs that a program is lowered for.
+  # A GPU's own kernels keep more for the backward pass than what stands for
+  # these elsewhere. A CPU may stand for a TPU that a program is lowered for.
   if how.implementation == "auto" and _platform() in ("gpu", "cuda", "rocm"):
     return False
   reason = refusal(how, arrays)
@@ -125,7 +126,7 @@ def operation(plain: Rule) -> backends.Operation:
   """
 
   def fwd(implementation, how, *operands):
-    if implementation == "auto" and not _on_tpu():
+    if implementation == "auto" and _platform() != "tpu":
       out = backends.run(found, implementation, how, *operands)
       return out, (operands, None)
 
@@ -181,23 +182,24 @@ def _varying(form: Callable) -> Callable:
 
 
 def _platform() -> str | None:
-  """The platform that a program is for, where `use_abstract_mesh` names it."""
+  """The platform that a program is for, where that is known.
+
+  That of `jax.sharding.use_abstract_mesh` or of a mesh, or else of this host's
+  accelerators.
+  """
   device = jax.sharding.get_abstract_mesh().abstract_device
-  return None if device is None else device.platform
-
-
-def _on_tpu() -> bool:
-  """Whether a program is known to be for a TPU alone."""
-  platform = _platform()
-  return _has_tpu() if platform is None else platform == "tpu"
+  return _host_platform() if device is None else device.platform
 
 
 @functools.cache
-def _has_tpu() -> bool:
-  try:
-    return bool(jax.devices("tpu"))
-  except RuntimeError:
-    return False
+def _host_platform() -> str | None:
+  for name in ("tpu", "cuda", "rocm"):
+    try:
+      if jax.devices(name):
+        return name
+    except RuntimeError:  # none here
+      continue
+  return None
 
 
 def launch(
