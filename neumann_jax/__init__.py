@@ -41,6 +41,7 @@ from neumann_jax.layers.cache import ModelCache as ModelCache
 from neumann_jax.layers.gated_delta_net import GatedDeltaNet as GatedDeltaNet
 from neumann_jax.model.language_model import LanguageModel as LanguageModel
 from neumann_jax.model_config import ModelConfig as ModelConfig
+from neumann_jax.yarn import Yarn as Yarn
 
 __version__ = "0.1.0"
 
@@ -58,6 +59,7 @@ __all__ = [
   "QuantSpec",
   "RuleOptions",
   "SamplingSpec",
+  "Yarn",
   "certify",
   "chunk_matrices",
   "envelope",

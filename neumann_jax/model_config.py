@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+from neumann_jax.yarn import Yarn
+
 # Model types of `transformers` that are text models. The first that allows the
 # feed-forward layers of a config is what it is saved as.
 FAMILIES = ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
@@ -34,11 +36,14 @@ class ModelConfig:
     attention_bias: whether its projections have biases.
     rope_theta: base of the rotary frequencies.
     partial_rotary_factor: share of head_dim that is rotated.
+    rope_scaling: stretches the rotary frequencies; None: they are plain.
     linear_num_key_heads: Hk of Gated DeltaNet.
     linear_num_value_heads: Hv.
     linear_key_head_dim: Dk.
     linear_value_head_dim: Dv.
     linear_conv_kernel_dim: W, taps of its short convolution.
+    allow_neg_eigval: whether its write strength goes up to 2 instead of 1, so
+      that a token can turn what the state holds around (arXiv 2411.12537).
     num_experts: of a sparse feed-forward layer; 0 for a dense model.
     num_experts_per_tok: experts that see a token.
     moe_intermediate_size: width of an expert.
@@ -77,11 +82,13 @@ class ModelConfig:
   attention_bias: bool = False
   rope_theta: float = 1e7
   partial_rotary_factor: float = 0.25
+  rope_scaling: Yarn | None = None
   linear_num_key_heads: int = 4
   linear_num_value_heads: int = 8
   linear_key_head_dim: int = 32
   linear_value_head_dim: int = 32
   linear_conv_kernel_dim: int = 4
+  allow_neg_eigval: bool = False
   num_experts: int = 0
   num_experts_per_tok: int = 0
   moe_intermediate_size: int = 0
@@ -161,6 +168,9 @@ class ModelConfig:
         f"num_hidden_layers must be at most {MOST_LAYERS}, got "
         f"{self.num_hidden_layers}"
       )
+    scaling = self.rope_scaling
+    if scaling is not None and not isinstance(scaling, Yarn):
+      raise ValueError(f"rope_scaling must be a Yarn or None, got {scaling!r}")
     for queries, keys in _GROUPS:
       if getattr(self, queries) % getattr(self, keys):
         raise ValueError(

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import itertools
 import json
 import resource
 import shutil
@@ -11,6 +12,7 @@ import tracemalloc
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import optax
 import pytest
@@ -18,8 +20,9 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
-from neumann_jax import Execution, ModelConfig, checkpoint
+from neumann_jax import Execution, ModelConfig, Yarn, checkpoint
 from neumann_jax.checkpoint import hf_layout, safetensors_io
+from neumann_jax.checkpoint.hf_config import from_json, to_json
 from neumann_jax.checkpoint.params import (
   abstract_model,
   flat_params,
@@ -529,8 +532,8 @@ def test_legacy_and_defaulted_configs(tmp_path):
     ({"mlp_only_layers": [1]}, r"mlp_only_layers must be \[\]"),
     ({"quantization_config": {"bits": 8}}, "quantization_config must be abse"),
     (
-      {"rope_parameters": {"rope_type": "yarn", "factor": 4}},
-      'rope_type must be "default", got "yarn"',
+      {"rope_parameters": {"rope_type": "dynamic", "factor": 4}},
+      'rope_type must be "default" or "yarn", got "dynamic"',
     ),
     ({"rope_scaling": {"type": "linear"}}, 'rope_type must be .* got "linear"'),
     ({"head_dim": ...}, "a qwen3_5_moe_text model needs head_dim"),
@@ -564,6 +567,24 @@ def test_config_files_refused(tmp_path):
     checkpoint.load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["moe", "next"])
+def test_what_files_say_of_longer_sequences_and_of_gates(tmp_path, name):
+  yarn = Yarn(4.0, 262144, mscale=1.0, mscale_all_dim=0.5, truncate=False)
+  config = dataclasses.replace(
+    CONFIGS[name], rope_scaling=yarn, allow_neg_eigval=True
+  )
+  found = json.loads(json.dumps(to_json(config, jnp.float32)))
+  assert from_json(found) == config
+  # transformers 4 has the dictionary under another name, without the base.
+  rope = {"rope_type": "yarn", "factor": 2, "attention_factor": None}
+  old = {"rope_scaling": rope, "rope_theta": 7, "max_position_embeddings": 99}
+  read = from_json(
+    {key: x for key, x in found.items() if key != "rope_parameters"} | old
+  )
+  assert read.rope_theta == 7
+  assert read.rope_scaling == Yarn(2.0, original_max_position_embeddings=99)
+
+
 def test_model_types():
   dense = ModelConfig()
   assert dense.model_type == "qwen3_5_text"
@@ -572,6 +593,86 @@ def test_model_types():
   for bad in ("qwen3_5_moe_text", "qwen3_5", "gpt"):
     with oracles.refused(ValueError, f"model_type .* got '{bad}'"):
       ModelConfig(model_type=bad)
+
+
+# --- Weights in e4m3 ----------------------------------------------------------
+
+BLOCKS = 4, 8
+
+
+def in_e4m3(tensors, blocks=BLOCKS):
+  """Matrices of the layers as official FP8 checkpoints hold them."""
+  found = {}
+  for name, x in tensors.items():
+    if x.ndim != 2 or "embed" in name or "lm_head" in name:
+      found[name] = x
+      continue
+    rows, columns = (range(0, n, b) for n, b in zip(x.shape, blocks))
+    scale = np.empty((len(rows), len(columns)), np.float32)
+    codes = np.empty(x.shape, ml_dtypes.float8_e4m3fn)
+    for (i, r), (j, c) in itertools.product(
+      enumerate(rows), enumerate(columns)
+    ):
+      at = slice(r, r + blocks[0]), slice(c, c + blocks[1])
+      scale[i, j] = np.abs(x[at]).max() / 448
+      codes[at] = (x[at] / scale[i, j]).astype(codes.dtype)
+    found |= {name: codes, f"{name}_scale_inv": scale}
+  return found
+
+
+@pytest.mark.parametrize("name", ["dense", "next"])
+def test_official_fp8_checkpoints(tmp_path, name):
+  """Blocks of e4m3 and their scales; edges do not fill a block."""
+  path = saved(tmp_path, name)
+  tensors = tensors_in(path)
+  quantised = in_e4m3(tensors)
+  assert sum(x.dtype == ml_dtypes.float8_e4m3fn for x in quantised.values()) > 9
+  floats = dict(quantised)
+  for key in tensors:
+    scale = floats.pop(f"{key}_scale_inv", None)
+    if scale is not None:
+      rows, columns = np.indices(tensors[key].shape)
+      scales = scale[rows // BLOCKS[0], columns // BLOCKS[1]]
+      floats[key] = quantised[key].astype(np.float32) * scales
+      # 3 bits of mantissa: off by up to a sixteenth, and near 0 by the step.
+      limit = np.maximum(abs(tensors[key]) / 16, scales * 2.0**-10)
+      assert (np.abs(floats[key] - tensors[key]) <= limit * 1.001).all()
+  rewrite(path, floats)
+  want = checkpoint.load(path)
+  rewrite(path, quantised)
+  edit_config(
+    path,
+    quantization_config={
+      "quant_method": "fp8",
+      "fmt": "e4m3",
+      "activation_scheme": "dynamic",
+      "weight_block_size": list(BLOCKS),
+      "modules_to_not_convert": ["lm_head"],
+    },
+  )
+  assert_same(checkpoint.load(path), want)
+
+
+def test_fp8_without_what_it_means(tmp_path):
+  path = saved(tmp_path, "dense")
+  quantised = in_e4m3(tensors_in(path))
+  name = "model.layers.0.mlp.up_proj.weight"
+  rewrite(path, quantised)
+  with oracles.refused(ValueError, "is in e4m3, which needs a matrix and a w"):
+    checkpoint.load(path)
+  known = {"quant_method": "fp8", "weight_block_size": list(BLOCKS)}
+  edit_config(path, quantization_config=known)
+  bad = quantised | {f"{name}_scale_inv": np.ones((1, 2), np.float32)}
+  rewrite(path, bad)
+  with oracles.refused(ValueError, r"_scale_inv .* must have shape \(5, 2\)"):
+    checkpoint.load(path)
+  del bad[f"{name}_scale_inv"]
+  rewrite(path, bad)
+  with oracles.refused(ValueError, "must have shape .*, got None"):
+    checkpoint.load(path)
+  edit_config(path, quantization_config={"quant_method": "gptq"})
+  with oracles.refused(ValueError, "must be absent or fp8 in e4m3 with a weig"):
+    checkpoint.load(path)
 
 
 # --- Damaged directories -----------------------------------------------------
@@ -597,6 +698,20 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path):
   with oracles.refused(ValueError, pattern):
     checkpoint.load(path)
   with pytest.raises(ValueError, match=rf"{start}linear_attn\.A_log"):
+    checkpoint.load(path)
+
+
+def test_files_of_what_is_not_read_may_be_left_out(tmp_path):
+  """Predictors of further tokens are published in files of their own."""
+  path = saved(tmp_path, "dense", max_shard_bytes=2000)
+  file = path / "model.safetensors.index.json"
+  index = json.loads(file.read_text())
+  index["weight_map"]["mtp.fc.weight"] = "mtp.safetensors"
+  file.write_text(json.dumps(index))
+  assert_same(checkpoint.load(path), model_of("dense"))
+  index["weight_map"]["model.layers.0.extra"] = "mtp.safetensors"
+  file.write_text(json.dumps(index))
+  with oracles.refused(FileNotFoundError, "names mtp.safetensors, which is mi"):
     checkpoint.load(path)
 
 

@@ -181,6 +181,25 @@ def test_head_layouts(tmp_path, family, layout):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("factor", [4.0, 1.5])
+def test_longer_sequences_by_yarn(tmp_path, family, factor):
+  make = maker()
+  rope = {
+    "rope_type": "yarn",
+    "factor": factor,
+    "original_max_position_embeddings": 16,
+    "rope_theta": 1e4,
+    "partial_rotary_factor": 0.5,
+  }
+  theirs = make.random_model(family, seed=3, rope_parameters=rope)
+  theirs.save_pretrained(tmp_path / "theirs")
+  model = checkpoint.load(tmp_path / "theirs", EXECUTION)
+  assert model.config.rope_scaling is not None
+  check_run(model, make.record(theirs, seed=3))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("scan_layers", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_saved_models_load_in_transformers(tmp_path, family, scan_layers):

@@ -44,7 +44,9 @@ def load(
   Args:
     path: with `config.json` and safetensors, one file or several and their
       index; names begin with `model.` or `model.language_model.`, and experts
-      are fused or apart.
+      are fused or apart. Matrices may be in e4m3 with a `weight_scale_inv` for
+      each block, as official FP8 checkpoints are: they are read as the floats
+      that they stand for.
     execution: how it is computed; parameters are cast to its `param_dtype`,
       A_log and dt_bias to float32.
     shardings: called with the model of shapes, gives a tree of its parameters'
@@ -72,7 +74,7 @@ def load(
   """
   path = pathlib.Path(path)
   config = hf_config.read_config(path)
-  files = safetensors_io.Files(path)
+  files = safetensors_io.Files(path, hf_config.read_block_size(path))
   hf_config.check_held(config, files.shapes, str(path))
   tensors = hf_layout.tensors(config)
   files.check(tensors, tied=config.tie_word_embeddings)

@@ -1,8 +1,9 @@
 """The `config.json` of a Hugging Face directory <-> `ModelConfig`."""
 
+import dataclasses
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 
@@ -10,6 +11,9 @@ from neumann_jax.foreign_files import folder, json_file, tensor_file
 from neumann_jax.foreign_files.messages import as_json, shown
 from neumann_jax.model.decoder import check_layer_types
 from neumann_jax.model_config import FAMILIES, MOST_LAYERS, ModelConfig
+from neumann_jax.yarn import Yarn
+
+T = TypeVar("T")
 
 # Vision-language configs hold the text model's under `text_config`.
 _NESTED = {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text"}
@@ -51,6 +55,8 @@ _DEFAULTS: dict[str, Any] = {
   "max_position_embeddings": 32768,
   "initializer_range": 0.02,
 }
+# Of models that no published family has: written where it is true alone.
+_EXTENSION = "allow_neg_eigval"
 _NEXT_DEFAULTS: dict[str, Any] = {
   "norm_topk_prob": True,
   "decoder_sparse_step": 1,
@@ -60,6 +66,8 @@ _NEXT_DEFAULTS: dict[str, Any] = {
 _INTERVAL = 4
 # Of transformers' config classes, for a file that names no value.
 _ROPE_DEFAULTS = {"rope_theta": 1e4, "partial_rotary_factor": 0.25}
+# Of YaRN; of null transformers takes its own default.
+_YARN = tuple(field.name for field in dataclasses.fields(Yarn))
 # The only values that this package computes.
 _FIXED: dict[str, Any] = {
   "hidden_act": "silu",
@@ -80,6 +88,15 @@ def read_config(path: str | pathlib.Path) -> ModelConfig:
     ValueError: if it is not JSON, lacks a size, or asks for anything that this
       package does not compute.
   """
+  return _read(path, from_json)
+
+
+def read_block_size(path: str | pathlib.Path) -> tuple[int, int] | None:
+  """`block_size` of a directory; raises as `read_config`."""
+  return _read(path, block_size)
+
+
+def _read(path: str | pathlib.Path, of: Callable[[dict[str, Any]], T]) -> T:
   file = folder.own_file(pathlib.Path(path), "config.json")
   if not file.is_file():
     raise FileNotFoundError(f"path must hold a config.json, got {path}")
@@ -90,7 +107,7 @@ def read_config(path: str | pathlib.Path) -> ModelConfig:
   if not isinstance(found, dict):
     raise ValueError(f"{file} must hold a JSON object")
   try:
-    return from_json(found)
+    return of(found)
   except ValueError as error:
     raise ValueError(f"{file}: {error}") from None
 
@@ -107,10 +124,7 @@ def from_json(found: Mapping[str, Any]) -> ModelConfig:
     raise ValueError(
       f"model_type must be one of {', '.join(known)}, got {shown(outer)}"
     )
-  if found.get("quantization_config"):
-    raise ValueError(
-      "quantization_config must be absent: quantised weights are not read"
-    )
+  block_size(found)
   # A vision-language model's text part is a text model of its own.
   family: str = outer
   text: Any = found
@@ -147,12 +161,21 @@ def to_json(config: ModelConfig, dtype: jnp.dtype) -> dict[str, Any]:
     dtype: that most parameters are stored in.
   """
   family = config.model_type
-  rope = {name: getattr(config, name) for name in _ROPE_DEFAULTS}
+  rope: dict[str, Any] = {
+    name: getattr(config, name) for name in _ROPE_DEFAULTS
+  }
+  kind: dict[str, Any] = {"rope_type": "default"}
+  if config.rope_scaling is not None:
+    fields = dataclasses.asdict(config.rope_scaling)
+    kind = {"rope_type": "yarn"}
+    kind |= {name: x for name, x in fields.items() if x is not None}
   names = [*_FAMILY_SIZES[family], *_DEFAULTS, "tie_word_embeddings"]
   if family == "qwen3_next":
     names += _NEXT_DEFAULTS
+    if config.rope_scaling is not None:
+      rope["rope_scaling"] = kind
   else:
-    rope = {"rope_parameters": {"rope_type": "default"} | rope}
+    rope = {"rope_parameters": kind | rope}
   return {
     "architectures": [_CLASSES[family]],
     "model_type": family,
@@ -160,6 +183,7 @@ def to_json(config: ModelConfig, dtype: jnp.dtype) -> dict[str, Any]:
     "hidden_act": _FIXED["hidden_act"],
     "layer_types": list(config.layer_types),
     **{name: getattr(config, name) for name in names},
+    **({_EXTENSION: True} if config.allow_neg_eigval else {}),
     **rope,
   }
 
@@ -226,6 +250,7 @@ def _options(text: Mapping[str, Any], family: str) -> dict[str, Any]:
       for i in range(min(text["num_hidden_layers"], MOST_LAYERS))
     ]
   options["layer_types"] = types
+  options[_EXTENSION] = text.get(_EXTENSION, False)
   return options
 
 
@@ -235,9 +260,59 @@ def _rope(text: Mapping[str, Any]) -> dict[str, Any]:
   given = text.get("rope_scaling") or text.get("rope_parameters") or {}
   given = json_file.typed(given, dict[str, Any], name="rope_parameters")
   kind = given.get("rope_type", given.get("type", "default"))
-  if kind != "default":
-    raise ValueError(f'rope_type must be "default", got {as_json(kind)}')
-  return {
+  if kind not in ("default", "yarn"):
+    raise ValueError(
+      f'rope_type must be "default" or "yarn", got {as_json(kind)}'
+    )
+  options: dict[str, Any] = {
     name: given.get(name, text.get(name, default))
     for name, default in _ROPE_DEFAULTS.items()
   }
+  if kind == "yarn":
+    options["rope_scaling"] = _yarn(given, text)
+  return options
+
+
+def _yarn(given: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+  """The fields of `Yarn` that are there, with what they leave out."""
+  longest = text.get("max_position_embeddings") or 32768
+  trained = "original_max_position_embeddings"
+  # Files that were extended by hand often leave the trained length out.
+  yarn = {trained: longest} | {
+    name: given[name] for name in _YARN if given.get(name) is not None
+  }
+  if "factor" not in yarn:
+    own = json_file.typed(yarn[trained], int, name=trained)
+    longest = json_file.typed(longest, int, name="max_position_embeddings")
+    yarn["factor"] = longest / max(own, 1)
+  return yarn
+
+
+def block_size(found: Mapping[str, Any]) -> tuple[int, int] | None:
+  """Rows and columns of a matrix that share a scale in an FP8 checkpoint.
+
+  Args:
+    found: contents of a `config.json`.
+
+  Returns:
+    None where weights are not quantised.
+
+  Raises:
+    ValueError: for another quantisation than blocks of e4m3.
+  """
+  given = found.get("quantization_config")
+  if not given:
+    return None
+  name = "quantization_config"
+  given = json_file.typed(given, dict[str, Any], name=name)
+  kind = given.get("quant_method"), given.get("fmt", "e4m3")
+  if kind != ("fp8", "e4m3") or "weight_block_size" not in given:
+    raise ValueError(
+      f"{name} must be absent or fp8 in e4m3 with a weight_block_size, got "
+      f"{as_json(given)}"
+    )
+  name = "weight_block_size"
+  size = json_file.typed(given[name], tuple[int, int], name=name)
+  if min(size) < 1:
+    raise ValueError(f"{name} must be at least 1, got {as_json(given[name])}")
+  return size

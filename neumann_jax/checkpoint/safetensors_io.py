@@ -4,6 +4,7 @@ import json
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 
+import ml_dtypes
 import numpy as np
 import safetensors
 from safetensors.numpy import save_file
@@ -15,8 +16,10 @@ from neumann_jax.foreign_files.messages import clean, shown
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Prefixes of what is no part of the text model.
 _IGNORED = ("mtp.", "model.visual.", "visual.", "model.language_model.mtp.")
-# What numpy and ml_dtypes hold. FP8 needs its scales beside it: not read yet.
+# What numpy and ml_dtypes hold.
 _DTYPES = ("F32", "F16", "BF16", "F64")
+# Of a matrix that is multiplied by its scales, one for each block of it.
+_CODES, _SCALES = "F8_E4M3", "_scale_inv"
 # A wrong config would list hundreds.
 _SHOWN = 4  # names that a message lists
 
@@ -28,6 +31,8 @@ class Files:
 
   Args:
     path: a directory with one safetensors file or several and their index.
+    block_size: rows and columns that share a scale, for matrices in e4m3; None
+      where there are none.
 
   Attributes:
     shapes: shape of every tensor of the text model.
@@ -39,24 +44,35 @@ class Files:
       floating point.
   """
 
-  def __init__(self, path: pathlib.Path) -> None:
-    self.path = path
+  def __init__(
+    self, path: pathlib.Path, block_size: tuple[int, int] | None = None
+  ) -> None:
+    self.path, self._block_size = path, block_size
     self.shapes: dict[str, tuple[int, ...]] = {}
+    self._code_files: dict[str, str] = {}  # of tensors in e4m3
     self._homes: dict[str, tuple[safetensors.safe_open, str]] = {}
     single = folder.own_file(path, SINGLE).is_file()
     index = None if single else _read_index(path)
     files = [SINGLE] if index is None else sorted(set(index.values()))
+    # Files of nothing but what is left out may be left out as well.
+    needed = {
+      file
+      for name, file in (index or {}).items()
+      if not name.startswith(_IGNORED)
+    }
+    there = [file for file in files if folder.own_file(path, file).is_file()]
     for file in files:
-      if not folder.own_file(path, file).is_file():
+      if file not in there and (index is None or file in needed):
         raise FileNotFoundError(
           f"{path / INDEX} names {clean(file)}, which is missing"
         )
-    held = {file: self._open(file) for file in files}
+    held = {file: self._open(file) for file in there}
     for name, file in (index or {}).items():
-      if name not in held[file]:
+      if file in held and name not in held[file]:
         raise ValueError(
           f"{path / INDEX} names {clean(name)}, which {clean(file)} lacks"
         )
+    self._pair_scales()
 
   def read(self, tensor: Tensor) -> np.ndarray:
     """The tensor, put together if the files hold its pieces."""
@@ -123,10 +139,53 @@ class Files:
         yield tensor.name, tensor.shape
 
   def _get(self, name: str) -> np.ndarray:
-    file, stored = self._homes[name]
-    value = file.get_tensor(stored)
+    value = self._stored(name)
+    if name in self._code_files:
+      value = value * self._scales(name)
     tensor_file.check_finite(str(self.path), name, value)
     return value
+
+  def _stored(self, name: str) -> np.ndarray:
+    """As it is in the file, but for codes in e4m3, which are floats here."""
+    file, stored = self._homes[name]
+    if name not in self._code_files:
+      return file.get_tensor(stored)
+    # safetensors gives no numpy array of them. The format: the length of a JSON
+    # header in 8 bytes, it, and then the data.
+    with (self.path / self._code_files[name]).open("rb") as f:
+      length = int.from_bytes(f.read(8), "little")
+      start, end = json.loads(f.read(length))[stored]["data_offsets"]
+      f.seek(8 + length + start)
+      data = f.read(end - start)
+    codes = np.frombuffer(data, ml_dtypes.float8_e4m3fn)
+    return codes.reshape(self.shapes[name]).astype(np.float32)
+
+  def _scales(self, name: str) -> np.ndarray:
+    """One for each entry of a matrix in e4m3."""
+    scales = self._stored(name + _SCALES).astype(np.float32)
+    assert self._block_size is not None
+    for axis, size in zip((-2, -1), self._block_size):
+      # The last block of an axis is shorter where the size does not divide it.
+      length = self.shapes[name][axis]
+      scales = scales.repeat(min(size, length), axis)
+      scales = scales.take(range(length), axis)
+    return scales
+
+  def _pair_scales(self) -> None:
+    """Takes scales out of the tensors; raises where a matrix lacks its own."""
+    for name in sorted(self._code_files):
+      shape, scales = self.shapes[name], self.shapes.pop(name + _SCALES, None)
+      if self._block_size is None or len(shape) < 2:
+        raise ValueError(
+          f"{clean(name)} in {self.path} is in e4m3, which needs a matrix and "
+          "a weight_block_size in the quantization_config of config.json"
+        )
+      blocks = tuple(-(-n // b) for n, b in zip(shape[-2:], self._block_size))
+      if scales != (*shape[:-2], *blocks):
+        raise ValueError(
+          f"{clean(name)}{_SCALES} in {self.path} must have shape "
+          f"{(*shape[:-2], *blocks)}, got {scales}"
+        )
 
   def _open(self, file: str) -> set[str]:
     """Enters the tensors of a file, and returns their names in it."""
@@ -147,7 +206,9 @@ class Files:
   def _enter(self, file: str, opened: safetensors.safe_open, key: str) -> None:
     name = key.replace("model.language_model.", "model.", 1)
     found = opened.get_slice(key)
-    if found.get_dtype() not in _DTYPES:
+    if found.get_dtype() == _CODES:
+      self._code_files[name] = file
+    elif found.get_dtype() not in _DTYPES:
       raise ValueError(
         f"{clean(key)} in {self.path / file} must be one of "
         f"{', '.join(_DTYPES)}, got {found.get_dtype()}"

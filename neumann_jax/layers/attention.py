@@ -161,6 +161,7 @@ class GatedAttention(nnx.Module):
       position=positions.rotary,
       rotary_dim=config.rotary_dim,
       theta=config.rope_theta,
+      scaling=config.rope_scaling,
     )
     # Normalised before the rotation, which keeps norms, so that neither the
     # cache nor a later call needs to know the norm.

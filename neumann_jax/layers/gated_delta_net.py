@@ -38,9 +38,10 @@ class GatedDeltaNet(nnx.Module):
   """Gated DeltaNet token mixer, [B, T, hidden] -> [B, T, hidden].
 
   Projections to q|k|v, z, b and a; causal depthwise convolution and SiLU over
-  q|k|v; beta = sigmoid(b); log decay -exp(A_log) softplus(a + dt_bias); unit q
-  and k; the gated delta rule; RMSNorm gated by z; output projection. No
-  biases. A checkpoint in bfloat16 differs in one rounding: beta stays float32.
+  q|k|v; beta = sigmoid(b), or twice that with `config.allow_neg_eigval`; log
+  decay -exp(A_log) softplus(a + dt_bias); unit q and k; the gated delta rule;
+  RMSNorm gated by z; output projection. No biases. A checkpoint in bfloat16
+  differs in one rounding: beta stays float32.
 
   Args:
     config: the architecture; `hidden_size`, `rms_norm_eps` and the sizes that
@@ -187,7 +188,7 @@ class GatedDeltaNet(nnx.Module):
       x: [B, T, hidden] floating point.
       positions: not read: the recurrence keeps the order of the tokens.
       cache: from the call before, or None at a start.
-      segment_ids: [B, T] integers, non-decreasing along a row: documents that
+      segment_ids: [B, T] integers, one of its own for each document, which
         see nothing of each other. The cache enters the first document and
         leaves the last.
       mask: [B, T], nonzero at real tokens. Padding, left of the first tokens
@@ -304,6 +305,8 @@ class GatedDeltaNet(nnx.Module):
     # float32 from here on, and bfloat16 nowhere: a decay acts as often as there
     # are tokens after it.
     beta = nnx.sigmoid(self.in_proj_b(x).astype(jnp.float32))  # [B, T, Hv]
+    if self.config.allow_neg_eigval:
+      beta = 2 * beta
     a = self.in_proj_a(x).astype(jnp.float32) + self.dt_bias[...]  # [B, T, Hv]
     gates = Gates(log_decay(self.A_log[...], a), beta)
     if mask is None:

@@ -9,6 +9,7 @@ from jax import lax
 
 from neumann_jax import sequence_axis
 from neumann_jax.delta_rule import inputs
+from neumann_jax.yarn import Yarn
 
 # The slot of padding: past every cache, so that writes to it are dropped, and
 # after every token, so that no token sees it.
@@ -49,8 +50,8 @@ def positions(
     stored: [B] int32, tokens that each row has in the cache; None: none.
     start: [B] int32, slot of the first token of the document that the cache
       ends in; None: 0.
-    segment_ids: [B, T] integers, non-decreasing, or None; the cache belongs to
-      the first document.
+    segment_ids: [B, T] integers, one for each document, or None; the cache
+      belongs to the first document.
     mask: [B, T] bool, True at real tokens, or None.
   """
   none = jnp.zeros(batch, jnp.int32)
@@ -100,7 +101,12 @@ def shard_positions(
 
 
 def rotate(
-  x: jax.Array, position: jax.Array, *, rotary_dim: int, theta: float
+  x: jax.Array,
+  position: jax.Array,
+  *,
+  rotary_dim: int,
+  theta: float,
+  scaling: Yarn | None = None,
 ) -> jax.Array:
   """Turns component pairs (i, i + r/2) of x by position * theta^(-2 i / r).
 
@@ -112,14 +118,21 @@ def rotate(
     position: [B, T] integers.
     rotary_dim: r, even, at most D.
     theta: base of the frequencies.
+    scaling: of the frequencies, and of what is rotated; None: none.
 
   Returns:
     [B, T, H, D] in x's dtype; angles are float32.
   """
   # In float32: bfloat16 holds no position above 256 exactly.
-  power = jnp.arange(0, rotary_dim, 2, dtype=jnp.float32) / rotary_dim  # [r/2]
-  angle = position[..., None].astype(jnp.float32) * theta**-power  # [B,T,r/2]
+  if scaling is None:
+    power = jnp.arange(0, rotary_dim, 2, dtype=jnp.float32) / rotary_dim
+    frequency = theta**-power  # [r/2]
+  else:
+    frequency = jnp.asarray(scaling.frequencies(theta, rotary_dim))
+  angle = position[..., None].astype(jnp.float32) * frequency  # [B, T, r/2]
   cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+  if scaling is not None:
+    cos, sin = cos * scaling.scale, sin * scaling.scale
   left, right, rest = jnp.split(x, [rotary_dim // 2, rotary_dim], axis=-1)
   left, right = left.astype(jnp.float32), right.astype(jnp.float32)
   turned = jnp.concatenate(
