@@ -65,13 +65,17 @@ def write(
   # All of `like` is checked before a file is copied.
   Files(like).check(tensors, tied=config.tie_word_embeddings)
   homes = _homes(tensors, tied=config.tie_word_embeddings)
+  # A link that leads out of `like` would bring another's file in.
+  files = [
+    own_file(like, path.name)
+    for path in sorted(like.iterdir())
+    if path.is_file() and not path.name.endswith(_OTHER_WEIGHTS)
+  ]
   sources = params.Sources(model)
-  for path in sorted(like.iterdir()):
-    if path.is_file() and not path.name.endswith(_OTHER_WEIGHTS):
-      # A link that leads out of `like` would bring another's file in.
-      shutil.copyfile(own_file(like, path.name), folder / path.name)
-      if path.suffix == ".safetensors":
-        _overwrite(folder / path.name, homes, sources)
+  for path in files:
+    shutil.copyfile(path, folder / path.name)
+    if path.suffix == ".safetensors":
+      _overwrite(folder / path.name, homes, sources)
 
 
 def _differences(found: Any, want: Any) -> list[str]:
