@@ -170,6 +170,12 @@ def test_refusals(tmp_path):
     checkpoint.save(
       quantize_weights(model_of("dense"), preset("W8")), tmp_path / "plain"
     )
+  key = tmp_path.parent / "key"
+  key.write_text("of somebody")
+  (path / "notes.txt").symlink_to(key)
+  with oracles.refused(ValueError, "notes.txt.* must lie in that folder, but"):
+    save(model_of("dense"))
+  (path / "notes.txt").unlink()
   (path / SINGLE).write_bytes((path / SINGLE).read_bytes()[:-1])
   with oracles.refused(ValueError, "truncated or not safetensors"):
     save(model_of("dense"))
