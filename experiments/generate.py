@@ -12,7 +12,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,7 @@ class Settings(Checked):
 
   def sampling(self) -> SamplingSpec:
     """How tokens are drawn; at temperature 0 no cut says anything."""
-    penalties = {
+    penalties: dict[str, Any] = {
       "repetition_penalty": self.repetition_penalty,
       "presence_penalty": self.presence_penalty,
     }

@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 _FEW = 2**22
 
 
-def check_array(name: str, array: jax.Array) -> None:
+def check_array(name: str, array: jax.Array | np.ndarray) -> None:
   """Raises TypeError for what has no dtype and shape."""
   if not hasattr(array, "dtype") or not hasattr(array, "shape"):
     raise TypeError(f"{name} must be an array, got {type(array).__name__}")

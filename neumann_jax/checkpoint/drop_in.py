@@ -29,7 +29,15 @@ _DTYPES: dict[str, Any] = {
   "BF16": ml_dtypes.bfloat16,
 }
 # The same weights in other formats: they would be the old ones.
-_OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack")
+_OTHER_WEIGHTS: tuple[str, ...] = (
+  ".bin",
+  ".pt",
+  ".pth",
+  ".ckpt",
+  ".gguf",
+  ".h5",
+  ".msgpack",
+)
 _OTHER_WEIGHTS += (".onnx", ".ot", ".npz")
 
 

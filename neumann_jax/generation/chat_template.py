@@ -47,7 +47,7 @@ def _compiled(template: str) -> Any:
 def _environment() -> Any:
   jinja2 = _package()
 
-  class Generation(jinja2.ext.Extension):
+  class Generation(jinja2.ext.Extension):  # type: ignore[name-defined]
     """`{% generation %}`: marks an answer for training; its text stays."""
 
     tags = {"generation"}  # noqa: RUF012  (jinja2's name and kind)

@@ -75,7 +75,7 @@ class Request(NamedTuple):
   draws: Draws
   stops: np.ndarray
   key: jax.Array
-  limit: np.ndarray
+  limit: np.ndarray | np.integer
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3))
@@ -165,12 +165,13 @@ def _append(
   written: Written, logits: jax.Array, request: Request
 ) -> tuple[Written, jax.Array]:
   """Draws one token from logits [B, V] for every row that has not ended."""
-  step = jnp.max(written.lengths)  # some row has not ended: it has them all
-  live = ~written.finished
+  tokens, logprobs, lengths, finished, seen = map(jnp.asarray, written)
+  step = jnp.max(lengths)  # some row has not ended: it has them all
+  live = ~finished
   # By the number of the token, not by splitting: a block's size, `every`, then
   # changes no draw.
   key = jax.random.fold_in(request.key, step)
-  weights = sampling.penalised(logits, written.seen, request.draws)
+  weights = sampling.penalised(logits, seen, request.draws)
   token = jnp.where(live, sampling.draw(weights, key, request.draws), 0)  # [B]
   logprob = jnp.take_along_axis(
     jax.nn.log_softmax(logits, axis=-1), token[:, None], axis=1
@@ -179,10 +180,10 @@ def _append(
   # Rows that have ended write where nothing is.
   place = jnp.where(live, token, logits.shape[1])
   new = Written(
-    written.tokens.at[:, step].set(token),
-    written.logprobs.at[:, step].set(jnp.where(live, logprob, 0)),
-    written.lengths + live.astype(jnp.int32),
-    written.finished | (live & jnp.isin(token, request.stops)),
-    written.seen.at[row, place].set(GENERATED, mode="drop"),
+    tokens.at[:, step].set(token),
+    logprobs.at[:, step].set(jnp.where(live, logprob, 0)),
+    lengths + live.astype(jnp.int32),
+    finished | (live & jnp.isin(token, request.stops)),
+    seen.at[row, place].set(GENERATED, mode="drop"),
   )
   return new, token

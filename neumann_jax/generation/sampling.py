@@ -216,7 +216,8 @@ _FORMS: tuple[Callable[..., jax.Array], ...] = (
 
 def unused_key() -> jax.Array:
   """A key for those who draw nothing, so that they need no other program."""
-  return jax.random.wrap_key_data(np.zeros(2, np.uint32), impl="threefry2x32")
+  data = jnp.asarray(np.zeros(2, np.uint32))
+  return jax.random.wrap_key_data(data, impl="threefry2x32")
 
 
 def check_logits(logits: jax.Array) -> None:

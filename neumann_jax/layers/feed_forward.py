@@ -162,7 +162,8 @@ class Experts(nnx.Module):
       is to be split; and the specs of its arrays.
     """
     axis = self.width_axis
-    both, down = state["gate_up_proj"], state["down_proj"]
+    both: Any = state["gate_up_proj"]
+    down: Any = state["down_proj"]
     if axis not in on_mesh.free_axes(mesh) or down.shape[1] % mesh.shape[axis]:
       return None, state, P()
     # Each device takes its columns of the gate and the same of the other half.

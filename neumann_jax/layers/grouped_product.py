@@ -82,9 +82,9 @@ def _bilinear_jvp(primitive, primals, tangents, **static):
   for pair in ((tangents[0], right), (left, tangents[1])):
     if not any(isinstance(one, ad.Zero) for one in pair):
       terms.append(primitive.bind(*pair, sizes, **static))
-  return out, sum(terms[1:], terms[0]) if terms else ad.Zero.from_primal_value(
-    out
-  )
+  if not terms:
+    return out, ad.Zero(jax.typeof(out).to_tangent_aval())
+  return out, sum(terms[1:], terms[0])
 
 
 def _product_transpose(cotangent, x, kernels, sizes, *, dtype, transposed):

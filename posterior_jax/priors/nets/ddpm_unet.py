@@ -95,7 +95,8 @@ class DDPMConfig:
         "widths, attention and attention_up must name as many scales, at "
         f"least one, and down and up one less; got {clean(str(self))}"
       )
-    sizes = self.blocks, self.channels, self.embedding, self.groups, self.heads
+    sizes: tuple[int, ...] = (self.blocks, self.channels, self.embedding)
+    sizes += self.groups, self.heads
     sizes += self.head_width or 1, self.middle_groups + 1, self.features - 3
     if min(*sizes, *self.widths) < 1 or self.features % 2:
       raise ValueError(
