@@ -109,7 +109,10 @@ def quick_compilation():
 
 def model_of(**options):
   config = dataclasses.replace(
-    models.CONFIGS["dense"], layer_types=KINDS, initializer_range=0.3
+    models.CONFIGS["dense"],
+    num_hidden_layers=len(KINDS),
+    layer_types=KINDS,
+    initializer_range=0.3,
   )
   execution = neumann_jax.Execution(**options)
   return neumann_jax.LanguageModel(config, execution, rngs=nnx.Rngs(0))
@@ -243,7 +246,7 @@ def test_checkpoints_shardings_and_codes(tmp_path):
 
 def test_another_name_is_refused():
   config = dataclasses.replace(
-    models.CONFIGS["dense"], layer_types=("running_mean",) * 4
+    models.CONFIGS["dense"], layer_types=("running_mean",) * 2
   )
   sentence = "layer_types must be of linear_attention, full_attention, runn"
   with oracles.refused(ValueError, sentence + ".* got 'running_mean'"):
