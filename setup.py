@@ -14,7 +14,7 @@ VERSION = re.search(
 LIBTPU = 'jax[tpu]>=0.10,<0.13; sys_platform == "linux" and '
 LIBTPU += 'platform_machine == "x86_64"'
 PLOTS = ["matplotlib>=3.8", "scikit-image>=0.24", "scikit-learn>=1.4"]
-PLOTS += ["pandas>=2.2"]  # every experiment's tables
+PLOTS += ["filelock>=3.12", "pandas>=2.2"]  # of every experiment's folder
 DOCS = [
   "latex2mathml>=3.77",
   "mkdocs>=1.6,<2",
@@ -45,7 +45,6 @@ setuptools.setup(
   install_requires=[
     "absl-py>=2.1",
     "chex>=0.1.90",
-    "filelock>=3.12",
     "flax>=0.12",
     "jax>=0.10,<0.13",
     "ml_collections>=1.0",
