@@ -3,7 +3,7 @@
 Command: python -m experiments.few_calls --config.folder=PICTURES
   --config.tasks="('gaussian blur',)" --config.calls="(5,)": one case.
   --config=configs/few_calls.py:debug: two crops of 32 x 32.
-Time: 5 minutes a task and number of calls for 24 pictures on 2 busy CPU cores.
+Time: 5 minutes a task and number of calls for 23 pictures on 2 busy CPU cores.
 Expected: the paired differences, printed after every case: at 5 calls on 23
 photographs of the Kodak set 0.13 dB above DPIR on motion blur and 0.06 on
 Gaussian blur.

@@ -34,10 +34,11 @@ def check(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
     elif kind is bool:
       if not isinstance(value, bool):
         raise ValueError(f"{field.name} must be True or False, got {value!r}")
-    elif kind is int and type(value) is not int:
-      raise ValueError(f"{field.name} must be an integer, got {value!r}")
     else:
-      optional = type(None) in typing.get_args(kind)
+      optional = type(None) in choices
+      whole = {int} == {*choices} - {type(None)}
+      if whole and type(value) is not int and not (optional and value is None):
+        raise ValueError(f"{field.name} must be an integer, got {value!r}")
       if not (optional and value is None):
         for number in _numbers(field.name, value, kind):
           _check_number(field.name, number, ranges.get(field.name), optional)

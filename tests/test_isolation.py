@@ -201,7 +201,7 @@ def test_a_layer_keeps_documents_apart(kind, document):
 
 @functools.cache
 def _layer(kind):
-  index = {"linear_attention": 0, "full_attention": 3}[kind]
+  index = {"linear_attention": 0, "full_attention": 1}[kind]
   rule = neumann_jax.RuleOptions(chunk_size=16)
   layer = DecoderLayer(
     models.CONFIGS["dense"],

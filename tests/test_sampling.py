@@ -120,10 +120,10 @@ def test_a_row_draws_alike_in_any_batch():
 
 def test_a_row_draws_alike_beside_other_specs():
   """Whether its neighbours need no noise, a short sort or a whole one."""
-  logits = np.random.default_rng(1).standard_normal((4, 200)).astype(np.float32)
+  logits = np.random.default_rng(1).standard_normal((4, 999)).astype(np.float32)
   specs = [
     SamplingSpec(0),
-    SamplingSpec(0.8, min_p=0.1),
+    SamplingSpec(1.5),
     SamplingSpec(0.8, top_k=30, top_p=0.9),
     SamplingSpec(0.8, top_p=0.6),
   ]
@@ -131,10 +131,10 @@ def test_a_row_draws_alike_beside_other_specs():
   for seed in range(20):
     key = jax.random.key(seed)
     for count in range(1, 5):
-      together = sampling.as_draws(specs[:count] + specs[:1] * (4 - count), 200)
+      together = sampling.as_draws(specs[:count] + specs[:1] * (4 - count), 999)
       found = draw(logits, key, together)
       for row, spec in enumerate(specs[:count]):
-        alone = draw(logits, key, sampling.as_draws([spec] * 4, 200))
+        alone = draw(logits, key, sampling.as_draws([spec] * 4, 999))
         assert found[row] == alone[row]
 
 

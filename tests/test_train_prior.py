@@ -212,13 +212,13 @@ def test_debug_run_leaves_everything(tmp_path):
 
 
 def test_checkpoints_refuse_other_networks(tmp_path):
-  with refused(ValueError, "resume must name a run's folder"):
+  with refused(ValueError, "--workdir must hold a run with"):
     Checkpoints(tmp_path / "empty").restore(_start())
   checkpoints = Checkpoints(tmp_path)
   checkpoints.save(Saved(_start(), 9.0))
   assert Checkpoints(tmp_path).restore(_start()).total == 9.0
   other = priors.UNetConfig(widths=(24,), blocks=(1,), embedding=16)
-  with refused(writing.Refused, "resume must name a run of the same network"):
+  with refused(writing.Refused, "--workdir must hold a run of the same"):
     Checkpoints(tmp_path).restore(_start(other))
 
 

@@ -82,7 +82,7 @@ class Checkpoints:
       ValueError: if there is none, or it is of another network.
     """
     if self.newest is None:
-      raise ValueError("resume must name a run's folder with checkpoints in it")
+      raise ValueError("--workdir must hold a run with checkpoints in it")
     path = self._files()[self.newest]
     data = path.read_bytes()
     found, promised = hashlib.sha256(data).hexdigest(), path.stem.split("-")[1]
@@ -96,7 +96,7 @@ class Checkpoints:
     like = Saved(like, np.inf)
     if _shapes(arrays) != _shapes(_flat(like)):
       raise writing.Refused(
-        "resume must name a run of the same network, as the config has it"
+        "--workdir must hold a run of the same network, as the config has it"
       )
     leaves = [arrays[name] for name in _flat(like)]
     saved = jax.tree.unflatten(jax.tree.structure(like), leaves)

@@ -1,8 +1,9 @@
 """What a run leaves behind: its folder, its tables and its environment record.
 
 A run owns one folder. `environment.json` says where the numbers come from and
-whether the run finished; each table is one pair of files, `NAME.jsonl` and
-`NAME.csv`, written row by row, so that a run cut short keeps what it measured.
+whether the run finished; each table is one pair of files: `NAME.jsonl`, row by
+row, so that a run cut short keeps what it measured, and `NAME.csv` from it at
+the end.
 """
 
 import datetime

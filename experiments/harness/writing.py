@@ -162,6 +162,10 @@ def hold(folder: pathlib.Path) -> contextlib.ExitStack:
         "that has ended, stop it, or give another --workdir"
       ) from error
     for left in list(folder.rglob(f"{BESIDE}*")):
+      # A numbered run within has a lock, and maybe a process, of its own.
+      above = left.relative_to(folder).parents
+      if any((folder / x / LOCK).exists() for x in list(above)[:-1]):
+        continue
       shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     held.callback((folder / HOLDER).unlink, missing_ok=True)
     said = {"process": os.getpid(), "host": socket.gethostname()}

@@ -59,10 +59,14 @@ def about(job: Job, scene: np.ndarray, row: Mapping[str, Any]) -> list[str]:
       f"comes to {reached:.2f}, so that the measurement fits; give "
       f"{job.settings.method} more levels, or take another method"
     ]
-  what = {"motion_blur": "the kernel", "gaussian_blur": "std"}
+  what = {
+    "motion_blur": "the kernel",
+    "gaussian_blur": "std",
+    "super_resolution": "factor",
+    input.CUSTOM: "the operator",
+    input.DENOISING: "the picture",
+  }
   name = what.get(job.settings.task, "the mask")
-  if job.settings.task == input.DENOISING:
-    name = "the picture"
   return [
     f"a residual far above 1, also from a second sampler ({reached:.2f}): "
     f"{name} or noise_std does not fit the picture"

@@ -105,8 +105,9 @@ def save(
   tokenizer, chat template, generation_config.json, config.json with its special
   tokens, towers for pictures and `mtp.*` are copied byte for byte, and the
   model's tensors take the names, files and dtypes that they have there, which
-  rounds float32 parameters where the directory is bfloat16. The host holds the
-  tensors of one file, with `like` one tensor, at a time.
+  rounds float32 parameters where the directory is bfloat16. Weights in other
+  formats and subfolders stay behind. The host holds the tensors of one file,
+  with `like` one tensor, at a time.
 
   Args:
     model: of separate or of scanned layers.

@@ -77,13 +77,18 @@ def write(
   files = [
     own_file(like, path.name)
     for path in sorted(like.iterdir())
-    if path.is_file() and not path.name.endswith(_OTHER_WEIGHTS)
+    if path.is_file() and not _is_other_weights(path.name)
   ]
   sources = params.Sources(model)
   for path in files:
     shutil.copyfile(path, folder / path.name)
     if path.suffix == ".safetensors":
       _overwrite(folder / path.name, homes, sources)
+
+
+def _is_other_weights(name: str) -> bool:
+  """Whether a file, or the index of several, holds weights in other formats."""
+  return name.removesuffix(".index.json").endswith(_OTHER_WEIGHTS)
 
 
 def _differences(found: Any, want: Any) -> list[str]:

@@ -196,8 +196,8 @@ def _room(
   check_counts(capacity=capacity)
   if capacity < needed:
     raise ValueError(
-      f"capacity must be at least {needed}, the longest prompt and "
-      f"max_new_tokens together, got {capacity}"
+      f"capacity must be at least {needed}, what the cache holds, the longest "
+      f"prompt and max_new_tokens together, got {capacity}"
     )
   if cache is None or cache.capacity == ENDLESS:
     return capacity

@@ -52,7 +52,10 @@ def as_draws(specs: Sequence[SamplingSpec], vocab_size: int) -> Draws:
   """The specs of B rows, one each, for V tokens."""
   # The host decides on the form: a program that asked its operands would do so
   # at every token.
-  form = max(_form(spec) for spec in specs)
+  forms = {_form(spec) for spec in specs}
+  # A short sort holds all that a row may draw only where each row is cut so
+  # short: beside one that is not cut, the whole vocabulary is sorted.
+  form = len(_FORMS) - 1 if {1, 2} <= forms else max(forms)
   columns = [
     (
       spec.temperature or 1.0,

@@ -49,6 +49,7 @@ def generate_text(
     max_new_tokens: N.
     stop: texts that end a row, and are cut off. The host then looks at every
       token: a row ends with the token that completes one, in its cache too.
+      Special tokens leave no text: those that end a row are `stop_tokens`.
     spec: how a token is drawn.
     key: for the draws.
     **options: others of `generate`: `cache`, `capacity`, `prefill_chunk`, ...
@@ -129,6 +130,8 @@ def stream_text(
     raise ValueError(
       f"stop must be texts of at least one character, got {stop!r}"
     )
+  if isinstance(prompts, str):
+    raise TypeError("prompts must be a sequence of texts, got one text")
   defaults: dict[str, Any] = {
     "stop_tokens": tokenizer.stop_tokens,
     "pad_token": 0,

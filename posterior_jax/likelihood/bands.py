@@ -34,8 +34,9 @@ def check(operator: Operator) -> None:
   """
   if not operator.gridded:
     raise ValueError(
-      f"operator must measure a picture where a band is used, "
-      f"{type(operator).__name__} measures a list of numbers"
+      f"operator must measure a picture where a band is used; what "
+      f"{type(operator).__name__} measures, of shape "
+      f"{operator.measurement_shape}, is taken for none"
     )
 
 

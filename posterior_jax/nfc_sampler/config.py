@@ -1,4 +1,4 @@
-"""The settings of noise-frequency continuation, and three named ones."""
+"""The settings of noise-frequency continuation, and four named ones."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -32,7 +32,7 @@ def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
   one's own in its place, see there.
 
   Args:
-    config: see `NFCConfig` and its `paper`, `restoration` and `calibrated`.
+    config: see `NFCConfig`, its `paper`, `restoration`, `calibrated`, `fast`.
     spectrum: the prior's power spectrum on the image grid, [H, W] or
       [H, W, C], > 0, as in `priors.GaussianPrior`; needed by the widths
       `Spectrum` and `Probed`, by the mask `Snr` and by a start from the
