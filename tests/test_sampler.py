@@ -480,6 +480,13 @@ BAD_CONFIGS = {
 }
 
 
+@pytest.mark.parametrize("name", ["max_iterations", "root_steps"])
+def test_counts_that_may_be_open_are_whole(name):
+  assert getattr(Exact(**{name: None}), name) is None
+  with pytest.raises(ValueError, match=f"{name} must be an integer, got 6.5"):
+    Exact(**{name: 6.5})
+
+
 @pytest.mark.parametrize("case", BAD_CONFIGS)
 def test_bad_settings_are_one_sentence(case):
   changes, sentence = BAD_CONFIGS[case]

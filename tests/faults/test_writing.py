@@ -235,7 +235,13 @@ def test_one_of_two_processes_works_and_the_other_says_who(tmp_path, trials):
 def test_what_a_dead_process_left_unfinished_is_removed(tmp_path):
   (tmp_path / ".beside-a.json").write_text("{")
   (tmp_path / ".beside-x" / "y").mkdir(parents=True)
-  writing.hold(tmp_path).close()
+  inner = tmp_path / "2" / ".beside-b.json"
+  inner.parent.mkdir()
+  with writing.hold(inner.parent):  # another process's run
+    inner.write_text("{")
+    writing.hold(tmp_path).close()
+    assert inner.exists()
+  shutil.rmtree(inner.parent)
   assert not [p for p in tmp_path.iterdir() if writing.is_result(p)]
   assert not list(tmp_path.glob(".beside*"))
 
