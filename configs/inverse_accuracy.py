@@ -28,6 +28,6 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
       "chunk_size": 64,
       "tokens": 64 if debug else 256,
       # Compiling every method in every format is most of the time.
-      "formats": ("float32", "bfloat16", "INT8") if debug else FORMATS,
+      "formats": ("float32", "INT8") if debug else FORMATS,
     }
   )

@@ -295,7 +295,7 @@ CONTROLS = {
 @pytest.mark.parametrize(
   "control",
   [
-    pytest.param(control, marks=[pytest.mark.slow] if control == "flow" else [])
+    pytest.param(control, marks=[] if control == "mean" else [pytest.mark.slow])
     for control in CONTROLS
   ],
 )

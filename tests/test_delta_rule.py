@@ -19,7 +19,12 @@ from tests.oracles import FAMILY_COUNT, Problem, assert_close
 
 # Around every border of the chunks of 64; the other lengths up to 200 are
 # below as documents, and as calls in the slow set.
-LENGTHS = (1, 2, 3, 63, 64, 65, 100, 127, 129, 192, 200)
+LENGTHS = (
+  *(1, 63, 64, 65, 200),
+  *(
+    pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 100, 127, 129, 192)
+  ),
+)
 
 
 @functools.partial(oracles.quick_jit, static_argnames=("chunk_size",))

@@ -103,7 +103,7 @@ def test_keys_that_make_the_state_grow_are_warned_of(rule):
     long.under(rule)
 
 
-@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("bits", [8, pytest.param(16, marks=pytest.mark.slow)])
 def test_codes_cover_keys_that_are_not_normalised(bits):
   """Their scale follows the keys: one for unit keys would saturate."""
   p = oracles.problem(64, beta=(0.3, 0.5))

@@ -238,6 +238,7 @@ def _rows(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on_to_the_same_numbers(
   tmp_path, monkeypatch, capsys
 ):

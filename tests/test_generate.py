@@ -127,7 +127,12 @@ def check_greedy(model, **options):
 
 
 @pytest.mark.parametrize(
-  "scanned, piece", [(False, None), (True, 3), (False, 9)]
+  "scanned, piece",
+  [
+    (True, 3),
+    pytest.param(False, None, marks=pytest.mark.slow),
+    pytest.param(False, 9, marks=pytest.mark.slow),
+  ],
 )
 def test_greedy_is_the_argmax_of_the_whole_sequence(scanned, piece):
   check_greedy(model_of(scanned), prefill_chunk=piece)

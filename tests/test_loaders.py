@@ -68,7 +68,16 @@ CASES = (
 )
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+  "case",
+  [
+    pytest.param(
+      case,
+      marks=[] if case in ("adm", "diffusers_new") else [pytest.mark.slow],
+    )
+    for case in CASES
+  ],
+)
 def test_loaded_network_equals_pytorch(case):
   check_parity(load(case), *expected(case))
 

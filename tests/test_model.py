@@ -57,9 +57,9 @@ def single(kind):
 @pytest.mark.parametrize(
   "kind",
   [
-    "sparse",
+    "tied",
     pytest.param("dense", marks=pytest.mark.slow),
-    pytest.param("tied", marks=pytest.mark.slow),
+    pytest.param("sparse", marks=pytest.mark.slow),
   ],
 )
 def test_a_cache_changes_nothing(kind):
@@ -128,7 +128,7 @@ def test_padding_is_as_if_it_were_not_there(left):
 @pytest.mark.parametrize(
   "changes",
   [
-    {"query_block": 7},
+    pytest.param({"query_block": 7}, marks=pytest.mark.slow),
     pytest.param(
       {"chunk_size": 8, "spec": neumann_jax.InverseSpec("newton")},
       marks=pytest.mark.slow,

@@ -234,6 +234,13 @@ def precisions():
     yield "spectral", 1 / s + 1 / sigma**2
 
 
+# The first and the last of `precisions`; those between are slow.
+CASES = [
+  pytest.param(case, marks=[] if case in (0, 4) else [pytest.mark.slow])
+  for case in range(5)
+]
+
+
 def normal_matrix(name, precision):
   a = oracles.dense(define(name, SOLVED), SOLVED[:2])
   grid = np.broadcast_to(precision, SOLVED[:2])
@@ -241,7 +248,7 @@ def normal_matrix(name, precision):
 
 
 @every_operator
-@pytest.mark.parametrize("case", range(5))
+@pytest.mark.parametrize("case", CASES)
 def test_normal_solve_float64(name, case):
   """To the accuracy of the float32 operator, by perturbation of the matrix."""
   _, precision = list(precisions())[case]
@@ -263,7 +270,7 @@ def test_normal_solve_float64(name, case):
 
 
 @every_operator
-@pytest.mark.parametrize("case", range(5))
+@pytest.mark.parametrize("case", CASES)
 def test_normal_solve_float32_reports_the_truth(name, case):
   _, precision = list(precisions())[case]
   matrix = normal_matrix(name, precision)
@@ -299,6 +306,7 @@ def test_weak_scalar_tie_keeps_the_data(name):
   assert misfit <= 1e-3 * NOISE + 1e-4, misfit
 
 
+@pytest.mark.slow
 def test_solve_does_not_depend_on_the_batch():
   precision = jnp.asarray(list(precisions())[3][1], jnp.float32)
   scale = np.array([1e-3, 1.0, 1e3])[:, None, None, None]

@@ -71,7 +71,10 @@ def _observed(operator):
   return prior, pj.Observation(clean + noise, operator, NOISE)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+  "name",
+  [pytest.param(NAMES[0], marks=pytest.mark.slow), *NAMES[1:]],
+)
 def test_adjoint_and_mean_are_the_dense_ones(guide, name):
   operator = guide[name]
   a = _dense(operator)

@@ -71,7 +71,13 @@ def exact_specs(chunk_size):
   ]
 
 
-@pytest.mark.parametrize("chunk_size", CHUNK_SIZES)
+@pytest.mark.parametrize(
+  "chunk_size",
+  [
+    pytest.param(n, marks=[] if n in (16, 64) else [pytest.mark.slow])
+    for n in CHUNK_SIZES
+  ],
+)
 @pytest.mark.parametrize("index", range(6))
 def test_exact_forms_in_float32(chunk_size, index):
   spec = exact_specs(chunk_size)[index]
@@ -81,7 +87,9 @@ def test_exact_forms_in_float32(chunk_size, index):
 
 
 @pytest.mark.parametrize("refine", [0, 1])
-@pytest.mark.parametrize("method", ["ladder", "newton"])
+@pytest.mark.parametrize(
+  "method", ["ladder", pytest.param("newton", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
   "name, form",
   [
