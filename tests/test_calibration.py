@@ -183,8 +183,8 @@ def exact_states(mean, root, sigma, key):
 @pytest.mark.parametrize(
   ("changes", "bias", "every"),
   [
-    ({"inflation": 1.0}, 0.0, 6),
-    pytest.param({"inflation": 1.0}, 0.0, 1, marks=pytest.mark.slow),
+    ({"width": {"inflation": 1.0}}, 0.0, 6),
+    pytest.param({"width": {"inflation": 1.0}}, 0.0, 1, marks=pytest.mark.slow),
     pytest.param({}, 0.02, 1, marks=pytest.mark.slow),
   ],
 )

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -299,7 +300,7 @@ def _debug_run(tmp_path):
   argv = ["inverse_speed", f"--config={CONFIG}:debug", f"--workdir={folder}"]
   with pytest.MonkeyPatch.context() as patch:
     written = []
-    stream = type("Stream", (), {"write": written.append, "flush": id})
+    stream = types.SimpleNamespace(write=written.append, flush=lambda: None)
     patch.setattr(sys, "stdout", stream)
     runner.main("inverse_speed", study.Settings, study.inverse_speed, argv)
   return folder, "".join(written)

@@ -128,7 +128,7 @@ def test_parameters_are_split_as_the_rules_say():
     "layers/0/linear_attn/conv1d": P(None, "tensor"),
     "layers/0/linear_attn/A_log": P("tensor"),
     "layers/0/linear_attn/out_proj/kernel": P("tensor", "fsdp"),
-    "layers/3/self_attn/o_proj/kernel": P("tensor", "fsdp"),
+    "layers/1/self_attn/o_proj/kernel": P("tensor", "fsdp"),
     "layers/0/mlp/experts/gate_up_proj": P(None, "fsdp", "tensor"),
     "layers/0/mlp/shared_expert/down_proj/kernel": P("tensor", "fsdp"),
     "layers/0/input_layernorm/weight": P(None),

@@ -38,7 +38,7 @@ def add(
   rows, model, paper = map(run.frame, names)
   mild, wide = rows[rows.beta == MILD], rows[rows.beta == WIDE]
   count, first = settings.draws, model.iloc[0]
-  points = every[np.isfinite(every.entry) & np.isfinite(every.certified)]
+  points = bounded(every)
   drawn = (
     f"{count} synthetic chunks of 64 keys (width 128, float64, rounded once to "
     "float32) for each of 8 key families and 3 decays; truth: float64 inverse."
@@ -75,7 +75,7 @@ def add(
     ),
     points=len(points),
     violations=every.violations.sum(),
-    certificate=_certificate(points),
+    certificate=certificate(points),
     plans=_plans(settings.chunk_size),
   )
 
@@ -147,7 +147,12 @@ def _paper_settings(rows: pd.DataFrame) -> pd.DataFrame:
   return pd.concat(found, names=["chunk"]).reset_index("method")
 
 
-def _certificate(points: pd.DataFrame) -> Any:
+def bounded(rows: pd.DataFrame) -> pd.DataFrame:
+  """The rows that have an error and a bound on it."""
+  return rows[np.isfinite(rows.entry) & np.isfinite(rows.certified)]
+
+
+def certificate(points: pd.DataFrame) -> Any:
   """Certified bounds against true errors."""
   import matplotlib.pyplot as plt
 

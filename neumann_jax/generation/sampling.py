@@ -7,7 +7,7 @@ other settings at every request, and none of them may cost a compilation.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -219,7 +219,8 @@ _FORMS: tuple[Callable[..., jax.Array], ...] = (
 
 def unused_key() -> jax.Array:
   """A key for those who draw nothing, so that they need no other program."""
-  data = jnp.asarray(np.zeros(2, np.uint32))
+  # From NumPy: a device array of zeros would be a program more.
+  data: Any = np.zeros(2, np.uint32)
   return jax.random.wrap_key_data(data, impl="threefry2x32")
 
 

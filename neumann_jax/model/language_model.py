@@ -311,7 +311,7 @@ class LanguageModel(nnx.Module):
     mask: jax.Array | None,
   ) -> None:
     # Before anything is looked up: parameters bring their mesh with them.
-    checks.check_array("parameters", self.embed_tokens.embedding[...])
+    checks.check_array("parameters", self.norm.weight[...])
     checks.check_tokens(tokens, self.config.vocab_size)
     inputs.check_marks(tokens.shape, segment_ids, mask)
     axis = self.execution.sequence_axis

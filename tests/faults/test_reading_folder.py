@@ -100,7 +100,7 @@ def test_what_is_saved_like_a_folder_comes_of_that_folder(tmp_path):
   """Its other files are copied; what a link of it leads to is not."""
   folder = kinds.make(kinds.KINDS["config"], tmp_path)
   model = checkpoint.load(folder)
-  with kinds.inside(folder), refused(ValueError, "leads out of it"):
+  with refused(ValueError, "leads out of it"):
     checkpoint.save(model, tmp_path / "new", like=folder)
   assert not (tmp_path / "new").exists()
 
