@@ -98,13 +98,14 @@ def gated_delta_rule(
     >>> out.ravel(), state.ravel()
     (Array([3., 5.], dtype=float32), Array([5.], dtype=float32))
   """
-  return with_options(
-    Operands(q, k, v, log_decay, beta),
-    RuleOptions(chunk_size, spec, fused, implementation),
-    scale=scale,
-    initial_state=initial_state,
-    segment_ids=segment_ids,
-  )
+  # As `with_options`, and not by it: a frame less between here and a kernel.
+  arrays = Operands(q, k, v, log_decay, beta)
+  how = RuleOptions(chunk_size, spec, fused, implementation)
+  check(arrays, initial_state, segment_ids, how)
+  scale = precision.output_scale(scale, q)
+  one = _by_chunks if segment_ids is None else _of_documents
+  rule = on_mesh(one, arrays, how)
+  return rule(arrays, scale, initial_state, segment_ids, how)
 
 
 def with_options(
