@@ -140,10 +140,7 @@ def rule(
   state = layout.grouped_state(initial_state, arrays.k, arrays.v)
   state = layout.flat_state(state)
   scale = jnp.asarray(scale, jnp.float32)
-  args = (arrays._replace(log_decay=decay), scale, state)
-  # Under `jax.shard_map` cotangents must vary as what they belong to does.
-  leaves = jax.tree.leaves(args)
-  args = jax.tree.map(lambda x: layout.varying_as(x, leaves), args)
+  args = layout.varying_alike((arrays._replace(log_decay=decay), scale, state))
   return _rule(*args, segment_ids, how, plain)
 
 
@@ -190,19 +187,13 @@ def _on_hopper(how, kernels, elsewhere, *args):
   """One of two computations by the platform that a program is lowered for."""
   if how.implementation == "auto":
     return lax.platform_dependent(
-      *args, default=_varying(elsewhere), cuda=_varying(kernels)
+      *args,
+      default=layout.gives_varying(elsewhere),
+      cuda=layout.gives_varying(kernels),
     )
-  return _varying(kernels)(*backends.bound_to(how.implementation, args))
-
-
-def _varying(form):
-  """Under `jax.shard_map` what a form gives must say that it varies."""
-
-  def marked(*args):
-    leaves = jax.tree.leaves(args)
-    return jax.tree.map(lambda x: layout.varying_as(x, leaves), form(*args))
-
-  return marked
+  return layout.gives_varying(kernels)(
+    *backends.bound_to(how.implementation, args)
+  )
 
 
 @functools.partial(jax.jit, static_argnums=3)

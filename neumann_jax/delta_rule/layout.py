@@ -6,14 +6,16 @@ taken once and broadcast, never repeated. Padding is inert: keys of zeros,
 beta 0, decay 1.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from neumann_jax.delta_rule import inputs, precision
+
+T = TypeVar("T")
 
 
 class Chunks(NamedTuple):
@@ -157,6 +159,28 @@ def varying_as(x: jax.Array, arrays: Sequence[jax.Array]) -> jax.Array:
   axes = [jax.typeof(a).manual_axis_type.varying for a in (x, *arrays)]
   missing = frozenset().union(*axes[1:]) - axes[0]
   return lax.pcast(x, tuple(sorted(missing)), to="varying") if missing else x
+
+
+def varying_alike(tree: T) -> T:
+  """A tree of arrays, each marked as varying over what any of them does.
+
+  Under `jax.shard_map` cotangents must vary as what they belong to does.
+  """
+  leaves = jax.tree.leaves(tree)
+  return jax.tree.map(lambda x: varying_as(x, leaves), tree)
+
+
+def gives_varying(form: Callable[..., T]) -> Callable[..., T]:
+  """A form whose results are marked as varying as its arguments do.
+
+  Under `jax.shard_map` what a kernel gives must say so.
+  """
+
+  def marked(*args):
+    leaves = jax.tree.leaves(args)
+    return jax.tree.map(lambda x: varying_as(x, leaves), form(*args))
+
+  return marked
 
 
 def flat_state(state: jax.Array) -> jax.Array:

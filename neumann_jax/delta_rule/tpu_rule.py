@@ -110,9 +110,7 @@ def rule(
     how: the options of the rule.
   """
   given = (arrays, jnp.asarray(scale, jnp.float32), initial_state)
-  # Under `jax.shard_map` cotangents must vary as what they belong to does.
-  leaves = jax.tree.leaves(given)
-  given = jax.tree.map(lambda x: layout.varying_as(x, leaves), given)
+  given = layout.varying_alike(given)
   return backends.run_with_backward(
     operation, how.implementation, how, *given, segment_ids
   )
@@ -167,18 +165,10 @@ def _on(implementation: str, kernels: Callable, elsewhere: Callable, *args):
   if implementation == "tpu":
     return kernels(*backends.bound_to(implementation, args))
   return lax.platform_dependent(
-    *args, default=_varying(elsewhere), tpu=_varying(kernels)
+    *args,
+    default=layout.gives_varying(elsewhere),
+    tpu=layout.gives_varying(kernels),
   )
-
-
-def _varying(form: Callable) -> Callable:
-  """Under `jax.shard_map` what a form gives must say that it varies."""
-
-  def marked(*args):
-    leaves = jax.tree.leaves(args)
-    return jax.tree.map(lambda x: layout.varying_as(x, leaves), form(*args))
-
-  return marked
 
 
 def _platform() -> str | None:
