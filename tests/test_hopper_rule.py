@@ -127,23 +127,34 @@ def test_pieces_write_every_chunk_once_and_know_what_they_read(decay, count):
   gates = jnp.asarray(np.cumsum(log_decay, -1), jnp.float32)
   gates = gates.reshape(2, 3, count * C)
   starts, stops = hopper_pieces.starts(gates), hopper_pieces.stops(gates)
-  size = -(-count // starts.shape[2])
   total = np.pad(np.cumsum(log_decay.sum(-1), -1), ((0, 0), (0, 0), (1, 0)))
   for at in np.ndindex(2, 3):
-    forward, backward = np.zeros(count, int), np.zeros(count, int)
-    for piece, ((run, write), (stop, last)) in enumerate(
-      zip(np.asarray(starts[at]), np.asarray(stops[at]), strict=True)
-    ):
-      begin, end = piece * size, min(piece * size + size, count)
-      assert 0 <= run <= write <= end and begin <= last <= stop <= count
-      forward[write:end] += 1
-      backward[begin:last] += 1
+    # Both halves of the columns, which different programs may carry.
+    forward, backward = np.zeros((2, 2, count), int)
+    for run, write, end, halves in np.asarray(starts[at]):
+      assert 0 <= run <= end <= count and (run == end or write <= end)
+      carried = [half for half in range(2) if halves >> half & 1]
+      forward[carried, max(run, write) : end] += 1
       # What is not known has decayed: by 2^-30, up to float32 sums.
-      if write < end and run > 0:
-        assert total[at][write] - total[at][run] <= -29.9
-      if begin < last and stop < count:
-        assert total[at][stop] - total[at][last] <= -29.9
+      if run < end and run > 0:
+        assert run <= write and total[at][write] - total[at][run] <= -29.9
+    for stop, last, begin, halves in np.asarray(stops[at]):
+      assert 0 <= begin <= stop <= count and (begin == stop or begin <= last)
+      carried = [half for half in range(2) if halves >> half & 1]
+      backward[carried, begin : min(last, stop)] += 1
+      if begin < stop and stop < count:
+        assert last <= stop and total[at][stop] - total[at][last] <= -29.9
     assert (forward == 1).all() and (backward == 1).all()
+
+
+def test_two_programs_share_the_columns_of_a_row_that_never_decays():
+  length = 128 * C
+  for ranges in (hopper_pieces.starts, hopper_pieces.stops):
+    found = np.asarray(ranges(jnp.zeros((1, 8, length))))
+    busy = found[found[..., 0] != found[..., 2]].reshape(8, -1, 4)
+    assert busy.shape[1] == 2  # of the row's pieces
+    np.testing.assert_array_equal(busy[:, 0, :3], busy[:, 1, :3])
+    np.testing.assert_array_equal(np.sort(busy[..., 3]), [[1, 2]] * 8)
 
 
 @pytest.mark.parametrize("family", ["independent", "identical", "rank_4"])

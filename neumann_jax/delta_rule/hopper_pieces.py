@@ -22,7 +22,10 @@ _PIECE = 16
 
 
 def starts(gates: jax.Array) -> jax.Array:
-  """Where each piece of a row begins to run, and to write: [B, Hv, P, 2].
+  """What each piece of a row does: [B, Hv, P, 4].
+
+  The chunks at which it begins to run and to write, the end of both, and which
+  halves of the columns of values it carries: 1 the first, 2 the second, 3 both.
 
   A piece runs from the latest chunk from which everything before has decayed
   by 2^-30 when its own first chunk comes, else from 0, where the initial state
@@ -36,24 +39,36 @@ def starts(gates: jax.Array) -> jax.Array:
   piece = jnp.arange(len(begin))
   last = jnp.sum(first == 0, -1, keepdims=True) - 1
   own = jnp.where(piece == last, 0, begin)
-  return _ranges(piece < last, end, first, own)
+  return _shared_out(piece < last, first, own, end)
 
 
 def stops(gates: jax.Array) -> jax.Array:
-  """Where each piece begins to walk back, and to write, likewise."""
+  """What each piece does on the way back, likewise: chunks are counted down."""
   total, begin, end = _pieces(gates)
   before, at = total[..., None, :-1], total[..., end, None]
   stop = jnp.sum(before > at - _FORGOTTEN, -1, dtype=jnp.int32)
   piece, count = jnp.arange(len(begin)), end[-1]
   first = jnp.sum(stop < count, -1, keepdims=True)
   own = jnp.where(piece == first, count, end)
-  return _ranges(piece > first, begin, stop, own)
+  return _shared_out(piece > first, stop, own, begin)
 
 
-def _ranges(idle, nothing, run, write):
-  """[B, Hv, P, 2]; a piece that is left nothing runs from its other end."""
-  both = (jnp.where(idle, nothing, x) for x in (run, write))
-  return jnp.stack(list(both), axis=-1).astype(jnp.int32)
+def _shared_out(idle, run, write, end):
+  """[B, Hv, P, 4]; an idle piece takes half of another's columns.
+
+  Pieces that run from afar take longest, and are those at the far end of the
+  row: each idle one takes the piece as far from the other end.
+  """
+  end = jnp.broadcast_to(end, run.shape)
+  other = jnp.flip(idle, -1)
+  helps, helped = idle & ~other, other & ~idle
+  run = jnp.where(idle, end, run)
+  parts = (
+    jnp.where(helps, jnp.flip(x, -1), x)
+    for x in (run, jnp.broadcast_to(write, run.shape), end)
+  )
+  halves = jnp.where(helps, 1, jnp.where(helped, 2, 3))
+  return jnp.stack([*parts, halves], axis=-1).astype(jnp.int32)
 
 
 def _pieces(gates):

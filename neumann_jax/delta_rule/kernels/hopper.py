@@ -41,11 +41,17 @@ def shared(shape: tuple[int, ...], dtype: DTypeLike) -> Any:
   return plgpu.SMEM(shape, dtype, transforms=transforms)
 
 
-def accumulate(*chains: Chain) -> list[jax.Array]:
+def accumulate(
+  *chains: Chain, meanwhile: Callable[[], None] = lambda: None
+) -> list[jax.Array]:
   """Independent chains of products, issued together and awaited once.
 
   The barrier keeps the compiler from moving arithmetic on the results before
   the wait, which has no data dependence on the accumulators' registers.
+
+  Args:
+    *chains: what to multiply.
+    meanwhile: runs while the tensor cores do.
   """
   starts = [
     zeros(start) if isinstance(start, tuple) else start for start, _ in chains
@@ -55,15 +61,16 @@ def accumulate(*chains: Chain) -> list[jax.Array]:
     for ref, (_, pairs) in zip(refs, chains):
       for left, right in pairs:
         plgpu.wgmma(ref, left, right)
+    meanwhile()
 
   out = pl.run_state(body)(tuple(plgpu.ACC.init(x) for x in starts))
   return list(lax.optimization_barrier(out))
 
 
-def zeros(shape: tuple[int, ...]) -> jax.Array:
-  """A float32 tile of zeros, or a number a row of zeros."""
+def zeros(shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
+  """A tile of zeros, or a number a row of zeros."""
   layout = TILE if len(shape) == 2 else ROWS
-  return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), layout)
+  return plgpu.layout_cast(jnp.zeros(shape, dtype), layout)
 
 
 def registers(

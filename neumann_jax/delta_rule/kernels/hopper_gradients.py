@@ -167,7 +167,7 @@ def gradients(
 
     @pl.when(group == 3)
     def _producer():
-      plgpu.set_max_registers(40, action="decrease")
+      plgpu.set_max_registers(24, action="decrease")
 
       @pl.loop(0, items)
       def _item(item):
@@ -218,7 +218,7 @@ def gradients(
 
     @pl.when(group == 0)
     def _queries():
-      plgpu.set_max_registers(152, action="increase")
+      plgpu.set_max_registers(160, action="increase")
 
       def item_step(item, carry):
         dq, before = carry
@@ -284,7 +284,7 @@ def gradients(
 
     @pl.when(group == 1)
     def _writes():
-      plgpu.set_max_registers(152, action="increase")
+      plgpu.set_max_registers(160, action="increase")
 
       def item_step(item, carry):
         dk, before = carry
@@ -337,7 +337,7 @@ def gradients(
 
     @pl.when(group == 2)
     def _reads():
-      plgpu.set_max_registers(152, action="increase")
+      plgpu.set_max_registers(160, action="increase")
 
       def item_step(item, carry):
         dk, before = carry

@@ -11,7 +11,7 @@ initial state's cotangent get: a factor on dO would round it once more, and
 where nothing decays such errors would never leave the state.
 
 Pieces run side by side as they do forward; `stop` has the chunks before which
-a piece begins to walk back and to write.
+a piece begins to walk back and to write, where it ends, and its columns.
 """
 
 import functools
@@ -63,8 +63,9 @@ def reverse(
     gates: G [B, Hv, T] float32, in base 2.
     beta: [B, Hv, T] float32.
     scale: of the output, [1] float32, not 0.
-    stop: [B, Hv, P, 2] int32, the chunks before which each piece of a row
-      begins to walk back and to write.
+    stop: [B, Hv, P, 4] int32, the chunks before which each piece of a row
+      begins to walk back and to write, its first chunk, and its halves of the
+      columns, 3 being both.
     ds: [B, Hv, Dv, Dk] float32, cotangent of the transposed final state.
     interpret: for the interpreter of Mosaic GPU kernels.
 
@@ -76,7 +77,6 @@ def reverse(
   b, length, hk, _ = k.shape
   hv, pieces = do.shape[2], stop.shape[2]
   count = length // CHUNK
-  per_piece = -(-count // pieces)
   dtype = k.dtype
   vector = plgpu.SMEM((_STAGES, CHUNK), jnp.float32)
   scratch = {
@@ -88,7 +88,7 @@ def reverse(
     "r_s": vector,
     "b_s": vector,
     "p_s": shared((2, CHUNK, CHUNK), dtype),
-    "ds_s": shared((2, 2, HALF, WIDTH), dtype),
+    "ds_s": shared((2, HALF, WIDTH), dtype),
     "dv_s": shared((2, CHUNK, HALF), dtype),
     "full": plgpu.Barrier(num_arrivals=8, num_barriers=_STAGES),
     "free": plgpu.Barrier(num_arrivals=2, num_barriers=_STAGES),
@@ -105,9 +105,10 @@ def reverse(
     row, head = lax.axis_index("b"), lax.axis_index("h")
     piece, group = lax.axis_index("p"), lax.axis_index("warpgroup")
     key_head = lax.div(head, hv // hk)
-    first = piece * per_piece if pieces > 1 else 0
     last = stop_ref[row, head, piece, 0]
     end = stop_ref[row, head, piece, 1]
+    first = stop_ref[row, head, piece, 2]
+    halves = stop_ref[row, head, piece, 3]
     steps = last - first
     scale = scale_ref[0]
 
@@ -122,13 +123,14 @@ def reverse(
         half = pl.ds(i * HALF, HALF)
         copy(do_ref.at[row, at, head, half], do_s.at[slot, i], bar)
       copy(t_ref.at[row, head, at], t_s.at[slot], bar)
-      copy(g_ref.at[row, head, at], g_s.at[slot], bar)
-      copy(g_ref.at[row, head, at], r_s.at[slot], bar)
+      for vector in (g_s, r_s):
+        copy(g_ref.at[row, head, at], vector.at[slot], bar)
       copy(b_ref.at[row, head, at], b_s.at[slot], bar)
 
     @pl.when(group == 2)
     def _producer():
-      plgpu.set_max_registers(120, action="decrease")
+      # With 120 here and 192 for the others, a state's accumulators spill.
+      plgpu.set_max_registers(88, action="decrease")
       for n in range(_STAGES):
         pl.when(n < steps)(functools.partial(load, n))
 
@@ -136,9 +138,9 @@ def reverse(
       def _chunk(n):
         slot, two = lax.rem(n, _STAGES), lax.rem(n, 2)
         plgpu.barrier_wait(full.at[slot])
-        (gram,) = accumulate(((CHUNK, CHUNK), [(q_s.at[slot], k_s.at[slot].T)]))
         by_row = registers(r_s.at[slot], layout=ROWS)
         by_col = registers(g_s.at[slot], layout=COLS)
+        (gram,) = accumulate(((CHUNK, CHUNK), [(q_s.at[slot], k_s.at[slot].T)]))
         gram = gram * decay(by_row, by_col, strict=False)
 
         @pl.when(n >= 2)
@@ -156,30 +158,39 @@ def reverse(
 
     @pl.when(group < 2)
     def _state():
-      plgpu.set_max_registers(192, action="increase")
+      plgpu.set_max_registers(208, action="increase")
+      # Whose columns another program carries only keeps the buffers moving.
+      carried = lax.rem(lax.div(halves, group + 1), 2)
+      mine = steps * carried
+
+      @pl.loop(0, steps - mine)
+      def _leave(n):
+        slot, two = lax.rem(n, _STAGES), lax.rem(n, 2)
+        plgpu.barrier_wait(full.at[slot])
+        plgpu.barrier_wait(p_full.at[two])
+        plgpu.barrier_arrive(p_free.at[two])
+        plgpu.barrier_arrive(free.at[slot])
+
       v0 = group * HALF
 
       def step(n, ds):
         slot, two = lax.rem(n, _STAGES), lax.rem(n, 2)
         chunk = last - 1 - n
-        mine = chunk < end
         plgpu.barrier_wait(full.at[slot])
         narrow = ds.astype(dtype)  # [64, Dk]
 
-        @pl.when(mine)
+        # Waiting for all but the copy begun last: this buffer's own is older.
+        @pl.when(chunk < end)
         def _keep_state():
           plgpu.wait_smem_to_gmem(1, wait_read_only=True)
-          ds_s.at[two, group][...] = narrow
+          ds_s.at[group][...] = narrow
           plgpu.commit_smem()
           plgpu.copy_smem_to_gmem(
-            ds_s.at[two, group],
-            ds_ref.at[row, head, chunk, pl.ds(v0, HALF)],
-            commit_group=False,
+            ds_s.at[group], ds_ref.at[row, head, chunk, pl.ds(v0, HALF)]
           )
 
         gate = registers(g_s.at[slot], layout=COLS)
         total = g_s[slot, CHUNK - 1]
-        enter = jnp.exp2(gate)
         plgpu.barrier_wait(p_full.at[two])
         left, new = accumulate(
           ((HALF, CHUNK), [(narrow, k_s.at[slot].T)]),
@@ -189,36 +200,36 @@ def reverse(
         new = new + left * cols(jnp.exp2(total - gate), HALF)
         (dv,) = accumulate((new, [(new.astype(dtype), t_s.at[slot])]))
         dv = dv * cols(registers(b_s.at[slot], layout=COLS), HALF)
-        do = registers(do_s.at[slot, group].T)
-        do = do.astype(jnp.float32) * cols(enter, HALF)
+        enter = cols(jnp.exp2(gate), HALF)
+        do = registers(do_s.at[slot, group].T).astype(jnp.float32) * enter
         (ds,) = accumulate(
           (
             ds * jnp.exp2(total),
             [
               (do.astype(dtype), q_s.at[slot]),
-              ((dv * cols(-enter, HALF)).astype(dtype), k_s.at[slot]),
+              ((dv * -enter).astype(dtype), k_s.at[slot]),
             ],
           )
         )
         plgpu.barrier_arrive(free.at[slot])
 
-        @pl.when(mine)
+        @pl.when(chunk < end)
         def _write():
-          plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+          at = pl.ds(chunk * CHUNK, CHUNK)
+          plgpu.wait_smem_to_gmem(1, wait_read_only=True)
           dv_s.at[group].T[...] = (dv * scale).astype(dtype)
           plgpu.commit_smem()
           plgpu.copy_smem_to_gmem(
-            dv_s.at[group],
-            dv_ref.at[row, pl.ds(chunk * CHUNK, CHUNK), head, pl.ds(v0, HALF)],
+            dv_s.at[group], dv_ref.at[row, at, head, pl.ds(v0, HALF)]
           )
 
         return ds
 
       given = registers(end_ref.at[row, head, pl.ds(v0, HALF)], optimized=False)
       known = jnp.where(last == count, 1.0 / scale, 0.0)
-      ds = lax.fori_loop(0, steps, step, given * known)
+      ds = lax.fori_loop(0, mine, step, given * known)
 
-      @pl.when(first == 0)
+      @pl.when((first == 0) & (carried == 1))
       def _finish():
         start_ref.at[row, head, pl.ds(v0, HALF)][...] = ds * scale
 
