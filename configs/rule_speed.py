@@ -6,7 +6,8 @@ Command: python -m experiments.rule_speed
 Time: about 6 minutes on one H200 without FlashQLA, which compiles for 3 to 4
 more; seconds on a machine without a GPU, where one sentence says so; `:debug`
 half a minute.
-Expected: a line a measurement, then the folder with speed.csv and errors.csv.
+Expected: a line a measurement, then the folder with speed.csv, errors.csv
+and hard.csv.
 On one H200 with usual gates at 1 x 32768, 16/32: 0.53 ms forward and 2.19 ms
 with gradients for this package, 1.06 and 4.26 for jax-linear-attention, 1.97
 forward for fla; with a log decay of -0.001 1.15 and 3.69 here, 1.08 and 4.22
@@ -17,13 +18,21 @@ import ml_collections
 
 HARD = ("independent", "cosine_0.5", "cosine_0.95", "rank_4", "period_7")
 
+# The shapes of width 128 of fla's own benchmark of this rule.
+FLA = (
+  (1, 8192, 96, 96),
+  (2, 16384, 16, 16),
+  (4, 2048, 16, 16),
+  (4, 4096, 64, 64),
+)
+
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
   """The settings; `form` "debug" shrinks them and stays in XLA."""
   if form not in ("", "debug"):
     raise ValueError(f"configs/rule_speed.py has the form debug, not {form!r}")
   debug = form == "debug"
-  shapes = ((1, 8192, 16, 32), (1, 32768, 16, 32), (4, 4096, 16, 16))
+  shapes = ((1, 8192, 16, 32), (1, 32768, 16, 32), (4, 4096, 16, 16), *FLA)
   return ml_collections.ConfigDict(
     {
       "implementation": "xla" if debug else "gpu",
@@ -38,5 +47,8 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
       "repeats": 2 if debug else 5,
       "inner": 2 if debug else 10,
       "skip": (),
+      "hard_sequences": 4 if debug else 100_000,
+      "hard_tokens": 64 if debug else 256,
+      "hard_calls": 2 if debug else 100,
     }
   )

@@ -1,13 +1,14 @@
 """The study of the whole rule's speed, where there is no GPU."""
 
 import csv
+import functools
 
 import jax
 import numpy as np
 import pytest
 
 from configs import rule_speed as config
-from experiments.rule_speed import contenders, problems, study
+from experiments.rule_speed import contenders, problems, study, sweep
 from neumann_jax import InverseSpec
 from tests import oracles
 
@@ -40,6 +41,9 @@ def test_debug_run_measures_ours_and_names_who_is_missing(tmp_path, capsys):
     if row["name"] == "neumann_jax":
       for column in problems.COLUMNS:
         assert 0 < float(row[column]) < 0.02
+  (hard,) = rows(tmp_path / "run", "hard")[:1]
+  assert int(hard["sequences"]) == 2 and hard["not_finite"] == "0"
+  assert hard["calls"] == "2" and hard["different"] == "0"
   assert "jla is timed on CUDA devices only" in capsys.readouterr().out
 
 
@@ -63,9 +67,31 @@ def test_errors_see_a_wrong_gradient():
   assert wrong["dbeta"] < 0.02
 
 
-def test_problems_are_reproducible_and_normalised():
+def test_sweep_counts_what_is_not_finite_and_what_differs():
+  calls = iter([1.0, 1.0, 2.0, float("nan"), float("nan"), float("nan")])
+
+  def prepare(problem):
+    return lambda *fields: [fields[0] * 0 + next(calls)]
+
+  kinds = [("identical", "0", 1.0)] * 2
+  options = {"sequences": 10, "tokens": 8, "calls": 3}
+  more = {"heads": (2, 4), "dim": 16, "seed": 0}
+  fine, broken = sweep.swept(prepare, kinds, **options, **more)
+  assert fine["sequences"] == broken["sequences"] == 8
+  assert (fine["not_finite"], fine["different"]) == (0, 1)
+  assert (broken["not_finite"], broken["different"]) == (2 * 8 * 2 * 16, 0)
+
+
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_problems_are_reproducible_and_normalised(where):
   shape = problems.Shape(2, 32, 2, 4)
-  x, y = (problems.draw(shape, dim=16, seed=3, gates="-0.25") for _ in range(2))
+  if where == "host":
+    draw = functools.partial(problems.draw, shape, gates="-0.25")
+  else:
+    draw = functools.partial(
+      problems.on_device, shape, "independent", "-0.25", 1.0
+    )
+  x, y = (draw(dim=16, seed=3) for _ in range(2))
   assert all(jax.tree.map(lambda a, b: bool((a == b).all()), x, y))
   assert (np.asarray(x.log_decay) == -0.25).all()
   norms = np.linalg.norm(np.asarray(x.k, np.float32), axis=-1)

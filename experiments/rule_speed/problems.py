@@ -1,12 +1,13 @@
 """Operands of the rule, and what the float64 recurrence makes of them."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.data import key_families
+from experiments.data import device_keys, key_families
 from neumann_jax.delta_rule.recurrent import gated_delta_recurrent
 
 COLUMNS = ("out", "dq", "dk", "dv", "dg", "dbeta")
@@ -63,6 +64,34 @@ def draw(
     **{name: jnp.asarray(x, jnp.float32) for name, x in wide.items()},
     **{name: jnp.asarray(x, jnp.bfloat16) for name, x in narrow.items()},
   )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), static_argnames="dim")
+def on_device(
+  shape: Shape,  # of the operands
+  family: str,  # as for `draw`
+  gates: str,  # as for `draw`
+  beta_max: float,  # beta is uniform up to this
+  *,
+  dim: int,  # width of keys and values
+  seed: int,  # the same seed gives the same problem on one backend
+) -> Problem:
+  """A problem of the same kinds, drawn where it is used: sizes to be timed."""
+  b, t, hk, hv = shape
+  keys = jax.random.split(jax.random.key(seed), 6)
+  k = device_keys.keys(family, keys[0], b * hk, t, dim)
+  k = jnp.moveaxis(k.reshape(b, hk, t, dim), 1, 2)
+  q = jax.random.normal(keys[1], (b, t, hk, dim))
+  q = q / jnp.linalg.norm(q, axis=-1, keepdims=True)
+  v, do = (jax.random.normal(key, (b, t, hv, dim)) for key in keys[2:4])
+  if gates == "usual":
+    noise = jax.random.normal(keys[4], (b, t, hv))
+    log_decay = jax.nn.log_sigmoid(noise + 3)
+  else:
+    log_decay = jnp.full((b, t, hv), float(gates))
+  beta = beta_max * jax.random.uniform(keys[5], (b, t, hv))
+  q, k, v, do = (x.astype(jnp.bfloat16) for x in (q, k, v, do))
+  return Problem(q, k, v, log_decay, beta, do)
 
 
 def exact(problem: Problem) -> list[np.ndarray]:

@@ -4,7 +4,9 @@
 
 Settings: `configs/rule_speed.py`. Every shape forward and with gradients, under
 every kind of gate; then the errors of outputs and gradients against a float64
-recurrence, on keys that make or break a chunk inverse. All rules run in one
+recurrence, on keys that make or break a chunk inverse; then how many entries
+of ours are not finite on many such sequences, and whether equal calls give
+equal bits. All rules run in one
 process on the same buffers; one that is missing is named with the reason.
 """
 
@@ -17,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from experiments.harness import record, runner, timing
+from experiments.harness.settings import setting
 from experiments.harness.speed_settings import SpeedSettings
 from experiments.peers import gpu
-from experiments.rule_speed import contenders, problems
+from experiments.rule_speed import contenders, problems, sweep
 from experiments.rule_speed.contenders import FORWARD, GRADIENTS, Contender
 from experiments.rule_speed.problems import Shape
 from neumann_jax import InverseSpec
@@ -39,6 +42,10 @@ class Settings(SpeedSettings):
   dim: int  # width of keys and values
   precision: Precision  # of the ladder's operands
   skip: tuple[str, ...]  # names of rules to leave out
+  # hard sequences of ours, forward and backward; 0 for none
+  hard_sequences: int = setting(at_least=0)
+  hard_tokens: int = setting(at_least=1)  # of each
+  hard_calls: int = setting(at_least=1)  # of each kind, whose bits must agree
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -58,7 +65,7 @@ class Settings(SpeedSettings):
 
 
 def rule_speed(settings: Settings, run: record.Run) -> None:
-  """Times and evaluates everything; writes `speed.csv` and `errors.csv`."""
+  """Times and evaluates everything; writes a table of each."""
   if timing.without_gpu("rule_speed", settings.implementation):
     return
   run.environment["versions"] |= gpu.versions()
@@ -69,6 +76,9 @@ def rule_speed(settings: Settings, run: record.Run) -> None:
   for row in _errors(settings, rules):
     run.write("errors", row)
     print(_line(row), flush=True)
+  for row in _hard(settings, rules[0]):
+    run.write("hard", row)
+    print(_line(row), flush=True)
   print(f"tables: {run.folder}")
 
 
@@ -76,9 +86,9 @@ def _times(
   settings: Settings, rules: list[Contender]
 ) -> Iterator[dict[str, Any]]:
   for shape, gates in itertools.product(settings.shapes, settings.gates):
-    options: Any = {"dim": settings.dim, "gates": gates}
+    kind: Any = (Shape(*shape), "independent", gates, 1.0)
     sets = [
-      problems.draw(Shape(*shape), seed=settings.seed + n, **options)
+      problems.on_device(*kind, dim=settings.dim, seed=settings.seed + n)
       for n in range(timing.INPUT_SETS)
     ]
     for rule, which in itertools.product(rules, (FORWARD, GRADIENTS)):
@@ -115,6 +125,22 @@ def _errors(
       found, note = (None, rule.reason) if rule.reason else timing.attempt(job)
       errors = found or dict.fromkeys(problems.COLUMNS)
       yield {"name": rule.name, **about, **errors, "note": note}
+
+
+def _hard(settings: Settings, ours: Contender) -> Iterator[dict[str, Any]]:
+  if not settings.hard_sequences or ours.reason:
+    return
+  kinds = settings.families, settings.gates, settings.beta_max
+  yield from sweep.swept(
+    lambda problem: ours.prepare(GRADIENTS, [problem]).call,
+    list(itertools.product(*kinds)),
+    sequences=settings.hard_sequences,
+    tokens=settings.hard_tokens,
+    heads=settings.error_shape[2:],
+    calls=settings.hard_calls,
+    dim=settings.dim,
+    seed=settings.seed,
+  )
 
 
 def _found(
