@@ -75,7 +75,7 @@ def test_sweep_counts_what_is_not_finite_and_what_differs():
 
   kinds = [("identical", "0", 1.0)] * 2
   options = {"sequences": 10, "tokens": 8, "calls": 3}
-  more = {"heads": (2, 4), "dim": 16, "seed": 0}
+  more = {"heads": problems.Shape(1, 1, 2, 4), "dim": 16, "seed": 0}
   fine, broken = sweep.swept(prepare, kinds, **options, **more)
   assert fine["sequences"] == broken["sequences"] == 8
   assert (fine["not_finite"], fine["different"]) == (0, 1)

@@ -136,7 +136,7 @@ def _hard(settings: Settings, ours: Contender) -> Iterator[dict[str, Any]]:
     list(itertools.product(*kinds)),
     sequences=settings.hard_sequences,
     tokens=settings.hard_tokens,
-    heads=settings.error_shape[2:],
+    heads=Shape(*settings.error_shape),
     calls=settings.hard_calls,
     dim=settings.dim,
     seed=settings.seed,

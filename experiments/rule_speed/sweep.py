@@ -17,7 +17,7 @@ def swept(
   *,
   sequences: int,  # drawn in all, at least, shared out over the kinds
   tokens: int,  # of each sequence
-  heads: tuple[int, int],  # of keys and values; each of values is a sequence
+  heads: Shape,  # whose heads to take; each head of values is a sequence
   calls: int,  # of each draw, whose bits are compared
   dim: int,  # width of keys and values
   seed: int,  # of the draws
@@ -26,8 +26,8 @@ def swept(
 
   Families, gates and betas as in `problems.on_device`.
   """
-  rows = -(-sequences // (len(kinds) * heads[1]))
-  shape = Shape(rows, tokens, *heads)
+  rows = -(-sequences // (len(kinds) * heads.value_heads))
+  shape = heads._replace(rows=rows, tokens=tokens)
   for n, (family, gate, most) in enumerate(kinds):
     problem = problems.on_device(
       shape, family, gate, most, dim=dim, seed=seed + n
@@ -39,7 +39,7 @@ def swept(
       "family": family,
       "gates": gate,
       "beta_max": most,
-      "sequences": rows * heads[1],
+      "sequences": rows * shape.value_heads,
       "tokens": tokens,
       "not_finite": int(_not_finite(first)),
       "calls": calls,
