@@ -1,4 +1,4 @@
-"""Which back end runs an operation: the one place that knows platforms.
+"""Which back end runs an operation: the one place that chooses kernels.
 
 An operation (the chunk inverse, the WY representation, the scan over chunks)
 hands in its plain XLA form and a table of kernels by name; `run` takes the one

@@ -13,7 +13,6 @@ the policies of `jax.checkpoint`.
 
 import functools
 import math
-import re
 from collections.abc import Callable
 
 import jax
@@ -22,7 +21,7 @@ from absl import logging
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from neumann_jax import backends
+from neumann_jax import backends, target
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec, resolve
 from neumann_jax.delta_rule import gates as decays
 from neumann_jax.delta_rule import hopper_pieces, layout
@@ -56,7 +55,7 @@ def takes(arrays: Operands, how: RuleOptions) -> bool:
   """
   if not how.fused or how.implementation not in ("auto", "gpu"):
     return False
-  card = _card()
+  card = target.cuda_capability()
   reason = None if card is None else refusal(arrays, how, card)
   if reason is not None:
     _log_fallback(reason)
@@ -97,25 +96,6 @@ def refusal(
 @functools.cache
 def _log_fallback(reason: str) -> None:
   logging.info("the rule takes Triton's kernels on a GPU: %s", reason)
-
-
-def _card() -> str | None:
-  """The card that a program is lowered for, as `refusal` takes it, if known."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  if device is not None:
-    kind = device.device_kind
-    return "9.0" if re.search(r"\bG?H(20|100|200|800)\b", kind) else kind
-  return _local_card()
-
-
-@functools.cache
-def _local_card() -> str | None:
-  """The compute capability of this host's CUDA devices, if it has any."""
-  try:
-    found = {device.compute_capability for device in jax.devices("cuda")}
-  except RuntimeError:
-    return None
-  return ", ".join(sorted(found))
 
 
 def rule(

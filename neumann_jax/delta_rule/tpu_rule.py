@@ -21,7 +21,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas import tpu as pltpu
 
-from neumann_jax import backends
+from neumann_jax import backends, target
 from neumann_jax.chunk_inverse.kernels import tpu
 from neumann_jax.delta_rule import gates, layout
 from neumann_jax.delta_rule.inputs import Operands
@@ -46,7 +46,11 @@ def takes(arrays: Operands, how: RuleOptions) -> bool:
     return False
   # A GPU's own kernels keep more for the backward pass than what stands for
   # these elsewhere. A CPU may stand for a TPU that a program is lowered for.
-  if how.implementation == "auto" and _platform() in ("gpu", "cuda", "rocm"):
+  if how.implementation == "auto" and target.platform() in (
+    "gpu",
+    "cuda",
+    "rocm",
+  ):
     return False
   reason = refusal(how, arrays)
   if reason is not None:
@@ -124,7 +128,7 @@ def operation(plain: Rule) -> backends.Operation:
   """
 
   def fwd(implementation, how, *operands):
-    if implementation == "auto" and _platform() != "tpu":
+    if implementation == "auto" and target.platform() != "tpu":
       out = backends.run(found, implementation, how, *operands)
       return out, (operands, None)
 
@@ -169,27 +173,6 @@ def _on(implementation: str, kernels: Callable, elsewhere: Callable, *args):
     default=layout.gives_varying(elsewhere),
     tpu=layout.gives_varying(kernels),
   )
-
-
-def _platform() -> str | None:
-  """The platform that a program is for, where that is known.
-
-  That of `jax.sharding.use_abstract_mesh` or of a mesh, or else of this host's
-  accelerators.
-  """
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return _host_platform() if device is None else device.platform
-
-
-@functools.cache
-def _host_platform() -> str | None:
-  for name in ("tpu", "cuda", "rocm"):
-    try:
-      if jax.devices(name):
-        return name
-    except RuntimeError:  # none here
-      continue
-  return None
 
 
 def launch(
