@@ -15,7 +15,7 @@ _HOPPER = re.compile(r"\bG?H(20|100|200|800)\b")
 
 
 def platform() -> str | None:
-  """ "tpu", "gpu", "cuda" or "rocm", or None where no accelerator is known."""
+  """One of "tpu", "gpu", "cuda" and "rocm", None if no accelerator is known."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   return _host_platform() if device is None else device.platform
 
