@@ -12,7 +12,7 @@ import jax
 
 from neumann_jax.generation.decoding import Generated
 from neumann_jax.generation.job import check_counts, prepare
-from neumann_jax.generation.loop import looks, run
+from neumann_jax.generation.looks import looks, run
 from neumann_jax.generation.prompts import Prompt
 from neumann_jax.generation.sampling_spec import SamplingSpec
 from neumann_jax.layers.cache import ModelCache

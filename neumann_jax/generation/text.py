@@ -8,7 +8,7 @@ import numpy as np
 
 from neumann_jax.generation.decoding import Generated
 from neumann_jax.generation.job import check_counts, prepare
-from neumann_jax.generation.loop import looks, run
+from neumann_jax.generation.looks import looks, run
 from neumann_jax.generation.sampling_spec import SamplingSpec
 from neumann_jax.generation.tokenizer import Tokenizer
 from neumann_jax.model.language_model import LanguageModel
