@@ -66,7 +66,6 @@ def draw(
   )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), static_argnames="dim")
 def on_device(
   shape: Shape,  # of the operands
   family: str,  # as for `draw`
@@ -77,6 +76,13 @@ def on_device(
   seed: int,  # the same seed gives the same problem on one backend
 ) -> Problem:
   """A problem of the same kinds, drawn where it is used: sizes to be timed."""
+  usual = gates == "usual"
+  constant = 0.0 if usual else float(gates)
+  return _on_device(shape, family, usual, dim, constant, beta_max, seed)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _on_device(shape, family, usual, dim, constant, beta_max, seed):
   b, t, hk, hv = shape
   keys = jax.random.split(jax.random.key(seed), 6)
   k = device_keys.keys(family, keys[0], b * hk, t, dim)
@@ -84,11 +90,10 @@ def on_device(
   q = jax.random.normal(keys[1], (b, t, hk, dim))
   q = q / jnp.linalg.norm(q, axis=-1, keepdims=True)
   v, do = (jax.random.normal(key, (b, t, hv, dim)) for key in keys[2:4])
-  if gates == "usual":
+  log_decay = jnp.full((b, t, hv), constant, jnp.float32)
+  if usual:
     noise = jax.random.normal(keys[4], (b, t, hv))
     log_decay = jax.nn.log_sigmoid(noise + 3)
-  else:
-    log_decay = jnp.full((b, t, hv), float(gates))
   beta = beta_max * jax.random.uniform(keys[5], (b, t, hv))
   q, k, v, do = (x.astype(jnp.bfloat16) for x in (q, k, v, do))
   return Problem(q, k, v, log_decay, beta, do)
