@@ -97,8 +97,8 @@ def restore_orbax(
 
   Raises:
     FileNotFoundError: if there is no such folder.
-    ValueError: if it was not written by `save_orbax`, or a file in it is not
-      as it was then.
+    ValueError: if it was not written by `save_orbax`, a file in it is not as it
+      was then, or a parameter holds a NaN or an infinity.
   """
   path = pathlib.Path(path).absolute()
   if not path.is_dir():
@@ -116,6 +116,11 @@ def restore_orbax(
   places = flat_shardings(model, shardings if same else None)
   with ocp.StandardCheckpointer() as checkpointer, _whole(path):
     found = checkpointer.restore(path, _targets(model, places))
+  for name, value in found.items():
+    if not _finite(value):
+      raise ValueError(
+        f"{name} in {path} must be finite, but holds NaN or infinities"
+      )
   params = {key: found.pop(_name(key)) for key in places}
   model = with_params(model, _uncommitted(params, places))
   return model if same else _turned(model, shardings)
@@ -173,6 +178,11 @@ def _name(path: Path) -> str:
   return ".".join(map(str, path))
 
 
+@jax.jit  # where the array is: no host may hold all of it
+def _finite(x: jax.Array) -> jax.Array:
+  return jnp.isfinite(x).all()
+
+
 class _Changed(ValueError):
   """A file is not what was written."""
 
@@ -180,7 +190,10 @@ class _Changed(ValueError):
 def _check_sums(path: pathlib.Path) -> None:
   """Raises _Changed naming the first file that is missing or another."""
   if not (path / SUMS).is_file():
-    raise _Changed(f"{SUMS} is missing")
+    raise _Changed(
+      f"{SUMS} is missing, which older versions did not write: read the folder "
+      "with the version that wrote it and save it again"
+    )
   try:
     promised = dict(json.loads((path / SUMS).read_text("utf-8")))
   except (ValueError, TypeError) as error:

@@ -163,13 +163,25 @@ def unet_prior(
     >>> prior.denoise(jnp.zeros((1, 8, 8, 3)), jnp.ones(1)).shape
     (1, 8, 8, 3)
   """
+  prior = prior_of_file(config, params, dtype=dtype, reach=reach)
+  for key, value in params.items():
+    _check_finite(key, value)
+  return prior
+
+
+def prior_of_file(
+  config: Config,
+  params: Mapping[str, jax.Array | np.ndarray],
+  *,
+  dtype: DTypeLike,
+  reach: float | None = REACH,
+) -> UNetPrior[Config]:
+  """`unet_prior` of numbers whose reader has found them finite."""
   name = jnp.dtype(dtype).name
   if name not in ("float32", "bfloat16"):
     raise ValueError(f"dtype must be float32 or bfloat16, got {name}")
   shapes = _structure(config, name).shapes
   check_arrays("params", params, shapes)
-  for key in shapes:
-    _check_finite(key, params[key])
   whole = {key: jnp.asarray(params[key], jnp.float32) for key in shapes}
   return UNetPrior(whole, config, name, reach)
 

@@ -20,7 +20,11 @@ from jax.typing import DTypeLike
 
 from posterior_jax.foreign_files.manifest import read as read_manifest
 from posterior_jax.priors.checkpoints.named_tensors import check_held
-from posterior_jax.priors.learned import UNetPrior, unet_prior
+from posterior_jax.priors.learned import (
+  UNetPrior,
+  prior_of_file,
+  unet_prior,
+)
 from posterior_jax.priors.nets.unet import UNetConfig
 
 SHIPPED = pathlib.Path(__file__).parents[1] / "assets" / "photo_prior.json"
@@ -65,7 +69,7 @@ def load_prior(
     pathlib.Path(manifest), "network", UNetConfig
   )
   check_held(path.name, params, config)
-  return unet_prior(config, params, dtype=dtype)
+  return prior_of_file(config, params, dtype=dtype)
 
 
 def save_prior(

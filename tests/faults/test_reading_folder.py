@@ -105,22 +105,25 @@ def test_what_is_saved_like_a_folder_comes_of_that_folder(tmp_path):
   assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e39])
 def test_weights_are_finite(value, tmp_path):
+  """1e39 is a number of float64, and none of the models' float32."""
   model = kinds.make(kinds.KINDS["config"], tmp_path)
   held = kinds.tensors()
-  held["model.layers.1.mlp.up_proj.weight"][3, 2] = value
+  name = "model.layers.1.mlp.up_proj.weight"
+  held[name] = held[name].astype(np.float64)
+  held[name][3, 2] = value
   kinds._save(model / safetensors_io.SINGLE, held)
   with refused(ValueError, "layers.1.mlp.up_proj.weight in .* must be finite"):
     checkpoint.load(model)
-  wide = {"w": np.array([1, value], np.float32)}
+  wide = {"w": np.array([1, value])}
   source = {"w": named_tensors.Source("w", (2,), np.asarray)}
   with refused(ValueError, "w in a.pt must be finite"):
     named_tensors.collect("a.pt", wide, source)
   (tmp_path / "prior").mkdir()
   kinds.prior_files(tmp_path / "prior")
   shapes = kinds._prior_shapes()
-  held = {name: np.full(s, value, np.float16) for name, s in shapes.items()}
+  held = {name: np.full(s, value) for name, s in shapes.items()}
   kinds.promise(tmp_path / "prior", held, network=vars(kinds.NETWORK))
   with refused(ValueError, "in m.safetensors must be finite"):
     priors.load_prior(tmp_path / "prior/m.json")

@@ -74,6 +74,28 @@ def test_flipped_bits_are_found(saved, count):
     np.testing.assert_array_equal(found[path], x)
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_weights_are_finite(tmp_path, value):
+  """Hashes hold what was written, be it no number."""
+  model = _model()
+  bad = flat_params(model)
+  path = ("layers", 1, "mlp", "up_proj", "kernel")
+  bad[path] = bad[path].at[3, 2].set(value)
+  checkpoint.save_orbax(with_params(model, bad), tmp_path / "bad")
+  with refused(
+    ValueError, r"layers\.1\.mlp\.up_proj\.kernel in .*bad must be finite"
+  ):
+    checkpoint.restore_orbax(tmp_path / "bad")
+
+
+def test_a_folder_of_an_older_version_is_refused_with_a_way_out(saved):
+  sums = saved / "sha256.json"
+  hidden = sums.rename(saved.with_name("sums"))
+  with refused(ValueError, "older versions did not write: .* save it again"):
+    checkpoint.restore_orbax(saved)
+  hidden.rename(sums)
+
+
 def test_a_list_of_hashes_that_is_none(saved):
   sums = saved / "sha256.json"
   before = sums.read_bytes()

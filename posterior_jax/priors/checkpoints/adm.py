@@ -17,7 +17,11 @@ from jax.typing import DTypeLike
 from posterior_jax.foreign_files.messages import clean
 from posterior_jax.priors.checkpoints import named_tensors
 from posterior_jax.priors.checkpoints.named_tensors import Source
-from posterior_jax.priors.learned import UNetPrior, param_shapes, unet_prior
+from posterior_jax.priors.learned import (
+  UNetPrior,
+  param_shapes,
+  prior_of_file,
+)
 from posterior_jax.priors.nets.ddpm_unet import DDPMConfig
 from posterior_jax.priors.parametrisation import VP, Parametrisation
 
@@ -105,7 +109,7 @@ def load_adm(
     )
   network = infer(path.name, tensors, config)
   params = named_tensors.collect(path.name, tensors, sources(network, config))
-  return unet_prior(network, params, dtype=dtype)
+  return prior_of_file(network, params, dtype=dtype)
 
 
 def infer(

@@ -20,7 +20,11 @@ from posterior_jax.priors.checkpoints.diffusers_config import (
   read_schedule,
 )
 from posterior_jax.priors.checkpoints.named_tensors import Source
-from posterior_jax.priors.learned import UNetPrior, param_shapes, unet_prior
+from posterior_jax.priors.learned import (
+  UNetPrior,
+  param_shapes,
+  prior_of_file,
+)
 from posterior_jax.priors.nets.ddpm_unet import DDPMConfig
 from posterior_jax.priors.parametrisation import Parametrisation
 
@@ -88,7 +92,7 @@ def load_diffusers(
   old = any(name.endswith(".query.weight") for name in tensors)
   wanted = sources(network, old_names=old)
   params = named_tensors.collect(file.name, tensors, wanted)
-  return unet_prior(network, params, dtype=dtype)
+  return prior_of_file(network, params, dtype=dtype)
 
 
 def sources(network: DDPMConfig, *, old_names: bool) -> dict[str, Source]:
