@@ -5,7 +5,7 @@ import signal
 import sys
 
 
-def _leave(*_: object) -> None:
+def leave(*_: object) -> None:
   """Ends the process where it stands; no folder of a run is open yet."""
   os.write(2, b"interrupted; no run was begun\n")
   os._exit(128 + signal.SIGINT)
@@ -15,4 +15,4 @@ def _leave(*_: object) -> None:
 # end in the trace of whatever library was under way. Python names the command
 # "-m" until it has found the module; then `harness.runner` hears Ctrl-C itself.
 if sys.argv[:1] == ["-m"]:
-  signal.signal(signal.SIGINT, _leave)
+  signal.signal(signal.SIGINT, leave)

@@ -103,8 +103,19 @@ class Checkpoints:
     return saved._replace(total=float(saved.total))
 
   def _files(self) -> dict[int, pathlib.Path]:
-    """By step."""
-    found = self._folder.iterdir() if self._folder.is_dir() else ()
+    """By step.
+
+    Raises:
+      Refused: there is one that was written before they had hashes.
+    """
+    found = list(self._folder.iterdir()) if self._folder.is_dir() else []
+    for path in found:
+      if path.name.isdecimal() and path.is_dir():
+        raise writing.Refused(
+          f"{str(path)!r} is a checkpoint of an older version, which has no "
+          "hash: go on with the run under that version, or start anew in "
+          "another --workdir"
+        )
     matches = ((_NAME.fullmatch(path.name), path) for path in found)
     return {int(match[1]): path for match, path in matches if match}
 

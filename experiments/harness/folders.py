@@ -93,12 +93,19 @@ def check_resumable(
     return
   try:
     found = json.loads((workdir / ENVIRONMENT).read_text("utf-8"))
-    kept, went_in = dict(found["config"]), dict(found.get("inputs", {}))
+    kept, went_in = dict(found["config"]), found.get("inputs")
+    went_in = went_in if went_in is None else dict(went_in)
   except _UNREADABLE as error:
     raise writing.Refused(
       f"workdir {str(workdir)!r} holds no run that could be resumed, as its "
-      f"{ENVIRONMENT} says none"
+      f"{ENVIRONMENT} says none: start anew in another --workdir"
     ) from error
+  if went_in is None:
+    raise writing.Refused(
+      f"workdir {str(workdir)!r} holds a run of an older version, which did "
+      "not record the files that went in: go on with it under that version, or "
+      "start anew in another --workdir"
+    )
   now = json.loads(json.dumps(dict(config), default=str))
   for name, before, today in _differences(kept, now):
     raise writing.Refused(

@@ -106,7 +106,9 @@ class Run:
       with folders.writable(self.folder):
         self._save("running")
     except BaseException:
-      self._held.close()
+      with self._held:
+        if not resume:  # no run has begun
+          (self.folder / folders.ENVIRONMENT).unlink(missing_ok=True)
       raise
 
   def write(self, table: str, row: Mapping[str, Any] | tuple) -> None:

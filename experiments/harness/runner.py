@@ -20,9 +20,7 @@ import ast
 import dataclasses
 import pathlib
 import re
-import signal
 import sys
-import threading
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -31,7 +29,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.harness import console, record, writing
+from experiments.harness import console, interrupts, record, writing
 
 S = TypeVar("S")
 
@@ -86,14 +84,12 @@ def main(
   """
   argv = list(sys.argv if argv is None else argv)
   run: record.Run | None = None
-  with console.steady(name):
+  command: Command | None = None
+  with console.steady(name), interrupts.heard():
     if any(arg in ("-h", "--help", "-help") for arg in argv[1:]):
       print(usage(name))
       return
     try:
-      if threading.current_thread() is threading.main_thread():
-        # From here on it is an exception; `experiments` left in mid-import.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
       command = parse(argv, name)
       if command.resume and not resumable:
         raise UsageError(f"{name} has no --resume: it is run as a whole")
@@ -106,11 +102,13 @@ def main(
     except (UsageError, writing.Refused) as error:
       _leave(f"{name}: {error}", USAGE)
     except KeyboardInterrupt:
-      _leave(f"{name}: interrupted; {_left(run, resumable)}", INTERRUPTED)
+      interrupts.ignore()
+      left = _left(run, command, resumable)
+      _leave(f"{name}: interrupted; {left}", INTERRUPTED)
     except OSError as error:
       words = f"{error.filename}: {error.strerror}"
       words = words if error.filename else str(error)
-      _leave(f"{name}: {words}; {_left(run, resumable)}", FAILED)
+      _leave(f"{name}: {words}; {_left(run, command, resumable)}", FAILED)
 
 
 def _opened(command: Command, inputs: Mapping[str, str]) -> record.Run:
@@ -131,8 +129,12 @@ def _leave(words: str, code: int) -> NoReturn:
   sys.exit(code)
 
 
-def _left(run: record.Run | None, resumable: bool) -> str:
+def _left(
+  run: record.Run | None, command: Command | None, resumable: bool
+) -> str:
   """What there is of a run that was stopped."""
+  if run is None and command is not None and command.resume:
+    return "the same command goes on with the run"
   if run is None:
     return "nothing was written"
   if resumable:

@@ -9,7 +9,8 @@
    its death, so a copy is what a kill at that moment leaves.
 
    With FAULTS_KILL=N the process kills itself at the N-th of these moments
-   instead, and nothing is copied. */
+   instead, and nothing is copied; with FAULTS_INTERRUPT=N it sends itself what
+   Ctrl-C sends. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -28,7 +29,8 @@
 #include <unistd.h>
 
 static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
-static int count;
+/* Moments so far; tests in the process set it back. */
+int faults_count;
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
@@ -68,13 +70,19 @@ static void moment(void) {
   char to[PATH_MAX];
   const char *of = getenv("FAULTS_OF"), *place = getenv("FAULTS_TO");
   const char *last = getenv("FAULTS_KILL");
-  count++;
+  const char *asked = getenv("FAULTS_INTERRUPT");
+  faults_count++;
   if (last) {
-    if (count == atoi(last)) raise(SIGKILL);
+    if (faults_count == atoi(last)) raise(SIGKILL);
+    return;
+  }
+  if (asked) {
+    /* To the process, as the terminal does: the kernel picks the thread. */
+    if (faults_count == atoi(asked)) kill(getpid(), SIGINT);
     return;
   }
   if (!place || access(of, F_OK)) return;
-  snprintf(to, sizeof to, "%s/%d", place, count);
+  snprintf(to, sizeof to, "%s/%d", place, faults_count);
   char *command[] = {"cp", "-a", (char *)of, to, NULL};
   char *nothing[] = {"PATH=/usr/bin:/bin", NULL};
   pid_t child;

@@ -19,6 +19,7 @@ import pytest
 
 from experiments.harness import checkpoints, record, runner, training, writing
 from experiments.harness.checkpoints import Checkpoints, Saved
+from tests.faults.test_writing import Layer, results, write_all
 from tests.oracles import refused
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -116,6 +117,22 @@ def test_other_inputs_are_refused_by_name(tmp_path):
       resume(**inputs)
   assert (tmp_path / "environment.json").read_bytes() == before
   resume(picture="2" * 64, text="1" * 64)
+
+
+def test_runs_of_older_versions_are_refused_with_a_way_out(tmp_path):
+  way_out = "under that version, or start anew in another --workdir"
+  with record.Run(tmp_path, config={"seed": 1}):
+    pass
+  before = json.loads((tmp_path / "environment.json").read_text())
+  del before["inputs"]
+  before["config"]["resume"] = ""  # a field of then
+  (tmp_path / "environment.json").write_text(json.dumps(before))
+  with refused(writing.Refused, "did not record the files that .*" + way_out):
+    record.Run(tmp_path, config={"seed": 1}, resume=True)
+  # A checkpoint of Orbax is a folder whose name is its step.
+  (tmp_path / "checkpoints" / "300" / "default").mkdir(parents=True)
+  with refused(writing.Refused, "300' is a checkpoint of an older.*" + way_out):
+    Checkpoints(tmp_path).save(Saved(_state(2), 9.0))
 
 
 def test_an_unreadable_record_or_table_is_one_sentence(tmp_path):
@@ -258,6 +275,71 @@ def test_ctrl_c_while_a_checkpoint_is_written(tmp_path, capsys, monkeypatch):
   _said(capsys, 130, tmp_path, saves, f"--workdir={run}")
   assert Checkpoints(run).newest == 2
   assert len(list((run / "checkpoints").iterdir())) == 1
+
+
+class Dies:
+  """With Ctrl-C in its last moment, where nothing can be raised."""
+
+  def __del__(self):
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_where_nothing_can_be_raised_is_not_lost(tmp_path, capsys):
+  def dies(settings, run):
+    del settings, run
+    Dies()
+    time.sleep(5)
+
+  run, hook = tmp_path / "run", sys.unraisablehook
+  start = time.monotonic()
+  said = _said(capsys, 130, tmp_path, dies, f"--workdir={run}")
+  assert "interrupted; the same command goes on" in said
+  assert time.monotonic() - start < 4 and sys.unraisablehook is hook
+
+
+class Interrupting(Layer):
+  """Ctrl-C before the n-th call that changes the folder."""
+
+  def __init__(self, folder, n, monkeypatch):
+    super().__init__(folder, None, monkeypatch)
+    self._n = n
+
+  def moment(self):
+    self.count += 1
+    if self.count == self._n:
+      signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_at_every_write_is_one_sentence_and_a_run_goes_on(
+  tmp_path, capsys, monkeypatch
+):
+  """The quick twin of `test_interrupts.py`."""
+  monkeypatch.setattr(record, "_revision", lambda: None)
+  monkeypatch.setattr(record, "PACKAGES", ())
+  options = {"inputs": lambda settings: {"text": "1"}}
+
+  def writes(settings, run):
+    del settings
+    write_all(run)
+
+  def main(name, *arguments, n=0):
+    with monkeypatch.context() as patched:
+      layer = Interrupting(tmp_path / name, n, patched)
+      arguments = (f"--workdir={tmp_path / name}", *arguments)
+      if n:
+        return _said(capsys, 130, tmp_path, writes, *arguments, **options)
+      _main(tmp_path, writes, *arguments, **options)
+    return layer.count
+
+  moments = main("whole")
+  whole = results(tmp_path / "whole")
+  assert moments > 30
+  for n in range(1, moments + 1):
+    words = main(f"{n}", n=n).removeprefix("small: interrupted; ")
+    begun = words != "nothing was written\n"
+    assert words.startswith("the same command goes on with") or not begun
+    main(f"{n}", *["--resume"][:begun])
+    assert results(tmp_path / f"{n}") == whole, n
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")

@@ -80,18 +80,22 @@ class Watched:
 
 
 def _small_run(folder, *, resume=False):
-  """Rows, a file of a library's, and one that is written twice."""
   with record.Run(folder, inputs={"text": "1"}, resume=resume) as run:
-    for i in range(3):
-      run.write_once("steps", {"step": i, "word": "é" * i}, ("step",))
-    with writing.beside(run.folder, "weights", "manifest") as to:
-      (to / "manifest").write_text("of the weights")
-      (to / "weights").write_bytes(bytes(1000))
-    for words in ("old", "new"):
-      writing.write(run.folder / "report.html", words * 100)
+    write_all(run)
 
 
-def _results(folder):
+def write_all(run):
+  """Rows, a file of a library's, and one that is written twice."""
+  for i in range(3):
+    run.write_once("steps", {"step": i, "word": "é" * i}, ("step",))
+  with writing.beside(run.folder, "weights", "manifest") as to:
+    (to / "manifest").write_text("of the weights")
+    (to / "weights").write_bytes(bytes(1000))
+  for words in ("old", "new"):
+    writing.write(run.folder / "report.html", words * 100)
+
+
+def results(folder):
   names = ("steps.jsonl", "steps.csv", "weights", "manifest", "report.html")
   kept = json.loads((folder / "environment.json").read_text())
   assert kept["status"] == "finished" and kept["inputs"] == {"text": "1"}
@@ -109,13 +113,13 @@ def test_killed_at_every_write_a_small_run_goes_on(tmp_path, monkeypatch):
   with monkeypatch.context() as patched:
     layer = Layer(run, copies, patched)
     _small_run(run)
-  whole = _results(run)
+  whole = results(run)
   assert layer.count > 30
   for copy in copies.iterdir():
     old = copy / "report.html"
     assert not old.exists() or old.read_text() in ("old" * 100, "new" * 100)
     _small_run(copy, resume=True)
-    assert _results(copy) == whole, copy
+    assert results(copy) == whole, copy
 
 
 def test_a_full_disk_leaves_the_old_file_and_the_rows(tmp_path):
