@@ -30,6 +30,12 @@ of nothing")
 
 {words}
 
+<details> Behind {machine[name]}
+
+{folded}
+
+</details>
+
 ## Second
 
 Words of a part that did not run.
@@ -59,6 +65,7 @@ def values():
     "in_words": page.Table(pd.DataFrame({"y": [0.5]}), {"y": 3}),
     "plot": Figure(),
     "words": ["One `sentence`.", "Another."],
+    "folded": "Hidden.",
     "missing": None,
     "no_plot": None,
   }
@@ -84,6 +91,7 @@ def test_a_page_is_its_file_with_the_holes_filled(tmp_path, values):
     ("h3", "Inner"),
     ("p", "One <code>sentence</code>."),
     ("p", "Another."),
+    ("p", "Hidden."),
     ("h2", "Third"),
     ("p", "No hole but 0.125."),
   ]
@@ -92,6 +100,43 @@ def test_a_page_is_its_file_with_the_holes_filled(tmp_path, values):
   assert "<caption>Numbers of a CPU</caption>" in text and ">0.500<" in text
   assert "Measured on: 0.125 of nothing" in text
   assert text.index('id="b"') < text.index("<figure>")
+  folded = (
+    "<details><summary>Behind a CPU</summary>\n<p>Hidden.</p>\n</details>"
+  )
+  assert folded in text
+
+
+def test_tables_and_pictures_scroll_in_frames_of_their_own(tmp_path):
+  """A phone shows what is wide; the first column stays where it is."""
+  report = Report("Title", "Summary.")
+  table("a")(report)
+  page.figure(Figure(figsize=(6, 4)), "Small.")(report)
+  page.figure(Figure(figsize=(9, 4)), "Wide.")(report)
+  text = report.write(tmp_path / "report.html").read_text()
+  assert text.count('<div class="scroll"><table ') == 1
+  framed = re.findall(r'<div class="scroll"><img class="(\w+)"', text)
+  assert framed == ["narrow", "wide"]
+  kept = r"th:first-child, td:first-child \{ position: sticky; left: 0;"
+  assert re.search(kept, text)
+
+
+def test_photographs_are_embedded_as_such(tmp_path):
+  path = tmp_path / "pages.md"
+  path.write_text("![Faces.](faces)\n\n![Lines.](lines)\n")
+  report = Report("Title", "Summary.")
+  page.add(report, path, faces=page.Photographs(Figure()), lines=Figure())
+  text = report.write(tmp_path / "report.html").read_text()
+  assert re.findall(r"data:image/(\w+)", text) == ["jpeg", "png"]
+
+
+def test_best_entries_are_marked_by_column_or_one_by_one(tmp_path):
+  report = Report("Title", "Summary.")
+  frame = pd.DataFrame({"x": [1.0, 2.0], "y": [3.0, 4.0], "z": [5.0, 6.0]})
+  best = {"x": "min", "y": [False, True]}
+  report.table("t", frame, measured_on="nothing", name="t", best=best)
+  text = report.write(tmp_path / "report.html").read_text()
+  marked = re.findall(r'<td class="number best" data-value="([\d.]+)"', text)
+  assert marked == ["1.0", "4.0"]
 
 
 def test_a_file_is_added_to_a_report_that_is_there(tmp_path, values):

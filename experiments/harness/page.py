@@ -10,12 +10,17 @@ A study keeps the words of its report in a `.md` file beside its code:
 
     ![Lower and further left is better.](plot)
 
+    <details> How it was counted
+
     {more}
+
+    </details>
 
 Holes in words are those of `str.format`. A link takes a table, its caption and
 what was measured on; an image takes a matplotlib figure under its caption; a
 paragraph that is one hole takes a `Part`, a text, or a list of them. What is
-None is left out, and so is a section (`##`) all of whose such holes are.
+None is left out, and so is a section (`##`) all of whose such holes are. What
+stands between `<details>` and its end is folded under the title beside it.
 """
 
 import pathlib
@@ -42,6 +47,13 @@ class Table(NamedTuple):
   frame: pd.DataFrame
   digits: Any = None
   bad: Any = None
+  best: Any = None
+
+
+class Photographs(NamedTuple):
+  """A figure of photographs, whose caption stands in the file."""
+
+  picture: Any
 
 
 def table(*arguments: Any, **options: Any) -> Part:
@@ -84,7 +96,15 @@ def _add(report: Report, block: str, values: Mapping[str, Any]) -> None:
     for part in _filled(hole, values):
       report.text(part) if isinstance(part, str) else part(report)
     return
-  marks = {"## ": report.section, "### ": report.heading, "": report.text}
+  if block == "</details>":
+    report.unfold()
+    return
+  marks = {
+    "<details> ": report.fold,
+    "## ": report.section,
+    "### ": report.heading,
+    "": report.text,
+  }
   mark = next(mark for mark in marks if block.startswith(mark))
   marks[mark](_said(block.removeprefix(mark), values))
 
@@ -94,7 +114,10 @@ def _filled(hole: re.Match[str], values: Mapping[str, Any]) -> list[Part | str]:
   name = hole["part"] or hole["figure"] or hole["table"]
   found = values[name]
   if hole["figure"] and found is not None:
-    found = figure(found, _said(hole["words"], values))
+    seen = isinstance(found, Photographs)
+    picture = found.picture if seen else found
+    words = _said(hole["words"], values)
+    found = figure(picture, words, photographic=seen)
   if hole["table"] and found is not None:
     found = found if isinstance(found, Table) else Table(found)
     found = table(
@@ -102,6 +125,7 @@ def _filled(hole: re.Match[str], values: Mapping[str, Any]) -> list[Part | str]:
       found.frame,
       digits=found.digits,
       bad=found.bad,
+      best=found.best,
       measured_on=_said(hole["data"], values),
       name=name.replace("_", "-"),
     )

@@ -10,12 +10,15 @@ import html
 import io
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from experiments.harness import tables, writing
 from experiments.harness.tables import Digits, short
+
+# Inches beyond which a figure is not shrunk to a phone.
+WIDE = 7
 
 __all__ = ["Cell", "Report", "render", "short", "shown"]
 
@@ -39,7 +42,7 @@ figcaption, .measured { color: var(--soft); font-size: .9rem;
   max-width: 46rem; }
 figure img { max-width: 100%; height: auto; background: #fff;
   border-radius: 4px; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-size: .92rem;
   font-variant-numeric: tabular-nums; margin: .4rem 0; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
@@ -50,11 +53,26 @@ td { border-bottom: 1px solid var(--line); }
 td.number, th.number { text-align: right; }
 td.text { white-space: normal; max-width: 22rem; }
 td.text:first-child { white-space: nowrap; }
+tbody tr { background: var(--paper); }
 tbody tr:nth-child(even) { background: var(--band); }
+/* Rows are named by their first entry: it stays while the others scroll. */
+th:first-child, td:first-child { position: sticky; left: 0;
+  background: inherit; }
+th:first-child { background: var(--paper); }
 td.bad { color: var(--bad); font-weight: 600; }
 td.best { font-weight: 700; }
 nav a { margin-right: 1.2rem; }
 a { color: inherit; }
+details { border-top: 1px solid var(--line); padding: .5rem 0; }
+summary { cursor: pointer; font-weight: 600; }
+/* A phone moves wide pictures rather than shrink them beyond reading. */
+@media (max-width: 44rem) {
+  figure img.wide { max-width: none; width: 44rem; }
+  caption { position: sticky; left: 0; width: calc(100vw - 2.5rem); }
+  th.text:first-child, td.text:first-child { white-space: normal;
+    min-width: 7.5rem; max-width: 9rem; }
+  th, td { padding: .28rem .5rem; }
+}
 """
 
 
@@ -99,6 +117,14 @@ class Report:
     """Begins a sub-part."""
     self._blocks.append(f"<h3>{_inline(title)}</h3>")
 
+  def fold(self, title: str) -> None:
+    """Begins what is shown when its title is clicked, up to `unfold`."""
+    self._blocks.append(f"<details><summary>{_inline(title)}</summary>")
+
+  def unfold(self) -> None:
+    """Ends what `fold` began."""
+    self._blocks.append("</details>")
+
   def text(self, words: str) -> None:
     """Adds a paragraph of plain text; `backquotes` mark code."""
     self._blocks.append(f"<p>{_inline(words)}</p>")
@@ -113,7 +139,7 @@ class Report:
     name: str,
     digits: Digits = None,
     bad: pd.DataFrame | Mapping[str, Any] | None = None,
-    best: Mapping[str, Literal["min", "max"]] | None = None,
+    best: pd.DataFrame | Mapping[str, Any] | None = None,
     source: str = "",
   ) -> None:
     """Adds a table.
@@ -129,14 +155,16 @@ class Report:
         digits.
       bad: by column, which entries are shown as failures. A number that is
         missing is a dash, and "nan" where it is one of these.
-      best: by column, whether its least or greatest number stands out.
+      best: by column, which entries stand out, or "min" or "max" for its least
+        or greatest number.
       source: the run's table behind the numbers, named below.
 
     Raises:
       ValueError: a row's length differs from that of `columns`.
     """
     if isinstance(columns, pd.DataFrame):
-      rows = _rows(columns, digits, {} if bad is None else bad, best or {})
+      bad, best = ({} if marks is None else marks for marks in (bad, best))
+      rows = _rows(columns, digits, bad, best)
       columns = list(tables.columns(columns))
     rows = rows or []
     for row in rows:
@@ -176,12 +204,13 @@ class Report:
       photographic: as JPEG, for photographs; otherwise as PNG.
     """
     kind = "jpeg" if photographic else "png"
+    width = "wide" if picture.get_size_inches()[0] > WIDE else "narrow"
     data = base64.b64encode(render(picture, kind)).decode()
-    words = _inline(caption)
+    source = f"data:image/{kind};base64,{data}"
     self._blocks.append(
-      f'<figure><img alt="{html.escape(caption)}" '
-      f'src="data:image/{kind};base64,{data}">'
-      f"<figcaption>{words}</figcaption></figure>"
+      f'<figure><div class="scroll"><img class="{width}" '
+      f'alt="{html.escape(caption)}" src="{source}"></div>'
+      f"<figcaption>{_inline(caption)}</figcaption></figure>"
     )
 
   def write(self, path: pathlib.Path) -> pathlib.Path:
@@ -234,25 +263,33 @@ def _rows(
   table: pd.DataFrame,
   digits: Digits,
   bad: pd.DataFrame | Mapping[str, Any],
-  best: Mapping[str, Literal["min", "max"]],
+  best: pd.DataFrame | Mapping[str, Any],
 ) -> list[tuple[Cell, ...]]:
   """A frame's entries with how each is shown."""
   found = tables.columns(table)
-  failed = {str(name): list(marks) for name, marks in bad.items()}
-  if unknown := (failed.keys() | best.keys()) - found.keys():
+  failed, good = (
+    {str(name): marks for name, marks in by_column.items()}
+    for by_column in (bad, best)
+  )
+  if unknown := (failed.keys() | good.keys()) - found.keys():
     raise ValueError(f"the table has no column {min(unknown)!r}")
   shown = []
   for name, values in found.items():
-    marks = failed.get(name, [False] * len(values))
-    top = getattr(pd.Series(values), best[name])() if name in best else None
     places = tables.digits_of(digits, name)
+    marks = (_marks(by.get(name), values) for by in (failed, good))
     shown.append(
-      [
-        Cell(x, places, bool(fails), x == top)
-        for x, fails in zip(values, marks)
-      ]
+      [Cell(x, places, bool(a), bool(b)) for x, a, b in zip(values, *marks)]
     )
   return list(zip(*shown))
+
+
+def _marks(marks: Any, values: list[Any]) -> list[bool]:
+  """Which entries of a column are marked."""
+  if marks is None:
+    return [False] * len(values)
+  if isinstance(marks, str):
+    return list(pd.Series(values) == getattr(pd.Series(values), marks)())
+  return list(marks)
 
 
 def _is_number(entry: Any) -> bool:
