@@ -4,12 +4,10 @@
 
 Settings: `configs/few_calls.py`. Baselines are tuned on `photographs.TUNING`
 for every task and number of calls; `fast()` is one setting for all. Pictures
-are cut from the middle, not averaged down. DPIR, the plain plug-and-play method
-(Zhang et al. 2021, arXiv 2008.13751), stands here: it is no posterior sampler.
+are cut from the middle, not averaged down.
 """
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -18,24 +16,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jax import lax
 
 import posterior_jax as pj
 from experiments.data import degradations, photographs
 from experiments.data.degradations import Degradation
 from experiments.harness import prior_files, progress, record, runner
 from experiments.harness.settings import Checked, setting
+from experiments.peers.dpir import dpir
 from experiments.restoration import setup
 from posterior_jax import Observation
 from posterior_jax.base import Denoiser
 from posterior_jax.baselines import DiffPIRConfig, diffpir
-from posterior_jax.denoising import predictor
-from posterior_jax.likelihood import gaussian
 
 TABLE = "few_calls"
 FAST, DPIR, DIFFPIR = "NFC, fast()", "DPIR", "DiffPIR"
-# DPIR's own first strength, 49 of 255 levels, in pixels of [-1, 1].
-FIRST = 98 / 255
 
 Restore = Callable[[Denoiser, Observation, jax.Array], jax.Array]
 
@@ -67,35 +61,6 @@ def middle(file: pathlib.Path, size: int) -> np.ndarray:
   top, left = ((extent - size) // 2 for extent in pixels.shape[:2])
   crop = pixels[top : top + size, left : left + size]
   return (crop / 127.5 - 1).astype(np.float32)
-
-
-@functools.partial(jax.jit, static_argnames=("calls",))
-def dpir(
-  denoise: Denoiser,
-  observation: Observation,
-  *,
-  weight: jax.Array | float,
-  calls: int,
-) -> jax.Array:
-  """Half-quadratic splitting with a denoiser as prior, [N, H, W, C].
-
-    z = argmin |y - A z|^2 / s^2 + weight |z - x|^2 / sigma^2,  x = D(z, sigma)
-
-  Args:
-    denoise: D.
-    observation: y, A and s.
-    weight: lambda; 0.23 in the paper.
-    calls: strengths sigma, evenly in logarithm from FIRST to s.
-  """
-  x = degradations.as_image(observation)
-  sigmas = jnp.geomspace(FIRST, observation.noise_std, calls)
-
-  def body(x: jax.Array, sigma: jax.Array) -> tuple[jax.Array, None]:
-    target = gaussian.Target(observation, x[None], sigma**2 / weight)
-    z, _ = gaussian.mean(target, tolerance=1e-4, max_iterations=300)
-    return predictor.clean(denoise, z[0], sigma), None
-
-  return lax.scan(body, x, sigmas)[0]
 
 
 def methods(

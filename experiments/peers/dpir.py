@@ -1,0 +1,50 @@
+"""DPIR, plain plug-and-play restoration: half-quadratic splitting.
+
+Zhang et al. 2021, Plug-and-Play Image Restoration with Deep Denoiser Prior,
+arXiv 2008.13751. It gives one image and no posterior samples, so it is no
+baseline of `posterior_jax`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from experiments.data import degradations
+from posterior_jax import Observation
+from posterior_jax.base import Denoiser
+from posterior_jax.denoising import predictor
+from posterior_jax.likelihood import gaussian
+
+# DPIR's own first strength, 49 of 255 levels, in pixels of [-1, 1].
+FIRST = 98 / 255
+
+
+@functools.partial(jax.jit, static_argnames=("calls",))
+def dpir(
+  denoise: Denoiser,
+  observation: Observation,
+  *,
+  weight: jax.Array | float,
+  calls: int,
+) -> jax.Array:
+  """Half-quadratic splitting with a denoiser as prior, [N, H, W, C].
+
+    z = argmin |y - A z|^2 / s^2 + weight |z - x|^2 / sigma^2,  x = D(z, sigma)
+
+  Args:
+    denoise: D.
+    observation: y, A and s.
+    weight: lambda; 0.23 in the paper.
+    calls: strengths sigma, evenly in logarithm from FIRST to s.
+  """
+  x = degradations.as_image(observation)
+  sigmas = jnp.geomspace(FIRST, observation.noise_std, calls)
+
+  def body(x: jax.Array, sigma: jax.Array) -> tuple[jax.Array, None]:
+    target = gaussian.Target(observation, x[None], sigma**2 / weight)
+    z, _ = gaussian.mean(target, tolerance=1e-4, max_iterations=300)
+    return predictor.clean(denoise, z[0], sigma), None
+
+  return lax.scan(body, x, sigmas)[0]
