@@ -1,6 +1,5 @@
 """How wrong approximate inverses of chunk matrices are, beside certificates."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -47,9 +46,12 @@ class Problem(NamedTuple):
     envelope = _envelope(beta, log_decay, key_norm=key_norm)
     return cls(jnp.asarray(a), envelope, truth)
 
-  def errors(self, spec: InverseSpec, implementation: str) -> MatrixErrors:
-    """Of an inverse, beside its certificate."""
-    x = approximate(self.a, self.envelope, spec, implementation)
+  def errors(
+    self, spec: InverseSpec, implementation: str, *, once: bool = False
+  ) -> MatrixErrors:
+    """Of an inverse, beside its certificate; `once`: the program runs once."""
+    found = _approximate_once if once else approximate
+    x = found(self.a, self.envelope, spec, implementation)
     bound = _certify(self.a, x, self.envelope)
     return errors_of(np.asarray(x), self.truth, np.asarray(bound))
 
@@ -79,11 +81,19 @@ _envelope = jax.jit(neumann_jax.envelope)
 _certify = jax.jit(neumann_jax.certify)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def approximate(
+def _approximate(
   a: jax.Array, envelope: jax.Array, spec: InverseSpec, implementation: str
 ) -> jax.Array:
-  """The jitted inverse of matrices [n, C, C] within their envelopes."""
+  """The inverse of matrices [n, C, C] within their envelopes."""
   return neumann_jax.inverse(
     a, spec, envelope=envelope, implementation=implementation
   )
+
+
+approximate = jax.jit(_approximate, static_argnums=(2, 3))
+# What optimisation would save in one run is less than what it takes.
+_approximate_once = jax.jit(
+  _approximate,
+  static_argnums=(2, 3),
+  compiler_options={"xla_backend_optimization_level": 0},
+)

@@ -15,7 +15,7 @@ import numpy as np
 
 import neumann_jax
 from experiments.data import key_families
-from experiments.harness import progress
+from experiments.harness import progress, threads
 from experiments.harness.matrix_errors import MatrixErrors, Problem
 from experiments.harness.settings import Checked, setting
 from experiments.inverse_accuracy.cases import FORMATS, Case
@@ -107,32 +107,46 @@ def study(
   groups: Sequence[Group],  # matrices of one chunk size
   cases: Sequence[Case],  # what to measure
   tick: progress.Tick = progress.silent,
+  workers: int = 2,  # cases at a time: compiling one takes a core
 ) -> list[ErrorRow]:
   """A row for every case and group, cases outermost."""
   a = np.concatenate([group.a for group in groups])  # [N, C, C]
   envelope = np.concatenate([group.envelope for group in groups])
   truth = key_families.exact_inverse(a)
   problem = Problem(jnp.asarray(a), jnp.asarray(envelope), truth)
+
+  def measured(case: Case) -> tuple[Case, list[ErrorRow]]:
+    tick(f"inverse: {case[0]}, {case[1]}")
+    return case, _rows(groups, case, problem)
+
+  found = dict(threads.in_threads(measured, cases, workers))
+  return [row for case in cases for row in found[case]]
+
+
+def _rows(
+  groups: Sequence[Group], case: Case, problem: Problem
+) -> list[ErrorRow]:
+  """One case on every group."""
+  method, form, spec = case
+  found = problem.errors(spec, "auto", once=True)
+  size = problem.a.shape[-1]
+  products = count_products(spec, size)
   ends = np.cumsum([len(group.a) for group in groups])
   rows = []
-  for method, form, spec in cases:
-    tick(f"inverse: {method}, {form}")
-    found = problem.errors(spec, "auto")
-    products = count_products(spec, a.shape[-1])
-    for group, end in zip(groups, ends):
-      own = MatrixErrors(*(x[end - len(group.a) : end] for x in found))
-      rows.append(
-        ErrorRow(
-          *group[:3],
-          chunk_size=a.shape[-1],
-          method=method,
-          format=form,
-          products=products,
-          worst=float(own.error.max()),
-          median=float(np.median(own.error)),
-          entry=float(own.entry.max()),
-          certified=float(own.certified_entry.max()),
-          violations=int(own.violations.sum()),
-        )
+  for group, end in zip(groups, ends):
+    own = MatrixErrors(*(x[end - len(group.a) : end] for x in found))
+    rows.append(
+      ErrorRow(
+        *group[:3],
+        chunk_size=size,
+        method=method,
+        format=form,
+        products=products,
+        worst=float(own.error.max()),
+        median=float(np.median(own.error)),
+        entry=float(own.entry.max()),
+        certified=float(own.certified_entry.max()),
+        violations=int(own.violations.sum()),
       )
+    )
   return rows

@@ -55,6 +55,7 @@ def add(
   page.add(
     report,
     pathlib.Path(__file__).with_suffix(".md"),
+    heat=heat(mild),
     mild=_table(worst(mild), "families", drawn),
     by_family=[_by_family(mild, form, drawn) for form in FAMILY_FORMATS],
     wide=_table(worst(wide), "families-beta-2", drawn),
@@ -73,6 +74,7 @@ def add(
       again,
       "Worst relative error, the paper's (N, S) beside the ladder",
     ),
+    settings=settings,
     points=len(points),
     violations=every.violations.sum(),
     certificate=certificate(points),
@@ -105,6 +107,37 @@ def _table(
   errors = table.select_dtypes("float")
   bad = errors.drop(columns="products", errors="ignore") > FAILS
   return page.table(caption, table, measured_on=measured, name=name, bad=bad)
+
+
+def heat(rows: pd.DataFrame) -> Any:
+  """Worst errors, method by family, a panel for every format."""
+  import matplotlib.pyplot as plt
+
+  forms = [form for form in FORMATS if form in set(rows.format)]
+  # The solve is there in one format only.
+  rows = rows[rows.method != "exact solve"]
+  methods, families = rows.method.unique(), rows.family.unique()
+  figure, panels = plt.subplots(
+    *(1, len(forms)),
+    figsize=(2.4 + 1.7 * len(forms), 0.8 + 0.26 * len(methods)),
+    sharey=True,
+    squeeze=False,
+    layout="constrained",
+  )
+  for axes, form in zip(panels[0], forms):
+    errors = _worst(rows[rows.format == form], "method", "family")
+    errors = errors.reindex(index=methods, columns=families)
+    shown = axes.imshow(
+      np.log10(errors.clip(1e-7, 1)), cmap="inferno", vmin=-7, vmax=0
+    )
+    axes.set_title(form, fontsize=9)
+    names = [family.replace("_", " ") for family in families]
+    axes.set_xticks(range(len(families)), names, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(methods)), methods, fontsize=7)
+  bar = figure.colorbar(shown, ax=panels, shrink=0.8, pad=0.01)
+  bar.set_ticks([-6, -4, -2, 0], labels=["1e-6", "1e-4", "0.01", "1 or more"])
+  bar.ax.tick_params(labelsize=7)
+  return figure
 
 
 def _by_family(
