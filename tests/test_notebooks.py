@@ -2,7 +2,9 @@
 
 import ast
 import importlib
+import importlib.util
 import json
+import math
 import os
 import pathlib
 import re
@@ -14,6 +16,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NOTEBOOKS = ("neumann_tpu", "posterior_tpu")
+SCANS = ("chunks", "tokens")
 every = pytest.mark.parametrize("name", NOTEBOOKS)
 
 
@@ -83,6 +86,22 @@ def test_neumann_runs_and_finds_what_it_says():
   assert "exceeded their bound: 0." in printed
   for label in ("output", "state"):
     assert _number(f"{label}, step against chunks", printed) < 1e-5
+  _rule_was_timed(printed)
+
+
+def _rule_was_timed(printed):
+  """Three forms, and for the kernels what bundles predict, where they can."""
+  _, *rows = printed[printed.index("predicted, at best") :].splitlines()
+  forms = "this library's kernels", *(f"jax's scan over {x}" for x in SCANS)
+  for row, form in zip(rows[:3], forms, strict=True):
+    assert row.strip().startswith(form)
+    median, lowest, best, worst = map(float, row.split(form)[1].split())
+    assert 0 < lowest <= median
+    if form == forms[0] and importlib.util.find_spec("libtpu"):
+      assert 0 < best < worst
+    else:
+      assert math.isnan(best) and math.isnan(worst)
+  assert "predicted for v6e, which is not attached" in rows[3]
 
 
 @pytest.mark.slow

@@ -2,6 +2,9 @@
 
 import csv
 import importlib.util
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +12,10 @@ import numpy as np
 import pytest
 
 from experiments.data import key_families
-from experiments.harness import runner
+from experiments.harness import runner, timing
 from experiments.peers import tpu
 from experiments.rule_speed.problems import Shape
-from experiments.tpu_cycles import kernels, rules, schedule, study
+from experiments.tpu_cycles import attached, kernels, rules, schedule, study
 from tests import oracles
 
 SLOTS = """== CAPACTIY:
@@ -137,3 +140,79 @@ def test_debug_form(tmp_path, capsys):
   assert 0 < float(forward["bundles"]) < float(both["bundles"])
   assert float(forward["error_beta_2"]) < oracles.NARROW_RULE_ANY["bfloat16"]
   assert len(kernels.NAMES) == 11
+
+
+@pytest.mark.parametrize("name, kind", [("TPU7x", "7x"), ("cpu", "v6e")])
+def test_what_is_predicted_is_that_of_the_attached_kind(
+  name, kind, monkeypatch
+):
+  """Bundles over the rates; without a TPU, of a kind that is said."""
+  asked = []
+
+  def schedules(kind, _kernels, _batches, folder, names, shape):
+    asked.append((kind, tuple(names), shape))
+    yield {"begin": names[0], "batch": None}
+    yield {"rule": names[0], "bundles": 1.35e6}
+
+  monkeypatch.setattr(schedule, "schedules", schedules)
+  monkeypatch.setattr(timing, "device_name", lambda: name)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+  shape = Shape(1, 64, 1, 2)
+  found = attached.predict(shape)
+  assert asked == [(kind, (attached.RULE,), shape)]
+  assert found == attached.Prediction(
+    kind, 1e3 * 1.35e6 / 1.35e9, 1e3 * 1.35e6 / 1.1e9, ""
+  )
+  said = attached.sentence(shape, found)
+  assert f"predicted for {kind}, which is" in said
+  assert ("which is not attached" in said) == (name == "cpu")
+
+
+def test_nothing_is_predicted_without_a_compiler(monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+  found = attached.predict(Shape(1, 64, 1, 2))
+  assert (found.fast_ms, found.slow_ms) == (None, None)
+  assert "libtpu is not installed" in attached.sentence((1, 64, 1, 2), found)
+
+
+def test_three_forms_of_the_rule_are_timed(monkeypatch):
+  """Each runs the same operands, and the prediction stands by the kernels."""
+  outputs = []
+
+  def measure(call, inputs, **_):
+    outputs.append(np.asarray(call(*inputs[0]), np.float32))
+    return timing.of([0.002, 0.001, 0.003], 1)
+
+  monkeypatch.setattr(timing, "measure", measure)
+  measured = attached.measure(Shape(1, 64, 1, 2))
+  assert len(outputs) == 3
+  for found in outputs[:2]:  # roundings of bfloat16
+    oracles.assert_close(found, outputs[2], 3e-2)
+  predicted = attached.Prediction("v6e", 1.0, 1.5, "")
+  table = attached.table(measured, predicted)
+  assert list(table["median ms"]) == [2, 2, 2]
+  assert list(table["lowest ms"]) == [1, 1, 1]
+  assert table["predicted, at best"][0] == 1
+  assert table["predicted, at worst"][0] == 1.5
+  assert table["predicted, at best"][1:].isna().all()
+
+
+def test_devices_are_called_as_the_kinds_expect():
+  """By libtpu's own description of each, in a process that may load it."""
+  if importlib.util.find_spec("libtpu") is None:
+    pytest.skip("needs the compiler of the extra `tpu`, libtpu")
+  code = (
+    "from experiments.tpu_cycles import compile_one, schedule\n"
+    "for kind, name in schedule.TOPOLOGIES.items():\n"
+    "  print(compile_one.device(name).device_kind, kind, sep='|')"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    cwd=schedule.ROOT,
+    env=os.environ | schedule.ENVIRONMENT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  lines = [line for line in done.stdout.splitlines() if "|" in line]
+  assert dict(x.split("|") for x in lines) == attached.DEVICE_KINDS
