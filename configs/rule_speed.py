@@ -3,15 +3,14 @@
 Command: python -m experiments.rule_speed
   --config=configs/rule_speed.py:debug runs everything tiny, in XLA, on a CPU,
   for the tests only. Without a rule: --config.skip="('FlashQLA',)".
-Time: about 6 minutes on one H200 without FlashQLA, which compiles for 3 to 4
-more; seconds on a machine without a GPU, where one sentence says so; `:debug`
-half a minute.
+Time: about 20 minutes on one H200 with every rule: FlashQLA compiles for 4 of
+them, and so does fla's backward pass where tilelang is installed; seconds on a
+machine without a GPU, where one sentence says so; `:debug` half a minute.
 Expected: a line a measurement, then the folder with speed.csv, errors.csv
 and hard.csv.
-On one H200 with usual gates at 1 x 32768, 16/32: 0.53 ms forward and 2.19 ms
-with gradients for this package, 1.06 and 4.26 for jax-linear-attention, 1.97
-forward for fla; with a log decay of -0.001 1.15 and 3.69 here, 1.08 and 4.22
-there.
+On one H200 with usual gates at 1 x 32768, 16/32: 0.53 ms forward and 2.26 ms
+with gradients for this package, 1.07 and 4.22 for jax-linear-attention, 0.71
+and 2.77 for FlashQLA, 2.0 forward for fla.
 """
 
 import ml_collections
