@@ -265,6 +265,14 @@ def test_tied_output_matrix_may_be_stored(tmp_path):
     checkpoint.load(path)
 
 
+def test_models_of_one_trace_share_nothing():
+  one = abstract_model(CONFIGS["dense"], Execution())
+  one.set_execution(Execution(remat="full"))
+  other = abstract_model(CONFIGS["dense"], Execution())
+  assert other.execution == Execution()
+  assert one.execution == Execution(remat="full")
+
+
 def test_dtypes(tmp_path):
   narrow = Execution(param_dtype=jnp.bfloat16)
   path = saved(tmp_path, "moe")

@@ -21,9 +21,16 @@ Shardings = Callable[[LanguageModel], Any]
 
 def abstract_model(config: ModelConfig, execution: Execution) -> LanguageModel:
   """The model with shapes and dtypes for parameters."""
-  return nnx.eval_shape(
+  return nnx.merge(*_traced(config, execution))
+
+
+@functools.lru_cache(maxsize=8)
+def _traced(config: ModelConfig, execution: Execution) -> tuple[Any, Any]:
+  """What `abstract_model` merges: tracing every initialiser takes a second."""
+  model = nnx.eval_shape(
     lambda: LanguageModel(config, execution, rngs=nnx.Rngs(0))
   )
+  return nnx.split(model)
 
 
 def place(model: LanguageModel, path: Path) -> tuple[Path, int | None]:
