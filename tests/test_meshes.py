@@ -7,6 +7,7 @@ lower, and none to compile for a TPU, where libtpu is installed.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -36,8 +37,8 @@ ROWS, LENGTH, CHUNK = 8, 128, 16
 CALLS = {"tpu": "tpu_custom_call", "cuda": oracles.GPU_CALL}
 
 
-def _step(sizes, devices=None):
-  """A model's gradient on a mesh, and its arguments as shapes."""
+def _step(sizes, devices=None, *, gradient=True):
+  """A model's gradient or logits on a mesh, and its arguments as shapes."""
   axis = "sequence" if sizes.get("sequence", 1) > 1 else None
   rule = neumann_jax.RuleOptions(chunk_size=CHUNK, sequence_axis=axis)
   config = dataclasses.replace(
@@ -65,12 +66,13 @@ def _step(sizes, devices=None):
 
   forward = sharding.on_mesh(mesh, logits) if axis else logits
 
-  @jax.jit
-  @jax.grad
-  def step(state, tokens):
-    return jnp.mean(forward(nnx.merge(graph, state), tokens) ** 2)
+  def call(state, tokens):
+    return forward(nnx.merge(graph, state), tokens)
 
-  return step, (state, tokens)
+  def step(state, tokens):
+    return jax.grad(lambda state: jnp.mean(call(state, tokens) ** 2))(state)
+
+  return jax.jit(step if gradient else call), (state, tokens)
 
 
 @pytest.mark.parametrize("platform", CALLS)
@@ -143,29 +145,36 @@ def compile_all(topology, names):
   """Prints what became of every mesh: runs in a process of its own."""
   devices = topologies.get_topology_desc(topology, "tpu").devices
   said = {}
-  for name in names:
+  for name, gradient in _calls(names):
     try:
-      step, arguments = _step(CHIPS[name], devices)
+      step, arguments = _step(CHIPS[name], devices, gradient=gradient)
       text = step.lower(*arguments).compile().as_text()
-      said[name] = "" if "neumann_" in text else "no kernel in the program"
+      wrong = "" if "neumann_" in text else "no kernel in the program"
     except Exception as error:
-      said[name] = str(error)[:500]
+      wrong = str(error)[:500]
+    said[str((name, gradient))] = wrong
   print(json.dumps(said))
 
 
+def _calls(names):
+  """Forward and training step on every mesh."""
+  return itertools.product(names, (False, True))
+
+
+def _all_compile(kind, names):
+  found = tpu_compiler.run("tests.test_meshes", kind, names)
+  assert found == dict.fromkeys(map(str, _calls(names)), "")
+
+
 @pytest.mark.slow
-def test_a_training_step_compiles_for_two_meshes_of_a_tpu():
-  names = ["tensor", "sequence"]
-  found = tpu_compiler.run("tests.test_meshes", "v5e", names)
-  assert found == dict.fromkeys(names, "")
+def test_a_model_compiles_for_two_meshes_of_a_tpu():
+  _all_compile("v5e", ["tensor", "sequence"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", tpu_compiler.KINDS)
-def test_a_training_step_compiles_for_every_mesh_and_kind_of_tpu(kind):
-  names = list(CHIPS)
-  found = tpu_compiler.run("tests.test_meshes", kind, names)
-  assert found == dict.fromkeys(names, "")
+def test_a_model_compiles_for_every_mesh_and_kind_of_tpu(kind):
+  _all_compile(kind, list(CHIPS))
 
 
 def _explicit():
