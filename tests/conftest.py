@@ -1,27 +1,59 @@
-"""One numerical policy for every test: no silent promotion, full precision."""
+"""One numerical policy for every test: no silent promotion, full precision.
+
+Most of a fast test's time would be XLA's, for programs that run once on a few
+numbers. The fast tests therefore compile without optimisation, which changes
+the order of sums and nothing else. `FULL_COMPILATION=1 python -m pytest`, once
+a night, shows that they hold for the programs that users run; slow tests, which
+compute for longer than they compile, always run those.
+"""
 
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import jax
 import pytest
+
+FULL = os.environ.get("FULL_COMPILATION", "0") == "1"
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "highest")
 
 
+def _quick(config):
+  return "not slow" in config.option.markexpr and not FULL
+
+
+def pytest_configure(config):
+  """Before jax looks for devices; every process of xdist comes here."""
+  flags = "--xla_force_host_platform_device_count=8"
+  if _quick(config):
+    # Loops by LLVM alone: emitting them through MLIR takes twice the time. In
+    # one module: tests share the cores already, and splitting one costs.
+    flags += (
+      " --xla_cpu_use_fusion_emitters=false"
+      " --xla_cpu_parallel_codegen_split_count=1"
+    )
+  os.environ.setdefault("XLA_FLAGS", flags)
+
+
 @pytest.fixture(scope="module")
 def quick_compilation():
-  """Programs of a file that asks for it compile without optimisation.
+  """Asked for by slow tests that compile for longer than they compute."""
 
-  That takes half the time and changes the order of sums and nothing else: for
-  tests that run many programs once, whole studies above all.
-  """
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
+
+@pytest.fixture
+def full_compilation():
+  """Asked for by fast tests that compute for longer than they compile."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+  """Before any fixture: a module's fixtures compile as its first test does."""
+  asked = item.fixturenames
+  quick = _quick(item.config) or ("quick_compilation" in asked and not FULL)
+  quick = quick and "full_compilation" not in asked
+  jax.config.update("jax_disable_most_optimizations", quick)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,12 +12,15 @@ import jax
 import numpy as np
 
 from posterior_jax import NFCConfig, Observation, nfc, operators, priors, run
+from posterior_jax.nfc_sampler import Spectrum
 
 FILE = pathlib.Path(__file__).parent / "fixtures" / "nfc_samples.npz"
 SETTINGS = {
   "paper": NFCConfig.paper(levels=4, inner={"steps": 5}),
   "restoration": NFCConfig.restoration(levels=5),
   "calibrated": NFCConfig.calibrated(levels=4),
+  # Without products of the denoiser's Jacobian, whose solves stop early.
+  "restoration by spectrum": NFCConfig.restoration(levels=5, width=Spectrum()),
 }
 
 

@@ -20,6 +20,14 @@ from experiments.data import key_families
 quick_jit = functools.partial(
   jax.jit, compiler_options={"xla_backend_optimization_level": 0}
 )
+# Sums in an order that does not depend on the shape: for bits of two programs.
+same_order_jit = functools.partial(
+  jax.jit,
+  compiler_options={
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": True,
+  },
+)
 
 
 def error(found, truth):

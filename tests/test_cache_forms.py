@@ -12,8 +12,6 @@ from neumann_jax import Execution, LanguageModel, ModelCache, sharding
 from neumann_jax.weight_quantization import preset, quantize_weights
 from tests import models, oracles
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_a_step_is_exported_with_its_cache():
   """Written, read and called elsewhere, it is the step."""

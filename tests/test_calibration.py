@@ -34,6 +34,8 @@ from posterior_jax.nfc_sampler import (
 )
 from tests import oracles
 
+pytestmark = pytest.mark.usefixtures("full_compilation")
+
 SHAPE = (32, 32, 1)
 NOISE = 0.05
 SAMPLES = 1024

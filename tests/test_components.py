@@ -300,7 +300,14 @@ def test_descent_reaches_the_minimiser(name):
   assert np.abs(z.ravel() - expected).max() < 0.2 * far
 
 
-@every_operator
+@pytest.mark.usefixtures("full_compilation")
+@pytest.mark.parametrize(
+  "name",
+  [
+    "blur",  # of the three the one whose rows overlap
+    *(pytest.param(x, marks=pytest.mark.slow) for x in ("resize", "random")),
+  ],
+)
 def test_langevin_has_the_variance_of_its_step(name):
   """Unadjusted Langevin: covariance C (1 - h H / 2)^-1 in H's eigenvectors."""
   count, step = 1000, 1e-3

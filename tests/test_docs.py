@@ -5,7 +5,6 @@ import importlib
 import pathlib
 import re
 
-import jax
 import pytest
 import yaml
 
@@ -24,19 +23,11 @@ def _examples(path):
   return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.S | re.M)
 
 
-@pytest.fixture
-def _quick_compilation():
-  """Examples show calls, not speed: most of their time would be XLA's."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 # A model, a mesh and a network take most of a minute together.
 _LONG = ("port_a_model", "many_devices", "restore_a_photograph")
 
 
-@pytest.mark.usefixtures("_quick_compilation")
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(
   "path",
   [

@@ -22,6 +22,8 @@ from neumann_jax.generation import decoding
 from neumann_jax.generation.sampling import SamplingSpec
 from tests import oracles
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 GREEDY = SamplingSpec(temperature=0)
 VOCAB = 61
 CONFIG = {
@@ -46,14 +48,6 @@ SPARSE = {
 PROMPTS = ([7, 3, 9, 1, 60, 0, 12], [5], [2, 2, 8, 11])  # longest 7, shortest 1
 NEW = 6
 LENGTH = 16  # of the oracle, above every prompt and its answer
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-  """As `oracles.quick_jit`, for what is compiled inside the package."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.cache

@@ -18,8 +18,6 @@ from neumann_jax.generation import text
 from tests import oracles
 from tests.test_server import CONFIG
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 BYTES = generation.load_tokenizer(None, 256)
 PROMPTS = ["one", "and another"]
 NEW = 24

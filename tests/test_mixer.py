@@ -28,6 +28,8 @@ from neumann_jax.weight_quantization.quantized_model import (
 )
 from tests import models, oracles
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LENGTH = 12
 KINDS = ("running_sum", "full_attention") * 2
 
@@ -97,14 +99,6 @@ def known(monkeypatch):
   """The one row that a new mixer needs."""
   kind = decoder.MixerKind("summed", RunningSum)
   monkeypatch.setitem(decoder.MIXERS, "running_sum", kind)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-  """As `oracles.quick_jit`, for what is compiled inside the package."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def model_of(**options):

@@ -13,17 +13,11 @@ from posterior_jax import operators
 from posterior_jax.likelihood import gaussian
 from tests import oracles
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 GUIDE = pathlib.Path(__file__).parents[1] / "docs/guides/operators.md"
 NOISE = 0.1
 NAMES = ("mri", "radon", "sensing", "bayer")
-
-
-@pytest.fixture(autouse=True)
-def _quick_compilation():
-  """Most of the time would be XLA's, for operators that are called once."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

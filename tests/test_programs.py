@@ -39,7 +39,6 @@ def _nfc(prior: GaussianPrior, **settings):
   return pj.nfc(config, spectrum=prior.spectrum)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_what_is_built_again_meets_the_same_program():
   """New data, noise, keys, priors and spectra compile nothing."""
   before, config = sampling._run._cache_size(), pj.NFCConfig(levels=2)

@@ -233,6 +233,8 @@ def test_workflows_cover_what_setup_allows():
   assert "run: .ci/run" in ci
   nightly = (ROOT / ".github/workflows/nightly.yml").read_text()
   assert "python -m pytest -m slow\n" in nightly
+  optimised = nightly.index("python -m pytest\n")
+  assert nightly[optimised:].split()[3:] == ["env:", "FULL_COMPILATION:", '"1"']
 
 
 def test_readme_links_and_pictures_exist():

@@ -150,7 +150,14 @@ def test_held_levels_average_to_the_posterior_mean(inner, prior):
   assert errors[0.8] < 0.03
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize(
+  "name",
+  [
+    "random",
+    "blur",
+    *(pytest.param(x, marks=pytest.mark.slow) for x in ("resize", "box")),
+  ],
+)
 def test_restoration_as_it_is_comes_near_the_posterior_mean(name, prior):
   """Its width is doubled for photographs' sake, not for such a prior."""
   observation = observe(OPERATORS[name](), prior, count=1)
@@ -238,7 +245,16 @@ def test_loop_of_steps_is_run(prior):
   assert int(state.level) == sampler.num_steps
 
 
-@pytest.mark.parametrize("name", make_sampler_fixtures.SETTINGS)
+@pytest.mark.parametrize(
+  "name",
+  [
+    "paper",
+    "calibrated",
+    "restoration by spectrum",
+    # Its solves stop early, at what rounding makes of twenty iterations.
+    pytest.param("restoration", marks=pytest.mark.slow),
+  ],
+)
 def test_same_key_same_bits(name):
   """Compiled twice; and no change of the code has moved a key or a level."""
   problem = make_sampler_fixtures.problem(name)
@@ -265,7 +281,15 @@ def test_observations_and_samples_differ(prior):
       assert np.abs(flat[i] - flat[j]).max() > 0.05
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize(
+  "operator",
+  [
+    # A mask and a kernel are new data; a box is a mask, and a resizer is none.
+    "random",
+    "blur",
+    *(pytest.param(x, marks=pytest.mark.slow) for x in ("resize", "box")),
+  ],
+)
 def test_one_trace_for_new_data(operator, prior):
   """Observations, masks or kernels, noise, keys and spectra share a trace."""
   traces = []
@@ -365,8 +389,15 @@ def test_docstring_example_runs():
   assert names["samples"].shape == tuple(map(int, shape.split(",")))
 
 
-@pytest.mark.parametrize("averaged", ["refined", "predicted"])
-@pytest.mark.parametrize("factor", [1.0, 2.0])
+@pytest.mark.parametrize(
+  ("averaged", "factor"),
+  [
+    ("refined", 1.0),
+    ("predicted", 2.0),  # as `restoration` has them
+    pytest.param("refined", 2.0, marks=pytest.mark.slow),
+    pytest.param("predicted", 1.0, marks=pytest.mark.slow),
+  ],
+)
 def test_where_held_levels_settle(averaged, factor, prior):
   """The fixed point of mean steps, in closed form for a circular blur."""
   operator = operators.gaussian_blur(

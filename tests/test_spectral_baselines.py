@@ -288,6 +288,7 @@ def test_ddnm_correction_without_a_decomposition():
   np.testing.assert_allclose(flat(found), flat(x0) + shift, atol=FLOAT32_STEP)
 
 
+@pytest.mark.usefixtures("full_compilation")
 @pytest.mark.parametrize("scale", [1.0, 200.0])
 def test_ddnm_correction_keeps_the_noise_of_the_level(scale):
   """At the largest noise too, where float32 hardly sees the data."""
