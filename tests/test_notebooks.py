@@ -107,7 +107,7 @@ def _rule_was_timed(printed):
 @pytest.mark.slow
 def test_posterior_runs_and_finds_what_it_says():
   printed = _printed("posterior_tpu")
-  for table in ("restoration", "agreement", "bands"):
+  for table in ("restoration", "answers", "bands"):
     assert f'<table id="{table}">' in printed
   assert "data:image/jpeg;base64," in printed  # the panel
   right = _number("variance ratio, calibrated", printed)

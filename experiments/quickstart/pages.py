@@ -1,29 +1,29 @@
-"""The report's pages on restored photographs."""
+"""The report's pages on restoration; their words are in `pages.md`."""
 
-from collections.abc import Mapping, Sequence
+import pathlib
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from experiments.harness import page, prior_files
 from experiments.harness import pictures as side_by_side
 from experiments.harness.report import Report
+from experiments.quickstart.known import KnownSettings
 from experiments.quickstart.restoration import (
-  CALIBRATED,
   DEGRADED,
-  WIENER,
-  Pictures,
+  DPIR_WEIGHT,
+  FAST,
+  MEAN,
+  SAMPLE,
+  Answers,
   RestorationSettings,
 )
 
-SPREAD = "spread of samples"
-BRIEF = (
-  "photograph",
-  "measured",
-  "exact posterior mean",
-  "one sample",
-  SPREAD,
-)
+PHOTOGRAPH, RESTORED, SPREAD = "photograph", "restored", "spread of samples"
+BASELINE = "best baseline"
+WHITE = 0.3  # standard deviation that the spread shows as white
+# What README shows.
 BRIEF_OPERATORS = (
   "super-resolution x4",
   "random inpainting 70 %",
@@ -31,157 +31,140 @@ BRIEF_OPERATORS = (
 )
 
 
-def add_restoration(
+def add(
   report: Report,
   rows: pd.DataFrame,
-  pictures: Mapping[str, Pictures],
+  answers: Mapping[str, Answers],
   settings: RestorationSettings,
+  bands: pd.DataFrame | None = None,
+  bands_settings: KnownSettings | None = None,
 ) -> None:
-  """Adds the pictures and the two tables.
+  """Adds what was restored and, where it was studied, how right the spread is.
 
   Args:
-    report: takes them.
+    report: takes it.
     rows: of `restoration.study`.
-    pictures: likewise, by operator.
+    answers: likewise, by operator.
     settings: what was done.
+    bands: of `known.study`.
+    bands_settings: what was done there.
   """
-  measured = (
-    f"{', '.join(settings.photographs)} at {settings.size} x {settings.size}, "
-    f"noise {settings.noise_std:g} on pixels in [-1, 1], seed {settings.seed}."
-  )
-  report.text(
-    "Each photograph is measured in five ways and restored under a Gaussian "
-    "prior that knows only a power spectrum and a mean colour, both taken from "
-    "other photographs. So simple a prior paints no missing face, but its "
-    "posterior mean is known exactly (the Wiener answer), which makes it a "
-    "yardstick for the sampler: the mean of samples must approach it, and "
-    "their spread must be the spread of the posterior."
-  )
-  report.figure(
-    panel(pictures),
-    caption(settings) + " The last column is the paper's setting with "
-    f"{settings.paper_levels} levels and {settings.paper_inner_steps} Langevin "
-    "updates instead of 200 and 200: it shows that code path, not the method "
-    "at its published cost.",
-    photographic=True,
-  )
-  _add_quality(report, rows, measured)
-  _add_agreement(
+  page.add(
     report,
-    rows,
-    pictures,
-    f"{settings.photographs[0]} only; otherwise as above.",
+    pathlib.Path(__file__).with_suffix(".md"),
+    settings=settings,
+    known=bands_settings,
+    prior=_prior(settings),
+    weight=DPIR_WEIGHT,
+    white=WHITE,
+    panel=page.Photographs(panel(rows, answers)),
+    restoration=_quality(rows),
+    answers=_every(rows),
+    spread=None if bands is None else _by_frequency(bands),
+    bands=None if bands is None else _bands(bands),
   )
 
 
-def _add_quality(report: Report, rows: pd.DataFrame, measured: str) -> None:
-  report.heading("Quality, mean over the photographs")
-  report.text(
-    "For images drawn from the prior the posterior mean would have the highest "
-    "PSNR of all answers, and a sample, which carries the posterior's variance "
-    "on top, would lie 3 dB below. Photographs are no such draws: this prior "
-    "expects more detail than some of them hold, so plain enlargement can beat "
-    "its posterior mean. The residual is |y - A x|^2 over its expected value "
-    "for the true image: near 1 for a sample, below 1 for the mean, far above "
-    "1 where a sampler has not reached the measurement."
-  )
-  groups = rows.groupby(["operator", "method"], sort=False)
-  table = groups[["psnr", "ssim", "residual", "seconds"]].mean()
-  # What is measured is no answer: nothing to measure again.
-  degraded = table.index.get_level_values("method") == DEGRADED
-  table.loc[degraded, ["residual", "seconds"]] = np.nan
-  report.table(
-    "Restoration",
-    table.rename_axis(["operator", "answer"]).rename(
-      columns={"psnr": "PSNR [dB]", "ssim": "SSIM"}
-    ),
-    digits={"PSNR [dB]": 2, "SSIM": 3, "residual": 2, "seconds": 1},
-    measured_on=f"{measured} Seconds: all photographs and samples, compiled.",
-    name="restoration",
-  )
+def _quality(rows: pd.DataFrame) -> page.Table:
+  """PSNR of what gives one picture, by operator; each line's best in bold."""
+  found = rows[~rows.method.isin((SAMPLE, MEAN))]
+  own = found.method.isin((DEGRADED, FAST))
+  table = found[own].pivot(index="operator", columns="method", values="psnr")
+  baseline = found[~own].set_index("operator")
+  table = pd.DataFrame(
+    {DEGRADED: table[DEGRADED], FAST: table[FAST], BASELINE: baseline.psnr}
+  ).loc[rows.operator.unique()]
+  best = table.eq(table.max(axis=1), axis=0)
+  table["lead"] = table[FAST] - table[BASELINE]
+  table["the baseline"] = baseline.method
+  return page.Table(table, 2, best=best)
 
 
-def _add_agreement(
-  report: Report,
-  rows: pd.DataFrame,
-  pictures: Mapping[str, Pictures],
-  measured: str,
-) -> None:
-  report.heading("Samples against the exact posterior mean")
-  report.text(
-    "For m exact samples the squared distance of their mean from the posterior "
-    "mean is the posterior variance over m: the ratio below is 1 within the "
-    "scatter that m samples leave (largest for the box, whose free pixels move "
-    "together). The expected PSNR adds that distance to the error of the exact "
-    "mean; the one found is a little higher, because PSNR clips pixels to "
-    "their range."
-  )
-  first = rows[rows.photograph == rows.photograph[0]]
-  drawn = first[first.method == CALIBRATED].set_index("operator")
-  exact = first[first.method == WIENER].set_index("operator").psnr
-  spread, mean, truth = (
-    pd.Series({operator: x[column] for operator, x in pictures.items()})
-    for column in (SPREAD, "mean of samples", "exact posterior mean")
-  )
-  variance = (spread**2).map(np.mean)
-  distance = ((mean - truth) ** 2).map(np.mean)
-  noise = variance / drawn.samples  # expected squared distance
-  # PSNR is on [0, 1], where a squared distance is a quarter of that on [-1, 1].
-  expected = -10 * np.log10(10 ** (-exact / 10) + noise / 4)
-  report.table(
-    "Mean of calibrated samples",
-    pd.DataFrame(
-      {
-        "m": drawn.samples,
-        "PSNR of exact mean": exact,
-        "PSNR expected of m": expected,
-        "PSNR found": drawn.psnr_mean,
-        "distance / expected": np.sqrt(distance / noise),
-      }
-    )
-    .loc[list(pictures)]
-    .rename_axis("operator"),
-    digits={
-      "PSNR of exact mean": 2,
-      "PSNR expected of m": 2,
-      "PSNR found": 2,
-      "distance / expected": 3,
-    },
-    measured_on=measured,
-    name="agreement",
-  )
+def _every(rows: pd.DataFrame) -> page.Table:
+  table = rows.drop(columns=["photograph", "psnr"]).set_index("operator")
+  heads = {"method": "answer", "products": "VJPs", "ssim": "SSIM"}
+  digits = {"SSIM": 3, "residual": 2, "spread": 3, "seconds": 1}
+  # A measurement is no answer: nothing to measure again.
+  measured = table.method == DEGRADED
+  table["residual"] = table.residual.mask(measured)
+  table["seconds"] = table.seconds.mask(measured)
+  return page.Table(table.rename(columns=heads), digits)
 
 
-def brief(pictures: Mapping[str, Pictures]) -> Any:
+def _bands(bands: pd.DataFrame) -> page.Table:
+  columns = {}
+  for method, own in bands.groupby("method", sort=False):
+    own = own.set_index("upper")
+    columns.setdefault("coefficients", own.coefficients)
+    columns[method] = own.ratio
+    columns[f"{method}, standard error"] = own.error
+  table = pd.DataFrame(columns).rename_axis("up to [cycles per pixel]")
+  return page.Table(table, 3)
+
+
+def _by_frequency(bands: pd.DataFrame) -> Any:
+  """The ratio by band: a matplotlib figure."""
+  import matplotlib.pyplot as plt
+
+  figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+  axes.axhline(1, color="black", linewidth=1, label="exact")
+  for method, own in bands.groupby("method", sort=False):
+    errors = {"yerr": 2 * own.error, "capsize": 3, "marker": "o"}
+    axes.errorbar(own.upper, own.ratio, label=method, markersize=4, **errors)
+  axes.set(
+    yscale="log",
+    xlabel="frequency [cycles per pixel]",
+    ylabel="sample variance / exact variance",
+  )
+  axes.legend(fontsize=8)
+  return figure
+
+
+def brief(rows: pd.DataFrame, answers: Mapping[str, Answers]) -> Any:
   """A smaller `panel`, for README."""
-  return panel({o: pictures[o] for o in BRIEF_OPERATORS}, BRIEF)
+  return panel(rows, {o: answers[o] for o in BRIEF_OPERATORS})
 
 
 def caption(settings: RestorationSettings) -> str:
-  """What the panels show."""
+  """What `brief` shows."""
   return (
-    f"The photograph {settings.photographs[0]} under each operator, noise "
-    f"{settings.noise_std:g}; the exact posterior mean under a Gaussian prior "
-    "with the spectrum of other photographs; a sample of calibrated NFC "
-    f"({settings.levels} levels); and the spread of {settings.num_samples} "
-    "samples (white: 0.5)."
+    f"The photograph {settings.photograph} ({settings.size} x {settings.size}) "
+    f"under three operators with noise {settings.noise_std:g}; restored by "
+    f"`NFCConfig.fast()` in {settings.calls} calls of {_prior(settings)}; and "
+    f"where {settings.num_samples} calibrated samples differ (white: "
+    f"{WHITE:g}). In the corners: PSNR in dB."
   )
 
 
-def panel(shown: Mapping[str, Pictures], columns: Sequence[str] = ()) -> Any:
+def _prior(settings: RestorationSettings) -> str:
+  """In words."""
+  if settings.prior == prior_files.SHIPPED:
+    return (
+      "the photo prior that ships with the package, a network that learned "
+      "from 69 other photographs"
+    )
+  if settings.prior == prior_files.GAUSSIAN:
+    return "a Gaussian prior with the spectrum of other photographs"
+  return f"the prior `{settings.prior}`"
+
+
+def panel(rows: pd.DataFrame, answers: Mapping[str, Answers]) -> Any:
   """Operators in rows, answers in columns: a matplotlib figure.
 
   Args:
-    shown: pictures by operator.
-    columns: of the pictures, all where none is named.
+    rows: of `restoration.study`, for what stands in the corners.
+    answers: what is shown, by operator.
   """
-  lines = {
-    operator: {
-      column: side_by_side.grey(found[column], white=0.5)
-      if column == SPREAD
-      else found[column]
-      for column in columns or found
+  shows = {DEGRADED: DEGRADED, RESTORED: FAST}
+  psnr = rows.set_index(["operator", "method"]).psnr
+  lines, notes = {}, {}
+  for operator, found in answers.items():
+    lines[operator] = {
+      PHOTOGRAPH: found.photograph,
+      **{title: found.images[name] for title, name in shows.items()},
+      SPREAD: side_by_side.grey(found.spread, white=WHITE),
     }
-    for operator, found in shown.items()
-  }
-  return side_by_side.panel(lines)
+    notes[operator] = {
+      title: f"{psnr[operator, name]:.1f}" for title, name in shows.items()
+    }
+  return side_by_side.panel(lines, side=2.2, notes=notes)

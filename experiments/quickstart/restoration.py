@@ -1,15 +1,12 @@
-"""Photographs degraded five ways and restored under a Gaussian prior.
+"""One photograph degraded five ways and restored under a learned prior.
 
-The prior knows only a radial power spectrum and a mean, taken from other
-photographs, so its posterior mean is known: the Wiener answer. That is the
-yardstick here. The mean of posterior samples must approach it and one sample
-must lie below it; neither is a bid for the best picture.
+`NFCConfig.fast()` beside tuned baselines that call the network as often, and
+samples of `NFCConfig.calibrated()` for what the measurement leaves open.
 """
 
 import dataclasses
-import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -19,17 +16,25 @@ import numpy as np
 import posterior_jax
 from experiments.data import degradations, photographs
 from experiments.data.degradations import Problem
-from experiments.harness import progress, threads
+from experiments.harness import prior_files, progress, samplers, threads
+from experiments.harness.samplers import TUNED, Drawn
 from experiments.harness.settings import Checked, setting
-from posterior_jax import NFCConfig, Observation, metrics, priors
+from experiments.peers.dpir import dpir
+from posterior_jax import NFCConfig, Observation, metrics
+from posterior_jax.base import Denoiser
+from posterior_jax.nfc_sampler import Spectrum
 
-DEGRADED = "degraded"
-WIENER = "posterior mean (Wiener)"
-CALIBRATED = "NFC calibrated"
-PAPER = "NFC, paper's settings shrunk"
+DEGRADED = "measured"
+FAST = "NFC fast()"
+SAMPLE = "NFC calibrated(), a sample"
+MEAN = "NFC calibrated(), mean of samples"
+DPIR = "DPIR"
+# Of `experiments.few_calls`: the best of three for both blurs, at 5 calls.
+DPIR_WEIGHT = 0.2
+# At 10 calls, of DPIR, DiffPIR, DDRM, DDNM+, RED-diff, PnP-DM, DAPS, SITCOM.
+BEST_BASELINES = (DPIR, "DiffPIR", "DiffPIR", DPIR, DPIR)
 
-# By column of the report: [H, W, 3] in [-1, 1], the spread [H, W].
-Pictures = Mapping[str, np.ndarray]
+Restore = Callable[[Denoiser, Observation], Drawn]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,212 +42,239 @@ class RestorationSettings(Checked):
   """What is restored and how long it may take.
 
   Attributes:
-    seed: of the noise and of the sampler.
-    size: side of the photographs.
+    seed: of the noise and of the samplers.
+    prior: a file of `prior_files.load`, "" for the shipped photo prior, or
+      "gaussian" for one with the spectrum of other photographs.
+    photograph: which, none of those that priors learn from.
+    size: its side.
     noise_std: of the measurement, pixels in [-1, 1].
-    num_samples: calibrated samples of the first photograph; the others get
-      one.
-    levels: noise levels of the calibrated sampler.
-    tolerance: relative residual of its linear solves.
-    paper_levels: levels of the paper's settings, shrunk from 200.
-    paper_inner_steps: Langevin updates a level, shrunk from 200.
-    photographs: which to restore, none of the prior's own.
+    calls: of the network for one restored picture.
+    baselines: one for each of `degradations.OPERATORS`, DPIR or a tuned one of
+      `samplers.METHODS`.
+    num_samples: calibrated samples.
+    levels: of theirs, a call each.
     workers: programs compiled at a time, each on about one core.
   """
 
   seed: int = 0
-  size: int = setting(256, at_least=64, at_most=256)
+  prior: str = prior_files.SHIPPED
+  photograph: str = setting("astronaut", among=photographs.FILES)
+  size: int = setting(128, at_least=64, at_most=256, multiple_of=8)
   noise_std: float = setting(0.05, above=0)
-  num_samples: int = setting(4, at_least=2)
-  levels: int = setting(30, at_least=1)
-  tolerance: float = setting(1e-2, at_least=1e-7, at_most=0.1)
-  paper_levels: int = setting(10, at_least=1)
-  paper_inner_steps: int = setting(20, at_least=1)
-  photographs: tuple[str, ...] = setting(
-    photographs.RESTORED, among=photographs.FILES, some=True
+  calls: int = setting(10, at_least=2)
+  baselines: tuple[str, ...] = setting(
+    BEST_BASELINES, among=(DPIR, *samplers.METHODS)
   )
+  num_samples: int = setting(3, at_least=2)
+  levels: int = setting(10, at_least=1)
   workers: int = setting(2, at_least=1)
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    if set(self.photographs) & set(photographs.PRIOR):
+    if self.photograph in photographs.PRIOR:
       raise ValueError(
-        "photographs must not be among the prior's own, "
-        f"{', '.join(photographs.PRIOR)}; got {', '.join(self.photographs)}"
+        "photograph must not be among the prior's own, "
+        f"{', '.join(photographs.PRIOR)}; got {self.photograph}"
+      )
+    if len(self.baselines) != len(degradations.OPERATORS):
+      raise ValueError(
+        f"baselines must name one for each of {len(degradations.OPERATORS)} "
+        f"operators, got {len(self.baselines)}"
       )
 
 
 class Restored(NamedTuple):
-  """One photograph restored by one method.
+  """One answer to one measurement.
 
   Attributes:
-    operator: how it was degraded.
+    operator: how the photograph was degraded.
     photograph: which.
-    method: DEGRADED, WIENER or a sampler's name.
-    samples: how many were drawn; 0 for an answer that is not drawn.
-    psnr: of the answer or of one sample, in dB.
-    ssim: likewise.
-    residual: |y - A x|^2 / (m noise_std^2), likewise; near 1 for the truth.
-    psnr_mean: of the mean of the samples; None below two.
-    ssim_mean: likewise.
-    seconds: of all photographs and samples together, once compiled.
+    method: DEGRADED for the measurement itself, or whose answer it is.
+    calls: of the network, for this answer.
+    products: with the network's Jacobian (VJPs), likewise.
+    psnr: in dB.
+    ssim: likewise good where large.
+    residual: |y - A x|^2 / (m noise_std^2); near 1 for the truth.
+    spread: standard deviation of a pixel over the samples, root mean square;
+      None for what is no sample.
+    seconds: of the run, compiled; of all samples together.
   """
 
   operator: str
   photograph: str
   method: str
-  samples: int
+  calls: int
+  products: int
   psnr: float
   ssim: float
   residual: float
-  psnr_mean: float | None
-  ssim_mean: float | None
+  spread: float | None
   seconds: float
 
 
-class Method(NamedTuple):
-  """A way to restore.
+class Answers(NamedTuple):
+  """What came of one measurement.
 
   Attributes:
-    restore: observation -> images [N, H, W, 3].
-    samples: that it draws of the first photograph; 0: it draws none.
+    photograph: the truth, [H, W, 3] in [-1, 1].
+    images: by method, likewise.
+    spread: standard deviation of a pixel over the samples, [H, W].
   """
 
-  restore: Callable[[Observation], jax.Array]
-  samples: int
+  photograph: np.ndarray
+  images: Mapping[str, np.ndarray]
+  spread: np.ndarray
 
 
 def study(
   settings: RestorationSettings, tick: progress.Tick = progress.silent
-) -> tuple[list[Restored], dict[str, Pictures]]:
-  """Restores every photograph from every degradation.
+) -> tuple[list[Restored], dict[str, Answers]]:
+  """Restores the photograph from every degradation.
 
   Args:
     settings: what to do.
     tick: called before the compilation, and before each operator.
 
   Returns:
-    A row for every operator, method and photograph, and the pictures of every
-    operator.
+    A row for every operator and answer, and the answers of every operator.
   """
-  prior = degradations.build_prior(settings.size)
   problems = degradations.build_problems(
-    settings.photographs, settings.size, settings.noise_std, settings.seed
+    (settings.photograph,), settings.size, settings.noise_std, settings.seed
   )
-  methods = _methods(settings, prior)
+  known = degradations.build_prior(settings.size)
+  denoise = known.denoise
+  if settings.prior != prior_files.GAUSSIAN:
+    denoise = prior_files.load(settings.prior).denoise
+  methods = _methods(settings, known.spectrum)
   tick("restoration: compiling")
-  programs = _compiled(methods, problems, settings.workers)
+  pairs = [(name, p) for p in problems for name in _names(settings, p)]
+  programs = _compiled(methods, pairs, denoise, settings.workers)
   rows: list[Restored] = []
-  pictures: dict[str, Pictures] = {}
+  answers: dict[str, Answers] = {}
   for problem in problems:
     tick(f"restoration: {problem.name}")
-    answers = {DEGRADED: degradations.as_image(problem.observation)}
-    seconds = {DEGRADED: 0.0}
-    for name, method in methods.items():
-      batch = _batch(problem.observation, method)
+    drawn, seconds = {}, {}
+    for method in _names(settings, problem):
       start = time.monotonic()
-      run = programs[name, problem.name]
-      answers[name] = jax.block_until_ready(run(batch))
-      seconds[name] = time.monotonic() - start
-    pictures[problem.name] = _pictures(problem, answers, settings.num_samples)
-    for name, images in answers.items():
-      samples = 0 if name == DEGRADED else methods[name].samples
-      rows += _rows(settings, problem, name, images, samples, seconds[name])
-  return rows, pictures
+      run = programs[method, problem.name]
+      found = run(denoise, problem.observation)
+      drawn[method] = jax.block_until_ready(found)
+      seconds[method] = time.monotonic() - start
+    answers[problem.name] = _answers(problem, drawn)
+    rows += _rows(settings, problem, answers[problem.name], drawn, seconds)
+  return rows, answers
 
 
 def _methods(
-  settings: RestorationSettings, prior: priors.GaussianPrior
-) -> dict[str, Method]:
+  settings: RestorationSettings, spectrum: jax.Array
+) -> dict[str, Restore]:
+  """By name, the samples under SAMPLE."""
+  key = jax.random.key(settings.seed)
+
+  def drawn(sampler: posterior_jax.Sampler, num_samples: int = 1) -> Restore:
+    draw = samplers.draw(sampler, num_samples)
+    return lambda denoise, observation: draw(denoise, observation, key)
+
+  def plug_and_play(denoise: Denoiser, observation: Observation) -> Drawn:
+    x = dpir(denoise, observation, weight=DPIR_WEIGHT, calls=settings.calls)
+    return Drawn(x[None], jnp.array(settings.calls), jnp.array(0))
+
+  def baseline(name: str) -> Restore:
+    if name == DPIR:
+      return plug_and_play
+    config = samplers.config(name, TUNED, evaluations=settings.calls)
+    return drawn(samplers.build(name, config, spectrum=spectrum))
+
+  fast = NFCConfig.fast(levels=settings.calls)
+  # Few levels: noise starts where pictures begin to show, and the width by the
+  # spectrum alone saves a VJP per level.
   calibrated = NFCConfig.calibrated(
-    levels=settings.levels, inner={"tolerance": settings.tolerance}
+    levels=settings.levels,
+    width=Spectrum(inflation=1.5),
+    schedule={"sigma_max": 5.0},
   )
-  paper = NFCConfig.paper(
-    levels=settings.paper_levels, inner={"steps": settings.paper_inner_steps}
-  )
-  keys = jax.random.split(jax.random.key(settings.seed))
-
-  def drawn(
-    config: NFCConfig, key: jax.Array
-  ) -> Callable[[Observation], jax.Array]:
-    sampler = posterior_jax.nfc(config, spectrum=prior.spectrum)
-    return lambda o: posterior_jax.run(sampler, prior.denoise, o, key)[0][0]
-
   return {
-    WIENER: Method(lambda o: priors.posterior_mean(prior, o)[0], 0),
-    CALIBRATED: Method(drawn(calibrated, keys[0]), settings.num_samples),
-    PAPER: Method(drawn(paper, keys[1]), 1),
+    FAST: drawn(posterior_jax.nfc(fast, spectrum=spectrum)),
+    **{name: baseline(name) for name in dict.fromkeys(settings.baselines)},
+    SAMPLE: drawn(
+      posterior_jax.nfc(calibrated, spectrum=spectrum), settings.num_samples
+    ),
   }
 
 
-def _batch(observation: Observation, method: Method) -> Observation:
-  """The first photograph again for every sample: one batch holds them all."""
-  again = max(method.samples, 1) - 1
-  order = np.array([0] * again + list(range(len(observation.y))))
-  return dataclasses.replace(observation, y=observation.y[order])
+def _names(settings: RestorationSettings, problem: Problem) -> tuple[str, ...]:
+  """The methods that restore from one operator."""
+  baselines = dict(zip(degradations.OPERATORS, settings.baselines))
+  return FAST, baselines[problem.name], SAMPLE
 
 
 def _compiled(
-  methods: Mapping[str, Method], problems: list[Problem], workers: int
-) -> dict[tuple[str, str], Callable[[Observation], jax.Array]]:
+  methods: Mapping[str, Restore],
+  pairs: Iterable[tuple[str, Problem]],
+  denoise: Denoiser,
+  workers: int,
+) -> dict[tuple[str, str], Restore]:
   """A program for every method and operator, by their names."""
 
-  def compile_one(pair: tuple[str, Problem]) -> tuple[tuple, Callable]:
+  def compile_one(pair: tuple[str, Problem]) -> tuple[tuple, Restore]:
     name, problem = pair
-    batch = _batch(problem.observation, methods[name])
-    program = jax.jit(methods[name].restore).lower(batch).compile()
-    return (name, problem.name), program
+    # A network's weights as constants would be compiled into every program.
+    lowered = jax.jit(methods[name]).lower(denoise, problem.observation)
+    return (name, problem.name), lowered.compile()
 
-  pairs = itertools.product(methods, problems)
   return dict(threads.in_threads(compile_one, pairs, workers))
+
+
+def _answers(problem: Problem, drawn: Mapping[str, Drawn]) -> Answers:
+  samples = np.asarray(drawn[SAMPLE].samples)[:, 0]  # [m, H, W, 3]
+  measured = degradations.as_image(problem.observation)[0]
+  images = {DEGRADED: np.asarray(measured)}
+  images |= {name: np.asarray(x.samples[0, 0]) for name, x in drawn.items()}
+  images[MEAN] = samples.mean(axis=0)
+  spread = np.sqrt(samples.var(axis=0, ddof=1).mean(axis=-1))
+  return Answers(np.asarray(problem.truth[0]), images, spread)
 
 
 def _rows(
   settings: RestorationSettings,
   problem: Problem,
-  method: str,
-  images: jax.Array,
-  samples: int,
-  seconds: float,
+  answers: Answers,
+  drawn: Mapping[str, Drawn],
+  seconds: Mapping[str, float],
 ) -> list[Restored]:
-  """A row for every photograph; the first may have several samples."""
-  several = images[:samples]
-  x = images[max(samples, 1) - 1 :]  # one answer a photograph
-  numbers = zip(
-    metrics.psnr(x, problem.truth),
-    metrics.ssim(x, problem.truth),
-    metrics.measurement_residual(x, problem.observation),
-  )
+  """A row for every answer; the mean of samples takes all their calls."""
+  images = jnp.stack(list(answers.images.values()))[:, None]  # [K, 1, H, W, 3]
+  found = _likeness(images, problem.truth)
+  found["residual"] = _residual(images, problem.observation)
   rows = []
-  for photograph, found in zip(settings.photographs, numbers):
-    psnr, ssim, residual = map(float, found)
-    drawn = min(samples, 1)
-    means = (None, None)
-    about = (problem.name, photograph, method, drawn)
-    rows.append(Restored(*about, psnr, ssim, residual, *means, seconds))
-  if samples > 1:
-    mean, truth = jnp.mean(several, axis=0), problem.truth[0]
-    rows[0] = rows[0]._replace(
-      samples=samples,
-      psnr_mean=float(metrics.psnr(mean, truth)),
-      ssim_mean=float(metrics.ssim(mean, truth)),
+  for i, method in enumerate(answers.images):
+    source = SAMPLE if method == MEAN else method
+    count = settings.num_samples if method == MEAN else 1
+    run = drawn.get(source)
+    spread = float(np.sqrt(np.mean(answers.spread**2)))
+    rows.append(
+      Restored(
+        problem.name,
+        settings.photograph,
+        method,
+        calls=0 if run is None else count * int(run.calls),
+        products=0 if run is None else count * int(run.products),
+        **{name: float(values[i, 0]) for name, values in found.items()},
+        spread=spread if method == SAMPLE else None,
+        seconds=seconds.get(source, 0.0),
+      )
     )
   return rows
 
 
-def _pictures(
-  problem: Problem, answers: Mapping[str, jax.Array], samples: int
-) -> Pictures:
-  """What the report shows of the first photograph, by column."""
-  several = answers[CALIBRATED][:samples]
-  variance = jnp.var(several, axis=0, ddof=1)  # [H, W, 3]
-  shown = {
-    "photograph": problem.truth[0],
-    "measured": answers[DEGRADED][0],
-    "exact posterior mean": answers[WIENER][0],
-    "one sample": several[0],
-    "mean of samples": jnp.mean(several, axis=0),
-    "spread of samples": jnp.sqrt(jnp.mean(variance, axis=-1)),
-    "paper's, shrunk": answers[PAPER][0],
+# Apart: one program for all operators, and a small one for each.
+@jax.jit
+def _likeness(images: jax.Array, truth: jax.Array) -> dict[str, jax.Array]:
+  """Of images [K, 1, H, W, 3], [K, 1] each."""
+  return {
+    "psnr": metrics.psnr(images, truth),
+    "ssim": metrics.ssim(images, truth),
   }
-  return {name: np.asarray(image) for name, image in shown.items()}
+
+
+_residual = jax.jit(metrics.measurement_residual)

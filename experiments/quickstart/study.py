@@ -3,8 +3,8 @@
   python -m experiments.quickstart
 
 Settings: `configs/quickstart.py`. The errors of `experiments.inverse_accuracy`,
-and photographs restored under a known prior. The last line printed names the
-report.
+a photograph restored under the prior that ships, and the spread of samples
+under a prior that is known. The last line printed names the report.
 """
 
 import dataclasses
@@ -15,7 +15,8 @@ from experiments.harness import report as reports
 from experiments.harness.progress import Progress
 from experiments.inverse_accuracy import study as inverse_accuracy
 from experiments.inverse_accuracy.errors import InverseSettings
-from experiments.quickstart import pages, restoration
+from experiments.quickstart import known, pages, restoration
+from experiments.quickstart.known import KnownSettings
 from experiments.quickstart.restoration import RestorationSettings
 
 TITLE = "neumann-posterior: quickstart"
@@ -27,36 +28,39 @@ class Settings:
 
   Attributes:
     inverse: of the chunk inverse's errors.
-    restoration: of the photographs.
+    restoration: of the photograph.
+    known: of the samples under a known prior.
   """
 
   inverse: InverseSettings
   restoration: RestorationSettings
+  known: KnownSettings
 
 
 def quickstart(settings: Settings, run: record.Run) -> None:
-  """Runs both studies, writes tables and `report.html`, prints its path."""
+  """Runs the studies, writes tables and `report.html`, prints its path."""
   report = reports.Report(TITLE, run.origin())
   total = inverse_accuracy.units(settings.inverse)
-  total += 1 + len(degradations.OPERATORS)
+  total += 2 + len(degradations.OPERATORS)
   with Progress(total, label="quickstart") as tick:
     inverse_accuracy.add(settings.inverse, run, report, tick)
-    _restoration(settings.restoration, run, report, tick)
+    _restoration(settings, run, report, tick)
   path = report.write(run.folder / "report.html")
   print(f"report: {reports.shown(path)}")
 
 
 def _restoration(
-  settings: RestorationSettings,
-  run: record.Run,
-  report: reports.Report,
-  tick: Progress,
+  settings: Settings, run: record.Run, report: reports.Report, tick: Progress
 ) -> None:
-  rows, pictures = restoration.study(settings, tick)
-  for row in rows:
+  found, answers = restoration.study(settings.restoration, tick)
+  for row in found:
     run.write("restoration", row)
-  report.section("Photographs restored under a known prior")
-  pages.add_restoration(report, run.frame("restoration"), pictures, settings)
-  brief = pages.brief(pictures)
-  writing.write(run.folder / "panel.jpg", reports.render(brief, "jpeg"))
-  writing.write(run.folder / "panel.txt", pages.caption(settings) + "\n")
+  tick("restoration: the spread of samples")
+  for row in known.study(settings.known):
+    run.write("bands", row)
+  rows, bands = run.frame("restoration"), run.frame("bands")
+  about = settings.restoration
+  pages.add(report, rows, answers, about, bands, settings.known)
+  brief = reports.render(pages.brief(rows, answers), "jpeg")
+  writing.write(run.folder / "panel.jpg", brief)
+  writing.write(run.folder / "panel.txt", pages.caption(about) + "\n")

@@ -27,7 +27,7 @@ class SetupSettings(Checked):
     size: side of all of them; 256 is that of the frozen masks.
     noise_std: of the measurements, pixels in [-1, 1].
     prior: a file of `prior_files.load`, "" for the shipped photo prior, or
-      "gaussian" for the exactly known one of the quickstart.
+      "gaussian" for one with the spectrum of other photographs.
     dtype: of a network's arithmetic, float32 or bfloat16.
     lpips: a file of `metrics.load_lpips`, "" to do without that distance.
   """

@@ -1,0 +1,107 @@
+"""How right the spread of samples is, where the posterior is known exactly.
+
+A stationary Gaussian prior with the spectrum of photographs under circular
+blur: Fourier space diagonalises both, so that the posterior variance of every
+coefficient is 1 / (|H|^2 / s^2 + 1 / S).
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+import posterior_jax
+from experiments.data import degradations
+from experiments.harness.settings import Checked, setting
+from posterior_jax import NFCConfig, Observation, metrics, operators
+from posterior_jax.nfc_sampler import Ode, Sigma
+
+CALIBRATED = "NFC calibrated()"
+PUBLISHED = "published centre and width"
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownSettings(Checked):
+  """What is sampled.
+
+  Attributes:
+    seed: of images, noise and samplers.
+    images: how many are drawn of the prior and measured.
+    size: their side.
+    noise_std: of the measurement, pixels in [-1, 1].
+    num_samples: of either sampler, for every image.
+    levels: of their noise.
+  """
+
+  seed: int = 0
+  # More than one: calibrated() widens where a measurement is a rare surprise.
+  images: int = setting(8, at_least=1)
+  size: int = setting(32, at_least=16)
+  noise_std: float = setting(0.05, above=0)
+  num_samples: int = setting(32, at_least=3)
+  levels: int = setting(20, at_least=1)
+
+
+class BandRow(NamedTuple):
+  """Variance of samples over the exact one in a radial band of frequency.
+
+  Attributes:
+    method: CALIBRATED or PUBLISHED.
+    upper: largest radius in the band, cycles per pixel.
+    coefficients: in it, of each channel.
+    ratio: 1 for exact samples.
+    error: its Monte Carlo standard error.
+  """
+
+  method: str
+  upper: float
+  coefficients: int
+  ratio: float
+  error: float
+
+
+def study(settings: KnownSettings) -> list[BandRow]:
+  """A row for each of 8 bands and both samplers."""
+  shape = (settings.size, settings.size, 3)
+  prior = degradations.build_prior(settings.size)
+  operator = operators.gaussian_blur(
+    shape, size=9, std=1.5, boundary="circular"
+  )
+  image, noise, draws = jax.random.split(jax.random.key(settings.seed), 3)
+  clean = operator.forward(prior.sample(image, (settings.images,), channels=3))
+  y = clean + settings.noise_std * jax.random.normal(noise, clean.shape)
+  observation = Observation(y, operator, settings.noise_std)
+  gain = operator.gram_gain / settings.noise_std**2  # [H, W]
+  variance = 1 / (gain + 1 / prior.spectrum)
+  rows = []
+  for method, config in _configs(settings.levels).items():
+    sampler = posterior_jax.nfc(config, spectrum=prior.spectrum)
+    samples, _ = posterior_jax.run(
+      sampler,
+      prior.denoise,
+      observation,
+      draws,
+      num_samples=settings.num_samples,
+    )
+    found = _variance_ratio(samples, variance)
+    bands = (found.upper, found.coefficients, found.bands, found.bands_error)
+    rows += [
+      BandRow(method, float(upper), int(count), float(ratio), float(error))
+      for upper, count, ratio, error in zip(*map(np.asarray, bands))
+    ]
+  return rows
+
+
+# One program for both samplers.
+_variance_ratio = jax.jit(metrics.variance_ratio)
+
+
+def _configs(levels: int) -> dict[str, NFCConfig]:
+  """The second is the first but for what moves an image, as published."""
+  return {
+    CALIBRATED: NFCConfig.calibrated(levels=levels),
+    PUBLISHED: NFCConfig.calibrated(
+      levels=levels, predictor=Ode(), width=Sigma()
+    ),
+  }
