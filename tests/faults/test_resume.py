@@ -277,6 +277,21 @@ def test_ctrl_c_while_a_checkpoint_is_written(tmp_path, capsys, monkeypatch):
   assert len(list((run / "checkpoints").iterdir())) == 1
 
 
+def test_ctrl_c_as_a_run_begins_leaves_none(tmp_path, capsys, monkeypatch):
+  save, run = record.Run._save, tmp_path / "run"
+
+  def interrupted(self, status):
+    save(self, status)
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patched:
+    patched.setattr(record.Run, "_save", interrupted)
+    said = _said(capsys, 130, tmp_path, _rows, f"--workdir={run}")
+  assert said == "small: interrupted; nothing was written\n"
+  _main(tmp_path, _rows, f"--workdir={run}")
+  assert (run / "steps.csv").exists() and not (run / "2").exists()
+
+
 class Dies:
   """With Ctrl-C in its last moment, where nothing can be raised."""
 
