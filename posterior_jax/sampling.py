@@ -113,7 +113,7 @@ def _check_finite(samples: jax.Array, info: Any) -> None:
   """Refuses a result that one wrong weight has spread through."""
   if isinstance(samples, jax.core.Tracer) or not samples.is_fully_addressable:
     return
-  if bool(jnp.isfinite(samples).all()):
+  if bool(_all_finite(samples)):
     return
   step = ""
   if isinstance(info, Info):
@@ -124,6 +124,11 @@ def _check_finite(samples: jax.Array, info: Any) -> None:
     f"samples are not finite{step}: denoise returns NaN or infinity, or the "
     "sampler's settings let it diverge"
   )
+
+
+@jax.jit  # one program of a server's few, not two
+def _all_finite(samples: jax.Array) -> jax.Array:
+  return jnp.isfinite(samples).all()
 
 
 @functools.partial(jax.jit, static_argnums=(5, 6))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -110,40 +109,3 @@ def test_what_a_builder_refuses_is_refused_at_once():
     pj.nfc(pj.NFCConfig.calibrated(levels=3))
   with refused(ValueError, "must be positive and finite"):
     pj.nfc(pj.NFCConfig.calibrated(levels=3), spectrum=jnp.zeros((8, 8)))
-
-
-@pytest.mark.slow
-def test_a_server_of_500_calls_stays_as_small_as_after_50():
-  """Programs, maps and memory: all samplers are built anew for every call."""
-  samplers = (
-    lambda prior: _nfc(prior),
-    lambda prior: _nfc(prior, inner_noise_std=0.1),
-    lambda prior: baselines.dps(baselines.DPSConfig.published(levels=3)),
-    lambda prior: baselines.ddrm(baselines.DDRMConfig.published(levels=3)),
-  )
-  before, sizes = sampling._run._cache_size(), {}
-  for i in range(500):
-    prior = _prior(2.0 + 0.001 * i)
-    x, _ = pj.run(
-      samplers[i % 4](prior),
-      prior.denoise,
-      _observation(i, 0.1 + 0.001 * i),
-      jax.random.key(i),
-    )
-    assert np.isfinite(x).all()
-    if i + 1 in (50, 500):
-      sizes[i + 1] = _size()
-  print(sizes)
-  assert sampling._run._cache_size() - before <= 8
-  maps, kilobytes = (sizes[500][i] - sizes[50][i] for i in (0, 1))
-  assert maps <= 50 and kilobytes <= 30_000, sizes
-
-
-def _size():
-  """Memory maps, and kB resident."""
-  proc = pathlib.Path("/proc/self")
-  if not proc.exists():
-    pytest.skip("needs /proc")
-  status = (proc / "status").read_text()
-  maps = (proc / "maps").read_text().count("\n")
-  return maps, int(status.split("VmRSS:")[1].split()[0])
