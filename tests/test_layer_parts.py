@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from neumann_jax import Cache
-from neumann_jax.layers import norms
+from neumann_jax.layers import linear, norms
 from neumann_jax.layers.cache import KeyValueCache, check_cache
 from neumann_jax.layers.short_conv import short_conv
 from tests import models, oracles
@@ -144,6 +144,45 @@ def test_gated_rms_norm_in_bfloat16():
   wide.weight[...] = weight.astype(jnp.float32)
   want = wide(x.astype(jnp.float32), gate.astype(jnp.float32))
   assert_close(found.astype(jnp.float32), want, 3 * 2.0**-8)
+
+
+# --- Products ---------------------------------------------------------------
+
+
+def test_wide_products_are_differentiated_in_the_type_of_their_operands():
+  """A float32 product in the backward pass would have no matrix unit."""
+  x, kernel, g = normal(3, 8), normal(8, 6), normal(3, 6)
+  narrow = jnp.bfloat16(x), jnp.bfloat16(kernel)
+
+  def pull(x, kernel):
+    out, pull = jax.vjp(linear.wide_product, x, kernel)
+    return out, pull(jnp.asarray(g))
+
+  out, found = pull(*narrow)
+  exact = [np.asarray(y, np.float64) for y in narrow]
+  assert out.dtype == jnp.float32
+  assert_close(out, exact[0] @ exact[1], TOLERANCE)
+  want = g @ exact[1].T, exact[0].T @ g
+  for y, truth in zip(found, want, strict=True):
+    assert y.dtype == jnp.bfloat16
+    # Eight terms and the result, each rounded to 8 bits.
+    np.testing.assert_allclose(np.float64(y), truth, atol=0.03)
+  products = [
+    eqn
+    for eqn in jax.make_jaxpr(pull)(*narrow).jaxpr.eqns
+    if eqn.primitive.name == "dot_general"
+  ]
+  types = {str(y.aval.dtype) for eqn in products for y in eqn.invars}
+  assert types == {"bfloat16"}, types
+
+
+def test_wide_products_of_a_transposed_matrix_and_forward_derivatives():
+  x, kernel, dx = normal(3, 8), normal(8, 6), normal(3, 8, seed=1)
+  out, tangent = jax.jvp(
+    lambda x: linear.wide_product(x, jnp.asarray(kernel.T), 1), (x,), (dx,)
+  )
+  assert_close(out, x @ kernel, TOLERANCE)
+  assert_close(tangent, dx @ kernel, TOLERANCE)
 
 
 # --- Cache -------------------------------------------------------------------

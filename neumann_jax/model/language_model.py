@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 
 from neumann_jax import checks, sequence_axis
 from neumann_jax.delta_rule import inputs
@@ -25,7 +24,7 @@ from neumann_jax.layers.cache import (
   check_model_cache,
   check_room,
 )
-from neumann_jax.layers.linear import linear
+from neumann_jax.layers.linear import linear, wide_product
 from neumann_jax.layers.norms import RMSNorm
 from neumann_jax.layers.positions import Positions, positions, shard_positions
 from neumann_jax.model.decoder import Tokens, make_layers, run_layers
@@ -100,7 +99,7 @@ class LanguageModel(nnx.Module):
         std=config.initializer_range,
         dtype=execution.dtype,
         param_dtype=execution.param_dtype,
-        preferred_element_type=jnp.float32,
+        wide=True,
         rngs=rngs,
       )
 
@@ -198,13 +197,8 @@ class LanguageModel(nnx.Module):
     # Sums stay float32: tokens that compete differ by less than bfloat16 shows.
     if not self.config.tie_word_embeddings:
       return self.lm_head(hidden)
-    return jnp.einsum(
-      "...d,vd->...v",
-      hidden,
-      self.embed_tokens.embedding[...].astype(hidden.dtype),
-      precision=lax.Precision.HIGHEST,
-      preferred_element_type=jnp.float32,
-    )
+    embedding = self.embed_tokens.embedding[...].astype(hidden.dtype)
+    return wide_product(hidden, embedding, 1)
 
   def chunk_matrices(
     self,
