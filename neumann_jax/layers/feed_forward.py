@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from neumann_jax.delta_rule import on_mesh
 from neumann_jax.execution import Execution
+from neumann_jax.layers import row_products
 from neumann_jax.layers.grouped_product import grouped_product
 from neumann_jax.layers.linear import linear
 from neumann_jax.model_config import ModelConfig
@@ -42,13 +43,20 @@ class SwiGLU(nnx.Module):
       param_dtype=execution.param_dtype,
       rngs=rngs,
     )
+    self.set_execution(execution)
     self.gate_proj = make(config.hidden_size, width)
     self.up_proj = make(config.hidden_size, width)
     self.down_proj = make(width, config.hidden_size)
 
+  def set_execution(self, execution: Execution) -> None:
+    """Takes what computes products of a single row."""
+    self.rows = execution.rule.implementation
+
   def __call__(self, x: jax.Array) -> jax.Array:
     """[..., hidden] -> [..., hidden]."""
-    return self.down_proj(nnx.silu(self.gate_proj(x)) * self.up_proj(x))
+    layers = self.gate_proj, self.up_proj
+    gate, up = row_products.project(self.rows, x, layers)
+    return row_products.gated(self.rows, gate, up, self.down_proj)
 
 
 class Experts(nnx.Module):
@@ -213,6 +221,11 @@ class SparseExperts(nnx.Module):
       rngs=rngs,
     )
     self.shared_expert_gate = make(config.hidden_size, 1)
+
+  def set_execution(self, execution: Execution) -> None:
+    """Hands the options on."""
+    self.experts.set_execution(execution)
+    self.shared_expert.set_execution(execution)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """[..., hidden] -> [..., hidden]."""

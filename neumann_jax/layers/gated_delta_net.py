@@ -17,15 +17,15 @@ from neumann_jax import sequence_axis
 from neumann_jax.delta_rule import api, chunk_matrix, sequence_parallel, wy
 from neumann_jax.delta_rule import inputs as operands
 from neumann_jax.delta_rule.inputs import Operands
-from neumann_jax.delta_rule.recurrent import gated_delta_step
 from neumann_jax.execution import Execution
+from neumann_jax.layers import row_products, token_step
 from neumann_jax.layers.cache import Cache, check_cache
-from neumann_jax.layers.gates import Gates, log_decay
 from neumann_jax.layers.linear import linear
 from neumann_jax.layers.mixer import Axes
-from neumann_jax.layers.norms import GatedRMSNorm, unit_norm
+from neumann_jax.layers.norms import GatedRMSNorm
 from neumann_jax.layers.positions import Positions
 from neumann_jax.layers.short_conv import short_conv
+from neumann_jax.layers.token_step import Block, Projected, Weights
 from neumann_jax.model_config import ModelConfig
 
 # Ranges of the uniform draw behind A_log. "qwen" is the published start, which
@@ -209,12 +209,30 @@ class GatedDeltaNet(nnx.Module):
     if cache is None:
       cache = self.init_cache(x.shape[0])
     x, mask = self._masked(x, mask)
-    inputs, conv_state = self._operands(x, cache.conv_state, segment_ids, mask)
+    token = self._projected(x)
+    if x.shape[1] == 1 and self.rule.sequence_axis is None:
+      # A chunk of one token has nothing to invert, and padding it to C tokens
+      # would make a step of decoding C times as dear. It is of the document
+      # that the cache enters, whatever its number.
+      y, cache = token_step.step(
+        self.rule.implementation,
+        self._block(),
+        token,
+        self._weights(),
+        cache,
+        mask,
+      )
+      return self._out(y), cache
+    inputs, conv_state = self._operands(
+      token, cache.conv_state, segment_ids, mask
+    )
     out, state = self._rule(inputs, cache.recurrent_state, segment_ids)
-    gate = self.in_proj_z(x).reshape(out.shape)  # [B, T, Hv, Dv]
-    y = self.norm(out, gate)  # [B, T, Hv, Dv]
-    y = self.out_proj(y.reshape(*x.shape[:2], -1))
-    return y, Cache(conv_state, state)
+    y = self.norm(out, token.z.reshape(out.shape))  # [B, T, Hv, Dv]
+    return self._out(y.reshape(*x.shape[:2], -1)), Cache(conv_state, state)
+
+  def _out(self, y: jax.Array) -> jax.Array:
+    how = self.rule.implementation
+    return row_products.project(how, y, [self.out_proj])[0]
 
   def _rule(
     self,
@@ -225,12 +243,6 @@ class GatedDeltaNet(nnx.Module):
     how = self.rule
     if how.sequence_axis is not None:
       run = sequence_parallel.over_shards
-    elif inputs.v.shape[1] == 1:
-      # A chunk of one token has nothing to invert, and padding it to C tokens
-      # would make a step of decoding C times as dear.
-      token = Operands(*(operand[:, 0] for operand in inputs))
-      out, state = gated_delta_step(*token, state)
-      return out[:, None], state  # [B, 1, Hv, Dv]
     else:
       run = api.with_options
     return run(inputs, how, initial_state=state, segment_ids=segment_ids)
@@ -259,7 +271,8 @@ class GatedDeltaNet(nnx.Module):
     self._check_inputs(x, None, segment_ids, mask)
     x, mask = self._masked(x, mask)
     history = self.init_cache(x.shape[0]).conv_state
-    inputs, _ = self._operands(x, history, segment_ids, mask)
+    token = self._projected(x)
+    inputs, _ = self._operands(token, history, segment_ids, mask)
     return chunk_matrix.chunk_matrices(
       inputs.k,
       inputs.log_decay,
@@ -268,52 +281,43 @@ class GatedDeltaNet(nnx.Module):
       chunk_size=self.rule.chunk_size,
     )
 
+  def _projected(self, x: jax.Array) -> Projected:
+    names = "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"
+    layers = [getattr(self, name) for name in names]
+    return Projected(*row_products.project(self.rule.implementation, x, layers))
+
+  def _weights(self) -> Weights:
+    named = self.conv1d, self.A_log, self.dt_bias, self.norm.weight
+    return Weights(*(x[...] for x in named))
+
+  def _block(self) -> Block:
+    config = self.config
+    return Block(
+      config.linear_num_key_heads,
+      2.0 if config.allow_neg_eigval else 1.0,
+      config.rms_norm_eps,
+    )
+
   def _operands(
     self,
-    x: jax.Array,
+    token: Projected,
     history: jax.Array,
     segment_ids: jax.Array | None,
     mask: jax.Array | None,
   ) -> tuple[Operands, jax.Array]:
     # One convolution over q|k|v, as its parameters lie in a checkpoint.
     qkv, history = short_conv(
-      self.in_proj_qkv(x),
+      token.qkv,
       self.conv1d[...],
       history=history,
       segment_ids=segment_ids,
       mask=mask,
       axis_name=self.rule.sequence_axis,
     )
-    config, dtype = self.config, self.dtype
-    # Rounded once, after the activation: the convolution's sums are float32.
-    qkv = nnx.silu(qkv).astype(dtype)  # [B, T, 2 Hk Dk + Hv Dv]
-    keys = config.linear_num_key_heads * config.linear_key_head_dim
-    q, k, v = jnp.split(qkv, [keys, 2 * keys], axis=-1)  # [B, T, H D] each
-    gates = self._gates(x, mask)
-    lead = x.shape[:2]
-    # Normalised in float32 and then rounded: bfloat16 keys can be longer than 1
-    # by their rounding, which `envelope(key_norm=)` is for.
-    q, k = (
-      unit_norm(x.reshape(*lead, config.linear_num_key_heads, -1)).astype(dtype)
-      for x in (q, k)
+    found = token_step.operands(
+      self._block(), qkv, token.b, token.a, self._weights(), mask
     )
-    v = v.reshape(*lead, config.linear_num_value_heads, -1)  # [B, T, Hv, Dv]
-    return Operands(q, k, v, gates.log_decay, gates.beta), history
-
-  def _gates(self, x: jax.Array, mask: jax.Array | None) -> Gates:
-    """Decays and write strengths of x [B, T, hidden]; padding has neither."""
-    # float32 from here on, and bfloat16 nowhere: a decay acts as often as there
-    # are tokens after it.
-    beta = nnx.sigmoid(self.in_proj_b(x).astype(jnp.float32))  # [B, T, Hv]
-    if self.config.allow_neg_eigval:
-      beta = 2 * beta
-    a = self.in_proj_a(x).astype(jnp.float32) + self.dt_bias[...]  # [B, T, Hv]
-    gates = Gates(log_decay(self.A_log[...], a), beta)
-    if mask is None:
-      return gates
-    # A token that writes nothing and forgets nothing is as if it were not
-    # there.
-    return Gates(*(jnp.where(mask[..., None], gate, 0) for gate in gates))
+    return found, history
 
   def _masked(
     self, x: jax.Array, mask: jax.Array | None

@@ -37,13 +37,19 @@ class GatedRMSNorm(nnx.Module):
 
   def __call__(self, x: jax.Array, gate: jax.Array) -> jax.Array:
     """[..., dim] twice -> [..., dim] in x's dtype."""
-    # Rounded to the activation dtype before the weight and again after the
-    # gate: the order of transformers, so that a bfloat16 model rounds where it
-    # did.
-    normed = _over_rms(x, self.eps).astype(x.dtype)
-    scaled = self.weight[...].astype(x.dtype) * normed
-    gated = scaled.astype(jnp.float32) * nnx.silu(gate.astype(jnp.float32))
-    return gated.astype(x.dtype)
+    return gated_rms_norm(x, gate, self.weight[...], self.eps)
+
+
+def gated_rms_norm(
+  x: jax.Array, gate: jax.Array, weight: jax.Array, eps: float
+) -> jax.Array:
+  """`GatedRMSNorm` as a function of its weight [dim]."""
+  # Rounded to the activation dtype before the weight and again after the gate:
+  # the order of transformers, so that a bfloat16 model rounds where it did.
+  normed = _over_rms(x, eps).astype(x.dtype)
+  scaled = weight.astype(x.dtype) * normed
+  gated = scaled.astype(jnp.float32) * nnx.silu(gate.astype(jnp.float32))
+  return gated.astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):

@@ -43,6 +43,9 @@ MIXERS: dict[str, MixerKind] = {
 # products with weights, which have no batch axis, and no product of two
 # activations.
 _SAVED = {
+  "names": jax.checkpoint_policies.save_only_these_names(
+    "chunk_inverse", "chunk_states"
+  ),
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -107,8 +110,7 @@ class DecoderLayer(nnx.Module):
   def set_execution(self, execution: Execution) -> None:
     """Changes how the layer is computed; see `Mixer`."""
     self.mixer.set_execution(execution)
-    if isinstance(self.mlp, SparseExperts):
-      self.mlp.experts.set_execution(execution)
+    self.mlp.set_execution(execution)
 
   def __call__(
     self,

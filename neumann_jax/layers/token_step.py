@@ -1,0 +1,199 @@
+"""A Gated DeltaNet block between its projections, and one token of it.
+
+What lies between the projections is small and in many parts: with them in XLA,
+a step of decoding is bound by launches. On a GPU they are one kernel, see
+`token_gpu.py`; what follows is what it computes.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from neumann_jax import backends
+from neumann_jax.delta_rule import on_mesh
+from neumann_jax.delta_rule.inputs import Operands
+from neumann_jax.delta_rule.recurrent import gated_delta_step
+from neumann_jax.layers import token_gpu
+from neumann_jax.layers.cache import Cache
+from neumann_jax.layers.gates import Gates, log_decay
+from neumann_jax.layers.norms import gated_rms_norm, unit_norm
+from neumann_jax.layers.short_conv import short_conv
+
+
+class Block(NamedTuple):
+  """What is static.
+
+  Attributes:
+    key_heads: Hk.
+    beta_max: 1, or 2 where a token may turn the state around.
+    eps: of the gated norm.
+  """
+
+  key_heads: int
+  beta_max: float
+  eps: float
+
+
+class Projected(NamedTuple):
+  """What the projections make of T tokens, in the activation dtype.
+
+  Attributes:
+    qkv: [B, T, 2 Hk Dk + Hv Dv], raw columns.
+    z: [B, T, Hv Dv], gate of the outputs.
+    b: [B, T, Hv], write strength before its sigmoid.
+    a: [B, T, Hv], step of the decay.
+  """
+
+  qkv: jax.Array
+  z: jax.Array
+  b: jax.Array
+  a: jax.Array
+
+
+class Weights(NamedTuple):
+  """Parameters between the projections.
+
+  Attributes:
+    conv: [W, 2 Hk Dk + Hv Dv].
+    a_log: [Hv] float32.
+    dt_bias: [Hv] float32.
+    norm: [Dv].
+  """
+
+  conv: jax.Array
+  a_log: jax.Array
+  dt_bias: jax.Array
+  norm: jax.Array
+
+
+def operands(
+  block: Block,
+  qkv: jax.Array,
+  b: jax.Array,
+  a: jax.Array,
+  weights: Weights,
+  mask: jax.Array | None,
+) -> Operands:
+  """What the rule takes, from convolved columns and raw gates.
+
+  Args:
+    block: what is static.
+    qkv: [B, T, 2 Hk Dk + Hv Dv] float32, convolved.
+    b: [B, T, Hv].
+    a: [B, T, Hv]; a and b are of the activation dtype.
+    weights: A_log and dt_bias are read.
+    mask: [B, T] bool or None.
+  """
+  dtype, heads = b.dtype, b.shape[-1]
+  dv = weights.norm.shape[0]
+  # Rounded once, after the activation: the convolution's sums are float32.
+  qkv = nnx.silu(qkv).astype(dtype)
+  keys = (qkv.shape[-1] - heads * dv) // 2
+  q, k, v = jnp.split(qkv, [keys, 2 * keys], axis=-1)  # [B, T, H D] each
+  lead = qkv.shape[:2]
+  # Normalised in float32 and then rounded: bfloat16 keys can be longer than 1
+  # by their rounding, which `envelope(key_norm=)` is for.
+  q, k = (
+    unit_norm(x.reshape(*lead, block.key_heads, -1)).astype(dtype)
+    for x in (q, k)
+  )
+  v = v.reshape(*lead, heads, dv)  # [B, T, Hv, Dv]
+  return Operands(q, k, v, *gates(block, b, a, weights, mask))
+
+
+def gates(
+  block: Block,
+  b: jax.Array,
+  a: jax.Array,
+  weights: Weights,
+  mask: jax.Array | None,
+) -> Gates:
+  """Decays and write strengths [B, T, Hv]; padding has neither."""
+  # float32 from here on, and bfloat16 nowhere: a decay acts as often as there
+  # are tokens after it.
+  beta = block.beta_max * nnx.sigmoid(b.astype(jnp.float32))
+  step = a.astype(jnp.float32) + weights.dt_bias
+  found = Gates(log_decay(weights.a_log, step), beta)
+  if mask is None:
+    return found
+  # A token that writes nothing and forgets nothing is as if it were not there.
+  return Gates(*(jnp.where(mask[..., None], gate, 0) for gate in found))
+
+
+def step(
+  implementation: str,
+  block: Block,
+  token: Projected,
+  weights: Weights,
+  cache: Cache,
+  mask: jax.Array | None,
+) -> tuple[jax.Array, Cache]:
+  """One token: [B, 1, Hv Dv], normed and gated, and the cache after it.
+
+  Args:
+    implementation: as of `RuleOptions`.
+    block: what is static.
+    token: of T = 1.
+    weights: of the block.
+    cache: before the token.
+    mask: [B, 1] bool or None; where it is False the cache stays as it is.
+  """
+  mesh = on_mesh.mesh_of(cache.recurrent_state, token.qkv)
+  if mesh.size > 1 and on_mesh.free_axes(mesh):
+    # Columns of q, k and v lie side by side, so that no axis of theirs is one
+    # of heads: XLA splits what a kernel could not.
+    implementation = "xla"
+  args = (token, weights, cache, mask)
+  return backends.run(_OPERATION, implementation, block, *args)
+
+
+def _in_xla(
+  block: Block,
+  token: Projected,
+  weights: Weights,
+  cache: Cache,
+  mask: jax.Array | None,
+) -> tuple[jax.Array, Cache]:
+  columns, history = short_conv(
+    token.qkv, weights.conv, history=cache.conv_state, mask=mask
+  )
+  found = operands(block, columns, token.b, token.a, weights, mask)
+  now = Operands(*(x[:, 0] for x in found))
+  out, state = gated_delta_step(*now, cache.recurrent_state)
+  gate = token.z.reshape(out.shape)  # [B, Hv, Dv]
+  y = gated_rms_norm(out, gate, weights.norm, block.eps)
+  return y.reshape(token.z.shape), Cache(history, state)
+
+
+def _refusal(block: Block, *arrays: Any) -> str | None:
+  token, weights, cache, _ = arrays
+  return token_gpu.refusal(
+    block.key_heads, token.z.dtype, weights.conv, cache.recurrent_state
+  )
+
+
+def _launch(
+  block: Block,
+  token: Projected,
+  weights: Weights,
+  cache: Cache,
+  mask: jax.Array | None,
+) -> tuple[jax.Array, Cache]:
+  live = jnp.ones_like(token.b[:, 0, 0], bool) if mask is None else mask[:, 0]
+  y, *new = token_gpu.step(
+    *(x[:, 0] for x in token),
+    live.astype(jnp.int32),
+    *weights,
+    *cache,
+    key_heads=block.key_heads,
+    beta_max=block.beta_max,
+    eps=block.eps,
+  )
+  return y[:, None], Cache(*new)
+
+
+_OPERATION = backends.Operation(
+  in_xla=_in_xla, kernels={"gpu": backends.Kernel(_refusal, _launch)}
+)

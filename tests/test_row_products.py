@@ -1,0 +1,80 @@
+"""Products of one row, and the body of their kernel in interpret mode."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from neumann_jax.layers import row_gpu, row_products
+from neumann_jax.layers.linear import linear
+from tests import oracles
+
+SIZE = 512
+
+
+def arrays(*sizes, rows=1, inputs=1, dtype=jnp.bfloat16):
+  rng = np.random.default_rng([rows, *sizes])
+  draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), dtype)  # noqa: E731
+  return (
+    tuple(draw(rows, SIZE) for _ in range(inputs)),
+    tuple(draw(SIZE, n) for n in sizes),
+  )
+
+
+@pytest.mark.parametrize("inputs", [1, 2])
+@pytest.mark.parametrize("sizes", [(96, 16, 40), (4096 + 32,)])
+def test_one_row_is_the_float64_products(sizes, inputs):
+  """With widths that are no whole number of a program's columns."""
+  given, kernels = arrays(*sizes, inputs=inputs)
+  found = row_gpu.products(tuple(x[0] for x in given), kernels, interpret=True)
+  x, *up = (np.float64(x[0]) for x in given)
+  if up:
+    # Rounded as the model rounds, before the gate is multiplied.
+    x = np.float64(jnp.bfloat16(x / (1 + np.exp(-x)))) * up[0]
+    x = np.float64(jnp.bfloat16(x))
+  for y, kernel in zip(found, kernels, strict=True):
+    want = x @ np.float64(kernel)
+    # The result is rounded to 8 bits, and no product before it.
+    assert oracles.error(np.float32(y)[None], want[None]) < 2**-8
+
+
+def test_one_row_is_one_kernel_on_cuda_and_a_product_elsewhere():
+  rngs = nnx.Rngs(0)
+  layers = [
+    linear(SIZE, n, rngs=rngs, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    for n in (64, 16)
+  ]
+  call = jax.jit(lambda x: row_products.project("auto", x, layers))
+  x = arrays(1)[0][0][None]
+  for found, layer in zip(call(x), layers, strict=True):
+    np.testing.assert_array_equal(found, layer(x))
+  modules = [
+    call.trace(x).lower(lowering_platforms=(name,)).as_text()
+    for name in ("cuda", "cpu")
+  ]
+  assert ["neumann_row" in module for module in modules] == [True, False]
+  assert ["dot_general" in module for module in modules] == [False, True]
+  # More rows are products on a matrix unit.
+  several = jnp.tile(x, (2, 1, 1))
+  module = call.trace(several).lower(lowering_platforms=("cuda",)).as_text()
+  assert "neumann_row" not in module
+
+
+@pytest.mark.parametrize(
+  ("given", "sentence"),
+  [
+    (arrays(16, rows=2), "one row, got 2"),
+    (arrays(16, dtype=jnp.float32), "bfloat16 and float16, got float32"),
+    (
+      (arrays(16)[0], arrays(16, dtype=jnp.float32)[1]),
+      "weights must be bfloat16",
+    ),
+    (
+      ((jnp.ones((1, 48), jnp.bfloat16),), (jnp.ones((48, 8), jnp.bfloat16),)),
+      "48 rows are not a multiple of 512",
+    ),
+  ],
+)
+def test_what_the_kernel_refuses(given, sentence):
+  assert sentence in row_gpu.refusal(*given)
