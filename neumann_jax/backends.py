@@ -21,7 +21,7 @@ from absl import logging
 from jax import lax
 from jax.experimental.pallas import tpu as pltpu
 from jax.extend.core import Primitive, jaxpr_as_fun
-from jax.interpreters import batching, mlir
+from jax.interpreters import ad, batching, mlir
 
 IMPLEMENTATIONS = ("auto", "tpu", "gpu", "xla", "interpret")
 # What jax calls the platform of a kernel when it lowers for it.
@@ -281,6 +281,7 @@ def bound_to(implementation: str, arrays: tuple) -> tuple:
 # for another one raises, which no primitive of jax does.
 _only_on = Primitive("only_on")
 _only_on.def_abstract_eval(lambda aval, **_: aval)
+ad.deflinear2(_only_on, lambda cotangent, *_, **__: [cotangent])
 _only_on.def_impl(
   lambda x, **params: jax.jit(functools.partial(_only_on.bind, **params))(x)
 )

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from neumann_jax.delta_rule.options import RuleOptions
 
-REMAT = ("none", "dots", "full")
+ATTENTION = ("auto", "tpu", "gpu", "xla")
+REMAT = ("none", "names", "dots", "full")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +21,20 @@ class Execution:
     param_dtype: of parameters, except A_log and dt_bias, which are float32.
     rule: how the linear layers compute the gated delta rule; its
       `sequence_axis` splits the tokens of the whole model.
-    query_block: full attention takes so many queries at a time, so that its
-      memory grows with T and not with T^2.
+    attention: what computes full attention. "gpu": cuDNN, whose gradients
+      differ in their last bits from call to call; "tpu": splash attention;
+      "xla": products under a mask; "auto": the platform's where it can run,
+      else "xla", logged once. A single token, and a call that goes on from
+      what a cache holds, are computed in XLA under any. A library's attention
+      has reverse derivatives only.
+    query_block: in XLA full attention takes so many queries at a time, so that
+      its memory grows with T and not with T^2.
     scan_layers: holds the parameters of equal layers as one stack and runs it
       by `lax.scan`: one compilation for any depth.
     remat: what the backward pass computes again, a layer at a time: "none",
-      "dots" (everything but products with weights) or "full".
+      "names" (everything but what the rule's kernels name: inverses of chunks
+      and, on a TPU, states), "dots" (everything but products with weights) or
+      "full".
 
   Raises:
     TypeError: for an option of another type.
@@ -39,16 +48,17 @@ class Execution:
     >>> nj.Execution(remat="some")
     Traceback (most recent call last):
       ...
-    ValueError: remat must be one of none, dots, full, got 'some'
+    ValueError: remat must be one of none, names, dots, full, got 'some'
   """
 
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
   rule: RuleOptions = RuleOptions()  # noqa: RUF009  (frozen)
+  attention: Literal["auto", "tpu", "gpu", "xla"] = "auto"
   # Scores of 1024 queries and 32768 keys are 128 MiB a head in float32.
   query_block: int = 1024
   scan_layers: bool = False
-  remat: Literal["none", "dots", "full"] = "none"
+  remat: Literal["none", "names", "dots", "full"] = "none"
 
   def __post_init__(self) -> None:
     """Raises TypeError or ValueError for an option that cannot be."""
@@ -71,10 +81,12 @@ class Execution:
       raise ValueError(
         f"query_block must be at least 1, got {self.query_block}"
       )
-    if self.remat not in REMAT:
-      raise ValueError(
-        f"remat must be one of {', '.join(REMAT)}, got {self.remat!r}"
-      )
+    for name, known in (("attention", ATTENTION), ("remat", REMAT)):
+      if getattr(self, name) not in known:
+        raise ValueError(
+          f"{name} must be one of {', '.join(known)}, got "
+          f"{getattr(self, name)!r}"
+        )
 
   @property
   def sequence_axis(self) -> str | None:

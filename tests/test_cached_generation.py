@@ -106,6 +106,7 @@ def short_prefixes():
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(attention, "_FIRST_PREFIX", 4)
+    patch.setattr(attention, "_SLOTS_OF_A_TOKEN", 4)
     patch.setattr(attention, "_PREFIX_RATIO", 2)
     yield functools.partial(call, params)
 

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from neumann_jax.delta_rule.isolation import clean
 from neumann_jax.execution import Execution
+from neumann_jax.layers import attention_kernels, call_attention, row_products
+from neumann_jax.layers.attention_kernels import Attend
 from neumann_jax.layers.cache import KeyValueCache
+from neumann_jax.layers.causal_attention import causal_attention
 from neumann_jax.layers.linear import linear
 from neumann_jax.layers.mixer import Axes
 from neumann_jax.layers.norms import RMSNorm
@@ -23,10 +25,12 @@ from neumann_jax.layers.positions import PADDING, Positions, rotate
 from neumann_jax.model_config import ModelConfig
 from neumann_jax.sequence_axis import gather_tokens
 
-# A cache is read up to the first of these many slots that holds all tokens: at
-# 256 a step is bound by the weights of its layers, and each further branch is
-# one more program to compile.
+# A cache is read up to the first of these many slots that holds all tokens.
 _FIRST_PREFIX, _PREFIX_RATIO = 256, 4
+# Up to so many slots over all rows a single token is bound by the weights of
+# its layers, and a branch would cost more than it saves: it is one more program
+# to compile, and on a GPU the host waits to take it.
+_SLOTS_OF_A_TOKEN = 4096
 
 
 class GatedAttention(nnx.Module):
@@ -78,9 +82,24 @@ class GatedAttention(nnx.Module):
     self.q_norm, self.k_norm = norm(config.head_dim), norm(config.head_dim)
 
   def set_execution(self, execution: Execution) -> None:
-    """Takes `query_block` and `sequence_axis`; see `Mixer`."""
+    """Takes `attention`, `query_block`, and of the rule what runs on a mesh.
+
+    See `Mixer`. Of the rule's implementation it reads what products of a single
+    row take.
+
+    Raises:
+      ValueError: if a named attention cannot run with these heads.
+    """
+    self.attention = execution.attention
     self.query_block = execution.query_block
     self.sequence_axis = execution.sequence_axis
+    self.rows = execution.rule.implementation
+    self.mesh_axes = execution.rule.batch_axes, execution.rule.head_axis
+    if self.attention not in ("auto", "xla"):
+      config, shape = self.config, jax.ShapeDtypeStruct
+      heads = config.num_attention_heads, config.num_key_value_heads
+      q, k = (shape((1, 2, n, config.head_dim), self.dtype) for n in heads)
+      attention_kernels.check(self.attention, q, k, self.sequence_axis)
 
   def init_cache(self, batch: int, capacity: int) -> KeyValueCache:
     """An empty cache for `capacity` tokens a row."""
@@ -107,13 +126,12 @@ class GatedAttention(nnx.Module):
         a sequence axis.
       segment_ids: `positions` know the documents; where it is given, what is
         not finite stays in its own.
-      mask: not read, for `positions` know the padding.
+      mask: `positions` know the padding; None where there is none.
 
     Returns:
       y [B, T, hidden], and the cache with the tokens added (None for None).
       A token past the capacity of the cache is lost: the model checks.
     """
-    del mask
     q, gate, k, v = self._heads(x, positions)
     attend = functools.partial(
       causal_attention,
@@ -121,9 +139,21 @@ class GatedAttention(nnx.Module):
       packed=segment_ids is not None,
     )
     axis = self.sequence_axis
+    within = self._within_call(q, k, segment_ids is not None)
     if cache is not None:
       cache = _store(cache, k, v, positions.slot)
-      out = _over_slots_in_use(attend, q, cache, positions)
+      after = functools.partial(_over_slots_in_use, attend, q, cache, positions)
+      if within is None:
+        out = after()
+      else:
+        out = call_attention.by_what_is_known(
+          within, after, (q, k, v), positions
+        )
+    elif within is not None:
+      known = segment_ids is None and mask is None
+      out = within(
+        q, k, v, None if known else call_attention.documents_of(positions)
+      )
     else:
       key_slot = positions.slot
       if axis is not None:
@@ -134,7 +164,25 @@ class GatedAttention(nnx.Module):
     out = out.reshape(*x.shape[:2], -1)  # [B, T, H D]
     # The sigmoid in float32: near 1 bfloat16 has steps of 2^-8.
     gated = out * nnx.sigmoid(gate.astype(jnp.float32)).astype(out.dtype)
-    return self.o_proj(gated), cache
+    return row_products.project(self.rows, gated, [self.o_proj])[0], cache
+
+  def _within_call(
+    self, q: jax.Array, k: jax.Array, packed: bool
+  ) -> Attend | None:
+    """Attention to the tokens of the call alone, by a library; or None."""
+    if q.shape[1] == 1:
+      # To the cache, then: on a GPU XLA's products of one query are faster
+      # than cuDNN, 14 and 43 us over 4096 slots on one H200.
+      return None
+    elsewhere = functools.partial(
+      call_attention.in_blocks, query_block=self.query_block
+    )
+    library = attention_kernels.choose(
+      self.attention, q, k, self.sequence_axis, self.mesh_axes, elsewhere
+    )
+    if library is None or not packed:
+      return library
+    return functools.partial(call_attention.isolated, library)
 
   def chunk_matrices(
     self,
@@ -150,12 +198,11 @@ class GatedAttention(nnx.Module):
     self, x: jax.Array, positions: Positions
   ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     config, lead = self.config, x.shape[:2]
-    split = self.q_proj(x).reshape(
-      *lead, -1, 2 * config.head_dim
-    )  # [B, T, H, 2 D]
-    q, gate = jnp.split(split, 2, axis=-1)  # [B, T, H, D] each
-    k = self.k_proj(x).reshape(*lead, -1, config.head_dim)  # [B, T, Hkv, D]
-    v = self.v_proj(x).reshape(*lead, -1, config.head_dim)  # [B, T, Hkv, D]
+    layers = self.q_proj, self.k_proj, self.v_proj
+    both, k, v = row_products.project(self.rows, x, layers)
+    both = both.reshape(*lead, -1, 2 * config.head_dim)  # [B, T, H, 2 D]
+    q, gate = jnp.split(both, 2, axis=-1)  # [B, T, H, D] each
+    k, v = (x.reshape(*lead, -1, config.head_dim) for x in (k, v))
     turn = functools.partial(
       rotate,
       position=positions.rotary,
@@ -167,84 +214,6 @@ class GatedAttention(nnx.Module):
     # cache nor a later call needs to know the norm.
     q, k = turn(self.q_norm(q)), turn(self.k_norm(k))
     return q, gate.reshape(*lead, -1), k, v
-
-
-def causal_attention(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  positions: Positions,
-  key_slot: jax.Array,
-  *,
-  query_block: int,
-  packed: bool = False,
-) -> jax.Array:
-  """softmax(q k^t / sqrt(D)) v over the keys that each token sees.
-
-  Args:
-    q: [B, T, H, D].
-    k: [B, S, Hkv, D]; query head h reads key head h // (H / Hkv).
-    v: [B, S, Hkv, D].
-    positions: of the queries.
-    key_slot: [B or 1, S] int32, slots of the keys.
-    query_block: queries at a time; memory is query_block * S, and the backward
-      pass computes the scores of a block again.
-    packed: whether rows hold several documents, of which one may hold what is
-      not finite: weights of 0 would not keep it from the others.
-
-  Returns:
-    [B, T, H, D] in q's dtype. A query that sees no key, which only padding
-    is, gives the mean of all values.
-  """
-  spoilt = None
-  if packed:
-    bad = (~jnp.isfinite(x).all(axis=-1, keepdims=True) for x in (q, k, v))
-    bad_q, bad_k, bad_v = bad  # [B, T, H, 1] and twice [B, S, Hkv, 1]
-    spoilt = (bad_k | bad_v)[..., 0]  # [B, S, Hkv]
-    q, k, v = clean(q, bad_q), clean(k, bad_k), clean(v, bad_v)
-
-  def attend(block: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-    q, slot, first = block
-    # One comparison is causality, capacity (empty slots are later than all
-    # tokens), padding and, with the next, documents.
-    seen = key_slot[:, None] <= slot[:, :, None]  # [B, T, S]
-    seen &= key_slot[:, None] >= first[:, :, None]
-    # The function mixes half precision with float32, which a caller who forbids
-    # promotion need not know.
-    with (
-      jax.default_matmul_precision("highest"),
-      jax.numpy_dtype_promotion("standard"),
-    ):
-      out = jax.nn.dot_product_attention(q, k, v, mask=seen[:, None])
-    return out if spoilt is None else _spoil(out, seen, spoilt)
-
-  operands = q, positions.slot, positions.first
-  length = q.shape[1]
-  if length <= query_block:
-    out = attend(operands)
-  else:
-    # `lax.map` of `jax.checkpoint`: neither pass holds scores of two blocks.
-    blocks = jax.tree.map(lambda x: _blocks(x, query_block), operands)
-    out = lax.map(jax.checkpoint(attend), blocks)  # [N, B, block, H, D]
-    out = jnp.swapaxes(out, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])
-    out = out[:, :length]
-  return jnp.where(bad_q, jnp.nan, out) if packed else out
-
-
-def _spoil(out: jax.Array, seen: jax.Array, spoilt: jax.Array) -> jax.Array:
-  """NaN for the queries that see a key or value which is not finite.
-
-  Args:
-    out: [B, T, H, D].
-    seen: [B, T, S] bool.
-    spoilt: [B, S, Hkv] bool.
-  """
-  # A product, because `any` over [B, T, S, Hkv] would be as large as scores.
-  found = jnp.einsum(
-    "bts,bsh->bth", seen.astype(jnp.float32), spoilt.astype(jnp.float32)
-  )
-  found = jnp.repeat(found > 0, out.shape[2] // spoilt.shape[2], axis=2)
-  return jnp.where(found[..., None], jnp.nan, out)
 
 
 def _over_slots_in_use(
@@ -267,6 +236,8 @@ def _over_slots_in_use(
   # One branch for each prefix, and not a loop over blocks of keys: a loop whose
   # length is data has no reverse derivative, and costs a launch for each block.
   sizes = [_FIRST_PREFIX]
+  if q.shape[1] == 1:
+    sizes = [max(_FIRST_PREFIX, _SLOTS_OF_A_TOKEN // q.shape[0])]
   while sizes[-1] < cache.capacity:
     sizes.append(_PREFIX_RATIO * sizes[-1])
   sizes[-1] = cache.capacity
@@ -283,13 +254,6 @@ def _over_slots_in_use(
   return lax.switch(
     branch, [over(size) for size in sizes], q, *cache, positions
   )
-
-
-def _blocks(x: jax.Array, size: int) -> jax.Array:
-  """[B, T, ...] -> [N, B, size, ...], padded with zeros."""
-  pad = -x.shape[1] % size
-  x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
-  return jnp.swapaxes(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 0, 1)
 
 
 def _store(

@@ -31,7 +31,7 @@ from neumann_jax.model.decoder import Tokens, make_layers, run_layers
 from neumann_jax.model_config import ModelConfig
 
 # What a model can change after it was made; the rest is in its parameters.
-CHANGEABLE = ("rule", "query_block", "remat")
+CHANGEABLE = ("rule", "attention", "query_block", "remat")
 _RULE = tuple(field.name for field in dataclasses.fields(RuleOptions))
 
 

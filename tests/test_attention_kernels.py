@@ -1,0 +1,257 @@
+"""Full attention by cuDNN and by splash attention, as far as a CPU can tell.
+
+Splash attention runs in its interpreter. cuDNN is lowered; the choice between
+calls, documents and caches is tested with a library that runs here.
+"""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+import neumann_jax
+from neumann_jax.layers import (
+  attention,
+  attention_kernels,
+  call_attention,
+)
+from neumann_jax.layers.positions import positions
+from tests import models, oracles
+
+LENGTH = 24
+MESH_AXES = (("data", "fsdp"), "tensor")
+
+
+def operands(length, dim=128, rows=1, heads=(4, 2), dtype=jnp.bfloat16):
+  rng = np.random.default_rng([length, dim])
+  draw = lambda n: jnp.asarray(  # noqa: E731
+    rng.standard_normal((rows, length, n, dim)), dtype
+  )
+  return draw(heads[0]), draw(heads[1]), draw(heads[1])
+
+
+def in_blocks(*args):
+  return call_attention.in_blocks(*args, query_block=64)
+
+
+def error(found, want):
+  return oracles.error(np.float32(found), np.float32(want))
+
+
+# --- Splash attention --------------------------------------------------------
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+  make = functools.partial(splash.make_splash_mha, interpret=True)
+  monkeypatch.setattr(splash, "make_splash_mha", make)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_splash_attention_is_the_xla_form(interpreted, packed):
+  """At a length that is no whole number of tiles, with grouped heads."""
+  args = operands(136)
+  ids = jnp.asarray([[3] * 50 + [0] * 86]) if packed else None
+  found = attention_kernels._by_splash(*args, ids)
+  # Both round weights to bfloat16, in another order of sums.
+  assert error(found, in_blocks(*args, ids)) < 6e-3
+
+
+@pytest.mark.slow
+def test_gradients_of_splash_attention_are_those_of_the_xla_form(interpreted):
+  args = operands(136)
+  ids = jnp.asarray([[3] * 50 + [0] * 86])
+  pull = lambda form: jax.vjp(lambda *x: form(*x, ids), *args)[1](args[0])  # noqa: E731
+  found, want = pull(attention_kernels._by_splash), pull(in_blocks)
+  for x, y in zip(found, want, strict=True):
+    assert error(x, y) < 1e-2
+
+
+# --- Lowering ----------------------------------------------------------------
+
+
+@pytest.fixture
+def with_cudnn(monkeypatch):
+  """jax asks the host for cuDNN when it traces, not when it compiles."""
+  public = jax.nn.dot_product_attention.__globals__
+  inside = public["cudnn_dot_product_attention"].__globals__
+  monkeypatch.setitem(inside, "check_cudnn_version", lambda: 91300)
+  attention_kernels._cudnn_refusal.cache_clear()
+  yield
+  attention_kernels._cudnn_refusal.cache_clear()
+
+
+@pytest.mark.parametrize(
+  ("name", "platform", "kernel"),
+  [("gpu", "cuda", "fmha"), ("tpu", "tpu", "tpu_custom_call")],
+)
+def test_a_named_attention_lowers_with_its_gradients(
+  with_cudnn, name, platform, kernel
+):
+  args = operands(256)
+  ids = jnp.zeros((1, 256), jnp.int32)
+  attend = attention_kernels.choose(name, *args[:2], None, MESH_AXES, in_blocks)
+
+  def step(*args):
+    out, pull = jax.vjp(lambda *x: attend(*x, ids), *args)
+    return pull(out)
+
+  traced = jax.jit(step).trace(*args)
+  module = traced.lower(lowering_platforms=(platform,)).as_text()
+  assert kernel in module.lower()
+  # No scores of all queries and keys in XLA.
+  assert not re.search(r"dot_general.*256x256", module)
+  with pytest.raises(ValueError, match=f"runs on {platform} only"):
+    traced.lower(lowering_platforms=("cpu",))
+
+
+# --- Which attention a call takes --------------------------------------------
+
+
+@pytest.fixture
+def calls(monkeypatch):
+  """A host with a GPU whose attention is products under a mask."""
+  found = []
+
+  def library(q, k, v, documents=None):
+    found.append(documents is not None)
+    mask = None
+    if documents is not None:
+      mask = attention_kernels._same(documents)
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True)
+
+  monkeypatch.setattr(attention_kernels, "_platform", lambda: "gpu")
+  monkeypatch.setattr(attention_kernels, "refusal", lambda *_: None)
+  monkeypatch.setattr(
+    attention_kernels, "_run", lambda name, elsewhere: library
+  )
+  return found
+
+
+def tokens(rows=2, length=LENGTH, seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.integers(0, models.VOCABULARY, (rows, length)).astype(np.int32)
+
+
+def layer(implementation):
+  execution = neumann_jax.Execution(attention=implementation)
+  return attention.GatedAttention(
+    models.CONFIGS["dense"], execution, rngs=nnx.Rngs(0)
+  )
+
+
+def attended(implementation, x, **options):
+  """The outputs of a layer, see `_attended`."""
+  graph, state = nnx.split(layer(implementation))
+  run = lambda state, x: _attended(nnx.merge(graph, state), x, **options)  # noqa: E731
+  return oracles.quick_jit(run)(state, x)
+
+
+def _attended(layer, x, *, left=0, pieces=1, **options):
+  """Without a cache, or through one in some pieces."""
+  mask = None
+  if left:
+    mask = jnp.arange(x.shape[1])[None] >= left
+    mask = jnp.broadcast_to(mask, x.shape[:2])
+  if pieces == 0:
+    where = positions(*x.shape[:2], mask=mask, **options)
+    return layer(x, positions=where, mask=mask, **options)[0]
+  cache = layer.init_cache(x.shape[0], LENGTH)
+  stored, found = jnp.zeros(x.shape[0], jnp.int32), []
+  for part in np.array_split(np.arange(x.shape[1]), pieces):
+    some = None if mask is None else mask[:, part]
+    where = positions(x.shape[0], len(part), stored=stored, mask=some)
+    out, cache = layer(x[:, part], positions=where, cache=cache, mask=some)
+    stored += len(part) if some is None else some.sum(axis=1)
+    found.append(out)
+  return jnp.concatenate(found, axis=1)
+
+
+@pytest.mark.parametrize(
+  ("pieces", "left"),
+  [
+    (0, 5),
+    (1, 0),
+    (2, 5),
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in ((0, 0), (1, 5), (2, 0))
+    ),
+  ],
+)
+def test_a_library_sees_what_the_xla_form_sees(calls, pieces, left):
+  x = np.random.default_rng(0).standard_normal((2, LENGTH, 64), np.float32)
+  found = attended("auto", x, pieces=pieces, left=left)
+  assert calls
+  del calls[:]
+  want = attended("xla", x, pieces=pieces, left=left)
+  assert not calls
+  oracles.assert_close(found[:, left:], want[:, left:], oracles.FLOAT32_BLOCK)
+
+
+@pytest.mark.parametrize(
+  "bad",
+  [np.nan, *(pytest.param(x, marks=pytest.mark.slow) for x in (None, np.inf))],
+)
+def test_a_library_keeps_documents_apart(calls, bad):
+  """In value and gradient, whatever is in another one."""
+  x = np.random.default_rng(1).standard_normal((1, LENGTH, 64), np.float32)
+  if bad is not None:
+    x[0, 10, 3] = bad
+  ids = jnp.asarray([[4] * 7 + [2] * 8 + [3] * 9])
+
+  def pulled(name):
+    form = lambda x: attended(name, x, pieces=0, segment_ids=ids)  # noqa: E731
+    out, pull = jax.vjp(form, jnp.asarray(x))
+    return out, pull(jnp.ones_like(out).at[:, 7:15].set(0))[0]
+
+  found, want = pulled("auto"), pulled("xla")
+  assert calls and all(calls)
+  clean = np.r_[0:7, 15:LENGTH]
+  for one, other in zip(found, want, strict=True):
+    oracles.assert_close(
+      one[:, clean], other[:, clean], 10 * oracles.FLOAT32_BLOCK
+    )
+  # From its bad token on the document is NaN, and not before.
+  nan = np.isnan(np.asarray(found[0])).all(axis=2)[0]
+  spoilt = np.arange(LENGTH) >= (LENGTH if bad is None else 10)
+  np.testing.assert_array_equal(nan[7:15], spoilt[7:15])
+
+
+def test_one_token_and_a_named_xla_take_no_library(calls):
+  one = jnp.ones((1, 1, 64))
+  attended("auto", one)
+  assert not calls
+
+
+# --- Refusals ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ("name", "dtype", "sentence"),
+  [
+    ("gpu", "float32", "must be bfloat16 or float16, got float32"),
+    ("gpu", "bfloat16", "cuDNN"),
+    ("tpu", "float16", "splash attention takes bfloat16 here"),
+    ("tpu", "bfloat16", "head_dim 16 is not a multiple of 128"),
+  ],
+)
+def test_a_named_attention_that_cannot_run_is_refused(name, dtype, sentence):
+  config = models.CONFIGS["dense"]
+  execution = neumann_jax.Execution(attention=name, dtype=dtype)
+  with pytest.raises(ValueError, match=f"attention='{name}'.*{sentence}"):
+    attention.GatedAttention(config, execution, rngs=nnx.Rngs(0))
+
+
+def test_a_sequence_axis_and_odd_lengths_are_refused_by_name():
+  q, k, _ = operands(7)
+  refusal = attention_kernels.refusal
+  assert "mesh axis 'sequence' splits" in refusal("gpu", q, k, "sequence")
+  assert "even number of tokens, got 7" in refusal("gpu", q, k)
+  with pytest.raises(ValueError, match="attention must be one of auto, tpu"):
+    neumann_jax.Execution(attention="cudnn")
