@@ -1,0 +1,36 @@
+"""Time of training, prefill and decoding of whole models, random weights.
+
+Command: python -m experiments.model_speed
+  --config=configs/model_speed.py:debug runs a tiny model, in XLA. A part of it:
+  --config.models="('Qwen3.5-0.8B',)" --config.passes="('decode',)".
+Time: most of it compiles; half an hour on one H200 expected, not measured;
+`:debug` ten seconds.
+Expected: a line a model and pass, a table of milliseconds, tokens a second and
+shares of the card's peak, then the path of report.html. No full run has been
+made with this version.
+"""
+
+import ml_collections
+
+
+def get_config(form: str = "") -> ml_collections.ConfigDict:
+  """The settings; `form` "debug" shrinks them and stays in XLA."""
+  if form not in ("", "debug"):
+    raise ValueError(f"configs/model_speed.py has the form debug, not {form!r}")
+  debug = form == "debug"
+  models = ("Qwen3.5-0.8B", "Qwen3.5-4B", "Qwen3.5-9B")
+  return ml_collections.ConfigDict(
+    {
+      "implementation": "xla" if debug else "auto",
+      "models": ("tiny",) if debug else models,
+      "passes": ("train", "prefill", "decode"),
+      "tokens": 64 if debug else 8192,
+      "rows": (2,) if debug else (1, 8),
+      "prompt": 8 if debug else 128,
+      "written": 8 if debug else 256,
+      "remat": "names",
+      "dtype": "float32" if debug else "bfloat16",
+      "repeats": 2 if debug else 5,
+      "seed": 0,
+    }
+  )

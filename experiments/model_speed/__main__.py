@@ -1,0 +1,5 @@
+"""`python -m experiments.model_speed`."""
+
+from experiments.model_speed import study
+
+study.main()

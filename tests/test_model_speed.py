@@ -1,0 +1,77 @@
+"""The study of whole models, tiny, and what it counts."""
+
+import csv
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.harness import timing
+from experiments.model_speed import passes, report, shapes, study
+from neumann_jax import Execution
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.mark.parametrize(
+  "passes",
+  [
+    ("prefill",),
+    pytest.param(("train", "prefill", "decode"), marks=pytest.mark.slow),
+  ],
+)
+def test_debug_run(passes, tmp_path, capsys):
+  study.main(
+    [
+      "model_speed",
+      "--config=configs/model_speed.py:debug",
+      f"--config.passes={passes}",
+      f"--workdir={tmp_path / 'run'}",
+    ]
+  )
+  with open(tmp_path / "run" / "models.csv", encoding="utf-8") as file:
+    rows = list(csv.DictReader(file))
+  assert tuple(row["pass"] for row in rows) == passes
+  for row in rows:
+    assert not row["note"]
+    assert 0 < float(row["lowest_ms"]) <= float(row["median_ms"])
+    tokens = {"train": 64, "prefill": 64}.get(row["pass"], 2)
+    rate = tokens / float(row["median_ms"]) * 1e3
+    np.testing.assert_allclose(float(row["tokens_per_s"]), rate, rtol=1e-3)
+    # No data sheet of a CPU.
+    assert row["of_peak"] == "" and row["of_bandwidth"] == ""
+  assert capsys.readouterr().out.rstrip().endswith("report.html")
+
+
+def test_shapes_have_the_sizes_that_they_are_named_by():
+  """Parameters without the input embedding, in units of 1e9."""
+  for name, least, most in (
+    ("Qwen3.5-0.8B", 0.7, 0.85),
+    ("Qwen3.5-4B", 3.8, 4.4),
+    ("Qwen3.5-9B", 7.5, 9.5),
+  ):
+    config = shapes.MODELS[name]
+    # Stacked: a layer of a kind is looked at once.
+    execution = Execution(param_dtype="bfloat16", scan_layers=True)
+    model = passes.shapes.param_place.abstract_model(config, execution)
+    cost = shapes.size(model)
+    assert least < cost.weights / 1e9 < most, (name, cost)
+    # Two bytes a weight, and vectors besides.
+    assert 1 <= cost.bytes / (2 * cost.weights) < 1.001
+
+
+def test_weights_are_drawn_once_and_remember():
+  first, again = (
+    shapes.model(shapes.MODELS["tiny"], Execution(), seed=3) for _ in range(2)
+  )
+  for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
+    np.testing.assert_array_equal(x, y)
+  assert (first.layers[0].linear_attn.A_log[...] == -3).all()
+  assert 0.01 < first.layers[0].mlp.up_proj.kernel[...].std() < 0.03
+
+
+def test_shares_are_of_the_data_sheet():
+  found = passes.Measured(timing.of([0.5], 1), 100, 989e12 / 4, 4.8e12 / 8)
+  shares = report.evaluated(found, "NVIDIA H200")
+  assert shares == {"tokens_per_s": 200, "of_peak": 0.5, "of_bandwidth": 0.25}
+  assert report.evaluated(found, "cpu")["of_peak"] is None
