@@ -377,7 +377,6 @@ def _check_report(finished):
   assert set(gpu.PACKAGES) <= set(environment["versions"])
 
 
-@pytest.mark.usefixtures("full_compilation")
 def test_debug_form_end_to_end(tmp_path):
   """One test, so that workers do not each run it."""
   finished = _debug_run(tmp_path)
