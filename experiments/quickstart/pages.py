@@ -92,14 +92,15 @@ def _every(rows: pd.DataFrame) -> page.Table:
 
 
 def _bands(bands: pd.DataFrame) -> page.Table:
-  columns = {}
+  columns: dict[str, pd.Series] = {}
   for method, own in bands.groupby("method", sort=False):
     own = own.set_index("upper")
     columns.setdefault("coefficients", own.coefficients)
     columns[method] = own.ratio
-    columns[f"{method}, standard error"] = own.error
+    columns[f"± ({method.split()[0]})"] = own.error
   table = pd.DataFrame(columns).rename_axis("up to [cycles per pixel]")
-  return page.Table(table, 3)
+  digits = dict.fromkeys((table.index.name, *table.columns), 3)
+  return page.Table(table, digits | {"coefficients": 0})
 
 
 def _by_frequency(bands: pd.DataFrame) -> Any:
@@ -116,6 +117,8 @@ def _by_frequency(bands: pd.DataFrame) -> Any:
     xlabel="frequency [cycles per pixel]",
     ylabel="sample variance / exact variance",
   )
+  ticks = (0.5, 1, 2, 5, 10)
+  axes.set_yticks(ticks, list(map(str, ticks)))
   axes.legend(fontsize=8)
   return figure
 

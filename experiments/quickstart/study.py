@@ -56,8 +56,8 @@ def _restoration(
   for row in found:
     run.write("restoration", row)
   tick("restoration: the spread of samples")
-  for row in known.study(settings.known):
-    run.write("bands", row)
+  for band in known.study(settings.known):
+    run.write("bands", band)
   rows, bands = run.frame("restoration"), run.frame("bands")
   about = settings.restoration
   pages.add(report, rows, answers, about, bands, settings.known)
