@@ -149,7 +149,7 @@ def attended(implementation, x, **options):
   """The outputs of a layer, see `_attended`."""
   graph, state = nnx.split(layer(implementation))
   run = lambda state, x: _attended(nnx.merge(graph, state), x, **options)  # noqa: E731
-  return oracles.quick_jit(run)(state, x)
+  return jax.jit(run)(state, x)
 
 
 def _attended(layer, x, *, left=0, pieces=1, **options):

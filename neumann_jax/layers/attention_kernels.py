@@ -27,6 +27,8 @@ from neumann_jax.delta_rule import on_mesh
 # (q [B, T, H, D], k and v [B, T, Hkv, D], documents [B, T] int32 or None).
 Attend = Callable[..., jax.Array]
 
+# What has a shape and a type.
+Like = jax.Array | jax.ShapeDtypeStruct
 # Names of the mesh axes that split rows, and of the one that splits heads.
 MeshAxes = tuple[tuple[str, ...], str | None]
 
@@ -38,7 +40,7 @@ _TILE = 512
 
 
 def refusal(
-  name: str, q: jax.Array, k: jax.Array, sequence_axis: str | None = None
+  name: str, q: Like, k: Like, sequence_axis: str | None = None
 ) -> str | None:
   """Why a library's attention cannot run, as a clause, or None if it can.
 
@@ -79,9 +81,7 @@ def _cudnn_refusal(
   return None
 
 
-def check(
-  name: str, q: jax.Array, k: jax.Array, sequence_axis: str | None
-) -> None:
+def check(name: str, q: Like, k: Like, sequence_axis: str | None) -> None:
   """Raises ValueError where a named library cannot run, with the reason."""
   reason = refusal(name, q, k, sequence_axis)
   if reason is not None:
@@ -203,10 +203,15 @@ def _by_splash(q, k, v, documents=None):
 
 def _splash_kernel(heads: int, length: int):
   tile = next(t for t in (_TILE, 256, _LANES) if length % t == 0)
-  names = ("block_q", "block_kv", "block_kv_compute")
-  names += ("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
   sizes = splash.BlockSizes(
-    **dict.fromkeys((*names, "block_q_dq", "block_kv_dq"), tile)
+    block_q=tile,
+    block_kv=tile,
+    block_kv_compute=tile,
+    block_q_dkv=tile,
+    block_kv_dkv=tile,
+    block_kv_dkv_compute=tile,
+    block_q_dq=tile,
+    block_kv_dq=tile,
   )
   mask = splash.MultiHeadMask([splash.CausalMask((length, length))] * heads)
   return splash.make_splash_mha(

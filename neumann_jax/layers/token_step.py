@@ -182,11 +182,19 @@ def _launch(
   mask: jax.Array | None,
 ) -> tuple[jax.Array, Cache]:
   live = jnp.ones_like(token.b[:, 0, 0], bool) if mask is None else mask[:, 0]
+  qkv, z, b, a = (x[:, 0] for x in token)
   y, *new = token_gpu.step(
-    *(x[:, 0] for x in token),
+    qkv,
+    z,
+    b,
+    a,
     live.astype(jnp.int32),
-    *weights,
-    *cache,
+    weights.conv,
+    weights.a_log,
+    weights.dt_bias,
+    weights.norm,
+    cache.conv_state,
+    cache.recurrent_state,
     key_heads=block.key_heads,
     beta_max=block.beta_max,
     eps=block.eps,
