@@ -1,7 +1,7 @@
 """Feed-forward layers: SwiGLU, and sparse experts beside a shared one."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,20 @@ from neumann_jax.layers import row_products
 from neumann_jax.layers.grouped_product import grouped_product
 from neumann_jax.layers.linear import linear
 from neumann_jax.model_config import ModelConfig
+
+
+class Routing(NamedTuple):
+  """Where a router sent its tokens, summed over them and over layers.
+
+  Attributes:
+    counts: [E] float32, tokens that each expert was chosen by.
+    scores: [E] float32, sums of the softmax over all experts.
+    tokens: scalar float32, how many tokens, once for each layer.
+  """
+
+  counts: jax.Array
+  scores: jax.Array
+  tokens: jax.Array
 
 
 class SwiGLU(nnx.Module):
@@ -236,11 +250,32 @@ class SparseExperts(nnx.Module):
 
   def route(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Weights [M, K] float32 and experts [M, K] int32 of [M, hidden]."""
-    # Float32 from here on: which experts come out on top must not depend on
-    # the dtype of the activations more than it has to.
-    scores = nnx.softmax(self.gate(x).astype(jnp.float32))  # [M, E]
-    weights, chosen = lax.top_k(scores, self.config.num_experts_per_tok)
+    weights, chosen = lax.top_k(self.scores(x), self.config.num_experts_per_tok)
     # After the cut and not before: the softmax of all experts, then of these.
     if self.config.norm_topk_prob:
       weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
     return weights, chosen
+
+  def scores(self, x: jax.Array) -> jax.Array:
+    """Softmax over all experts, [M, hidden] -> [M, E] float32."""
+    # Float32 from here on: which experts come out on top must not depend on
+    # the dtype of the activations more than it has to.
+    return nnx.softmax(self.gate(x).astype(jnp.float32))
+
+  def routing(self, x: jax.Array, counted: jax.Array) -> Routing:
+    """Where the router sends the tokens that are counted.
+
+    Args:
+      x: [..., hidden], what a call reads.
+      counted: [...] float32, 1 at tokens that count and 0 at padding.
+    """
+    scores = self.scores(x.reshape(-1, x.shape[-1]))  # [M, E]
+    counted = counted.reshape(-1)  # [M]
+    _, chosen = lax.top_k(scores, self.config.num_experts_per_tok)
+    counts = jax.ops.segment_sum(
+      jnp.repeat(counted, chosen.shape[1]),
+      chosen.reshape(-1),
+      num_segments=scores.shape[1],
+    )
+    total = jnp.sum(scores * counted[:, None], axis=0)
+    return Routing(counts, total, jnp.sum(counted))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
@@ -13,7 +14,7 @@ from neumann_jax.execution import Execution
 from neumann_jax.foreign_files.messages import shown
 from neumann_jax.layers.attention import GatedAttention
 from neumann_jax.layers.cache import LayerCache
-from neumann_jax.layers.feed_forward import SparseExperts, SwiGLU
+from neumann_jax.layers.feed_forward import Routing, SparseExperts, SwiGLU
 from neumann_jax.layers.gated_delta_net import GatedDeltaNet
 from neumann_jax.layers.mixer import Mixer
 from neumann_jax.layers.norms import RMSNorm
@@ -63,6 +64,20 @@ class Tokens(NamedTuple):
   positions: Positions
   segment_ids: jax.Array | None
   mask: jax.Array | None
+
+
+class Ran(NamedTuple):
+  """What a layer, or a stack of them, makes of its input.
+
+  Attributes:
+    x: [B, T, hidden].
+    caches: the cache after the tokens, or one for each layer; None for None.
+    routing: of the sparse layers, where it was asked for.
+  """
+
+  x: jax.Array
+  caches: Any
+  routing: Routing | None
 
 
 class DecoderLayer(nnx.Module):
@@ -119,12 +134,34 @@ class DecoderLayer(nnx.Module):
     cache: LayerCache | None = None,
   ) -> tuple[jax.Array, LayerCache | None]:
     """[B, T, hidden] -> [B, T, hidden], and the cache (None for None)."""
+    return self.run(x, tokens, cache)[:2]
+
+  def run(
+    self,
+    x: jax.Array,
+    tokens: Tokens,
+    cache: LayerCache | None = None,
+    counted: jax.Array | None = None,
+  ) -> Ran:
+    """A call that also says where the router sent the tokens.
+
+    Args:
+      x: [B, T, hidden].
+      tokens: what is known of them.
+      cache: before them, or None.
+      counted: [B, T] float32, 1 at tokens whose routing is asked for; None: of
+        none.
+    """
     mixed, new = self.mixer(
       self.input_layernorm(x), cache=cache, **tokens._asdict()
     )
     x = x + mixed
-    x = x + self.mlp(self.post_attention_layernorm(x))
-    return x, None if cache is None else new
+    inner = self.post_attention_layernorm(x)
+    routing = None
+    if counted is not None and isinstance(self.mlp, SparseExperts):
+      routing = self.mlp.routing(inner, counted)
+    x = x + self.mlp(inner)
+    return Ran(x, None if cache is None else new, routing)
 
   def chunk_matrices(
     self, x: jax.Array, tokens: Tokens
@@ -192,7 +229,8 @@ def run_layers(
   x: jax.Array,
   tokens: Tokens,
   caches: tuple[LayerCache, ...] | None,
-) -> tuple[jax.Array, tuple[Any, ...]]:
+  counted: jax.Array | None = None,
+) -> Ran:
   """Runs x [B, T, hidden] through layers from `make_layers`.
 
   Args:
@@ -201,34 +239,47 @@ def run_layers(
     x: [B, T, hidden].
     tokens: what is known of the tokens.
     caches: one for each of `layers`, or None.
-
-  Returns:
-    [B, T, hidden], and the caches after the tokens (None for None).
+    counted: see `DecoderLayer.run`.
   """
   # Layers as functions of their state, because `lax.scan` and `jax.checkpoint`
   # take arrays; the graphs of stacked layers are those of one layer.
   graphs, states = zip(*(nnx.split(layer) for layer in layers))
-  calls = [_rematerialised(graph, execution, tokens) for graph in graphs]
+  calls = [
+    _rematerialised(graph, execution, tokens, counted) for graph in graphs
+  ]
 
   def period(x, parts):
-    new = []
+    new, routed = [], []
     for call, state, cache in zip(calls, *parts):
-      x, cache = call(state, x, cache)
+      x, cache, routing = call(state, x, cache)
       new.append(cache)
-    return x, tuple(new)
+      routed.append(routing)
+    return x, (tuple(new), _sum([r for r in routed if r is not None]))
 
   before = (None,) * len(calls) if caches is None else caches
   run = functools.partial(lax.scan, period) if execution.scan_layers else period
-  return run(x, (states, before))
+  x, (new, routing) = run(x, (states, before))
+  if execution.scan_layers:  # one sum for each period
+    routing = jax.tree.map(lambda part: jnp.sum(part, axis=0), routing)
+  return Ran(x, new, routing)
+
+
+def _sum(routed: Sequence[Routing]) -> Routing | None:
+  if not routed:
+    return None
+  return jax.tree.map(lambda *parts: functools.reduce(jnp.add, parts), *routed)
 
 
 def _rematerialised(
-  graph: nnx.GraphDef, execution: Execution, tokens: Tokens
+  graph: nnx.GraphDef,
+  execution: Execution,
+  tokens: Tokens,
+  counted: jax.Array | None,
 ) -> Callable:
   """A layer as a function of its parameters, computed again as asked."""
 
   def call(state, x, cache):
-    return nnx.merge(graph, state)(x, tokens, cache)
+    return nnx.merge(graph, state).run(x, tokens, cache, counted)
 
   if execution.remat == "none":
     return call

@@ -24,6 +24,7 @@ from neumann_jax.layers.cache import (
   check_model_cache,
   check_room,
 )
+from neumann_jax.layers.feed_forward import Routing
 from neumann_jax.layers.linear import linear, wide_product
 from neumann_jax.layers.norms import RMSNorm
 from neumann_jax.layers.positions import Positions, positions, shard_positions
@@ -174,6 +175,47 @@ class LanguageModel(nnx.Module):
     mask: jax.Array | None = None,
   ) -> tuple[jax.Array, ModelCache | None]:
     """What `logits` reads, [B, T, hidden]; arguments as for a call."""
+    x, cache, _ = self._run(tokens, cache, segment_ids, mask, None)
+    return x, cache
+
+  def routed_hidden_states(
+    self,
+    tokens: jax.Array,
+    *,
+    counted: jax.Array,
+    segment_ids: jax.Array | None = None,
+  ) -> tuple[jax.Array, Routing | None]:
+    """`hidden_states`, and where the routers sent the tokens.
+
+    Args:
+      tokens: [B, T] integers in [0, V).
+      counted: [B, T] float32, 1 at tokens whose routing counts, 0 at padding.
+      segment_ids: [B, T] integers or None, as for a call.
+
+    Returns:
+      [B, T, hidden], and the routing summed over the sparse layers, None where
+      there is none: what `tuning.balance_loss` reads.
+
+    Raises:
+      TypeError: if tokens are not integers.
+      ValueError: as for a call, or for another shape of `counted`.
+    """
+    if counted.shape != tokens.shape:
+      raise ValueError(
+        f"counted must have the shape of tokens {tokens.shape}, got "
+        f"{counted.shape}"
+      )
+    x, _, routing = self._run(tokens, None, segment_ids, None, counted)
+    return x, routing
+
+  def _run(
+    self,
+    tokens: jax.Array,
+    cache: ModelCache | None,
+    segment_ids: jax.Array | None,
+    mask: jax.Array | None,
+    counted: jax.Array | None,
+  ) -> tuple[jax.Array, ModelCache | None, Routing | None]:
     self._check(tokens, cache, segment_ids, mask)
     # Once for all layers: places are the same in each.
     mask = None if mask is None else jnp.asarray(mask).astype(bool)  # [B, T]
@@ -181,16 +223,19 @@ class LanguageModel(nnx.Module):
     known = Tokens(places, segment_ids, mask)
     x = self.embed_tokens(tokens)  # [B, T, hidden]
     layers = None if cache is None else cache.layers
-    x, caches = run_layers(self.layers, self.execution, x, known, layers)
+    x, caches, routing = run_layers(
+      self.layers, self.execution, x, known, layers, counted
+    )
     x = self.norm(x)  # [B, T, hidden]
     if cache is None:
-      return x, None
+      return x, None, routing
     # A compiled program cannot refuse a row that outgrows its cache: NaN is
     # seen, where a dropped key would be a wrong answer that nobody notices.
     added = tokens.shape[1] if mask is None else _count(mask)
     cache = ModelCache(caches, cache.stored + added, places.first[:, -1])
     full = cache.stored > cache.capacity  # [B]
-    return jnp.where(full[:, None, None], jnp.nan, x).astype(x.dtype), cache
+    x = jnp.where(full[:, None, None], jnp.nan, x).astype(x.dtype)
+    return x, cache, routing
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """[..., hidden] -> [..., V] float32."""
