@@ -7,10 +7,15 @@ the names below, changes no object, and reaches no attribute of Python's.
 import datetime
 import functools
 import json
+import re
+import secrets
 from typing import Any
 
 from neumann_jax.foreign_files.messages import clean
 
+# Stands around what a model is to write. Drawn anew in every process, so that
+# no message can hold it.
+_MARK = re.compile(f"mark-{secrets.token_hex(16)}")
 # What expressions of a template may raise.
 _PYTHONS = (TypeError, ValueError, ArithmeticError, LookupError, RecursionError)
 
@@ -28,15 +33,42 @@ def render(template: str, **variables: Any) -> str:
     ValueError: if the template is none, does what it may not, or refuses the
       messages.
   """
+  return render_marked(template, **variables)[0]
+
+
+def render_marked(
+  template: str, **variables: Any
+) -> tuple[str, list[tuple[int, int]]]:
+  """The text, and where in it stand the parts that a model is to write.
+
+  Args:
+    template: as for `render`.
+    **variables: as for `render`.
+
+  Returns:
+    The text, and the start and end of what is between `{% generation %}` and
+    `{% endgeneration %}`, in their order; none where the template has no such
+    marks.
+
+  Raises:
+    ImportError: as `render`.
+    ValueError: as `render`.
+  """
   jinja2 = _package()
   try:
-    return _compiled(template).render(**variables)
+    written = _compiled(template).render(**variables)
   except (jinja2.TemplateError, *_PYTHONS) as error:
     # The first sentence: what jinja2 adds is about itself.
     reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
     raise ValueError(
       f"the chat template says: {clean(reason, most=200)}"
     ) from error
+  text, spans = "", []
+  for number, part in enumerate(_MARK.split(written)):
+    if number % 2:
+      spans.append((len(text), len(text) + len(part)))
+    text += part
+  return text, spans
 
 
 @functools.lru_cache(maxsize=8)
@@ -53,9 +85,15 @@ def _environment() -> Any:
     tags = {"generation"}  # noqa: RUF012  (jinja2's name and kind)
 
     def parse(self, parser: Any) -> Any:
-      """The statements up to the end of the mark."""
-      next(parser.stream)
-      return parser.parse_statements(["name:endgeneration"], drop_needle=True)
+      """A call, with the statements up to the end of the mark as its block."""
+      line = next(parser.stream).lineno
+      body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+      call = self.call_method("between")
+      return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+    def between(self, caller: Any) -> str:
+      """What the block writes, between marks."""
+      return f"{_MARK.pattern}{caller()}{_MARK.pattern}"
 
   # Trimmed as by transformers: templates are written for that, and a blank more
   # is another token.
