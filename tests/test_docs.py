@@ -24,7 +24,10 @@ def _examples(path):
 
 
 # A model, a mesh and a network take most of a minute together.
-_LONG = ("port_a_model", "many_devices", "restore_a_photograph")
+_LONG = (
+  *("port_a_model", "fine_tune", "many_devices"),
+  "restore_a_photograph",
+)
 
 
 @pytest.mark.usefixtures("quick_compilation")
@@ -118,6 +121,7 @@ def test_api_pages_hold_every_public_name():
   for package in (
     "neumann_jax",
     "neumann_jax.checkpoint",
+    "neumann_jax.tuning",
     "posterior_jax",
     "posterior_jax.baselines",
     "posterior_jax.metrics",

@@ -121,7 +121,8 @@ def save(
     FileExistsError: if something is at `path`; it stays as it was.
     FileNotFoundError: if the folder above, or a file of `like`, does not exist.
     ValueError: if max_shard_bytes is below 1, if parameters lie on devices of
-      other processes or are quantised, or if `like` does not fit the model.
+      other processes, are quantised or adapted, or if `like` does not fit the
+      model.
 
   Example:
     >>> import pathlib, tempfile
@@ -140,6 +141,7 @@ def save(
     raise ValueError(
       f"max_shard_bytes must be at least 1, got {max_shard_bytes}"
     )
+  param_place.check_no_adapters(model)
   if is_quantized(model):
     raise ValueError(
       "model must have its weights as trained: quantised ones have no place "

@@ -24,6 +24,7 @@ from neumann_jax.checkpoint.params import (
   Path,
   Shardings,
   abstract_model,
+  check_no_adapters,
   flat_params,
   flat_shardings,
   on_default_device,
@@ -47,7 +48,9 @@ def save_orbax(model: LanguageModel, path: str | pathlib.Path) -> None:
   Raises:
     FileExistsError: if something is at `path`; it stays as it was.
     FileNotFoundError: if the folder above does not exist.
+    ValueError: for a model with adapters.
   """
+  check_no_adapters(model)
   path = pathlib.Path(path).absolute()
   if not path.parent.is_dir():
     raise FileNotFoundError(

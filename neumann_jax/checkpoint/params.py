@@ -49,6 +49,18 @@ def flat_params(model: LanguageModel) -> dict[Path, jax.Array]:
   return dict(zip(paths, jax.tree.leaves(state), strict=True))
 
 
+def check_no_adapters(model: LanguageModel) -> None:
+  """Raises ValueError for a model of `tuning.add_adapters`.
+
+  Files of whole models have no place for adapters, which would be lost.
+  """
+  if jax.tree.leaves(nnx.state(model, nnx.LoRAParam)):
+    raise ValueError(
+      "model must have no adapters: merge_adapters adds them to its weights, "
+      "and save_adapters writes them alone"
+    )
+
+
 def with_params(
   model: LanguageModel, params: Mapping[Path, jax.Array]
 ) -> LanguageModel:

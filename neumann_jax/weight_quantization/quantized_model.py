@@ -104,8 +104,8 @@ def quantize_weights(
 
   Raises:
     TypeError: if `spec` is no WeightQuantSpec.
-    ValueError: if the model is quantised already, or if `keep` names what no
-      model has.
+    ValueError: if the model is quantised already or has adapters, or if `keep`
+      names what no model has.
 
   Example:
     >>> import neumann_jax as nj
@@ -121,6 +121,8 @@ def quantize_weights(
     raise TypeError(
       f"spec must be a WeightQuantSpec, as preset('W4A16'), got {spec!r}"
     )
+  if jax.tree.leaves(nnx.state(model, nnx.LoRAParam)):
+    raise ValueError("model must have no adapters: merge_adapters first")
   # A copy of the modules, which are then changed in place; arrays are shared.
   model = nnx.merge(*nnx.split(model))
   found = _linear_maps(model)

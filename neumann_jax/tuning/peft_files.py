@@ -1,0 +1,233 @@
+"""Adapters in the files of PEFT: `adapter_config.json`, `adapter_model...`."""
+
+import json
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save
+
+from neumann_jax.checkpoint.hf_layout import Path
+from neumann_jax.checkpoint.params import flat_params, with_params
+from neumann_jax.foreign_files import folder, json_file, tensor_file
+from neumann_jax.foreign_files.messages import clean, shown
+from neumann_jax.model.language_model import LanguageModel
+from neumann_jax.tuning.lora import LoraSpec, adapters, add_adapters
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# A model of transformers inside PEFT's.
+_PREFIX = "base_model.model."
+_NAME = re.compile(
+  r"base_model\.model\.model\.(?:language_model\.)?"
+  r"layers\.(\d+)\.([\w.]+)\.lora_([AB])\.weight"
+)
+# What PEFT can and this package does not compute, with the value of absence.
+_UNKNOWN: dict[str, tuple[Any, ...]] = {
+  "use_dora": (False,),
+  "bias": ("none",),
+  "lora_bias": (False,),
+  "fan_in_fan_out": (False,),
+  "modules_to_save": ([],),
+  "rank_pattern": ({},),
+  "alpha_pattern": ({},),
+  "target_parameters": ([],),
+  "trainable_token_indices": ([], {}),
+  "use_qalora": (False,),
+}
+
+
+def save_adapters(
+  model: LanguageModel,
+  path: str | pathlib.Path,
+  *,
+  base: str = "",
+) -> None:
+  """Writes a folder that `PeftModel.from_pretrained` reads.
+
+  Args:
+    model: of `add_adapters`, with separate or scanned layers.
+    path: a new or empty folder, in one that exists.
+    base: the name of the model that was adapted, for the reader's use.
+
+  Raises:
+    FileExistsError: if something is at `path`.
+    ValueError: if the model has no adapters, or they lie on devices of other
+      processes.
+  """
+  found = adapters(model)
+  if not found:
+    raise ValueError("model has no adapters: add_adapters makes them")
+  tensors = dict(_tensors(model))
+  spec = found[0].spec
+  path = pathlib.Path(path)
+  if path.exists() and any(path.iterdir()):
+    raise FileExistsError(f"path must be new or an empty folder, got {path}")
+  path.mkdir(exist_ok=True)
+  targets = sorted({name.split(".")[-3] for name in tensors})
+  config = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": base or None,
+    "r": spec.rank,
+    "lora_alpha": spec.alpha,
+    "use_rslora": spec.use_rslora,
+    "target_modules": targets,
+    "lora_dropout": 0.0,
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "inference_mode": True,
+  }
+  # The weights last: a folder with them is whole.
+  (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+  (path / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
+
+
+def load_adapters(
+  model: LanguageModel, path: str | pathlib.Path
+) -> LanguageModel:
+  """The model with the adapters of a folder that PEFT or `save_adapters` wrote.
+
+  Args:
+    model: the base, of linear maps as trained.
+    path: the folder.
+
+  Returns:
+    A new model, which shares every array of the old one.
+
+  Raises:
+    FileNotFoundError: if a file is missing.
+    ValueError: for a kind of adapter that this package does not compute, for a
+      damaged file, and for tensors that do not fit the model.
+  """
+  path = pathlib.Path(path)
+  config = _read_config(path)
+  tensors = _read_tensors(path)
+  places = {name: _NAME.fullmatch(name) for name in tensors}
+  for name, match in places.items():
+    if match is None:
+      raise ValueError(
+        f"tensors of {path} must be adapters of the layers of a text model, "
+        f"got {clean(name, most=120)}"
+      )
+  names = {match[2].split(".")[-1] for match in places.values() if match}
+  spec = _spec(path, config, tuple(sorted(names)))
+  adapted = add_adapters(model, spec, rngs=nnx.Rngs(0))
+  return _filled(adapted, tensors, path)
+
+
+def _spec(
+  path: pathlib.Path, config: dict[str, Any], targets: tuple[str, ...]
+) -> LoraSpec:
+  try:
+    return LoraSpec(
+      json_file.typed(config.get("r"), int, name="r"),
+      json_file.typed(config.get("lora_alpha"), float, name="lora_alpha"),
+      targets,
+      json_file.typed(config.get("use_rslora", False), bool, name="use_rslora"),
+    )
+  except ValueError as error:
+    raise ValueError(f"{path / CONFIG}: {error}") from None
+
+
+def _read_config(path: pathlib.Path) -> dict[str, Any]:
+  file = folder.own_file(path, CONFIG)
+  try:
+    config = json_file.typed(json_file.read(file), dict[str, Any])
+  except ValueError as error:
+    raise ValueError(f"{file} is no readable JSON ({error})") from None
+  if config.get("peft_type") != "LORA":
+    raise ValueError(
+      f"{file} must have peft_type LORA, got {shown(config.get('peft_type'))}"
+    )
+  for name, absent in _UNKNOWN.items():
+    value = config.get(name)
+    if value is not None and value not in absent:
+      raise ValueError(
+        f"{file} has {name} {shown(value)}, which is not computed here"
+      )
+  return config
+
+
+def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+  file = folder.own_file(path, WEIGHTS)
+  try:
+    tensors = tensor_file.read(file)
+  except ValueError as error:
+    raise ValueError(
+      f"{file} is truncated or not safetensors ({error})"
+    ) from None
+  for name, value in tensors.items():
+    tensor_file.check_finite(str(path), name, value)
+  return tensors
+
+
+def _filled(
+  model: LanguageModel, tensors: dict[str, np.ndarray], path: pathlib.Path
+) -> LanguageModel:
+  """The adapted model with the tensors of a file."""
+  wanted = {name: place for name, place in _places(model)}
+  # Files of models with towers name the text model inside of them.
+  found = {
+    name.replace(".language_model.", ".", 1): x for name, x in tensors.items()
+  }
+  for words, few in (
+    ("lack", sorted(wanted.keys() - found.keys())),
+    ("have", sorted(found.keys() - wanted.keys())),
+  ):
+    if few:
+      raise ValueError(
+        f"adapters in {path} {words} {clean(few[0], most=120)}"
+        f"{f' and {len(few) - 1} more' if len(few) > 1 else ''}, unlike the "
+        "model's linear maps of these names"
+      )
+  params = flat_params(model)
+  filled: dict[Path, np.ndarray] = {}
+  for name, (key, row) in wanted.items():
+    whole = filled.setdefault(key, np.empty(params[key].shape, np.float32))
+    target, value = whole if row is None else whole[row], found[name].T
+    if value.shape != target.shape:
+      raise ValueError(
+        f"{clean(name, most=120)} in {path} must have shape "
+        f"{target.shape[::-1]}, got {found[name].shape}"
+      )
+    target[...] = value.astype(np.float32)
+  new = {key: jnp.asarray(value) for key, value in filled.items()}
+  return with_params(model, params | new)
+
+
+def _tensors(model: LanguageModel) -> Iterator[tuple[str, np.ndarray]]:
+  """Names and values in a file: [r, in] and [out, r]."""
+  params, host = flat_params(model), {}
+  for name, (key, row) in _places(model):
+    if not params[key].is_fully_addressable and not (
+      params[key].is_fully_replicated
+    ):
+      raise ValueError(
+        f"{'.'.join(map(str, key))} lies on devices of other processes: gather "
+        "it first"
+      )
+    if key not in host:
+      host[key] = np.asarray(params[key], np.float32)
+    value = host[key] if row is None else host[key][row]
+    yield name, np.ascontiguousarray(value.T)
+
+
+def _places(
+  model: LanguageModel,
+) -> Iterator[tuple[str, tuple[Path, int | None]]]:
+  """Name in a file, path and row of a scanned stack of every adapter."""
+  depth, period = model.config.num_hidden_layers, model.config.period
+  for key in flat_params(model):
+    if key[-1] not in ("lora_a", "lora_b"):
+      continue
+    letter, inner = key[-1][-1].upper(), ".".join(map(str, key[2:-1]))
+    scanned = model.execution.scan_layers
+    rows = range(depth // period) if scanned else (None,)
+    for row in rows:
+      number = int(key[1]) if row is None else row * period + int(key[1])
+      name = f"{_PREFIX}model.layers.{number}.{inner}.lora_{letter}.weight"
+      yield name, (key, row)

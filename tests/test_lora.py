@@ -1,0 +1,275 @@
+"""Adapters of linear maps, and their files."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from neumann_jax import Execution, RuleOptions, checkpoint, sharding, tuning
+from neumann_jax.checkpoint import params as param_place
+from neumann_jax.weight_quantization import preset, quantize_weights
+from tests import models, oracles
+
+RULE = RuleOptions(chunk_size=16)
+SPEC = tuning.LoraSpec(rank=3, alpha=6.0)
+
+
+def filled(shapes, seed=0):
+  """Arrays for shapes: a model without the time that initialisers take."""
+  rng = np.random.default_rng(seed)
+  flat = param_place.flat_params(shapes)
+  return param_place.with_params(
+    shapes,
+    {
+      path: jnp.asarray(0.1 * rng.normal(size=x.shape), x.dtype)
+      for path, x in flat.items()
+    },
+  )
+
+
+# A layer of attention compiles in a fraction of the time of the other kind.
+ATTENTION = dataclasses.replace(
+  models.CONFIGS["dense"],
+  num_hidden_layers=1,
+  layer_types=("full_attention",),
+)
+
+
+def base(kind="dense", **options):
+  config = ATTENTION if kind == "attention" else models.CONFIGS[kind]
+  execution = Execution(rule=RULE, **options)
+  return param_place.abstract_model(config, execution)
+
+
+def adapted_shapes(kind="dense", spec=SPEC, **options):
+  make = lambda m: tuning.add_adapters(m, spec, rngs=nnx.Rngs(0))  # noqa: E731
+  return nnx.eval_shape(make, base(kind, **options))
+
+
+def test_a_map_and_its_adapter_against_float64():
+  linear = nnx.Linear(5, 7, rngs=nnx.Rngs(0))
+  lora = tuning.lora.LoraLinear(linear, SPEC, rngs=nnx.Rngs(1))
+  x = np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32)
+  np.testing.assert_array_equal(lora(x), linear(x))  # B begins as zeros
+  assert np.abs(lora.lora_a[...]).max() <= 5**-0.5
+  lora.lora_b[...] = jnp.ones((3, 7)) * jnp.arange(7.0)
+  wide = [
+    np.asarray(p[...], np.float64)
+    for p in (lora.kernel, lora.bias, lora.lora_a, lora.lora_b)
+  ]
+  kernel, bias, a, b = wide
+  want = x @ kernel + bias + 2.0 * (x @ a) @ b
+  np.testing.assert_allclose(lora(x), want, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    lora.merged(), kernel + 2.0 * a @ b, rtol=1e-6, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize(
+  "kind",
+  [
+    "attention",
+    *(pytest.param(x, marks=pytest.mark.slow) for x in ("dense", "sparse")),
+  ],
+)
+def test_merged_it_is_the_same_model(kind):
+  model = filled(adapted_shapes(kind))
+  tokens = np.arange(24, dtype=np.int32)[None]
+  run = oracles.quick_jit(lambda m, t: m(t)[0])
+  want = run(model, tokens)
+  merged = tuning.merge_adapters(model)
+  assert not tuning.adapters(merged)
+  oracles.assert_close(run(merged, tokens), want, oracles.PARITY)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_read_again_it_is_the_same_model(tmp_path, scan):
+  kind = "deep" if scan else "dense"
+  model = filled(adapted_shapes(kind, scan_layers=scan))
+  tuning.save_adapters(model, tmp_path / "adapter", base="somewhere")
+  stored = load_file(tmp_path / "adapter/adapter_model.safetensors")
+  depth = model.config.num_hidden_layers
+  # The last layer is of full attention, in both.
+  name = f"base_model.model.model.layers.{depth - 1}.self_attn.q_proj"
+  assert stored[f"{name}.lora_A.weight"].shape == (3, 64)
+  assert stored[f"{name}.lora_B.weight"].shape == (128, 3)
+  plain = _without_adapters(model, kind, scan)
+  again = tuning.load_adapters(plain, tmp_path / "adapter")
+  for path, x in param_place.flat_params(model).items():
+    np.testing.assert_array_equal(param_place.flat_params(again)[path], x)
+
+
+def _without_adapters(model, kind, scan):
+  plain = base(kind, scan_layers=scan)
+  params = param_place.flat_params(model)
+  return param_place.with_params(
+    plain, {path: params[path] for path in param_place.flat_params(plain)}
+  )
+
+
+def test_what_is_adapted():
+  names = {path[-2] for path in _adapters(adapted_shapes())}
+  assert names == {
+    *("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj"),
+    *("q_proj", "k_proj", "v_proj", "o_proj"),
+    *("gate_proj", "up_proj", "down_proj"),
+  }
+  # Qwen3-Next fuses the projections of Gated DeltaNet; routers are no linear
+  # maps of transformers.
+  sparse = _adapters(adapted_shapes("sparse"))
+  names = {path[-2] for path in sparse}
+  assert not names & {"gate", "in_proj_qkv", "in_proj_b", "experts"}
+  assert "shared_expert_gate" in names and "out_proj" in names
+  few = tuning.LoraSpec(rank=2, targets=("q_proj", "up_proj"))
+  names = [path[-2] for path in _adapters(adapted_shapes(spec=few))]
+  assert sorted(names) == ["q_proj", "up_proj", "up_proj"]
+
+
+def _adapters(model):
+  flat = param_place.flat_params(model)
+  return [path for path in flat if path[-1] == "lora_a"]
+
+
+def test_only_the_adapters_have_a_gradient_that_is_used():
+  """Of bfloat16 weights they stay float32, and so does their gradient."""
+  narrow = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
+  model = filled(adapted_shapes("attention", **narrow))
+  params = param_place.flat_params(model)
+  tuned = {p: x for p, x in params.items() if p[-1].startswith("lora_")}
+  assert {x.dtype for x in tuned.values()} == {jnp.dtype(jnp.float32)}
+  tokens = np.arange(16, dtype=np.int32)[None]
+
+  def loss(tuned):
+    model_ = param_place.with_params(model, params | tuned)
+    return jnp.mean(model_.hidden_states(tokens)[0].astype(jnp.float32) ** 3)
+
+  # jax's attention mixes dtypes in its backward pass.
+  with jax.numpy_dtype_promotion("standard"):
+    gradient = oracles.quick_jit(jax.grad(loss))(tuned)
+  for path, x in gradient.items():
+    assert x.dtype == jnp.float32 and (x != 0).any(), path
+
+
+def test_rank_stabilised_scale():
+  assert tuning.LoraSpec(rank=16, alpha=8.0, use_rslora=True).scale == 2.0
+
+
+def test_adapters_have_no_place_in_other_files(tmp_path):
+  """Written as a checkpoint, the model would lose them without a word."""
+  model = filled(adapted_shapes())
+  with oracles.refused(ValueError, "merge_adapters"):
+    checkpoint.save(model, tmp_path / "model")
+  with oracles.refused(ValueError, "merge_adapters"):
+    checkpoint.save_orbax(model, tmp_path / "orbax")
+  with oracles.refused(ValueError, "adapters"):
+    quantize_weights(model, preset("W8A8"))
+  assert not list(tmp_path.iterdir())
+
+
+def test_on_a_mesh_adapters_are_whole():
+  model = adapted_shapes()
+  mesh = sharding.make_mesh(fsdp=2, tensor=2)
+  specs = param_place.flat_params(
+    nnx.merge(nnx.graphdef(model), sharding.param_specs(model, mesh))
+  )
+  path = ("layers", 1, "self_attn", "q_proj")
+  assert tuple(specs[(*path, "kernel")]) == ("fsdp", "tensor")
+  assert not any(specs[(*path, "lora_a")])
+
+
+@pytest.mark.parametrize(
+  "spec, words",
+  [
+    ({"rank": 0}, "rank must be at least 1, got 0"),
+    ({"rank": 2.0}, "rank must be an integer, got 2.0"),
+    ({"alpha": 0.0}, "alpha must be positive and finite, got 0.0"),
+    ({"targets": ()}, "targets must name linear maps"),
+    ({"targets": ("queries",)}, "targets must be among the linear maps"),
+  ],
+)
+def test_refused_specs(spec, words):
+  with oracles.refused(ValueError, words):
+    tuning.add_adapters(base(), tuning.LoraSpec(**spec), rngs=nnx.Rngs(0))
+
+
+def test_refused_models():
+  model = adapted_shapes()
+  with oracles.refused(ValueError, "model has adapters already"):
+    tuning.add_adapters(model, SPEC, rngs=nnx.Rngs(0))
+  with oracles.refused(ValueError, "model has no adapters"):
+    tuning.merge_adapters(base())
+  with oracles.refused(ValueError, "model has no adapters"):
+    tuning.save_adapters(base(), "nowhere")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+  path = tmp_path_factory.mktemp("peft") / "adapter"
+  tuning.save_adapters(filled(adapted_shapes()), path)
+  return path
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    ({"peft_type": "IA3"}, "must have peft_type LORA, got"),
+    ({"use_dora": True}, "use_dora True, which is not computed here"),
+    ({"bias": "all"}, "bias 'all', which is not computed here"),
+    ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+    ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
+    ({"r": "many"}, "r must be an integer"),
+    ({"r": 4}, "must have shape"),
+    ({"lora_alpha": None}, "lora_alpha must be a number"),
+  ],
+)
+def test_refused_configs(written, tmp_path, change, words):
+  path = _changed(written, tmp_path, config=change)
+  with oracles.refused(ValueError, words):
+    tuning.load_adapters(base(), path)
+
+
+@pytest.mark.parametrize(
+  "edit, words",
+  [
+    (lambda t: t.pop(min(t)), "adapters in .* lack base_model"),
+    (lambda t: t.update({"lm_head.lora_A.weight": np.ones(3)}), "must be adap"),
+    (
+      lambda t: t.update({min(t).replace("layers.0", "layers.7"): t[min(t)]}),
+      "adapters in .* have base_model.model.model.layers.7",
+    ),
+    (lambda t: t.update({min(t): np.full_like(t[min(t)], np.nan)}), "finite"),
+  ],
+)
+def test_refused_tensors(written, tmp_path, edit, words):
+  tensors = load_file(written / "adapter_model.safetensors")
+  edit(tensors)
+  path = _changed(written, tmp_path, tensors=tensors)
+  with oracles.refused(ValueError, words):
+    tuning.load_adapters(base(), path)
+
+
+def _changed(written, tmp_path, *, config=None, tensors=None):
+  path = tmp_path / "changed"
+  path.mkdir()
+  found = json.loads((written / "adapter_config.json").read_text())
+  (path / "adapter_config.json").write_text(json.dumps(found | (config or {})))
+  if tensors is None:
+    tensors = load_file(written / "adapter_model.safetensors")
+  save_file(tensors, path / "adapter_model.safetensors")
+  return path
+
+
+def test_truncated_and_missing_files(written, tmp_path):
+  path = _changed(written, tmp_path)
+  data = (path / "adapter_model.safetensors").read_bytes()
+  (path / "adapter_model.safetensors").write_bytes(data[:-8])
+  with oracles.refused(ValueError, "truncated or not safetensors"):
+    tuning.load_adapters(base(), path)
+  (path / "adapter_model.safetensors").unlink()
+  with pytest.raises(FileNotFoundError):
+    tuning.load_adapters(base(), path)
