@@ -224,7 +224,10 @@ class Loop(NamedTuple):
 
 
 def start(
-  state: State, settings: LoopSettings, mesh: Mesh, folder: pathlib.Path | None
+  state: State,
+  settings: LoopSettings,
+  placed: Mesh | Any,
+  folder: pathlib.Path | None,
 ) -> Saved:
   """The newest whole checkpoint, or the state before the first step; placed.
 
@@ -233,15 +236,17 @@ def start(
   Args:
     state: the latter.
     settings: of the loop.
-    mesh: on all of whose devices the state is to be.
+    placed: on all of whose devices the state is to be, a mesh; or where every
+      array of it, a tree of shardings.
     folder: of the run whose checkpoints are looked for; None: of none.
   """
   total = float(settings.steps) if settings.steps else math.inf
   saved = Saved(state, total)
   if folder is not None:
     saved = _newest(Checkpoints(folder), saved)
-  everywhere = NamedSharding(mesh, P())
-  return saved._replace(state=jax.device_put(saved.state, everywhere))
+  if isinstance(placed, Mesh):
+    placed = NamedSharding(placed, P())
+  return saved._replace(state=jax.device_put(saved.state, placed))
 
 
 def _newest(checkpoints: Checkpoints, fresh: Saved) -> Saved:

@@ -93,6 +93,26 @@ def beside(folder: pathlib.Path, *names: str) -> Iterator[pathlib.Path]:
       shutil.rmtree(place, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def in_place_of(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder to fill, which takes the place of `path` once it is whole.
+
+  Args:
+    path: what is there goes, at the end.
+
+  Yields:
+    A place for the folder, where nothing is yet.
+  """
+  with _naming(path):
+    around = pathlib.Path(tempfile.mkdtemp(prefix=BESIDE, dir=path.parent))
+    try:
+      yield around / path.name
+      shutil.rmtree(path, ignore_errors=True)
+      (around / path.name).replace(path)
+    finally:
+      shutil.rmtree(around, ignore_errors=True)
+
+
 class Lines:
   """A text file that grows line by line, each there whole or not at all."""
 

@@ -1,0 +1,1 @@
+"""Tunes a checkpoint on one's own texts and conversations."""
