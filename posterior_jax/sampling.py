@@ -51,8 +51,8 @@ def run(
 
   Raises:
     TypeError: if `sampler` is no `Sampler`, `denoise` not callable, the
-      operator no `Operator`, y no array of floating point, or num_samples no
-      integer.
+      operator no `Operator`, y no array of floating point, key no single key,
+      or num_samples no integer.
     ValueError: for a measurement of the wrong shape, not finite or far beyond
       [-1, 1], a noise level that is not positive, num_samples < 1, an image
       that spectrum or Haar levels do not fit, or a denoiser that returns
@@ -80,7 +80,11 @@ def run(
       f"sampler must be a Sampler, as nfc returns, got {type(sampler).__name__}"
     )
   if not callable(denoise):
-    raise TypeError(f"denoise must be callable, got {type(denoise).__name__}")
+    raise TypeError(
+      "denoise must be callable, as the denoise of a prior is, got "
+      f"{type(denoise).__name__}"
+    )
+  _check_key(key)
   if not isinstance(num_samples, int):
     raise TypeError(f"num_samples must be an integer, got {num_samples!r}")
   if num_samples < 1:
@@ -107,6 +111,17 @@ def _as_pytrees(*functions: Callable[..., Any]) -> list[Callable[..., Any]]:
     jax.tree_util.Partial(f) if jax.tree_util.all_leaves([f]) else f
     for f in functions
   ]
+
+
+def _check_key(key: jax.Array) -> None:
+  """One key, of `jax.random.key` or of the older `jax.random.PRNGKey`."""
+  found = type(key).__name__
+  if isinstance(key, jax.Array | np.ndarray):
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if key.ndim == (0 if typed else 1) and (typed or key.dtype == np.uint32):
+      return
+    found = f"{key.dtype} of shape {key.shape}"
+  raise TypeError(f"key must be one key, as jax.random.key(0), got {found}")
 
 
 def _check_finite(samples: jax.Array, info: Any) -> None:

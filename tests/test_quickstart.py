@@ -33,13 +33,10 @@ def finished(tmp_path_factory):
     flush = staticmethod(lambda: None)
 
   before, sys.stdout = sys.stdout, Stream()
-  # As `oracles.quick_jit`: every program runs once, on a few matrices.
-  jax.config.update("jax_disable_most_optimizations", True)
   try:
     runner.main("quickstart", study.Settings, study.quickstart, argv=argv)
   finally:
     sys.stdout = before
-    jax.config.update("jax_disable_most_optimizations", False)
   return folder, "".join(written)
 
 

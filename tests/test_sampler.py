@@ -575,6 +575,11 @@ def test_bad_calls_are_one_sentence(prior):
   refuse(prior, "y must be floating point", TypeError, **changed(y=whole))
   refuse(prior, "at least one observation", **changed(y=good.y[:0]))
   refuse(prior, "denoise must be callable", TypeError, denoise=3)
+  one = r"key must be one key, as jax\.random\.key\(0\), got "
+  refuse(prior, one + "int", TypeError, key=0)
+  keys = jax.random.split(jax.random.key(0))
+  refuse(prior, one + r"key<fry> of shape \(2,\)", TypeError, key=keys)
+  refuse(prior, one + "float32", TypeError, key=jnp.zeros(2))
   config = CONFIGS["calibrated"]
   refuse(prior, "sampler must be a Sampler", TypeError, sampler=config)
   with pytest.raises(
