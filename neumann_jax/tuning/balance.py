@@ -13,7 +13,8 @@ def balance_loss(routing: Routing) -> jax.Array:
   softmax, both over the tokens of all layers: the load balancing loss of the
   Switch Transformer (arXiv 2101.03961, eq. 4 to 6), for K experts per token as
   transformers computes it. It is K where all experts are used alike, and more
-  elsewhere. The shares have no gradient; the softmax has.
+  where choices and scores gather on the same experts. The shares have no
+  gradient; the softmax has.
 
   Args:
     routing: from `LanguageModel.routed_hidden_states`; sums of several batches
