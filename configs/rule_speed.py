@@ -3,9 +3,10 @@
 Command: python -m experiments.rule_speed
   --config=configs/rule_speed.py:debug runs everything tiny, in XLA, on a CPU,
   for the tests only. Without a rule: --config.skip="('FlashQLA',)".
-Time: about 20 minutes on one H200 with every rule: FlashQLA compiles for 4 of
-them, and so does fla's backward pass where tilelang is installed; seconds on a
-machine without a GPU, where one sentence says so; `:debug` half a minute.
+Time: not run whole since it sweeps; half an hour on one H200 is to be expected
+with every rule, since FlashQLA compiles for 4 minutes, and so does fla's
+backward pass where tilelang is installed. Seconds on a machine without a GPU,
+where one sentence says so; `:debug` half a minute.
 Expected: a line a measurement, then the folder with speed.csv, errors.csv
 and hard.csv.
 On one H200 with usual gates at 1 x 32768, 16/32: 0.53 ms forward and 2.26 ms
