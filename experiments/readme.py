@@ -70,6 +70,9 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) != 2:
     raise app.UsageError("give the folder of a finished quickstart")
   run = pathlib.Path(argv[1])
+  for name in ("families.jsonl", "environment.json", "panel.txt", "panel.jpg"):
+    if not (run / name).is_file():
+      raise app.UsageError(f"{run} is no finished quickstart: no {name} in it")
   readme = ROOT / "README.md"
   text = readme.read_text()
   before, rest = text.split(BEGIN)

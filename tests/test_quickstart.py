@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from absl import app
 
 from experiments import readme
 from experiments.data import degradations, key_families, photographs, text_data
@@ -141,6 +142,11 @@ def test_readme_block_comes_from_the_run(finished):
     line = next(x for x in block.splitlines() if x.startswith(f"| {method} |"))
     assert line.endswith(f" {report.short(max(chosen))} |")
   assert f"]({readme.PICTURE})" in block
+
+
+def test_readme_refuses_what_is_no_finished_run(tmp_path):
+  with pytest.raises(app.UsageError, match="is no finished quickstart"):
+    readme.main(["readme", str(tmp_path)])
 
 
 def test_settings_refuse_in_one_sentence():
