@@ -1,7 +1,8 @@
 """One photograph degraded five ways and restored under a learned prior.
 
-`NFCConfig.fast()` beside tuned baselines that call the network as often, and
-samples of `NFCConfig.calibrated()` for what the measurement leaves open.
+`NFCConfig.fast()` beside baselines, tuned elsewhere, that call the network as
+often, and samples of `NFCConfig.calibrated()` for what the measurement leaves
+open.
 """
 
 import dataclasses
@@ -31,7 +32,8 @@ MEAN = "NFC calibrated(), mean of samples"
 DPIR = "DPIR"
 # Of `experiments.few_calls`: the best of three for both blurs, at 5 calls.
 DPIR_WEIGHT = 0.2
-# At 10 calls, of DPIR, DiffPIR, DDRM, DDNM+, RED-diff, PnP-DM, DAPS, SITCOM.
+# The best on this photograph at 10 calls, each at its `tuned()` setting, of DPIR,
+# DiffPIR, DDRM, DDNM+, RED-diff, PnP-DM, DAPS and SITCOM.
 BEST_BASELINES = (DPIR, "DiffPIR", "DiffPIR", DPIR, DPIR)
 
 Restore = Callable[[Denoiser, Observation], Drawn]
