@@ -2,7 +2,7 @@
 
 Command: python -m experiments.tpu_cycles
   --config=configs/tpu_cycles.py:debug takes one kind, one batch, two kernels;
-  --config.parts="('rule',)" the whole rule alone.
+  --config.parts="('rule',)" the whole rule alone, ('layer',) a decoder layer.
 Time: about 25 minutes on 2 CPU cores, most of it batches of 128, and as long
 for the rule; `:debug` 1 minute; at once where libtpu is not installed, which
 one sentence says.
@@ -13,7 +13,7 @@ half on some keys. In float32, at a batch of 128, substitution with the batch in
 the lanes takes fewer than any product does. tokamax's row says why it is
 missing where it is; pip install tokamax==0.0.17 brings it. The second table is
 bundles of the whole rule per 64 tokens of a value head, with milliseconds that
-are predicted from them.
+are predicted from them; the third is the inverse's share of a decoder layer.
 """
 
 import ml_collections
@@ -39,7 +39,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
   )
   return ml_collections.ConfigDict(
     {
-      "parts": ("inverse",) if debug else ("inverse", "rule"),
+      "parts": ("inverse",) if debug else ("inverse", "rule", "layer"),
       "kinds": ("v5e",) if debug else ("v5e", "v5p", "v6e", "7x"),
       "batches": (8,) if debug else (8, 32, 128),
       "kernels": kernels[:2] if debug else kernels,

@@ -9,13 +9,22 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 from experiments.data import key_families
 from experiments.harness import runner, timing
 from experiments.peers import tpu
 from experiments.rule_speed.problems import Shape
-from experiments.tpu_cycles import attached, kernels, rules, schedule, study
+from experiments.tpu_cycles import (
+  attached,
+  kernels,
+  layer_part,
+  layers,
+  rules,
+  schedule,
+  study,
+)
 from tests import oracles
 
 SLOTS = """== CAPACTIY:
@@ -70,7 +79,7 @@ def test_peers_are_right(peer):
     ("kernels=('fast',)", "kernels must be among ladder bfloat16;"),
     ("batches=(12,)", "batches must be multiples of 8"),
     ("draws=0", "draws must be at least 1, got 0"),
-    ("parts=('layer',)", "parts must be among inverse; rule, got 'layer'"),
+    ("parts=('model',)", "parts must be among inverse; rule; layer, got 'mo"),
     ("rules=('fast',)", "rules must be among ladder bfloat16, bfloat16"),
     ("shape=(1, 64, 2, 3)", "a whole multiple of the key heads, got"),
   ],
@@ -216,3 +225,93 @@ def test_devices_are_called_as_the_kinds_expect():
   assert done.returncode == 0, done.stderr[-2000:]
   lines = [line for line in done.stdout.splitlines() if "|" in line]
   assert dict(x.split("|") for x in lines) == attached.DEVICE_KINDS
+
+
+LAYER = """
+%body.3 (arg: f32[2]) -> f32[2] {
+  %f.1 = f32[2] fusion(%p), metadata={op_name="jit(f)/while/body/add"}, \
+backend_config={"estimated_cycles":"5"}
+}
+
+ENTRY %main.4 (x: f32[2]) -> f32[2] {
+  %f.2 = f32[2] fusion(%x), metadata={op_name="jit(f)/dot_general"}, \
+backend_config={"estimated_cycles":"100"}
+  %f.3 = f32[2] fusion(%x), metadata={op_name="jit(f)/_by_chunks/dot_general"},\
+ backend_config={"estimated_cycles":"40"}
+  %c = f32[2] copy(%x), backend_config={"estimated_cycles":"7"}
+  %w = f32[2] while(%x), condition=%cond.2, body=%body.3, metadata={}
+}
+"""
+
+
+def test_a_layers_cycles_by_part():
+  """The body of the loop over chunks counts as often as it runs."""
+  found = layers.cycles(LAYER, 8)
+  want = {layers.PRODUCTS: 100, layers.AROUND: 40 + 8 * 5, layers.REST: 7}
+  assert found == want
+
+
+def test_a_layer_that_cannot_be_counted_is_refused():
+  with oracles.refused(schedule.ScheduleError, "states no estimated cycles"):
+    layers.cycles(LAYER.replace("estimated_", ""), 8)
+  nested = LAYER.replace(
+    "%f.1 =", "%v = f32[2] while(%p), body=%body.9, metadata={}\n  %f.1 ="
+  )
+  with oracles.refused(schedule.ScheduleError, "a loop of the layer calls"):
+    layers.cycles(nested, 8)
+  unknown = LAYER.replace('"7"', f'"{2**64 - 1}"')
+  with oracles.refused(schedule.ScheduleError, "expects no number of cycles"):
+    layers.cycles(unknown, 8)
+
+
+def test_the_share_of_the_inverse_and_what_the_layer_saves():
+  """Two chunks of four heads: eight matrices, and bundles of a batch of 32."""
+  slow, tokamax, fast = layer_part.INVERSES
+  parts = {layers.PRODUCTS: 500, layers.AROUND: 400, layers.REST: 100}
+  xla = {
+    layers.INVERSE: {"cycles": parts},
+    layers.RULE: {"cycles": parts | {layers.AROUND: 150}},
+  }
+  kernels = {
+    slow: {"bundles": 4000},
+    tokamax: {"reason": "tokamax is not installed"},
+    fast: {"bundles": 400},
+    layer_part.WHOLE_RULE: {"bundles": 250},
+  }
+  shape = Shape(1, 128, 2, 4)
+  found = list(layer_part.compare("v6e", xla, kernels, shape))
+  assert [row["inverse"] for row in found] == [
+    slow,
+    tokamax,
+    fast,
+    layer_part.WHOLE,
+  ]
+  assert found[1]["note"] == "tokamax is not installed"
+  assert found[1]["share"] is None
+  np.testing.assert_allclose(found[0]["share"], 1000 / 2000)
+  np.testing.assert_allclose(found[2]["share"], 100 / 1100)
+  np.testing.assert_allclose(found[3]["share"], 100 / 1000)
+  saved = [found[i]["saved"] for i in (0, 2, 3)]
+  np.testing.assert_allclose(saved, [0, 0.45, 0.5])
+  np.testing.assert_allclose(found[3]["kernels"], 250 / 1e6)
+  missing = {form: {"reason": "not known"} for form in xla}
+  none = list(layer_part.compare("7x", missing, kernels, shape))
+  assert all(row["note"] for row in none)
+  for rows in (found, none):
+    said = layer_part.closing(pd.DataFrame(rows))
+    assert all(row["inverse"] in said for row in rows)
+
+
+@pytest.mark.parametrize(
+  "form, kernel",
+  [
+    (layers.INVERSE, "neumann_ladder_64"),
+    (layers.RULE, "neumann_rule_forward"),
+  ],
+)
+def test_a_layer_holds_the_kernel_of_its_form(form, kernel):
+  where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  call, arguments = layers.program(form, Shape(1, 128, 1, 2), where)
+  traced = jax.jit(call).trace(*arguments)
+  assert traced.out_info.shape == (1, 128, layers.WIDE)
+  assert [name for name, _ in rules.kernels(traced.jaxpr.jaxpr)] == [kernel]

@@ -3,10 +3,11 @@
     python -m experiments.tpu_cycles.compile_one KIND --dump DIR
         --kernels NAME ... --batches N ...
 
-        --rules NAME ... --shape B T HK HV
+        --rules NAME ... --layers FORM ... --shape B T HK HV
 
-compiles every kernel at every batch, and every rule at a shape, for one kind of
-TPU and prints one JSON line before each compile and one after.
+compiles every kernel at every batch, and every rule and decoder layer at a
+shape, for one kind of TPU and prints one JSON line before each compile and one
+after.
 `schedule.schedules` starts it with the environment that libtpu reads when jax
 initialises it.
 """
@@ -25,7 +26,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from experiments.rule_speed.problems import Shape
-from experiments.tpu_cycles import kernels, rules, schedule
+from experiments.tpu_cycles import kernels, layers, rules, schedule
 
 
 def device(topology: str) -> Any:
@@ -118,6 +119,33 @@ def measure_rule(
   }
 
 
+def measure_layer(form: str, shape: Shape, where: Any) -> dict[str, Any]:
+  """Compiles a decoder layer and reads what libtpu expects of XLA's part.
+
+  Args:
+    form: among `layers.FORMS`.
+    shape: of the tokens and the heads.
+    where: from `device`.
+
+  Returns:
+    "cycles" by part of the layer, "kernels" by name with their grid steps, and
+    "seconds"; or "reason", a sentence.
+  """
+  start = time.monotonic()
+  try:
+    call, arguments = layers.program(form, shape, SingleDeviceSharding(where))
+    traced = jax.jit(call).trace(*arguments)
+    text = traced.lower().compile().as_text()
+    cycles = layers.cycles(text, -(-shape.tokens // rules.CHUNK_SIZE))
+  except (ValueError, jax.errors.JaxRuntimeError) as error:
+    return {"reason": first_sentence(error)}
+  return {
+    "cycles": cycles,
+    "kernels": rules.kernels(traced.jaxpr.jaxpr),
+    "seconds": round(time.monotonic() - start, 1),
+  }
+
+
 def first_sentence(error: Exception) -> str:
   """What an error says first, at most 200 characters of it."""
   lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -133,10 +161,11 @@ def main(argv: Sequence[str] | None = None) -> None:
   """The compiling process."""
   parser = argparse.ArgumentParser(prog="experiments.tpu_cycles.compile_one")
   parser.add_argument("kind", choices=schedule.TOPOLOGIES)
-  parser.add_argument("--dump", type=pathlib.Path, required=True)
+  parser.add_argument("--dump", type=pathlib.Path)
   parser.add_argument("--kernels", nargs="*", default=[])
   parser.add_argument("--batches", nargs="*", type=int, default=[])
   parser.add_argument("--rules", nargs="*", default=[])
+  parser.add_argument("--layers", nargs="*", default=[])
   parser.add_argument("--shape", nargs=4, type=int)
   options = parser.parse_args(argv)
   where = device(schedule.TOPOLOGIES[options.kind])
@@ -149,6 +178,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     _say({"begin": rule, "batch": None})
     row = measure_rule(rule, Shape(*options.shape), where, options.dump)
     _say({"rule": rule, **row})
+  for form in options.layers:
+    _say({"begin": form, "batch": None})
+    row = measure_layer(form, Shape(*options.shape), where)
+    _say({"layer": form, **row})
 
 
 def _say(row: Mapping[str, Any]) -> None:

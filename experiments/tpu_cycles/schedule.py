@@ -184,10 +184,39 @@ def schedules(
   command += ["--batches", *map(str, batches)]
   if rules:
     command += ["--rules", *rules, "--shape", *map(str, shape)]
+  yield from _said(kind, command, environment(folder))
+
+
+def layers(
+  kind: str, forms: Sequence[str], shape: Sequence[int]
+) -> Iterator[dict[str, Any]]:
+  """Compiles decoder layers for one kind, without a dump; see `schedules`.
+
+  Args:
+    kind: among TOPOLOGIES.
+    forms: among `layers.FORMS`.
+    shape: rows, tokens, key heads and value heads.
+
+  Yields:
+    `{"begin": form, "batch": None}` before a compile. After it "layer" and what
+    `compile_one.measure_layer` returns.
+
+  Raises:
+    ScheduleError: the process failed as a whole.
+  """
+  command = [sys.executable, "-m", "experiments.tpu_cycles.compile_one", kind]
+  command += ["--layers", *forms, "--shape", *map(str, shape)]
+  yield from _said(kind, command, {**os.environ, **ENVIRONMENT})
+
+
+def _said(
+  kind: str, command: Sequence[str], env: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+  """The lines of a compiling process as they come."""
   with tempfile.TemporaryFile("w+") as log:
     with subprocess.Popen(
       command,
-      env=environment(folder),
+      env=env,
       cwd=ROOT,
       stdout=subprocess.PIPE,
       stderr=log,

@@ -1,4 +1,4 @@
-"""Static cycles of TPU kernels of the inverse and the rule, from a CPU host.
+"""Static cycles of the inverse, the rule and a layer on TPUs, from a CPU host.
 
   python -m experiments.tpu_cycles
 
@@ -21,8 +21,15 @@ from experiments.harness.progress import Progress
 from experiments.harness.report import Report, short, shown
 from experiments.harness.settings import Checked, setting
 from experiments.inverse_accuracy.errors import InverseSettings
+from experiments.rule_speed.problems import Shape
 from experiments.tpu_cycles import kernels as tpu_kernels
-from experiments.tpu_cycles import rule_part, rules, schedule
+from experiments.tpu_cycles import (
+  layer_part,
+  layers,
+  rule_part,
+  rules,
+  schedule,
+)
 from experiments.tpu_cycles.kernels import BETAS, SUBSTITUTIONS, TOKAMAX
 
 
@@ -36,17 +43,17 @@ class Settings(Checked):
   """What is compiled, for what.
 
   Attributes:
-    parts: "inverse", "rule" or both.
+    parts: among "inverse", "rule" and "layer".
     kinds: of TPU, among `schedule.TOPOLOGIES`.
     batches: matrices a grid step, multiples of 8.
     kernels: among `kernels.NAMES`.
     draws: chunks per family and decay whose error is measured.
     rules: among `rules.NAMES`.
-    shape: rows, tokens, key heads and value heads of the rules.
+    shape: rows, tokens, key heads and value heads of rules and layer.
     seed: of the draws.
   """
 
-  parts: tuple[str, ...] = _among("parts", ("inverse", "rule"))
+  parts: tuple[str, ...] = _among("parts", ("inverse", "rule", "layer"))
   kinds: tuple[str, ...] = _among("kinds", schedule.TOPOLOGIES)
   batches: tuple[int, ...] = setting(
     at_least=8,
@@ -86,6 +93,8 @@ def tpu_cycles(settings: Settings, run: record.Run) -> None:
     _inverses(settings, run, report, libtpu)
   if "rule" in settings.parts:
     _rules(settings, run, report)
+  if "layer" in settings.parts:
+    _layers(settings, run, report)
   print(f"report: {shown(report.write(run.folder / 'report.html'))}")
 
 
@@ -119,6 +128,16 @@ def _rules(settings: Settings, run: record.Run, report: Report) -> None:
   rows = run.frame("tpu_rules")
   rule_part.add(report, rows, settings.shape)
   print(rule_part.closing(rows))
+
+
+def _layers(settings: Settings, run: record.Run, report: Report) -> None:
+  each = len(layers.FORMS) + len(layer_part.INVERSES) + 1
+  with Progress(each * len(settings.kinds), label="tpu_cycles") as tick:
+    for row in layer_part.rows(settings.kinds, Shape(*settings.shape), tick):
+      run.write("tpu_layers", row)
+  rows = run.frame("tpu_layers")
+  layer_part.add(report, rows, settings.shape)
+  print(layer_part.closing(rows))
 
 
 def _errors(name: str, settings: Settings) -> dict:
