@@ -259,7 +259,7 @@ def test_a_layer_that_cannot_be_counted_is_refused():
   )
   with oracles.refused(schedule.ScheduleError, "a loop of the layer calls"):
     layers.cycles(nested, 8)
-  unknown = LAYER.replace('"7"', f'"{2**64 - 1}"')
+  unknown = LAYER.replace('"7"', f'"{2**63 - 1}"')
   with oracles.refused(schedule.ScheduleError, "expects no number of cycles"):
     layers.cycles(unknown, 8)
 

@@ -25,7 +25,7 @@ INVERSE, RULE = "inverse in a kernel", "rule in a kernel"
 FORMS = {INVERSE: False, RULE: True}
 PRODUCTS, AROUND, REST = "products with weights", "rule around it", "the rest"
 WIDE, FEED_FORWARD = 4096, 12288  # of Qwen3.5-9B
-UNKNOWN = 2**62  # and more: negative numbers of 64 bits, printed without a sign
+UNKNOWN = 2**62  # libtpu's infinity is 2^63 - 1: on 7x that of some copies
 
 
 def program(
