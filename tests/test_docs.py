@@ -25,7 +25,7 @@ def _examples(path):
 
 # A model, a mesh and a network take most of a minute together.
 _LONG = (
-  *("port_a_model", "fine_tune", "many_devices"),
+  *("port_a_model", "fine_tune", "many_devices", "many_hosts"),
   "restore_a_photograph",
 )
 

@@ -20,7 +20,7 @@ from flax import nnx
 from experiments.data.text_windows import Windows
 from experiments.evaluate_lm import inverse_errors, scores
 from experiments.evaluate_lm.settings import Case, Settings
-from experiments.harness import record, text_model, timing
+from experiments.harness import hosts, record, text_model, timing
 from experiments.harness.progress import Tick
 from neumann_jax import LanguageModel
 
@@ -61,8 +61,13 @@ class Sweep(NamedTuple):
         tick(f"{weights} C{size}: inverses by layer")
         self._layers(weights, size, model)
       todo = [(b, case) for b, case in missing if case.weights == weights]
-      for row in self._windows(model, todo, tick):
-        self.run.write("windows", row)
+      # Every process reads batches of its own; all go on together.
+      shares = _shares(todo, jax.process_count())
+      rows = self._windows(model, shares[jax.process_index()], tick)
+      for _ in range(max(map(len, shares))):
+        for row in hosts.from_all(next(rows, None)):
+          if row is not None:
+            self.run.write("windows", row)
 
   def _done(self, table: str, last: str) -> set[tuple]:
     return {
@@ -79,6 +84,8 @@ class Sweep(NamedTuple):
     }
     layers = range(model.config.layer_types.count("linear_attention"))
     if {(weights, size, spec, n) for spec in specs for n in layers} <= done:
+      return
+    if not hosts.is_first():
       return
     first = (jnp.asarray(x[: settings.inverse_windows]) for x in self.windows)
     parts = nnx.split(model.with_execution(chunk_size=size))
@@ -125,6 +132,17 @@ class Sweep(NamedTuple):
     tokens, mask = (jnp.asarray(x[rows]) for x in self.windows)
     fill = [(0, size - len(tokens)), (0, 0)]
     return jnp.pad(tokens, fill), jnp.pad(mask, fill)
+
+
+def _shares(
+  todo: list[tuple[int, Case]], count: int
+) -> list[list[tuple[int, Case]]]:
+  """What each of so many processes measures: whole batches, in turn."""
+  batches = sorted({batch for batch, _ in todo})
+  return [
+    [unit for unit in todo if unit[0] in batches[i::count]]
+    for i in range(count)
+  ]
 
 
 def _timed(job: Callable[[], jax.Array]) -> tuple[jax.Array, float]:

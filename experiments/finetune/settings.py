@@ -1,6 +1,7 @@
 """What `finetune` tunes, on what, for how long."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +69,13 @@ class Settings(LoopSettings):
     if self.tuning == "full" and (self.adapters or self.merged):
       raise ValueError("adapters and merged need tuning='lora', got 'full'")
     shape = self.mesh.mesh().shape
+    if jax.process_count() > 1 and math.prod(shape.values()) < (
+      jax.device_count()
+    ):
+      raise ValueError(
+        f"mesh must have all {jax.device_count()} devices where there are "
+        f"several processes, got {math.prod(shape.values())}"
+      )
     if self.rows % (shape["data"] * shape["fsdp"]):
       raise ValueError(
         f"rows must be a whole multiple of mesh.data * mesh.fsdp = "

@@ -24,7 +24,13 @@ from experiments.data.packed_rows import Rows
 from experiments.finetune import documents, report, step
 from experiments.finetune.settings import Settings
 from experiments.finetune.step import Plan, StepLosses
-from experiments.harness import record, text_model, training, writing
+from experiments.harness import (
+  hosts,
+  record,
+  text_model,
+  training,
+  writing,
+)
 from experiments.harness.report import shown
 from experiments.harness.training import Params, TrainState
 from neumann_jax import (
@@ -134,7 +140,7 @@ def finetune(task: Task, run: record.Run) -> None:
     run,
   )
   tuned = state.params | frozen
-  _save(step.model_of(tuned, plan), task, run)
+  _save(tuned, plan, task, run)
   _evaluate("after", tuned, task, plan, mesh, run)
   report.write(run, words=task.words, tuned=_count(state.params))
 
@@ -216,8 +222,18 @@ def _evaluate(
   run.write("held_out", row | {"perplexity": float(np.exp(mean))})
 
 
-def _save(model: LanguageModel, task: Task, run: record.Run) -> None:
+def _save(params: Params, plan: Plan, task: Task, run: record.Run) -> None:
   """Writes the adapters, or the tuned checkpoint, into the run's folder."""
+  if task.settings.tuning == "lora" and not task.settings.merged:
+    # The rest of the weights need not come together on one host.
+    params = params | hosts.whole(
+      {k: x for k, x in params.items() if step.is_tuned(k, plan)}
+    )
+  else:
+    params = hosts.whole(params)
+  if not hosts.is_first():
+    return
+  model = step.model_of(params, plan)
   folder = task.source.folder
   if task.settings.tuning == "lora":
     with writing.in_place_of(run.folder / ADAPTER) as path:

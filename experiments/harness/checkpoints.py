@@ -3,6 +3,7 @@
 import hashlib
 import pathlib
 import re
+import shutil
 import signal
 import types
 from typing import Any, NamedTuple
@@ -10,11 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import safetensors.numpy
+from jax.experimental import multihost_utils
 
-from experiments.harness import writing
+from experiments.harness import hosts, shared_checkpoints, writing
 
 KEPT = 2  # the newest, and the one that takes its place if it is damaged
-_NAME = re.compile(r"(\d{8,})-([0-9a-f]{64})\.safetensors")
+_SHARED = ".orbax"  # of folders that many processes wrote
+_NAME = re.compile(r"(\d{8,})(-[0-9a-f]{64}\.safetensors|\.orbax)")
 
 
 class Saved(NamedTuple):
@@ -47,7 +50,7 @@ class Checkpoints:
   @property
   def newest(self) -> int | None:
     """The step of the newest checkpoint, None where there is none."""
-    return max(self._files(), default=None)
+    return hosts.from_first(lambda: max(self._files(), default=None))
 
   def save(self, saved: Saved) -> None:
     """Writes a checkpoint; the newest `KEPT` remain.
@@ -58,23 +61,30 @@ class Checkpoints:
     step = int(saved.state.step)
     if step == self.newest:
       return
-    arrays = {name: np.asarray(x) for name, x in _flat(saved).items()}
-    data = safetensors.numpy.save(arrays)
-    name = f"{step:08d}-{hashlib.sha256(data).hexdigest()}.safetensors"
     self._folder.mkdir(exist_ok=True)
-    writing.write(self._folder / name, data)
-    files = self._files()
-    for old in sorted(files)[:-KEPT]:
-      files[old].unlink(missing_ok=True)
+    if hosts.are_many():
+      # Each process has a part of the state, and writes that.
+      path = self._folder / f"{step:08d}.orbax"
+      shared_checkpoints.save(path, _flat(saved))
+    else:
+      arrays = {name: np.asarray(x) for name, x in _flat(saved).items()}
+      data = safetensors.numpy.save(arrays)
+      name = f"{step:08d}-{hashlib.sha256(data).hexdigest()}.safetensors"
+      writing.write(self._folder / name, data)
+    if hosts.is_first():
+      files = self._files()
+      for old in sorted(files)[:-KEPT]:
+        _remove(files[old])
 
   def restore(self, like: Any) -> Saved:
     """The newest checkpoint.
 
     Args:
-      like: a state of the same network; its values do not matter.
+      like: a state of the same network, placed where parts written by many
+        processes are to be; its values do not matter.
 
     Returns:
-      What was saved, on the host.
+      What was saved, on the host or where `like` is.
 
     Raises:
       Damaged: if it is not what was written. It was put aside, so that the one
@@ -83,24 +93,22 @@ class Checkpoints:
     """
     if self.newest is None:
       raise ValueError("--workdir must hold a run with checkpoints in it")
-    path = self._files()[self.newest]
-    data = path.read_bytes()
-    found, promised = hashlib.sha256(data).hexdigest(), path.stem.split("-")[1]
-    if found != promised:
-      path.replace(path.with_suffix(".damaged"))
-      raise Damaged(
-        f"{path.parent.name}/{path.name} is damaged, its SHA-256 is {found}; "
-        "it was renamed to end in .damaged"
-      )
-    arrays = safetensors.numpy.load(data)
+    path = pathlib.Path(hosts.from_first(lambda: str(self._newest_file())))
+    if fault := hosts.from_first(lambda: _put_aside(path)):
+      raise Damaged(fault)
     like = Saved(like, np.inf)
-    if _shapes(arrays) != _shapes(_flat(like)):
+    arrays = _arrays(path, _flat(like))
+    if arrays is None:
       raise writing.Refused(
         "--workdir must hold a run of the same network, as the config has it"
       )
     leaves = [arrays[name] for name in _flat(like)]
     saved = jax.tree.unflatten(jax.tree.structure(like), leaves)
     return saved._replace(total=float(saved.total))
+
+  def _newest_file(self) -> pathlib.Path:
+    files = self._files()
+    return files[max(files)]
 
   def _files(self) -> dict[int, pathlib.Path]:
     """By step.
@@ -120,6 +128,38 @@ class Checkpoints:
     return {int(match[1]): path for match, path in matches if match}
 
 
+def _put_aside(path: pathlib.Path) -> str:
+  """What is wrong with a checkpoint, which then is renamed; or nothing."""
+  if path.suffix == _SHARED:
+    fault = shared_checkpoints.fault(path)
+  else:
+    found, promised = writing.digest(path), path.stem.split("-")[1]
+    name = f"{path.parent.name}/{path.name}"
+    fault = f"{name} is damaged, its SHA-256 is {found}"
+    fault = "" if found == promised else fault
+  if not fault:
+    return ""
+  aside = path.with_suffix(".damaged")
+  _remove(aside)
+  path.replace(aside)
+  return f"{fault}; it was renamed to end in .damaged"
+
+
+def _arrays(path: pathlib.Path, like: dict[str, Any]) -> dict[str, Any] | None:
+  """The arrays of a checkpoint, None if they are none like these."""
+  if path.suffix == _SHARED:
+    return shared_checkpoints.restore(path, like)
+  arrays = safetensors.numpy.load_file(path)
+  return arrays if _shapes(arrays) == _shapes(like) else None
+
+
+def _remove(path: pathlib.Path) -> None:
+  if path.is_dir():
+    shutil.rmtree(path, ignore_errors=True)
+  else:
+    path.unlink(missing_ok=True)
+
+
 def _flat(saved: Saved) -> dict[str, Any]:
   """Leaves by their paths in the tree."""
   leaves, _ = jax.tree.flatten_with_path(saved)
@@ -134,6 +174,9 @@ def _shapes(arrays: dict[str, Any]) -> dict[str, tuple]:
 class Interrupt:
   """A context in which SIGTERM only sets a mark.
 
+  Of many processes one may be told, and all must stop after the same step: JAX
+  takes the signal there, and has them agree.
+
   Attributes:
     asked: whether the signal came.
   """
@@ -142,13 +185,22 @@ class Interrupt:
     """Not asked yet."""
     self.asked = False
 
+  def reached(self, step: int) -> bool:
+    """Whether the run is to stop before this step; sets `asked`."""
+    if hosts.are_many() and not self.asked:
+      self.asked = multihost_utils.reached_preemption_sync_point(step)
+    return self.asked
+
   def _mark(self, number: int, frame: types.FrameType | None) -> None:
     del number, frame
     self.asked = True
 
   def __enter__(self) -> "Interrupt":
-    self._before = signal.signal(signal.SIGTERM, self._mark)
+    self._before: Any = None
+    if not hosts.are_many():
+      self._before = signal.signal(signal.SIGTERM, self._mark)
     return self
 
   def __exit__(self, *_: object) -> None:
-    signal.signal(signal.SIGTERM, self._before)
+    if self._before is not None:
+      signal.signal(signal.SIGTERM, self._before)

@@ -11,6 +11,8 @@ from typing import TextIO
 
 import tqdm
 
+from experiments.harness import hosts
+
 Tick = Callable[[str], None]
 
 
@@ -49,7 +51,7 @@ class Progress:
     self._last = -every
     self._start = time.monotonic()
     self._bar = None
-    if self._stream.isatty():
+    if self._stream.isatty() and hosts.is_first():
       self._bar = tqdm.tqdm(
         total=total or None, desc=label, file=self._stream, dynamic_ncols=True
       )
@@ -86,5 +88,7 @@ class Progress:
       self._line(f"done ({seconds:.0f} s)")
 
   def _line(self, words: str) -> None:
+    if not hosts.is_first():
+      return
     count = f"{self._count}/{self.total}" if self.total else f"{self._count}"
     print(f"{self._label} {count} {words}", file=self._stream, flush=True)

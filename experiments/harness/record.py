@@ -6,6 +6,7 @@ row, so that a run cut short keeps what it measured, and `NAME.csv` from it at
 the end.
 """
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -22,7 +23,7 @@ from typing import Any
 import jax
 import pandas as pd
 
-from experiments.harness import folders, tables, writing
+from experiments.harness import folders, hosts, tables, writing
 from experiments.harness.rows import Table
 
 PACKAGES = (
@@ -55,6 +56,7 @@ def environment(
     "python": platform.python_version(),
     "machine": f"{platform.system()} {platform.machine()}",
     "cpus": os.cpu_count(),
+    "processes": jax.process_count(),
     "versions": {name: _version(name) for name in PACKAGES},
     "devices": [f"{d.platform}: {d.device_kind}" for d in jax.devices()],
     "revision": _revision(),
@@ -94,12 +96,19 @@ class Run:
         `folders.check_resumable`).
     """
     workdir = pathlib.Path(workdir)
-    opened = folders.open_again(workdir, config, inputs) if resume else None
-    self.folder, self._held = opened or folders.open_folder(workdir)
+    self._held = contextlib.ExitStack()
+
+    def opened() -> str:
+      held = folders.open_again(workdir, config, inputs) if resume else None
+      folder, self._held = held or folders.open_folder(workdir)
+      return str(folder)
+
+    # Of many processes the first holds the folder and writes.
+    self.folder = pathlib.Path(hosts.from_first(opened))
     self._tables: dict[str, Table] = {}
     self._start = time.monotonic()
     try:
-      earlier = folders.earlier(self.folder)
+      earlier = folders.earlier(self.folder) if hosts.is_first() else []
       self.environment = environment(command, config, inputs)
       if earlier:
         self.environment["earlier"] = earlier
@@ -107,13 +116,14 @@ class Run:
         self._save("running")
     except BaseException:
       with self._held:
-        if not resume:  # no run has begun
+        if not resume and hosts.is_first():  # no run has begun
           (self.folder / folders.ENVIRONMENT).unlink(missing_ok=True)
       raise
 
   def write(self, table: str, row: Mapping[str, Any] | tuple) -> None:
     """Appends a row, a NamedTuple or a mapping, to a table."""
-    self._table(table).write(row)
+    if hosts.is_first():
+      self._table(table).write(row)
 
   def write_once(
     self, table: str, row: Mapping[str, Any] | tuple, key: Sequence[str]
@@ -125,14 +135,16 @@ class Run:
       row: as for `write`.
       key: columns that tell the rows of the table apart.
     """
-    self._table(table).write_once(tables.as_mapping(row), key)
+    if hosts.is_first():
+      self._table(table).write_once(tables.as_mapping(row), key)
 
   def rows(self, table: str) -> list[dict[str, Any]]:
     """The rows of a table so far, those of a run gone on with included.
 
-    Numbers that are infinite or undefined are the strings of `Table.write`.
+    Numbers that are infinite or undefined are the strings of `Table.write`. Of
+    many processes all ask together.
     """
-    return self._table(table).rows()
+    return hosts.from_first(lambda: self._table(table).rows())
 
   def frame(self, table: str) -> pd.DataFrame:
     """The rows of a table so far, with numbers as numbers."""
@@ -166,6 +178,8 @@ class Run:
     return time.monotonic() - self._start
 
   def _save(self, status: str) -> None:
+    if not hosts.is_first():
+      return
     self.environment |= {
       "status": status,
       "seconds": round(self.seconds(), 1),

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from experiments.harness import tables, writing
+from experiments.harness import hosts, tables, writing
 from experiments.harness.tables import Digits, short
 
 # Inches beyond which a figure is not shrunk to a phone.
@@ -214,7 +214,9 @@ class Report:
     )
 
   def write(self, path: pathlib.Path) -> pathlib.Path:
-    """Writes the report and returns its path."""
+    """Writes the report, of many processes the first, and returns its path."""
+    if not hosts.is_first():
+      return path
     links = "".join(
       f'<a href="#part-{i}">{html.escape(title)}</a>'
       for i, title in enumerate(self._sections, 1)

@@ -2,6 +2,7 @@
 
     python -m experiments.NAME [--config=configs/NAME.py[:debug]]
         [--config.FIELD=VALUE ...] [--workdir=DIR] [--resume]
+        [--hosts=auto | --hosts=HOST:PORT --processes=N --process=I]
 
 Without `--config` the experiment's own `configs/NAME.py` is read. The config
 is locked: a field it does not have is refused. Without `--workdir` results go
@@ -11,6 +12,10 @@ experiments have, the run goes on in `DIR` with the rows that are there, under
 the same config and of the same files; in an empty folder, it starts. Others
 who would write into a run's folder meanwhile are told which process holds it.
 
+Experiments for many hosts are started once on each, in a folder that all see,
+with --hosts=auto where a Cloud TPU, SLURM, Open MPI or Kubernetes says who they
+are, else with the address of process 0, their number and the process's own.
+
 Usage errors end in one sentence on stderr and exit code 2, a file that cannot
 be written in one and exit code 1, Ctrl-C in one and exit code 130. ConfigDicts
 stop here: experiments see frozen dataclasses.
@@ -18,18 +23,23 @@ stop here: experiments see frozen dataclasses.
 
 import ast
 import dataclasses
+import os
 import pathlib
 import re
 import sys
+import time
+import traceback
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
+import jax
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.harness import console, interrupts, record, writing
+from experiments.harness import console, hosts, interrupts, record, writing
+from experiments.harness.hosts import Hosts
 
 S = TypeVar("S")
 
@@ -50,11 +60,13 @@ class Command(NamedTuple):
     config: the locked config with the command line's overrides.
     workdir: where results go.
     resume: whether to go on with the run that is there.
+    hosts: the processes of the run.
   """
 
   config: ml_collections.ConfigDict
   workdir: pathlib.Path
   resume: bool
+  hosts: Hosts = Hosts()
 
 
 def main(
@@ -66,6 +78,7 @@ def main(
   prepare: Callable[[S], Any] | None = None,
   inputs: Callable[[Any], Mapping[str, str]] | None = None,
   resumable: bool = False,
+  many_hosts: bool = False,
 ) -> None:
   """Parses the command line and runs the experiment in a recorded folder.
 
@@ -81,6 +94,7 @@ def main(
     inputs: SHA-256 by name of the files that go in, of what the experiment is
       called with; a run is gone on with only where they are the same.
     resumable: whether the experiment leaves out the rows that its tables have.
+    many_hosts: whether several processes can make one run of it.
   """
   argv = list(sys.argv if argv is None else argv)
   run: record.Run | None = None
@@ -93,13 +107,23 @@ def main(
       command = parse(argv, name)
       if command.resume and not resumable:
         raise UsageError(f"{name} has no --resume: it is run as a whole")
+      if command.hosts.address and not many_hosts:
+        raise UsageError(f"{name} has no --hosts: it is run by one process")
+      _prepared(hosts.connect, command.hosts)
+      if hosts.are_many():
+        lost = "another process of this run has died"
+        hosts.on_lost(
+          lambda: f"{name}: {lost}; {_left(run, command, resumable)}", FAILED
+        )
+        if not hosts.is_first():
+          sys.stdout = open(os.devnull, "w")  # process 0 says it
       given: Any = to_settings(settings_type, command.config)
       if prepare is not None:
         given = _prepared(prepare, given)
       run = _opened(command, {} if inputs is None else _prepared(inputs, given))
       with run:
         experiment(given, run)
-    except (UsageError, writing.Refused) as error:
+    except (UsageError, writing.Refused, hosts.FirstFailed) as error:
       _leave(f"{name}: {error}", USAGE)
     except KeyboardInterrupt:
       interrupts.ignore()
@@ -109,6 +133,14 @@ def main(
       words = f"{error.filename}: {error.strerror}"
       words = words if error.filename else str(error)
       _leave(f"{name}: {words}; {_left(run, command, resumable)}", FAILED)
+    except Exception as error:
+      if not hosts.are_many():
+        raise
+      if isinstance(error, jax.errors.JaxRuntimeError):
+        # Most likely another process has died, which `on_lost` will say.
+        time.sleep(hosts.SILENT_S + 10)
+      traceback.print_exc()
+      _leave(f"{name}: {_left(run, command, resumable)}", FAILED)
 
 
 def _opened(command: Command, inputs: Mapping[str, str]) -> record.Run:
@@ -126,6 +158,8 @@ def _opened(command: Command, inputs: Mapping[str, str]) -> record.Run:
 
 def _leave(words: str, code: int) -> NoReturn:
   print(words, file=sys.stderr)
+  if hosts.are_many():
+    hosts.leave(code)
   sys.exit(code)
 
 
@@ -175,6 +209,11 @@ def parse(argv: Sequence[str], name: str) -> Command:
     config,
     pathlib.Path(workdir),
     bool(values["resume"].value),
+    Hosts(
+      str(values["hosts"].value),
+      int(str(values["processes"].value)),
+      int(str(values["process"].value)),
+    ),
   )
 
 
@@ -255,6 +294,15 @@ def _parse_flags(
     )
     flags.DEFINE_bool(
       "resume", False, "go on with the run in workdir", flag_values=values
+    )
+    flags.DEFINE_string(
+      "hosts", "", "auto, or HOST:PORT of process 0", flag_values=values
+    )
+    flags.DEFINE_integer(
+      "processes", 1, "how many there are", flag_values=values
+    )
+    flags.DEFINE_integer(
+      "process", 0, "which of them this is", flag_values=values
     )
     rest = values(list(argv))
     config: Any = values["config"].value

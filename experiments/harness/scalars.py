@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.harness import hosts
+
 
 class Scalars:
   """Event files in `folder/tensorboard`; without the package, one sentence.
@@ -17,6 +19,8 @@ class Scalars:
   def __init__(self, folder: pathlib.Path):
     """Opens a new file in place of those of the runs before."""
     self._writer: Any = None
+    if not hosts.is_first():
+      return
     try:
       from tensorboard.summary import Writer
     except ImportError:

@@ -7,6 +7,7 @@ run that goes on from a checkpoint ends with the same bits as an unbroken one.
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
 import sys
@@ -16,11 +17,12 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.harness import pace, record
+from experiments.harness import hosts, pace, record
 from experiments.harness.checkpoints import (
   Checkpoints,
   Damaged,
@@ -241,12 +243,12 @@ def start(
     folder: of the run whose checkpoints are looked for; None: of none.
   """
   total = float(settings.steps) if settings.steps else math.inf
-  saved = Saved(state, total)
-  if folder is not None:
-    saved = _newest(Checkpoints(folder), saved)
   if isinstance(placed, Mesh):
     placed = NamedSharding(placed, P())
-  return saved._replace(state=jax.device_put(saved.state, placed))
+  saved = Saved(hosts.place(state, placed), total)
+  if folder is not None:
+    saved = _newest(Checkpoints(folder), saved)
+  return saved._replace(state=hosts.place(saved.state, placed))
 
 
 def _newest(checkpoints: Checkpoints, fresh: Saved) -> Saved:
@@ -317,8 +319,9 @@ def _steps(
   known = max((row["step"] for row in run.rows(TABLE)), default=0)
   watch = None  # step and second since which the speed is measured
   with Progress(0, label=loop.name) as tick:
-    while number < total and not interrupt.asked:
-      state, info = step(state, number, jnp.float32(total))
+    while number < total and not interrupt.reached(number):
+      # numpy's: an array of jax's would lie on one device of one process.
+      state, info = step(state, number, np.float32(total))
       number += 1
       if number % settings.report_every == 0 or number == total:
         tick(f"step {number} of {total:.0f}, loss {float(info.loss):.4f}")
@@ -330,9 +333,11 @@ def _steps(
           scalars.write(number, values)
         if math.isinf(total):
           watch = watch or (number, time.monotonic())
-          total = pace.planned(
-            watch, number, minutes=settings.minutes, spent=run.seconds()
+          plan = functools.partial(
+            pace.planned, watch, number, minutes=settings.minutes
           )
+          # One clock counts.
+          total = hosts.from_first(lambda plan=plan: plan(spent=run.seconds()))
       if number % settings.save_every == 0:
         keep(Saved(state, total))
   return Saved(state, total)

@@ -10,4 +10,5 @@ runner.main(
   prepare=study.prepare,
   inputs=study.inputs,
   resumable=True,
+  many_hosts=True,
 )

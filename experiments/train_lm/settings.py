@@ -41,6 +41,11 @@ class Settings(LoopSettings):
       raise ValueError(
         f"devices must be in [0, {jax.device_count()}], got {self.devices}"
       )
+    if jax.process_count() > 1 and self.devices not in (0, jax.device_count()):
+      raise ValueError(
+        "devices must be 0, all of them, where there are several processes, "
+        f"got {self.devices}"
+      )
     count = len(self.plan().mesh.devices)
     if sum(self.batch.rows) % count:
       raise ValueError(

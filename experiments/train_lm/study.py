@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.data import text_data
 from experiments.data.text_data import Document
-from experiments.harness import record, training, writing
+from experiments.harness import hosts, record, training, writing
 from experiments.harness.training import TrainState
 from experiments.train_lm import evaluation, report, step
 from experiments.train_lm.batches import KINDS
@@ -62,8 +62,10 @@ def train(task: Task, run: record.Run) -> None:
   params = step.initial_params(settings.model, settings.execution, seed)
   state = training.init(params, settings.optim)
   everywhere = NamedSharding(plan.mesh, P())
-  text = jax.device_put(text_data.stream(task.training), everywhere)
+  text = hosts.place(text_data.stream(task.training), everywhere)
   key = jax.random.fold_in(jax.random.key(seed), 2)
+  key_data = hosts.place(jax.random.key_data(key), everywhere)
+  key = jax.random.wrap_key_data(key_data)
 
   def advance(
     state: TrainState, number: int, total: jax.Array
@@ -112,8 +114,14 @@ def save(state: TrainState, task: Task, run: record.Run) -> None:
     "training_text": text_data.fingerprint(task.training),
     "held_out_text": text_data.fingerprint(task.held_out),
   }
-  with writing.beside(run.folder, f"{NAME}.safetensors", f"{NAME}.json") as to:
-    shipped.save_model(to / f"{NAME}.json", _model(state, settings), about)
+  model, names = (
+    _model(state, settings),
+    (f"{NAME}.safetensors", f"{NAME}.json"),
+  )
+  if not hosts.is_first():
+    return
+  with writing.beside(run.folder, *names) as to:
+    shipped.save_model(to / f"{NAME}.json", model, about)
 
 
 def evaluate(state: TrainState, task: Task, run: record.Run) -> None:
@@ -144,7 +152,8 @@ def evaluate(state: TrainState, task: Task, run: record.Run) -> None:
 
 
 def _model(state: TrainState, settings: Settings) -> LanguageModel:
-  return step.model_of(state.params, settings.model, settings.execution)
+  params = hosts.whole(state.params)
+  return step.model_of(params, settings.model, settings.execution)
 
 
 def _tokens(settings: Settings, steps: int) -> int:

@@ -1,25 +1,14 @@
-"""Models from and to folders of Orbax, with their config beside.
+"""Models from and to folders of Orbax, with their config beside."""
 
-Orbax verifies no data that it reads: a flipped bit is another weight, and a
-file that is missing or cut a traceback for every array. So every file is hashed
-when it is written, and nothing is read before all of them are as they were.
-"""
-
-import contextlib
 import dataclasses
-import hashlib
-import json
 import pathlib
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
-from neumann_jax.checkpoint import hf_config
+from neumann_jax.checkpoint import hf_config, orbax_tree
 from neumann_jax.checkpoint.params import (
   Path,
   Shardings,
@@ -35,7 +24,6 @@ from neumann_jax.model.language_model import LanguageModel
 from neumann_jax.model.scan_layers import stack_layers, unstack_layers
 
 Places = Mapping[Path, jax.sharding.Sharding | None]
-SUMS = "sha256.json"  # of every other file of the folder, by its name
 
 
 def save_orbax(model: LanguageModel, path: str | pathlib.Path) -> None:
@@ -62,23 +50,8 @@ def save_orbax(model: LanguageModel, path: str | pathlib.Path) -> None:
     "config": hf_config.to_json(model.config, model.execution.param_dtype),
     "scan_layers": model.execution.scan_layers,
   }
-  # A flat dictionary: the folder then depends on no class of flax.
   params = {_name(key): x for key, x in flat_params(model).items()}
-  # All processes write to one place, which is renamed once it is hashed.
-  beside = path.with_name(f".{path.name}.unfinished")
-  try:
-    with ocp.StandardCheckpointer() as checkpointer:
-      checkpointer.save(beside, params, custom_metadata=metadata, force=True)
-    if jax.process_index() == 0:
-      sums = json.dumps(_sums(beside), indent=1)
-      (beside / SUMS).write_text(sums + "\n", encoding="utf-8")
-      beside.rename(path)
-    multihost_utils.sync_global_devices(f"save_orbax {path}")
-  except BaseException:
-    # Orbax writes beside a folder first, and leaves that behind on an error.
-    for unfinished in path.parent.glob(f"{beside.name}*"):
-      shutil.rmtree(unfinished, ignore_errors=True)
-    raise
+  orbax_tree.write(params, path, metadata)
 
 
 def restore_orbax(
@@ -106,19 +79,21 @@ def restore_orbax(
   path = pathlib.Path(path).absolute()
   if not path.is_dir():
     raise FileNotFoundError(f"path must be a folder of save_orbax, got {path}")
-  with ocp.StandardCheckpointer() as checkpointer, _whole(path):
-    _check_sums(path)
-    metadata = checkpointer.metadata(path).custom_metadata
+  metadata = orbax_tree.read_metadata(path, writer="save_orbax")
+  try:
     config = hf_config.from_json(metadata["config"])
     scanned = bool(metadata["scan_layers"])
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(
+      f"{path} is damaged, or was not written by save_orbax"
+    ) from error
   stored = dataclasses.replace(execution, scan_layers=scanned)
   model = abstract_model(config, stored)
   # Stored as stacks or apart, it is read as it was stored, and turned after:
   # Orbax reads whole arrays.
   same = scanned == execution.scan_layers
   places = flat_shardings(model, shardings if same else None)
-  with ocp.StandardCheckpointer() as checkpointer, _whole(path):
-    found = checkpointer.restore(path, _targets(model, places))
+  found = orbax_tree.read(path, _targets(model, places), writer="save_orbax")
   for name, value in found.items():
     if not _finite(value):
       raise ValueError(
@@ -127,17 +102,6 @@ def restore_orbax(
   params = {key: found.pop(_name(key)) for key in places}
   model = with_params(model, _uncommitted(params, places))
   return model if same else _turned(model, shardings)
-
-
-@contextlib.contextmanager
-def _whole(path: pathlib.Path) -> Iterator[None]:
-  """Whatever Orbax finds wrong with a folder, in one sentence."""
-  try:
-    yield
-  except Exception as error:  # it raises Exception itself for lost data
-    words = f"{path} is damaged, or was not written by save_orbax"
-    ours = f": {error}" if isinstance(error, _Changed) else ""
-    raise ValueError(words + ours) from error
 
 
 def _turned(model: LanguageModel, shardings: Shardings | None) -> LanguageModel:
@@ -184,38 +148,3 @@ def _name(path: Path) -> str:
 @jax.jit  # where the array is: no host may hold all of it
 def _finite(x: jax.Array) -> jax.Array:
   return jnp.isfinite(x).all()
-
-
-class _Changed(ValueError):
-  """A file is not what was written."""
-
-
-def _check_sums(path: pathlib.Path) -> None:
-  """Raises _Changed naming the first file that is missing or another."""
-  if not (path / SUMS).is_file():
-    raise _Changed(
-      f"{SUMS} is missing, which older versions did not write: read the folder "
-      "with the version that wrote it and save it again"
-    )
-  try:
-    promised = dict(json.loads((path / SUMS).read_text("utf-8")))
-  except (ValueError, TypeError) as error:
-    raise _Changed(f"{SUMS} holds no hashes") from error
-  # Of the names that are there: a changed list leads to no other folder.
-  found = _sums(path)
-  for name, sha256 in promised.items():
-    if name not in found:
-      raise _Changed(f"{name[:200]!r} is missing")
-    if found[name] != sha256:
-      raise _Changed(f"{name} has sha256 {found[name]}, {SUMS} says another")
-
-
-def _sums(path: pathlib.Path) -> dict[str, str]:
-  """SHA-256 of every file, but the list of them, by its name in the folder."""
-  found = {}
-  for file in sorted(path.rglob("*")):
-    if file.is_file() and file != path / SUMS:
-      with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256")
-      found[file.relative_to(path).as_posix()] = digest.hexdigest()
-  return found

@@ -1,0 +1,215 @@
+"""Several processes that make one run: who they are, what they agree on.
+
+Every process computes; process 0 decides what depends on files or on the clock,
+tells the others, and writes. A process alone is process 0 of one.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Sharding
+
+T = TypeVar("T")
+
+AUTO = "auto"  # as a Cloud TPU, SLURM, Open MPI or Kubernetes says
+# Seconds after which a process that says nothing counts as dead. Not fewer: one
+# that compiles on a busy host may be silent for long.
+SILENT_S = 40
+# Messages are padded to powers of two: each length is a program of its own.
+_LEAST_BYTES = 1 << 10
+_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
+_kept: list[Any] = []  # handlers that C may call
+
+
+class Hosts(NamedTuple):
+  """How a process finds the others of its run.
+
+  Attributes:
+    address: "HOST:PORT" of process 0; AUTO; "" for a process alone.
+    processes: how many, where an address is given.
+    process: which of them this is.
+  """
+
+  address: str = ""
+  processes: int = 1
+  process: int = 0
+
+
+class FirstFailed(RuntimeError):
+  """Process 0 could not go on, and says why itself."""
+
+
+def check(hosts: Hosts) -> None:
+  """Raises ValueError for what names no processes; one sentence."""
+  if hosts.address in ("", AUTO):
+    if hosts[1:] != (1, 0):
+      raise ValueError(
+        "processes and process must come with --hosts=HOST:PORT, the address "
+        "of process 0"
+      )
+    return
+  host, _, port = hosts.address.rpartition(":")
+  if not host or not port.isdigit():
+    raise ValueError(
+      f"hosts must be {AUTO} or HOST:PORT of process 0, got {hosts.address!r}"
+    )
+  if hosts.processes < 1:
+    raise ValueError(f"processes must be at least 1, got {hosts.processes}")
+  if not 0 <= hosts.process < hosts.processes:
+    raise ValueError(
+      f"process must lie in [0, {hosts.processes}), got {hosts.process}"
+    )
+
+
+def connect(hosts: Hosts) -> None:
+  """Joins the others, before anything is computed.
+
+  Raises:
+    ValueError: they were not found; one sentence.
+  """
+  check(hosts)
+  if not hosts.address:
+    return
+  given: dict[str, Any] = {}
+  if hosts.address != AUTO:
+    given = {
+      "coordinator_address": hosts.address,
+      "num_processes": hosts.processes,
+      "process_id": hosts.process,
+      "cluster_detection_method": "deactivate",
+    }
+  try:
+    jax.distributed.initialize(heartbeat_timeout_seconds=SILENT_S, **given)
+  except (RuntimeError, ValueError) as error:
+    reason = str(error).strip().splitlines()[0].rstrip(".")
+    raise ValueError(f"the other processes were not found: {reason}") from error
+
+
+def are_many() -> bool:
+  """Whether there are other processes; asks no device."""
+  return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_first() -> bool:
+  """Whether this is process 0, which writes."""
+  return not are_many() or jax.process_index() == 0
+
+
+def on_lost(words: Callable[[], str], code: int) -> None:
+  """What is said, and the exit code, when another process has died.
+
+  JAX then aborts in a thread of its own, where no exception of Python's can be
+  raised: C calls this instead.
+
+  Args:
+    words: gives one sentence.
+    code: of the exit.
+  """
+
+  def handler(number: int) -> None:
+    del number
+    os.write(2, f"{words()}\n".encode())
+    os._exit(code)
+
+  _kept[:] = [_HANDLER(handler)]
+  ctypes.CDLL(None).signal(signal.SIGABRT, _kept[0])
+
+
+def leave(code: int) -> None:
+  """Ends this process at once, so that the others hear of it.
+
+  An orderly end waits for all of them, who wait for this one.
+  """
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+
+
+def from_first(make: Callable[[], T]) -> T:
+  """What process 0 makes, in every process.
+
+  Args:
+    make: called in process 0 alone; gives what JSON holds.
+
+  Raises:
+    FirstFailed: it failed there; process 0 raises what `make` does.
+  """
+  if not are_many():
+    return make()
+  if not is_first():
+    found = json.loads(_told(b""))
+    if "failed" in found:
+      raise FirstFailed(f"process 0 could not go on: {found['failed']}")
+    return found["made"]
+  try:
+    made = make()
+  except Exception as error:
+    _told(json.dumps({"failed": str(error)}).encode())
+    raise
+  _told(json.dumps({"made": made}).encode())
+  return made
+
+
+def from_all(value: T) -> list[T]:
+  """What every process has, in their order: anything that JSON holds."""
+  if not are_many():
+    return [value]
+  return [
+    json.loads(_told(json.dumps(value).encode(), source=i))
+    for i in range(jax.process_count())
+  ]
+
+
+def place(tree: Any, sharding: Any) -> Any:
+  """Arrays that all processes have alike, on the devices of all.
+
+  Args:
+    tree: of arrays, whole in every process or placed already.
+    sharding: of all, or a tree of one for each.
+  """
+  if not are_many():
+    return jax.device_put(tree, sharding)
+  if isinstance(sharding, Sharding):
+    everywhere = sharding
+    sharding = jax.tree.map(lambda _: everywhere, tree)
+  return jax.tree.map(_placed, tree, sharding)
+
+
+def whole(tree: Any) -> Any:
+  """Arrays on the devices of all, whole in every process."""
+  if not are_many():
+    return tree
+  return jax.tree.map(
+    lambda x: jnp.asarray(multihost_utils.process_allgather(x, tiled=True)),
+    tree,
+  )
+
+
+def _placed(x: Any, sharding: Sharding) -> jax.Array:
+  if isinstance(x, jax.Array) and not x.is_fully_addressable:
+    return jax.device_put(x, sharding)
+  data = np.asarray(x)
+  return jax.make_array_from_callback(
+    data.shape, sharding, lambda index: data[index]
+  )
+
+
+def _told(data: bytes, source: int = 0) -> bytes:
+  """The bytes of one process, in all."""
+  here = jax.process_index() == source
+  tell = multihost_utils.broadcast_one_to_all
+  size = int(tell(np.int32(len(data)), is_source=here))
+  buffer = np.zeros(max(_LEAST_BYTES, 1 << (size - 1).bit_length()), np.uint8)
+  if here:
+    buffer[:size] = np.frombuffer(data, np.uint8)
+  told = np.asarray(tell(buffer, is_source=here))
+  return told[:size].astype(np.uint8).tobytes()

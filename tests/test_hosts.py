@@ -1,0 +1,283 @@
+"""Several processes that make one run: two of four CPU devices each."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from experiments.evaluate_lm import sweep
+from experiments.harness import hosts, record, runner
+from experiments.harness.hosts import Hosts
+from tests import oracles
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+# --- one process is process 0 of one ------------------------------------------
+
+
+def test_alone_all_are_agreed():
+  assert not hosts.are_many() and hosts.is_first()
+  assert hosts.from_first(lambda: {"a": float("inf")}) == {"a": float("inf")}
+  assert hosts.from_all("x") == ["x"]
+  x = np.arange(3.0)
+  assert hosts.whole(x) is x
+  with pytest.raises(KeyError):
+    hosts.from_first(lambda: {}["a"])
+
+
+class Together:
+  """`hosts` as it is in one of two processes; what is told is kept."""
+
+  def __init__(self, monkeypatch, process, told=()):
+    self.told = list(told)
+    monkeypatch.setattr(hosts, "are_many", lambda: True)
+    monkeypatch.setattr(hosts.jax, "process_index", lambda: process)
+    monkeypatch.setattr(hosts.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts, "_told", self._tell)
+
+  def _tell(self, data, source=0):
+    if hosts.jax.process_index() == source:
+      self.told.append(data)
+    return self.told.pop(0) if self.told else data
+
+
+def test_what_the_first_makes_and_why_it_could_not(monkeypatch):
+  first = Together(monkeypatch, 0)
+  assert hosts.from_first(lambda: [1, "a"]) == [1, "a"]
+
+  def fail():
+    raise OSError("the disk is full")
+
+  with pytest.raises(OSError, match="the disk is full"):
+    hosts.from_first(fail)
+  second = Together(monkeypatch, 1, [b'{"made": [1, "a"]}'])
+  assert hosts.from_first(fail) == [1, "a"]
+  second.told = [b'{"failed": "the disk is full"}']
+  with oracles.refused(
+    hosts.FirstFailed, "process 0 could not go on: the disk is full"
+  ):
+    hosts.from_first(fail)
+  del first
+
+
+def test_only_the_first_writes(monkeypatch, tmp_path):
+  with record.Run(tmp_path / "run") as run:
+    run.write("table", {"a": 1})
+  folder = json.dumps({"made": str(tmp_path / "run")}).encode()
+  rows = json.dumps({"made": [{"a": 1}]}).encode()
+  before = {x.name: x.read_bytes() for x in (tmp_path / "run").iterdir()}
+  Together(monkeypatch, 1, [folder, rows])
+  with record.Run(tmp_path / "other") as run:
+    run.write("table", {"a": 2})
+    assert run.rows("table") == [{"a": 1}]
+  assert run.folder == tmp_path / "run"
+  after = {x.name: x.read_bytes() for x in (tmp_path / "run").iterdir()}
+  assert after == before and not (tmp_path / "other").exists()
+
+
+def test_batches_are_shared_out_whole():
+  todo = [(batch, case) for case in "ab" for batch in (0, 2, 3)]
+  shares = sweep._shares(todo, 2)
+  assert shares == [
+    [(0, "a"), (3, "a"), (0, "b"), (3, "b")],
+    [(2, "a"), (2, "b")],
+  ]
+  assert sweep._shares(todo, 1) == [todo]
+
+
+@pytest.mark.parametrize(
+  "given, words",
+  [
+    (Hosts(processes=2), "processes and process must come with --hosts=HOST"),
+    (Hosts("auto", process=1), "processes and process must come with"),
+    (Hosts("somewhere"), "hosts must be auto or HOST:PORT of process 0, got"),
+    (Hosts(":80"), "hosts must be auto or HOST:PORT of process 0"),
+    (Hosts("a:80", 0), "processes must be at least 1, got 0"),
+    (Hosts("a:80", 2, 2), r"process must lie in \[0, 2\), got 2"),
+  ],
+)
+def test_refused_hosts(given, words):
+  with oracles.refused(ValueError, words):
+    hosts.check(given)
+
+
+def test_other_experiments_have_no_hosts(capsys):
+  with pytest.raises(SystemExit) as left:
+    runner.main(
+      "generate", object, print, ["x", "--hosts=a:1", "--processes=2"]
+    )
+  assert left.value.code == runner.USAGE
+  assert "has no --hosts: it is run by one process" in capsys.readouterr().err
+
+
+# --- two processes ------------------------------------------------------------
+
+
+def _port():
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    return s.getsockname()[1]
+
+
+def _start(name, path, *options, processes, devices, resume=False):
+  """The processes of one run; what they say goes to files beside it."""
+  port, started = _port(), []
+  environment = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+  }
+  for i in range(processes):
+    command = [
+      *(sys.executable, "-m", f"experiments.{name}"),
+      f"--config=configs/{name}.py:debug",
+      f"--workdir={path}",
+      *options,
+      *(["--resume"] if resume else []),
+    ]
+    if processes > 1:
+      command += [
+        f"--hosts=127.0.0.1:{port}",
+        f"--processes={processes}",
+        f"--process={i}",
+      ]
+    with open(f"{path}.{i}.said", "w") as said:
+      started.append(
+        subprocess.Popen(
+          command, cwd=ROOT, env=environment, stdout=said, stderr=said
+        )
+      )
+  return started
+
+
+def _run(name, path, *options, **how):
+  for i, process in enumerate(_start(name, path, *options, **how)):
+    code = process.wait(timeout=500)
+    assert code == 0, pathlib.Path(f"{path}.{i}.said").read_text()
+
+
+def _wait_for(path, both, *, rows):
+  """Until the table of a run has so many rows."""
+  table = path / "training.jsonl"
+  while not (table.exists() and table.read_bytes().count(b"\n") >= rows):
+    for i, process in enumerate(both):
+      said = pathlib.Path(f"{path}.{i}.said")
+      assert process.poll() is None, said.read_text()[-3000:]
+    time.sleep(0.01)
+
+
+def _rows(path, table="training"):
+  return [json.loads(x) for x in (path / f"{table}.jsonl").open()]
+
+
+def _column(path, name, table="training"):
+  return np.array([row[name] for row in _rows(path, table)])
+
+
+FINETUNE = (
+  *("--config.steps=12", "--config.save_every=4", "--config.rows=8"),
+  *("--config.length=64", "--config.mesh.data=0", "--config.mesh.fsdp=2"),
+  *("--config.tuning=full", "--config.optim.rate=1e-3"),
+)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+  """One process of eight devices."""
+  path = tmp_path_factory.mktemp("alone") / "run"
+  _run("finetune", path, *FINETUNE, processes=1, devices=8)
+  return path
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(alone, tmp_path):
+  """Loss and gradient to 1e-5; what the run leaves, too."""
+  _run("finetune", tmp_path / "two", *FINETUNE, processes=2, devices=4)
+  for name in ("loss", "gradient", "tokens"):
+    a, b = _column(alone, name), _column(tmp_path / "two", name)
+    np.testing.assert_allclose(a, b, rtol=1e-5, err_msg=name)
+  names = {x.name for x in alone.iterdir()}
+  assert names == {x.name for x in (tmp_path / "two").iterdir()}
+  found = json.loads((tmp_path / "two/environment.json").read_text())
+  assert found["processes"] == 2 and len(found["devices"]) == 8
+  # One process says what there is to say.
+  assert "tuned model" in (tmp_path / "two.0.said").read_text()
+  assert "tuned model" not in (tmp_path / "two.1.said").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_is_killed_and_the_run_goes_on(alone, tmp_path, victim):
+  """The other ends with a sentence; again two, or one on another mesh."""
+  path = tmp_path / "run"
+  path.mkdir()
+  both = _start(
+    "finetune", path, *FINETUNE, processes=2, devices=4, resume=True
+  )
+  _wait_for(path, both, rows=6)
+  both[victim].send_signal(signal.SIGKILL)
+  start = time.monotonic()
+  code = both[1 - victim].wait(timeout=60)
+  print(f"the other ended after {time.monotonic() - start:.1f} s")
+  assert code == runner.FAILED
+  said = (tmp_path / f"run.{1 - victim}.said").read_text()
+  assert said.strip().splitlines()[-1] == (
+    "finetune: another process of this run has died; the same command goes on "
+    f"with --resume --workdir={path}"
+  )
+  assert list((path / "checkpoints").glob("*.orbax"))
+  # Again both, or one alone: half the devices, another mesh.
+  many = 2 if victim else 1
+  _run("finetune", path, *FINETUNE, processes=many, devices=4, resume=True)
+  for name in ("loss", "gradient"):
+    a, b = _column(alone, name), _column(path, name)
+    np.testing.assert_allclose(a, b, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_stops_both_after_the_same_step(tmp_path):
+  path = tmp_path / "run"
+  options = (*FINETUNE, "--config.steps=400")
+  both = _start("finetune", path, *options, processes=2, devices=4)
+  _wait_for(path, both, rows=2)
+  both[1].send_signal(signal.SIGTERM)
+  assert [p.wait(timeout=120) for p in both] == [1, 1]
+  steps = [
+    (tmp_path / f"run.{i}.said").read_text().split("stopped at step ")[1]
+    for i in range(2)
+  ]
+  assert steps[0] == steps[1] and int(steps[0].split(";")[0]) < 400
+
+
+@pytest.mark.slow
+def test_the_byte_model_of_two_processes(tmp_path):
+  options = ("--config.devices=0", "--config.report_every=1")
+  for name, processes in (("one", 1), ("two", 2)):
+    how = {"processes": processes, "devices": 8 // processes}
+    _run("train_lm", tmp_path / name, *options, **how)
+  for column in ("loss", "gradient"):
+    a, b = (_column(tmp_path / x, column) for x in ("one", "two"))
+    np.testing.assert_allclose(a, b, rtol=1e-5)
+  a, b = (_column(tmp_path / x, "model", "text") for x in ("one", "two"))
+  np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_evaluation_of_two_processes(tmp_path):
+  for name, processes in (("one", 1), ("two", 2)):
+    _run("evaluate_lm", tmp_path / name, processes=processes, devices=4)
+  keys = ("weights", "chunk_size", "spec", "batch")
+  found = [
+    {tuple(row[k] for k in keys): row for row in _rows(tmp_path / x, "windows")}
+    for x in ("one", "two")
+  ]
+  assert found[0].keys() == found[1].keys() and len(found[0]) > 2
+  for key, row in found[0].items():
+    np.testing.assert_allclose(row["loss"], found[1][key]["loss"], rtol=1e-5)
