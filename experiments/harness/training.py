@@ -321,7 +321,8 @@ def _steps(
   with Progress(0, label=loop.name) as tick:
     while number < total and not interrupt.reached(number):
       # numpy's: an array of jax's would lie on one device of one process.
-      state, info = step(state, number, np.float32(total))
+      steps: Any = np.float32(total)
+      state, info = step(state, number, steps)
       number += 1
       if number % settings.report_every == 0 or number == total:
         tick(f"step {number} of {total:.0f}, loss {float(info.loss):.4f}")
@@ -334,10 +335,13 @@ def _steps(
         if math.isinf(total):
           watch = watch or (number, time.monotonic())
           plan = functools.partial(
-            pace.planned, watch, number, minutes=settings.minutes
+            pace.planned,
+            watch,
+            number,
+            minutes=settings.minutes,
+            spent=run.seconds(),
           )
-          # One clock counts.
-          total = hosts.from_first(lambda plan=plan: plan(spent=run.seconds()))
+          total = hosts.from_first(plan)  # one clock counts
       if number % settings.save_every == 0:
         keep(Saved(state, total))
   return Saved(state, total)
