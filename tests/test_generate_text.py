@@ -16,7 +16,7 @@ from neumann_jax import (
 )
 from neumann_jax.generation import text
 from tests import oracles
-from tests.test_server import CONFIG
+from tests.faults.server import CONFIG
 
 BYTES = generation.load_tokenizer(None, 256)
 PROMPTS = ["one", "and another"]

@@ -32,7 +32,7 @@ MEAN = "NFC calibrated(), mean of samples"
 DPIR = "DPIR"
 # Of `experiments.few_calls`: the best of three for both blurs, at 5 calls.
 DPIR_WEIGHT = 0.2
-# The best on this photograph at 10 calls, each at its `tuned()` setting, of DPIR,
+# The best on this photograph at 10 calls, each as tuned elsewhere, of DPIR,
 # DiffPIR, DDRM, DDNM+, RED-diff, PnP-DM, DAPS and SITCOM.
 BEST_BASELINES = (DPIR, "DiffPIR", "DiffPIR", DPIR, DPIR)
 
