@@ -44,7 +44,12 @@ def quick_compilation():
 
 @pytest.fixture
 def full_compilation():
-  """Asked for by fast tests that compute for longer than they compile."""
+  """Asked for by fast tests that compute for longer than they compile.
+
+  XLA optimises their programs, but still without its fusion emitters: the flags
+  of `pytest_configure` are those of the whole process. The programs that users
+  run are compiled under `FULL_COMPILATION=1` and for slow tests alone.
+  """
 
 
 @pytest.hookimpl(tryfirst=True)
