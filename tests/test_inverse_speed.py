@@ -253,9 +253,7 @@ def test_peers_say_why_they_are_missing():
 
 def test_memory_is_shared_only_with_torch_and_only_if_unset(monkeypatch):
   found = []
-  monkeypatch.setattr(
-    gpu.importlib.util, "find_spec", lambda name: found or None
-  )
+  monkeypatch.setattr(gpu, "_installed", found.__contains__)
   monkeypatch.setenv(HARMLESS, "0")
   monkeypatch.delenv(HARMLESS)
   gpu.share_memory()

@@ -1,7 +1,6 @@
 """Schedules read from dumps, the peers' arithmetic, and the command."""
 
 import csv
-import importlib.util
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import neumann_jax
 from experiments.data import key_families
 from experiments.harness import runner, timing
 from experiments.peers import tpu
@@ -112,7 +112,7 @@ def test_a_rules_kernels_are_found_with_their_steps(which, kernels):
 
 
 def test_without_libtpu_one_sentence(monkeypatch, tmp_path, capsys):
-  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr(schedule, "has_compiler", lambda: False)
   study.main(
     [
       "tpu_cycles",
@@ -125,7 +125,7 @@ def test_without_libtpu_one_sentence(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-  importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
+  not schedule.has_compiler(), reason="libtpu is not installed"
 )
 def test_debug_form(tmp_path, capsys):
   study.main(
@@ -151,11 +151,11 @@ def test_debug_form(tmp_path, capsys):
   assert len(kernels.NAMES) == 11
 
 
-@pytest.mark.parametrize("name, kind", [("TPU7x", "7x"), ("cpu", "v6e")])
+@pytest.mark.parametrize("name, kind", [("TPU7x", "7x"), ("cpu", None)])
 def test_what_is_predicted_is_that_of_the_attached_kind(
   name, kind, monkeypatch
 ):
-  """Bundles over the rates; without a TPU, of a kind that is said."""
+  """Bundles over the rates; without a TPU, nothing is compiled."""
   asked = []
 
   def schedules(kind, _kernels, _batches, folder, names, shape):
@@ -165,27 +165,31 @@ def test_what_is_predicted_is_that_of_the_attached_kind(
 
   monkeypatch.setattr(schedule, "schedules", schedules)
   monkeypatch.setattr(timing, "device_name", lambda: name)
-  monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+  monkeypatch.setattr(schedule, "has_compiler", lambda: True)
   shape = Shape(1, 64, 1, 2)
   found = attached.predict(shape)
+  said = attached.sentence(shape, found)
+  if kind is None:
+    assert not asked and found[:3] == (None, None, None)
+    assert "predicted: no TPU among v5e, v5p, v6e, 7x is attached" in said
+    return
   assert asked == [(kind, (attached.RULE,), shape)]
   assert found == attached.Prediction(
     kind, 1e3 * 1.35e6 / 1.35e9, 1e3 * 1.35e6 / 1.1e9, ""
   )
-  said = attached.sentence(shape, found)
-  assert f"predicted for {kind}, which is" in said
-  assert ("which is not attached" in said) == (name == "cpu")
+  assert said.endswith(f"; predicted for {kind}")
 
 
 def test_nothing_is_predicted_without_a_compiler(monkeypatch):
-  monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+  monkeypatch.setattr(timing, "device_name", lambda: "TPU7x")
+  monkeypatch.setattr(schedule, "has_compiler", lambda: False)
   found = attached.predict(Shape(1, 64, 1, 2))
   assert (found.fast_ms, found.slow_ms) == (None, None)
   assert "libtpu is not installed" in attached.sentence((1, 64, 1, 2), found)
 
 
 def test_three_forms_of_the_rule_are_timed(monkeypatch):
-  """Each runs the same operands, and the prediction stands by the kernels."""
+  """Each runs the same operands; a prediction stands by the kernels alone."""
   outputs = []
 
   def measure(call, inputs, **_):
@@ -198,6 +202,11 @@ def test_three_forms_of_the_rule_are_timed(monkeypatch):
   for found in outputs[:2]:  # roundings of bfloat16
     oracles.assert_close(found, outputs[2], 3e-2)
   predicted = attached.Prediction("v6e", 1.0, 1.5, "")
+  assert next(iter(measured)) == attached.WITHOUT_KERNELS  # on this CPU
+  columns = ["predicted, at best", "predicted, at worst"]
+  assert attached.table(measured, predicted)[columns].isna().all(axis=None)
+  names = [attached.KERNELS, *list(measured)[1:]]  # as on a TPU
+  measured = dict(zip(names, measured.values(), strict=True))
   table = attached.table(measured, predicted)
   assert list(table["median ms"]) == [2, 2, 2]
   assert list(table["lowest ms"]) == [1, 1, 1]
@@ -206,10 +215,22 @@ def test_three_forms_of_the_rule_are_timed(monkeypatch):
   assert table["predicted, at best"][1:].isna().all()
 
 
+@pytest.mark.parametrize(
+  "platform, form",
+  [("tpu", attached.KERNELS), ("cpu", attached.WITHOUT_KERNELS)],
+)
+def test_a_form_is_named_by_what_it_is_lowered_to(platform, form):
+  shapes = rules.program(attached.RULE, Shape(1, 64, 1, 2)).shapes
+  rule = jax.jit(lambda *x: neumann_jax.gated_delta_rule(*x, fused=True)[0])
+  assert attached.form_of(rule, shapes, platform) == form
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  not schedule.has_compiler(), reason="libtpu is not installed"
+)
 def test_devices_are_called_as_the_kinds_expect():
   """By libtpu's own description of each, in a process that may load it."""
-  if importlib.util.find_spec("libtpu") is None:
-    pytest.skip("needs the compiler of the extra `tpu`, libtpu")
   code = (
     "from experiments.tpu_cycles import compile_one, schedule\n"
     "for kind, name in schedule.TOPOLOGIES.items():\n"

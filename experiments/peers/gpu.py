@@ -23,7 +23,7 @@ def share_memory() -> None:
 
   Call it before jax knows its devices; a variable already set is left alone.
   """
-  if importlib.util.find_spec("torch") is not None:
+  if _installed("torch"):
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
@@ -32,11 +32,15 @@ def missing(package: str) -> str | None:
   if jax.default_backend() != "gpu":
     return f"{package} is timed on CUDA devices only"
   for name in dict.fromkeys(("torch", package)):
-    if importlib.util.find_spec(name) is None:
+    if not _installed(name):
       return f"{name} is not installed"
   if not _torch().cuda.is_available():
     return "torch sees no CUDA device"
   return None
+
+
+def _installed(package: str) -> bool:
+  return importlib.util.find_spec(package) is not None
 
 
 def missing_fla(chunk_size: int) -> str | None:

@@ -4,9 +4,10 @@ For whoever has a TPU: the measured milliseconds stand beside those that the
 schedules of the same kernels predict, which no machine of ours could check.
 """
 
-import importlib.util
 import pathlib
+import re
 import tempfile
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,34 +31,39 @@ DEVICE_KINDS = {
   "TPU v6 lite": "v6e",
   "TPU7x": "7x",
 }
+KERNELS = "this library's kernels"
+WITHOUT_KERNELS = "implementation 'auto', in XLA here"
+# What kernels of a TPU, of Triton and of Mosaic on a GPU are lowered to.
+_CALLS = r"custom_call @.*(tpu_custom_call|xla\.gpu\.triton|mosaic_gpu)"
 
 
 class Prediction(NamedTuple):
   """Milliseconds of the rule's kernels by their schedule.
 
   Attributes:
-    kind: of TPU that libtpu compiled for.
+    kind: of the attached TPU, None where none of `DEVICE_KINDS` is.
     fast_ms: at the higher of `rules.RATES`; None where nothing was compiled.
     slow_ms: at the lower.
     note: why nothing was compiled, or empty.
   """
 
-  kind: str
+  kind: str | None
   fast_ms: float | None
   slow_ms: float | None
   note: str
 
 
-def predict(shape: Shape, *, without_tpu: str = "v6e") -> Prediction:
+def predict(shape: Shape) -> Prediction:
   """Compiles the rule for the attached kind of TPU and counts its bundles.
 
   Args:
     shape: rows, tokens, key heads and value heads.
-    without_tpu: the kind, among `schedule.TOPOLOGIES`, where none of them is
-      attached.
   """
-  kind = DEVICE_KINDS.get(timing.device_name(), without_tpu)
-  if importlib.util.find_spec("libtpu") is None:
+  kind = DEVICE_KINDS.get(timing.device_name())
+  if kind is None:
+    known = ", ".join(schedule.TOPOLOGIES)
+    return Prediction(None, None, None, f"no TPU among {known} is attached")
+  if not schedule.has_compiler():
     return Prediction(kind, None, None, "libtpu is not installed here")
   said = _compiled(kind, shape)
   if "bundles" not in said:
@@ -87,8 +93,8 @@ def measure(
     seed: of the operands, bfloat16 and of heads of `rules.WIDTH`.
 
   Returns:
-    By form: the kernels of this device's platform where it has some, XLA's
-    scan over chunks, and a scan over tokens.
+    By form: what "auto" runs on this device, `KERNELS` or `WITHOUT_KERNELS`,
+    XLA's scan over chunks, and a scan over tokens.
   """
   operands = [
     problems.draw(shape, dim=rules.WIDTH, seed=seed + i)[:5] for i in range(2)
@@ -103,7 +109,7 @@ def measure(
     )
 
   forms = {
-    "this library's kernels": chunks("auto"),
+    form_of(chunks("auto"), operands[0]): chunks("auto"),
     "jax's scan over chunks": chunks("xla"),
     "jax's scan over tokens": jax.jit(lambda *x: gated_delta_recurrent(*x)[0]),
   }
@@ -111,6 +117,22 @@ def measure(
     name: timing.measure(form, operands, repeats=repeats, inner=inner)
     for name, form in forms.items()
   }
+
+
+def form_of(
+  program: Any, operands: Sequence[Any], platform: str | None = None
+) -> str:
+  """`KERNELS` if a program runs some, else `WITHOUT_KERNELS`.
+
+  Args:
+    program: jitted.
+    operands: of it.
+    platform: that it is lowered for, as jax names it; None is the attached one.
+  """
+  platforms = None if platform is None else (platform,)
+  lowered = program.trace(*operands).lower(lowering_platforms=platforms)
+  found = re.search(_CALLS, lowered.as_text())
+  return WITHOUT_KERNELS if found is None else KERNELS
 
 
 def table(
@@ -122,14 +144,13 @@ def table(
     measured: by `measure`.
     predicted: by `predict`, of the same shape.
   """
-  kernels = next(iter(measured))
   return pd.DataFrame(
     {
       "form": name,
       "median ms": found.median_ms,
       "lowest ms": found.lowest_ms,
-      "predicted, at best": predicted.fast_ms if name == kernels else None,
-      "predicted, at worst": predicted.slow_ms if name == kernels else None,
+      "predicted, at best": predicted.fast_ms if name == KERNELS else None,
+      "predicted, at worst": predicted.slow_ms if name == KERNELS else None,
     }
     for name, found in measured.items()
   )
@@ -143,10 +164,10 @@ def sentence(shape: Shape, predicted: Prediction) -> str:
     predicted: by `predict`.
   """
   b, t, hk, hv = shape
-  there = DEVICE_KINDS.get(timing.device_name()) == predicted.kind
+  prediction = f"predicted for {predicted.kind}"
+  if predicted.note:
+    prediction = f"nothing is predicted: {predicted.note}"
   return (
     f"{b} x {t} tokens, heads {hk}/{hv} of {rules.WIDTH}; measured on "
-    f"{timing.machine()}; predicted for {predicted.kind}, which is "
-    f"{'' if there else 'not '}attached"
-    + (f"; nothing is predicted: {predicted.note}" if predicted.note else "")
+    f"{timing.machine()}; {prediction}"
   )

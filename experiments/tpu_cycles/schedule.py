@@ -10,6 +10,7 @@ schedule is that of one grid step, with what the kernel does once around it.
 """
 
 import dataclasses
+import importlib.util
 import json
 import os
 import pathlib
@@ -63,6 +64,11 @@ class Schedule:
   trips: int
   vector: float
   matrix: float
+
+
+def has_compiler() -> bool:
+  """Whether libtpu, which compiles without a TPU, is installed here."""
+  return importlib.util.find_spec("libtpu") is not None
 
 
 def total_bundles(text: str) -> int:

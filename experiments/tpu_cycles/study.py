@@ -8,7 +8,6 @@ kernel and its schedule is counted. Without libtpu one sentence says so.
 
 import dataclasses
 import importlib.metadata
-import importlib.util
 import pathlib
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -284,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   Args:
     argv: as of `runner.main`.
   """
-  if importlib.util.find_spec("libtpu") is None:
+  if not schedule.has_compiler():
     print(
       "tpu_cycles: nothing was compiled, because libtpu is not installed here; "
       "pip install -e '.[tpu]' brings it"
