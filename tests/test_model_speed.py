@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.harness import timing
+from experiments.harness import runner, timing
 from experiments.model_speed import passes, report, shapes, study
 from neumann_jax import Execution
 
@@ -68,6 +68,41 @@ def test_weights_are_drawn_once_and_remember():
     np.testing.assert_array_equal(x, y)
   assert (first.layers[0].linear_attn.A_log[...] == -3).all()
   assert 0.01 < first.layers[0].mlp.up_proj.kernel[...].std() < 0.03
+
+
+def test_a_training_step_counts_its_attention(monkeypatch):
+  """Three times 2 W T for the products, 2 T^2 H D for scores and values."""
+  unchanged = lambda graph, rule, carried, text: (carried, text)  # noqa: E731
+  monkeypatch.setattr(passes, "_step", unchanged)
+  config = shapes.MODELS["tiny"]
+  found = passes.train(config, Execution(), tokens=8, repeats=1, seed=0)
+  weights = shapes.size(shapes.model(config, Execution(), 0)).weights
+  width = config.num_attention_heads * config.head_dim  # of one layer
+  assert found.flops == 3 * (2 * weights * 8 + 2 * 8**2 * width)
+
+
+def test_a_decoded_row_counts_its_products_alone(monkeypatch):
+  """Also where as many rows as there are tokens in the cache."""
+  for name in ("start", "prefill", "decode"):
+    monkeypatch.setattr(passes.decoding, name, lambda *_: (0,))
+  config, options = shapes.MODELS["tiny"], {"repeats": 1, "seed": 0}
+  found = passes.decode(
+    config, Execution(), rows=2, tokens=1, prompt=1, **options
+  )
+  weights = shapes.size(shapes.model(config, Execution(), 0)).weights
+  assert found.flops == 2 * weights * 2
+
+
+def test_layers_are_scanned_by_the_depth_of_the_model_itself():
+  config = runner.parse(
+    ["model_speed", "--config=configs/model_speed.py"], "model_speed"
+  ).config
+  with config.unlocked():
+    config.models = ("tiny", "Qwen3.5-0.8B")
+  settings = runner.to_settings(study.Settings, config)
+  assert settings.execution("Qwen3.5-0.8B", "train").scan_layers
+  assert not settings.execution("tiny", "train").scan_layers
+  assert not settings.execution("Qwen3.5-0.8B", "decode").scan_layers
 
 
 def test_shares_are_of_the_data_sheet():

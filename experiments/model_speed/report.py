@@ -84,8 +84,9 @@ def build(rows: pd.DataFrame, settings: Any, run: record.Run) -> Report:
   )
   page.text(
     "Shares are of the card's data sheet: of peak, the products with weights "
-    "and of attention, three times in training and never those that are "
-    "computed again; of bandwidth, the bytes of the weights alone. Empty where "
+    "and, but for decoding, of attention, three times in training and never "
+    "those that are computed again, as the loss's logits are; of bandwidth, "
+    "the bytes of the weights alone. Empty where "
     "the card is not known."
   )
   page.table(

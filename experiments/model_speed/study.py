@@ -39,8 +39,9 @@ class Settings(Checked):
   repeats: int = setting(at_least=1)  # of each time
   seed: int  # of weights and text
 
-  def execution(self, which: str) -> Execution:
-    """How a pass is computed."""
+  def execution(self, name: str, which: str) -> Execution:
+    """How a pass of a model is computed."""
+    depth = shapes.MODELS[name].num_hidden_layers
     train = which == "train"
     rule = RuleOptions(
       spec=InverseSpec("ladder", precision="float16"),
@@ -54,12 +55,9 @@ class Settings(Checked):
       attention=self.implementation,  # type: ignore[arg-type]
       # One layer of a kind is compiled; a step of decoding would copy each
       # layer's weights out of the stack.
-      scan_layers=train and max(self._depths()) > 4,
+      scan_layers=train and depth > 4,
       remat=self.remat if train else "none",  # type: ignore[arg-type]
     )
-
-  def _depths(self) -> list[int]:
-    return [shapes.MODELS[name].num_hidden_layers for name in self.models]
 
 
 def model_speed(settings: Settings, run: record.Run) -> None:
@@ -95,7 +93,7 @@ def _measured(
     options |= {"prompt": settings.prompt}
   else:
     options |= {"tokens": settings.tokens}
-  config, execution = shapes.MODELS[name], settings.execution(which)
+  config, execution = shapes.MODELS[name], settings.execution(name, which)
   found = passes.PASSES[which](config, execution, **options)
   return found.timing, report.evaluated(found, timing.device_name())
 
