@@ -300,16 +300,18 @@ class Dies:
 
 
 def test_ctrl_c_where_nothing_can_be_raised_is_not_lost(tmp_path, capsys):
+  start = []
+
   def dies(settings, run):
     del settings, run
+    start.append(time.monotonic())
     Dies()
-    time.sleep(5)
+    time.sleep(60)  # a lost signal ends here, whatever else the machine does
 
   run, hook = tmp_path / "run", sys.unraisablehook
-  start = time.monotonic()
   said = _said(capsys, 130, tmp_path, dies, f"--workdir={run}")
   assert "interrupted; the same command goes on" in said
-  assert time.monotonic() - start < 4 and sys.unraisablehook is hook
+  assert time.monotonic() - start[0] < 30 and sys.unraisablehook is hook
 
 
 class Interrupting(Layer):
