@@ -140,11 +140,13 @@ def table(
 ) -> pd.DataFrame:
   """A row a form: measured milliseconds, and those predicted for the kernels.
 
+  Where no kernels ran or none were predicted, the latter have no columns.
+
   Args:
     measured: by `measure`.
     predicted: by `predict`, of the same shape.
   """
-  return pd.DataFrame(
+  rows = pd.DataFrame(
     {
       "form": name,
       "median ms": found.median_ms,
@@ -154,6 +156,7 @@ def table(
     }
     for name, found in measured.items()
   )
+  return rows.dropna(axis="columns", how="all")
 
 
 def sentence(shape: Shape, predicted: Prediction) -> str:
