@@ -22,6 +22,7 @@ import filelock
 
 # Names of what is no result: the lock, who holds it, files not yet in place.
 LOCK, HOLDER, BESIDE = ".lock", ".holder", ".beside-"
+ASIDE = ".aside-"  # a folder that another one is about to replace
 
 
 class Refused(ValueError):
@@ -86,8 +87,7 @@ def beside(folder: pathlib.Path, *names: str) -> Iterator[pathlib.Path]:
     try:
       yield place
       for name in names:
-        with (place / name).open("rb") as file:
-          os.fsync(file.fileno())
+        _sync(place / name)
         (place / name).replace(folder / name)
     finally:
       shutil.rmtree(place, ignore_errors=True)
@@ -97,19 +97,31 @@ def beside(folder: pathlib.Path, *names: str) -> Iterator[pathlib.Path]:
 def in_place_of(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """A folder to fill, which takes the place of `path` once it is whole.
 
+  No system replaces a folder in one call that Python has: between two renames
+  the old one stands aside, from where `hold` puts it back after a kill.
+
   Args:
     path: what is there goes, at the end.
 
   Yields:
     A place for the folder, where nothing is yet.
+
+  Raises:
+    Unwritable: the old folder stays.
   """
+  old = path.with_name(f"{ASIDE}{path.name}")
   with _naming(path):
     around = pathlib.Path(tempfile.mkdtemp(prefix=BESIDE, dir=path.parent))
     try:
       yield around / path.name
-      shutil.rmtree(path, ignore_errors=True)
+      for file in (around / path.name).rglob("*"):
+        if file.is_file():
+          _sync(file)
+      if path.exists():
+        path.replace(old)
       (around / path.name).replace(path)
     finally:
+      _settle(old)
       shutil.rmtree(around, ignore_errors=True)
 
 
@@ -153,14 +165,15 @@ class Lines:
 
 def is_result(path: pathlib.Path) -> bool:
   """Whether a file of a run's folder is one of its results."""
-  return path.name not in (LOCK, HOLDER) and not path.name.startswith(BESIDE)
+  passing = path.name.startswith((BESIDE, ASIDE))
+  return path.name not in (LOCK, HOLDER) and not passing
 
 
 def hold(folder: pathlib.Path) -> contextlib.ExitStack:
   """Makes this process the only one that writes into a folder.
 
   The system takes the lock from a process that has died; what that left
-  unfinished is removed.
+  unfinished is removed, and a folder that it had put aside is put back.
 
   Args:
     folder: exists.
@@ -181,12 +194,15 @@ def hold(folder: pathlib.Path) -> contextlib.ExitStack:
         f"workdir {str(folder)!r} is in use by {_holder(folder)}: wait until "
         "that has ended, stop it, or give another --workdir"
       ) from error
-    for left in list(folder.rglob(f"{BESIDE}*")):
+    for left in list(folder.rglob(".*")):
       # A numbered run within has a lock, and maybe a process, of its own.
       above = left.relative_to(folder).parents
       if any((folder / x / LOCK).exists() for x in list(above)[:-1]):
         continue
-      shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+      if left.name.startswith(ASIDE):
+        _settle(left)
+      elif left.name.startswith(BESIDE):
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     held.callback((folder / HOLDER).unlink, missing_ok=True)
     said = {"process": os.getpid(), "host": socket.gethostname()}
     write_json(folder / HOLDER, said)
@@ -209,6 +225,23 @@ def digests(name: str, paths: Iterable[str | pathlib.Path]) -> dict[str, str]:
         words = file.relative_to(path) if path.is_dir() else path.name
         found[f"{name} {words}"] = digest(file)
   return found
+
+
+def _sync(path: pathlib.Path) -> None:
+  """Puts a file on the disk: renamed before, it could be empty after a cut."""
+  with path.open("rb") as file:
+    os.fsync(file.fileno())
+
+
+def _settle(old: pathlib.Path) -> None:
+  """Puts a folder that stands aside back, unless another took its place."""
+  path = old.with_name(old.name.removeprefix(ASIDE))
+  if not old.exists():
+    return
+  if path.exists():
+    shutil.rmtree(old, ignore_errors=True)
+  else:
+    old.replace(path)
 
 
 def _holder(folder: pathlib.Path) -> str:

@@ -85,7 +85,7 @@ def _small_run(folder, *, resume=False):
 
 
 def write_all(run):
-  """Rows, a file of a library's, and one that is written twice."""
+  """Rows, files of a library's, and a file and a folder written twice."""
   for i in range(3):
     run.write_once("steps", {"step": i, "word": "é" * i}, ("step",))
   with writing.beside(run.folder, "weights", "manifest") as to:
@@ -93,15 +93,17 @@ def write_all(run):
     (to / "weights").write_bytes(bytes(1000))
   for words in ("old", "new"):
     writing.write(run.folder / "report.html", words * 100)
+    with writing.in_place_of(run.folder / "adapter") as to:
+      to.mkdir()
+      (to / "matrices").write_text(words)
 
 
 def results(folder):
   names = ("steps.jsonl", "steps.csv", "weights", "manifest", "report.html")
+  names += ("adapter/matrices",)
   kept = json.loads((folder / "environment.json").read_text())
   assert kept["status"] == "finished" and kept["inputs"] == {"text": "1"}
-  assert (
-    not list(folder.rglob(".beside*")) and not (folder / ".holder").exists()
-  )
+  assert [x.name for x in folder.rglob(".*")] == [".lock"]
   return {name: (folder / name).read_bytes() for name in names}
 
 
@@ -115,11 +117,18 @@ def test_killed_at_every_write_a_small_run_goes_on(tmp_path, monkeypatch):
     _small_run(run)
   whole = results(run)
   assert layer.count > 30
-  for copy in copies.iterdir():
+  matrices = set()
+  for copy in sorted(copies.iterdir(), key=lambda path: int(path.name)):
+    # The folder, once there, is there after every kill: the old or the new.
+    writing.hold(copy).close()
+    found = copy / "adapter/matrices"
+    assert found.exists() or not matrices
+    matrices |= {found.read_text()} if found.exists() else set()
     old = copy / "report.html"
     assert not old.exists() or old.read_text() in ("old" * 100, "new" * 100)
     _small_run(copy, resume=True)
     assert results(copy) == whole, copy
+  assert matrices == {"old", "new"}
 
 
 def test_a_full_disk_leaves_the_old_file_and_the_rows(tmp_path):
@@ -150,6 +159,34 @@ def test_files_that_speak_of_others_come_last(tmp_path):
     with writing.beside(tmp_path, "weights", "manifest") as to:
       (to / "manifest").write_text("of weights that are not there")
   assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_on_the_disk_before_it_takes_a_place(tmp_path, monkeypatch):
+  """And where it cannot take it, the old one has it again."""
+  path, synced, real = tmp_path / "a", set(), pathlib.Path.replace
+  monkeypatch.setattr(os, "fsync", lambda file: synced.add(os.fstat(file)[1]))
+
+  def fill(words):
+    with writing.in_place_of(path) as to:
+      (to / "in").mkdir(parents=True)
+      (to / "in" / "b").write_text(words)
+
+  def full(source, target):
+    if source.parent != tmp_path and target == path:
+      raise OSError(28, "no space")
+    return real(source, target)
+
+  fill("old")
+  assert (path / "in" / "b").stat().st_ino in synced
+  with monkeypatch.context() as patched:
+    patched.setattr(pathlib.Path, "replace", full)
+    with pytest.raises(writing.Unwritable, match="No space"):
+      fill("new")
+  assert (path / "in" / "b").read_text() == "old"
+  assert list(tmp_path.iterdir()) == [path]
+  fill("new")
+  assert (path / "in" / "b").read_text() == "new"
+  assert list(tmp_path.iterdir()) == [path]
 
 
 def test_nothing_else_of_the_experiments_writes_files():
