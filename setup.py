@@ -75,6 +75,8 @@ setuptools.setup(
       "jinja2>=3.1.6",
       "tokenizers>=0.20",
     ],
+    # Of tests/test_finetune_parity.py alone: the versions it was run with.
+    "parity": ["peft>=0.21", "torch>=2.14", "transformers>=5.24"],
     # Older releases of jinja2 have known ways out of its sandbox.
     "hf": ["jinja2>=3.1.6", "tokenizers>=0.20"],
     "tensorboard": ["tensorboard>=2.16"],

@@ -234,7 +234,11 @@ def test_workflows_cover_what_setup_allows():
   nightly = (ROOT / ".github/workflows/nightly.yml").read_text()
   assert "python -m pytest -m slow\n" in nightly
   optimised = nightly.index("python -m pytest\n")
-  assert nightly[optimised:].split()[3:] == ["env:", "FULL_COMPILATION:", '"1"']
+  words = nightly[optimised:].split()[3:6]
+  assert words == ["env:", "FULL_COMPILATION:", '"1"']
+  parity = nightly[nightly.index("test,parity") :]
+  assert "-m slow tests/test_finetune_parity.py\n" in parity
+  assert 'PARITY: "1"' in parity and '"parity": [' in setup
 
 
 def test_readme_links_and_pictures_exist():
