@@ -46,6 +46,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
           "fused": False,
           "implementation": "auto",
         },
+        "attention": "auto",
         "scan_layers": not debug,
         "remat": "none",
       },
