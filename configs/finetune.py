@@ -2,8 +2,9 @@
 
 Command: python -m experiments.finetune --config.checkpoint=DIR
   --config.data=chats.jsonl
-  tunes LoRA adapters; --config.tuning=full tunes all parameters, for which
-  --config.execution.param_dtype=float32 is needed.
+  tunes LoRA adapters; --config.tuning=full tunes all parameters, and needs
+  --config.execution.param_dtype=float32 and a smaller --config.optim.rate: the
+  default, 2e-4, is one for adapters, 1e-5 is usual where all is tuned.
   --config.held_out=FILE takes the loss of a file before and after.
   --config=configs/finetune.py:debug tunes a small model of random weights on
   sources of the Python standard library, for the tests.
@@ -59,6 +60,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
           "fused": False,
           "implementation": "auto",
         },
+        "attention": "auto",
         "scan_layers": not debug,
         "remat": "none" if debug else "full",
       },

@@ -1,8 +1,7 @@
 """One's own texts and conversations, as documents of tokens.
 
-A line of a `.jsonl` file is `{"text": ...}` or `{"messages": [...]}`, the
-latter with what else the chat template reads (`tools`, ...). Any other file is
-one text.
+A line of a `.jsonl` file is an object with `text`, or with `messages` and other
+variables of the chat template (`tools`, ...). A `.txt` file is one text.
 """
 
 import json
@@ -18,6 +17,9 @@ from neumann_jax import generation
 from neumann_jax.generation.tokenizer import Tokenizer
 
 SUFFIXES = (".jsonl", ".txt")
+# Names that a chat template cannot be given: arguments of `chat_tokens`, and of
+# the calls below it.
+RESERVED = ("add_generation_prompt", "self", "template", "tokenizer", "turns")
 
 
 class Read(NamedTuple):
@@ -27,6 +29,7 @@ class Read(NamedTuple):
   texts: int  # how many were texts
   chats: int  # how many were conversations
   cut: int  # how many conversations were cut at the length of a row
+  dropped: int  # how many documents had no token to be learnt
 
 
 def files(place: str) -> list[pathlib.Path]:
@@ -60,7 +63,9 @@ def read(
   """The documents of a place.
 
   A text longer than a row is cut into several documents, a conversation is cut
-  off. ValueError, naming the line, for what is neither.
+  off. A document with no token to be learnt is dropped: one that was cut before
+  its first answer, or a last token of a text. ValueError, naming the line, for
+  what is neither.
   """
   documents: list[Document] = []
   texts = chats = cut = 0
@@ -76,10 +81,10 @@ def read(
         documents += _texts(line["text"], tokenizer, length)
     except ValueError as error:
       raise ValueError(f"{where}: {error}") from None
-  documents = [x for x in documents if x.wanted[1:].any()]
-  if not documents:
+  kept = [x for x in documents if x.wanted[1:].any()]
+  if not kept:
     raise ValueError(f"data {place!r} has no token to be learnt in {length}")
-  return Read(documents, texts, chats, cut)
+  return Read(kept, texts, chats, cut, len(documents) - len(kept))
 
 
 def _chat(line: dict[str, Any], tokenizer: Tokenizer, turns: str) -> Document:
@@ -88,6 +93,11 @@ def _chat(line: dict[str, Any], tokenizer: Tokenizer, turns: str) -> Document:
     isinstance(message, dict) for message in messages
   ):
     raise ValueError("messages must be a list of objects with role and content")
+  if reserved := sorted(line.keys() & set(RESERVED)):
+    raise ValueError(
+      f"{reserved[0]} must not be a key beside messages: it is none of the "
+      "chat template's variables"
+    )
   known = generation.chat_tokens(tokenizer, messages, turns=turns, **line)  # type: ignore[arg-type]
   return Document(*known)
 

@@ -5,8 +5,8 @@
 Settings: `configs/finetune.py`. Writes `adapter/`, a folder of PEFT, or
 `model/`, the checkpoint with its text weights tuned; checkpoints of the run,
 tables, curves and a report. SIGTERM saves and stops. However a run ended, the
-same command with `--resume` goes on from its last checkpoint, bit for bit as if
-it had not been stopped.
+same command with `--resume` goes on from its last checkpoint: on a CPU, or with
+--config.execution.attention=xla, bit for bit as if it had not been stopped.
 """
 
 import functools
@@ -74,20 +74,30 @@ def prepare(settings: Settings) -> Task:
   )
   found = read(settings.data)
   rows = pack(found.documents)
-  held_out = None
+  words, held_out = _words(found, rows, settings), None
   if settings.held_out:
-    held_out = pack(read(settings.held_out).documents)
-  return Task(settings, source, rows, held_out, _words(found, rows, settings))
+    found = read(settings.held_out)
+    held_out = pack(found.documents)
+    words += f"; held out are {_counted(found, settings.length)}"
+  return Task(settings, source, rows, held_out, words)
 
 
 def _words(found: documents.Read, rows: Rows, settings: Settings) -> str:
   count = len(rows.tokens)
-  cut = f" ({found.cut} cut at {settings.length} tokens)" if found.cut else ""
   return (
-    f"{found.texts} texts and {found.chats} conversations{cut}, "
-    f"{int(rows.wanted.sum())} tokens to learn in {count} rows of "
-    f"{settings.length} ({rows.real.mean():.1%} full): {settings.rows} a step, "
+    f"{_counted(found, settings.length)}, {int(rows.wanted.sum())} tokens to "
+    f"learn in {count} rows of {settings.length} "
+    f"({rows.real.mean():.1%} full): {settings.rows} a step, "
     f"a pass in {count / settings.rows:.1f} steps"
+  )
+
+
+def _counted(found: documents.Read, length: int) -> str:
+  cut = f" ({found.cut} cut at {length} tokens)" if found.cut else ""
+  dropped = f", {found.dropped} documents of which have nothing to learn"
+  return (
+    f"{found.texts} texts and {found.chats} conversations{cut}"
+    f"{dropped if found.dropped else ''}"
   )
 
 

@@ -22,6 +22,12 @@ RUNS = {
     "--config.model.num_hidden_layers=1",
     "--config.model.layer_types=('linear_attention',)",
   ),
+  "finetune": (
+    "--config.steps=4",
+    "--config.save_every=2",
+    "--config.length=64",
+    "--config.rows=2",
+  ),
   "train_prior": (
     "--config.steps=4",
     "--config.save_every=2",
@@ -48,6 +54,9 @@ def inputs(name: str, folder: pathlib.Path) -> list[str]:
   if name == "train_lm":
     for module in ("ast", "bisect", "glob", "mailbox"):  # the last two held out
       (folder / f"{module}.py").write_text(f"{module} = 1\n" * 60)
+    return [f"--config.data={folder}"]
+  if name == "finetune":
+    (folder / "a.txt").write_text("some words. " * 40)
     return [f"--config.data={folder}"]
   pixels = np.random.default_rng(0).integers(0, 256, (150, 200, 3), np.uint8)
   if name == "train_prior":
@@ -80,8 +89,8 @@ def process(
   return done.returncode, done.stdout, done.stderr
 
 
-def results(run: pathlib.Path) -> dict[str, Any]:
-  """All that the run leaves, but what a clock says."""
+def results(run: pathlib.Path, *, steps: int = 4) -> dict[str, Any]:
+  """All that the run leaves, but what a clock says; checks the steps' lines."""
   found: dict[str, Any] = {}
   for path in sorted(run.rglob("*")):
     name = str(path.relative_to(run))
@@ -106,5 +115,5 @@ def results(run: pathlib.Path) -> dict[str, Any]:
       found[name] = path.read_bytes()
   (record,) = found.pop("environment.json")
   assert record["status"] == "finished"
-  assert "training.jsonl" not in found or len(found["training.jsonl"]) == 4
+  assert "training.jsonl" not in found or len(found["training.jsonl"]) == steps
   return found
