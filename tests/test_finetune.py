@@ -313,9 +313,11 @@ def test_a_run_that_broke_off_goes_on_to_the_same_bits(tmp_path, monkeypatch):
   text.write_text("some words. " * 20)
   small = dataclasses.replace(SMALL, vocab_size=256)
   monkeypatch.setattr(text_model, "random_config", lambda: small)
+  drawn = functools.cache(text_model.random_model)
+  monkeypatch.setattr(text_model, "random_model", drawn)
   monkeypatch.setattr(study.report, "write", lambda *_, **__: None)
   monkeypatch.setattr(record, "_revision", lambda: None)
-  # One program for all three runs: most of the time would be its compilation.
+  # One program for all three runs: most of their time would be compilation.
   compiled = functools.cache(lambda plan: make(plan, states[0]))
   states, calls = [], []
 
