@@ -14,6 +14,7 @@ from flax import nnx
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 import neumann_jax
+from neumann_jax import sharding
 from neumann_jax.layers import (
   attention,
   attention_kernels,
@@ -116,6 +117,63 @@ def test_a_named_attention_lowers_with_its_gradients(
     assert "stablehlo.exponential" in module(in_blocks)
   with pytest.raises(ValueError, match=f"runs on {platform} only"):
     traced(attend).lower(lowering_platforms=("cpu",))
+
+
+@pytest.mark.parametrize("implementation", ["auto", "named"])
+@pytest.mark.parametrize(
+  ("name", "platform", "kernel"),
+  [("gpu", "cuda", "fmha"), ("tpu", "tpu", "tpu_custom_call")],
+)
+def test_a_library_lowers_on_a_mesh_with_its_gradients(
+  with_cudnn, name, platform, kernel, implementation
+):
+  """Each device takes its own rows and heads, in 16 bits and 128 lanes."""
+  elsewhere = in_blocks if implementation == "auto" else None
+  run = attention_kernels._run(name, elsewhere)
+  attend = functools.partial(attention_kernels._on_mesh, run, MESH_AXES)
+  mesh = sharding.make_mesh(data=2, tensor=2)
+
+  def split(*names):
+    return jax.NamedSharding(mesh, jax.P(*names))
+
+  token = split("data", None, "tensor")
+  args = [
+    jax.ShapeDtypeStruct((4, 128, n, 128), jnp.bfloat16, sharding=token)
+    for n in (4, 2, 2)
+  ]
+  ids = jax.ShapeDtypeStruct((4, 128), jnp.int32, sharding=split("data"))
+
+  def step(*args):
+    *args, ids = args
+    out, pull = jax.vjp(lambda *x: attend(*x, ids), *args)
+    return pull(out)
+
+  lowered = jax.jit(step).trace(*args, ids)
+  text = lowered.lower(lowering_platforms=(platform,)).as_text()
+  found = [x for x in text.splitlines() if re.search(f"{kernel}.* : ", x)]
+  # Forward and backward; splash attention has a kernel for each derivative.
+  assert len(found) == {"gpu": 2, "tpu": 3}[name]
+  query = {"gpu": "2x128x2x128xbf16", "tpu": "2x2x128x128xbf16"}[name]
+  assert all(query in line for line in found)
+  assert not any("4x128" in line for line in found)
+
+
+@pytest.mark.slow
+def test_splash_attention_on_a_mesh_is_that_of_one_device(interpreted):
+  args = operands(128, rows=2)
+  mesh = sharding.make_mesh(data=2, tensor=2)
+  attend = functools.partial(
+    attention_kernels._on_mesh, attention_kernels._by_splash, MESH_AXES
+  )
+
+  @jax.jit
+  def pulled(*args):
+    return jax.vjp(lambda *x: attend(*x, None), *args)[1](args[0])
+
+  want = pulled(*args)
+  where = jax.NamedSharding(mesh, jax.P("data", None, "tensor"))
+  for x, y in zip(pulled(*jax.device_put(args, where)), want, strict=True):
+    np.testing.assert_array_equal(np.float32(x), np.float32(y))
 
 
 # --- Which attention a call takes --------------------------------------------

@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 
 from neumann_jax import backends
 from neumann_jax.delta_rule import on_mesh
+from neumann_jax.layers import library_kernels
 
 # (q [B, T, H, D], k and v [B, T, Hkv, D], documents [B, T] int32 or None).
 Attend = Callable[..., jax.Array]
@@ -193,12 +194,16 @@ def _by_splash(q, k, v, documents=None):
     jnp.swapaxes(jnp.pad(x, [(0, 0), (0, pad), (0, 0), (0, 0)]), 1, 2)
     for x in (q * jnp.asarray(dim**-0.5, q.dtype), k, v)
   )
-  kernel = _splash_kernel(q.shape[1], length + pad)
-  if documents is None:
-    out = jax.vmap(kernel)(q, k, v)
-  else:
-    out = jax.vmap(kernel)(q, k, v, splash.SegmentIds(documents, documents))
+  out = library_kernels.differentiable(_splash)(q, k, v, documents)
   return jnp.swapaxes(out, 1, 2)[:, :length]
+
+
+def _splash(q, k, v, documents):
+  """Of [B, heads, T, D], T a multiple of the lanes."""
+  kernel = _splash_kernel(*q.shape[1:3])
+  if documents is None:
+    return jax.vmap(kernel)(q, k, v)
+  return jax.vmap(kernel)(q, k, v, splash.SegmentIds(documents, documents))
 
 
 def _splash_kernel(heads: int, length: int):

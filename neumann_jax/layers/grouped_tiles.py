@@ -5,17 +5,12 @@ reads, for each, the matrix of its group: a tile that two groups share is
 multiplied once for each of them.
 """
 
-import concurrent.futures
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
-from jax.extend.core import jaxpr_as_fun
 from jax.typing import DTypeLike
 
-from neumann_jax.layers import grouped_blocks
+from neumann_jax.layers import grouped_blocks, library_kernels
 
 # Tiles of a matrix: 512 x 512 in float32 are 1 MiB, and two of them with those
 # of x and y fit the 16 MiB that a kernel may take of VMEM on any TPU.
@@ -42,6 +37,8 @@ def product(
   tiling = _tiling(x, sizes, kernels.shape[1 if transposed else 2])
   x, sizes = _padded(x, tiling[0]), _with_padding(sizes, length, tiling[0])
 
+  # The kernels multiply as the default says, which rounds float32.
+  @jax.default_matmul_precision("highest")
   def kernel(x, kernels, sizes):
     return gmm(
       *(x, kernels, sizes, jnp.dtype(dtype), tiling),
@@ -49,7 +46,7 @@ def product(
       interpret=interpret,
     )
 
-  return _apart(kernel, x, kernels, sizes)[:length]
+  return library_kernels.call(kernel, x, kernels, sizes)[:length]
 
 
 def outer(
@@ -67,36 +64,14 @@ def outer(
   sizes = _with_padding(sizes, x.shape[0], tiling[0])
   x, y = (_padded(rows, tiling[0]) for rows in (x, y))
 
+  @jax.default_matmul_precision("highest")  # as above
   def kernel(x, y, sizes):
     return tgmm(
       *(x.swapaxes(0, 1), y, sizes, jnp.dtype(dtype), tiling),
       interpret=interpret,
     )
 
-  return _apart(kernel, x, y, sizes)
-
-
-def _apart(kernel: Callable[..., Any], *arrays: jax.Array) -> jax.Array:
-  """Calls a kernel that was traced outside of any `jax.shard_map`.
-
-  Inside one, jax asks every kernel over which mesh axes its results vary, which
-  those of megablox do not say (jax 0.10 to 0.12). Settings of a trace belong to
-  a thread: in another one nobody asks.
-  """
-
-  def traced(*shapes: jax.ShapeDtypeStruct) -> Any:
-    # The kernels multiply as the default says, which rounds float32, and mix
-    # types of integers.
-    with (
-      jax.default_matmul_precision("highest"),
-      jax.numpy_dtype_promotion("standard"),
-    ):
-      return jax.make_jaxpr(kernel)(*shapes)
-
-  shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays]
-  with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    jaxpr = pool.submit(traced, *shapes).result()
-  return jaxpr_as_fun(jaxpr)(*arrays)[0]
+  return library_kernels.call(kernel, x, y, sizes)
 
 
 def _has_kernel(*arrays: jax.Array, dtype: DTypeLike) -> bool:
