@@ -14,13 +14,13 @@ from flax import nnx
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 import neumann_jax
-from neumann_jax import sharding
+from neumann_jax import sharding, target
 from neumann_jax.layers import (
   attention,
   attention_kernels,
   call_attention,
 )
-from neumann_jax.layers.positions import positions
+from neumann_jax.layers.positions import PADDING, Positions, positions
 from tests import models, oracles
 
 LENGTH = 24
@@ -191,8 +191,8 @@ def calls(monkeypatch):
       mask = attention_kernels._same(documents)
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True)
 
-  monkeypatch.setattr(attention_kernels, "_platform", lambda: "gpu")
-  monkeypatch.setattr(attention_kernels, "refusal", lambda *_: None)
+  monkeypatch.setattr(target, "platform", lambda: "cuda")
+  monkeypatch.setattr(attention_kernels, "refusal", lambda *_, **__: None)
   monkeypatch.setattr(
     attention_kernels, "_run", lambda name, elsewhere: library
   )
@@ -287,6 +287,91 @@ def test_a_library_keeps_documents_apart(calls, bad):
   nan = np.isnan(np.asarray(found[0])).all(axis=2)[0]
   spoilt = np.arange(LENGTH) >= (LENGTH if bad is None else 10)
   np.testing.assert_array_equal(nan[7:15], spoilt[7:15])
+
+
+@pytest.mark.parametrize(
+  ("slots", "branch"),
+  [
+    ([[0, 1, 2, 3], [0, 1, 2, 3]], 1),
+    ([[0, 1, 2, 3], [0, 1, PADDING, PADDING]], 1),
+    ([[0, 1, 2, 3], [PADDING] * 4], 1),
+    ([[0, 1, 2, 3], [PADDING, 0, 1, 2]], 2),
+    ([[4, 5, 6, 7], [0, 1, 2, 3]], 3),
+    ([[PADDING, 3, 4, 5], [PADDING, PADDING, 1, 2]], 3),
+    ([[PADDING] * 4, [1, 2, 3, 4]], 3),
+  ],
+)
+@pytest.mark.parametrize("documents", [True, False])
+def test_a_cache_takes_the_branch_of_what_it_holds(slots, branch, documents):
+  """1: rows of one document; 2: of documents; 3: all that the cache holds."""
+  slot = jnp.asarray(slots, jnp.int32)
+  where = Positions(slot, jnp.zeros_like(slot), slot)
+  q = jnp.zeros((2, 4, 1, 8))
+  given = []
+
+  def within(q, k, v, ids):
+    if ids is None:
+      return jnp.full_like(q, 1.0)
+    given.append(ids)
+    return jnp.full_like(q, 2.0)
+
+  found = call_attention.by_what_is_known(
+    *(within, lambda: jnp.full_like(q, 3.0), (q, q, q), where),
+    documents=documents,
+  )
+  # What takes no documents is not even traced with them.
+  assert len(given) == documents
+  want = 3 if branch == 2 and not documents else branch
+  np.testing.assert_array_equal(found, np.full(q.shape, want))
+
+
+def test_documents_in_a_cache_begin_where_they_begin():
+  """A first document that is not at slot 0 is no row of one document."""
+  slot = jnp.arange(4, dtype=jnp.int32)[None]
+  first = jnp.asarray([[0, 0, 2, 2]], jnp.int32)
+  q = jnp.zeros((1, 4, 1, 8))
+  found = call_attention.by_what_is_known(
+    lambda q, k, v, ids: jnp.full_like(q, 1.0 if ids is None else 2.0),
+    lambda: jnp.full_like(q, 3.0),
+    *((q, q, q), Positions(slot, first, slot)),
+  )
+  assert (found == 2).all()
+
+
+def test_a_long_row_of_documents_takes_no_mask_of_all_pairs(
+  with_cudnn, monkeypatch, caplog
+):
+  monkeypatch.setattr(target, "platform", lambda: "cuda")
+  limit = attention_kernels._LONGEST_MASKED
+  shape = lambda length: jax.ShapeDtypeStruct(  # noqa: E731
+    (1, length, 2, 128), jnp.bfloat16
+  )
+  choose = lambda name, length, documents: attention_kernels.choose(  # noqa: E731
+    *(name, shape(length), shape(length), None, MESH_AXES, in_blocks),
+    documents=documents,
+  )
+  assert choose("gpu", limit, True) and choose("gpu", 2 * limit, False)
+  assert attention_kernels.takes_documents("auto", *2 * [shape(limit)])
+  assert not attention_kernels.takes_documents("auto", *2 * [shape(2 * limit)])
+  sentence = f"mask of all pairs of {2 * limit} tokens"
+  with oracles.refused(ValueError, sentence):
+    choose("gpu", 2 * limit, True)
+  attention_kernels._log_fallback.cache_clear()
+  with caplog.at_level("INFO"):
+    assert choose("auto", 2 * limit, True) is None
+  assert sentence in caplog.text
+  monkeypatch.setattr(target, "platform", lambda: "tpu")
+  assert choose("auto", 2 * limit, True)
+
+
+@pytest.mark.parametrize("left", [0, 5])
+def test_a_cache_of_a_library_without_documents(calls, monkeypatch, left):
+  monkeypatch.setattr(attention_kernels, "takes_documents", lambda *_: False)
+  x = np.random.default_rng(0).standard_normal((2, LENGTH, 64), np.float32)
+  found = attended("auto", x, left=left)
+  assert calls and not any(calls)
+  want = attended("xla", x, left=left)
+  oracles.assert_close(found[:, left:], want[:, left:], oracles.FLOAT32_BLOCK)
 
 
 def test_one_token_and_a_named_xla_take_no_library(calls):

@@ -133,13 +133,14 @@ class GatedAttention(nnx.Module):
       A token past the capacity of the cache is lost: the model checks.
     """
     q, gate, k, v = self._heads(x, positions)
+    packed = segment_ids is not None
+    documents = packed or mask is not None
     attend = functools.partial(
-      causal_attention,
-      query_block=self.query_block,
-      packed=segment_ids is not None,
+      causal_attention, query_block=self.query_block, packed=packed
     )
     axis = self.sequence_axis
-    within = self._within_call(q, k, segment_ids is not None)
+    # With a cache what a row holds is known when it runs.
+    within = self._within_call(q, k, packed, documents and cache is None)
     if cache is not None:
       cache = _store(cache, k, v, positions.slot)
       after = functools.partial(_over_slots_in_use, attend, q, cache, positions)
@@ -147,13 +148,12 @@ class GatedAttention(nnx.Module):
         out = after()
       else:
         out = call_attention.by_what_is_known(
-          within, after, (q, k, v), positions
+          *(within, after, (q, k, v), positions),
+          documents=attention_kernels.takes_documents(self.attention, q, k),
         )
     elif within is not None:
-      known = segment_ids is None and mask is None
-      out = within(
-        q, k, v, None if known else call_attention.documents_of(positions)
-      )
+      ids = call_attention.documents_of(positions) if documents else None
+      out = within(q, k, v, ids)
     else:
       key_slot = positions.slot
       if axis is not None:
@@ -167,7 +167,7 @@ class GatedAttention(nnx.Module):
     return row_products.project(self.rows, gated, [self.o_proj])[0], cache
 
   def _within_call(
-    self, q: jax.Array, k: jax.Array, packed: bool
+    self, q: jax.Array, k: jax.Array, packed: bool, documents: bool
   ) -> Attend | None:
     """Attention to the tokens of the call alone, by a library; or None."""
     if q.shape[1] == 1:
@@ -178,7 +178,8 @@ class GatedAttention(nnx.Module):
       call_attention.in_blocks, query_block=self.query_block
     )
     library = attention_kernels.choose(
-      self.attention, q, k, self.sequence_axis, self.mesh_axes, elsewhere
+      *(self.attention, q, k, self.sequence_axis, self.mesh_axes, elsewhere),
+      documents=documents,
     )
     if library is None or not packed:
       return library

@@ -8,7 +8,8 @@ scores. Both take the queries and keys of one call; what else a token sees is
 Documents: cuDNN has no segments in its public form. It is given the causal
 mask, which leaves half of the blocks out, and within these a mask of equal
 documents: on one H200 (8192 tokens, 8 heads of 256 over 2) 1.5 ms forward and
-5.1 with gradients, 0.6 and 2.5 without documents, and 2.9 and 8.2 in XLA.
+5.1 with gradients, 0.6 and 2.5 without documents, and 2.9 and 8.2 in XLA. That
+mask takes 3 T^2 bytes a row, so that longer rows of documents are XLA's.
 """
 
 import functools
@@ -21,7 +22,7 @@ from jax import lax
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec as P
 
-from neumann_jax import backends
+from neumann_jax import backends, target
 from neumann_jax.delta_rule import on_mesh
 from neumann_jax.layers import library_kernels
 
@@ -36,12 +37,22 @@ MeshAxes = tuple[tuple[str, ...], str | None]
 # What no document is: the number of padding.
 NONE = -1
 _LANES = 128
+# What `target.platform` says of those that have one.
+_OF_PLATFORM = {"tpu": "tpu", "gpu": "gpu", "cuda": "gpu"}
 # Tokens of a tile of splash attention, where so many divide the row.
 _TILE = 512
+# Tokens up to which cuDNN takes documents. Their mask and the bias that jax
+# makes of it are 192 MiB a row there; a block of 1024 queries has scores of as
+# many in XLA, for 6 heads, and grows with T alone.
+_LONGEST_MASKED = 8192
 
 
 def refusal(
-  name: str, q: Like, k: Like, sequence_axis: str | None = None
+  name: str,
+  q: Like,
+  k: Like,
+  sequence_axis: str | None = None,
+  documents: bool = False,
 ) -> str | None:
   """Why a library's attention cannot run, as a clause, or None if it can.
 
@@ -50,6 +61,7 @@ def refusal(
     q: [B, T, H, D], only shape and type are read.
     k: [B, T, Hkv, D], likewise.
     sequence_axis: the mesh axis that splits the tokens, or None.
+    documents: whether a row has several, of which padding is one.
   """
   if sequence_axis is not None:
     return f"mesh axis {sequence_axis!r} splits the tokens"
@@ -64,6 +76,11 @@ def refusal(
   if q.shape[1] % 2:
     # With a mask, and then in its backward pass alone.
     return f"cuDNN takes an even number of tokens, got {q.shape[1]}"
+  if documents and q.shape[1] > _LONGEST_MASKED:
+    return (
+      f"cuDNN would take a mask of all pairs of {q.shape[1]} tokens for "
+      f"documents or padding, which at most {_LONGEST_MASKED} are given"
+    )
   heads = (q.shape[2], k.shape[2], q.shape[3])
   return _cudnn_refusal(*heads, jnp.dtype(q.dtype))
 
@@ -82,9 +99,21 @@ def _cudnn_refusal(
   return None
 
 
-def check(name: str, q: Like, k: Like, sequence_axis: str | None) -> None:
+def takes_documents(implementation: str, q: Like, k: Like) -> bool:
+  """Whether a library that runs for rows of one document does for several."""
+  name = _named(implementation)
+  return refusal(name, q, k, documents=True) is None
+
+
+def check(
+  name: str,
+  q: Like,
+  k: Like,
+  sequence_axis: str | None,
+  documents: bool = False,
+) -> None:
   """Raises ValueError where a named library cannot run, with the reason."""
-  reason = refusal(name, q, k, sequence_axis)
+  reason = refusal(name, q, k, sequence_axis, documents)
   if reason is not None:
     raise ValueError(
       f"attention={name!r} cannot run: {reason}; use 'auto' or 'xla'"
@@ -98,6 +127,7 @@ def choose(
   sequence_axis: str | None,
   mesh_axes: MeshAxes,
   elsewhere: Attend,
+  documents: bool = False,
 ) -> Attend | None:
   """The attention of a library that a request stands for; None: the XLA form.
 
@@ -109,18 +139,19 @@ def choose(
     mesh_axes: those that split rows, and the one that splits heads.
     elsewhere: the XLA form, for "auto" where a program of a host with a GPU or
       TPU is lowered for another platform.
+    documents: whether a row has several, of which padding is one.
 
   Raises:
     ValueError: for a named one that cannot run, with the reason.
   """
   auto = implementation == "auto"
-  name = _platform() if auto else implementation
+  name = _named(implementation)
   if name not in _ATTEND:
     return None
   if not auto:
-    check(name, q, k, sequence_axis)
+    check(name, q, k, sequence_axis, documents)
     return functools.partial(_on_mesh, _run(name, None), mesh_axes)
-  reason = refusal(name, q, k, sequence_axis)
+  reason = refusal(name, q, k, sequence_axis, documents)
   if reason is not None:
     _log_fallback(name, reason)
     return None
@@ -132,12 +163,11 @@ def _log_fallback(name: str, reason: str) -> None:
   logging.info("attention 'auto' takes XLA on a %s: %s", name, reason)
 
 
-def _platform() -> str:
-  """Of what a program is lowered for, if that is known; else the host's."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  if device is not None:
-    return "tpu" if "TPU" in device.device_kind else "gpu"
-  return jax.default_backend()
+def _named(implementation: str) -> str:
+  """The library that a request stands for; "xla" where there is none."""
+  if implementation != "auto":
+    return implementation
+  return _OF_PLATFORM.get(target.platform() or "", "xla")
 
 
 def _run(name: str, elsewhere: Attend | None) -> Attend:

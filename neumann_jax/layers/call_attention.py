@@ -75,6 +75,8 @@ def by_what_is_known(
   after: Callable[[], jax.Array],
   operands: tuple[jax.Array, jax.Array, jax.Array],
   positions: Positions,
+  *,
+  documents: bool = True,
 ) -> jax.Array:
   """Attention of a call with a cache: to the call alone if that was empty.
 
@@ -83,6 +85,8 @@ def by_what_is_known(
     after: attention to all that the cache holds.
     operands: of `within`.
     positions: of the queries.
+    documents: whether `within` takes them; else `after` is what rows with
+      padding before their tokens take.
   """
   slot = positions.slot
   place = jnp.arange(slot.shape[1], dtype=jnp.int32)
@@ -93,10 +97,12 @@ def by_what_is_known(
   whole = jnp.all(
     jnp.where(real, (slot == place) & (positions.first == 0), True)
   )
-  documents = documents_of(positions)
+  if not documents:
+    return lax.cond(empty & whole, lambda: within(*operands, None), after)
+  ids = documents_of(positions)
   branches = [
     lambda: within(*operands, None),
-    lambda: within(*operands, documents),
+    lambda: within(*operands, ids),
     after,
   ]
   return lax.switch(jnp.where(empty, jnp.where(whole, 0, 1), 2), branches)
