@@ -1,14 +1,18 @@
 """Products of one row, and the body of their kernel in interpret mode."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from neumann_jax.layers import row_gpu, row_products
+import neumann_jax
+from neumann_jax import sharding
+from neumann_jax.layers import feed_forward, row_gpu, row_products
 from neumann_jax.layers.linear import linear
-from tests import oracles
+from tests import models, oracles
 
 SIZE = 512
 
@@ -59,6 +63,54 @@ def test_one_row_is_one_kernel_on_cuda_and_a_product_elsewhere():
   several = jnp.tile(x, (2, 1, 1))
   module = call.trace(several).lower(lowering_platforms=("cuda",)).as_text()
   assert "neumann_row" not in module
+
+
+def test_the_shared_expert_of_one_token_takes_the_kernel():
+  """Tokens come to it as rows, [M, hidden]."""
+  config = dataclasses.replace(
+    models.CONFIGS["sparse"],
+    hidden_size=SIZE,
+    shared_expert_intermediate_size=SIZE,
+  )
+  execution = neumann_jax.Execution(dtype="bfloat16", param_dtype="bfloat16")
+  layer = nnx.eval_shape(
+    lambda: feed_forward.SparseExperts(config, execution, rngs=nnx.Rngs(0))
+  )
+  graph, state = nnx.split(layer)
+  traced = jax.jit(lambda state, x: nnx.merge(graph, state)(x)).trace(
+    state, jax.ShapeDtypeStruct((1, 1, SIZE), jnp.bfloat16)
+  )
+  module = traced.lower(lowering_platforms=("cuda",)).as_text()
+  # Gate and up, and down; the router is float32 and XLA's.
+  assert module.count('name = "neumann_row"') == 2
+
+
+@pytest.mark.parametrize("split", ["rows", "weights"])
+def test_rows_and_weights_may_be_split_one_without_the_other(split):
+  """Inside `jax.shard_map`, where each device has one row."""
+  mesh = sharding.make_mesh(data=2)
+  rngs = nnx.Rngs(0)
+  layer = linear(
+    SIZE, 64, rngs=rngs, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16
+  )
+  graph, state = nnx.split(layer)
+  names = jax.P("data"), jax.P(None, "data")
+  specs = (names[0], jax.P()) if split == "rows" else (jax.P(), names[1])
+  x = arrays(1, rows=2 if split == "rows" else 1)[0][0][:, None]
+
+  def one(x, kernel):
+    layer = nnx.merge(graph, jax.tree.map(lambda _: kernel, state))
+    return row_products.project("auto", x, [layer])[0]
+
+  call = jax.shard_map(
+    one,
+    mesh=mesh,
+    in_specs=specs,
+    out_specs=names[0] if split == "rows" else jax.P(None, None, "data"),
+  )
+  kernel = layer.kernel[...]
+  found = jax.jit(call)(x, kernel)
+  np.testing.assert_array_equal(np.float32(found), np.float32(layer(x)))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import neumann_jax
+from neumann_jax import sharding
 from neumann_jax.layers import token_gpu, token_step
 from neumann_jax.layers.cache import Cache
 from tests import oracles
@@ -132,6 +133,39 @@ def test_padding_leaves_the_cache_alone(form):
   oracles.assert_close(y[0], want[0], 1e-6)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("split", ["token", "weights", "state"])
+def test_what_is_split_may_be_any_operand(split, masked):
+  """Inside `jax.shard_map`, the rest being the same on every device."""
+  mesh = sharding.make_mesh(data=2)
+  token, weights, cache = problem()
+  mask = jnp.ones((2, 1), bool) if masked else None
+  block = token_step.Block(2, 1.0, EPS)
+  want = token_step.step("xla", block, token, weights, cache, mask)
+
+  def one(x, token, weights, cache, mask):
+    # Each device has all, of which one operand is known to vary.
+    add = lambda tree: jax.tree.map(lambda y: y + 0 * x.astype(y.dtype), tree)  # noqa: E731
+    if split == "token":
+      token = add(token)
+    elif split == "weights":
+      weights = add(weights)
+    else:
+      cache = cache._replace(recurrent_state=add(cache.recurrent_state))
+    found = token_step.step("auto", block, token, weights, cache, mask)
+    return jax.tree.map(lambda y: y[None], found)
+
+  call = jax.shard_map(
+    one,
+    mesh=mesh,
+    in_specs=(jax.P("data"), *[jax.P()] * 4),
+    out_specs=jax.P("data"),
+  )
+  found = jax.jit(call)(jnp.zeros(2), token, weights, cache, mask)
+  for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+    oracles.assert_close(x[1], y, 1e-6)
+
+
 def test_a_step_of_decoding_is_one_kernel_between_projections_on_cuda():
   config = neumann_jax.ModelConfig(
     hidden_size=16, num_hidden_layers=1, vocab_size=8
@@ -162,6 +196,7 @@ def test_a_step_of_decoding_is_one_kernel_between_projections_on_cuda():
     ((2, 1, 24, 16), "float32", "Dk must be a power of two, got 24"),
     ((2, 1, 8, 16), "float32", "got 8 x 16"),
     ((2, 1, 256, 128), "float32", "got 256 x 128"),
+    ((1, 4, 128, 128), "float32", "fewer, got Hv / Hk = 4"),
     ((1, 4, 16, 64), "float32", "columns of values must start"),
     ((2, 1, 16, 16), "float64", "32 bits or fewer, got float64"),
   ],

@@ -10,8 +10,8 @@ from flax import nnx
 # A log decay of -128 leaves 3e-56 of a state: nothing, in float32. A larger one
 # would leave nothing either, but in the cumulative sum of a chunk it would
 # round away the decays of the tokens after it.
-_FORGOTTEN = 128.0
-_LINEAR = -20.0
+FORGOTTEN = 128.0
+LINEAR = -20.0
 
 
 class Gates(NamedTuple):
@@ -38,6 +38,6 @@ def log_decay(a_log: jax.Array, a: jax.Array) -> jax.Array:
   # e^-20 / 2 = 1e-9. Clipped for the branch that is not taken, whose infinite
   # derivative times 0 would be NaN.
   log_step = jnp.where(
-    a < _LINEAR, a, jnp.log(nnx.softplus(jnp.maximum(a, _LINEAR)))
+    a < LINEAR, a, jnp.log(nnx.softplus(jnp.maximum(a, LINEAR)))
   )
-  return -jnp.exp(jnp.minimum(a_log + log_step, math.log(_FORGOTTEN)))
+  return -jnp.exp(jnp.minimum(a_log + log_step, math.log(FORGOTTEN)))

@@ -12,7 +12,7 @@ from flax import nnx
 from jax import lax
 
 from neumann_jax import backends
-from neumann_jax.delta_rule import on_mesh
+from neumann_jax.delta_rule import layout, on_mesh
 from neumann_jax.layers import row_gpu
 
 
@@ -49,9 +49,10 @@ def _one_row(
   implementation: str, inputs: tuple[jax.Array, ...], layers: Sequence[Any]
 ) -> tuple[jax.Array, ...] | None:
   """By the operation, where a kernel may be what runs it; else None."""
-  if implementation not in ("auto", "gpu") or inputs[0].shape[:-1] != (1, 1):
+  x = inputs[0]
+  if implementation not in ("auto", "gpu") or x.size != x.shape[-1]:
     return None
-  if any(type(x) is not nnx.Linear or x.use_bias for x in layers):
+  if any(type(one) is not nnx.Linear or one.use_bias for one in layers):
     return None
   kernels = tuple(layer.kernel[...] for layer in layers)
   # Asked here, and not left to the operation: most rows are no row of decoding
@@ -61,7 +62,9 @@ def _one_row(
   mesh = on_mesh.mesh_of(*inputs, *kernels)
   if mesh.size > 1 and on_mesh.free_axes(mesh):
     return None
-  return backends.run(_OPERATION, implementation, None, inputs, kernels)
+  # Inside `jax.shard_map` a kernel says of its results what of its operands.
+  operands = layout.varying_alike((inputs, kernels))
+  return backends.run(_OPERATION, implementation, None, *operands)
 
 
 def _in_xla(

@@ -14,12 +14,15 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from neumann_jax.layers import gates
+
 # A state of 128 x 128 is 64 registers a thread at 8 warps. On one H200 4 warps
 # take 1.5 times and 16 warps 1.2 times as long.
 _WARPS, _STAGES = 8, 1
 _LARGEST_STATE = 128 * 128
-# Of a float32 softplus below, and of a decay; see `gates.log_decay`.
-_LINEAR, _FORGOTTEN = -20.0, 128.0
+# A program holds the states of a key head's value heads at once: 128 of the 255
+# registers of a thread for two of the largest. With four they would spill.
+_LARGEST_GROUP = 2 * _LARGEST_STATE
 
 
 def refusal(
@@ -43,6 +46,11 @@ def refusal(
       return f"{name} must be a power of two, got {size}"
   if min(dk, dv) < 16 or dk * dv > _LARGEST_STATE:
     return f"a state must be of 16 x 16 to 128 x 128, got {dk} x {dv}"
+  if group * dk * dv > _LARGEST_GROUP:
+    return (
+      f"Hv / Hk states of {dk} x {dv} must have {_LARGEST_GROUP} entries or "
+      f"fewer, got Hv / Hk = {group}"
+    )
   if 2 * key_heads * dk % (group * dv):
     return "columns of values must start at a multiple of a head's values"
   return None
@@ -212,7 +220,7 @@ def _wide(x):
 
 def _log_decay(a_log, a):
   """`gates.log_decay` in operations that Triton has."""
-  near = jnp.maximum(a, _LINEAR)
+  near = jnp.maximum(a, gates.LINEAR)
   softplus = jnp.maximum(near, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(near)))
-  log_step = jnp.where(a < _LINEAR, a, jnp.log(softplus))
-  return -jnp.exp(jnp.minimum(a_log + log_step, math.log(_FORGOTTEN)))
+  log_step = jnp.where(a < gates.LINEAR, a, jnp.log(softplus))
+  return -jnp.exp(jnp.minimum(a_log + log_step, math.log(gates.FORGOTTEN)))

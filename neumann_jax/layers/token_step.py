@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from neumann_jax import backends
-from neumann_jax.delta_rule import on_mesh
+from neumann_jax.delta_rule import layout, on_mesh
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.recurrent import gated_delta_step
 from neumann_jax.layers import token_gpu
@@ -145,7 +145,8 @@ def step(
     # Columns of q, k and v lie side by side, so that no axis of theirs is one
     # of heads: XLA splits what a kernel could not.
     implementation = "xla"
-  args = (token, weights, cache, mask)
+  # Inside `jax.shard_map` a kernel says of its results what of its operands.
+  args = layout.varying_alike((token, weights, cache, mask))
   return backends.run(_OPERATION, implementation, block, *args)
 
 
@@ -182,6 +183,7 @@ def _launch(
   mask: jax.Array | None,
 ) -> tuple[jax.Array, Cache]:
   live = jnp.ones_like(token.b[:, 0, 0], bool) if mask is None else mask[:, 0]
+  live = layout.varying_as(live, [token.b])
   qkv, z, b, a = (x[:, 0] for x in token)
   y, *new = token_gpu.step(
     qkv,
