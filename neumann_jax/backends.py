@@ -264,11 +264,17 @@ for _platform in PLATFORMS.values():
   )
 
 
-def bound_to(implementation: str, arrays: tuple) -> tuple:
-  """The arrays, which can then be lowered for the kernel's platform only."""
-  platform = PLATFORMS[implementation]
+def bound_to(name: str, arrays: tuple, option: str = "implementation") -> tuple:
+  """The arrays, which can then be lowered for the kernel's platform only.
+
+  Args:
+    name: of PLATFORMS.
+    arrays: a tree of them.
+    option: that asked for the name, for the sentence of a refusal.
+  """
+  platform = PLATFORMS[name]
   refusal = (
-    f"implementation={implementation!r} runs on {platform} only, but the "
+    f"{option}={name!r} runs on {platform} only, but the "
     "program is lowered for {platforms}; use 'auto' or 'xla'"
   )
   first, *rest = jax.tree.leaves(arrays)

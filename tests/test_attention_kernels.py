@@ -115,7 +115,8 @@ def test_a_named_attention_lowers_with_its_gradients(
   # jax's own lowering of a bfloat16 product promotes implicitly.
   with jax.numpy_dtype_promotion("standard"):
     assert "stablehlo.exponential" in module(in_blocks)
-  with pytest.raises(ValueError, match=f"runs on {platform} only"):
+  sentence = f"attention='{name}' runs on {platform} only"
+  with pytest.raises(ValueError, match=sentence):
     traced(attend).lower(lowering_platforms=("cpu",))
 
 
@@ -158,6 +159,42 @@ def test_a_library_lowers_on_a_mesh_with_its_gradients(
   assert not any("4x128" in line for line in found)
 
 
+def test_fewer_key_heads_than_devices_still_split_the_queries(calls):
+  """Each device its own queries and the key heads that they read."""
+  mesh = sharding.make_mesh(tensor=4)
+  where = jax.NamedSharding(mesh, jax.P(None, None, "tensor"))
+  q, k, v = operands(16, dim=8, heads=(8, 2), dtype=jnp.float32)
+  want = in_blocks(q, k, v, None)
+  q = jax.device_put(q, where)
+  shapes = []
+
+  def library(q, k, v, documents):
+    shapes.append((q.shape[2], k.shape[2]))
+    return in_blocks(q, k, v, documents)
+
+  attend = functools.partial(attention_kernels._on_mesh, library, MESH_AXES)
+  found = jax.jit(attend)(q, k, v, None)
+  assert shapes == [(2, 1)]
+  oracles.assert_close(found, want, oracles.FLOAT32_BLOCK)
+
+
+def test_heads_that_an_axis_does_not_divide_are_no_librarys(calls, caplog):
+  mesh = sharding.make_mesh(tensor=4)
+  q, k, _ = jax.device_put(
+    operands(16, heads=(2, 2)), jax.NamedSharding(mesh, jax.P())
+  )
+  choose = lambda name: attention_kernels.choose(  # noqa: E731
+    name, q, k, None, MESH_AXES, in_blocks
+  )
+  sentence = "mesh axis 'tensor' of 4 does not divide 2 heads"
+  with oracles.refused(ValueError, sentence):
+    choose("gpu")
+  attention_kernels._log_fallback.cache_clear()
+  with caplog.at_level("INFO"):
+    assert choose("auto") is None
+  assert sentence in caplog.text
+
+
 @pytest.mark.slow
 def test_splash_attention_on_a_mesh_is_that_of_one_device(interpreted):
   args = operands(128, rows=2)
@@ -174,6 +211,42 @@ def test_splash_attention_on_a_mesh_is_that_of_one_device(interpreted):
   where = jax.NamedSharding(mesh, jax.P("data", None, "tensor"))
   for x, y in zip(pulled(*jax.device_put(args, where)), want, strict=True):
     np.testing.assert_array_equal(np.float32(x), np.float32(y))
+
+
+def test_cudnn_takes_an_odd_number_of_tokens_of_documents(with_cudnn):
+  args = operands(7)
+  ids = jnp.asarray([[0] * 3 + [1] * 4])
+  assert attention_kernels.refusal("gpu", *args[:2], documents=True) is None
+
+  def step(*args):
+    out, pull = jax.vjp(lambda *x: attention_kernels._by_cudnn(*x, ids), *args)
+    return pull(out)
+
+  traced = jax.jit(step).trace(*args)
+  text = traced.lower(lowering_platforms=("cuda",)).as_text()
+  # Forward and backward, of 8 tokens.
+  assert len(re.findall(r"fmha.* : \(tensor<1x8x4x128xbf16>", text)) == 2
+
+
+def test_padding_behind_tokens_changes_none_of_them():
+  """What makes the length of cuDNN even."""
+  args, ids = operands(7, dtype=jnp.float32), jnp.asarray([[0] * 3 + [1] * 4])
+  padded = attention_kernels._padded(1, *args, ids)
+  mask = attention_kernels._same(padded[-1])
+  found = jax.nn.dot_product_attention(*padded[:3], mask=mask, is_causal=True)
+  oracles.assert_close(
+    found[:, :7], in_blocks(*args, ids), oracles.FLOAT32_BLOCK
+  )
+
+
+def test_queries_of_splash_attention_are_scaled_and_rounded_once(monkeypatch):
+  monkeypatch.setattr(attention_kernels, "_splash", lambda q, *_: q)
+  q, k, v = operands(128)
+  found = attention_kernels._by_splash(q, k, v)
+  want = np.float32(q) * np.float32(128**-0.5)
+  np.testing.assert_array_equal(
+    np.float32(found), np.float32(want.astype(jnp.bfloat16))
+  )
 
 
 # --- Which attention a call takes --------------------------------------------
@@ -399,10 +472,9 @@ def test_a_named_attention_that_cannot_run_is_refused(name, dtype, sentence):
     attention.GatedAttention(config, execution, rngs=nnx.Rngs(0))
 
 
-def test_a_sequence_axis_and_odd_lengths_are_refused_by_name():
+def test_a_sequence_axis_is_refused_by_name():
   q, k, _ = operands(7)
   refusal = attention_kernels.refusal
   assert "mesh axis 'sequence' splits" in refusal("gpu", q, k, "sequence")
-  assert "even number of tokens, got 7" in refusal("gpu", q, k)
   with pytest.raises(ValueError, match="attention must be one of auto, tpu"):
     neumann_jax.Execution(attention="cudnn")

@@ -45,7 +45,9 @@ def on_mesh(rule: Rule, arrays: Operands, how: RuleOptions) -> Rule:
   if mesh.size == 1 or not free:
     return rule
   _say_unnamed(mesh, free, how)
-  rows, heads = _split(arrays, mesh, free, how)
+  rows = row_axes(mesh, how.batch_axes, arrays.v.shape[0])
+  counts = arrays.k.shape[2], arrays.v.shape[2]
+  heads = head_axis(mesh, how.head_axis, *counts)
   token = P(rows, None, heads)  # [B, T, heads, ...]
   state = P(rows, heads)  # [B, Hv, Dk, Dv]
   tokens: Any = jax.tree.map(lambda _: token, arrays)
@@ -155,17 +157,11 @@ def row_axes(
   return None if uneven or not axes else axes
 
 
-def _split(
-  arrays: Operands, mesh: AbstractMesh, free: tuple[str, ...], how: RuleOptions
-) -> tuple[tuple[str, ...] | None, str | None]:
-  """The axes that rows and heads are split over; None: they stay whole."""
-  rows = row_axes(mesh, how.batch_axes, arrays.v.shape[0])
-  heads = how.head_axis if how.head_axis in free else None
-  if heads is not None:
-    counts = arrays.k.shape[2], arrays.v.shape[2]
-    if any(count % mesh.shape[heads] for count in counts):
-      heads = None
-  return rows, heads
+def head_axis(mesh: AbstractMesh, axis: str | None, *counts: int) -> str | None:
+  """The axis, if it is free and divides the heads; None: they stay whole."""
+  if axis not in free_axes(mesh):
+    return None
+  return None if any(count % mesh.shape[axis] for count in counts) else axis
 
 
 def _say_unnamed(

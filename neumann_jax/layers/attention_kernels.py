@@ -13,6 +13,7 @@ mask takes 3 T^2 bytes a row, so that longer rows of documents are XLA's.
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -73,9 +74,6 @@ def refusal(
     if q.shape[-1] % _LANES:
       return f"head_dim {q.shape[-1]} is not a multiple of {_LANES}"
     return None
-  if q.shape[1] % 2:
-    # With a mask, and then in its backward pass alone.
-    return f"cuDNN takes an even number of tokens, got {q.shape[1]}"
   if documents and q.shape[1] > _LONGEST_MASKED:
     return (
       f"cuDNN would take a mask of all pairs of {q.shape[1]} tokens for "
@@ -110,14 +108,27 @@ def check(
   q: Like,
   k: Like,
   sequence_axis: str | None,
-  documents: bool = False,
 ) -> None:
   """Raises ValueError where a named library cannot run, with the reason."""
-  reason = refusal(name, q, k, sequence_axis, documents)
+  reason = refusal(name, q, k, sequence_axis)
   if reason is not None:
-    raise ValueError(
-      f"attention={name!r} cannot run: {reason}; use 'auto' or 'xla'"
-    )
+    raise _refused(name, reason)
+
+
+def _refused(name: str, reason: str) -> ValueError:
+  return ValueError(
+    f"attention={name!r} cannot run: {reason}; use 'auto' or 'xla'"
+  )
+
+
+def _mesh_refusal(q: jax.Array, k: jax.Array, axis: str | None) -> str | None:
+  """Where the axis of heads would leave every device all of them."""
+  mesh, heads = on_mesh.mesh_of(q, k), q.shape[2]
+  if axis not in on_mesh.free_axes(mesh) or not heads % mesh.shape[axis]:
+    return None
+  return (
+    f"mesh axis {axis!r} of {mesh.shape[axis]} does not divide {heads} heads"
+  )
 
 
 def choose(
@@ -148,14 +159,15 @@ def choose(
   name = _named(implementation)
   if name not in _ATTEND:
     return None
-  if not auto:
-    check(name, q, k, sequence_axis, documents)
-    return functools.partial(_on_mesh, _run(name, None), mesh_axes)
   reason = refusal(name, q, k, sequence_axis, documents)
-  if reason is not None:
-    _log_fallback(name, reason)
-    return None
-  return functools.partial(_on_mesh, _run(name, elsewhere), mesh_axes)
+  reason = reason or _mesh_refusal(q, k, mesh_axes[1])
+  if reason is None:
+    run = _run(name, elsewhere if auto else None)
+    return functools.partial(_on_mesh, run, mesh_axes)
+  if not auto:
+    raise _refused(name, reason)
+  _log_fallback(name, reason)
+  return None
 
 
 @functools.cache
@@ -173,7 +185,9 @@ def _named(implementation: str) -> str:
 def _run(name: str, elsewhere: Attend | None) -> Attend:
   attend, platform = _ATTEND[name], backends.PLATFORMS[name]
   if elsewhere is None:
-    return lambda *args: attend(*backends.bound_to(name, args))
+    return lambda *args: attend(
+      *backends.bound_to(name, args, option="attention")
+    )
   return lambda *args: lax.platform_dependent(
     *args, default=elsewhere, **{platform: attend}
   )
@@ -187,9 +201,12 @@ def _on_mesh(attend: Attend, axes: MeshAxes, q, k, v, documents):
     return attend(q, k, v, documents)
   batch, head = axes
   rows = on_mesh.row_axes(mesh, batch, q.shape[0])
-  heads = head if head in free else None
-  if heads is not None and k.shape[2] % mesh.shape[heads]:
-    heads = None
+  heads = on_mesh.head_axis(mesh, head, q.shape[2])
+  if heads is not None:
+    # Key heads that are fewer than devices stand with each of their queries.
+    shared = k.shape[2]
+    copies = math.lcm(shared, mesh.shape[heads]) // shared
+    k, v = (jnp.repeat(x, copies, axis=2) for x in (k, v))
   token = P(rows, None, heads)
   return on_mesh.spread(
     attend,
@@ -200,12 +217,24 @@ def _on_mesh(attend: Attend, axes: MeshAxes, q, k, v, documents):
 
 
 def _by_cudnn(q, k, v, documents=None):
-  mask = None if documents is None else _same(documents)
+  mask, length = None, q.shape[1]
+  if documents is not None:
+    # The backward pass takes a mask of an even number of tokens alone.
+    q, k, v, documents = _padded(length % 2, q, k, v, documents)
+    mask = _same(documents)
   # Names of types mix, as in `attention.causal_attention`.
   with jax.numpy_dtype_promotion("standard"):
-    return jax.nn.dot_product_attention(
+    out = jax.nn.dot_product_attention(
       q, k, v, mask=mask, is_causal=True, implementation="cudnn"
     )
+  return out[:, :length]
+
+
+def _padded(pad: int, q, k, v, documents):
+  """With so many tokens of no document behind those of a row."""
+  wide = [(0, 0), (0, pad), (0, 0), (0, 0)]
+  q, k, v = (jnp.pad(x, wide) for x in (q, k, v))
+  return q, k, v, jnp.pad(documents, wide[:2], constant_values=NONE)
 
 
 def _same(documents: jax.Array) -> jax.Array:
@@ -216,14 +245,12 @@ def _same(documents: jax.Array) -> jax.Array:
 def _by_splash(q, k, v, documents=None):
   length, dim = q.shape[1], q.shape[-1]
   pad = -length % _LANES
+  # The kernel does not scale. In float32, and rounded once.
+  q = (q.astype(jnp.float32) * dim**-0.5).astype(q.dtype)
   if pad:
     ids = jnp.zeros(q.shape[:2], jnp.int32) if documents is None else documents
-    documents = jnp.pad(ids, [(0, 0), (0, pad)], constant_values=NONE)
-  # Heads lead; the kernel does not scale.
-  q, k, v = (
-    jnp.swapaxes(jnp.pad(x, [(0, 0), (0, pad), (0, 0), (0, 0)]), 1, 2)
-    for x in (q * jnp.asarray(dim**-0.5, q.dtype), k, v)
-  )
+    q, k, v, documents = _padded(pad, q, k, v, ids)
+  q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # [B, heads, T, D]
   out = library_kernels.differentiable(_splash)(q, k, v, documents)
   return jnp.swapaxes(out, 1, 2)[:, :length]
 
