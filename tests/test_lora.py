@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -207,6 +208,30 @@ def test_refused_models():
     tuning.save_adapters(base(), "nowhere")
 
 
+def test_adapters_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+  model = filled(adapted_shapes("attention"))
+  file = tmp_path / "file"
+  file.write_text("mine")
+  with oracles.refused(FileExistsError, "path must be new or an empty folder"):
+    tuning.save_adapters(model, file)
+  assert file.read_text() == "mine"
+  with oracles.refused(FileNotFoundError, "path must lie in a folder that"):
+    tuning.save_adapters(model, tmp_path / "none" / "adapter")
+
+  def full(*args, **options):
+    raise OSError("no space left")
+
+  with monkeypatch.context() as patched, pytest.raises(OSError, match="space"):
+    patched.setattr(pathlib.Path, "write_bytes", full)
+    tuning.save_adapters(model, tmp_path / "adapter")
+  tuning.adapters(model)[0].lora_b[...] = jnp.full_like(
+    tuning.adapters(model)[0].lora_b[...], jnp.nan
+  )
+  with oracles.refused(ValueError, "lora_B.weight in model must be finite"):
+    tuning.save_adapters(model, tmp_path / "adapter")
+  assert list(tmp_path.iterdir()) == [file]
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
   path = tmp_path_factory.mktemp("peft") / "adapter"
@@ -224,6 +249,18 @@ def written(tmp_path_factory):
     ({"rank_pattern": {"q_proj": 4}}, "rank_pattern"),
     ({"r": "many"}, "r must be an integer"),
     ({"r": 4}, "must have shape"),
+    # 2^40 columns are not to be allocated before that is seen.
+    ({"r": 2**40}, "must have shape"),
+    ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights 'pissa_niter"),
+    ({"init_lora_weights": "olora"}, "init_lora_weights 'olora'"),
+    ({"init_lora_weights": "corda"}, "init_lora_weights 'corda'"),
+    ({"init_lora_weights": "loftq"}, "init_lora_weights 'loftq'"),
+    ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
+    ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication"),
+    ({"arrow_config": {"top_k": 2}}, "arrow_config"),
+    ({"use_bdlora": {"nblocks": 2}}, "use_bdlora"),
+    ({"kasa_config": {"beta": 1e-4}}, "kasa_config"),
+    ({"use_of_next_year": True}, "use_of_next_year True, which is not"),
     ({"lora_alpha": None}, "lora_alpha must be a number"),
   ],
 )
@@ -231,6 +268,24 @@ def test_refused_configs(written, tmp_path, change, words):
   path = _changed(written, tmp_path, config=change)
   with oracles.refused(ValueError, words):
     tuning.load_adapters(base(), path)
+
+
+def test_what_peft_writes_beside_is_read(written, tmp_path):
+  """Of version 0.21, for defaults and what is of training alone."""
+  defaults = {
+    **dict.fromkeys(
+      ("alora_invocation_tokens", "arrow_config", "auto_mapping", "eva_config")
+    ),
+    **dict.fromkeys(("layer_replication", "modules_to_save", "use_bdlora")),
+    **dict.fromkeys(("lora_bias", "use_dora", "use_qalora"), False),
+    **{"alpha_pattern": {}, "rank_pattern": {}, "loftq_config": {}},
+    **{"init_lora_weights": True, "lora_dropout": 0.05, "peft_version": "0.21"},
+    **{"megatron_core": "megatron.core", "qalora_group_size": 16},
+    **{"exclude_modules": ["lm_head"], "layers_to_transform": [0, 1]},
+  }
+  path = _changed(written, tmp_path, config=defaults)
+  adapted = tuning.load_adapters(base(), path)
+  assert len(tuning.adapters(adapted)) == len(_adapters(adapted_shapes()))
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,8 @@
 `transformers` reads and writes them.
 """
 
-import contextlib
 import json
 import pathlib
-import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +18,7 @@ from neumann_jax.checkpoint import (
   safetensors_io,
 )
 from neumann_jax.checkpoint import params as param_place
+from neumann_jax.checkpoint.new_folder import new_folder
 from neumann_jax.execution import Execution
 from neumann_jax.model.language_model import LanguageModel
 from neumann_jax.weight_quantization.quantized_model import is_quantized
@@ -147,7 +145,7 @@ def save(
       "model must have its weights as trained: quantised ones have no place "
       "in a Hugging Face directory; save it before quantize_weights"
     )
-  with _new_folder(pathlib.Path(path)) as folder:
+  with new_folder(pathlib.Path(path)) as folder:
     if like is not None:
       drop_in.write(model, pathlib.Path(like), folder)
       return
@@ -168,41 +166,3 @@ def _named(model: LanguageModel) -> Iterator[tuple[str, np.ndarray]]:
         yield piece.name, whole[piece.place]
     else:
       yield tensor.name, whole
-
-
-def _check_new(path: pathlib.Path) -> None:
-  """Raises unless `path` is new or an empty folder in one that exists.
-
-  Raises:
-    FileExistsError: if something is there.
-    FileNotFoundError: if the folder above is not.
-  """
-  if not path.parent.is_dir():
-    raise FileNotFoundError(
-      f"path must lie in a folder that exists, got {path}"
-    )
-  taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
-  if taken or path.is_symlink():
-    raise FileExistsError(f"path must be new or an empty folder, got {path}")
-
-
-@contextlib.contextmanager
-def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A hidden sibling that becomes `path` at the end, or goes on an error.
-
-  Raises:
-    FileExistsError: if something is at `path`; it stays as it was.
-    FileNotFoundError: if the folder above does not exist.
-  """
-  path = path.absolute()
-  _check_new(path)
-  # A sibling lies on the same disk: the last step is one rename, which is done
-  # or not. Hidden, because a half-written folder must not be taken for a model.
-  sibling = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-  sibling.mkdir()
-  try:
-    yield sibling
-    sibling.rename(path)  # fails where something came to be meanwhile
-  except BaseException:
-    shutil.rmtree(sibling)
-    raise

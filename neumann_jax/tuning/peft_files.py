@@ -6,14 +6,17 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors.numpy import save
 
 from neumann_jax.checkpoint.hf_layout import Path
+from neumann_jax.checkpoint.new_folder import new_folder
 from neumann_jax.checkpoint.params import flat_params, with_params
-from neumann_jax.foreign_files import folder, json_file, tensor_file
+from neumann_jax.foreign_files import json_file, tensor_file
+from neumann_jax.foreign_files.folder import own_file
 from neumann_jax.foreign_files.messages import clean, shown
 from neumann_jax.model.language_model import LanguageModel
 from neumann_jax.tuning.lora import LoraSpec, adapters, add_adapters
@@ -25,19 +28,37 @@ _NAME = re.compile(
   r"base_model\.model\.model\.(?:language_model\.)?"
   r"layers\.(\d+)\.([\w.]+)\.lora_([AB])\.weight"
 )
-# What PEFT can and this package does not compute, with the value of absence.
-_UNKNOWN: dict[str, tuple[Any, ...]] = {
-  "use_dora": (False,),
+# Keys of PEFT's file that change nothing of what tensors, r and alpha compute,
+# and what they may say; None: anything. PEFT grows by switches that do change
+# it, so that what is not here is refused unless it is absent or off.
+_HARMLESS: dict[str, tuple[Any, ...] | None] = {
+  "peft_type": None,  # checked by itself
+  "r": None,
+  "lora_alpha": None,
+  "use_rslora": None,
+  "task_type": None,
+  "auto_mapping": None,
+  "base_model_name_or_path": None,
+  "revision": None,
+  "peft_version": None,
+  "inference_mode": None,
+  # The tensors say which maps are adapted.
+  "target_modules": None,
+  "exclude_modules": None,
+  "layers_to_transform": None,
+  "layers_pattern": None,
+  # Of training alone.
+  "lora_dropout": None,
+  "eva_config": None,
+  # PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take something off the base, so that
+  # their adapters belong to another one.
+  "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),
+  # Values that PEFT writes where what they are options of is off.
   "bias": ("none",),
-  "lora_bias": (False,),
-  "fan_in_fan_out": (False,),
-  "modules_to_save": ([],),
-  "rank_pattern": ({},),
-  "alpha_pattern": ({},),
-  "target_parameters": ([],),
-  "trainable_token_indices": ([], {}),
-  "use_qalora": (False,),
+  "megatron_core": ("megatron.core",),
+  "qalora_group_size": None,
 }
+_OFF: tuple[Any, ...] = (None, False, [], {})
 
 
 def save_adapters(
@@ -50,23 +71,23 @@ def save_adapters(
 
   Args:
     model: of `add_adapters`, with separate or scanned layers.
-    path: a new or empty folder, in one that exists.
+    path: a new or empty folder, in one that exists. It is there complete or
+      not at all.
     base: the name of the model that was adapted, for the reader's use.
 
   Raises:
-    FileExistsError: if something is at `path`.
-    ValueError: if the model has no adapters, or they lie on devices of other
-      processes.
+    FileExistsError: if something is at `path`; it stays as it was.
+    FileNotFoundError: if the folder above does not exist.
+    ValueError: if the model has no adapters, if they lie on devices of other
+      processes, or if one holds NaN or infinities.
   """
   found = adapters(model)
   if not found:
     raise ValueError("model has no adapters: add_adapters makes them")
   tensors = dict(_tensors(model))
+  for name, value in tensors.items():
+    tensor_file.check_finite("model", name, value)
   spec = found[0].spec
-  path = pathlib.Path(path)
-  if path.exists() and any(path.iterdir()):
-    raise FileExistsError(f"path must be new or an empty folder, got {path}")
-  path.mkdir(exist_ok=True)
   targets = sorted({name.split(".")[-3] for name in tensors})
   config = {
     "peft_type": "LORA",
@@ -81,9 +102,9 @@ def save_adapters(
     "fan_in_fan_out": False,
     "inference_mode": True,
   }
-  # The weights last: a folder with them is whole.
-  (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-  (path / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
+  with new_folder(pathlib.Path(path)) as folder:
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 def load_adapters(
@@ -100,8 +121,9 @@ def load_adapters(
 
   Raises:
     FileNotFoundError: if a file is missing.
-    ValueError: for a kind of adapter that this package does not compute, for a
-      damaged file, and for tensors that do not fit the model.
+    ValueError: for a kind of adapter that this package does not compute or a
+      setting that it does not know, for a damaged file, and for tensors that do
+      not fit `r` or the model; all before an adapter is allocated.
   """
   path = pathlib.Path(path)
   config = _read_config(path)
@@ -115,8 +137,28 @@ def load_adapters(
       )
   names = {match[2].split(".")[-1] for match in places.values() if match}
   spec = _spec(path, config, tuple(sorted(names)))
-  adapted = add_adapters(model, spec, rngs=nnx.Rngs(0))
-  return _filled(adapted, tensors, path)
+  _check_rank(path, spec.rank, tensors)
+  # Of shapes: a file must not have anything allocated before all of it fits.
+  adapted = nnx.eval_shape(
+    lambda model: add_adapters(model, spec, rngs=nnx.Rngs(0)), model
+  )
+  return with_params(
+    adapted, flat_params(model) | _filled(adapted, tensors, path)
+  )
+
+
+def _check_rank(
+  path: pathlib.Path, rank: int, tensors: dict[str, np.ndarray]
+) -> None:
+  """Raises ValueError unless every tensor has the rank that the config says."""
+  for name, value in tensors.items():
+    axis = 0 if name.endswith("lora_A.weight") else 1
+    if value.ndim != 2 or value.shape[axis] != rank:
+      raise ValueError(
+        f"{clean(name, most=120)} in {path} must have shape "
+        f"{'[r, in]' if axis == 0 else '[out, r]'} with r = {rank}, got "
+        f"{value.shape}"
+      )
 
 
 def _spec(
@@ -134,7 +176,7 @@ def _spec(
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
-  file = folder.own_file(path, CONFIG)
+  file = own_file(path, CONFIG)
   try:
     config = json_file.typed(json_file.read(file), dict[str, Any])
   except ValueError as error:
@@ -143,17 +185,17 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
     raise ValueError(
       f"{file} must have peft_type LORA, got {shown(config.get('peft_type'))}"
     )
-  for name, absent in _UNKNOWN.items():
-    value = config.get(name)
-    if value is not None and value not in absent:
+  for name, value in config.items():
+    harmless = _HARMLESS.get(name, ())
+    if harmless is not None and value not in (*_OFF, *harmless):
       raise ValueError(
-        f"{file} has {name} {shown(value)}, which is not computed here"
+        f"{file} has {clean(name)} {shown(value)}, which is not computed here"
       )
   return config
 
 
 def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  file = folder.own_file(path, WEIGHTS)
+  file = own_file(path, WEIGHTS)
   try:
     tensors = tensor_file.read(file)
   except ValueError as error:
@@ -167,8 +209,8 @@ def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _filled(
   model: LanguageModel, tensors: dict[str, np.ndarray], path: pathlib.Path
-) -> LanguageModel:
-  """The adapted model with the tensors of a file."""
+) -> dict[Path, jax.Array]:
+  """The adapters of a model of shapes, from the tensors of a file."""
   wanted = {name: place for name, place in _places(model)}
   # Files of models with towers name the text model inside of them.
   found = {
@@ -185,18 +227,20 @@ def _filled(
         "model's linear maps of these names"
       )
   params = flat_params(model)
+  for name, (key, _) in wanted.items():
+    shape = params[key].shape[:-3:-1]  # transposed in the file
+    if found[name].shape != shape:
+      raise ValueError(
+        f"{clean(name, most=120)} in {path} must have shape {shape}, got "
+        f"{found[name].shape}"
+      )
   filled: dict[Path, np.ndarray] = {}
   for name, (key, row) in wanted.items():
-    whole = filled.setdefault(key, np.empty(params[key].shape, np.float32))
-    target, value = whole if row is None else whole[row], found[name].T
-    if value.shape != target.shape:
-      raise ValueError(
-        f"{clean(name, most=120)} in {path} must have shape "
-        f"{target.shape[::-1]}, got {found[name].shape}"
-      )
-    target[...] = value.astype(np.float32)
-  new = {key: jnp.asarray(value) for key, value in filled.items()}
-  return with_params(model, params | new)
+    if key not in filled:
+      filled[key] = np.empty(params[key].shape, np.float32)
+    whole = filled[key]
+    (whole if row is None else whole[row])[...] = found[name].T
+  return {key: jnp.asarray(value) for key, value in filled.items()}
 
 
 def _tensors(model: LanguageModel) -> Iterator[tuple[str, np.ndarray]]:
