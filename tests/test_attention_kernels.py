@@ -5,6 +5,7 @@ calls, documents and caches is tested with a library that runs here.
 """
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
