@@ -4,6 +4,7 @@ Splash attention runs in its interpreter. cuDNN is lowered; the choice between
 calls, documents and caches is tested with a library that runs here.
 """
 
+import contextlib
 import functools
 import re
 
@@ -229,15 +230,21 @@ def test_cudnn_takes_an_odd_number_of_tokens_of_documents(with_cudnn):
   assert len(re.findall(r"fmha.* : \(tensor<1x8x4x128xbf16>", text)) == 2
 
 
-def test_padding_behind_tokens_changes_none_of_them():
-  """What makes the length of cuDNN even."""
-  args, ids = operands(7, dtype=jnp.float32), jnp.asarray([[0] * 3 + [1] * 4])
-  padded = attention_kernels._padded(1, *args, ids)
-  mask = attention_kernels._same(padded[-1])
-  found = jax.nn.dot_product_attention(*padded[:3], mask=mask, is_causal=True)
-  oracles.assert_close(
-    found[:, :7], in_blocks(*args, ids), oracles.FLOAT32_BLOCK
-  )
+def test_an_odd_number_of_tokens_is_that_many(monkeypatch):
+  """With XLA in the place of cuDNN."""
+  attend = jax.nn.dot_product_attention
+  args = operands(7, dim=8, dtype=jnp.float32)
+  ids = jnp.asarray([[0] * 3 + [1] * 4])
+  want = in_blocks(*args, ids)
+
+  def library(*args, implementation, **options):
+    assert implementation == "cudnn"
+    assert args[0].shape[1] == 8
+    return attend(*args, **options)
+
+  monkeypatch.setattr(jax.nn, "dot_product_attention", library)
+  found = attention_kernels._by_cudnn(*args, ids)
+  oracles.assert_close(found, want, oracles.FLOAT32_BLOCK)
 
 
 def test_queries_of_splash_attention_are_scaled_and_rounded_once(monkeypatch):
@@ -471,6 +478,31 @@ def test_a_named_attention_that_cannot_run_is_refused(name, dtype, sentence):
   execution = neumann_jax.Execution(attention=name, dtype=dtype)
   with pytest.raises(ValueError, match=f"attention='{name}'.*{sentence}"):
     attention.GatedAttention(config, execution, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+  ("device", "library"),
+  [
+    (("TPU v5 lite", None, "tpu"), True),
+    (("AMD Instinct MI300X", None, "rocm"), False),
+    # jax asks this host for cuDNN, which has none.
+    (("NVIDIA H200", None, "cuda"), False),
+    (None, False),
+  ],
+)
+def test_auto_takes_the_library_of_what_a_program_is_traced_for(
+  device, library
+):
+  where = contextlib.nullcontext()
+  if device is not None:
+    one = jax.sharding.AbstractDevice(*device)
+    where = jax.sharding.use_abstract_mesh(
+      jax.sharding.AbstractMesh((), (), abstract_device=one)
+    )
+  q, k, _ = operands(8)
+  with where:
+    found = attention_kernels.choose("auto", q, k, None, MESH_AXES, in_blocks)
+  assert (found is not None) == library
 
 
 def test_a_sequence_axis_is_refused_by_name():
