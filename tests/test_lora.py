@@ -141,18 +141,21 @@ def test_only_the_adapters_have_a_gradient_that_is_used():
   narrow = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
   model = filled(adapted_shapes("attention", **narrow))
   params = param_place.flat_params(model)
-  tuned = {p: x for p, x in params.items() if p[-1].startswith("lora_")}
-  assert {x.dtype for x in tuned.values()} == {jnp.dtype(jnp.float32)}
   tokens = np.arange(16, dtype=np.int32)[None]
 
-  def loss(tuned):
-    model_ = param_place.with_params(model, params | tuned)
-    return jnp.mean(model_.hidden_states(tokens)[0].astype(jnp.float32) ** 3)
+  def loss(model):
+    return jnp.mean(model.hidden_states(tokens)[0].astype(jnp.float32) ** 3)
 
+  # The variables that are tuned by their type, as optax's wrapper in flax does.
+  tuned = nnx.DiffState(0, nnx.LoRAParam)
   # jax's attention mixes dtypes in its backward pass.
   with jax.numpy_dtype_promotion("standard"):
-    gradient = oracles.quick_jit(jax.grad(loss))(tuned)
-  for path, x in gradient.items():
+    gradient = oracles.quick_jit(nnx.grad(loss, argnums=tuned))(model)
+  found = dict(nnx.to_flat_state(gradient))
+  assert found.keys() == {p for p in params if p[-1].startswith("lora_")}
+  assert found
+  for path, variable in found.items():
+    x = variable[...]
     assert x.dtype == jnp.float32 and (x != 0).any(), path
 
 
@@ -189,6 +192,8 @@ def test_on_a_mesh_adapters_are_whole():
     ({"rank": 0}, "rank must be at least 1, got 0"),
     ({"rank": 2.0}, "rank must be an integer, got 2.0"),
     ({"alpha": 0.0}, "alpha must be positive and finite, got 0.0"),
+    ({"alpha": "16"}, "alpha must be a number, got '16'"),
+    ({"targets": "q_proj"}, "targets must be a tuple of names, as .'q_proj',."),
     ({"targets": ()}, "targets must name linear maps"),
     ({"targets": ("queries",)}, "targets must be among the linear maps"),
   ],
@@ -196,6 +201,22 @@ def test_on_a_mesh_adapters_are_whole():
 def test_refused_specs(spec, words):
   with oracles.refused(ValueError, words):
     tuning.add_adapters(base(), tuning.LoraSpec(**spec), rngs=nnx.Rngs(0))
+
+
+def test_all_linear_is_a_word_as_in_peft():
+  assert tuning.LoraSpec(targets="all-linear") == tuning.LoraSpec()
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+@pytest.mark.parametrize("targets", ["all-linear", ("q_proj",)])
+def test_quantised_models_are_refused(kind, targets):
+  quantized = nnx.eval_shape(
+    lambda m: quantize_weights(m, preset("W8A8")), base(kind)
+  )
+  with oracles.refused(ValueError, "quantised ones are not adapted"):
+    tuning.add_adapters(
+      quantized, tuning.LoraSpec(targets=targets), rngs=nnx.Rngs(0)
+    )
 
 
 def test_refused_models():

@@ -15,6 +15,7 @@ from neumann_jax.checkpoint.hf_layout import Path
 from neumann_jax.execution import Execution
 from neumann_jax.model.language_model import LanguageModel
 from neumann_jax.model_config import ModelConfig
+from neumann_jax.weight_quantization.quantized_model import has_adapters
 
 Shardings = Callable[[LanguageModel], Any]
 
@@ -54,7 +55,7 @@ def check_no_adapters(model: LanguageModel) -> None:
 
   Files of whole models have no place for adapters, which would be lost.
   """
-  if jax.tree.leaves(nnx.state(model, nnx.LoRAParam)):
+  if has_adapters(model):
     raise ValueError(
       "model must have no adapters: merge_adapters adds them to its weights, "
       "and save_adapters writes them alone"

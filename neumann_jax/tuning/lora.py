@@ -7,13 +7,20 @@ B are trained. B begins as zeros, so that the model begins as it was.
 import dataclasses
 import math
 from collections.abc import Iterator
+from numbers import Real
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from neumann_jax.layers.linear import linear
 from neumann_jax.model.language_model import LanguageModel
+from neumann_jax.weight_quantization.quantized_model import (
+  has_adapters,
+  is_quantized,
+)
 
 ALL_LINEAR = "all-linear"
 # The router is no linear map in transformers, and has none of PEFT's adapters.
@@ -30,8 +37,8 @@ class LoraSpec:
   Attributes:
     rank: r, at least 1.
     alpha: the adapters count alpha / r, positive.
-    targets: names of linear maps, as "q_proj"; ("all-linear",) means all in the
-      layers.
+    targets: names of linear maps, as ("q_proj",); ("all-linear",), or the word
+      alone, means all in the layers.
     use_rslora: whether they count alpha / sqrt(r) instead (arXiv 2312.03732).
 
   Raises:
@@ -45,16 +52,24 @@ class LoraSpec:
 
   rank: int = 8
   alpha: float = 16.0
-  targets: tuple[str, ...] = (ALL_LINEAR,)
+  targets: tuple[str, ...] | Literal["all-linear"] = (ALL_LINEAR,)
   use_rslora: bool = False
 
   def __post_init__(self) -> None:
     """Raises ValueError for what cannot be."""
-    object.__setattr__(self, "targets", tuple(self.targets))
+    targets = (ALL_LINEAR,) if self.targets == ALL_LINEAR else self.targets
+    if isinstance(targets, str):
+      raise ValueError(
+        f"targets must be a tuple of names, as ({targets!r},), or "
+        f"{ALL_LINEAR!r}, got {targets!r}"
+      )
+    object.__setattr__(self, "targets", tuple(targets))
     if isinstance(self.rank, bool) or not isinstance(self.rank, int):
       raise ValueError(f"rank must be an integer, got {self.rank!r}")
     if self.rank < 1:
       raise ValueError(f"rank must be at least 1, got {self.rank}")
+    if isinstance(self.alpha, bool) or not isinstance(self.alpha, Real):
+      raise ValueError(f"alpha must be a number, got {self.alpha!r}")
     if not 0 < self.alpha < math.inf:
       raise ValueError(f"alpha must be positive and finite, got {self.alpha}")
     if not self.targets:
@@ -166,16 +181,21 @@ def add_adapters(
     >>> adapted.layers[0].mlp.up_proj.lora_a.shape
     (16, 4)
   """
-  if adapters(model):
+  if is_quantized(model):
+    raise ValueError(
+      "model must have its weights as trained: quantised ones are not adapted; "
+      "merge_adapters before quantize_weights"
+    )
+  if has_adapters(model):
     raise ValueError("model has adapters already: merge_adapters first")
   # A copy of the modules, which are then changed in place; arrays are shared.
   model = nnx.merge(*nnx.split(model))
   found = list(_linear_maps(model))
   names = {name for _, name, _ in found}
   _check_targets(spec, names)
-  for owner, name, linear in found:
+  for owner, name, plain in found:
     if spec.targets == (ALL_LINEAR,) or name in spec.targets:
-      setattr(owner, name, LoraLinear(linear, spec, rngs=rngs))
+      setattr(owner, name, LoraLinear(plain, spec, rngs=rngs))
   return model
 
 
@@ -191,7 +211,7 @@ def merge_adapters(model: LanguageModel) -> LanguageModel:
   Raises:
     ValueError: if it has no adapters.
   """
-  if not adapters(model):
+  if not has_adapters(model):
     raise ValueError("model has no adapters: nothing is to be merged")
   model = nnx.merge(*nnx.split(model))
   for _, owner in list(nnx.iter_modules(model)):
@@ -210,22 +230,19 @@ def adapters(model: LanguageModel) -> list[LoraLinear]:
 def _plain(adapted: LoraLinear) -> nnx.Linear:
   """The linear map that an adapted one is, its kernel merged."""
   # Made of shapes: what it would draw is replaced at once.
-  linear = nnx.eval_shape(
-    lambda: nnx.Linear(
+  plain = nnx.eval_shape(
+    lambda: linear(
       *adapted.kernel.shape[-2:],
+      rngs=nnx.Rngs(0),
       use_bias=adapted.bias is not None,
       dtype=adapted.dtype,
       param_dtype=adapted.kernel.dtype,
-      precision=lax.Precision.HIGHEST,
-      preferred_element_type=(
-        None if adapted.out_dtype == adapted.dtype else adapted.out_dtype
-      ),
-      rngs=nnx.Rngs(0),
+      wide=adapted.out_dtype != adapted.dtype,
     )
   )
-  linear.kernel = nnx.Param(adapted.merged())
-  linear.bias = adapted.bias
-  return linear
+  plain.kernel = nnx.Param(adapted.merged())
+  plain.bias = adapted.bias
+  return plain
 
 
 def _linear_maps(

@@ -121,7 +121,7 @@ def quantize_weights(
     raise TypeError(
       f"spec must be a WeightQuantSpec, as preset('W4A16'), got {spec!r}"
     )
-  if jax.tree.leaves(nnx.state(model, nnx.LoRAParam)):
+  if has_adapters(model):
     raise ValueError("model must have no adapters: merge_adapters first")
   # A copy of the modules, which are then changed in place; arrays are shared.
   model = nnx.merge(*nnx.split(model))
@@ -135,6 +135,11 @@ def quantize_weights(
     else:
       setattr(owner, name, QuantizedExperts(linear, spec))
   return model
+
+
+def has_adapters(model: LanguageModel) -> bool:
+  """Whether `tuning.add_adapters` made the model."""
+  return bool(jax.tree.leaves(nnx.state(model, nnx.LoRAParam)))
 
 
 def is_quantized(model: LanguageModel) -> bool:
