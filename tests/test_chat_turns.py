@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from neumann_jax import generation
+from neumann_jax.generation import chat_turns
 from neumann_jax.generation.chat_template import render_marked
 from tests import oracles
 
@@ -126,3 +127,25 @@ def test_refusals(template, messages, options, words):
   words = words.replace("|", r"\|")
   with oracles.refused(ValueError, words):
     generation.chat_tokens(tokenizer(template), messages, **options)
+
+
+UNENDED = (
+  "{% for m in messages %}{{ m.role }}: {{ m.content | trim }}"
+  "{{ '\n' if m.role == 'assistant' else '<end>' }}{% endfor %}"
+  "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.mark.parametrize("after", ["Two?", " x ", "", "Yes.", None])
+def test_an_answer_does_not_run_into_the_next_turn(after):
+  messages = [*MESSAGES[:3], {"role": "user", "content": after}]
+  with oracles.refused(ValueError, "no '<end>' between messages 2 and 3"):
+    generation.chat_tokens(tokenizer(UNENDED, "<end>"), messages)
+  known = generation.chat_tokens(tokenizer(CHATML), messages)
+  assert answers(known) == ["Yes.<|im_end|>"]
+
+
+def test_answers_that_overlap_are_refused(monkeypatch):
+  monkeypatch.setattr(chat_turns, "_span", lambda *a: (0, 9))
+  with oracles.refused(ValueError, "an answer begin before the one before it"):
+    generation.chat_tokens(tokenizer(CHATML), MESSAGES)

@@ -55,7 +55,7 @@ def chat_tokens(
   Raises:
     ImportError: if there is no package jinja2.
     ValueError: if there is no template, no answer, or one cannot be told from
-      what is around it.
+      what is around it, as one without an end before the next message.
   """
   if turns not in ("all", "last"):
     raise ValueError(f"turns must be 'all' or 'last', got {turns!r}")
@@ -74,6 +74,12 @@ def chat_tokens(
     spans, places = spans[-1:], places[-1:]
   if not spans:
     spans = [_span(tokenizer, messages, i, text, variables) for i in places]
+  for (_, end), (start, _) in itertools.pairwise(spans):
+    if start < end:
+      raise ValueError(
+        "the chat template has an answer begin before the one before it ends: "
+        "give turns='last', and a conversation for each answer"
+      )
   return _cut(tokenizer, text, spans)
 
 
@@ -96,8 +102,7 @@ def _span(
       f"the chat template writes the first {place} messages otherwise when "
       "others follow: give turns='last', and a conversation for each answer"
     )
-  pairs = zip(text, opened)
-  start = sum(1 for _ in itertools.takewhile(lambda x: x[0] == x[1], pairs))
+  start = _alike(text, opened)
   if start < len(opened):
     # Asked for an answer, it opens a thought which this answer has not: what
     # both begin with is the line before.
@@ -106,6 +111,12 @@ def _span(
   if eos and eos in str(messages[place].get("content")):
     raise ValueError(f"message {place} must not hold {eos!r}, which ends it")
   if eos and (end := text.find(eos, start)) >= 0:
+    if end >= _next_content(tokenizer, messages, place, text, variables):
+      raise ValueError(
+        f"the chat template writes no {eos!r} between messages {place} and "
+        f"{place + 1}, so that nothing says where the answer ends: give a "
+        "tokenizer whose eos_token ends a turn, or turns='last'"
+      )
     return start, end + len(eos)
   after = tokenizer.chat(
     messages[: place + 1], add_generation_prompt=False, **variables
@@ -116,6 +127,39 @@ def _span(
       "and no eos_token says where it ends: give turns='last'"
     )
   return start, len(after)
+
+
+def _next_content(
+  tokenizer: Tokenizer,
+  messages: Messages,
+  place: int,
+  text: str,
+  variables: Mapping[str, Any],
+) -> int:
+  """Where the message after `place` says something; the text's length if none.
+
+  It stands where the text changes with it. The change is made in its middle,
+  because templates look at how a message begins and ends.
+  """
+  if place + 1 == len(messages):
+    return len(text)
+  content = str(messages[place + 1].get("content") or "").strip()
+  half = len(content) // 2
+  other = "y" if content[half : half + 1] == "x" else "x"
+  changed = dict(messages[place + 1])
+  changed["content"] = content[:half] + other + content[half:]
+  found = tokenizer.chat(
+    [*messages[: place + 1], changed, *messages[place + 2 :]],
+    add_generation_prompt=False,
+    **variables,
+  )
+  return _alike(text, found) - half
+
+
+def _alike(text: str, other: str) -> int:
+  """How many characters both begin with."""
+  pairs = zip(text, other)
+  return sum(1 for _ in itertools.takewhile(lambda x: x[0] == x[1], pairs))
 
 
 def _cut(tokenizer: Tokenizer, text: str, spans: Sequence[Span]) -> ChatTokens:
