@@ -139,6 +139,12 @@ def test_under_a_models_own_matrix(kind):
     ({"targets": jnp.zeros(3, jnp.int32)}, ValueError, "targets must have the"),
     ({"hidden": jnp.zeros((3, 4, 6), int)}, TypeError, "hidden must be float"),
     ({"matrix": jnp.zeros((6, 37))}, ValueError, "matrix must be of two axes"),
+    ({"block": 8.0}, TypeError, "block must be an integer, got 8.0"),
+    (
+      {"matrix": jnp.zeros((0, 6))},
+      ValueError,
+      "matrix must have at least one",
+    ),
     ({"block": 0}, ValueError, "block must be at least 1, got 0"),
     ({"vocab_axis": 2}, ValueError, "vocab_axis must be 0 or 1, got 2"),
   ],

@@ -14,6 +14,8 @@ import pytest
 from flax import nnx
 
 import neumann_jax
+from neumann_jax import Execution, tuning
+from neumann_jax.checkpoint import params as param_place
 from neumann_jax.model import scan_layers
 from tests import models, oracles
 
@@ -343,3 +345,25 @@ def other_cache(model, **changes):
 def test_refusals(make, message):
   with pytest.raises((TypeError, ValueError), match=re.escape(message)):
     make(single("dense")[0])
+
+
+def routed(counted, kind="sparse"):
+  model = param_place.abstract_model(models.CONFIGS[kind], Execution())
+  tokens = jax.ShapeDtypeStruct((1, 16), jnp.int32)
+  return nnx.eval_shape(
+    lambda m, t, c: m.routed_hidden_states(t, counted=c)[1],
+    model,
+    tokens,
+    jax.ShapeDtypeStruct((1, 16), counted),
+  )
+
+
+def test_routing_is_counted_in_float32():
+  """A sum of a bool would be whether any token was sent there."""
+  for dtype in (jnp.float32, jnp.bool_):
+    assert {x.dtype for x in routed(dtype)} == {jnp.dtype(jnp.float32)}
+  with oracles.refused(TypeError, "counted must be float32 or bool, got int32"):
+    routed(jnp.int32)
+  assert routed(jnp.bool_, "dense") is None
+  with oracles.refused(ValueError, "routing must be of a model with experts"):
+    tuning.balance_loss(None)

@@ -189,7 +189,8 @@ class LanguageModel(nnx.Module):
 
     Args:
       tokens: [B, T] integers in [0, V).
-      counted: [B, T] float32, 1 at tokens whose routing counts, 0 at padding.
+      counted: [B, T] float32 or bool, 1 at tokens whose routing counts, 0 at
+        padding.
       segment_ids: [B, T] integers or None, as for a call.
 
     Returns:
@@ -197,14 +198,18 @@ class LanguageModel(nnx.Module):
       there is none: what `tuning.balance_loss` reads.
 
     Raises:
-      TypeError: if tokens are not integers.
+      TypeError: if tokens are not integers, or for another type of `counted`.
       ValueError: as for a call, or for another shape of `counted`.
     """
+    if counted.dtype not in (jnp.float32, jnp.bool_):
+      raise TypeError(f"counted must be float32 or bool, got {counted.dtype}")
     if counted.shape != tokens.shape:
       raise ValueError(
         f"counted must have the shape of tokens {tokens.shape}, got "
         f"{counted.shape}"
       )
+    # Sums of a bool are whether any is, not how many are.
+    counted = counted.astype(jnp.float32)
     x, _, routing = self._run(tokens, None, segment_ids, None, counted)
     return x, routing
 

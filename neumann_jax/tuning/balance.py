@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from neumann_jax.layers.feed_forward import Routing
 
 
-def balance_loss(routing: Routing) -> jax.Array:
+def balance_loss(routing: Routing | None) -> jax.Array:
   """E sum_e f_e p_e of all sparse layers together.
 
   f_e is the share of tokens that expert e was chosen by and p_e the mean of its
@@ -22,7 +22,12 @@ def balance_loss(routing: Routing) -> jax.Array:
 
   Returns:
     Scalar float32.
+
+  Raises:
+    ValueError: for None, the routing of a model without experts.
   """
+  if routing is None:
+    raise ValueError("routing must be of a model with experts, got None")
   experts = routing.counts.shape[-1]
   tokens = jnp.maximum(routing.tokens, 1)
   share = routing.counts / tokens

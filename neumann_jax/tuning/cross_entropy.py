@@ -73,8 +73,8 @@ def cross_entropy(
     [...] float32 (float64), in nats.
 
   Raises:
-    TypeError: if the targets are not integers, or the others not floating
-      point.
+    TypeError: if the targets or `block` are not integers, or the others not
+      floating point.
     ValueError: for shapes that do not fit, or an option out of range.
 
   Example:
@@ -258,6 +258,8 @@ def _check(
     raise TypeError(f"targets must be integers, got {targets.dtype}")
   if vocab_axis not in (0, 1):
     raise ValueError(f"vocab_axis must be 0 or 1, got {vocab_axis}")
+  if isinstance(block, bool) or not isinstance(block, int):
+    raise TypeError(f"block must be an integer, got {block!r}")
   if block < 1:
     raise ValueError(f"block must be at least 1, got {block}")
   if hidden.shape[:-1] != targets.shape:
@@ -269,4 +271,9 @@ def _check(
     raise ValueError(
       f"matrix must be of two axes, the other of hidden's width "
       f"{hidden.shape[-1]}, got {matrix.shape}"
+    )
+  if matrix.shape[vocab_axis] < 1:
+    raise ValueError(
+      f"matrix must have at least one word, got {matrix.shape} with "
+      f"vocab_axis {vocab_axis}"
     )
