@@ -277,5 +277,5 @@ def test_the_balance_loss(packages, tmp_path):
   _, count, balance = jax.jit(lambda p: step.losses(p, rows, plan))(
     step.named(model)
   )
-  assert count == real[:, 1:].sum()
+  assert int(count) == real[:, 1:].sum()
   np.testing.assert_allclose(balance, want, rtol=1e-5)
