@@ -36,9 +36,11 @@ class Execution:
     scan_layers: holds the parameters of equal layers as one stack and runs it
       by `lax.scan`: one compilation for any depth.
     remat: what the backward pass computes again, a layer at a time: "none",
-      "names" (everything but what the rule's kernels name: inverses of chunks
-      and, on a TPU, states), "dots" (everything but products with weights) or
-      "full".
+      "names" (everything but the rule, which does not run forward again: its
+      outputs are kept and, by kernels that give them, inverses of chunks, in
+      XLA and on a TPU the states before chunks; what needs no state is computed
+      again in XLA and by Triton), "dots" (everything but products with weights)
+      or "full".
 
   Raises:
     TypeError: for an option of another type.

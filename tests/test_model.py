@@ -137,6 +137,7 @@ def test_padding_is_as_if_it_were_not_there(left):
     ),
     {"remat": "full"},
     pytest.param({"remat": "dots"}, marks=pytest.mark.slow),
+    pytest.param({"remat": "names"}, marks=pytest.mark.slow),
   ],
 )
 def test_execution_does_not_show(changes):

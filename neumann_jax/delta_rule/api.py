@@ -18,6 +18,7 @@ from neumann_jax.delta_rule import (
   inputs,
   intra_chunk,
   isolation,
+  kept_names,
   layout,
   precision,
   tpu_rule,
@@ -169,10 +170,12 @@ def _by_chunks(
   """
   if whole and hopper_rule.takes(arrays, how):
     rest = (scale, initial_state, segment_ids, how)
-    return hopper_rule.rule(arrays, *rest, _by_parts)
+    found = hopper_rule.rule(arrays, *rest, _by_parts)
+    return kept_names.named(found, kept_names.OUTPUTS)
   if whole and tpu_rule.takes(arrays, how):
     rest = (scale, initial_state, segment_ids, how)
-    return tpu_rule.rule(_ON_TPU, arrays, *rest)
+    found = tpu_rule.rule(_ON_TPU, arrays, *rest)
+    return kept_names.named(found, kept_names.OUTPUTS)
   q, k, v, log_decay, beta = arrays
   state = layout.grouped_state(initial_state, k, v, q, log_decay, beta)
   chunks, factor = split(arrays, scale, segment_ids, how.chunk_size)
@@ -190,7 +193,8 @@ def _by_chunks(
     terms = intra_chunk.terms(chunks, how)
     state, out = chunk_scan.advance(state, terms)
     out = factor * layout.merge_values(out)  # [B, N C, Hv, Dv]
-  return out[:, : v.shape[1]].astype(v.dtype), layout.flat_state(state)
+  found = out[:, : v.shape[1]].astype(v.dtype), layout.flat_state(state)
+  return kept_names.named(found, kept_names.OUTPUTS)
 
 
 def _by_parts(*operands: Any) -> tuple[jax.Array, jax.Array]:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from neumann_jax import backends
-from neumann_jax.delta_rule import intra_chunk, layout
+from neumann_jax.delta_rule import intra_chunk, kept_names, layout
 from neumann_jax.delta_rule.gates import finite_decay
 from neumann_jax.delta_rule.intra_chunk import Terms
 from neumann_jax.delta_rule.kernels import chunk_scan_gpu
@@ -80,7 +80,11 @@ def advance(state: jax.Array, terms: Terms) -> tuple[jax.Array, jax.Array]:
   # A step keeps nothing but the state that entered it. The scan is a loop to
   # XLA already, which cannot merge the two computations of a step.
   body = jax.checkpoint(_chunk, prevent_cse=False)
-  return lax.scan(body, state, terms)
+
+  def step(state: jax.Array, x: Terms) -> tuple[jax.Array, jax.Array]:
+    return body(kept_names.named(state, kept_names.STATES), x)
+
+  return lax.scan(step, state, terms)
 
 
 def _chunk(state: jax.Array, x: Terms) -> tuple[jax.Array, jax.Array]:

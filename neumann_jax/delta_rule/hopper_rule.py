@@ -7,8 +7,8 @@ of states, then every chunk's gradients. Nothing is summed by atomics: the same
 bits at every call.
 
 Kept for the backward pass, bytes a token and value head, R value heads a key
-head: q and k 512 / R, v 256, gates 8, R 128. R is named "chunk_inverse" for
-the policies of `jax.checkpoint`.
+head: q and k 512 / R, v 256, gates 8, R 128. R and the outputs have names
+for the policies of `jax.checkpoint`, see `kept_names`.
 """
 
 import functools
@@ -19,12 +19,11 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
 from neumann_jax import backends, target
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec, resolve
 from neumann_jax.delta_rule import gates as decays
-from neumann_jax.delta_rule import hopper_pieces, layout
+from neumann_jax.delta_rule import hopper_pieces, kept_names, layout
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.kernels import (
   hopper_gradients,
@@ -141,7 +140,7 @@ def _rule_fwd(arrays, scale, state, segment_ids, how, plain):
 
   args = (arrays, scale, state, segment_ids)
   out, t = _on_hopper(how, kernels, elsewhere, *args)
-  return out, (*args, checkpoint_name(t, "chunk_inverse"))
+  return out, (*args, kept_names.named(t, kept_names.INVERSE))
 
 
 def _rule_bwd(how, plain, residuals, cotangents):

@@ -31,6 +31,7 @@ from neumann_jax.delta_rule import (
   columns,
   inputs,
   isolation,
+  kept_names,
   layout,
   precision,
 )
@@ -200,7 +201,8 @@ def _of_finite(
   state, final = _states(first, own, axis_name)
   read = _einsum("bthd,bhdv->bthv", out[..., dv:], layout.flat_state(state))
   out = out[..., :dv] + read
-  return out.astype(v.dtype), layout.flat_state(final)
+  found = out.astype(v.dtype), layout.flat_state(final)
+  return kept_names.named(found, kept_names.OUTPUTS)
 
 
 def _states(

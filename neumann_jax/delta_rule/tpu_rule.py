@@ -2,7 +2,7 @@
 
 A, T, u, w and new values never leave vector memory. The forward pass of a
 gradient writes T of every chunk and the state before it, which the backward
-pass reads; `jax.checkpoint` knows them as "chunk_inverse" and "chunk_states".
+pass reads; `jax.checkpoint` knows them, and the outputs, by `kept_names`.
 
 Kept for the backward pass, bytes a token and value head, R value heads a key
 head, of bfloat16 operands: q and k 512 / R, v 256, gates 8, T 128, states 512.
@@ -18,12 +18,11 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas import tpu as pltpu
 
 from neumann_jax import backends, target
 from neumann_jax.chunk_inverse.kernels import tpu
-from neumann_jax.delta_rule import gates, layout
+from neumann_jax.delta_rule import gates, kept_names, layout
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.kernels import (
   tpu_backward,
@@ -140,8 +139,8 @@ def operation(plain: Rule) -> backends.Operation:
     kernels = functools.partial(forward, how)
     out, kept = _on(implementation, kernels, elsewhere, *operands)
     named = (
-      checkpoint_name(x, name)
-      for x, name in zip(kept, ("chunk_inverse", "chunk_states"))
+      kept_names.named(x, name)
+      for x, name in zip(kept, (kept_names.INVERSE, kept_names.STATES))
     )
     return out, (operands, tuple(named))
 

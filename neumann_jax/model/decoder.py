@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from neumann_jax.delta_rule import kept_names
 from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices
 from neumann_jax.execution import Execution
 from neumann_jax.foreign_files.messages import shown
@@ -44,9 +45,7 @@ MIXERS: dict[str, MixerKind] = {
 # products with weights, which have no batch axis, and no product of two
 # activations.
 _SAVED = {
-  "names": jax.checkpoint_policies.save_only_these_names(
-    "chunk_inverse", "chunk_states"
-  ),
+  "names": jax.checkpoint_policies.save_only_these_names(*kept_names.ALL),
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   "full": jax.checkpoint_policies.nothing_saveable,
 }
