@@ -69,7 +69,10 @@ def test_gradients_of_splash_attention_are_those_of_the_xla_form(interpreted):
   args = operands(136)
   ids = jnp.asarray([[3] * 50 + [0] * 86])
   pull = lambda form: jax.vjp(lambda *x: form(*x, ids), *args)[1](args[0])  # noqa: E731
-  found, want = pull(attention_kernels._by_splash), pull(in_blocks)
+  found = pull(attention_kernels._by_splash)
+  # jax's own lowering of a bfloat16 product promotes implicitly.
+  with jax.numpy_dtype_promotion("standard"):
+    want = pull(in_blocks)
   for x, y in zip(found, want, strict=True):
     assert error(x, y) < 1e-2
 
