@@ -54,14 +54,13 @@ def test_one_row_is_one_kernel_on_cuda_and_a_product_elsewhere():
   for found, layer in zip(call(x), layers, strict=True):
     np.testing.assert_array_equal(found, layer(x))
   modules = [
-    call.trace(x).lower(lowering_platforms=(name,)).as_text()
-    for name in ("cuda", "cpu")
+    oracles.exported(call, name, x).mlir_module() for name in ("cuda", "cpu")
   ]
   assert ["neumann_row" in module for module in modules] == [True, False]
   assert ["dot_general" in module for module in modules] == [False, True]
   # More rows are products on a matrix unit.
   several = jnp.tile(x, (2, 1, 1))
-  module = call.trace(several).lower(lowering_platforms=("cuda",)).as_text()
+  module = oracles.exported(call, "cuda", several).mlir_module()
   assert "neumann_row" not in module
 
 
@@ -77,10 +76,10 @@ def test_the_shared_expert_of_one_token_takes_the_kernel():
     lambda: feed_forward.SparseExperts(config, execution, rngs=nnx.Rngs(0))
   )
   graph, state = nnx.split(layer)
-  traced = jax.jit(lambda state, x: nnx.merge(graph, state)(x)).trace(
-    state, jax.ShapeDtypeStruct((1, 1, SIZE), jnp.bfloat16)
-  )
-  module = traced.lower(lowering_platforms=("cuda",)).as_text()
+  x = jax.ShapeDtypeStruct((1, 1, SIZE), jnp.bfloat16)
+  module = oracles.exported(
+    lambda state, x: nnx.merge(graph, state)(x), "cuda", state, x
+  ).mlir_module()
   # Gate and up, and down; the router is float32 and XLA's.
   assert module.count('name = "neumann_row"') == 2
 
