@@ -28,12 +28,12 @@ def pytest_configure(config):
   """Before jax looks for devices; every process of xdist comes here."""
   flags = "--xla_force_host_platform_device_count=8"
   if _quick(config):
-    # Loops by LLVM alone: emitting them through MLIR takes twice the time. In
-    # one module: tests share the cores already, and splitting one costs.
-    flags += (
-      " --xla_cpu_use_fusion_emitters=false"
-      " --xla_cpu_parallel_codegen_split_count=1"
-    )
+    # In one module: tests share the cores already, and splitting one costs.
+    flags += " --xla_cpu_parallel_codegen_split_count=1"
+    if jax.__version_info__ < (0, 11):
+      # Loops by LLVM alone: emitting them through MLIR takes twice the time.
+      # Later jaxlibs end at a flag that they no longer know.
+      flags += " --xla_cpu_use_fusion_emitters=false"
   os.environ.setdefault("XLA_FLAGS", flags)
 
 
@@ -46,8 +46,8 @@ def quick_compilation():
 def full_compilation():
   """Asked for by fast tests that compute for longer than they compile.
 
-  XLA optimises their programs, but still without its fusion emitters: the flags
-  of `pytest_configure` are those of the whole process. The programs that users
+  XLA optimises their programs, but on jax 0.10 still without its fusion
+  emitters: the flags of `pytest_configure` are those of the whole process. The programs that users
   run are compiled under `FULL_COMPILATION=1` and for slow tests alone.
   """
 
