@@ -47,8 +47,9 @@ def full_compilation():
   """Asked for by fast tests that compute for longer than they compile.
 
   XLA optimises their programs, but on jax 0.10 still without its fusion
-  emitters: the flags of `pytest_configure` are those of the whole process. The programs that users
-  run are compiled under `FULL_COMPILATION=1` and for slow tests alone.
+  emitters: the flags of `pytest_configure` are those of the whole process. The
+  programs that users run are compiled under `FULL_COMPILATION=1` and for slow
+  tests alone.
   """
 
 

@@ -79,15 +79,18 @@ def refused(kind, pattern):
 GPU_CALL = "__gpu$xla.gpu.triton"
 
 
+def on_a_gpu():
+  """A context with a device, for which jax 0.12 asks to lower Triton."""
+  device = jax.sharding.AbstractDevice("NVIDIA H200", None, "cuda")
+  return jax.sharding.use_abstract_mesh(
+    jax.sharding.AbstractMesh((), (), abstract_device=device)
+  )
+
+
 def exported(f, platform, *shapes):
   """What a CPU host exports for "tpu" or "cuda", or for a list of platforms."""
   platforms = [platform] if isinstance(platform, str) else platform
-  context = contextlib.nullcontext()
-  if "cuda" in platforms:  # jax 0.12 asks for a device to lower Triton for
-    device = jax.sharding.AbstractDevice("NVIDIA H200", None, "cuda")
-    context = jax.sharding.use_abstract_mesh(
-      jax.sharding.AbstractMesh((), (), abstract_device=device)
-    )
+  context = on_a_gpu() if "cuda" in platforms else contextlib.nullcontext()
   allowed = [export.DisabledSafetyCheck.custom_call(GPU_CALL)]
   with context:
     return export.export(
