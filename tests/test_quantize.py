@@ -92,7 +92,9 @@ def test_limb_product_by_its_definition(integer):
     for bits in BITS
   ],
 )
-def test_fake_and_true_integers_agree_bit_for_bit(method, bits, scale):
+def test_fake_and_true_integers_agree_bit_for_bit(
+  full_compilation, method, bits, scale
+):
   refine = {"refine": 1}
   a = np.concatenate(
     [
