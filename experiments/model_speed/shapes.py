@@ -1,6 +1,6 @@
 """Shapes of published models, weights for them, and what a card can do."""
 
-import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from neumann_jax import Execution, LanguageModel, ModelConfig
 from neumann_jax.checkpoint import params as param_place
 
-_QWEN = ModelConfig(
+_qwen = functools.partial(
+  ModelConfig,
   vocab_size=248320,
   head_dim=256,
   linear_num_key_heads=16,
@@ -20,32 +21,26 @@ _QWEN = ModelConfig(
 )
 # Sizes of their `config.json`.
 MODELS = {
-  "Qwen3.5-0.8B": dataclasses.replace(
-    _QWEN,
+  "Qwen3.5-0.8B": _qwen(
     hidden_size=1024,
     num_hidden_layers=24,
-    layer_types=(),
     intermediate_size=3584,
     num_attention_heads=8,
     num_key_value_heads=2,
     tie_word_embeddings=True,
   ),
-  "Qwen3.5-4B": dataclasses.replace(
-    _QWEN,
+  "Qwen3.5-4B": _qwen(
     hidden_size=2560,
     num_hidden_layers=32,
-    layer_types=(),
     intermediate_size=9216,
     num_attention_heads=16,
     num_key_value_heads=4,
     linear_num_value_heads=32,
     tie_word_embeddings=True,
   ),
-  "Qwen3.5-9B": dataclasses.replace(
-    _QWEN,
+  "Qwen3.5-9B": _qwen(
     hidden_size=4096,
     num_hidden_layers=32,
-    layer_types=(),
     intermediate_size=12288,
     num_attention_heads=16,
     num_key_value_heads=4,

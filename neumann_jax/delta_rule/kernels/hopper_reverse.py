@@ -123,8 +123,8 @@ def reverse(
         half = pl.ds(i * HALF, HALF)
         copy(do_ref.at[row, at, head, half], do_s.at[slot, i], bar)
       copy(t_ref.at[row, head, at], t_s.at[slot], bar)
-      for vector in (g_s, r_s):
-        copy(g_ref.at[row, head, at], vector.at[slot], bar)
+      copy(g_ref.at[row, head, at], g_s.at[slot], bar)
+      copy(g_ref.at[row, head, at], r_s.at[slot], bar)
       copy(b_ref.at[row, head, at], b_s.at[slot], bar)
 
     @pl.when(group == 2)

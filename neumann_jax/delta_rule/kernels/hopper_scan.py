@@ -138,9 +138,7 @@ def _scan(q, k, v, t, gates, beta, scale, start, state, interpret):
   else:
     scratch |= {"h_s": shared((2, HALF, WIDTH), dtype)}
 
-  def body(
-    *refs, k_s, v_s, t_s, g_s, b_s, x_s, full, free, **rest
-  ):  # fmt: skip
+  def body(*refs, k_s, v_s, t_s, g_s, b_s, x_s, full, free, **rest):
     if forward:
       q_ref, k_ref, v_ref, t_ref, g_ref, b_ref, scale_ref, *others = refs
       q_s, r_s, p_s, p_full, p_free = (
