@@ -24,13 +24,15 @@ class Execution:
     attention: what computes full attention. "gpu": cuDNN, whose gradients
       differ in their last bits from call to call; "tpu": splash attention;
       "xla": products under a mask; "auto": the platform's where it can run,
-      else "xla", logged once. A single token, and a call that goes on from
-      what a cache holds, are computed in XLA under any. A library's attention
-      has reverse derivatives only. For documents and padding cuDNN takes a mask
-      and a bias of 3 T^2 bytes a row, and 2 T^2 more with gradients; beyond
-      8192 tokens that is refused ("auto" takes XLA), and a prompt with padding
-      before its tokens meets its cache in XLA. jax asks the host that traces
-      for cuDNN, so that "gpu" is refused on one without it.
+      else "xla", logged once. Where a mesh axis splits the tokens, a library
+      takes whole rows of the heads of a device. A single token, and a call that
+      goes on from what a cache holds, are computed in XLA under any. A
+      library's attention has reverse derivatives only. For documents and
+      padding cuDNN takes a mask and a bias of 3 T^2 bytes a row, and 2 T^2 more
+      with gradients; beyond 8192 tokens that is refused ("auto" takes XLA), and
+      a prompt with padding before its tokens meets its cache in XLA. jax asks
+      the host that traces for cuDNN, so that "gpu" is refused on one without
+      it.
     query_block: in XLA full attention takes so many queries at a time, so that
       its memory grows with T and not with T^2.
     scan_layers: holds the parameters of equal layers as one stack and runs it

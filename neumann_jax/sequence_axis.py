@@ -7,6 +7,9 @@ default of `jax.shard_map`, is the setting to use: it verifies that what leaves
 as replicated is, and takes derivatives right wherever `jax.grad` stands.
 """
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -100,6 +103,43 @@ def gather_tokens(x: jax.Array, axis_name: str) -> jax.Array:
   """
   axis_size(axis_name)
   return lax.all_gather(x, axis_name, axis=1, tiled=True)
+
+
+def over_heads(
+  attend: Callable[..., jax.Array], axis_name: str
+) -> Callable[..., jax.Array]:
+  """Attention of the whole row by devices that have all tokens of some heads.
+
+  The shards change their tokens of all heads for all tokens of their heads, and
+  back: every device does the same work, at full length, and sends 1 / shards of
+  its queries, keys, values and outputs to each other one. In [1] Ulysses.
+
+  Args:
+    attend: (q [B, T, H / shards, D], k and v [B, T, Hkv / shards, D], documents
+      [B, T] or None) -> [B, T, H / shards, D].
+    axis_name: the mesh axis that splits the tokens; its size must divide H.
+
+  Returns:
+    The same of [B, T / shards, heads, D] and [B, T / shards]. Key heads that
+    the shards do not divide are sent as often as it takes.
+
+  Reference:
+    [1] Jacobs et al., DeepSpeed Ulysses, arXiv 2309.14509.
+  """
+
+  def change(x: jax.Array, split: int, joined: int) -> jax.Array:
+    return lax.all_to_all(x, axis_name, split, joined, tiled=True)
+
+  def call(q, k, v, documents):
+    shared, shards = k.shape[2], axis_size(axis_name)
+    copies = math.lcm(shared, shards) // shared
+    k, v = (jnp.repeat(x, copies, axis=2) for x in (k, v))
+    if documents is not None:
+      documents = gather_tokens(documents, axis_name)
+    out = attend(*(change(x, 2, 1) for x in (q, k, v)), documents)
+    return change(out, 1, 2)
+
+  return call
 
 
 def from_previous(x: jax.Array, axis_name: str) -> jax.Array:

@@ -9,13 +9,13 @@ to the mesh axes
   sequence  tokens
 
 so that the same program runs on one chip and on a mesh: `jax.jit` follows the
-shardings of what it is given. Only the sequence axis changes the program,
-because tokens depend on each other: `on_mesh` runs a model inside
-`jax.shard_map`.
+shardings of what it is given, and each layer asks for its tokens by rows and
+its matrices whole over fsdp, see `layers.placement`. Only the sequence axis
+changes the program, because tokens depend on each other: `on_mesh` runs a model
+inside `jax.shard_map`.
 """
 
-import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from jax.sharding import PartitionSpec as P
 from neumann_jax.checks import check_mesh
 from neumann_jax.execution import Execution
 from neumann_jax.layers.mixer import Axes
+from neumann_jax.model import logical_axes
 from neumann_jax.model.language_model import LanguageModel
 from neumann_jax.model_config import ModelConfig
 from neumann_jax.sequence_axis import local_length
@@ -59,17 +60,6 @@ RULES: Rules = {
 
 # fsdp splits batches too: it is data parallelism whose parameters are split.
 _TOKENS = P(("data", "fsdp"), "sequence")
-
-# Logical axes of parameters outside of the mixers, which name their own, by the
-# end of their path; other parameters are whole everywhere.
-_LOGICAL: tuple[tuple[str, Axes], ...] = (
-  (r"embed_tokens/embedding$", ("vocab", "embed")),
-  (r"lm_head/kernel$", ("embed", "vocab")),
-  (r"/experts/gate_up_proj$", ("expert", "embed", "mlp")),
-  (r"/experts/down_proj$", ("expert", "mlp", "embed")),
-  (r"/(gate_proj|up_proj)/kernel$", ("embed", "mlp")),
-  (r"/down_proj/kernel$", ("mlp", "embed")),
-)
 
 
 def make_mesh(
@@ -142,7 +132,9 @@ def param_specs(
     (
       path,
       variable.replace(
-        _spec(_logical_axes(model, path), variable.shape, mesh, rules)
+        _spec(
+          logical_axes.of_model(path, model.layers), variable.shape, mesh, rules
+        )
       ),
     )
     for path, variable in nnx.to_flat_state(state)
@@ -292,23 +284,6 @@ def _check_even(array: jax.Array, mesh: Mesh) -> None:
       f"rows must be a whole multiple of data * fsdp = {rows}, got "
       f"{array.shape[0]}"
     )
-
-
-def _logical_axes(model: LanguageModel, path: tuple[Hashable, ...]) -> Axes:
-  """Of the last axes of a parameter; the axes before them stay whole."""
-  # A mixer names the axes of its own parameters; what else there is has names
-  # that all models share.
-  name = "/".join(map(str, path))
-  # Codes lie as the matrix that they stand for; so do scales, whose groups of
-  # rows take the place of the rows.
-  name = name.removesuffix("/codes").removesuffix("/scale")
-  for number, layer in enumerate(model.layers):
-    start = f"layers/{number}/{layer.mixer_name}/"
-    if name.startswith(start):
-      return layer.mixer.logical_axes.get(name.removeprefix(start), ())
-  return next(
-    (axes for pattern, axes in _LOGICAL if re.search(pattern, name)), ()
-  )
 
 
 def _spec(logical: Axes, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> P:

@@ -260,6 +260,57 @@ def test_queries_of_splash_attention_are_scaled_and_rounded_once(monkeypatch):
   )
 
 
+def over_tokens(name, heads, ids, around=lambda attend: attend):
+  """A call on four shards of the tokens, and cotangents of its operands."""
+  mesh = sharding.make_mesh(sequence=4, data=2)
+  token = jax.P("data", "sequence")
+
+  def shard(q, k, v, ids):
+    attend = attention_kernels.choose(
+      *(name, q, k, "sequence", MESH_AXES, in_blocks), around=around
+    )
+    return attend(q, k, v, ids)
+
+  def step(*args):
+    on_all = jax.shard_map(
+      shard, mesh=mesh, in_specs=(token,) * 4, out_specs=token
+    )
+    out, pull = jax.vjp(lambda *args: on_all(*args, ids), *args)
+    return out, *pull(jnp.sin(out))
+
+  args = operands(16, dim=8, rows=2, heads=heads, dtype=jnp.float32)
+  return args, jax.jit(step)(*args)
+
+
+@pytest.mark.parametrize("heads", [(8, 4), (8, 2), (4, 1)])
+def test_shards_of_tokens_change_them_for_heads(calls, heads):
+  """Each device attends to whole rows, key heads as often as it takes."""
+  ids = jnp.asarray([[4] * 7 + [2] * 9, [1] * 16], jnp.int32)
+  shapes = []
+
+  def around(attend):
+    def call(q, k, v, documents):
+      shapes.append((q.shape, k.shape, documents.shape))
+      return attend(q, k, v, documents)
+
+    return call
+
+  args, found = over_tokens("gpu", heads, ids, around)
+  assert calls
+  own = heads[0] // 4
+  assert shapes[0] == ((1, 16, own, 8), (1, 16, 1, 8), (1, 16))
+  out, pull = jax.vjp(lambda *args: in_blocks(*args, ids), *args)
+  want = out, *pull(jnp.sin(out))
+  for one, other in zip(found, want, strict=True):
+    oracles.assert_close(one, other, oracles.FLOAT32_BLOCK)
+
+
+def test_heads_that_shards_do_not_divide_are_no_librarys(calls):
+  sentence = "mesh axis 'sequence' of 4 splits the tokens and does not divide 6"
+  with oracles.refused(ValueError, sentence):
+    over_tokens("gpu", (6, 2), jnp.zeros((2, 16), jnp.int32))
+
+
 # --- Which attention a call takes --------------------------------------------
 
 
@@ -508,9 +559,6 @@ def test_auto_takes_the_library_of_what_a_program_is_traced_for(
   assert (found is not None) == library
 
 
-def test_a_sequence_axis_is_refused_by_name():
-  q, k, _ = operands(7)
-  refusal = attention_kernels.refusal
-  assert "mesh axis 'sequence' splits" in refusal("gpu", q, k, "sequence")
+def test_an_unknown_attention_is_refused():
   with pytest.raises(ValueError, match="attention must be one of auto, tpu"):
     neumann_jax.Execution(attention="cudnn")

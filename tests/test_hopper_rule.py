@@ -17,7 +17,11 @@ import neumann_jax
 from experiments.data import key_families
 from neumann_jax import InverseSpec
 from neumann_jax.chunk_inverse.inverse_spec import resolve
-from neumann_jax.delta_rule import hopper_pieces, hopper_rule
+from neumann_jax.delta_rule import (
+  hopper_pieces,
+  hopper_rule,
+  sequence_parallel,
+)
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.kernels import wy_gpu
 from neumann_jax.delta_rule.options import RuleOptions
@@ -271,6 +275,7 @@ def test_all_of_a_training_step_is_kernels(heads, packed):
     ((8,), ("fsdp",), "fsdp", None),
     ((8,), ("tensor",), None, "tensor"),
     ((4, 2), ("data", "tensor"), "data", "tensor"),
+    ((4,), ("sequence",), None, None),
   ],
 )
 def test_lowers_inside_shard_map(shape, names, rows, heads):
@@ -280,13 +285,15 @@ def test_lowers_inside_shard_map(shape, names, rows, heads):
   mesh = jax.sharding.AbstractMesh(
     shape, names, axis_types=auto, abstract_device=device
   )
+  rule, tokens = neumann_jax.gated_delta_rule, None
+  if "sequence" in names:
+    rule, tokens = sequence_parallel.sharded_delta_rule, "sequence"
+    rule = functools.partial(rule, axis_name=tokens)
   rule = jax.shard_map(
-    functools.partial(
-      neumann_jax.gated_delta_rule, spec=FUSED.spec, fused=True
-    ),
+    functools.partial(rule, spec=FUSED.spec, fused=True),
     mesh=mesh,
-    in_specs=(P(rows, None, heads),) * 5,
-    out_specs=(P(rows, None, heads), P(rows, heads)),
+    in_specs=(P(rows, tokens, heads),) * 5,
+    out_specs=(P(rows, tokens, heads), P(rows, heads)),
   )
   step = jax.jit(functools.partial(gradient, rule))
   with jax.sharding.use_abstract_mesh(mesh):

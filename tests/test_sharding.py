@@ -103,6 +103,38 @@ def test_more_meshes(kind, name):
   _compare(kind, MESHES[name], True, oracles.FLOAT32_SHARDED_PACKED)
 
 
+@pytest.mark.parametrize("axis", ["fsdp", "tensor"])
+def test_devices_send_weights_and_sums_and_no_columns(axis):
+  """fsdp: matrices alone; tensor: what a block adds to the residual stream."""
+  length, hidden = 104, 64  # a length that is no width
+  mesh = sharding.make_mesh(**{axis: 2})
+  model = sharding.place(models.trained_like("dense"), mesh)
+  graph, state = nnx.split(model)
+  tokens = jax.ShapeDtypeStruct(
+    (4, length), jnp.int32, sharding=sharding.batch_sharding(mesh)
+  )
+
+  def loss(state, tokens):
+    hidden, _ = nnx.merge(graph, state).hidden_states(tokens)
+    return jnp.mean(jnp.sin(hidden))
+
+  step = oracles.quick_jit(jax.grad(loss)).lower(state, tokens)
+  sent = re.findall(
+    r"= (.*?) (?:all-gather|all-reduce|reduce-scatter|all-to-all|"
+    r"collective-permute)\(",
+    step.compile().as_text(),
+  )
+  found = {
+    shape
+    for shapes in sent
+    for shape in re.findall(r"\[([\d,]+)\]", shapes)
+    if f",{length}" in shape
+  }
+  assert sent
+  sums = {f"4,{length},{hidden}", f"4,{length}"}
+  assert found <= (sums if axis == "tensor" else set()), found
+
+
 def test_a_checkpoint_is_read_onto_a_mesh(tmp_path):
   mesh = sharding.make_mesh(fsdp=4, tensor=2)
   model = models.trained_like("dense")

@@ -3,7 +3,8 @@
 The columns of a state from Dv on meet no values. Started from those of an
 identity they end as the map of a sequence, M, and the tokens read P_t of them,
 before anything is known of the state that enters. By a scan in XLA, or by the
-kernels of a TPU, to which such columns are a value head more, of zeros.
+kernels of a TPU or a Hopper GPU, to which such columns are a value head more,
+of zeros.
 """
 
 import functools
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from neumann_jax.delta_rule import (
   api,
   chunk_scan,
+  hopper_rule,
   intra_chunk,
   layout,
   tpu_rule,
@@ -44,9 +46,13 @@ def columns(
   """
   if arrays.k.shape[-1] == arrays.v.shape[-1]:
     pairs, state = _as_heads(arrays, start)
+    rest = (scale, state, segment_ids, how)
+    if hopper_rule.takes(pairs, how):
+      found = hopper_rule.rule(pairs, *rest, _of_heads)
+      return _as_columns(*found, start.shape)
     if tpu_rule.takes(pairs, how):
-      out, state = tpu_rule.rule(_ON_TPU, pairs, scale, state, segment_ids, how)
-      return _as_columns(out, state, start.shape)
+      found = tpu_rule.rule(_ON_TPU, pairs, *rest)
+      return _as_columns(*found, start.shape)
   return _by_scan(arrays, scale, start, segment_ids, how)
 
 
@@ -88,7 +94,7 @@ def _as_columns(
   return out, state.reshape(shape)
 
 
-def _elsewhere(how, heads, scale, state, segment_ids):
+def _of_heads(heads, scale, state, segment_ids, how):
   """What the kernels compute, by the scan."""
   b, _, dk, d = state.shape
   hk, hv = heads.k.shape[2], heads.v.shape[2] // 2
@@ -105,4 +111,4 @@ def _elsewhere(how, heads, scale, state, segment_ids):
   return out, final.reshape(state.shape)
 
 
-_ON_TPU = tpu_rule.operation(_elsewhere)
+_ON_TPU = tpu_rule.operation(lambda how, *rest: _of_heads(*rest, how=how))

@@ -88,9 +88,9 @@ def sharded_delta_rule(
     spec: of the inverse.
     fused: whether u and w come from one kernel.
     implementation: back end; the scan over chunks is that of XLA, or on a TPU
-      the kernels of `gated_delta_rule` where they take the operands, of twice
-      the value heads. Then a_t and P_t are rounded to v's type before they are
-      added.
+      and a Hopper GPU the kernels of `gated_delta_rule` where they take the
+      operands, of twice the value heads. Then a_t and P_t are rounded to v's
+      type before they are added.
 
   Returns:
     out [B, L, Hv, Dv] in v's dtype, and the state after the last shard
@@ -199,10 +199,29 @@ def _of_finite(
   start = jnp.concatenate([jnp.zeros_like(first), identity], axis=-1)
   out, own = columns.columns(arrays, scale, start, segment_ids, how)
   state, final = _states(first, own, axis_name)
-  read = _einsum("bthd,bhdv->bthv", out[..., dv:], layout.flat_state(state))
-  out = out[..., :dv] + read
+  read = _read(out[..., dv:], layout.flat_state(state))
+  out = out[..., :dv].astype(read.dtype) + read
   found = out.astype(v.dtype), layout.flat_state(final)
   return kept_names.named(found, kept_names.OUTPUTS)
+
+
+@jax.custom_jvp
+def _read(p: jax.Array, state: jax.Array) -> jax.Array:
+  """P_t S, [B, T, Hv, Dv] float32; S is rounded to P's type, as in kernels."""
+  return _product(p, state, jnp.float32)
+
+
+@_read.defjvp
+def _read_jvp(primals, tangents):
+  (p, state), (dp, dstate) = primals, tangents
+  # A float32 cotangent would take P in 16 bits away from the matrix unit.
+  tangent = _product(dp, state) + _product(p, dstate)
+  return _read(p, state), tangent.astype(jnp.float32)
+
+
+def _product(p, state, preferred=None):
+  state = state.astype(p.dtype)
+  return _einsum("bthd,bhdv->bthv", p, state, preferred_element_type=preferred)
 
 
 def _states(

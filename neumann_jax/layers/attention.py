@@ -99,7 +99,7 @@ class GatedAttention(nnx.Module):
       config, shape = self.config, jax.ShapeDtypeStruct
       heads = config.num_attention_heads, config.num_key_value_heads
       q, k = (shape((1, 2, n, config.head_dim), self.dtype) for n in heads)
-      attention_kernels.check(self.attention, q, k, self.sequence_axis)
+      attention_kernels.check(self.attention, q, k)
 
   def init_cache(self, batch: int, capacity: int) -> KeyValueCache:
     """An empty cache for `capacity` tokens a row."""
@@ -177,13 +177,14 @@ class GatedAttention(nnx.Module):
     elsewhere = functools.partial(
       call_attention.in_blocks, query_block=self.query_block
     )
-    library = attention_kernels.choose(
+    around = lambda attend: attend  # noqa: E731
+    if packed:
+      around = functools.partial(functools.partial, call_attention.isolated)
+    return attention_kernels.choose(
       *(self.attention, q, k, self.sequence_axis, self.mesh_axes, elsewhere),
       documents=documents,
+      around=around,
     )
-    if library is None or not packed:
-      return library
-    return functools.partial(call_attention.isolated, library)
 
   def chunk_matrices(
     self,

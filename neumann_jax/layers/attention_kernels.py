@@ -24,6 +24,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec as P
 
 from neumann_jax import backends, target
+from neumann_jax import sequence_axis as tokens
 from neumann_jax.delta_rule import on_mesh
 from neumann_jax.layers import library_kernels
 
@@ -52,8 +53,9 @@ def refusal(
   name: str,
   q: Like,
   k: Like,
-  sequence_axis: str | None = None,
   documents: bool = False,
+  *,
+  shards: int = 1,
 ) -> str | None:
   """Why a library's attention cannot run, as a clause, or None if it can.
 
@@ -61,11 +63,9 @@ def refusal(
     name: "gpu" or "tpu".
     q: [B, T, H, D], only shape and type are read.
     k: [B, T, Hkv, D], likewise.
-    sequence_axis: the mesh axis that splits the tokens, or None.
     documents: whether a row has several, of which padding is one.
+    shards: of a row's tokens; q and k are of one of them.
   """
-  if sequence_axis is not None:
-    return f"mesh axis {sequence_axis!r} splits the tokens"
   if q.dtype not in (jnp.bfloat16, jnp.float16):
     return f"q, k and v must be bfloat16 or float16, got {q.dtype}"
   if name == "tpu":
@@ -74,9 +74,10 @@ def refusal(
     if q.shape[-1] % _LANES:
       return f"head_dim {q.shape[-1]} is not a multiple of {_LANES}"
     return None
-  if documents and q.shape[1] > _LONGEST_MASKED:
+  length = shards * q.shape[1]
+  if documents and length > _LONGEST_MASKED:
     return (
-      f"cuDNN would take a mask of all pairs of {q.shape[1]} tokens for "
+      f"cuDNN would take a mask of all pairs of {length} tokens for "
       f"documents or padding, which at most {_LONGEST_MASKED} are given"
     )
   heads = (q.shape[2], k.shape[2], q.shape[3])
@@ -103,14 +104,9 @@ def takes_documents(implementation: str, q: Like, k: Like) -> bool:
   return refusal(name, q, k, documents=True) is None
 
 
-def check(
-  name: str,
-  q: Like,
-  k: Like,
-  sequence_axis: str | None,
-) -> None:
+def check(name: str, q: Like, k: Like) -> None:
   """Raises ValueError where a named library cannot run, with the reason."""
-  reason = refusal(name, q, k, sequence_axis)
+  reason = refusal(name, q, k)
   if reason is not None:
     raise _refused(name, reason)
 
@@ -121,14 +117,24 @@ def _refused(name: str, reason: str) -> ValueError:
   )
 
 
-def _mesh_refusal(q: jax.Array, k: jax.Array, axis: str | None) -> str | None:
-  """Where the axis of heads would leave every device all of them."""
+def _mesh_refusal(
+  q: jax.Array, k: jax.Array, axis: str | None, sequence_axis: str | None
+) -> str | None:
+  """Where an axis of the mesh would leave every device all heads."""
   mesh, heads = on_mesh.mesh_of(q, k), q.shape[2]
-  if axis not in on_mesh.free_axes(mesh) or not heads % mesh.shape[axis]:
-    return None
-  return (
-    f"mesh axis {axis!r} of {mesh.shape[axis]} does not divide {heads} heads"
-  )
+  if axis in on_mesh.free_axes(mesh):
+    size = mesh.shape[axis]
+    if heads % size:
+      return f"mesh axis {axis!r} of {size} does not divide {heads} heads"
+    heads //= size
+  if sequence_axis is not None:
+    size = tokens.axis_size(sequence_axis)
+    if heads % size:
+      return (
+        f"mesh axis {sequence_axis!r} of {size} splits the tokens and does not "
+        f"divide {heads} heads"
+      )
+  return None
 
 
 def choose(
@@ -139,6 +145,7 @@ def choose(
   mesh_axes: MeshAxes,
   elsewhere: Attend,
   documents: bool = False,
+  around: Callable[[Attend], Attend] = lambda attend: attend,
 ) -> Attend | None:
   """The attention of a library that a request stands for; None: the XLA form.
 
@@ -146,11 +153,13 @@ def choose(
     implementation: one of `execution.ATTENTION`.
     q: [B, T, H, D], only shape and type are read.
     k: [B, T, Hkv, D], likewise.
-    sequence_axis: the mesh axis that splits the tokens, or None.
+    sequence_axis: the mesh axis that splits the tokens, or None. Each device
+      then takes all tokens of some heads, see `sequence_axis.over_heads`.
     mesh_axes: those that split rows, and the one that splits heads.
     elsewhere: the XLA form, for "auto" where a program of a host with a GPU or
       TPU is lowered for another platform.
     documents: whether a row has several, of which padding is one.
+    around: makes of attention to whole rows what is called.
 
   Raises:
     ValueError: for a named one that cannot run, with the reason.
@@ -159,10 +168,13 @@ def choose(
   name = _named(implementation)
   if name not in _ATTEND:
     return None
-  reason = refusal(name, q, k, sequence_axis, documents)
-  reason = reason or _mesh_refusal(q, k, mesh_axes[1])
+  shards = 1 if sequence_axis is None else tokens.axis_size(sequence_axis)
+  reason = refusal(name, q, k, documents, shards=shards)
+  reason = reason or _mesh_refusal(q, k, mesh_axes[1], sequence_axis)
   if reason is None:
-    run = _run(name, elsewhere if auto else None)
+    run = around(_run(name, elsewhere if auto else None))
+    if sequence_axis is not None:
+      run = tokens.over_heads(run, sequence_axis)
     return functools.partial(_on_mesh, run, mesh_axes)
   if not auto:
     raise _refused(name, reason)

@@ -6,7 +6,7 @@ the dtype of the activations: they decide what the layer remembers.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
 import jax
@@ -18,9 +18,9 @@ from neumann_jax.delta_rule import api, chunk_matrix, sequence_parallel, wy
 from neumann_jax.delta_rule import inputs as operands
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.execution import Execution
-from neumann_jax.layers import row_products, token_step
+from neumann_jax.layers import placement, row_products, token_step
 from neumann_jax.layers.cache import Cache, check_cache
-from neumann_jax.layers.linear import linear
+from neumann_jax.layers.linear import linear, product
 from neumann_jax.layers.mixer import Axes
 from neumann_jax.layers.norms import GatedRMSNorm
 from neumann_jax.layers.positions import Positions
@@ -209,7 +209,6 @@ class GatedDeltaNet(nnx.Module):
     if cache is None:
       cache = self.init_cache(x.shape[0])
     x, mask = self._masked(x, mask)
-    token = self._projected(x)
     if x.shape[1] == 1 and self.rule.sequence_axis is None:
       # A chunk of one token has nothing to invert, and padding it to C tokens
       # would make a step of decoding C times as dear. It is of the document
@@ -217,17 +216,17 @@ class GatedDeltaNet(nnx.Module):
       y, cache = token_step.step(
         self.rule.implementation,
         self._block(),
-        token,
+        Projected(*self._projected(x, "qkv", "z", "b", "a")),
         self._weights(),
         cache,
         mask,
       )
       return self._out(y), cache
-    inputs, conv_state = self._operands(
-      token, cache.conv_state, segment_ids, mask
+    inputs, z, conv_state = self._operands(
+      x, cache.conv_state, segment_ids, mask
     )
     out, state = self._rule(inputs, cache.recurrent_state, segment_ids)
-    y = self.norm(out, token.z.reshape(out.shape))  # [B, T, Hv, Dv]
+    y = self.norm(out, z.reshape(out.shape))  # [B, T, Hv, Dv]
     return self._out(y.reshape(*x.shape[:2], -1)), Cache(conv_state, state)
 
   def _out(self, y: jax.Array) -> jax.Array:
@@ -271,8 +270,7 @@ class GatedDeltaNet(nnx.Module):
     self._check_inputs(x, None, segment_ids, mask)
     x, mask = self._masked(x, mask)
     history = self.init_cache(x.shape[0]).conv_state
-    token = self._projected(x)
-    inputs, _ = self._operands(token, history, segment_ids, mask)
+    inputs, _, _ = self._operands(x, history, segment_ids, mask)
     return chunk_matrix.chunk_matrices(
       inputs.k,
       inputs.log_decay,
@@ -281,10 +279,9 @@ class GatedDeltaNet(nnx.Module):
       chunk_size=self.rule.chunk_size,
     )
 
-  def _projected(self, x: jax.Array) -> Projected:
-    names = "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"
-    layers = [getattr(self, name) for name in names]
-    return Projected(*row_products.project(self.rule.implementation, x, layers))
+  def _projected(self, x: jax.Array, *names: str) -> tuple[jax.Array, ...]:
+    layers = [getattr(self, f"in_proj_{name}") for name in names]
+    return row_products.project(self.rule.implementation, x, layers)
 
   def _weights(self) -> Weights:
     named = self.conv1d, self.A_log, self.dt_bias, self.norm.weight
@@ -300,24 +297,61 @@ class GatedDeltaNet(nnx.Module):
 
   def _operands(
     self,
-    token: Projected,
+    x: jax.Array,
     history: jax.Array,
     segment_ids: jax.Array | None,
     mask: jax.Array | None,
-  ) -> tuple[Operands, jax.Array]:
-    # One convolution over q|k|v, as its parameters lie in a checkpoint.
-    qkv, history = short_conv(
-      token.qkv,
-      self.conv1d[...],
-      history=history,
+  ) -> tuple[Operands, jax.Array, jax.Array]:
+    """What the rule takes, the gate of its outputs and the new history."""
+    weights = self._weights()
+    convolve = functools.partial(
+      short_conv,
       segment_ids=segment_ids,
       mask=mask,
       axis_name=self.rule.sequence_axis,
     )
-    found = token_step.operands(
-      self._block(), qkv, token.b, token.a, self._weights(), mask
+    counts = self.config.linear_num_key_heads, weights.a_log.shape[0]
+    axis = placement.split_of_heads(x, self.rule.head_axis, *counts)
+    if axis is None or type(self.in_proj_qkv) is not nnx.Linear:
+      qkv, z, b, a = self._projected(x, "qkv", "z", "b", "a")
+      qkv, history = convolve(qkv, weights.conv, history=history)
+      columns = token_step.split(qkv, weights)
+    else:
+      z, b, a = self._projected(x, "z", "b", "a")
+      columns, history = self._by_heads(convolve, x, history, weights, axis)
+    found = token_step.operands(self._block(), columns, b, a, weights, mask)
+    return found, z, history
+
+  def _by_heads(
+    self,
+    convolve: Callable[..., tuple[jax.Array, jax.Array]],
+    x: jax.Array,
+    history: jax.Array,
+    weights: Weights,
+    axis: str,
+  ) -> tuple[list[jax.Array], jax.Array]:
+    """Columns of q, k and v where a mesh axis splits heads, and the history.
+
+    In a checkpoint they are one block, whose equal parts are no heads: each
+    device would compute columns of others and send them. So the three parts of
+    the weights, which are small, are sent to where their heads are.
+    """
+    kernel = self.in_proj_qkv.kernel[...].astype(x.dtype)
+    parts = zip(
+      *(token_step.split(y, weights) for y in (kernel, weights.conv)),
+      token_step.split(history, weights, axis=1),
+      strict=True,
     )
-    return found, history
+    found = [
+      convolve(
+        product(x, placement.by_heads(kernel, axis)),
+        placement.by_heads(conv, axis),
+        history=history,
+      )
+      for kernel, conv, history in parts
+    ]
+    columns, histories = zip(*found)
+    return list(columns), jnp.concatenate(histories, axis=1)
 
   def _masked(
     self, x: jax.Array, mask: jax.Array | None

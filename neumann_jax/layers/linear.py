@@ -63,7 +63,7 @@ def wide_product(x: jax.Array, kernel: jax.Array, axis: int = 0) -> jax.Array:
   Returns:
     [..., N] float32.
   """
-  return _product(x, kernel, axis, jnp.float32)
+  return product(x, kernel, axis, jnp.float32)
 
 
 @wide_product.defjvp
@@ -73,16 +73,24 @@ def _wide_product_jvp(axis, primals, tangents):
   # A float32 cotangent would make both products of the backward pass float32
   # ones, without a matrix unit on a GPU: at the width of a vocabulary that is
   # most of a training step. Rounded it is what every other layer gets.
-  tangent = _product(dx, kernel, axis) + _product(x, dkernel, axis)
+  tangent = product(dx, kernel, axis) + product(x, dkernel, axis)
   return wide_product(x, kernel, axis), tangent.astype(jnp.float32)
 
 
-def _product(
+def product(
   x: jax.Array,
   kernel: jax.Array,
-  axis: int,
+  axis: int = 0,
   preferred: jnp.dtype | None = None,
 ) -> jax.Array:
+  """x times a matrix as every `linear` layer multiplies, see `wide_product`.
+
+  Args:
+    x: [..., K].
+    kernel: [K, N], or [N, K] with axis 1, of x's type.
+    axis: of the kernel that is summed over.
+    preferred: type of the result; None: x's.
+  """
   return lax.dot_general(
     x,
     kernel,

@@ -5,6 +5,7 @@ a step of decoding is bound by launches. On a GPU they are one kernel, see
 `token_gpu.py`; what follows is what it computes.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -70,7 +71,7 @@ class Weights(NamedTuple):
 
 def operands(
   block: Block,
-  qkv: jax.Array,
+  columns: Sequence[jax.Array],
   b: jax.Array,
   a: jax.Array,
   weights: Weights,
@@ -80,7 +81,7 @@ def operands(
 
   Args:
     block: what is static.
-    qkv: [B, T, 2 Hk Dk + Hv Dv] float32, convolved.
+    columns: of q, k and v, convolved: [B, T, H D] float32 each.
     b: [B, T, Hv].
     a: [B, T, Hv]; a and b are of the activation dtype.
     weights: A_log and dt_bias are read.
@@ -89,10 +90,8 @@ def operands(
   dtype, heads = b.dtype, b.shape[-1]
   dv = weights.norm.shape[0]
   # Rounded once, after the activation: the convolution's sums are float32.
-  qkv = nnx.silu(qkv).astype(dtype)
-  keys = (qkv.shape[-1] - heads * dv) // 2
-  q, k, v = jnp.split(qkv, [keys, 2 * keys], axis=-1)  # [B, T, H D] each
-  lead = qkv.shape[:2]
+  q, k, v = (nnx.silu(x).astype(dtype) for x in columns)
+  lead = v.shape[:2]
   # Normalised in float32 and then rounded: bfloat16 keys can be longer than 1
   # by their rounding, which `envelope(key_norm=)` is for.
   q, k = (
@@ -101,6 +100,13 @@ def operands(
   )
   v = v.reshape(*lead, heads, dv)  # [B, T, Hv, Dv]
   return Operands(q, k, v, *gates(block, b, a, weights, mask))
+
+
+def split(x: jax.Array, weights: Weights, axis: int = -1) -> list[jax.Array]:
+  """Takes the columns of q, k and v apart, which lie side by side."""
+  values = weights.a_log.shape[0] * weights.norm.shape[0]
+  keys = (x.shape[axis] - values) // 2
+  return jnp.split(x, [keys, 2 * keys], axis=axis)
 
 
 def gates(
@@ -160,7 +166,8 @@ def _in_xla(
   columns, history = short_conv(
     token.qkv, weights.conv, history=cache.conv_state, mask=mask
   )
-  found = operands(block, columns, token.b, token.a, weights, mask)
+  parts = split(columns, weights)
+  found = operands(block, parts, token.b, token.a, weights, mask)
   now = Operands(*(x[:, 0] for x in found))
   out, state = gated_delta_step(*now, cache.recurrent_state)
   gate = token.z.reshape(out.shape)  # [B, Hv, Dv]

@@ -13,6 +13,7 @@ from neumann_jax.delta_rule import kept_names
 from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices
 from neumann_jax.execution import Execution
 from neumann_jax.foreign_files.messages import shown
+from neumann_jax.layers import placement
 from neumann_jax.layers.attention import GatedAttention
 from neumann_jax.layers.cache import LayerCache
 from neumann_jax.layers.feed_forward import Routing, SparseExperts, SwiGLU
@@ -20,6 +21,7 @@ from neumann_jax.layers.gated_delta_net import GatedDeltaNet
 from neumann_jax.layers.mixer import Mixer
 from neumann_jax.layers.norms import RMSNorm
 from neumann_jax.layers.positions import Positions
+from neumann_jax.model import logical_axes
 from neumann_jax.model_config import ModelConfig
 
 
@@ -278,7 +280,17 @@ def _rematerialised(
   """A layer as a function of its parameters, computed again as asked."""
 
   def call(state, x, cache):
-    return nnx.merge(graph, state).run(x, tokens, cache, counted)
+    layer = nnx.merge(graph, state)
+    # Here, where a backward pass that computes the layer again comes by too:
+    # no device keeps what it gathered.
+    layer = placement.gathered(
+      layer,
+      functools.partial(logical_axes.of_layer, layer=layer),
+      x.shape,
+      execution.dtype,
+    )
+    x = placement.by_rows(x, execution.rule.batch_axes)
+    return layer.run(x, tokens, cache, counted)
 
   if execution.remat == "none":
     return call

@@ -19,6 +19,7 @@ from neumann_jax.delta_rule import inputs
 from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices
 from neumann_jax.delta_rule.options import RuleOptions
 from neumann_jax.execution import Execution
+from neumann_jax.layers import placement
 from neumann_jax.layers.cache import (
   ModelCache,
   check_model_cache,
@@ -28,6 +29,7 @@ from neumann_jax.layers.feed_forward import Routing
 from neumann_jax.layers.linear import linear, wide_product
 from neumann_jax.layers.norms import RMSNorm
 from neumann_jax.layers.positions import Positions, positions, shard_positions
+from neumann_jax.model import logical_axes
 from neumann_jax.model.decoder import Tokens, make_layers, run_layers
 from neumann_jax.model_config import ModelConfig
 
@@ -226,7 +228,7 @@ class LanguageModel(nnx.Module):
     mask = None if mask is None else jnp.asarray(mask).astype(bool)  # [B, T]
     places = self._positions(tokens.shape, cache, segment_ids, mask)
     known = Tokens(places, segment_ids, mask)
-    x = self.embed_tokens(tokens)  # [B, T, hidden]
+    x = self._gathered("embed_tokens", tokens)(tokens)  # [B, T, hidden]
     layers = None if cache is None else cache.layers
     x, caches, routing = run_layers(
       self.layers, self.execution, x, known, layers, counted
@@ -245,10 +247,20 @@ class LanguageModel(nnx.Module):
   def logits(self, hidden: jax.Array) -> jax.Array:
     """[..., hidden] -> [..., V] float32."""
     # Sums stay float32: tokens that compete differ by less than bfloat16 shows.
+    hidden = placement.by_rows(hidden, self.execution.rule.batch_axes)
     if not self.config.tie_word_embeddings:
-      return self.lm_head(hidden)
-    embedding = self.embed_tokens.embedding[...].astype(hidden.dtype)
-    return wide_product(hidden, embedding, 1)
+      return self._gathered("lm_head", hidden[..., 0])(hidden)
+    embedding = self._gathered("embed_tokens", hidden[..., 0]).embedding
+    return wide_product(hidden, embedding[...].astype(hidden.dtype), 1)
+
+  def _gathered(self, name: str, tokens: jax.Array) -> Any:
+    """A matrix of the vocabulary for so many tokens, see `placement`."""
+    return placement.gathered(
+      getattr(self, name),
+      lambda path: logical_axes.of_model((name, *path), self.layers),
+      (*tokens.shape, self.config.hidden_size),
+      self.execution.dtype,
+    )
 
   def chunk_matrices(
     self,
