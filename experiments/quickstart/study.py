@@ -11,8 +11,8 @@ import dataclasses
 
 from experiments.data import degradations
 from experiments.harness import record, writing
-from experiments.harness import report as reports
 from experiments.harness.progress import Progress
+from experiments.harness.reporting import report as reports
 from experiments.inverse_accuracy import study as inverse_accuracy
 from experiments.inverse_accuracy.errors import InverseSettings
 from experiments.quickstart import known, pages, restoration

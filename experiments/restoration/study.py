@@ -18,9 +18,10 @@ import numpy as np
 
 from experiments.data import photographs
 from experiments.data.degradations import Degradation
-from experiments.harness import pictures, record, samplers, writing
-from experiments.harness import report as reports
+from experiments.harness import record, samplers, writing
 from experiments.harness.progress import Progress
+from experiments.harness.reporting import pictures
+from experiments.harness.reporting import report as reports
 from experiments.harness.samplers import CALIBRATED, PUBLISHED, TUNED
 from experiments.harness.settings import Checked, setting
 from experiments.restoration import report, runs

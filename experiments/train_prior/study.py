@@ -23,11 +23,10 @@ from experiments.data import dead_leaves, photo_tiles
 from experiments.data.dead_leaves import LeafSettings
 from experiments.data.photo_tiles import Photograph
 from experiments.harness import record, writing
-from experiments.harness import training as harness
 from experiments.harness.settings import setting
-from experiments.harness.training import (
-  Loop,
-  LoopSettings,
+from experiments.harness.training import loop, optimiser
+from experiments.harness.training.loop import Loop, LoopSettings
+from experiments.harness.training.optimiser import (
   OptimSettings,
   StepInfo,
   TrainState,
@@ -144,9 +143,9 @@ def train(task: Task, run: record.Run) -> None:
     found = {name: float(value) for name, value in info._asdict().items()}
     return {"size": settings.size(number - 1), **found}
 
-  state = harness.train(
-    harness.start(
-      harness.init(params, settings.optim),
+  state = loop.train(
+    loop.start(
+      optimiser.init(params, settings.optim),
       settings,
       mesh,
       run.folder,

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from neumann_jax.delta_rule.layout import varying_as
-from neumann_jax.layers import grouped_blocks, grouped_tiles
+from neumann_jax.layers.kernels import grouped_blocks, grouped_tiles
 
 
 def grouped_product(

@@ -13,7 +13,7 @@ from jax import lax
 
 from neumann_jax import backends
 from neumann_jax.delta_rule import layout, on_mesh
-from neumann_jax.layers import row_gpu
+from neumann_jax.layers.kernels import row_gpu
 
 
 def project(

@@ -13,7 +13,8 @@ import numpy as np
 import safetensors.numpy
 from jax.experimental import multihost_utils
 
-from experiments.harness import hosts, shared_checkpoints, writing
+from experiments.harness import hosts, writing
+from experiments.harness.training import shared_checkpoints
 
 KEPT = 2  # the newest, and the one that takes its place if it is damaged
 _SHARED = ".orbax"  # of folders that many processes wrote
