@@ -45,19 +45,13 @@ class UsageError(ValueError):
 
 
 class Command(NamedTuple):
-  """A parsed command line.
+  """A parsed command line."""
 
-  Attributes:
-    config: the locked config with the command line's overrides.
-    workdir: where results go.
-    resume: whether to go on with the run that is there.
-    hosts: the processes of the run.
-  """
-
+  # the locked config with the command line's overrides
   config: ml_collections.ConfigDict
-  workdir: pathlib.Path
-  resume: bool
-  hosts: Hosts = Hosts()
+  workdir: pathlib.Path  # where results go
+  resume: bool  # whether to go on with the run that is there
+  hosts: Hosts = Hosts()  # the processes of the run
 
 
 def usage(name: str) -> str:

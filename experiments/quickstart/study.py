@@ -24,17 +24,11 @@ TITLE = "neumann-posterior: quickstart"
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """Settings of the quickstart.
+  """Settings of the quickstart."""
 
-  Attributes:
-    inverse: of the chunk inverse's errors.
-    restoration: of the photograph.
-    known: of the samples under a known prior.
-  """
-
-  inverse: InverseSettings
-  restoration: RestorationSettings
-  known: KnownSettings
+  inverse: InverseSettings  # of the chunk inverse's errors
+  restoration: RestorationSettings  # of the photograph
+  known: KnownSettings  # of the samples under a known prior
 
 
 def quickstart(settings: Settings, run: record.Run) -> None:

@@ -27,19 +27,13 @@ STYLE = pathlib.Path(__file__).with_suffix(".css").read_text("utf-8")
 
 
 class Cell(NamedTuple):
-  """One entry of a table that wants more than its value.
+  """One entry of a table that wants more than its value."""
 
-  Attributes:
-    value: what is shown; numbers are shortened, keeping `data-value` whole.
-    digits: decimals after the point; None: two significant digits.
-    bad: shown as a failure.
-    best: shown as the best of its column.
-  """
-
-  value: Any
+  value: Any  # what is shown; numbers are shortened, keeping `data-value` whole
+  # decimals after the point; None: two significant digits
   digits: int | None = None
-  bad: bool = False
-  best: bool = False
+  bad: bool = False  # shown as a failure
+  best: bool = False  # shown as the best of its column
 
 
 class Report:

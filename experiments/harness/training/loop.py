@@ -37,20 +37,14 @@ TABLE = "training"
 
 @dataclasses.dataclass(frozen=True)
 class LoopSettings(Checked):
-  """How long a training runs, and what it says on the way.
+  """How long a training runs, and what it says on the way."""
 
-  Attributes:
-    minutes: until the last step, data and compilation included; the number of
-      steps follows from the speed. 0: `steps` decides.
-    steps: how many.
-    save_every: steps between checkpoints.
-    report_every: steps between lines of the table.
-  """
-
+  # until the last step, data and compilation included; the number of steps
+  # follows from the speed. 0: `steps` decides
   minutes: float
-  steps: int
-  save_every: int = setting(at_least=1)
-  report_every: int = setting(at_least=1)
+  steps: int  # how many
+  save_every: int = setting(at_least=1)  # steps between checkpoints
+  report_every: int = setting(at_least=1)  # steps between lines of the table
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -77,20 +71,14 @@ class Step(Protocol):
 
 
 class Loop(NamedTuple):
-  """What the loop of a study does besides its steps.
+  """What the loop of a study does besides its steps."""
 
-  Attributes:
-    name: of the experiment.
-    settings: how long, how often.
-    row: (number of steps done, what the step says) -> numbers of the table
-      besides "step", "of" and "seconds".
-    save: writes what the run leaves of a state.
-  """
-
-  name: str
-  settings: LoopSettings
+  name: str  # of the experiment
+  settings: LoopSettings  # how long, how often
+  # (number of steps done, what the step says) -> numbers of the table besides
+  # "step", "of" and "seconds"
   row: Callable[[int, Any], Mapping[str, float]]
-  save: Callable[[Any], None]
+  save: Callable[[Any], None]  # writes what the run leaves of a state
 
 
 def start(

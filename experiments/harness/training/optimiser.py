@@ -19,56 +19,34 @@ Params = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class OptimSettings(Checked):
-  """How the parameters move: AdamW of clipped gradients, maybe averaged.
+  """How the parameters move: AdamW of clipped gradients, maybe averaged."""
 
-  Attributes:
-    rate: greatest learning rate.
-    warmup: steps until it is reached.
-    constant: share of the run before it falls, linearly to zero.
-    clip: greatest norm of a gradient.
-    decay: weight decay of a step of rate 1.
-    average: decay of the parameters' exponential moving average; 0: none is
-      kept.
-    b2: decay of the second moment.
-  """
-
-  rate: float = setting(1e-3, above=0)
-  warmup: int = setting(300, at_least=0)
+  rate: float = setting(1e-3, above=0)  # greatest learning rate
+  warmup: int = setting(300, at_least=0)  # steps until it is reached
+  # share of the run before it falls, linearly to zero
   constant: float = setting(0.2, at_least=0, below=1)
-  clip: float = setting(1.0, above=0)
-  decay: float = setting(0.0, at_least=0)
+  clip: float = setting(1.0, above=0)  # greatest norm of a gradient
+  decay: float = setting(0.0, at_least=0)  # weight decay of a step of rate 1
+  # decay of the parameters' exponential moving average; 0: none is kept
   average: float = setting(0.0, at_least=0, below=1)
-  b2: float = setting(0.95, at_least=0, below=1)
+  b2: float = setting(0.95, at_least=0, below=1)  # decay of the second moment
 
 
 class TrainState(NamedTuple):
-  """What the next step needs.
+  """What the next step needs."""
 
-  Attributes:
-    params: by name, float32.
-    average: their exponential moving average, empty where none is kept.
-    moments: of the optimiser.
-    step: int32 scalar, steps done.
-  """
-
-  params: Params
-  average: Params
-  moments: Any
-  step: jax.Array
+  params: Params  # by name, float32
+  average: Params  # their exponential moving average, empty where none is kept
+  moments: Any  # of the optimiser
+  step: jax.Array  # int32 scalar, steps done
 
 
 class StepInfo(NamedTuple):
-  """What a step says of itself: scalars.
+  """What a step says of itself: scalars."""
 
-  Attributes:
-    loss: of the step's batch.
-    gradient: norm before clipping.
-    rate: learning rate.
-  """
-
-  loss: jax.Array
-  gradient: jax.Array
-  rate: jax.Array
+  loss: jax.Array  # of the step's batch
+  gradient: jax.Array  # norm before clipping
+  rate: jax.Array  # learning rate
 
 
 def init(params: Params, optim: OptimSettings) -> TrainState:
