@@ -28,7 +28,7 @@ def isolated(
   v: jax.Array,
   documents: jax.Array | None,
 ) -> jax.Array:
-  """A library's attention, of which one document may hold NaN."""
+  """A library's attention that keeps NaN of one document from the others."""
   (q, k, v), bad_q, spoilt = cleaned(q, k, v)
   out = attend(q, k, v, documents)
   # A token sees all keys since its document began: how many of them are bad

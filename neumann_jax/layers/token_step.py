@@ -2,7 +2,7 @@
 
 What lies between the projections is small and in many parts: with them in XLA,
 a step of decoding is bound by launches. On a GPU they are one kernel, see
-`token_gpu.py`; what follows is what it computes.
+`kernels/token_gpu.py`; what follows is what it computes.
 """
 
 from typing import Any, NamedTuple
