@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import record, runner, timing
+from experiments.harness import record, runner
 from experiments.harness.settings import Checked, setting
-from experiments.harness.timing import Job, Timing
+from experiments.harness.speed import timing
+from experiments.harness.speed.timing import Job, Timing
 from experiments.peers import gpu, torch_unet
 from posterior_jax import priors
 

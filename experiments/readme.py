@@ -14,8 +14,9 @@ from collections.abc import Sequence
 import pandas as pd
 from absl import app
 
-from experiments.harness import tables, writing
-from experiments.inverse_accuracy import pages
+from experiments.harness import writing
+from experiments.harness.reporting import tables
+from experiments.inverse_accuracy.accuracy_tables import MILD, worst
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PICTURE = "notebooks/figures/restoration.jpg"
@@ -48,7 +49,7 @@ def block(run: pathlib.Path) -> str:
       "truth in float64). Independent random keys make every row look good; "
       "low-rank, repeated and periodic keys do not.",
       "",
-      markdown(pages.worst(rows[rows.beta == pages.MILD]).loc[list(METHODS)]),
+      markdown(worst(rows[rows.beta == MILD]).loc[list(METHODS)]),
       "",
       f"![{caption}]({PICTURE})",
       "",

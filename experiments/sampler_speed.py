@@ -20,9 +20,10 @@ import numpy as np
 
 import posterior_jax
 from experiments.data import photographs
-from experiments.harness import record, runner, timing
+from experiments.harness import record, runner
 from experiments.harness.settings import Checked, setting
-from experiments.harness.timing import Job, Timing
+from experiments.harness.speed import timing
+from experiments.harness.speed.timing import Job, Timing
 from experiments.peers import gpu, torch_sampler, torch_unet
 from posterior_jax import NFCConfig, Observation, metrics, operators, priors
 from posterior_jax import schedule as schedules

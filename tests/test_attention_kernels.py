@@ -17,11 +17,8 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 import neumann_jax
 from neumann_jax import sharding, target
-from neumann_jax.layers import (
-  attention,
-  attention_kernels,
-  call_attention,
-)
+from neumann_jax.layers import attention, call_attention
+from neumann_jax.layers.kernels import library_attention
 from neumann_jax.layers.positions import PADDING, Positions, positions
 from tests import models, oracles
 
@@ -59,7 +56,7 @@ def test_splash_attention_is_the_xla_form(interpreted, packed):
   """At a length that is no whole number of tiles, with grouped heads."""
   args = operands(136)
   ids = jnp.asarray([[3] * 50 + [0] * 86]) if packed else None
-  found = attention_kernels._by_splash(*args, ids)
+  found = library_attention._by_splash(*args, ids)
   # Both round weights to bfloat16, in another order of sums.
   assert error(found, in_blocks(*args, ids)) < 6e-3
 
@@ -69,7 +66,7 @@ def test_gradients_of_splash_attention_are_those_of_the_xla_form(interpreted):
   args = operands(136)
   ids = jnp.asarray([[3] * 50 + [0] * 86])
   pull = lambda form: jax.vjp(lambda *x: form(*x, ids), *args)[1](args[0])  # noqa: E731
-  found = pull(attention_kernels._by_splash)
+  found = pull(library_attention._by_splash)
   # jax's own lowering of a bfloat16 product promotes implicitly.
   with jax.numpy_dtype_promotion("standard"):
     want = pull(in_blocks)
@@ -86,9 +83,9 @@ def with_cudnn(monkeypatch):
   public = jax.nn.dot_product_attention.__globals__
   inside = public["cudnn_dot_product_attention"].__globals__
   monkeypatch.setitem(inside, "check_cudnn_version", lambda: 91300)
-  attention_kernels._cudnn_refusal.cache_clear()
+  library_attention._cudnn_refusal.cache_clear()
   yield
-  attention_kernels._cudnn_refusal.cache_clear()
+  library_attention._cudnn_refusal.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -100,7 +97,7 @@ def test_a_named_attention_lowers_with_its_gradients(
 ):
   args = operands(256)
   ids = jnp.zeros((1, 256), jnp.int32)
-  attend = attention_kernels.choose(name, *args[:2], None, MESH_AXES, in_blocks)
+  attend = library_attention.choose(name, *args[:2], None, MESH_AXES, in_blocks)
 
   def traced(attend):
     def step(*args):
@@ -135,8 +132,8 @@ def test_a_library_lowers_on_a_mesh_with_its_gradients(
 ):
   """Each device takes its own rows and heads, in 16 bits and 128 lanes."""
   elsewhere = in_blocks if implementation == "auto" else None
-  run = attention_kernels._run(name, elsewhere)
-  attend = functools.partial(attention_kernels._on_mesh, run, MESH_AXES)
+  run = library_attention._run(name, elsewhere)
+  attend = functools.partial(library_attention._on_mesh, run, MESH_AXES)
   mesh = sharding.make_mesh(data=2, tensor=2)
 
   def split(*names):
@@ -177,7 +174,7 @@ def test_fewer_key_heads_than_devices_still_split_the_queries(calls):
     shapes.append((q.shape[2], k.shape[2]))
     return in_blocks(q, k, v, documents)
 
-  attend = functools.partial(attention_kernels._on_mesh, library, MESH_AXES)
+  attend = functools.partial(library_attention._on_mesh, library, MESH_AXES)
   found = jax.jit(attend)(q, k, v, None)
   assert shapes == [(2, 1)]
   oracles.assert_close(found, want, oracles.FLOAT32_BLOCK)
@@ -188,13 +185,13 @@ def test_heads_that_an_axis_does_not_divide_are_no_librarys(calls, caplog):
   q, k, _ = jax.device_put(
     operands(16, heads=(2, 2)), jax.NamedSharding(mesh, jax.P())
   )
-  choose = lambda name: attention_kernels.choose(  # noqa: E731
+  choose = lambda name: library_attention.choose(  # noqa: E731
     name, q, k, None, MESH_AXES, in_blocks
   )
   sentence = "mesh axis 'tensor' of 4 does not divide 2 heads"
   with oracles.refused(ValueError, sentence):
     choose("gpu")
-  attention_kernels._log_fallback.cache_clear()
+  library_attention._log_fallback.cache_clear()
   with caplog.at_level("INFO"):
     assert choose("auto") is None
   assert sentence in caplog.text
@@ -205,7 +202,7 @@ def test_splash_attention_on_a_mesh_is_that_of_one_device(interpreted):
   args = operands(128, rows=2)
   mesh = sharding.make_mesh(data=2, tensor=2)
   attend = functools.partial(
-    attention_kernels._on_mesh, attention_kernels._by_splash, MESH_AXES
+    library_attention._on_mesh, library_attention._by_splash, MESH_AXES
   )
 
   @jax.jit
@@ -221,10 +218,10 @@ def test_splash_attention_on_a_mesh_is_that_of_one_device(interpreted):
 def test_cudnn_takes_an_odd_number_of_tokens_of_documents(with_cudnn):
   args = operands(7)
   ids = jnp.asarray([[0] * 3 + [1] * 4])
-  assert attention_kernels.refusal("gpu", *args[:2], documents=True) is None
+  assert library_attention.refusal("gpu", *args[:2], documents=True) is None
 
   def step(*args):
-    out, pull = jax.vjp(lambda *x: attention_kernels._by_cudnn(*x, ids), *args)
+    out, pull = jax.vjp(lambda *x: library_attention._by_cudnn(*x, ids), *args)
     return pull(out)
 
   traced = jax.jit(step).trace(*args)
@@ -246,14 +243,14 @@ def test_an_odd_number_of_tokens_is_that_many(monkeypatch):
     return attend(*args, **options)
 
   monkeypatch.setattr(jax.nn, "dot_product_attention", library)
-  found = attention_kernels._by_cudnn(*args, ids)
+  found = library_attention._by_cudnn(*args, ids)
   oracles.assert_close(found, want, oracles.FLOAT32_BLOCK)
 
 
 def test_queries_of_splash_attention_are_scaled_and_rounded_once(monkeypatch):
-  monkeypatch.setattr(attention_kernels, "_splash", lambda q, *_: q)
+  monkeypatch.setattr(library_attention, "_splash", lambda q, *_: q)
   q, k, v = operands(128)
-  found = attention_kernels._by_splash(q, k, v)
+  found = library_attention._by_splash(q, k, v)
   want = np.float32(q) * np.float32(128**-0.5)
   np.testing.assert_array_equal(
     np.float32(found), np.float32(want.astype(jnp.bfloat16))
@@ -266,7 +263,7 @@ def over_tokens(name, heads, ids, around=lambda attend: attend):
   token = jax.P("data", "sequence")
 
   def shard(q, k, v, ids):
-    attend = attention_kernels.choose(
+    attend = library_attention.choose(
       *(name, q, k, "sequence", MESH_AXES, in_blocks), around=around
     )
     return attend(q, k, v, ids)
@@ -323,13 +320,13 @@ def calls(monkeypatch):
     found.append(documents is not None)
     mask = None
     if documents is not None:
-      mask = attention_kernels._same(documents)
+      mask = library_attention._same(documents)
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True)
 
   monkeypatch.setattr(target, "platform", lambda: "cuda")
-  monkeypatch.setattr(attention_kernels, "refusal", lambda *_, **__: None)
+  monkeypatch.setattr(library_attention, "refusal", lambda *_, **__: None)
   monkeypatch.setattr(
-    attention_kernels, "_run", lambda name, elsewhere: library
+    library_attention, "_run", lambda name, elsewhere: library
   )
   return found
 
@@ -477,21 +474,21 @@ def test_a_long_row_of_documents_takes_no_mask_of_all_pairs(
   with_cudnn, monkeypatch, caplog
 ):
   monkeypatch.setattr(target, "platform", lambda: "cuda")
-  limit = attention_kernels._LONGEST_MASKED
+  limit = library_attention._LONGEST_MASKED
   shape = lambda length: jax.ShapeDtypeStruct(  # noqa: E731
     (1, length, 2, 128), jnp.bfloat16
   )
-  choose = lambda name, length, documents: attention_kernels.choose(  # noqa: E731
+  choose = lambda name, length, documents: library_attention.choose(  # noqa: E731
     *(name, shape(length), shape(length), None, MESH_AXES, in_blocks),
     documents=documents,
   )
   assert choose("gpu", limit, True) and choose("gpu", 2 * limit, False)
-  assert attention_kernels.takes_documents("auto", *2 * [shape(limit)])
-  assert not attention_kernels.takes_documents("auto", *2 * [shape(2 * limit)])
+  assert library_attention.takes_documents("auto", *2 * [shape(limit)])
+  assert not library_attention.takes_documents("auto", *2 * [shape(2 * limit)])
   sentence = f"mask of all pairs of {2 * limit} tokens"
   with oracles.refused(ValueError, sentence):
     choose("gpu", 2 * limit, True)
-  attention_kernels._log_fallback.cache_clear()
+  library_attention._log_fallback.cache_clear()
   with caplog.at_level("INFO"):
     assert choose("auto", 2 * limit, True) is None
   assert sentence in caplog.text
@@ -501,7 +498,7 @@ def test_a_long_row_of_documents_takes_no_mask_of_all_pairs(
 
 @pytest.mark.parametrize("left", [0, 5])
 def test_a_cache_of_a_library_without_documents(calls, monkeypatch, left):
-  monkeypatch.setattr(attention_kernels, "takes_documents", lambda *_: False)
+  monkeypatch.setattr(library_attention, "takes_documents", lambda *_: False)
   x = np.random.default_rng(0).standard_normal((2, LENGTH, 64), np.float32)
   found = attended("auto", x, left=left)
   assert calls and not any(calls)
@@ -555,7 +552,7 @@ def test_auto_takes_the_library_of_what_a_program_is_traced_for(
     )
   q, k, _ = operands(8)
   with where:
-    found = attention_kernels.choose("auto", q, k, None, MESH_AXES, in_blocks)
+    found = library_attention.choose("auto", q, k, None, MESH_AXES, in_blocks)
   assert (found is not None) == library
 
 

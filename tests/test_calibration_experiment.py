@@ -11,8 +11,8 @@ import pytest
 from configs import calibration as config
 from experiments.calibration import problems, report, scores, study, trials
 from experiments.calibration.trials import Who
-from experiments.harness import record, runner, samplers
-from experiments.harness.tables import frame
+from experiments.harness import command_line, record, samplers
+from experiments.harness.reporting.tables import frame
 from posterior_jax import NFCConfig
 from posterior_jax.nfc_sampler import Jacobian
 from tests import oracles
@@ -30,7 +30,7 @@ def settings(**changes):
     | {"settings": ("calibrated",), "evaluations": (3,)}
     | changes
   )
-  return runner.to_settings(trials.Settings, small)
+  return command_line.to_settings(trials.Settings, small)
 
 
 @pytest.mark.parametrize("task", problems.TASKS)
@@ -160,7 +160,7 @@ def test_lines_put_the_best_median_first():
   ],
 )
 def test_bad_settings_are_one_sentence(change, sentence):
-  with pytest.raises(runner.UsageError, match=sentence):
+  with pytest.raises(command_line.UsageError, match=sentence):
     settings(**change)
 
 

@@ -13,7 +13,7 @@ from experiments.continuation.chain import (
   published_psnr,
   transfer,
 )
-from experiments.harness import runner
+from experiments.harness import command_line
 from posterior_jax import NFCConfig, Observation, nfc, operators, priors, run
 from posterior_jax.nfc_sampler import Band, Exact, Mean, Sigma, Snr, Spectrum
 
@@ -103,7 +103,7 @@ def test_what_continuation_is_worth():
   config = configs.get_config()
   config.kernels = ("medium", "long")
   config.levels = (3, 5, 20, 200)
-  settings = runner.to_settings(study.Settings, config)
+  settings = command_line.to_settings(study.Settings, config)
   psnr = {
     (row["hypothesis"], row["kernel"], row["variant"], row["levels"]): row[
       "psnr"

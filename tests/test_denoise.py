@@ -14,7 +14,7 @@ from configs import prior_speed as prior_speed_config
 from experiments import prior_speed
 from experiments.data import photographs
 from experiments.denoise import study
-from experiments.harness import record, runner
+from experiments.harness import command_line, record
 from experiments.peers import denoisers
 from posterior_jax import metrics, priors
 from tests.oracles import quick_jit
@@ -32,7 +32,7 @@ def prior():
 def _settings(**changes):
   debug = config.get_config("debug")
   debug.update(changes)
-  return runner.to_settings(study.Settings, debug)
+  return command_line.to_settings(study.Settings, debug)
 
 
 def test_noise_is_of_the_stated_level_and_repeats():
@@ -124,7 +124,7 @@ def test_speed_is_measured_and_torch_is_left_out_without_a_gpu(
   tmp_path, capsys
 ):
   debug = prior_speed_config.get_config("debug")
-  settings = runner.to_settings(prior_speed.Settings, debug)
+  settings = command_line.to_settings(prior_speed.Settings, debug)
   with record.Run(tmp_path / "run") as run:
     prior_speed.speed(settings, run)
   lines = (run.folder / "prior_speed.jsonl").read_text().splitlines()

@@ -16,7 +16,7 @@ import neumann_jax
 from configs import evaluate_lm as config
 from experiments.data import key_families, text_windows
 from experiments.evaluate_lm import inverse_errors, scores, study
-from experiments.harness import runner, text_model
+from experiments.harness import command_line, runner, text_model
 from neumann_jax import InverseSpec, checkpoint, generation
 from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices
 from tests import oracles
@@ -109,7 +109,7 @@ def test_text_and_its_bytes(tmp_path):
 
 def settings(**changes):
   given = config.get_config("debug").to_dict()
-  return runner.to_settings(study.Settings, given | changes)
+  return command_line.to_settings(study.Settings, given | changes)
 
 
 REFUSALS = {
@@ -137,7 +137,7 @@ REFUSALS = {
 @pytest.mark.parametrize("case", REFUSALS)
 def test_settings_refuse(case):
   changes, words = REFUSALS[case]
-  with pytest.raises(runner.UsageError, match=words) as caught:
+  with pytest.raises(command_line.UsageError, match=words) as caught:
     settings(**changes)
   assert "\n" not in str(caught.value)
 

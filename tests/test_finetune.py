@@ -20,7 +20,8 @@ from configs import finetune as config
 from experiments.data import packed_rows
 from experiments.data.packed_rows import Document
 from experiments.finetune import documents, step, study
-from experiments.harness import record, runner, text_model, training
+from experiments.harness import command_line, record, runner, text_model
+from experiments.harness.training import optimiser
 from neumann_jax import (
   Execution,
   ModelConfig,
@@ -63,7 +64,7 @@ SPARSE = dataclasses.replace(
   shared_expert_intermediate_size=8,
 )
 LINEAR = dataclasses.replace(SMALL, layer_types=("linear_attention",))
-OPTIM = training.OptimSettings(rate=1e-2, warmup=1)
+OPTIM = optimiser.OptimSettings(rate=1e-2, warmup=1)
 
 
 def plan(**changes):
@@ -149,7 +150,7 @@ def test_a_step_moves_the_adapters_alone():
   frozen = {k: x for k, x in params.items() if not step.is_tuned(k, how)}
   assert len(tuned) == 4 and all(x.dtype == jnp.float32 for x in tuned.values())
   assert frozen["embed_tokens.embedding"].dtype == jnp.bfloat16
-  state = training.init(tuned, OPTIM)
+  state = optimiser.init(tuned, OPTIM)
   rows = packed_rows.pack(some_documents(20, 13), 40, packed=True)
   before = jax.tree.map(np.asarray, tuned)
   after, info = step.make(how, state)(state, frozen, rows, jnp.float32(10))
@@ -234,7 +235,7 @@ def test_documents_with_nothing_to_learn_are_counted(tmp_path):
   lines = [{"text": x} for x in ("a" * 65, "", "ab")]
   path.write_text("\n".join(map(json.dumps, lines)))
   given.update_from_flattened_dict({"data": str(path), "length": 64})
-  settings = runner.to_settings(study.Settings, given)
+  settings = command_line.to_settings(study.Settings, given)
   words = study.prepare(settings).words
   assert words.startswith(
     "3 texts and 0 conversations, 2 documents of which have nothing to learn, "
@@ -277,8 +278,8 @@ def test_places_that_are_none(tmp_path):
 def test_refused_settings(changes, words):
   given = config.get_config("debug")
   given.update_from_flattened_dict(changes)
-  with pytest.raises(runner.UsageError, match=words):
-    runner.to_settings(study.Settings, given)
+  with pytest.raises(command_line.UsageError, match=words):
+    command_line.to_settings(study.Settings, given)
 
 
 def test_what_is_missing_is_said_before_anything_is_written(tmp_path, capsys):
@@ -443,7 +444,7 @@ def test_a_run_leaves_what_it_says(tmp_path):
   given.update_from_flattened_dict({"steps": 2, "save_every": 2, "length": 64})
   with record.Run(tmp_path / "first") as run:
     study.finetune(
-      study.prepare(runner.to_settings(study.Settings, given)), run
+      study.prepare(command_line.to_settings(study.Settings, given)), run
     )
   adapter = tmp_path / "first/adapter"
   given.update_from_flattened_dict(
@@ -462,7 +463,7 @@ def test_a_run_leaves_what_it_says(tmp_path):
   standard = jax.numpy_dtype_promotion("standard")
   with record.Run(tmp_path / "second") as run, standard:
     study.finetune(
-      study.prepare(runner.to_settings(study.Settings, given)), run
+      study.prepare(command_line.to_settings(study.Settings, given)), run
     )
   before, after = (
     load_file(tmp_path / name / "adapter/adapter_model.safetensors")

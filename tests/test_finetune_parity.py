@@ -19,7 +19,7 @@ from flax import nnx
 from configs import finetune as config
 from experiments.data import packed_rows
 from experiments.finetune import step, study
-from experiments.harness import record, runner
+from experiments.harness import command_line, record
 from neumann_jax import Execution, RuleOptions, checkpoint, tuning
 from tests import oracles
 
@@ -100,7 +100,7 @@ def settings_of(folder, **changes):
     "save_every": STEPS,
     "length": 160,
   } | changes
-  return runner.to_settings(study.Settings, given)
+  return command_line.to_settings(study.Settings, given)
 
 
 def tuned(settings, path):

@@ -8,7 +8,7 @@ import pytest
 
 from configs import generate as config
 from experiments import generate
-from experiments.harness import runner, text_model
+from experiments.harness import command_line, runner, text_model
 from neumann_jax import Generated, SamplingSpec, checkpoint, generation
 from neumann_jax.generation import text as text_parts
 from tests import oracles
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 def settings(**changes):
   given = config.get_config("debug").to_dict()
-  return runner.to_settings(generate.Settings, given | changes)
+  return command_line.to_settings(generate.Settings, given | changes)
 
 
 def main(folder, *arguments):
@@ -141,7 +141,7 @@ def test_temperature_0_is_greedy():
 @pytest.mark.parametrize("case", REFUSALS)
 def test_settings_are_refused(case):
   changes, pattern = REFUSALS[case]
-  with oracles.refused(runner.UsageError, pattern):
+  with oracles.refused(command_line.UsageError, pattern):
     settings(**changes)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from configs import gradient_study as config
 from experiments.gradient_study import study
-from experiments.harness import runner
+from experiments.harness import command_line, runner
 from tests.oracles import refused
 
 
@@ -24,15 +24,15 @@ from tests.oracles import refused
 def test_refused_settings(changes, message):
   debug = config.get_config("debug")
   debug.update_from_flattened_dict(changes)
-  with refused(runner.UsageError, message):
-    runner.to_settings(study.Settings, debug)
+  with refused(command_line.UsageError, message):
+    command_line.to_settings(study.Settings, debug)
 
 
 @pytest.mark.slow
 def test_debug_run_goes_on_where_it_was(tmp_path):
   """From the command line; a case that has its row is not trained again."""
   name = "gradient_study"
-  argv = [name, f"--config={runner.CONFIGS}/{name}.py:debug"]
+  argv = [name, f"--config={command_line.CONFIGS}/{name}.py:debug"]
   (tmp_path / "run").mkdir()
   argv += [f"--workdir={tmp_path / 'run'}", "--resume"]
 

@@ -13,9 +13,9 @@ from jax.sharding import PartitionSpec as P
 
 import neumann_jax
 from neumann_jax import sharding
-from neumann_jax.layers import grouped_blocks, grouped_tiles
 from neumann_jax.layers.feed_forward import SparseExperts
 from neumann_jax.layers.grouped_product import grouped_product
+from neumann_jax.layers.kernels import grouped_blocks, grouped_tiles
 from tests import oracles
 
 SIZES = [3, 0, 1, 30, 0, 13, 7]

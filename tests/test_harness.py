@@ -6,8 +6,10 @@ import threading
 
 import pytest
 
-from experiments.harness import record, report, tables, threads, timing
+from experiments.harness import record, threads
+from experiments.harness.reporting import report, tables
 from experiments.harness.settings import Checked, setting
+from experiments.harness.speed import timing
 from tests.oracles import refused
 
 ROWS = [

@@ -15,7 +15,9 @@ import pytest
 
 import neumann_jax
 from experiments.data import device_keys, key_families
-from experiments.harness import runner, tables, timing
+from experiments.harness import command_line, runner
+from experiments.harness.reporting import tables
+from experiments.harness.speed import timing
 from experiments.inverse_speed import cases as speed_cases
 from experiments.inverse_speed import (
   inverse_part,
@@ -26,13 +28,13 @@ from experiments.inverse_speed import (
 )
 from experiments.peers import gpu
 
-CONFIG = f"{runner.CONFIGS / 'inverse_speed.py'}"
+CONFIG = f"{command_line.CONFIGS / 'inverse_speed.py'}"
 HARMLESS = "XLA_PYTHON_CLIENT_PREALLOCATE"
 
 
 def _settings(form="", **changes):
   config = importlib.import_module("configs.inverse_speed").get_config(form)
-  return runner.to_settings(study.Settings, config.to_dict() | changes)
+  return command_line.to_settings(study.Settings, config.to_dict() | changes)
 
 
 class Clock:
@@ -114,7 +116,7 @@ def test_a_failing_job_is_told_in_one_line():
   ],
 )
 def test_refusals(changes, sentence):
-  with pytest.raises(runner.UsageError, match=sentence) as error:
+  with pytest.raises(command_line.UsageError, match=sentence) as error:
     _settings(**changes)
   assert "\n" not in str(error.value)
 

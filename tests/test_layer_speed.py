@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.harness import runner, tables, timing
+from experiments.harness import command_line
+from experiments.harness.reporting import tables
+from experiments.harness.speed import timing
 from experiments.layer_speed import cases, parts, report, study
 from experiments.peers import gpu
 
@@ -19,7 +21,7 @@ HARMLESS = "XLA_PYTHON_CLIENT_PREALLOCATE"
 
 def settings(form="debug", **changes):
   config = importlib.import_module("configs.layer_speed").get_config(form)
-  return runner.to_settings(study.Settings, config.to_dict() | changes)
+  return command_line.to_settings(study.Settings, config.to_dict() | changes)
 
 
 def test_the_full_form_is_the_published_layer():
@@ -45,7 +47,7 @@ def test_the_full_form_is_the_published_layer():
   ],
 )
 def test_bad_settings(form, changes, sentence):
-  with pytest.raises(runner.UsageError, match=sentence):
+  with pytest.raises(command_line.UsageError, match=sentence):
     settings(form, **changes)
 
 

@@ -14,9 +14,9 @@ import neumann_jax
 from configs import lm_accuracy as config
 from experiments.data import key_families, text_data
 from experiments.evaluate_lm.scores import Scores
-from experiments.harness import record, runner
+from experiments.harness import command_line, record
 from experiments.harness.progress import silent
-from experiments.harness.tables import frame
+from experiments.harness.reporting.tables import frame
 from experiments.lm_accuracy import (
   capture,
   errors,
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 def settings(**changes):
   given = config.get_config("debug").to_dict() | {"model": "random"}
-  return runner.to_settings(lm_accuracy.Settings, given | changes)
+  return command_line.to_settings(lm_accuracy.Settings, given | changes)
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +280,7 @@ REFUSALS = {
 @pytest.mark.parametrize("case", REFUSALS)
 def test_settings_refuse(case):
   changes, words = REFUSALS[case]
-  with pytest.raises(runner.UsageError, match=words) as caught:
+  with pytest.raises(command_line.UsageError, match=words) as caught:
     settings(**changes)
   assert "\n" not in str(caught.value)
 
@@ -383,7 +383,9 @@ def test_hard_matrices_of_the_shipped_model():
 def test_the_fixture_is_of_the_shipped_model():
   """Of the kinds that no version of the standard library changes."""
   given = config.get_config("").to_dict() | {"answers": 1}
-  study = lm_accuracy.prepare(runner.to_settings(lm_accuracy.Settings, given))
+  study = lm_accuracy.prepare(
+    command_line.to_settings(lm_accuracy.Settings, given)
+  )
   rows = study.text.first(study.settings.captured_rows, lm_accuracy.TEXTS)
   found = capture.joined(
     [capture.hardest(layer) for layer in capture.layers(study.model, rows, 64)]

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.harness import runner, timing
+from experiments.harness import command_line
+from experiments.harness.speed import timing
 from experiments.model_speed import passes, report, shapes, study
 from neumann_jax import Execution
 
@@ -94,12 +95,12 @@ def test_a_decoded_row_counts_its_products_alone(monkeypatch):
 
 
 def test_layers_are_scanned_by_the_depth_of_the_model_itself():
-  config = runner.parse(
+  config = command_line.parse(
     ["model_speed", "--config=configs/model_speed.py"], "model_speed"
   ).config
   with config.unlocked():
     config.models = ("tiny", "Qwen3.5-0.8B")
-  settings = runner.to_settings(study.Settings, config)
+  settings = command_line.to_settings(study.Settings, config)
   assert settings.execution("Qwen3.5-0.8B", "train").scan_layers
   assert not settings.execution("tiny", "train").scan_layers
   assert not settings.execution("Qwen3.5-0.8B", "decode").scan_layers

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from experiments.harness import page
-from experiments.harness.report import Report
+from experiments.harness.reporting import page
+from experiments.harness.reporting.report import Report
 
 TEXT = """# Speed{mark}
 

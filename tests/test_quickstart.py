@@ -14,7 +14,8 @@ from absl import app
 
 from experiments import readme
 from experiments.data import degradations, key_families, photographs, text_data
-from experiments.harness import report, runner
+from experiments.harness import command_line, runner
+from experiments.harness.reporting import report
 from experiments.inverse_accuracy import cases, errors, text_matrices
 from experiments.quickstart import known, restoration, study
 from neumann_jax import InverseSpec, shipped
@@ -25,7 +26,7 @@ from tests import oracles
 def finished(tmp_path_factory):
   """A finished debug run: its folder and what it printed."""
   folder = tmp_path_factory.mktemp("quickstart") / "run"
-  config = pathlib.Path(runner.CONFIGS) / "quickstart.py:debug"
+  config = pathlib.Path(command_line.CONFIGS) / "quickstart.py:debug"
   argv = ["quickstart", f"--config={config}", f"--workdir={folder}"]
   written = []
 

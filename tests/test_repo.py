@@ -149,7 +149,7 @@ GIVEN = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_settles_into_its_dataclass(name, monkeypatch):
-  from experiments.harness import runner
+  from experiments.harness import command_line, runner
   from experiments.peers import gpu
 
   given = []
@@ -160,7 +160,7 @@ def test_config_settles_into_its_dataclass(name, monkeypatch):
   assert called == name
   config = importlib.import_module(f"configs.{name}").get_config()
   config.update(GIVEN.get(name, {}))
-  runner.to_settings(settings, config)
+  command_line.to_settings(settings, config)
 
 
 def commands(text):

@@ -13,14 +13,14 @@ import posterior_jax as pj
 from experiments import tune_samplers
 from experiments.data import degradations, photographs
 from experiments.data.degradations import FROZEN, Degradation
-from experiments.harness import runner, samplers, scores
-from experiments.harness.tables import frame
+from experiments.harness import command_line, runner, samplers, scores
+from experiments.harness.reporting.tables import frame
 from experiments.restoration import report, runs, setup, study, tables
 from posterior_jax.operators import frozen
 from tests import test_perceptual
 from tests.oracles import quick_jit, refused
 
-CONFIG = runner.CONFIGS / "restoration.py:debug"
+CONFIG = command_line.CONFIGS / "restoration.py:debug"
 
 
 def _run(folder, *flags):
@@ -246,8 +246,10 @@ def test_lpips_is_told_where_its_weights_are_given():
 
 
 def test_refusals():
-  debug = runner.parse(["restoration", f"--config={CONFIG}"], "restoration")
-  settings = runner.to_settings(study.Settings, debug.config)
+  debug = command_line.parse(
+    ["restoration", f"--config={CONFIG}"], "restoration"
+  )
+  settings = command_line.to_settings(study.Settings, debug.config)
   for field, value, words in (
     ("parts", ("speed",), "parts must be among methods, ablation, robustness"),
     ("methods", ("nfc",), "methods must be among NFC"),

@@ -11,11 +11,11 @@ import pytest
 import posterior_jax as pj
 from configs import restore as config
 from experiments.data import photographs
-from experiments.harness import prior_files, runner
+from experiments.harness import command_line, prior_files, runner
 from experiments.restore import input, job, kernel_file, report, study
 from tests.oracles import refused
 
-CONFIG = runner.CONFIGS / "restore.py"
+CONFIG = command_line.CONFIGS / "restore.py"
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_steps_give_the_samples_of_run(files):
   found = config.get_config("debug")
   found.update(image=str(files / "odd.png"), task="denoising", samples=1)
   found.noise_std = 0.05
-  prepared = job.prepare(runner.to_settings(job.Settings, found))
+  prepared = job.prepare(command_line.to_settings(job.Settings, found))
   ticks = []
   key = jax.random.key(3)
   image, *spent = study.draw(prepared, prepared.drawn, "sample", ticks.append)(
@@ -222,7 +222,7 @@ def test_cameras_turn_pictures(tmp_path):
 
 
 def test_priors_by_kind_of_file(tmp_path):
-  fixtures = runner.CONFIGS.parent / "tests/fixtures/unets"
+  fixtures = command_line.CONFIGS.parent / "tests/fixtures/unets"
   shipped = pj.priors.photo.SHIPPED
   assert prior_files.load("").config == prior_files.load(str(shipped)).config
   for name in ("adm.pt", "diffusers_new"):
@@ -338,7 +338,7 @@ def test_config_fits_the_settings():
   for form in ("", "debug"):
     found = config.get_config(form)
     found.update(image="a.png", task="denoising")
-    runner.to_settings(job.Settings, found)
+    command_line.to_settings(job.Settings, found)
 
 
 # --- the shipped prior --------------------------------------------------------

@@ -11,13 +11,13 @@ import pytest
 import posterior_jax as pj
 from configs import restore as config
 from experiments.data import photographs
-from experiments.harness import runner
+from experiments.harness import command_line, runner
 from experiments.restore import doubt, drawing, job, kernel_file, report, study
 from experiments.restore.heartbeat import Heartbeat
 from posterior_jax.operators import frozen
 from tests.oracles import refused
 
-CONFIG = runner.CONFIGS / "restore.py"
+CONFIG = command_line.CONFIGS / "restore.py"
 LINE = np.zeros((9, 9))
 LINE[4, 1:] = np.linspace(0.2, 2, 8)  # lopsided: its flip is another
 KERNEL = LINE / LINE.sum()
@@ -43,7 +43,7 @@ def _prepared(folder, **fields):
   found = config.get_config("debug")
   given = {"task": "motion_blur", "kernel": str(folder / "right.npy")}
   found.update(image=str(folder / "y.png"), samples=1, **(given | fields))
-  return job.prepare(runner.to_settings(job.Settings, found))
+  return job.prepare(command_line.to_settings(job.Settings, found))
 
 
 def test_noise_is_estimated_and_said(blurred, capsys):

@@ -10,7 +10,8 @@ from flax import nnx
 
 import neumann_jax
 from neumann_jax import sharding
-from neumann_jax.layers import feed_forward, row_gpu, row_products
+from neumann_jax.layers import feed_forward, row_products
+from neumann_jax.layers.kernels import row_gpu
 from neumann_jax.layers.linear import linear
 from tests import models, oracles
 

@@ -12,7 +12,7 @@ import sys
 import ml_collections
 import pytest
 
-from experiments.harness import progress, record, runner
+from experiments.harness import command_line, progress, record, runner
 from experiments.harness.folders import open_folder
 from experiments.harness.rows import Table
 
@@ -92,14 +92,14 @@ def test_overrides_reach_a_frozen_dataclass(config_file, tmp_path):
 
 
 def test_config_is_locked(config_file):
-  command = runner.parse(["x", f"--config={config_file}"], "quickstart")
+  command = command_line.parse(["x", f"--config={config_file}"], "quickstart")
   with pytest.raises(AttributeError):
     command.config.extra = 1
 
 
 def test_separate_value_and_default_workdir(config_file):
   argv = ["x", "--config", str(config_file), "--config.seed", "9"]
-  command = runner.parse(argv, "quickstart")
+  command = command_line.parse(argv, "quickstart")
   assert command.config.seed == 9
   assert command.workdir == pathlib.Path("runs/quickstart")
 
@@ -154,11 +154,13 @@ def test_unknown_form_and_missing_file(config_file, tmp_path, capsys):
 
 def test_field_the_settings_do_not_have():
   extra = ml_collections.ConfigDict({"seed": 1, "extra": 2})
-  with pytest.raises(runner.UsageError, match="'extra' is unknown to Settings"):
-    runner.to_settings(Settings, extra)
+  with pytest.raises(
+    command_line.UsageError, match="'extra' is unknown to Settings"
+  ):
+    command_line.to_settings(Settings, extra)
   short = ml_collections.ConfigDict({"seed": 1, "part": {}})
-  with pytest.raises(runner.UsageError, match="missing 3 required"):
-    runner.to_settings(Settings, short)
+  with pytest.raises(command_line.UsageError, match="missing 3 required"):
+    command_line.to_settings(Settings, short)
 
 
 def test_unwritable_workdir(config_file, tmp_path, capsys):

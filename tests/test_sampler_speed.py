@@ -11,7 +11,7 @@ import pytest
 import posterior_jax as pj
 from configs import sampler_speed as config
 from experiments import sampler_speed
-from experiments.harness import record, runner
+from experiments.harness import command_line, record
 from experiments.peers import torch_sampler
 from posterior_jax.base import SamplerState
 from tests.oracles import assert_close, refused
@@ -20,7 +20,7 @@ from tests.oracles import assert_close, refused
 def _settings(**changes):
   debug = config.get_config("debug")
   debug.update(changes)
-  return runner.to_settings(sampler_speed.Settings, debug)
+  return command_line.to_settings(sampler_speed.Settings, debug)
 
 
 @pytest.mark.skipif(
@@ -87,12 +87,12 @@ def test_compilations_are_counted():
 
 def test_refusals():
   with refused(
-    runner.UsageError, "size must be at least 64 and divisible by 8"
+    command_line.UsageError, "size must be at least 64 and divisible by 8"
   ):
     _settings(size=60)
   with refused(
-    runner.UsageError, "batch, levels and repeats must be at least 1"
+    command_line.UsageError, "batch, levels and repeats must be at least 1"
   ):
     _settings(levels=0)
-  with refused(runner.UsageError, "noise_std must be positive, got 0"):
+  with refused(command_line.UsageError, "noise_std must be positive, got 0"):
     _settings(noise_std=0.0)

@@ -13,7 +13,8 @@ import pytest
 
 import neumann_jax
 from experiments.data import key_families
-from experiments.harness import runner, timing
+from experiments.harness import command_line
+from experiments.harness.speed import timing
 from experiments.peers import tpu
 from experiments.rule_speed.problems import Shape
 from experiments.tpu_cycles import (
@@ -116,7 +117,7 @@ def test_without_libtpu_one_sentence(monkeypatch, tmp_path, capsys):
   study.main(
     [
       "tpu_cycles",
-      f"--config={runner.CONFIGS / 'tpu_cycles.py'}:debug",
+      f"--config={command_line.CONFIGS / 'tpu_cycles.py'}:debug",
       f"--workdir={tmp_path / 'run'}",
     ]
   )
@@ -131,7 +132,7 @@ def test_debug_form(tmp_path, capsys):
   study.main(
     [
       "tpu_cycles",
-      f"--config={runner.CONFIGS / 'tpu_cycles.py'}:debug",
+      f"--config={command_line.CONFIGS / 'tpu_cycles.py'}:debug",
       "--config.parts=('inverse', 'rule')",
       f"--workdir={tmp_path / 'run'}",
     ]

@@ -16,8 +16,9 @@ from jax.sharding import PartitionSpec as P
 
 from configs import train_lm as config
 from experiments.data import text_data
-from experiments.harness import record, runner, training
-from experiments.harness.checkpoints import Checkpoints
+from experiments.harness import command_line, record
+from experiments.harness.training import optimiser
+from experiments.harness.training.checkpoints import Checkpoints
 from experiments.train_lm import batches, step, study
 from experiments.train_lm.batches import KINDS, BatchSettings
 from neumann_jax import shipped
@@ -39,7 +40,7 @@ FILES = {"ast": 3000, "bisect": 500, "glob": 700, "mailbox": 300}
 def _settings(**changes):
   debug = config.get_config("debug")
   debug.update_from_flattened_dict(SMALL | changes)
-  return runner.to_settings(study.Settings, debug)
+  return command_line.to_settings(study.Settings, debug)
 
 
 @functools.cache
@@ -69,7 +70,7 @@ def _step(params_or_state, folder, *, key=0, total=10.0, **changes):
   """A step; the state is placed as the step leaves it: one compilation."""
   state, plan = params_or_state, _settings(**changes).plan()
   if isinstance(state, dict):
-    state = training.init(state, plan.optim)
+    state = optimiser.init(state, plan.optim)
   everywhere = NamedSharding(plan.mesh, P())
   state, text = jax.device_put((state, _text(folder)), everywhere)
   return STEP(state, text, jax.random.key(key), jnp.float32(total), plan=plan)
@@ -254,7 +255,7 @@ def test_batches_are_a_pure_function_of_key_and_step(folder):
   ],
 )
 def test_refused_settings(changes, message):
-  with refused(runner.UsageError, message):
+  with refused(command_line.UsageError, message):
     _settings(**changes)
 
 
@@ -288,7 +289,7 @@ def _train(settings, path, **options):
 
 
 def _like():
-  return training.init(_fresh(), _settings(**HARD).optim)
+  return optimiser.init(_fresh(), _settings(**HARD).optim)
 
 
 def _same_runs(first, second):

@@ -14,8 +14,9 @@ import pytest
 
 from configs import train_lm as config
 from experiments.data import sequence_tasks
-from experiments.harness import runner, scalars, training
-from experiments.harness.checkpoints import Checkpoints
+from experiments.harness import command_line
+from experiments.harness.training import curves, optimiser
+from experiments.harness.training.checkpoints import Checkpoints
 from experiments.train_lm import step, study
 from neumann_jax import shipped
 
@@ -78,8 +79,10 @@ def whole(tmp_path_factory):
 
 
 def _state(path):
-  settings = runner.to_settings(study.Settings, config.get_config("debug"))
-  like = training.init(
+  settings = command_line.to_settings(
+    study.Settings, config.get_config("debug")
+  )
+  like = optimiser.init(
     step.initial_params(settings.model, settings.execution, seed=1),
     settings.optim,
   )
@@ -174,9 +177,9 @@ def test_debug_run_leaves_everything(whole):
 
 def test_missing_tensorboard_is_said_once(monkeypatch, capsys, tmp_path):
   monkeypatch.setitem(sys.modules, "tensorboard.summary", None)
-  curves = scalars.Scalars(tmp_path)
-  curves.write(1, {"loss": 1.0})
-  curves.close()
+  written = curves.Scalars(tmp_path)
+  written.write(1, {"loss": 1.0})
+  written.close()
   said = capsys.readouterr().err
   assert said.count("\n") == 1 and "neumann-posterior[tensorboard]" in said
   assert not list(tmp_path.iterdir())
@@ -186,10 +189,10 @@ def test_curves_are_events(tmp_path):
   pytest.importorskip("tensorboard")
   from tensorboard.backend.event_processing import event_accumulator
 
-  curves = scalars.Scalars(tmp_path)
+  written = curves.Scalars(tmp_path)
   for number, loss in ((10, 2.5), (20, 1.25)):
-    curves.write(number, {"loss": loss, "text": 2 * loss})
-  curves.close()
+    written.write(number, {"loss": loss, "text": 2 * loss})
+  written.close()
   events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
   events.Reload()
   for name, factor in (("loss", 1), ("text", 2)):

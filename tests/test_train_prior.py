@@ -16,15 +16,15 @@ from jax.sharding import PartitionSpec as P
 
 from configs import train_prior as config
 from experiments.data import photographs
-from experiments.harness import pace, record, runner, writing
-from experiments.harness import training as harness
-from experiments.harness.checkpoints import Checkpoints, Saved
+from experiments.harness import command_line, record, runner, writing
+from experiments.harness.training import optimiser, pace
+from experiments.harness.training.checkpoints import Checkpoints, Saved
 from experiments.train_prior import study, training
 from experiments.train_prior.batches import BatchSettings, Pool
 from posterior_jax import priors
 from tests.oracles import quick_jit, refused
 
-OPTIM = harness.OptimSettings(warmup=0, average=0.9995, b2=0.99)
+OPTIM = optimiser.OptimSettings(warmup=0, average=0.9995, b2=0.99)
 NETWORK = priors.UNetConfig(widths=(8, 16), blocks=(1, 1), embedding=16)
 # What the step's tests claim does not depend on how many scales there are.
 SMALL = priors.UNetConfig(widths=(8,), blocks=(1,), embedding=16)
@@ -38,7 +38,7 @@ QUICK_STEP = quick_jit(
 def _settings(folder, **changes):
   debug = config.get_config("debug")
   debug.update({"photographs": str(folder), **changes})
-  return runner.to_settings(study.Settings, debug)
+  return command_line.to_settings(study.Settings, debug)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def _params(key, network):
 
 
 def _start(network=SMALL):
-  return harness.init(_params(jax.random.key(0), network), OPTIM)
+  return optimiser.init(_params(jax.random.key(0), network), OPTIM)
 
 
 def test_first_loss_is_that_of_the_linear_estimate():
@@ -100,7 +100,7 @@ def test_gradient_that_is_not_finite_changes_nothing():
   params["enter.bias"] = params["enter.bias"].at[0].set(jnp.nan)
   params["leave.kernel"] = params["leave.kernel"] + 1.0
   before = jax.tree.map(np.asarray, params)
-  state, info = _step(harness.init(params, OPTIM))
+  state, info = _step(optimiser.init(params, OPTIM))
   assert not np.isfinite(info.gradient) and int(state.step) == 1
   for name, value in before.items():
     np.testing.assert_array_equal(state.params[name], value)
@@ -183,7 +183,7 @@ def test_resumed_run_is_bit_identical(tmp_path, folder):
     (path / "photo_prior.safetensors").read_bytes() for path in (whole, rest)
   )
   assert first == last
-  like = harness.init(
+  like = optimiser.init(
     priors.initial_params(settings.network, jax.random.key(1)), settings.optim
   )
   states = [Checkpoints(path).restore(like).state for path in (whole, rest)]
@@ -194,7 +194,10 @@ def test_resumed_run_is_bit_identical(tmp_path, folder):
 @pytest.mark.slow
 def test_debug_run_leaves_everything(tmp_path):
   """From the command line, on the installed photographs."""
-  argv = ["train_prior", f"--config={runner.CONFIGS}/train_prior.py:debug"]
+  argv = [
+    "train_prior",
+    f"--config={command_line.CONFIGS}/train_prior.py:debug",
+  ]
   runner.main(
     "train_prior",
     study.Settings,

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from experiments.harness import record, training
-from experiments.harness.checkpoints import Checkpoints
-from experiments.harness.training import LoopSettings, OptimSettings
+from experiments.harness import record
+from experiments.harness.training import loop, optimiser
+from experiments.harness.training.checkpoints import Checkpoints
+from experiments.harness.training.loop import LoopSettings
+from experiments.harness.training.optimiser import OptimSettings
 from tests.oracles import refused
 
-MOVED = jax.jit(training.moved, static_argnames=("optim", "decays"))
+MOVED = jax.jit(optimiser.moved, static_argnames=("optim", "decays"))
 OPTIM = OptimSettings(warmup=2, decay=0.1, average=0.9)
 MESH = Mesh(np.array(jax.devices()[:1]), ("data",))
 
@@ -30,11 +32,11 @@ def _step(state, total):
     return jnp.sum((params["x"] - jax.random.normal(key, (3,))) ** 2)
 
   value, gradient = jax.value_and_grad(loss)(state.params)
-  return training.moved(state, value, gradient, total, OPTIM)
+  return optimiser.moved(state, value, gradient, total, OPTIM)
 
 
 def _fresh():
-  return training.init({"x": jnp.array([1.0, -2.0, 0.5])}, OPTIM)
+  return optimiser.init({"x": jnp.array([1.0, -2.0, 0.5])}, OPTIM)
 
 
 def _train(path, *, steps=7, stop_at=None, resume=False):
@@ -46,10 +48,10 @@ def _train(path, *, steps=7, stop_at=None, resume=False):
       os.kill(os.getpid(), signal.SIGTERM)
     return _step(state, total)
 
-  loop = training.Loop("test", settings, lambda _, info: info._asdict(), id)
+  about = loop.Loop("test", settings, lambda _, info: info._asdict(), id)
   with record.Run(path, resume=resume) as run:
-    saved = training.start(_fresh(), settings, MESH, run.folder)
-    return training.train(saved, step, loop, run)
+    saved = loop.start(_fresh(), settings, MESH, run.folder)
+    return loop.train(saved, step, about, run)
 
 
 def test_a_stopped_run_ends_with_the_bits_of_an_unbroken_one(tmp_path):
@@ -76,10 +78,10 @@ def test_a_run_killed_beyond_its_checkpoint_repeats_no_line(tmp_path):
   with (tmp_path / "training.jsonl").open("a") as file:
     file.write('{"step": 8, "of": 9, "se')
   settings = LoopSettings(0.0, 9, save_every=99, report_every=1)
-  loop = training.Loop("test", settings, lambda _, info: info._asdict(), id)
+  about = loop.Loop("test", settings, lambda _, info: info._asdict(), id)
   with record.Run(tmp_path, resume=True) as run:
-    saved = training.start(_fresh(), settings, MESH, None)
-    training.train(saved, lambda s, _, total: _step(s, total), loop, run)
+    saved = loop.start(_fresh(), settings, MESH, None)
+    loop.train(saved, lambda s, _, total: _step(s, total), about, run)
   steps = [
     json.loads(line)["step"] for line in (tmp_path / "training.jsonl").open()
   ]
@@ -105,7 +107,7 @@ def test_update_is_adamw_of_the_clipped_gradient_and_its_average():
   names["bias"] = names["a.kernel"]
   gradient = {name: jnp.full(2, 3.0) for name in names}  # of norm 6
   state, info = MOVED(
-    training.init(names, optim),
+    optimiser.init(names, optim),
     jnp.float32(0),
     gradient,
     jnp.float32(np.inf),

@@ -28,10 +28,11 @@ from experiments.calibration.trials import (
   Trial,
   trials,
 )
-from experiments.harness import record, samplers, timing
-from experiments.harness import report as reports
-from experiments.harness.compiled import Compiled
+from experiments.harness import record, samplers
 from experiments.harness.progress import Progress
+from experiments.harness.reporting import report as reports
+from experiments.harness.speed import timing
+from experiments.harness.speed.compiled import Compiled
 from experiments.harness.threads import in_threads
 
 Row = dict[str, Any]

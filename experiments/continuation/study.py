@@ -23,7 +23,7 @@ import numpy as np
 from experiments.continuation import chain
 from experiments.continuation.chain import Law, Problem
 from experiments.harness import record
-from experiments.harness import report as reports
+from experiments.harness.reporting import report as reports
 from experiments.harness.settings import Checked, setting
 from posterior_jax import NFCConfig, operators, priors
 from posterior_jax.operators import frozen

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from experiments.harness import record
-from experiments.harness.pictures import panel
-from experiments.harness.report import Report
+from experiments.harness.reporting.pictures import panel
+from experiments.harness.reporting.report import Report
 from experiments.peers.denoisers import NOISY
 
 CASE = ["photograph", "pixels", "sigma"]

@@ -17,8 +17,8 @@ import numpy as np
 from experiments.data import photographs
 from experiments.denoise import report
 from experiments.harness import prior_files, record
-from experiments.harness import report as reports
 from experiments.harness.progress import Progress, Tick
+from experiments.harness.reporting import report as reports
 from experiments.harness.settings import Checked, setting
 from experiments.peers import denoisers
 from experiments.peers.denoisers import NOISY

@@ -11,8 +11,9 @@ from experiments.data.text_windows import Text, Windows
 from experiments.evaluate_lm import plot
 from experiments.evaluate_lm.settings import Case, Settings
 from experiments.evaluate_lm.sweep import KEYS
-from experiments.harness import page, record, tables
-from experiments.harness.report import Report
+from experiments.harness import record
+from experiments.harness.reporting import page, tables
+from experiments.harness.reporting.report import Report
 from experiments.harness.text_model import weights_words
 from neumann_jax.chunk_inverse.xla import count_products
 

@@ -19,7 +19,7 @@ from experiments.evaluate_lm.settings import Settings
 from experiments.evaluate_lm.sweep import KEYS, Sweep
 from experiments.harness import record, text_model, writing
 from experiments.harness.progress import Progress
-from experiments.harness.report import shown
+from experiments.harness.reporting.report import shown
 from neumann_jax import (
   Execution,
   InverseSpec,

@@ -20,8 +20,9 @@ from flax import nnx
 from experiments.data.text_windows import Windows
 from experiments.evaluate_lm import inverse_errors, scores
 from experiments.evaluate_lm.settings import Case, Settings
-from experiments.harness import hosts, record, text_model, timing
+from experiments.harness import hosts, record, text_model
 from experiments.harness.progress import Tick
+from experiments.harness.speed import timing
 from neumann_jax import LanguageModel
 
 KEYS = ("weights", "chunk_size", "spec")  # what the rows of a case begin with

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from experiments.harness.settings import Checked, setting
-from experiments.harness.training import LoopSettings, OptimSettings
+from experiments.harness.training.loop import LoopSettings
+from experiments.harness.training.optimiser import OptimSettings
 from neumann_jax import Execution, sharding
 from neumann_jax.tuning import LoraSpec
 

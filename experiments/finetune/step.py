@@ -14,8 +14,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.data.packed_rows import Rows
-from experiments.harness import training
-from experiments.harness.training import OptimSettings, Params, TrainState
+from experiments.harness.training import optimiser
+from experiments.harness.training.optimiser import (
+  OptimSettings,
+  Params,
+  TrainState,
+)
 from neumann_jax import Execution, LanguageModel, ModelConfig, sharding, tuning
 from neumann_jax.checkpoint import params as param_place
 
@@ -44,7 +48,7 @@ class Batch(NamedTuple):
 
 
 class StepLosses(NamedTuple):
-  """What a step says of itself: `training.StepInfo`, and its parts; scalars."""
+  """What a step says: `optimiser.StepInfo`, and its parts; scalars."""
 
   loss: jax.Array  # what is descended: the next, and the weighted balance
   gradient: jax.Array  # norm before clipping
@@ -135,7 +139,7 @@ def make(plan: Plan, state: TrainState) -> Step:
     (value, parts), gradient = jax.value_and_grad(loss, has_aux=True)(
       state.params
     )
-    state, info = training.moved(
+    state, info = optimiser.moved(
       state, value, gradient, total, plan.optim, decays=_decays
     )
     return state, StepLosses(*info, *parts)

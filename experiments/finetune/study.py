@@ -28,11 +28,11 @@ from experiments.harness import (
   hosts,
   record,
   text_model,
-  training,
   writing,
 )
-from experiments.harness.report import shown
-from experiments.harness.training import Params, TrainState
+from experiments.harness.reporting.report import shown
+from experiments.harness.training import loop, optimiser
+from experiments.harness.training.optimiser import Params, TrainState
 from neumann_jax import (
   LanguageModel,
   checkpoint,
@@ -143,10 +143,10 @@ def finetune(task: Task, run: record.Run) -> None:
     rows = step.placed(task.rows.take(places), mesh)
     return advance(state, frozen, rows, total)
 
-  state = training.train(
-    training.start(state, settings, where, run.folder),
+  state = loop.train(
+    loop.start(state, settings, where, run.folder),
     next_state,
-    training.Loop("finetune", settings, row=_row, save=lambda state: None),
+    loop.Loop("finetune", settings, row=_row, save=lambda state: None),
     run,
   )
   tuned = state.params | frozen
@@ -190,12 +190,12 @@ def _plan(
 
 
 def _initial(
-  params: Params, optim: training.OptimSettings, mesh: Mesh
+  params: Params, optim: optimiser.OptimSettings, mesh: Mesh
 ) -> TrainState:
   """The state before the first step; moments lie where their parameters do."""
 
   def rest(params: Params) -> TrainState:
-    return training.init(params, optim)._replace(params={})
+    return optimiser.init(params, optim)._replace(params={})
 
   def place(path: tuple, shape: jax.ShapeDtypeStruct) -> Sharding:
     del shape

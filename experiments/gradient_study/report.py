@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.harness import page, record
-from experiments.harness.report import shown
+from experiments.harness import record
+from experiments.harness.reporting import page
+from experiments.harness.reporting.report import shown
 
 
 def write(

@@ -20,10 +20,11 @@ from jax.sharding import Mesh
 
 from experiments.data import text_data
 from experiments.gradient_study import report
-from experiments.harness import record, training
+from experiments.harness import record
 from experiments.harness.progress import Progress
 from experiments.harness.settings import Checked, setting
-from experiments.harness.training import OptimSettings, TrainState
+from experiments.harness.training import optimiser
+from experiments.harness.training.optimiser import OptimSettings, TrainState
 from experiments.train_lm import step
 from experiments.train_lm.batches import BatchSettings
 from experiments.train_lm.step import Plan
@@ -113,7 +114,7 @@ def train(settings: Settings, name: str, text: jax.Array) -> np.ndarray:
   """Losses of a case in nats, [seeds, steps]; NaN where one was not finite."""
   plan = settings.plan(name)
   starts = [
-    training.init(
+    optimiser.init(
       step.initial_params(settings.model, plan.execution, seed), settings.optim
     )
     for seed in range(settings.seeds)

@@ -31,17 +31,11 @@ _kept: list[Any] = []  # handlers that C may call
 
 
 class Hosts(NamedTuple):
-  """How a process finds the others of its run.
+  """How a process finds the others of its run."""
 
-  Attributes:
-    address: "HOST:PORT" of process 0; AUTO; "" for a process alone.
-    processes: how many, where an address is given.
-    process: which of them this is.
-  """
-
-  address: str = ""
-  processes: int = 1
-  process: int = 0
+  address: str = ""  # "HOST:PORT" of process 0; AUTO; "" for a process alone
+  processes: int = 1  # how many, where an address is given
+  process: int = 0  # which of them this is
 
 
 class FirstFailed(RuntimeError):

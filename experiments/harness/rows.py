@@ -8,7 +8,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.harness import tables, writing
+from experiments.harness import writing
+from experiments.harness.reporting import tables
 
 
 class Table:

@@ -20,29 +20,18 @@ _KEY = "range"
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-  """What a field's value, or every element of a tuple, may be.
+  """What a field's value, or every element of a tuple, may be."""
 
-  Attributes:
-    at_least: least value.
-    above: what it must exceed.
-    at_most: greatest value.
-    below: what it must stay under.
-    multiple_of: what divides it.
-    among: the values themselves.
-    some: whether a tuple must not be empty.
-    distinct: whether its elements must differ.
-    words: "NAME must ...", in place of the sentence made of the above; what
-      was got is appended.
-  """
-
-  at_least: float | None = None
-  above: float | None = None
-  at_most: float | None = None
-  below: float | None = None
-  multiple_of: int | None = None
-  among: Collection[Any] | None = None
-  some: bool = False
-  distinct: bool = False
+  at_least: float | None = None  # least value
+  above: float | None = None  # what it must exceed
+  at_most: float | None = None  # greatest value
+  below: float | None = None  # what it must stay under
+  multiple_of: int | None = None  # what divides it
+  among: Collection[Any] | None = None  # the values themselves
+  some: bool = False  # whether a tuple must not be empty
+  distinct: bool = False  # whether its elements must differ
+  # "NAME must ...", in place of the sentence made of the above; what was got is
+  # appended
   words: str = ""
 
   def holds(self, value: Any) -> bool:

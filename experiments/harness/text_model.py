@@ -19,15 +19,10 @@ AS_TRAINED = "none"
 
 
 class Source(NamedTuple):
-  """Where a model comes from.
+  """Where a model comes from."""
 
-  Attributes:
-    folder: of the checkpoint, None for random weights.
-    config: the architecture.
-  """
-
-  folder: pathlib.Path | None
-  config: ModelConfig
+  folder: pathlib.Path | None  # of the checkpoint, None for random weights
+  config: ModelConfig  # the architecture
 
 
 def find(name: str) -> Source:

@@ -7,10 +7,12 @@ and on the matrices of the byte model that ships, against float64, with the
 certificate beside it. The last line printed names the report.
 """
 
-from experiments.harness import record, tables
+from experiments.harness import record
 from experiments.harness.progress import Progress
-from experiments.harness.report import Report, shown
-from experiments.inverse_accuracy import cases, errors, pages, text_matrices
+from experiments.harness.reporting import tables
+from experiments.harness.reporting.report import Report, shown
+from experiments.inverse_accuracy import cases, errors, text_matrices
+from experiments.inverse_accuracy.accuracy_tables import MILD, add_tables, worst
 from experiments.inverse_accuracy.errors import ErrorRow, InverseSettings
 
 Settings = InverseSettings
@@ -23,7 +25,7 @@ def inverse_accuracy(settings: InverseSettings, run: record.Run) -> None:
   with Progress(units(settings), label="inverse_accuracy") as tick:
     add(settings, run, report, tick)
   families = run.frame("families")
-  print(tables.aligned(pages.worst(families[families.beta == pages.MILD])))
+  print(tables.aligned(worst(families[families.beta == MILD])))
   print(f"report: {shown(report.write(run.folder / 'report.html'))}")
 
 
@@ -47,7 +49,7 @@ def add(
   for row in _paper_rows(settings, rows, tick):
     run.write("paper_settings", row)
   report.section("The chunk inverse of Gated DeltaNet")
-  pages.add(report, run, tables.frame(rows), difficulty, settings)
+  add_tables(report, run, tables.frame(rows), difficulty, settings)
 
 
 def _paper_rows(
@@ -64,7 +66,7 @@ def _paper_rows(
         row._replace(method=known[row.method])
         for row in rows
         if row.method in known and row.format in formats
-        if row.beta == pages.MILD and row.family != text_matrices.FAMILY
+        if row.beta == MILD and row.family != text_matrices.FAMILY
       ]
       continue
     groups = errors.family_groups(settings, chunk_size=size, betas=[(0.6, 1.0)])

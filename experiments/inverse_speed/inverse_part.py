@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data import key_families
-from experiments.harness import timing
 from experiments.harness.progress import Tick
-from experiments.harness.timing import Job
+from experiments.harness.speed import timing
+from experiments.harness.speed.timing import Job
 from experiments.inverse_speed.cases import Case, compiled
 from experiments.peers import gpu
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data import device_keys
-from experiments.harness import timing
 from experiments.harness.progress import Tick
+from experiments.harness.speed import timing
 from experiments.inverse_speed.cases import Case, compiled
 from experiments.inverse_speed.inverse_part import nonfinite
 

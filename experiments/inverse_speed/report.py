@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.harness import page, tables, timing
-from experiments.harness.report import Report
-from experiments.harness.timing import DIGITS, HEADINGS, machine
+from experiments.harness.reporting import page, tables
+from experiments.harness.reporting.report import Report
+from experiments.harness.speed import timing
+from experiments.harness.speed.timing import DIGITS, HEADINGS, machine
 from experiments.inverse_speed.inverse_part import (
   BETAS,
   COPY,

@@ -11,11 +11,12 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from experiments.harness import record, runner, timing
+from experiments.harness import record, runner
 from experiments.harness.progress import Progress
-from experiments.harness.report import shown
+from experiments.harness.reporting.report import shown
 from experiments.harness.settings import setting
-from experiments.harness.speed_settings import SpeedSettings
+from experiments.harness.speed import timing
+from experiments.harness.speed.settings import SpeedSettings
 from experiments.inverse_speed import (
   cases,
   inverse_part,

@@ -10,9 +10,9 @@ import numpy as np
 
 import neumann_jax
 from experiments.data import device_keys, key_families
-from experiments.harness import timing
 from experiments.harness.progress import Tick
-from experiments.harness.timing import Job, Timing
+from experiments.harness.speed import timing
+from experiments.harness.speed.timing import Job, Timing
 from experiments.inverse_speed.cases import Case
 from experiments.inverse_speed.inverse_part import COPY
 from experiments.peers import gpu

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import neumann_jax
-from experiments.harness import timing
+from experiments.harness.speed import timing
 from experiments.inverse_speed import cases, wy_part
 from neumann_jax import Execution, InverseSpec, ModelConfig, RuleOptions
 

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.harness import threads, timing
+from experiments.harness import threads
 from experiments.harness.progress import Tick
-from experiments.harness.timing import Job, Timing
+from experiments.harness.speed import timing
+from experiments.harness.speed.timing import Job, Timing
 from experiments.layer_speed import cases as layer_cases
 from experiments.layer_speed.cases import Inputs, LayerCase
 from experiments.peers import gpu, transformers_block

@@ -6,9 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.harness import page, tables, timing
-from experiments.harness.report import Report
-from experiments.harness.timing import DIGITS, HEADINGS, machine
+from experiments.harness.reporting import page, tables
+from experiments.harness.reporting.report import Report
+from experiments.harness.speed import timing
+from experiments.harness.speed.timing import DIGITS, HEADINGS, machine
 from experiments.layer_speed.parts import BLOCK, INVERSE, PARTS, RULE
 
 FAILS = 0.1  # a relative error above this is shown as a failure

@@ -11,11 +11,12 @@ without a GPU one sentence says so.
 import dataclasses
 from collections.abc import Sequence
 
-from experiments.harness import record, runner, timing
+from experiments.harness import record, runner
 from experiments.harness.progress import Progress
-from experiments.harness.report import shown
+from experiments.harness.reporting.report import shown
 from experiments.harness.settings import setting
-from experiments.harness.speed_settings import SpeedSettings
+from experiments.harness.speed import timing
+from experiments.harness.speed.settings import SpeedSettings
 from experiments.layer_speed import cases as layer_cases
 from experiments.layer_speed import parts, report
 from experiments.peers import gpu

@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.harness import page, record
+from experiments.harness import record
+from experiments.harness.reporting import page
 from experiments.lm_accuracy import paper, plans, plot
 from experiments.lm_accuracy.settings import Settings
 from experiments.lm_accuracy.token_rows import GROUPS, NATURAL

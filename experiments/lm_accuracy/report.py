@@ -11,8 +11,9 @@ import pandas as pd
 from experiments.data import sequence_tasks
 from experiments.evaluate_lm import plot as divergence_plot
 from experiments.evaluate_lm.settings import EXACT
-from experiments.harness import page, record, tables
-from experiments.harness.report import Cell, Report
+from experiments.harness import record
+from experiments.harness.reporting import page, tables
+from experiments.harness.reporting.report import Cell, Report
 from experiments.harness.text_model import weights_words
 from experiments.lm_accuracy import matrix_report, paper, plans, promises
 from experiments.lm_accuracy.promises import MOST_BITS, Promise

@@ -19,7 +19,7 @@ import numpy as np
 from experiments.data import text_data
 from experiments.harness import record, text_model
 from experiments.harness.progress import Progress, Tick
-from experiments.harness.report import shown
+from experiments.harness.reporting.report import shown
 from experiments.lm_accuracy import (
   capture,
   errors,

@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import pandas as pd
 
-from experiments.harness import record, runner, timing
-from experiments.harness.report import shown
+from experiments.harness import record, runner
+from experiments.harness.reporting.report import shown
 from experiments.harness.settings import Checked, setting
+from experiments.harness.speed import timing
 from experiments.mesh_speed import probe, profile, report
 from experiments.mesh_speed.probe import ONE
 from neumann_jax import Execution, InverseSpec, ModelConfig, RuleOptions

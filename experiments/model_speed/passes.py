@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments.harness import timing
+from experiments.harness.speed import timing
 from experiments.model_speed import shapes
 from neumann_jax import (
   Execution,

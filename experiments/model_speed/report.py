@@ -4,8 +4,10 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.harness import record, tables, timing
-from experiments.harness.report import Report
+from experiments.harness import record
+from experiments.harness.reporting import tables
+from experiments.harness.reporting.report import Report
+from experiments.harness.speed import timing
 from experiments.model_speed import shapes
 from experiments.model_speed.passes import Measured
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from experiments.harness import record, runner, timing
-from experiments.harness.report import shown
+from experiments.harness import record, runner
+from experiments.harness.reporting.report import shown
 from experiments.harness.settings import Checked, setting
+from experiments.harness.speed import timing
 from experiments.model_speed import passes, report, shapes
 from neumann_jax import Execution, InverseSpec, RuleOptions
 from neumann_jax.execution import REMAT

@@ -23,42 +23,28 @@ PUBLISHED = "published centre and width"
 
 @dataclasses.dataclass(frozen=True)
 class KnownSettings(Checked):
-  """What is sampled.
+  """What is sampled."""
 
-  Attributes:
-    seed: of images, noise and samplers.
-    images: how many are drawn of the prior and measured.
-    size: their side.
-    noise_std: of the measurement, pixels in [-1, 1].
-    num_samples: of either sampler, for every image.
-    levels: of their noise.
-  """
-
-  seed: int = 0
+  seed: int = 0  # of images, noise and samplers
   # More than one: calibrated() widens where a measurement is a rare surprise.
+  # how many are drawn of the prior and measured
   images: int = setting(8, at_least=1)
-  size: int = setting(32, at_least=16)
+  size: int = setting(32, at_least=16)  # their side
+  # of the measurement, pixels in [-1, 1]
   noise_std: float = setting(0.05, above=0)
+  # of either sampler, for every image
   num_samples: int = setting(32, at_least=3)
-  levels: int = setting(20, at_least=1)
+  levels: int = setting(20, at_least=1)  # of their noise
 
 
 class BandRow(NamedTuple):
-  """Variance of samples over the exact one in a radial band of frequency.
+  """Variance of samples over the exact one in a radial band of frequency."""
 
-  Attributes:
-    method: CALIBRATED or PUBLISHED.
-    upper: largest radius in the band, cycles per pixel.
-    coefficients: in it, of each channel.
-    ratio: 1 for exact samples.
-    error: its Monte Carlo standard error.
-  """
-
-  method: str
-  upper: float
-  coefficients: int
-  ratio: float
-  error: float
+  method: str  # CALIBRATED or PUBLISHED
+  upper: float  # largest radius in the band, cycles per pixel
+  coefficients: int  # in it, of each channel
+  ratio: float  # 1 for exact samples
+  error: float  # its Monte Carlo standard error
 
 
 def study(settings: KnownSettings) -> list[BandRow]:

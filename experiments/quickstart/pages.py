@@ -6,9 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.harness import page, prior_files
-from experiments.harness import pictures as side_by_side
-from experiments.harness.report import Report
+from experiments.harness import prior_files
+from experiments.harness.reporting import page
+from experiments.harness.reporting import pictures as side_by_side
+from experiments.harness.reporting.report import Report
 from experiments.quickstart.known import KnownSettings
 from experiments.quickstart.restoration import (
   DEGRADED,

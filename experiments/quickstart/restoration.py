@@ -41,34 +41,27 @@ Restore = Callable[[Denoiser, Observation], Drawn]
 
 @dataclasses.dataclass(frozen=True)
 class RestorationSettings(Checked):
-  """What is restored and how long it may take.
+  """What is restored and how long it may take."""
 
-  Attributes:
-    seed: of the noise and of the samplers.
-    prior: a file of `prior_files.load`, "" for the shipped photo prior, or
-      "gaussian" for one with the spectrum of other photographs.
-    photograph: which, none of those that priors learn from.
-    size: its side.
-    noise_std: of the measurement, pixels in [-1, 1].
-    calls: of the network for one restored picture.
-    baselines: one for each of `degradations.OPERATORS`, DPIR or a tuned one of
-      `samplers.METHODS`.
-    num_samples: calibrated samples.
-    levels: of theirs, a call each.
-    workers: programs compiled at a time, each on about one core.
-  """
-
-  seed: int = 0
+  seed: int = 0  # of the noise and of the samplers
+  # a file of `prior_files.load`, "" for the shipped photo prior, or "gaussian"
+  # for one with the spectrum of other photographs
   prior: str = prior_files.SHIPPED
+  # which, none of those that priors learn from
   photograph: str = setting("astronaut", among=photographs.FILES)
-  size: int = setting(128, at_least=64, at_most=256, multiple_of=8)
+  size: int = setting(128, at_least=64, at_most=256, multiple_of=8)  # its side
+  # of the measurement, pixels in [-1, 1]
   noise_std: float = setting(0.05, above=0)
+  # of the network for one restored picture
   calls: int = setting(10, at_least=2)
+  # one for each of `degradations.OPERATORS`, DPIR or a tuned one of
+  # `samplers.METHODS`
   baselines: tuple[str, ...] = setting(
     BEST_BASELINES, among=(DPIR, *samplers.METHODS)
   )
-  num_samples: int = setting(3, at_least=2)
-  levels: int = setting(10, at_least=1)
+  num_samples: int = setting(3, at_least=2)  # calibrated samples
+  levels: int = setting(10, at_least=1)  # of theirs, a call each
+  # programs compiled at a time, each on about one core
   workers: int = setting(2, at_least=1)
 
   def __post_init__(self) -> None:
@@ -86,46 +79,28 @@ class RestorationSettings(Checked):
 
 
 class Restored(NamedTuple):
-  """One answer to one measurement.
+  """One answer to one measurement."""
 
-  Attributes:
-    operator: how the photograph was degraded.
-    photograph: which.
-    method: DEGRADED for the measurement itself, or whose answer it is.
-    calls: of the network, for this answer.
-    products: with the network's Jacobian (VJPs), likewise.
-    psnr: in dB.
-    ssim: likewise good where large.
-    residual: |y - A x|^2 / (m noise_std^2); near 1 for the truth.
-    spread: standard deviation of a pixel over the samples, root mean square;
-      None for what is no sample.
-    seconds: of the run, compiled; of all samples together.
-  """
-
-  operator: str
-  photograph: str
-  method: str
-  calls: int
-  products: int
-  psnr: float
-  ssim: float
-  residual: float
+  operator: str  # how the photograph was degraded
+  photograph: str  # which
+  method: str  # DEGRADED for the measurement itself, or whose answer it is
+  calls: int  # of the network, for this answer
+  products: int  # with the network's Jacobian (VJPs), likewise
+  psnr: float  # in dB
+  ssim: float  # likewise good where large
+  residual: float  # |y - A x|^2 / (m noise_std^2); near 1 for the truth
+  # standard deviation of a pixel over the samples, root mean square; None for
+  # what is no sample
   spread: float | None
-  seconds: float
+  seconds: float  # of the run, compiled; of all samples together
 
 
 class Answers(NamedTuple):
-  """What came of one measurement.
+  """What came of one measurement."""
 
-  Attributes:
-    photograph: the truth, [H, W, 3] in [-1, 1].
-    images: by method, likewise.
-    spread: standard deviation of a pixel over the samples, [H, W].
-  """
-
-  photograph: np.ndarray
-  images: Mapping[str, np.ndarray]
-  spread: np.ndarray
+  photograph: np.ndarray  # the truth, [H, W, 3] in [-1, 1]
+  images: Mapping[str, np.ndarray]  # by method, likewise
+  spread: np.ndarray  # standard deviation of a pixel over the samples, [H, W]
 
 
 def study(

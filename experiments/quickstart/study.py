@@ -11,8 +11,8 @@ import dataclasses
 
 from experiments.data import degradations
 from experiments.harness import record, writing
-from experiments.harness import report as reports
 from experiments.harness.progress import Progress
+from experiments.harness.reporting import report as reports
 from experiments.inverse_accuracy import study as inverse_accuracy
 from experiments.inverse_accuracy.errors import InverseSettings
 from experiments.quickstart import known, pages, restoration
@@ -24,17 +24,11 @@ TITLE = "neumann-posterior: quickstart"
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """Settings of the quickstart.
+  """Settings of the quickstart."""
 
-  Attributes:
-    inverse: of the chunk inverse's errors.
-    restoration: of the photograph.
-    known: of the samples under a known prior.
-  """
-
-  inverse: InverseSettings
-  restoration: RestorationSettings
-  known: KnownSettings
+  inverse: InverseSettings  # of the chunk inverse's errors
+  restoration: RestorationSettings  # of the photograph
+  known: KnownSettings  # of the samples under a known prior
 
 
 def quickstart(settings: Settings, run: record.Run) -> None:

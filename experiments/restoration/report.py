@@ -9,8 +9,8 @@ import pandas as pd
 from experiments.data import degradations, photographs
 from experiments.data.degradations import FROZEN, Degradation
 from experiments.harness import record
-from experiments.harness.pictures import panel
-from experiments.harness.report import Report
+from experiments.harness.reporting.pictures import panel
+from experiments.harness.reporting.report import Report
 from experiments.harness.samplers import CALIBRATED, PUBLISHED, TUNED
 from experiments.restoration import tables
 from experiments.restoration.runs import ABLATION, METHODS, ROBUSTNESS

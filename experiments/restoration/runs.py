@@ -20,8 +20,9 @@ import scipy.ndimage
 
 from experiments.data import degradations
 from experiments.data.degradations import Degradation
-from experiments.harness import samplers, scores, timing
-from experiments.harness.compiled import Compiled
+from experiments.harness import samplers, scores
+from experiments.harness.speed import timing
+from experiments.harness.speed.compiled import Compiled
 from experiments.harness.threads import in_threads
 from experiments.restoration.setup import Setup
 from posterior_jax import Observation, operators

@@ -18,28 +18,21 @@ from posterior_jax.operators import frozen
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SetupSettings(Checked):
-  """Settings that studies share.
+  """Settings that studies share."""
 
-  Attributes:
-    seed: of noise and samplers.
-    photographs: names in `photographs.SHA256`.
-    folder: more pictures, "" for none.
-    size: side of all of them; 256 is that of the frozen masks.
-    noise_std: of the measurements, pixels in [-1, 1].
-    prior: a file of `prior_files.load`, "" for the shipped photo prior, or
-      "gaussian" for one with the spectrum of other photographs.
-    dtype: of a network's arithmetic, float32 or bfloat16.
-    lpips: a file of `metrics.load_lpips`, "" to do without that distance.
-  """
-
-  seed: int
+  seed: int  # of noise and samplers
+  # names in `photographs.SHA256`
   photographs: tuple[str, ...] = setting(among=photographs.SHA256)
-  folder: str
+  folder: str  # more pictures, "" for none
+  # side of all of them; 256 is that of the frozen masks
   size: int = setting(at_least=64, at_most=1024, multiple_of=8)
+  # of the measurements, pixels in [-1, 1]
   noise_std: float = setting(above=0, below=float("inf"))
+  # a file of `prior_files.load`, "" for the shipped photo prior, or "gaussian"
+  # for one with the spectrum of other photographs
   prior: str
-  dtype: str
-  lpips: str
+  dtype: str  # of a network's arithmetic, float32 or bfloat16
+  lpips: str  # a file of `metrics.load_lpips`, "" to do without that distance
 
   def __post_init__(self) -> None:
     super().__post_init__()

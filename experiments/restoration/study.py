@@ -18,9 +18,10 @@ import numpy as np
 
 from experiments.data import photographs
 from experiments.data.degradations import Degradation
-from experiments.harness import pictures, record, samplers, writing
-from experiments.harness import report as reports
+from experiments.harness import record, samplers, writing
 from experiments.harness.progress import Progress
+from experiments.harness.reporting import pictures
+from experiments.harness.reporting import report as reports
 from experiments.harness.samplers import CALIBRATED, PUBLISHED, TUNED
 from experiments.harness.settings import Checked, setting
 from experiments.restoration import report, runs
@@ -62,33 +63,26 @@ TAUS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
-  """Settings of the benchmark.
+  """Settings of the benchmark."""
 
-  Attributes:
-    setup: photographs, prior and noise.
-    parts: what to do, in this order.
-    methods: keys of `samplers.METHODS`, () for all.
-    settings: of the methods, () for all they have.
-    tasks: names of `degradations.FROZEN`, () for all.
-    evaluations: denoiser calls of tuned settings, each a budget of its own.
-    samples: drawn of every observation in the methods' part.
-    ablation_tasks: as `tasks`.
-    robust_methods: keys of `samplers.METHODS`.
-    robust_evaluations: denoiser calls of theirs.
-    workers: programs compiled at a time.
-  """
-
-  setup: SetupSettings
+  setup: SetupSettings  # photographs, prior and noise
+  # what to do, in this order
   parts: tuple[str, ...] = setting(among=(METHODS, ABLATION, ROBUSTNESS))
+  # keys of `samplers.METHODS`, () for all
   methods: tuple[str, ...] = setting(among=samplers.METHODS)
+  # of the methods, () for all they have
   settings: tuple[str, ...] = setting(among=SETTINGS)
-  tasks: tuple[str, ...]
+  tasks: tuple[str, ...]  # names of `degradations.FROZEN`, () for all
+  # denoiser calls of tuned settings, each a budget of its own
   evaluations: tuple[int, ...] = setting(at_least=1, some=True, words=BUDGETS)
+  # drawn of every observation in the methods' part
   samples: int = setting(at_least=2)
-  ablation_tasks: tuple[str, ...]
+  ablation_tasks: tuple[str, ...]  # as `tasks`
+  # keys of `samplers.METHODS`
   robust_methods: tuple[str, ...] = setting(among=samplers.METHODS)
+  # denoiser calls of theirs
   robust_evaluations: int = setting(at_least=1, words=BUDGETS)
-  workers: int = setting(at_least=1)
+  workers: int = setting(at_least=1)  # programs compiled at a time
 
   def __post_init__(self) -> None:
     super().__post_init__()

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from experiments.data import degradations
-from experiments.harness import pictures, record
-from experiments.harness.report import Report
+from experiments.harness import record
+from experiments.harness.reporting import pictures
+from experiments.harness.reporting.report import Report
 from experiments.restore.input import Given
 from posterior_jax import Operator
 

@@ -21,8 +21,8 @@ import numpy as np
 
 from experiments.data import degradations
 from experiments.harness import prior_files, record, scores, writing
-from experiments.harness import report as reports
 from experiments.harness.progress import Progress
+from experiments.harness.reporting import report as reports
 from experiments.restore import doubt, picture_file, report
 from experiments.restore.drawing import Drawn, Pace, draw
 from experiments.restore.input import Given

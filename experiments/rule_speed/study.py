@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.harness import record, runner, timing
+from experiments.harness import record, runner
 from experiments.harness.settings import setting
-from experiments.harness.speed_settings import SpeedSettings
+from experiments.harness.speed import timing
+from experiments.harness.speed.settings import SpeedSettings
 from experiments.peers import gpu
 from experiments.rule_speed import contenders, problems, sweep
 from experiments.rule_speed.contenders import FORWARD, GRADIENTS, Contender

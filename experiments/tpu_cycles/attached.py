@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import pandas as pd
 
-from experiments.harness import timing
+from experiments.harness.speed import timing
 from experiments.rule_speed import problems
 from experiments.rule_speed.problems import Shape
 from experiments.tpu_cycles import rules, schedule

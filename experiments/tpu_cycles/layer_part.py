@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.harness import tables
-from experiments.harness.report import Report
+from experiments.harness.reporting import tables
+from experiments.harness.reporting.report import Report
 from experiments.rule_speed.problems import Shape
 from experiments.tpu_cycles import layers, rules, schedule
 from experiments.tpu_cycles.kernels import TOKAMAX

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.harness import tables
-from experiments.harness.report import Report
+from experiments.harness.reporting import tables
+from experiments.harness.reporting.report import Report
 from experiments.tpu_cycles import rules, schedule
 
 ERROR_TOKENS = 192  # three chunks: a state enters, is changed and leaves

@@ -15,9 +15,10 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.harness import record, runner, tables
+from experiments.harness import record, runner
 from experiments.harness.progress import Progress
-from experiments.harness.report import Report, short, shown
+from experiments.harness.reporting import tables
+from experiments.harness.reporting.report import Report, short, shown
 from experiments.harness.settings import Checked, setting
 from experiments.inverse_accuracy.errors import InverseSettings
 from experiments.rule_speed.problems import Shape

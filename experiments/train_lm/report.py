@@ -5,8 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.harness import page, record
-from experiments.harness.report import shown
+from experiments.harness import record
+from experiments.harness.reporting import page
+from experiments.harness.reporting.report import shown
 from experiments.train_lm.batches import KINDS
 
 

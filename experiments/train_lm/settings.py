@@ -8,7 +8,8 @@ from jax.sharding import Mesh
 
 from experiments.data import text_data
 from experiments.harness.settings import setting
-from experiments.harness.training import LoopSettings, OptimSettings
+from experiments.harness.training.loop import LoopSettings
+from experiments.harness.training.optimiser import OptimSettings
 from experiments.train_lm.batches import BatchSettings
 from experiments.train_lm.step import Plan
 from neumann_jax import Execution, ModelConfig

@@ -17,8 +17,12 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.harness import training
-from experiments.harness.training import OptimSettings, Params, TrainState
+from experiments.harness.training import optimiser
+from experiments.harness.training.optimiser import (
+  OptimSettings,
+  Params,
+  TrainState,
+)
 from experiments.train_lm import batches
 from experiments.train_lm.batches import KINDS, Batch, BatchSettings
 from neumann_jax import Execution, LanguageModel, ModelConfig
@@ -40,7 +44,7 @@ class Plan(NamedTuple):
 
 
 class StepBits(NamedTuple):
-  """What a step says of itself: `training.StepInfo`, and bits by kind."""
+  """What a step says of itself: `optimiser.StepInfo`, and bits by kind."""
 
   loss: jax.Array  # mean over all wanted tokens, in nats
   gradient: jax.Array  # norm before clipping
@@ -103,7 +107,7 @@ def step(
     return jnp.sum(sums) / jnp.sum(batch.wanted, dtype=jnp.float32), sums
 
   (mean, sums), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-  state, info = training.moved(
+  state, info = optimiser.moved(
     state, mean, gradient, total, plan.optim, decays=_decays
   )
   return state, StepBits(*info, _bits(sums, batch.wanted, plan.batch))

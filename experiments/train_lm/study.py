@@ -20,8 +20,9 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.data import text_data
 from experiments.data.text_data import Document
-from experiments.harness import hosts, record, training, writing
-from experiments.harness.training import TrainState
+from experiments.harness import hosts, record, writing
+from experiments.harness.training import loop, optimiser
+from experiments.harness.training.optimiser import TrainState
 from experiments.train_lm import evaluation, report, step
 from experiments.train_lm.batches import KINDS
 from experiments.train_lm.settings import Settings
@@ -61,7 +62,7 @@ def train(task: Task, run: record.Run) -> None:
   settings = task.settings
   plan, seed = settings.plan(), settings.seed
   params = step.initial_params(settings.model, settings.execution, seed)
-  state = training.init(params, settings.optim)
+  state = optimiser.init(params, settings.optim)
   everywhere = NamedSharding(plan.mesh, P())
   text = hosts.place(text_data.stream(task.training), everywhere)
   key = jax.random.fold_in(jax.random.key(seed), 2)
@@ -74,10 +75,10 @@ def train(task: Task, run: record.Run) -> None:
     del number  # the state knows
     return step.step(state, text, key, total, plan=plan)
 
-  state = training.train(
-    training.start(state, settings, plan.mesh, run.folder),
+  state = loop.train(
+    loop.start(state, settings, plan.mesh, run.folder),
     advance,
-    training.Loop(
+    loop.Loop(
       "train_lm",
       settings,
       row=lambda number, info: _row(settings, number, info),

@@ -23,23 +23,19 @@ SHARES = "leaf_share and noise_uniform must lie in [0, 1]"
 
 @dataclasses.dataclass(frozen=True)
 class BatchSettings(Checked):
-  """What a batch holds.
+  """What a batch holds."""
 
-  Attributes:
-    leaf_share: share of the crops that show dead leaves.
-    jitter: strength of the changes of colour; 0 none, 1 as in training.
-    noise_median: of the log-normal part of the noise levels.
-    noise_spread: standard deviation of its logarithm.
-    noise_uniform: share of levels drawn evenly in log sigma instead.
-    noise_range: lowest and highest level.
-  """
-
+  # share of the crops that show dead leaves
   leaf_share: float = setting(0.15, at_least=0, at_most=1, words=SHARES)
+  # strength of the changes of colour; 0 none, 1 as in training
   jitter: float = 1.0
+  # of the log-normal part of the noise levels
   noise_median: float = setting(0.25, above=0)
+  # standard deviation of its logarithm
   noise_spread: float = setting(1.1, at_least=0)
+  # share of levels drawn evenly in log sigma instead
   noise_uniform: float = setting(0.25, at_least=0, at_most=1, words=SHARES)
-  noise_range: tuple[float, float] = (0.01, 80.0)
+  noise_range: tuple[float, float] = (0.01, 80.0)  # lowest and highest level
 
   def __post_init__(self) -> None:
     super().__post_init__()

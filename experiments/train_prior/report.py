@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.harness import record, writing
-from experiments.harness import report as reports
+from experiments.harness.reporting import report as reports
 from experiments.train_prior import batches, figures
 from experiments.train_prior.batches import BatchSettings, Pool
 from posterior_jax.priors import UNetPrior

@@ -23,11 +23,10 @@ from experiments.data import dead_leaves, photo_tiles
 from experiments.data.dead_leaves import LeafSettings
 from experiments.data.photo_tiles import Photograph
 from experiments.harness import record, writing
-from experiments.harness import training as harness
 from experiments.harness.settings import setting
-from experiments.harness.training import (
-  Loop,
-  LoopSettings,
+from experiments.harness.training import loop, optimiser
+from experiments.harness.training.loop import Loop, LoopSettings
+from experiments.harness.training.optimiser import (
   OptimSettings,
   StepInfo,
   TrainState,
@@ -42,35 +41,20 @@ NAME = "photo_prior"  # of the weights and their manifest
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(LoopSettings):
-  """Settings of the training, besides those of its loop.
+  """Settings of the training, besides those of its loop."""
 
-  Attributes:
-    seed: of everything that is drawn.
-    photographs: a folder of pictures, or "" for the few installed ones.
-    sizes: sides of the crops, one a step, in turn.
-    pixels: of a batch.
-    dtype: of the network's arithmetic.
-    leaf_images: how many dead leaves are drawn.
-    samples: draws of each size at the end.
-    sample_steps: of their ODE.
-    network: shape of the network.
-    optim: how the parameters move.
-    batch: what is in a batch.
-    leaves: the dead leaves' model.
-  """
-
-  seed: int
-  photographs: str
-  sizes: tuple[int, ...]
-  pixels: int
-  dtype: str
-  leaf_images: int = setting(at_least=1)
-  samples: int
-  sample_steps: int
-  network: UNetConfig
-  optim: OptimSettings
-  batch: BatchSettings
-  leaves: LeafSettings
+  seed: int  # of everything that is drawn
+  photographs: str  # a folder of pictures, or "" for the few installed ones
+  sizes: tuple[int, ...]  # sides of the crops, one a step, in turn
+  pixels: int  # of a batch
+  dtype: str  # of the network's arithmetic
+  leaf_images: int = setting(at_least=1)  # how many dead leaves are drawn
+  samples: int  # draws of each size at the end
+  sample_steps: int  # of their ODE
+  network: UNetConfig  # shape of the network
+  optim: OptimSettings  # how the parameters move
+  batch: BatchSettings  # what is in a batch
+  leaves: LeafSettings  # the dead leaves' model
 
   def __post_init__(self) -> None:
     super().__post_init__()
@@ -144,9 +128,9 @@ def train(task: Task, run: record.Run) -> None:
     found = {name: float(value) for name, value in info._asdict().items()}
     return {"size": settings.size(number - 1), **found}
 
-  state = harness.train(
-    harness.start(
-      harness.init(params, settings.optim),
+  state = loop.train(
+    loop.start(
+      optimiser.init(params, settings.optim),
       settings,
       mesh,
       run.folder,

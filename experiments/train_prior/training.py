@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.harness import training
-from experiments.harness.training import (
+from experiments.harness.training import optimiser
+from experiments.harness.training.optimiser import (
   OptimSettings,
   Params,
   StepInfo,
@@ -77,4 +77,4 @@ def step(
     return jnp.mean(edm.loss_weight(sigma, config.sigma_data) * error)
 
   value, gradient = jax.value_and_grad(loss)(state.params)
-  return training.moved(state, value, gradient, total, optim)
+  return optimiser.moved(state, value, gradient, total, optim)

@@ -111,4 +111,8 @@ def _of_heads(heads, scale, state, segment_ids, how):
   return out, final.reshape(state.shape)
 
 
-_ON_TPU = tpu_rule.operation(lambda how, *rest: _of_heads(*rest, how=how))
+_ON_TPU = tpu_rule.operation(
+  lambda how, heads, scale, state, segment_ids: _of_heads(
+    heads, scale, state, segment_ids, how
+  )
+)

@@ -14,10 +14,11 @@ from flax import nnx
 from jax import lax
 
 from neumann_jax.execution import Execution
-from neumann_jax.layers import attention_kernels, call_attention, row_products
-from neumann_jax.layers.attention_kernels import Attend
+from neumann_jax.layers import call_attention, row_products
 from neumann_jax.layers.cache import KeyValueCache
 from neumann_jax.layers.causal_attention import causal_attention
+from neumann_jax.layers.kernels import library_attention
+from neumann_jax.layers.kernels.library_attention import Attend
 from neumann_jax.layers.linear import linear
 from neumann_jax.layers.mixer import Axes
 from neumann_jax.layers.norms import RMSNorm
@@ -99,7 +100,7 @@ class GatedAttention(nnx.Module):
       config, shape = self.config, jax.ShapeDtypeStruct
       heads = config.num_attention_heads, config.num_key_value_heads
       q, k = (shape((1, 2, n, config.head_dim), self.dtype) for n in heads)
-      attention_kernels.check(self.attention, q, k)
+      library_attention.check(self.attention, q, k)
 
   def init_cache(self, batch: int, capacity: int) -> KeyValueCache:
     """An empty cache for `capacity` tokens a row."""
@@ -149,7 +150,7 @@ class GatedAttention(nnx.Module):
       else:
         out = call_attention.by_what_is_known(
           *(within, after, (q, k, v), positions),
-          documents=attention_kernels.takes_documents(self.attention, q, k),
+          documents=library_attention.takes_documents(self.attention, q, k),
         )
     elif within is not None:
       ids = call_attention.documents_of(positions) if documents else None
@@ -180,7 +181,7 @@ class GatedAttention(nnx.Module):
     around = lambda attend: attend  # noqa: E731
     if packed:
       around = functools.partial(functools.partial, call_attention.isolated)
-    return attention_kernels.choose(
+    return library_attention.choose(
       *(self.attention, q, k, self.sequence_axis, self.mesh_axes, elsewhere),
       documents=documents,
       around=around,

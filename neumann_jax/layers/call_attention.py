@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from neumann_jax.delta_rule.inputs import segment_starts
-from neumann_jax.layers import attention_kernels
-from neumann_jax.layers.attention_kernels import Attend
 from neumann_jax.layers.causal_attention import (
   causal_attention,
   cleaned,
   without,
 )
+from neumann_jax.layers.kernels import library_attention
+from neumann_jax.layers.kernels.library_attention import Attend
 from neumann_jax.layers.positions import PADDING, Positions
 
 
@@ -28,7 +28,7 @@ def isolated(
   v: jax.Array,
   documents: jax.Array | None,
 ) -> jax.Array:
-  """A library's attention, of which one document may hold NaN."""
+  """A library's attention that keeps NaN of one document from the others."""
   (q, k, v), bad_q, spoilt = cleaned(q, k, v)
   out = attend(q, k, v, documents)
   # A token sees all keys since its document began: how many of them are bad
@@ -45,7 +45,7 @@ def isolated(
 def documents_of(positions: Positions) -> jax.Array:
   """[B, T] int32, equal for the tokens of a call that see each other."""
   padding = positions.slot == PADDING
-  return jnp.where(padding, attention_kernels.NONE, positions.first)
+  return jnp.where(padding, library_attention.NONE, positions.first)
 
 
 def _first(documents: jax.Array) -> jax.Array:

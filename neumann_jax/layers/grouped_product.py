@@ -3,8 +3,9 @@
   y_i = x_i W_g(i),  rows sorted by group g,
 
 which `jax.lax.ragged_dot` computes through all E matrices wherever XLA has no
-kernel for it (CPU and GPU). Here a TPU takes the kernels of megablox, see
-`grouped_tiles`, and other platforms dense blocks of rows, see `grouped_blocks`.
+kernel for it (CPU and GPU). Here a TPU takes the kernels of megablox
+(`kernels.grouped_tiles`), other platforms dense blocks of rows
+(`kernels.grouped_blocks`).
 
 The product and the sum of outer products that its derivative needs are bilinear
 primitives, each the derivative of the other: derivatives of any order, forward
@@ -23,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from neumann_jax.delta_rule.layout import varying_as
-from neumann_jax.layers import grouped_blocks, grouped_tiles
+from neumann_jax.layers.kernels import grouped_blocks, grouped_tiles
 
 
 def grouped_product(

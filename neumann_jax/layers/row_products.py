@@ -1,7 +1,7 @@
 """The products of a block with its weights, several of one input at once.
 
 A step of decoding one row is bound by how fast weights are read. On a GPU one
-kernel reads all that an input meets, see `row_gpu.py`.
+kernel reads all that an input meets, see `kernels/row_gpu.py`.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from jax import lax
 
 from neumann_jax import backends
 from neumann_jax.delta_rule import layout, on_mesh
-from neumann_jax.layers import row_gpu
+from neumann_jax.layers.kernels import row_gpu
 
 
 def project(

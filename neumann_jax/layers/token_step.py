@@ -2,7 +2,7 @@
 
 What lies between the projections is small and in many parts: with them in XLA,
 a step of decoding is bound by launches. On a GPU they are one kernel, see
-`token_gpu.py`; what follows is what it computes.
+`kernels/token_gpu.py`; what follows is what it computes.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from neumann_jax import backends
 from neumann_jax.delta_rule import layout, on_mesh
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.recurrent import gated_delta_step
-from neumann_jax.layers import token_gpu
 from neumann_jax.layers.cache import Cache
 from neumann_jax.layers.gates import Gates, log_decay
+from neumann_jax.layers.kernels import token_gpu
 from neumann_jax.layers.norms import gated_rms_norm, unit_norm
 from neumann_jax.layers.short_conv import short_conv
 

@@ -17,7 +17,8 @@ from typing import Any
 import jax
 import pandas as pd
 
-from experiments.harness import page, record, report
+from experiments.harness import record
+from experiments.harness.reporting import page, report
 from tests.faults import server
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -17,19 +17,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.harness import checkpoints, record, runner, training, writing
-from experiments.harness.checkpoints import Checkpoints, Saved
+from experiments.harness import record, runner, writing
+from experiments.harness.training import checkpoints, loop, optimiser
+from experiments.harness.training.checkpoints import Checkpoints, Saved
 from tests.faults.test_writing import Layer, results, write_all
 from tests.oracles import refused
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-OPTIM = training.OptimSettings(average=0.9)
+OPTIM = optimiser.OptimSettings(average=0.9)
 
 
 def _state(step, seed=0):
   params = {"x": jnp.asarray(np.random.default_rng(seed).normal(size=200))}
   params = {name: x.astype(jnp.float32) for name, x in params.items()}
-  return training.init(params, OPTIM)._replace(step=jnp.int32(step))
+  return optimiser.init(params, OPTIM)._replace(step=jnp.int32(step))
 
 
 def _saved(folder, steps=(2, 4)):
@@ -73,11 +74,11 @@ def test_cut_checkpoints_are_found(tmp_path, size):
 
 
 def test_a_run_falls_back_to_the_step_before_and_says_so(tmp_path, capsys):
-  mesh = training.Mesh(np.array(training.jax.devices()[:1]), ("data",))
-  settings = training.LoopSettings(0.0, 9, save_every=2, report_every=1)
+  mesh = loop.Mesh(np.array(loop.jax.devices()[:1]), ("data",))
+  settings = loop.LoopSettings(0.0, 9, save_every=2, report_every=1)
 
   def start():
-    return int(training.start(_state(0), settings, mesh, tmp_path).state.step)
+    return int(loop.start(_state(0), settings, mesh, tmp_path).state.step)
 
   older, newer = _saved(tmp_path)
   assert start() == 4 and capsys.readouterr().err == ""

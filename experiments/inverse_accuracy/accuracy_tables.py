@@ -1,4 +1,4 @@
-"""The report's tables and figure on the chunk inverse; words in `pages.md`."""
+"""Accuracy tables of README and of the report (words: `accuracy_tables.md`)."""
 
 import itertools
 import pathlib
@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 import neumann_jax
-from experiments.harness import page, record
-from experiments.harness.report import Report
+from experiments.harness import record
+from experiments.harness.reporting import page
+from experiments.harness.reporting.report import Report
 from experiments.inverse_accuracy.cases import ENVELOPE_FORMATS, FORMATS, PAPER
 from experiments.inverse_accuracy.errors import InverseSettings
 from experiments.inverse_accuracy.text_matrices import Difficulty
@@ -26,7 +27,7 @@ PAPER_NAMES = {
 }
 
 
-def add(
+def add_tables(
   report: Report,
   run: record.Run,  # with the tables of the study
   every: pd.DataFrame,  # all rows but the paper's other chunk sizes

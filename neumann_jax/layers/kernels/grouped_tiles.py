@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm, tgmm
 from jax.typing import DTypeLike
 
-from neumann_jax.layers import grouped_blocks, library_kernels
+from neumann_jax.layers.kernels import grouped_blocks, library
 
 # Tiles of a matrix: 512 x 512 in float32 are 1 MiB, and two of them with those
 # of x and y fit the 16 MiB that a kernel may take of VMEM on any TPU.
@@ -46,7 +46,7 @@ def product(
       interpret=interpret,
     )
 
-  return library_kernels.call(kernel, x, kernels, sizes)[:length]
+  return library.call(kernel, x, kernels, sizes)[:length]
 
 
 def outer(
@@ -71,7 +71,7 @@ def outer(
       interpret=interpret,
     )
 
-  return library_kernels.call(kernel, x, y, sizes)
+  return library.call(kernel, x, y, sizes)
 
 
 def _has_kernel(*arrays: jax.Array, dtype: DTypeLike) -> bool:

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from experiments.harness.report import Report
+from experiments.harness.reporting.report import Report
 
 Part = Callable[[Report], None]  # adds something to a report
 _HOLE = re.compile(

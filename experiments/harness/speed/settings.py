@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from experiments.harness import timing
 from experiments.harness.settings import Checked, setting
+from experiments.harness.speed import timing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

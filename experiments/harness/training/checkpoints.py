@@ -13,7 +13,8 @@ import numpy as np
 import safetensors.numpy
 from jax.experimental import multihost_utils
 
-from experiments.harness import hosts, shared_checkpoints, writing
+from experiments.harness import hosts, writing
+from experiments.harness.training import shared_checkpoints
 
 KEPT = 2  # the newest, and the one that takes its place if it is damaged
 _SHARED = ".orbax"  # of folders that many processes wrote
@@ -21,15 +22,10 @@ _NAME = re.compile(r"(\d{8,})(-[0-9a-f]{64}\.safetensors|\.orbax)")
 
 
 class Saved(NamedTuple):
-  """What a checkpoint holds.
+  """What a checkpoint holds."""
 
-  Attributes:
-    state: of the training, a NamedTuple of trees with a scalar `step`.
-    total: steps of the whole run, infinite where not yet known.
-  """
-
-  state: Any
-  total: float
+  state: Any  # of the training, a NamedTuple of trees with a scalar `step`
+  total: float  # steps of the whole run, infinite where not yet known
 
 
 class Damaged(ValueError):

@@ -50,37 +50,23 @@ LONGEST_S = 1.0
 
 
 class Job(NamedTuple):
-  """One thing to time and to evaluate.
+  """One thing to time and to evaluate."""
 
-  Attributes:
-    name: what rows call it.
-    implementation: where it runs.
-    run: returns its Timing and the columns that evaluate its output.
-    reason: why it cannot run here, or None.
-  """
-
-  name: str
-  implementation: str
+  name: str  # what rows call it
+  implementation: str  # where it runs
+  # returns its Timing and the columns that evaluate its output
   run: Callable[[], tuple["Timing", dict[str, Any]]]
-  reason: str | None = None
+  reason: str | None = None  # why it cannot run here, or None
 
 
 class Timing(NamedTuple):
-  """Milliseconds a call, over several measurements.
+  """Milliseconds a call, over several measurements."""
 
-  Attributes:
-    median_ms: of the measurements.
-    lowest_ms: the fastest.
-    highest_ms: the slowest.
-    calls: back-to-back calls in a measurement.
-    first_s: seconds of the very first call, which compiles.
-  """
-
-  median_ms: float
-  lowest_ms: float
-  highest_ms: float
-  calls: int
-  first_s: float
+  median_ms: float  # of the measurements
+  lowest_ms: float  # the fastest
+  highest_ms: float  # the slowest
+  calls: int  # back-to-back calls in a measurement
+  first_s: float  # seconds of the very first call, which compiles
 
 
 def measure(

@@ -14,82 +14,26 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from experiments.harness import hosts, tables, writing
-from experiments.harness.tables import Digits, short
+from experiments.harness import hosts, writing
+from experiments.harness.reporting import tables
+from experiments.harness.reporting.tables import Digits, short
 
 # Inches beyond which a figure is not shrunk to a phone.
 WIDE = 7
 
 __all__ = ["Cell", "Report", "render", "short", "shown"]
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c1e21; --paper: #fdfdfc;
-  --soft: #62666d; --line: #d9dbde; --bad: #b3261e; --band: #f3f4f2; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e5e7; --paper: #16181b;
-  --soft: #9ca1a9; --line: #3a3e44; --bad: #ff8a80; --band: #1f2226; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.25rem 5rem; max-width: 62rem;
-  background: var(--paper); color: var(--ink);
-  font: 1rem/1.6 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .5rem; }
-h2 { font-size: 1.4rem; margin: 3.2rem 0 .6rem; padding-top: 1rem;
-  border-top: 1px solid var(--line); }
-h3 { font-size: 1.1rem; margin: 2.2rem 0 .4rem; }
-p { max-width: 46rem; margin: .6rem 0; }
-code { font: .9em ui-monospace, "DejaVu Sans Mono", monospace; }
-figure { margin: 1.4rem 0; }
-figcaption, .measured { color: var(--soft); font-size: .9rem;
-  max-width: 46rem; }
-figure img { max-width: 100%; height: auto; background: #fff;
-  border-radius: 4px; }
-.scroll { overflow-x: auto; max-width: 100%; }
-table { border-collapse: collapse; font-size: .92rem;
-  font-variant-numeric: tabular-nums; margin: .4rem 0; }
-caption { text-align: left; font-weight: 600; padding: .3rem 0; }
-th, td { padding: .28rem .8rem; text-align: left; white-space: nowrap; }
-th { border-bottom: 1.5px solid var(--ink); vertical-align: bottom;
-  white-space: normal; max-width: 9rem; line-height: 1.3; }
-td { border-bottom: 1px solid var(--line); }
-td.number, th.number { text-align: right; }
-td.text { white-space: normal; max-width: 22rem; }
-td.text:first-child { white-space: nowrap; }
-tbody tr { background: var(--paper); }
-tbody tr:nth-child(even) { background: var(--band); }
-/* Rows are named by their first entry: it stays while the others scroll. */
-th:first-child, td:first-child { position: sticky; left: 0;
-  background: inherit; }
-th:first-child { background: var(--paper); }
-td.bad { color: var(--bad); font-weight: 600; }
-td.best { font-weight: 700; }
-nav a { margin-right: 1.2rem; }
-a { color: inherit; }
-details { border-top: 1px solid var(--line); padding: .5rem 0; }
-summary { cursor: pointer; font-weight: 600; }
-/* A phone moves wide pictures rather than shrink them beyond reading. */
-@media (max-width: 44rem) {
-  figure img.wide { max-width: none; width: 44rem; }
-  caption { position: sticky; left: 0; width: calc(100vw - 2.5rem); }
-  th.text:first-child, td.text:first-child { white-space: normal;
-    min-width: 7.5rem; max-width: 9rem; }
-  th, td { padding: .28rem .5rem; }
-}
-"""
+STYLE = pathlib.Path(__file__).with_suffix(".css").read_text("utf-8")
 
 
 class Cell(NamedTuple):
-  """One entry of a table that wants more than its value.
+  """One entry of a table that wants more than its value."""
 
-  Attributes:
-    value: what is shown; numbers are shortened, keeping `data-value` whole.
-    digits: decimals after the point; None: two significant digits.
-    bad: shown as a failure.
-    best: shown as the best of its column.
-  """
-
-  value: Any
+  value: Any  # what is shown; numbers are shortened, keeping `data-value` whole
+  # decimals after the point; None: two significant digits
   digits: int | None = None
-  bad: bool = False
-  best: bool = False
+  bad: bool = False  # shown as a failure
+  best: bool = False  # shown as the best of its column
 
 
 class Report:

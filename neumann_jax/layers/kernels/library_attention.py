@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 from neumann_jax import backends, target
 from neumann_jax import sequence_axis as tokens
 from neumann_jax.delta_rule import on_mesh
-from neumann_jax.layers import library_kernels
+from neumann_jax.layers.kernels import library
 
 # (q [B, T, H, D], k and v [B, T, Hkv, D], documents [B, T] int32 or None).
 Attend = Callable[..., jax.Array]
@@ -263,7 +263,7 @@ def _by_splash(q, k, v, documents=None):
     ids = jnp.zeros(q.shape[:2], jnp.int32) if documents is None else documents
     q, k, v, documents = _padded(pad, q, k, v, ids)
   q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # [B, heads, T, D]
-  out = library_kernels.differentiable(_splash)(q, k, v, documents)
+  out = library.differentiable(_splash)(q, k, v, documents)
   return jnp.swapaxes(out, 1, 2)[:, :length]
 
 

@@ -1,0 +1,1 @@
+"""Reports: pages in Markdown made HTML, tables and pictures."""

@@ -1,0 +1,1 @@
+"""Timing: what the studies of speed share."""

@@ -1,0 +1,1 @@
+"""Kernels of the layers: ours in Pallas, and those that come with jax."""
