@@ -49,15 +49,14 @@ MIXTURE: dict[str, tuple[str, Any, int]] = {
 }
 
 
-def write(run: record.Run, settings: Settings) -> pathlib.Path:
-  """Writes `report.html` from the tables and returns its path."""
-  report = page.begin(
+def write(run: record.Run, settings: Settings) -> None:
+  """Writes `report.html` from the tables, prints its path."""
+  page.begin(
     pathlib.Path(__file__).with_suffix(".md"),
     origin=run.origin(),
     gaussian=[*_gaussian(run, settings)] or None,
     mixture=[*_mixture(run, settings)] or None,
-  )
-  return report.write(run.folder / "report.html")
+  ).leave(run.folder)
 
 
 def _gaussian(run: record.Run, settings: Settings) -> Iterator[page.Part]:

@@ -30,7 +30,6 @@ from experiments.calibration.trials import (
 )
 from experiments.harness import record, samplers
 from experiments.harness.progress import Progress
-from experiments.harness.reporting import report as reports
 from experiments.harness.speed import timing
 from experiments.harness.speed.compiled import Compiled
 from experiments.harness.threads import in_threads
@@ -55,8 +54,7 @@ def calibrate(settings: Settings, run: record.Run) -> None:
     for trial, rows in in_threads(one, wanted, settings.workers):
       for row in rows:
         run.write_once(trial.table, row, (*trial.about(), "number"))
-  path = report.write(run, settings)
-  print(f"report: {reports.shown(path)}")
+  report.write(run, settings)
 
 
 def measure(

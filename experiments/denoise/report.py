@@ -1,6 +1,5 @@
 """The report of the denoising comparison."""
 
-import pathlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -21,8 +20,8 @@ def write(
   # images by photograph, size and sigma
   answers: Mapping[tuple[str, int, float], Images],
   about: str,  # what was measured
-) -> pathlib.Path:
-  """Writes `report.html` from the run's table and pictures; its path."""
+) -> None:
+  """Writes `report.html` from the run's table and pictures, prints its path."""
   rows = run.frame("denoise").rename(columns={"size": "pixels"})
   report = Report(
     "Denoising photographs",
@@ -57,7 +56,7 @@ def write(
         f"{name}, {side} pixels, sigma {sigma:g} of 255.",
         photographic=True,
       )
-  return report.write(run.folder / "report.html")
+  report.leave(run.folder)
 
 
 def means(rows: pd.DataFrame) -> pd.DataFrame:

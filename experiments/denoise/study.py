@@ -18,7 +18,6 @@ from experiments.data import photographs
 from experiments.denoise import report
 from experiments.harness import prior_files, record
 from experiments.harness.progress import Progress, Tick
-from experiments.harness.reporting import report as reports
 from experiments.harness.settings import Checked, setting
 from experiments.peers import denoisers
 from experiments.peers.denoisers import NOISY
@@ -65,8 +64,7 @@ def denoise(settings: Settings, run: record.Run) -> None:
     for case in found:
       answers[case] = compare(case, methods, settings.seed, run, tick)
   about = f"{', '.join(settings.photographs)}, seed {settings.seed}"
-  path = report.write(run, settings.size, answers, about)
-  print(f"report: {reports.shown(path)}")
+  report.write(run, settings.size, answers, about)
 
 
 def cases(settings: Settings) -> list[Key]:

@@ -19,7 +19,6 @@ from experiments.evaluate_lm.settings import Settings
 from experiments.evaluate_lm.sweep import KEYS, Sweep
 from experiments.harness import record, text_model, writing
 from experiments.harness.progress import Progress
-from experiments.harness.reporting.report import shown
 from neumann_jax import (
   Execution,
   InverseSpec,
@@ -77,4 +76,4 @@ def evaluate_lm(evaluation: Evaluation, run: record.Run) -> None:
     run.write_once("cases", row, KEYS)
   page = report.build(evaluation, sweep.windows, cases, run)
   print(report.closing(cases))
-  print(f"report: {shown(page.write(run.folder / 'report.html'))}")
+  page.leave(run.folder)

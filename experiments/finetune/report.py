@@ -7,7 +7,6 @@ import pandas as pd
 
 from experiments.harness import record
 from experiments.harness.reporting import page
-from experiments.harness.reporting.report import shown
 
 
 def write(
@@ -26,15 +25,14 @@ def write(
     measured_on=f"{found['devices'][0]}, jax {found['versions']['jax']}",
     name="held-out",
   )
-  report = page.begin(
+  page.begin(
     pathlib.Path(__file__).with_suffix(".md"),
     run=run,
     words=words,
     tuned=f"{tuned / 1e6:.3g}",
     curve=_curve(run.frame("training")),
     held_out=table if len(held_out) else None,
-  )
-  print(f"report: {shown(report.write(run.folder / 'report.html'))}")
+  ).leave(run.folder)
 
 
 def _curve(rows: pd.DataFrame) -> Any:

@@ -9,7 +9,6 @@ import pandas as pd
 
 from experiments.harness import record
 from experiments.harness.reporting import page
-from experiments.harness.reporting.report import shown
 
 
 def write(
@@ -28,7 +27,7 @@ def write(
       "bad steps": rows["bad_steps"],
     }
   )
-  report = page.begin(
+  page.begin(
     pathlib.Path(__file__).with_suffix(".md"),
     run=run,
     sentence=sentence(ends),
@@ -41,8 +40,7 @@ def write(
       dict.fromkeys(table.columns[:-1], 4),
       {"mean": table["bad steps"] > 0},
     ),
-  )
-  print(f"report: {shown(report.write(run.folder / 'report.html'))}")
+  ).leave(run.folder)
 
 
 def sentence(ends: pd.DataFrame) -> str:

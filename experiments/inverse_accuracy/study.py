@@ -10,7 +10,7 @@ certificate beside it. The last line printed names the report.
 from experiments.harness import record
 from experiments.harness.progress import Progress
 from experiments.harness.reporting import tables
-from experiments.harness.reporting.report import Report, shown
+from experiments.harness.reporting.report import Report
 from experiments.inverse_accuracy import cases, errors, text_matrices
 from experiments.inverse_accuracy.accuracy_tables import MILD, add_tables, worst
 from experiments.inverse_accuracy.errors import ErrorRow, InverseSettings
@@ -26,7 +26,7 @@ def inverse_accuracy(settings: InverseSettings, run: record.Run) -> None:
     add(settings, run, report, tick)
   families = run.frame("families")
   print(tables.aligned(worst(families[families.beta == MILD])))
-  print(f"report: {shown(report.write(run.folder / 'report.html'))}")
+  report.leave(run.folder)
 
 
 def units(settings: InverseSettings) -> int:

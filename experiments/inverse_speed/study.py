@@ -13,7 +13,6 @@ from typing import Any
 
 from experiments.harness import record, runner
 from experiments.harness.progress import Progress
-from experiments.harness.reporting.report import shown
 from experiments.harness.settings import setting
 from experiments.harness.speed import timing
 from experiments.harness.speed.settings import SpeedSettings
@@ -100,7 +99,7 @@ def inverse_speed(settings: Settings, run: record.Run) -> None:
   found = {name: run.frame(name) for name in settings.parts}
   pages = report.build(found, settings, run.environment)
   print(report.closing(found, settings))
-  print(f"report: {shown(pages.write(run.folder / 'report.html'))}")
+  pages.leave(run.folder)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

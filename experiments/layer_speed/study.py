@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 from experiments.harness import record, runner
 from experiments.harness.progress import Progress
-from experiments.harness.reporting.report import shown
 from experiments.harness.settings import setting
 from experiments.harness.speed import timing
 from experiments.harness.speed.settings import SpeedSettings
@@ -81,7 +80,7 @@ def layer_speed(settings: Settings, run: record.Run) -> None:
   rows = run.frame("layer")
   pages = report.build(rows, settings, run.environment)
   print(report.closing(rows, settings))
-  print(f"report: {shown(pages.write(run.folder / 'report.html'))}")
+  pages.leave(run.folder)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

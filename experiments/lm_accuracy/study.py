@@ -19,7 +19,6 @@ import numpy as np
 from experiments.data import text_data
 from experiments.harness import record, text_model
 from experiments.harness.progress import Progress, Tick
-from experiments.harness.reporting.report import shown
 from experiments.lm_accuracy import (
   capture,
   errors,
@@ -91,7 +90,7 @@ def lm_accuracy(study: Study, run: record.Run) -> None:
     _matrices(study, layers, run, tick)
   page = report.build(study, run)
   print(report.closing(run))
-  print(f"report: {shown(page.write(run.folder / 'report.html'))}")
+  page.leave(run.folder)
 
 
 def _write(

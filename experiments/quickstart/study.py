@@ -39,8 +39,7 @@ def quickstart(settings: Settings, run: record.Run) -> None:
   with Progress(total, label="quickstart") as tick:
     inverse_accuracy.add(settings.inverse, run, report, tick)
     _restoration(settings, run, report, tick)
-  path = report.write(run.folder / "report.html")
-  print(f"report: {reports.shown(path)}")
+  report.leave(run.folder)
 
 
 def _restoration(

@@ -1,6 +1,5 @@
 """The restoration benchmark's report, from its rows and pictures."""
 
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -72,8 +71,8 @@ def behind(lead: float) -> bool:
   return lead < -0.1
 
 
-def write(run: record.Run, setup: Setup, rows: pd.DataFrame) -> pathlib.Path:
-  """Writes `report.html` and returns its path.
+def write(run: record.Run, setup: Setup, rows: pd.DataFrame) -> None:
+  """Writes `report.html`, prints its path.
 
   Args:
     run: its folder has the pictures and takes the report.
@@ -102,7 +101,7 @@ def write(run: record.Run, setup: Setup, rows: pd.DataFrame) -> pathlib.Path:
     report.section("What could not be run")
     for line in failed:
       report.text(line)
-  return report.write(run.folder / "report.html")
+  report.leave(run.folder)
 
 
 def _add(

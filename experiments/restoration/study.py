@@ -21,7 +21,6 @@ from experiments.data.degradations import Degradation
 from experiments.harness import record, samplers, writing
 from experiments.harness.progress import Progress
 from experiments.harness.reporting import pictures
-from experiments.harness.reporting import report as reports
 from experiments.harness.samplers import CALIBRATED, PUBLISHED, TUNED
 from experiments.harness.settings import Checked, setting
 from experiments.restoration import report, runs
@@ -183,5 +182,4 @@ def restore(task: Task, run: record.Run) -> None:
     ):
       for row in rows:
         run.write_once(TABLE, row, runs.KEY)
-  path = report.write(run, shared, run.frame(TABLE))
-  print(f"report: {reports.shown(path)}")
+  report.write(run, shared, run.frame(TABLE))

@@ -7,7 +7,6 @@ import pandas as pd
 
 from experiments.harness import record
 from experiments.harness.reporting import page
-from experiments.harness.reporting.report import shown
 from experiments.train_lm.batches import KINDS
 
 
@@ -17,7 +16,7 @@ def write(run: record.Run, *, words: str, context: int) -> None:
   measured = f"{found['devices'][0]}, jax {found['versions']['jax']}"
   tasks = run.frame("tasks")
   tasks["right"] *= 100
-  report = page.begin(
+  page.begin(
     pathlib.Path(__file__).with_suffix(".md"),
     run=run,
     words=words,
@@ -37,8 +36,7 @@ def write(run: record.Run, *, words: str, context: int) -> None:
       measured_on=f"{measured}; rows of {context} tokens, never trained on",
       name="tasks",
     ),
-  )
-  print(f"report: {shown(report.write(run.folder / 'report.html'))}")
+  ).leave(run.folder)
 
 
 def _curve(rows: pd.DataFrame) -> Any:

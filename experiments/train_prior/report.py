@@ -85,5 +85,4 @@ def write(
     measured_on=f"{count} samples a size, seed {seed}",
     name="spectrum",
   )
-  path = report.write(run.folder / "report.html")
-  print(f"report: {reports.shown(path)}")
+  report.leave(run.folder)

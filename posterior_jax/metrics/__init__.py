@@ -9,10 +9,6 @@ from posterior_jax.metrics.lpips import LPIPS as LPIPS
 from posterior_jax.metrics.lpips import load_lpips as load_lpips
 from posterior_jax.metrics.posterior import Coverage as Coverage
 from posterior_jax.metrics.posterior import MeanError as MeanError
-from posterior_jax.metrics.posterior import VarianceRatio as VarianceRatio
-from posterior_jax.metrics.posterior import (
-  coefficient_variance as coefficient_variance,
-)
 from posterior_jax.metrics.posterior import coverage as coverage
 from posterior_jax.metrics.posterior import (
   normalised_mean_error as normalised_mean_error,
@@ -20,7 +16,15 @@ from posterior_jax.metrics.posterior import (
 from posterior_jax.metrics.posterior import (
   sliced_wasserstein as sliced_wasserstein,
 )
-from posterior_jax.metrics.posterior import variance_ratio as variance_ratio
+from posterior_jax.metrics.spectral_variance import (
+  VarianceRatio as VarianceRatio,
+)
+from posterior_jax.metrics.spectral_variance import (
+  coefficient_variance as coefficient_variance,
+)
+from posterior_jax.metrics.spectral_variance import (
+  variance_ratio as variance_ratio,
+)
 
 __all__ = (
   "LPIPS",

@@ -174,6 +174,10 @@ class Report:
       f"{self._content()}\n</body></html>\n",
     )
 
+  def leave(self, folder: pathlib.Path) -> None:
+    """Writes `report.html` into a run's folder and prints where: its end."""
+    print(f"report: {shown(self.write(folder / 'report.html'))}")
+
   def _repr_html_(self) -> str:
     """What a notebook shows: the page without its style and links."""
     return f"{self._head()}\n{self._content()}"
