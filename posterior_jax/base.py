@@ -127,6 +127,10 @@ class Observation:
     operator: the measurement A.
     noise_std: scalar, > 0, on the scale of y.
 
+  Raises:
+    ValueError: for a noise_std of Python or NumPy that is not positive and
+      finite; what else can be wrong, `run` says.
+
   Example:
     >>> import jax.numpy as jnp
     >>> import posterior_jax as pj
@@ -139,6 +143,14 @@ class Observation:
   y: jax.Array
   operator: Operator
   noise_std: jax.Array | float
+
+  def __post_init__(self) -> None:
+    # As far as it is known without waiting for a device; `check_observation`
+    # says the rest. JAX puts what it likes into a pytree's fields, axes of
+    # vmap among them, which no operator stands beside.
+    known = isinstance(self.noise_std, str | int | float | np.generic)
+    if known and isinstance(self.operator, Operator):
+      _check_noise(self.noise_std)
 
 
 def check_observation(observation: Observation) -> None:
@@ -184,12 +196,7 @@ def check_observation(observation: Observation) -> None:
     raise ValueError("y must hold at least one observation, N is 0")
   # Values are known only outside of a transformation; shapes always are.
   if not isinstance(noise_std, jax.core.Tracer):
-    number = np.asarray(noise_std)
-    numeric = number.ndim == 0 and number.dtype.kind in "fiu"
-    if not (numeric and 0 < number < np.inf):
-      raise ValueError(
-        f"noise_std must be a positive, finite scalar, got {noise_std!r}"
-      )
+    _check_noise(noise_std)
   if not isinstance(y, jax.core.Tracer):
     if not np.isfinite(np.asarray(y)).all():
       raise ValueError("y must be finite everywhere, dropped pixels included")
@@ -200,6 +207,15 @@ def check_observation(observation: Observation) -> None:
       if not isinstance(observed, jax.core.Tracer):
         kept = np.broadcast_to(np.asarray(observed), expected) > 0
         _check_range(np.asarray(y)[:, kept], float(noise_std))
+
+
+def _check_noise(noise_std: Any) -> None:
+  number = np.asarray(noise_std)
+  numeric = number.ndim == 0 and number.dtype.kind in "fiu"
+  if not (numeric and 0 < number < np.inf):
+    raise ValueError(
+      f"noise_std must be a positive, finite scalar, got {noise_std!r}"
+    )
 
 
 def _check_range(y: np.ndarray, noise_std: float) -> None:

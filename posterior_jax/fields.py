@@ -1,10 +1,13 @@
-"""Fields of settings, each by its name: checked, and changed in a copy."""
+"""Fields of settings and arguments, each by its name: checked, and changed."""
 
 import dataclasses
 import math
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
 
 
 def check(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
@@ -42,6 +45,32 @@ def check(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
       if not (optional and value is None):
         for number in _numbers(field.name, value, kind):
           _check_number(field.name, number, ranges.get(field.name), optional)
+
+
+def whole(name: str, value: Any) -> int:
+  """An argument that must be an integer of Python or NumPy, or ValueError."""
+  if isinstance(value, bool) or not isinstance(value, int | np.integer):
+    raise ValueError(f"{name} must be an integer, got {value!r}")
+  return int(value)
+
+
+def real(name: str, value: Any) -> float:
+  """An argument that must be a number of Python or NumPy, or ValueError."""
+  number = isinstance(value, int | float | np.integer | np.floating)
+  if isinstance(value, bool) or not number:
+    raise ValueError(f"{name} must be a number, got {value!r}")
+  return float(value)
+
+
+def array(name: str, value: Any) -> np.ndarray:
+  """An argument that must be an array of real numbers, or ValueError."""
+  found = np.asarray(value)
+  # bfloat16, which NumPy has not, is no kind of its.
+  real = found.dtype.kind in "biuf" or jnp.issubdtype(found.dtype, jnp.floating)
+  if not real:
+    shown = repr(value) if found.ndim == 0 else f"one of {found.dtype}"
+    raise ValueError(f"{name} must be an array of real numbers, got {shown}")
+  return found
 
 
 def _check_record(name: str, value: Any, choices: tuple[Any, ...]) -> None:

@@ -64,7 +64,7 @@ def _baseline(
     return dataclasses.replace(config, levels=count)
 
   return Method(
-    {PUBLISHED: config.published, TUNED: lambda task: config.tuned()},
+    {PUBLISHED: config.published, TUNED: config.tuned},
     lambda config, spectrum: sampler(config),
     spend,
   )

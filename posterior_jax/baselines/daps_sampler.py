@@ -90,13 +90,20 @@ class DAPSConfig:
       step_size=tasks.choose(task, small, 1e-4),
       noise_std=0.01 / float(np.sqrt(2)),
     )
-    return cls(**(published | changes))
+    return tasks.settings(cls, task, published, changes)
 
   @classmethod
-  def tuned(cls, **changes: Any) -> "DAPSConfig":
-    """One setting for all tasks, of `experiments.tune_samplers`."""
+  def tuned(
+    cls, task: tasks.Task | None = None, **changes: Any
+  ) -> "DAPSConfig":
+    """One setting for all tasks, of `experiments.tune_samplers`.
+
+    Args:
+      task: one of `baselines.TASKS`; all have the same setting.
+      **changes: of single settings.
+    """
     settings: dict[str, Any] = {"noise_std": 0.007, "step_size": 5e-5}
-    return cls(**(settings | changes))
+    return tasks.settings(cls, task, settings, changes)
 
 
 @built.from_settings

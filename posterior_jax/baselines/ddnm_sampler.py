@@ -75,14 +75,20 @@ class DDNMConfig:
     Raises:
       ValueError: for an unknown task.
     """
-    tasks.choose(task, {}, None)
-    return cls(**changes)
+    return tasks.settings(cls, task, {}, changes)
 
   @classmethod
-  def tuned(cls, **changes: Any) -> "DDNMConfig":
-    """One setting for all tasks, of `experiments.tune_samplers`."""
+  def tuned(
+    cls, task: tasks.Task | None = None, **changes: Any
+  ) -> "DDNMConfig":
+    """One setting for all tasks, of `experiments.tune_samplers`.
+
+    Args:
+      task: one of `baselines.TASKS`; all have the same setting.
+      **changes: of single settings.
+    """
     settings: dict[str, Any] = {"eta": 1.0, "tolerance": 1e-4}
-    return cls(**(settings | changes))
+    return tasks.settings(cls, task, settings, changes)
 
 
 @built.from_settings

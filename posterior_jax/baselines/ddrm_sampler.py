@@ -64,14 +64,20 @@ class DDRMConfig:
     Raises:
       ValueError: for an unknown task.
     """
-    tasks.choose(task, {}, None)
-    return cls(**changes)
+    return tasks.settings(cls, task, {}, changes)
 
   @classmethod
-  def tuned(cls, **changes: Any) -> "DDRMConfig":
-    """One setting for all tasks that it can do: eta as published."""
+  def tuned(
+    cls, task: tasks.Task | None = None, **changes: Any
+  ) -> "DDRMConfig":
+    """One setting for all tasks that it can do: eta as published.
+
+    Args:
+      task: one of `baselines.TASKS`; all have the same setting.
+      **changes: of single settings.
+    """
     settings: dict[str, Any] = {"levels": 100}
-    return cls(**(settings | changes))
+    return tasks.settings(cls, task, settings, changes)
 
 
 class SpectralState(NamedTuple):

@@ -81,17 +81,25 @@ class DiffPIRConfig:
       "box_inpainting": filling,
       "random_inpainting": filling,
     }
-    return cls(**(tasks.choose(task, by_task, {}) | changes))
+    published = tasks.choose(task, by_task, {})
+    return tasks.settings(cls, task, published, changes)
 
   @classmethod
-  def tuned(cls, **changes: Any) -> "DiffPIRConfig":
-    """One setting for all tasks, of `experiments.tune_samplers`."""
+  def tuned(
+    cls, task: tasks.Task | None = None, **changes: Any
+  ) -> "DiffPIRConfig":
+    """One setting for all tasks, of `experiments.tune_samplers`.
+
+    Args:
+      task: one of `baselines.TASKS`; all have the same setting.
+      **changes: of single settings.
+    """
     settings: dict[str, Any] = {
       "weight": 0.5,
       "renewal": 1.0,
       "tolerance": 1e-4,
     }
-    return cls(**(settings | changes))
+    return tasks.settings(cls, task, settings, changes)
 
 
 @built.from_settings

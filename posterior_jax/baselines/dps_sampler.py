@@ -50,13 +50,18 @@ class DPSConfig:
     """
     inpainting = {"box_inpainting": 0.5, "random_inpainting": 0.5}
     scale = tasks.choose(task, inpainting, 0.3)
-    return cls(**({"scale": scale} | changes))
+    return tasks.settings(cls, task, {"scale": scale}, changes)
 
   @classmethod
-  def tuned(cls, **changes: Any) -> "DPSConfig":
-    """One setting for all tasks, of `experiments.tune_samplers`."""
+  def tuned(cls, task: tasks.Task | None = None, **changes: Any) -> "DPSConfig":
+    """One setting for all tasks, of `experiments.tune_samplers`.
+
+    Args:
+      task: one of `baselines.TASKS`; all have the same setting.
+      **changes: of single settings.
+    """
     settings: dict[str, Any] = {"scale": 3.0}
-    return cls(**(settings | changes))
+    return tasks.settings(cls, task, settings, changes)
 
 
 @built.from_settings

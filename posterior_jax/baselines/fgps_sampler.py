@@ -75,13 +75,20 @@ class FGPSConfig:
       cutoff_start=10 * _PIXEL,
       cutoff_end=75 * _PIXEL,
     )
-    return cls(**(published | changes))
+    return tasks.settings(cls, task, published, changes)
 
   @classmethod
-  def tuned(cls, **changes: Any) -> "FGPSConfig":
-    """One setting for all tasks, of `experiments.tune_samplers`."""
+  def tuned(
+    cls, task: tasks.Task | None = None, **changes: Any
+  ) -> "FGPSConfig":
+    """One setting for all tasks, of `experiments.tune_samplers`.
+
+    Args:
+      task: one of `baselines.TASKS`; all have the same setting.
+      **changes: of single settings.
+    """
     settings: dict[str, Any] = {"scale_start": 1.0, "scale_end": 6.0}
-    return cls(**(settings | changes))
+    return tasks.settings(cls, task, settings, changes)
 
 
 @built.from_settings

@@ -50,13 +50,20 @@ class MMPSConfig:
       task: one of `baselines.TASKS`; all have the same setting.
       **changes: of single settings.
     """
-    return cls(**tasks.choose(task, {}, {"iterations": 1} | changes))
+    return tasks.settings(cls, task, {"iterations": 1}, changes)
 
   @classmethod
-  def tuned(cls, **changes: Any) -> "MMPSConfig":
-    """One setting for all tasks, of `experiments.tune_samplers`."""
+  def tuned(
+    cls, task: tasks.Task | None = None, **changes: Any
+  ) -> "MMPSConfig":
+    """One setting for all tasks, of `experiments.tune_samplers`.
+
+    Args:
+      task: one of `baselines.TASKS`; all have the same setting.
+      **changes: of single settings.
+    """
     settings: dict[str, Any] = {"iterations": 1}
-    return cls(**(settings | changes))
+    return tasks.settings(cls, task, settings, changes)
 
 
 @built.from_settings

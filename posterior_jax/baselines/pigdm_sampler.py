@@ -56,13 +56,20 @@ class PiGDMConfig:
       task: one of `baselines.TASKS`; all have the same setting.
       **changes: of single settings.
     """
-    return cls(**tasks.choose(task, {}, {"data_std": 1.0} | changes))
+    return tasks.settings(cls, task, {"data_std": 1.0}, changes)
 
   @classmethod
-  def tuned(cls, **changes: Any) -> "PiGDMConfig":
-    """One setting for all tasks, of `experiments.tune_samplers`."""
+  def tuned(
+    cls, task: tasks.Task | None = None, **changes: Any
+  ) -> "PiGDMConfig":
+    """One setting for all tasks, of `experiments.tune_samplers`.
+
+    Args:
+      task: one of `baselines.TASKS`; all have the same setting.
+      **changes: of single settings.
+    """
     settings: dict[str, Any] = {"data_std": 0.06, "tolerance": 1e-4}
-    return cls(**(settings | changes))
+    return tasks.settings(cls, task, settings, changes)
 
 
 @built.from_settings

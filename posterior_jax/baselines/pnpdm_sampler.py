@@ -98,12 +98,18 @@ class PnPDMConfig:
     Raises:
       ValueError: for an unknown task.
     """
-    tasks.choose(task, {}, None)
-    return cls(**changes)
+    return tasks.settings(cls, task, {}, changes)
 
   @classmethod
-  def tuned(cls, **changes: Any) -> "PnPDMConfig":
-    """One setting for all tasks, of `experiments.tune_samplers`: 999 calls."""
+  def tuned(
+    cls, task: tasks.Task | None = None, **changes: Any
+  ) -> "PnPDMConfig":
+    """One setting for all tasks, of `experiments.tune_samplers`: 999 calls.
+
+    Args:
+      task: one of `baselines.TASKS`; all have the same setting.
+      **changes: of single settings.
+    """
     settings: dict[str, Any] = dict(
       levels=320,
       coupling_min=0.1,
@@ -112,7 +118,7 @@ class PnPDMConfig:
       solver="ancestral",
       exact_start=True,
     )
-    return cls(**(settings | changes))
+    return tasks.settings(cls, task, settings, changes)
 
 
 @built.from_settings

@@ -56,14 +56,20 @@ class REDDiffConfig:
     Raises:
       ValueError: for an unknown task.
     """
-    tasks.choose(task, {}, None)
-    return cls(**changes)
+    return tasks.settings(cls, task, {}, changes)
 
   @classmethod
-  def tuned(cls, **changes: Any) -> "REDDiffConfig":
-    """One setting for all tasks, of `experiments.tune_samplers`."""
+  def tuned(
+    cls, task: tasks.Task | None = None, **changes: Any
+  ) -> "REDDiffConfig":
+    """One setting for all tasks, of `experiments.tune_samplers`.
+
+    Args:
+      task: one of `baselines.TASKS`; all have the same setting.
+      **changes: of single settings.
+    """
     settings: dict[str, Any] = {"weight": 0.25, "learning_rate": 0.05}
-    return cls(**(settings | changes))
+    return tasks.settings(cls, task, settings, changes)
 
 
 class REDDiffState(NamedTuple):

@@ -57,13 +57,20 @@ class SITCOMConfig:
       task: one of `baselines.TASKS`; all have the same setting.
       **changes: of single settings.
     """
-    return cls(**tasks.choose(task, {}, changes))
+    return tasks.settings(cls, task, {}, changes)
 
   @classmethod
-  def tuned(cls, **changes: Any) -> "SITCOMConfig":
-    """One setting for all tasks, of `experiments.tune_samplers`."""
+  def tuned(
+    cls, task: tasks.Task | None = None, **changes: Any
+  ) -> "SITCOMConfig":
+    """One setting for all tasks, of `experiments.tune_samplers`.
+
+    Args:
+      task: one of `baselines.TASKS`; all have the same setting.
+      **changes: of single settings.
+    """
     settings: dict[str, Any] = {"levels": 80, "steps": 5}
-    return cls(**(settings | changes))
+    return tasks.settings(cls, task, settings, changes)
 
 
 class _Search(NamedTuple):

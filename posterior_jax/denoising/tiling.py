@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from posterior_jax import fields
 from posterior_jax.base import Denoiser
 
 
@@ -160,7 +161,7 @@ def padded(denoise: Denoiser, *, multiple: int = 8) -> Padded:
     >>> denoise(jnp.zeros((1, 13, 15, 3)), jnp.ones(1)).shape
     (1, 13, 15, 3)
   """
-  if multiple < 1:
+  if fields.whole("multiple", multiple) < 1:
     raise ValueError(f"multiple must be at least 1, got {multiple}")
   return Padded(_as_pytree(denoise), multiple)
 

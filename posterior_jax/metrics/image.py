@@ -95,7 +95,8 @@ def psnr(
     20.0
   """
   x, truth = matching_images(x, truth)
-  error = _unit(x, data_range) - _unit(_in_range(truth, data_range), data_range)
+  truth = _in_range(truth, data_range)
+  error = _unit(x, data_range) - _unit(truth, data_range)
   return -10.0 * jnp.log10(jnp.mean(error**2, axis=_IMAGE))
 
 
@@ -184,6 +185,8 @@ def _unit(x: jax.Array, data_range: Range) -> jax.Array:
 
 def _in_range(truth: jax.Array, data_range: Range) -> jax.Array:
   """The truth, where its values are known to be of the unit that was said."""
+  if not (isinstance(data_range, tuple | list) and len(data_range) == 2):
+    raise ValueError(f"data_range must be (low, high), got {data_range!r}")
   low, high = data_range
   if not (math.isfinite(low) and low < high < math.inf):
     raise ValueError(

@@ -10,6 +10,7 @@ import scipy.fft
 import scipy.ndimage
 from jax import lax
 
+from posterior_jax import fields
 from posterior_jax.base import SolveInfo
 from posterior_jax.linalg import fourier, solve
 from posterior_jax.linalg import svd as decompose
@@ -200,7 +201,7 @@ def blur(
     True
   """
   image_shape = check_image_shape(image_shape)
-  values = np.asarray(kernel, np.float64)
+  values = fields.array("kernel", kernel).astype(np.float64)
   square = values.ndim == 2 and values.shape[0] == values.shape[1]
   if not square or values.shape[0] % 2 == 0:
     raise ValueError(
@@ -263,10 +264,10 @@ def gaussian_blur(
     >>> bool(jnp.allclose(flat, 1, atol=1e-5))
     True
   """
-  if size < 1 or size % 2 == 0:
+  if fields.whole("size", size) < 1 or size % 2 == 0:
     raise ValueError(f"size must be odd and positive, got {size}")
-  if not std > 0:
-    raise ValueError(f"std must be positive, got {std}")
+  if not 0 < fields.real("std", std) < np.inf:
+    raise ValueError(f"std must be positive and finite, got {std}")
   impulse = np.zeros((size, size))
   impulse[size // 2, size // 2] = 1
   kernel = scipy.ndimage.gaussian_filter(impulse, std)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from posterior_jax import fields
 from posterior_jax.base import Linear, Operator, SolveInfo
 from posterior_jax.linalg import solve
 from posterior_jax.linalg.svd import Svd
@@ -121,7 +122,7 @@ def dense(image_shape: tuple[int, int, int], matrix: np.ndarray) -> Dense:
     4.0
   """
   image_shape = check_image_shape(image_shape)
-  matrix = np.asarray(matrix, np.float32)
+  matrix = fields.array("matrix", matrix).astype(np.float32)
   size = math.prod(image_shape)
   if matrix.ndim != 2 or matrix.shape[1] != size or not len(matrix):
     raise ValueError(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from posterior_jax import fields
 from posterior_jax.base import Operator, SolveInfo
 from posterior_jax.linalg import solve
 from posterior_jax.linalg.svd import Svd
@@ -131,7 +132,7 @@ def inpainting(
     4.0
   """
   image_shape = check_image_shape(image_shape)
-  mask = np.asarray(mask)
+  mask = fields.array("mask", mask)
   if mask.shape != image_shape[:2]:
     raise ValueError(
       f"mask must have the image's size {image_shape[:2]}, got {mask.shape}"
@@ -174,6 +175,7 @@ def box_inpainting(
   """
   image_shape = check_image_shape(image_shape)
   height, width, _ = image_shape
+  size = fields.whole("size", size)
   row, col = corner or ((height - size) // 2, (width - size) // 2)
   inside = 0 <= row <= height - size and 0 <= col <= width - size
   if size < 1 or not inside:
@@ -206,7 +208,7 @@ def random_inpainting(
     30
   """
   image_shape = check_image_shape(image_shape)
-  if not 0 <= fraction < 1:
+  if not 0 <= fields.real("fraction", fraction) < 1:
     raise ValueError(f"fraction must lie in [0, 1), got {fraction}")
   height, width, _ = image_shape
   count = height * width

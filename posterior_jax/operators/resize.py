@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from posterior_jax import fields
 from posterior_jax.base import Operator, SolveInfo
 from posterior_jax.linalg import solve
 from posterior_jax.linalg import svd as decompose
@@ -128,6 +129,7 @@ def super_resolution(
   image_shape = check_image_shape(image_shape)
   if boundary not in ("reflect", "valid"):
     raise ValueError(f'boundary must be "reflect" or "valid", got {boundary!r}')
+  factor = fields.whole("factor", factor)
   margin = cubic_margin(factor) if boundary == "valid" else 0
   size = tuple(n - 2 * margin for n in image_shape[:2])
   if factor < 2 or any(n % factor or n < factor for n in size):

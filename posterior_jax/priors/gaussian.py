@@ -6,12 +6,12 @@ this prior is known in closed form; its spectrum can come from photographs.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from posterior_jax import fields
 from posterior_jax.base import (
   Denoiser,
   Observation,
@@ -87,6 +87,10 @@ def gaussian_prior(
     >>> prior.sample(jax.random.key(0), (5,), channels=3).shape
     (5, 8, 8, 3)
   """
+  if not isinstance(spectrum, jax.Array):
+    spectrum = fields.array("spectrum", spectrum)
+  if not isinstance(mean, jax.Array):
+    mean = fields.array("mean", mean)
   spectrum = jnp.asarray(spectrum, jnp.float32)
   mean = jnp.asarray(mean, jnp.float32)
   fourier.check_spectrum(spectrum)
@@ -123,7 +127,11 @@ def _denoise(prior: GaussianPrior, x: jax.Array, sigma: jax.Array) -> jax.Array:
 
 
 def posterior_mean(
-  prior: GaussianPrior, observation: Observation, **solver: Any
+  prior: GaussianPrior,
+  observation: Observation,
+  *,
+  tolerance: float = 1e-6,
+  max_iterations: int = 300,
 ) -> tuple[jax.Array, SolveInfo]:
   """E[x0 | y], the Wiener estimate: [N, H, W, C].
 
@@ -132,15 +140,16 @@ def posterior_mean(
   Args:
     prior: its spectrum is on the image's grid.
     observation: y [N, h, w, C].
-    **solver: tolerance and max_iterations of `Operator.normal_solve`.
+    tolerance: of `Operator.normal_solve`, between 0 and 1.
+    max_iterations: likewise, at least 1.
 
   Returns:
     The mean, and how the linear solve went.
 
   Raises:
     TypeError: if the operator is not an `Operator`.
-    ValueError: for an observation that does not fit its operator, or a
-      spectrum of another size.
+    ValueError: for an observation that does not fit its operator, a spectrum
+      of another size, or settings of the solver out of range.
 
   Example:
     >>> import jax.numpy as jnp
@@ -153,13 +162,21 @@ def posterior_mean(
     (1, 8, 8, 1)
   """
   check_observation(observation)
+  if not 0 < fields.real("tolerance", tolerance) < 1:
+    raise ValueError(f"tolerance must lie in (0, 1), got {tolerance}")
+  if fields.whole("max_iterations", max_iterations) < 1:
+    raise ValueError(f"max_iterations must be at least 1, got {max_iterations}")
   operator = observation.operator
   fourier.check_grid(prior.spectrum, operator.image_shape)
   noise = jnp.asarray(observation.noise_std, observation.y.dtype)
   mean = jnp.broadcast_to(prior.mean, operator.image_shape)
   misfit = operator.adjoint(observation.y - operator.forward(mean)) / noise**2
   shift, info = operator.normal_solve(
-    misfit, precision=1.0 / prior.spectrum, noise_std=noise, **solver
+    misfit,
+    precision=1.0 / prior.spectrum,
+    noise_std=noise,
+    tolerance=tolerance,
+    max_iterations=max_iterations,
   )
   return mean + shift, info
 
@@ -179,7 +196,7 @@ def power_law_spectrum(
     [H, W] float32, f in cycles per image (of its longer side).
 
   Raises:
-    ValueError: if pixel_std is not positive.
+    ValueError: if a side or pixel_std is not positive.
 
   Example:
     >>> import posterior_jax as pj
@@ -187,8 +204,11 @@ def power_law_spectrum(
     >>> round(float(spectrum.mean()), 4)  # the variance of a pixel
     0.25
   """
-  if not pixel_std > 0:
-    raise ValueError(f"pixel_std must be positive, got {pixel_std}")
+  for name, side in (("height", height), ("width", width)):
+    if fields.whole(name, side) < 1:
+      raise ValueError(f"{name} must be at least 1, got {side}")
+  if not 0 < fields.real("pixel_std", pixel_std) < np.inf:
+    raise ValueError(f"pixel_std must be positive and finite, got {pixel_std}")
   f = fourier.radial_frequency(height, width) * max(height, width)
   power = (1 + f**2) ** (-exponent / 2)
   return jnp.asarray(power * pixel_std**2 / power.mean(), jnp.float32)
@@ -245,7 +265,7 @@ def estimate_spectrum(
 
 def _ring_power(image: np.ndarray, edges: np.ndarray) -> np.ndarray:
   """Of each ring: mean power per pixel and mean logarithmic radius, [2, K]."""
-  image = np.asarray(image, np.float64)
+  image = fields.array("every image", image).astype(np.float64)
   if image.ndim != 3 or min(image.shape[:2]) < 256:
     raise ValueError(
       f"every image must have shape [h, w, C], h and w at least 256; "
