@@ -25,9 +25,19 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
       "size": 32 if debug else 96,
       "noise_std": 0.05,
       "prior": "",
-      "tasks": ("gaussian blur", "motion blur, medium"),
-      "calls": (3,) if debug else (5, 20),
-      "dpir_weights": (0.2,) if debug else (0.1, 0.2, 0.4),
-      "diffpir_weights": () if debug else (0.5, 1.0),
+      "tasks": ("gaussian blur",)
+      if debug
+      else (
+        "gaussian blur",
+        "motion blur, medium",
+        "super resolution",
+        "random inpainting",
+        "box inpainting",
+      ),
+      "calls": (3,) if debug else (5, 20, 10),
+      "methods": ("NFC, fast()", "DPIR") if debug else (),
+      "crops": 1 if debug else 3,
+      "most": 4 if debug else 60,
+      "workers": 2 if debug else 14,
     }
   )

@@ -6,6 +6,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -145,6 +146,10 @@ def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
 def _check_number(
   name: str, value: Any, limits: tuple[float, float] | None, optional: bool
 ) -> None:
+  # A traced number is known only when the program runs: whoever traces it, so
+  # that one program serves many values, answers for its range.
+  if isinstance(value, jax.core.Tracer):
+    return
   otherwise = " or None" if optional else ""
   # A bool is an int to Python, and no number to anyone who set it.
   if isinstance(value, bool) or not isinstance(value, int | float):

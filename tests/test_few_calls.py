@@ -7,7 +7,10 @@ import pandas as pd
 import pytest
 
 import posterior_jax as pj
-from experiments import few_calls
+from experiments.few_calls import contenders, variants
+from experiments.few_calls import study as few_calls
+from experiments.few_calls.search import Knob, search
+from experiments.peers.dpir import dpir
 from posterior_jax.nfc_sampler import states
 from tests import oracles
 
@@ -34,7 +37,7 @@ def gain_of(observation):
 
 def test_dpir_is_half_quadratic_splitting(problem):
   prior, observation = problem
-  found = few_calls.dpir(prior.denoise, observation, weight=0.3, calls=3)
+  found = dpir(prior.denoise, observation, weight=0.3, calls=3)
   gain, y = gain_of(observation), np.asarray(observation.y[0, ..., 0])
   power = np.asarray(POWER, np.float64)
   x = f = np.fft.fft2(y)
@@ -139,3 +142,62 @@ def test_differences_are_paired_by_picture():
   # The gaps 1, 0.5, 1.5 have a standard deviation of 0.5.
   np.testing.assert_allclose(found[4], 1.96 * 0.5 / 3**0.5)
   assert found.pictures == 3
+
+
+def test_a_search_ends_where_no_neighbour_is_better():
+  knobs = (
+    Knob("factor", 1.0),
+    Knob("share", 0.5, factor=None, step=0.2, low=0.0, high=1.0),
+  )
+
+  def score(point):
+    return -((np.log2(point["factor"]) - 3.2) ** 2) - (point["share"] - 2) ** 2
+
+  found = search(knobs, score)
+  # The nearest on the grid of halved steps, and the bound of the other knob.
+  np.testing.assert_allclose([*found.point.values()], [8.0, 1.0])
+  assert found.interior and len(found.trials) < 20
+  tried = [point["factor"] for point, _ in found.trials]
+  assert min(tried) < 8 < max(tried)
+  short = search(knobs, score, most=5)
+  assert not short.interior and len(short.trials) == 5
+
+
+def test_a_point_that_diverges_is_never_the_best():
+  found = search(
+    (Knob("factor", 1.0),),
+    lambda p: -p["factor"] if p["factor"] > 0.6 else np.nan,
+  )
+  assert found.point["factor"] > 0.6
+
+
+def test_a_traced_setting_is_the_setting(problem):
+  """One program for all weights: what a search runs is what `run` runs."""
+  prior, observation = problem
+  contender = contenders.BASELINES["DiffPIR"]
+  program = jax.jit(contender.restore(3))
+  key = jax.random.key(0)
+  for weight in (0.5, 2.0):
+    point = {"weight": weight, "renewal": 0.6}
+    found = program(
+      contender.operands(3, point), prior.denoise, observation, key, POWER
+    )
+    config = pj.baselines.DiffPIRConfig.tuned(levels=3, **point)
+    expected, _ = pj.run(
+      pj.baselines.diffpir(config), prior.denoise, observation, key
+    )
+    np.testing.assert_allclose(found, expected[0], atol=1e-5)
+  assert program._cache_size() == 1
+
+
+def test_plug_and_play_at_its_start_is_fast(problem):
+  prior, observation = problem
+  contender = variants.VARIANTS[variants.PLAIN]
+  point = {knob.name: knob.start for knob in contender.knobs(4)}
+  key = jax.random.key(0)
+  found = oracles.quick_jit(contender.restore(4))(
+    contender.operands(4, point), prior.denoise, observation, key, POWER
+  )
+  sampler = pj.nfc(pj.NFCConfig.fast(levels=4), spectrum=POWER)
+  expected, _ = pj.run(sampler, prior.denoise, observation, key)
+  np.testing.assert_allclose(found, expected[0], atol=1e-4)

@@ -112,6 +112,26 @@ def in_colour(image: "PIL.Image.Image") -> np.ndarray:
   return np.asarray(image.convert("RGB"))
 
 
+def crops(file: pathlib.Path, size: int, count: int) -> np.ndarray:
+  """Squares evenly along a picture's diagonal, one from its middle.
+
+  Pixels as they are, [count, size, size, 3] float32 in [-1, 1].
+  """
+  pixels = read(file)
+  if min(pixels.shape[:2]) < size:
+    raise ValueError(
+      f"{clean(file.name)} has {min(pixels.shape[:2])} pixels a side, fewer "
+      f"than {size}"
+    )
+  found = []
+  for number in range(1, count + 1):
+    top, left = (
+      (extent - size) * number // (count + 1) for extent in pixels.shape[:2]
+    )
+    found.append(pixels[top : top + size, left : left + size])
+  return (np.stack(found) / 127.5 - 1).astype(np.float32)
+
+
 def as_png(image: np.ndarray, profile: bytes | None = None) -> bytes:
   """An image [H, W, C], C 1 or 3, in [-1, 1] as the bytes of a picture.
 

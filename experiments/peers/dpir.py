@@ -28,6 +28,7 @@ def dpir(
   *,
   weight: jax.Array | float,
   calls: int,
+  first: jax.Array | float = FIRST,
 ) -> jax.Array:
   """Half-quadratic splitting with a denoiser as prior, [N, H, W, C].
 
@@ -37,10 +38,11 @@ def dpir(
     denoise: D.
     observation: y, A and s.
     weight: lambda; 0.23 in the paper.
-    calls: strengths sigma, evenly in logarithm from FIRST to s.
+    calls: strengths sigma, evenly in logarithm from the first to s.
+    first: strength.
   """
   x = degradations.as_image(observation)
-  sigmas = jnp.geomspace(FIRST, observation.noise_std, calls)
+  sigmas = jnp.geomspace(first, observation.noise_std, calls)
 
   def body(x: jax.Array, sigma: jax.Array) -> tuple[jax.Array, None]:
     target = gaussian.Target(observation, x[None], sigma**2 / weight)

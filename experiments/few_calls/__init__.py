@@ -1,0 +1,1 @@
+"""`NFCConfig.fast()` beside baselines that are tuned for as few calls."""

@@ -1,0 +1,154 @@
+"""The baselines at few network evaluations: their knobs, and how they run.
+
+A call of the network and a product with its Jacobian (VJP) are one evaluation
+each. Knobs are operands of a program, so that a search compiles it once.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+
+from experiments.few_calls.search import Knob, Point
+from experiments.peers.dpir import dpir
+from posterior_jax import Observation, Sampler, baselines
+from posterior_jax.base import Denoiser
+
+# (operands, denoise, observation, key, spectrum) -> images [N, H, W, C]
+Restore = Callable[
+  [Any, Denoiser, Observation, jax.Array, jax.Array], jax.Array
+]
+
+
+class Contender(NamedTuple):
+  """A method at any number of network evaluations.
+
+  Attributes:
+    knobs: evaluations -> what is tuned.
+    operands: (evaluations, point) -> arrays and numbers of its program.
+    restore: evaluations -> the program.
+    each: network evaluations of a level.
+    shared: whether one program serves every number of evaluations.
+  """
+
+  knobs: Callable[[int], tuple[Knob, ...]]
+  operands: Callable[[int, Point], Any]
+  restore: Callable[[int], Restore]
+  each: int = 1
+  shared: bool = False
+
+
+def scanned(
+  sampler: Sampler, denoise: Denoiser, observation: Observation, key: jax.Array
+) -> jax.Array:
+  """One sample [N, H, W, C], as `posterior_jax.run` draws it.
+
+  `run` compiles, so it needs settings that are numbers; here they are traced.
+  """
+  first, rest = jax.random.split(key)
+  state = sampler.init(first, observation, 1)
+
+  def body(state: Any, key: jax.Array) -> tuple[Any, None]:
+    return sampler.step(state, denoise, observation, key)[0], None
+
+  keys = jax.random.split(rest, sampler.num_steps)
+  return lax.scan(body, state, keys)[0].x[0]
+
+
+def _baseline(
+  build: Callable[[Any], Sampler], config: Any, each: int, *knobs: Knob
+) -> Contender:
+  """A baseline of `posterior_jax` whose level takes `each` evaluations."""
+
+  def restore(evaluations: int) -> Restore:
+    levels = max(evaluations // each, 1)
+
+    def run(
+      numbers: Point,
+      denoise: Denoiser,
+      observation: Observation,
+      key: jax.Array,
+      spectrum: jax.Array,
+    ) -> jax.Array:
+      del spectrum
+      made = dataclasses.replace(config, levels=levels, **numbers)
+      return scanned(build(made), denoise, observation, key)
+
+    return run
+
+  return Contender(
+    lambda evaluations: knobs, lambda _, point: dict(point), restore, each
+  )
+
+
+def _dpir(evaluations: int) -> Restore:
+  def run(
+    numbers: Point,
+    denoise: Denoiser,
+    observation: Observation,
+    key: jax.Array,
+    spectrum: jax.Array,
+  ) -> jax.Array:
+    del key, spectrum
+    return dpir(denoise, observation, calls=evaluations, **numbers)
+
+  return run
+
+
+def _share(name: str, start: float) -> Knob:
+  return Knob(name, start, factor=None, step=0.2, low=0.0, high=1.0)
+
+
+DPIR = "DPIR"
+# Left out: DAPS, SITCOM and PnP-DM take several evaluations per level, so that
+# five of them are one level or two; FGPS is DPS behind a band.
+BASELINES: dict[str, Contender] = {
+  DPIR: Contender(
+    lambda evaluations: (Knob("weight", 0.2), Knob("first", 98 / 255)),
+    lambda _, point: dict(point),
+    _dpir,
+  ),
+  "DiffPIR": _baseline(
+    baselines.diffpir,
+    baselines.DiffPIRConfig.tuned(),
+    1,
+    Knob("weight", 0.5),
+    _share("renewal", 0.6),
+  ),
+  "DDNM+": _baseline(
+    baselines.ddnm,
+    baselines.DDNMConfig.tuned(),
+    1,
+    _share("eta", 0.8),
+    Knob("threshold", 0.03, high=1.0),
+  ),
+  "DDRM": _baseline(
+    baselines.ddrm,
+    baselines.DDRMConfig.tuned(),
+    1,
+    _share("eta", 0.8),
+    _share("eta_data", 1.0),
+  ),
+  "RED-diff": _baseline(
+    baselines.reddiff,
+    baselines.REDDiffConfig.tuned(),
+    1,
+    Knob("weight", 0.25),
+    Knob("learning_rate", 0.05),
+  ),
+  "PiGDM": _baseline(
+    baselines.pigdm,
+    baselines.PiGDMConfig.tuned(),
+    2,
+    _share("eta", 0.8),
+    Knob("data_std", 0.12),
+  ),
+  "MMPS": _baseline(
+    baselines.mmps, baselines.MMPSConfig.tuned(), 3, _share("eta", 0.8)
+  ),
+  "DPS": _baseline(
+    baselines.dps, baselines.DPSConfig.tuned(), 2, Knob("scale", 3.0)
+  ),
+}

@@ -1,0 +1,184 @@
+"""No option of the sampler is ignored: each changes the program of a run.
+
+What a setting does is in the levels that it makes and in the program of `init`
+and `step`; an option that nothing reads leaves both as they are. What it should
+do is the matter of `test_transition` and `test_chain`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from posterior_jax import NFCConfig, Observation, nfc, operators, priors
+from posterior_jax.nfc_sampler import (
+  Band,
+  Denoise,
+  Exact,
+  Exponential,
+  Fusion,
+  Gradient,
+  Jacobian,
+  Langevin,
+  Mean,
+  Ode,
+  Power,
+  Probed,
+  Radial,
+  Schedule,
+  Sigma,
+  Snr,
+  Spectrum,
+)
+
+SIZE = 8
+POWER = priors.power_law_spectrum(SIZE, SIZE)
+PLAIN = NFCConfig(levels=4)
+HELD = PLAIN.replace(schedule={"held": 0.5})
+BANDED = PLAIN.replace(width=Sigma(), band=Band())
+FUSED = PLAIN.replace(fusion=Fusion())
+# By record: what has one, and a value of each field that is not its own.
+OPTIONS = {
+  NFCConfig: (
+    PLAIN,
+    {
+      "levels": 5,
+      "schedule": Schedule(rho=5.0),
+      "predictor": Ode(),
+      "width": Sigma(),
+      "inner": Mean(),
+      "band": Band(),
+      "fusion": Fusion(),
+      "inner_noise_std": 0.2,
+      "halved_misfit": False,
+    },
+  ),
+  Schedule: (
+    HELD,
+    {
+      "sigma_max": 50.0,
+      "sigma_min": 0.2,
+      "rho": 5.0,
+      "held": 0.75,
+      "averaged": "predicted",
+      "passes": 2,
+      "start": "measurement",
+      "renewal": 0.5,
+    },
+  ),
+  Denoise: (PLAIN, {}),
+  Ode: (
+    PLAIN.replace(predictor=Ode()),
+    {"solver": "heun", "steps": 4, "sigma_end": 0.02},
+  ),
+  Sigma: (PLAIN.replace(width=Sigma()), {"factor": 2.0}),
+  Spectrum: (PLAIN, {"factor": 2.0, "inflation": 1.5}),
+  Probed: (
+    PLAIN.replace(width=Probed()),
+    {"factor": 2.0, "inflation": 1.5},
+  ),
+  Jacobian: (PLAIN.replace(width=Jacobian()), {"factor": 2.0}),
+  Exact: (
+    PLAIN.replace(width=Jacobian()),
+    {"tolerance": 1e-3, "max_iterations": 7, "root_steps": 3},
+  ),
+  Mean: (
+    PLAIN.replace(inner=Mean()),
+    {"tolerance": 1e-3, "max_iterations": 7},
+  ),
+  Langevin: (
+    PLAIN.replace(inner=Langevin()),
+    {"steps": 7, "step_size": 2e-4, "decay": 0.5},
+  ),
+  Gradient: (PLAIN.replace(inner=Gradient()), {"steps": 7}),
+  Band: (
+    BANDED,
+    {
+      "mask": Snr(),
+      "power": 1,
+      "blend": "additive",
+      "blend_start": 0.5,
+      "blend_end": 0.1,
+      "law": Power(),
+    },
+  ),
+  Radial: (
+    BANDED,
+    {
+      "law": "log_sigma",
+      "cutoff_start": 0.5,
+      "cutoff_end": 0.9,
+      "shape": "gaussian",
+    },
+  ),
+  Snr: (BANDED, {}),
+  Exponential: (
+    BANDED.replace(band={"mask": Radial(Exponential())}),
+    {"rate": 3.0},
+  ),
+  Power: (BANDED.replace(band={"law": Power()}), {"exponent": 2.0}),
+  Fusion: (
+    FUSED,
+    {
+      "wavelet": "db2",
+      "levels": 2,
+      "low": 0.5,
+      "high": 0.3,
+      "unlock": "clip",
+      "unlock_start": 0.1,
+      "unlock_end": 0.9,
+    },
+  ),
+}
+
+
+def where(config, record):
+  """Path to the record in a config's fields, () for the config itself."""
+  if type(config) is record:
+    return ()
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      path = where(value, record)
+      if path is not None:
+        return (field.name, *path)
+  return None
+
+
+def program(config):
+  """Everything that a run of the settings does, as text."""
+  # Mirrored and not separable: solves iterate, so that their limits show.
+  operator = operators.blur((SIZE, SIZE, 1), np.eye(3) / 3)
+  observation = Observation(jnp.zeros((1, SIZE, SIZE, 1)), operator, 0.1)
+  prior = priors.gaussian_prior(POWER)
+  sampler = nfc(config, spectrum=POWER)
+  key = jax.random.key(0)
+
+  def both(key):
+    state = sampler.init(key, observation, 1)
+    return state, sampler.step(state, prior.denoise, observation, key)
+
+  made = jax.make_jaxpr(both)(key)
+  return str(made), [np.asarray(const).tolist() for const in made.consts]
+
+
+@pytest.mark.parametrize("record", OPTIONS)
+def test_no_option_is_ignored(record):
+  config, others = OPTIONS[record]
+  path = where(config, record)
+  if path is None:  # nothing to set
+    assert not others
+    return
+  before = program(config)
+  for name, value in others.items():
+    change = {name: value}
+    for part in reversed(path):
+      change = {part: change}
+    assert program(config.replace(**change)) != before, name
+
+
+def test_every_option_is_tried():
+  for record, (_, others) in OPTIONS.items():
+    assert {field.name for field in dataclasses.fields(record)} == {*others}
