@@ -14,13 +14,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-# Entries of a tile: 16 KB of bfloat16, of which two are under way at a time in
-# each of two programs a multiprocessor. Not tuned further.
-_TILE, _WARPS = 8192, 8
-# Columns of a program: 64 bytes of a row; 32 where that would leave
-# multiprocessors without a program.
-_COLUMNS, _FEW = 32, 16
-_FEW_BELOW = 128 * _COLUMNS
+# A tile is 16 KB of bfloat16, of which two are under way at a time in each of
+# two programs a multiprocessor; a row of it 64 bytes, since memory gives no
+# less at a time. On one H200 the best of those tried, and tiles that are all
+# asked for at once no better.
+_ROWS, _COLUMNS, _WARPS = 256, 32, 8
+# Programs that fill a card of 132 multiprocessors. Fewer columns than that are
+# read by several programs, some rows each, whose sums are added afterwards.
+_PROGRAMS = 200
 
 
 def refusal(inputs: tuple[jax.Array, ...], kernels: tuple) -> str | None:
@@ -37,8 +38,8 @@ def refusal(inputs: tuple[jax.Array, ...], kernels: tuple) -> str | None:
     return f"it multiplies bfloat16 and float16, got {x.dtype}"
   if any(kernel.dtype != x.dtype for kernel in kernels):
     return f"weights must be {x.dtype} as the activations"
-  if size % (_TILE // _FEW):
-    return f"{size} rows are not a multiple of {_TILE // _FEW}"
+  if size % _ROWS:
+    return f"{size} rows are not a multiple of {_ROWS}"
   return None
 
 
@@ -59,52 +60,60 @@ def products(
     [N] for each matrix, in the inputs' type.
   """
   sizes = [kernel.shape[1] for kernel in kernels]
-  width = _FEW if sum(sizes) < _FEW_BELOW else _COLUMNS
   starts = [0]
   for size in sizes:
-    starts.append(starts[-1] + pl.cdiv(size, width))
+    starts.append(starts[-1] + pl.cdiv(size, _COLUMNS))
+  tiles = kernels[0].shape[0] // _ROWS
+  # Equal shares of the rows, and no more of them than it takes.
+  shares = next(
+    n
+    for n in range(1, tiles + 1)
+    if tiles % n == 0 and (n * starts[-1] >= _PROGRAMS or n == tiles)
+  )
   vma = jax.typeof(kernels[0]).manual_axis_type
   out_shape = [
-    jax.ShapeDtypeStruct((size,), inputs[0].dtype, manual_axis_type=vma)
+    jax.ShapeDtypeStruct((shares * size,), jnp.float32, manual_axis_type=vma)
     for size in sizes
   ]
   found = pl.pallas_call(
-    functools.partial(
-      _kernel, len(inputs), starts, sizes, (_TILE // width, width)
-    ),
+    functools.partial(_kernel, len(inputs), starts, sizes, tiles // shares),
     out_shape=out_shape,
-    grid=(starts[-1],),
+    grid=(starts[-1], shares),
     compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=1),
     interpret=interpret,
     name="neumann_row",
   )(*inputs, *kernels)
-  return tuple(found)
+  # What adds the sums of the shares is what takes the result.
+  return tuple(
+    jnp.sum(x.reshape(shares, -1), axis=0).astype(inputs[0].dtype)
+    for x in found
+  )
 
 
-def _kernel(count, starts, sizes, tile, *refs):
+def _kernel(count, starts, sizes, steps, *refs):
   inputs, refs = refs[:count], refs[count:]
   kernels, outs = refs[: len(sizes)], refs[len(sizes) :]
-  program = pl.program_id(0)
+  program, share = pl.program_id(0), pl.program_id(1)
   for n, size in enumerate(sizes):
     own = (program >= starts[n]) & (program < starts[n + 1])
-    column = (program - starts[n]) * tile[1]
+    column = (program - starts[n]) * _COLUMNS
     run = functools.partial(
-      _columns, inputs, kernels[n], outs[n], column, size, tile
+      _columns, inputs, kernels[n], outs[n], column, size, share, steps
     )
     pl.when(own)(run)
 
 
-def _columns(inputs, kernel, out, column, size, tile):
-  """Some columns of one product, from the first row to the last."""
-  rows, width = tile
-  steps = kernel.shape[0] // rows
-  columns = pl.ds(column, width)
+def _columns(inputs, kernel, out, column, size, share, steps):
+  """Some columns of one product, over a share of its rows."""
+  first = share * steps
+  tile = _ROWS, _COLUMNS
+  columns = pl.ds(column, _COLUMNS)
   inside = column + lax.broadcasted_iota(jnp.int32, tile, 1) < size
 
   def load(n):
-    mask = inside & (n < steps)
+    mask = inside & (n < first + steps)
     return triton.load(
-      kernel.at[pl.ds(n * rows, rows), columns], mask=mask, other=0.0
+      kernel.at[pl.ds(n * _ROWS, _ROWS), columns], mask=mask, other=0.0
     )
 
   def step(n, carry):
@@ -112,16 +121,18 @@ def _columns(inputs, kernel, out, column, size, tile):
     # Asked for before the ones at hand are used: the next tile is under way
     # while this one is summed.
     later = load(n + 1)
-    x = _row(inputs, pl.ds(n * rows, rows))
+    x = _row(inputs, pl.ds(n * _ROWS, _ROWS))
     total = total + x[:, None] * weights.astype(jnp.float32)
     return total, later
 
-  start = jnp.zeros(tile, jnp.float32), load(0)
-  total, _ = lax.fori_loop(0, steps, step, start)
+  start = jnp.zeros(tile, jnp.float32), load(first)
+  total, _ = lax.fori_loop(first, first + steps, step, start)
   # One reduction at the end: every one of them is a barrier.
-  y = jnp.sum(total, axis=0).astype(out.dtype)
-  at = column + lax.broadcasted_iota(jnp.int32, (width,), 0)
-  triton.store(out.at[columns], y, mask=at < size)
+  y = jnp.sum(total, axis=0)
+  at = column + lax.broadcasted_iota(jnp.int32, (_COLUMNS,), 0)
+  triton.store(
+    out.at[pl.ds(share * size + column, _COLUMNS)], y, mask=at < size
+  )
 
 
 def _row(inputs, at):
