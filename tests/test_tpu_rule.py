@@ -382,3 +382,34 @@ def test_compiles_for_every_kind_of_tpu(kind):
   names = ["COMPILED", "COMPILED_SLOWLY"]
   found = tpu_compiler.run("tests.test_tpu_rule", kind, names)
   assert found == dict.fromkeys(COMPILED | COMPILED_SLOWLY, "")
+
+
+def hbm_of_gradients(topology, _):
+  """Prints the bytes beside arguments and results: in its own process."""
+  device = topologies.get_topology_desc(topology, "tpu").devices[0]
+  sharding = jax.sharding.SingleDeviceSharding(device)
+  *arrays, d_out = shapes(1, 8192, 16, 32), shapes(1, 8192, 16, 32).v
+
+  def both(arrays, d_out):
+    rule = functools.partial(
+      neumann_jax.gated_delta_rule, spec=BF16, fused=True, implementation="tpu"
+    )
+    out, pull = jax.vjp(lambda *x: rule(*x)[0], *arrays)
+    return out, pull(d_out)
+
+  compiled = (
+    jax.jit(both, in_shardings=sharding, out_shardings=sharding)
+    .lower(*arrays, d_out)
+    .compile()
+  )
+  print(json.dumps(compiled.memory_analysis().temp_size_in_bytes))
+
+
+@pytest.mark.slow
+def test_gradients_take_the_place_of_their_operands():
+  """What is kept, and one copy each of operands and outputs with flat heads."""
+  found = tpu_compiler.run("tests.test_tpu_rule", "7x", [], "hbm_of_gradients")
+  arrays, heads, chunks = shapes(1, 8192, 16, 32), 32, 128
+  kept = heads * chunks * (WIDTH * WIDTH + tpu_plan.CHUNK**2) * 2
+  copies = sum(x.size for x in (arrays.q, arrays.k, *[arrays.v] * 3)) * 2
+  assert found <= kept + copies + 16 * 2**20  # gates, and the last states
