@@ -12,8 +12,10 @@ fewest at an error of 2e-2; the paper's own banded form is wrong by more than
 half on some keys. In float32, at a batch of 128, substitution with the batch in
 the lanes takes fewer than any product does. tokamax's row says why it is
 missing where it is; pip install tokamax==0.0.17 brings it. The second table is
-bundles of the whole rule per 64 tokens of a value head, with milliseconds that
-are predicted from them; the third is the inverse's share of a decoder layer.
+bundles of the whole rule per 64 tokens of a value head (of one token, per
+head), with milliseconds that are predicted from them, beside the rules of
+tokamax and of deltanet-tpu where they are installed (pip install
+deltanet-tpu==0.3.0); the third is the inverse's share of a decoder layer.
 """
 
 import ml_collections
@@ -50,6 +52,11 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         "ladder bfloat16 refine, bfloat16 operands, forward",
         "ladder float32, float32 operands, forward",
         "ladder float32, float32 operands, with gradients",
+        "one token of 128 rows, float32 states",
+        "one token of 128 rows, bfloat16 states",
+        "tokamax convolution, gates and rule, forward",
+        "deltanet-tpu, forward",
+        "deltanet-tpu, with gradients",
       ),
       "shape": (1, 512, 2, 4) if debug else (1, 8192, 16, 32),
       "seed": 0,

@@ -18,6 +18,7 @@ from neumann_jax.layers.kernels import token_gpu
 from tests import oracles
 
 TAPS, EPS = 4, 1e-6
+IN_XLA = neumann_jax.RuleOptions(implementation="xla")
 
 
 def problem(key_heads=2, group=2, dk=16, dv=16, dtype=np.float32, rows=2):
@@ -92,7 +93,7 @@ def by_kernel(token, weights, cache, mask, key_heads, beta_max=1.0):
 def by_xla(token, weights, cache, mask, key_heads, beta_max=1.0):
   mask = None if mask is None else mask[:, None] != 0
   block = token_step.Block(key_heads, beta_max, EPS)
-  return token_step.step("xla", block, token, weights, cache, mask)
+  return token_step.step(IN_XLA, block, token, weights, cache, mask)
 
 
 # Rounding of what float32 holds, and of bfloat16 once the sums are taken.
@@ -142,7 +143,7 @@ def test_what_is_split_may_be_any_operand(split, masked):
   token, weights, cache = problem()
   mask = jnp.ones((2, 1), bool) if masked else None
   block = token_step.Block(2, 1.0, EPS)
-  want = token_step.step("xla", block, token, weights, cache, mask)
+  want = token_step.step(IN_XLA, block, token, weights, cache, mask)
 
   def one(x, token, weights, cache, mask):
     # Each device has all, of which one operand is known to vary.
@@ -153,7 +154,9 @@ def test_what_is_split_may_be_any_operand(split, masked):
       weights = add(weights)
     else:
       cache = cache._replace(recurrent_state=add(cache.recurrent_state))
-    found = token_step.step("auto", block, token, weights, cache, mask)
+    found = token_step.step(
+      neumann_jax.RuleOptions(), block, token, weights, cache, mask
+    )
     return jax.tree.map(lambda y: y[None], found)
 
   call = jax.shard_map(

@@ -4,21 +4,24 @@ import csv
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 import neumann_jax
 from experiments.data import key_families
 from experiments.harness import command_line
 from experiments.harness.speed import timing
-from experiments.peers import tpu
+from experiments.peers import tpu, tpu_rules
 from experiments.rule_speed.problems import Shape
 from experiments.tpu_cycles import (
   attached,
+  compile_one,
   kernels,
   layer_part,
   layers,
@@ -110,6 +113,61 @@ def test_a_rules_kernels_are_found_with_their_steps(which, kernels):
   closed = jax.make_jaxpr(program.call)(*program.shapes)
   assert dict(rules.kernels(closed.jaxpr)) == kernels
   assert program.chunks == 4 * 8 * 4
+
+
+@pytest.mark.parametrize("name", rules.TOKENS)
+def test_one_token_of_many_rows_is_a_program(name):
+  """Sixteen states a step, whatever the tokens of the shape."""
+  program = rules.program(name, Shape(4, 512, 2, 4))
+  closed = jax.make_jaxpr(program.call)(*program.shapes)
+  assert rules.kernels(closed.jaxpr) == [("neumann_rule_token", 128 * 4 // 16)]
+  assert program.chunks == 128 * 4
+  assert str(closed.out_avals[1].dtype) == rules.TOKENS[name]
+
+
+def test_errors_of_one_token_after_the_other():
+  wide, narrow = (
+    rules.errors(name, tokens=3, beta_max=2.0, seed=0) for name in rules.TOKENS
+  )
+  assert 0 < wide < narrow < oracles.NARROW_RULE_ANY["bfloat16"]
+
+
+@pytest.mark.parametrize("name", tpu_rules.NAMES)
+def test_a_package_that_is_missing_is_named(name, monkeypatch, tmp_path):
+  def missing(module):
+    raise ImportError(f"No module named {module!r}")
+
+  monkeypatch.setattr(tpu_rules.importlib, "import_module", missing)
+  one = Shape(1, 512, 2, 4)
+  found = compile_one.measure_rule(name, one, None, tmp_path)
+  package = "tokamax" if name == tpu_rules.TOKAMAX else "deltanet_tpu"
+  assert found["reason"].startswith(f"No module named '{package}")
+  two = compile_one.measure_rule(name, one._replace(rows=2), None, tmp_path)
+  assert two["reason"] == f"{name} is compiled for one row, not 2"
+  assert rules.errors(name, tokens=64, beta_max=1.0, seed=0) is None
+
+
+def test_packages_find_the_kind_of_tpu_that_is_compiled_for():
+  device = types.SimpleNamespace(device_kind="TPU v6 lite")
+  before = jax.default_backend()
+  with tpu_rules.as_on(device):
+    assert jax.default_backend() == "tpu"
+    assert pltpu.get_tpu_info().generation == 6
+  assert jax.default_backend() == before
+
+
+def test_kernels_without_a_grid_count_their_own_loop(monkeypatch):
+  """By what a name begins with, the first that fits; the others have grids."""
+  monkeypatch.setattr(schedule, "written", lambda *_: 10)
+  monkeypatch.setattr(
+    schedule,
+    "read",
+    lambda *_: types.SimpleNamespace(bundles=7),
+  )
+  trips = {"rule_long": 64, "rule": 0}
+  names = ("rule_long_b1", "rule_short", "other")
+  found = [compile_one._bundles(None, name, 3, trips) for name in names]
+  assert found == [640, 0, 21]
 
 
 def test_without_libtpu_one_sentence(monkeypatch, tmp_path, capsys):

@@ -18,17 +18,15 @@ KINDS = {
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def run(module, kind, names):
-  """What `module.compile_all(topology, names)` prints: case to complaint.
+def run(module, kind, names, function="compile_all"):
+  """What `module.function(topology, names)` prints: case to complaint.
 
   libtpu reads its settings from the environment when it is loaded, which a
   process can do once.
   """
   if importlib.util.find_spec("libtpu") is None:
     pytest.skip("needs the compiler of the extra `tpu`, libtpu")
-  code = (
-    f"import {module} as t; t.compile_all({KINDS[kind]!r}, {list(names)!r})"
-  )
+  code = f"import {module} as t; t.{function}({KINDS[kind]!r}, {list(names)!r})"
   env = os.environ | {
     "JAX_PLATFORMS": "cpu",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",

@@ -99,14 +99,16 @@ def measure_rule(
       jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
       for x in program.shapes
     ]
-    traced = jax.jit(program.call).trace(*arguments)
-    compiled = traced.lower().compile()
+    with program.context(where):
+      traced = jax.jit(program.call).trace(*arguments)
+      lowered = traced.lower()
+    compiled = lowered.compile()
     by_kernel = {
-      kernel: steps * schedule.read(dump, kernel, 1).bundles
+      kernel: _bundles(dump, kernel, steps, program.trips)
       for kernel, steps in rules.kernels(traced.jaxpr.jaxpr)
     }
     held = compiled.memory_analysis().temp_size_in_bytes
-  except (ValueError, jax.errors.JaxRuntimeError) as error:
+  except (ImportError, ValueError, jax.errors.JaxRuntimeError) as error:
     return {"reason": first_sentence(error)}
   finally:
     _clear(dump)
@@ -117,6 +119,16 @@ def measure_rule(
     "mib": held / 2**20,
     "seconds": round(time.monotonic() - start, 1),
   }
+
+
+def _bundles(
+  dump: pathlib.Path, kernel: str, steps: int, trips: Mapping[str, int]
+) -> int:
+  """Of all steps of a kernel's grid, or of its own loop over tiles."""
+  for name, count in trips.items():
+    if kernel.startswith(name):
+      return count * schedule.written(dump, kernel)
+  return steps * schedule.read(dump, kernel, 1).bundles
 
 
 def measure_layer(form: str, shape: Shape, where: Any) -> dict[str, Any]:
@@ -135,7 +147,8 @@ def measure_layer(form: str, shape: Shape, where: Any) -> dict[str, Any]:
   try:
     call, arguments = layers.program(form, shape, SingleDeviceSharding(where))
     traced = jax.jit(call).trace(*arguments)
-    text = traced.lower().compile().as_text()
+    compiled = traced.lower().compile(compiler_options=layers.OPTIONS)
+    text = compiled.as_text()
     cycles = layers.cycles(text, -(-shape.tokens // rules.CHUNK_SIZE))
   except (ValueError, jax.errors.JaxRuntimeError) as error:
     return {"reason": first_sentence(error)}

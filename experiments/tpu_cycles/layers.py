@@ -25,7 +25,13 @@ INVERSE, RULE = "inverse in a kernel", "rule in a kernel"
 FORMS = {INVERSE: False, RULE: True}
 PRODUCTS, AROUND, REST = "products with weights", "rule around it", "the rest"
 WIDE, FEED_FORWARD = 4096, 12288  # of Qwen3.5-9B
-UNKNOWN = 2**62  # libtpu's infinity is 2^63 - 1: on 7x that of some copies
+UNKNOWN = 2**62  # libtpu's infinity is 2^63 - 1
+# Of what runs on a SparseCore, as copies on a 7x would, libtpu states that
+# infinity: here they stay on the TensorCore, as they do on the other kinds.
+OPTIONS = {
+  "xla_tpu_enable_offloading_copy_to_sparsecore": False,
+  "xla_tpu_enable_offloading_reshape_to_sparsecore": False,
+}
 
 
 def program(

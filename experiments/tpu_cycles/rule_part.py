@@ -33,7 +33,8 @@ def rows(
 
   Yields:
     kind, rule: what was compiled, for what; never run on it.
-    bundles: scheduled, per 64 tokens of a value head; None if not compiled.
+    bundles: scheduled, per 64 tokens of a value head, of one token per head;
+      None if not compiled.
     millions: of all grid steps, in millions.
     fast_ms, slow_ms: predicted from them, at the two rates of `rules.RATES`.
     hbm_mib: of HBM that the program holds beside arguments and results.
@@ -84,12 +85,15 @@ def add(report: Report, frame: pd.DataFrame, shape: Sequence[int]) -> None:
   report.heading("The whole rule")
   report.table(
     f"Bundles per 64 tokens of a value head of the rule's kernels, {b} x {t} "
-    f"tokens, heads {hk}/{hv} of {rules.WIDTH}, compiled and never run. The "
+    f"tokens, heads {hk}/{hv} of {rules.WIDTH}, compiled and never run; of one "
+    "token, per value head of a row. In tokamax's the loops of its own copies "
+    "count once. The "
     "milliseconds are predicted, at 1.35e9 and 1.1e9 bundles a second, which "
     "the public times of other rules' kernels imply; what XLA computes "
     "around the kernels is in neither. Errors are those of the same kernels "
     "interpreted on the CPU, against a float64 recurrence: of the outputs, or "
-    "the worst of outputs and gradients.",
+    "the worst of outputs and gradients; rules of other packages are compiled "
+    "only.",
     frame.rename(columns=lambda x: x.replace("_", " ")),
     measured_on="libtpu's schedule for each kind, never run on it",
     name="cycles-rule",
@@ -101,8 +105,11 @@ def closing(frame: pd.DataFrame) -> str:
   table = frame.set_index(["rule", "kind"]).bundles.unstack("kind")
   table = table.reindex(index=frame.rule.unique(), columns=frame.kind.unique())
   errors = frame.groupby("rule").error_beta_1.first()
+  missing = frame[frame.note != ""]
   digits = dict.fromkeys(table, 1)
   return (
-    "bundles per 64 tokens of a value head, compiled, never run\n"
+    "bundles per 64 tokens of a value head (one token: per head), compiled, "
+    "never run\n"
     f"{tables.aligned(table.assign(error=errors), digits)}"
+    + "".join(f"\n{x.rule}, {x.kind}: {x.note}" for x in missing.itertuples())
   )

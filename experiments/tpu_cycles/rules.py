@@ -2,11 +2,14 @@
 
 A program is some kernels; each runs a step of its grid at a time, and a step's
 bundles are those of `schedule`. What XLA computes around the kernels is not
-counted.
+counted. Besides all tokens there is one token of many rows, a step of decoding,
+and there are rules of other packages, where those are installed.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -15,11 +18,13 @@ import numpy as np
 from jax.extend import core
 
 from experiments.data import key_families
+from experiments.peers import tpu_rules as peers
 from experiments.rule_speed import problems
 from experiments.rule_speed.problems import Shape
 from neumann_jax import InverseSpec, RuleOptions, gated_delta_rule
-from neumann_jax.delta_rule import tpu_rule
+from neumann_jax.delta_rule import one_token, tpu_rule
 from neumann_jax.delta_rule.inputs import Operands
+from neumann_jax.delta_rule.kernels import tpu_token
 
 CHUNK_SIZE = 64
 WIDTH = 128
@@ -37,7 +42,13 @@ RULES = {
   )
   for which in (FORWARD, GRADIENTS)
 }
-NAMES = tuple(RULES)
+# name: type of the states.
+ROWS = 128
+TOKENS = {
+  f"one token of {ROWS} rows, {dtype} states": dtype
+  for dtype in ("float32", "bfloat16")
+}
+NAMES = (*RULES, *TOKENS, *peers.NAMES)
 
 
 class Program(NamedTuple):
@@ -46,12 +57,17 @@ class Program(NamedTuple):
   Attributes:
     call: takes what `shapes` describes.
     shapes: of its arguments.
-    chunks: of all value heads, which bundles are divided by.
+    chunks: of all value heads, which bundles are divided by; of one token,
+      tokens.
+    context: of a device, entered while the program is traced.
+    trips: of the loop in kernels that have no grid, by what names begin with.
   """
 
   call: Callable[..., Any]
   shapes: tuple[jax.ShapeDtypeStruct, ...]
   chunks: int
+  context: Callable[..., Any] = contextlib.nullcontext
+  trips: Mapping[str, int] = MappingProxyType({})
 
 
 def kernels(jaxpr: core.Jaxpr) -> list[tuple[str, int]]:
@@ -117,14 +133,44 @@ def _interpreted(name: str) -> Callable[..., list[jax.Array]]:
   return forward if which == FORWARD else both
 
 
+def _decoded(name: str) -> Callable[..., list[jax.Array]]:
+  """The kernel of one token on the CPU, over all tokens of a problem."""
+  scale = jnp.float32(WIDTH**-0.5)
+
+  def decode(problem):
+    b, _, hv, width = problem.v.shape
+    start = jnp.zeros((b, hv, width, width), TOKENS[name])
+
+    def token(state: jax.Array, arrays: Operands):
+      out, state = tpu_token.step(*arrays, scale, state, interpret=True)
+      return state, out
+
+    tokens = Operands(*(jnp.swapaxes(x, 0, 1) for x in problem[:5]))
+    return [jnp.swapaxes(jax.lax.scan(token, start, tokens)[1], 0, 1)]
+
+  return decode
+
+
 def program(name: str, shape: Shape) -> Program:
   """The program of a name.
 
   Args:
     name: one of NAMES.
-    shape: rows, tokens, key heads and value heads.
+    shape: rows, tokens, key heads and value heads; of one token, the heads.
+
+  Raises:
+    ImportError: it is of a package that is not installed here.
+    ValueError: a rule of another package is asked for several rows.
   """
   b, t, hk, hv = shape
+  chunks = b * hv * -(-t // CHUNK_SIZE)
+  if name in TOKENS:
+    return _one_token(jnp.dtype(TOKENS[name]), hk, hv)
+  if name in peers.NAMES:
+    if b != 1:
+      raise ValueError(f"{name} is compiled for one row, not {b}")
+    peer = peers.program(name, t, hk, hv, WIDTH)
+    return Program(peer.call, peer.shapes, chunks, peers.as_on, peer.trips)
   dtype = jnp.dtype(RULES[name][1])
   keys = jax.ShapeDtypeStruct((b, t, hk, WIDTH), dtype)
   values = jax.ShapeDtypeStruct((b, t, hv, WIDTH), dtype)
@@ -132,10 +178,28 @@ def program(name: str, shape: Shape) -> Program:
   shapes: tuple[jax.ShapeDtypeStruct, ...] = (keys, keys, values, gates, gates)
   if RULES[name][2] == GRADIENTS:
     shapes = (*shapes, values)
-  return Program(_compiled(name), shapes, b * hv * -(-t // CHUNK_SIZE))
+  return Program(_compiled(name), shapes, chunks)
 
 
-def errors(name: str, *, tokens: int, beta_max: float, seed: int) -> float:
+def _one_token(dtype: jnp.dtype, hk: int, hv: int) -> Program:
+  how = RuleOptions(implementation="tpu")
+
+  def step(*arrays):
+    scale = WIDTH**-0.5
+    return one_token.step(how, Operands(*arrays[:5]), scale, arrays[5])
+
+  keys, values = (
+    jax.ShapeDtypeStruct((ROWS, n, WIDTH), jnp.bfloat16) for n in (hk, hv)
+  )
+  gate = jax.ShapeDtypeStruct((ROWS, hv), jnp.float32)
+  state = jax.ShapeDtypeStruct((ROWS, hv, WIDTH, WIDTH), dtype)
+  shapes = (keys, keys, values, gate, gate, state)
+  return Program(step, shapes, ROWS * hv)
+
+
+def errors(
+  name: str, *, tokens: int, beta_max: float, seed: int
+) -> float | None:
   """The worst error of a rule's kernels, run on the CPU, over key families.
 
   Args:
@@ -146,10 +210,13 @@ def errors(name: str, *, tokens: int, beta_max: float, seed: int) -> float:
 
   Returns:
     |found - truth| / |truth| over all entries of the outputs, and of every
-    gradient where the rule has them, the worst, against float64.
+    gradient where the rule has them, the worst, against float64; None for a
+    rule of another package, which is compiled only.
   """
-  dtype = RULES[name][1]
-  run = jax.jit(_interpreted(name))
+  if name in peers.NAMES:
+    return None
+  dtype = "bfloat16" if name in TOKENS else RULES[name][1]
+  run = jax.jit((_decoded if name in TOKENS else _interpreted)(name))
   worst = 0.0
   for family in key_families.FAMILIES:
     problem = problems.draw(

@@ -134,7 +134,7 @@ def read(folder: pathlib.Path, label: str, trips: int) -> Schedule:
     ScheduleError: a file is missing, two kernels match, or the loops are not
       those that `trips` counts.
   """
-  total = total_bundles(_file(folder, label, FINAL))
+  total = written(folder, label)
   depths, inner = loop_depths(_file(folder, label, BUNDLES))
   capacity, used = slot_use(_file(folder, label, SLOTS))
   if not total == len(depths) == len(used):
@@ -157,6 +157,16 @@ def read(folder: pathlib.Path, label: str, trips: int) -> Schedule:
   return Schedule(
     bundles, total, trips if inner else 1, use("VALU"), use("MXU")
   )
+
+
+def written(folder: pathlib.Path, label: str) -> int:
+  """The bundles of a kernel, each counted once, whatever loops it has.
+
+  Args:
+    folder: of the dump of one compile.
+    label: in the names of the kernel's files.
+  """
+  return total_bundles(_file(folder, label, FINAL))
 
 
 def schedules(

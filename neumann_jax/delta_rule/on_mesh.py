@@ -25,7 +25,13 @@ from neumann_jax.delta_rule.options import RuleOptions
 Rule = Callable[..., tuple[jax.Array, jax.Array]]
 
 
-def on_mesh(rule: Rule, arrays: Operands, how: RuleOptions) -> Rule:
+def on_mesh(
+  rule: Rule,
+  arrays: Operands,
+  how: RuleOptions,
+  *others: jax.Array,
+  tokens: bool = True,
+) -> Rule:
   """The rule, for whatever mesh its operands live on.
 
   Rows stay whole where `how.batch_axes` do not divide them, heads where
@@ -36,25 +42,27 @@ def on_mesh(rule: Rule, arrays: Operands, how: RuleOptions) -> Rule:
     rule: (arrays, scale, initial_state, segment_ids, how) -> (out, state).
     arrays: operands that have been checked.
     how: the static options.
+    *others: arrays whose mesh counts where the operands have none.
+    tokens: whether operands have an axis of them.
 
   Returns:
     A function of the same arguments: the rule itself on one device.
   """
-  mesh = mesh_of(*arrays)
+  mesh = mesh_of(*arrays, *others)
   free = free_axes(mesh)
   if mesh.size == 1 or not free:
     return rule
   _say_unnamed(mesh, free, how)
   rows = row_axes(mesh, how.batch_axes, arrays.v.shape[0])
-  counts = arrays.k.shape[2], arrays.v.shape[2]
+  counts = arrays.k.shape[-2], arrays.v.shape[-2]
   heads = head_axis(mesh, how.head_axis, *counts)
-  token = P(rows, None, heads)  # [B, T, heads, ...]
   state = P(rows, heads)  # [B, Hv, Dk, Dv]
-  tokens: Any = jax.tree.map(lambda _: token, arrays)
+  token = P(rows, None, heads) if tokens else state  # [B, T, heads, ...]
+  operands: Any = jax.tree.map(lambda _: token, arrays)
   on_all = spread(
     functools.partial(rule, how=how),
     mesh=mesh,
-    in_specs=(tokens, P(), state, P(rows)),
+    in_specs=(operands, P(), state, P(rows)),
     out_specs=(token, state),
   )
   return lambda *operands: on_all(*operands[:-1])

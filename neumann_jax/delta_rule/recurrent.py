@@ -117,7 +117,7 @@ def gated_delta_step(
     tokens=False,
     state=state,
   )
-  return _one_token(arrays, precision.output_scale(scale, q), state)
+  return one_token(arrays, precision.output_scale(scale, q), state)
 
 
 @jax.jit
@@ -147,9 +147,10 @@ def _by_tokens(
 
 
 @jax.jit
-def _one_token(
+def one_token(
   arrays: Operands, scale: jax.Array, state: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
+  """`gated_delta_step` of operands that have been checked."""
   widened = _widened(arrays, scale)
   grouped = layout.grouped_state(state, arrays.k, arrays.v, *arrays)
   grouped, out = _token(grouped, widened)

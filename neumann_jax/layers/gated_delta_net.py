@@ -214,7 +214,7 @@ class GatedDeltaNet(nnx.Module):
       # would make a step of decoding C times as dear. It is of the document
       # that the cache enters, whatever its number.
       y, cache = token_step.step(
-        self.rule.implementation,
+        self.rule,
         self._block(),
         Projected(*self._projected(x, "qkv", "z", "b", "a")),
         self._weights(),

@@ -1,8 +1,9 @@
 """A Gated DeltaNet block between its projections, and one token of it.
 
 What lies between the projections is small and in many parts: with them in XLA,
-a step of decoding is bound by launches. On a GPU they are one kernel, see
-`kernels/token_gpu.py`; what follows is what it computes.
+a step of decoding is bound by launches on a GPU. There they are one kernel, see
+`kernels/token_gpu.py`; what follows is what it computes. On a TPU only the rule
+is one, see `delta_rule.one_token`.
 """
 
 from collections.abc import Sequence
@@ -13,9 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from neumann_jax import backends
-from neumann_jax.delta_rule import layout, on_mesh
+from neumann_jax.delta_rule import layout, on_mesh, one_token, precision
 from neumann_jax.delta_rule.inputs import Operands
-from neumann_jax.delta_rule.recurrent import gated_delta_step
+from neumann_jax.delta_rule.options import RuleOptions
 from neumann_jax.layers.cache import Cache
 from neumann_jax.layers.gates import Gates, log_decay
 from neumann_jax.layers.kernels import token_gpu
@@ -129,7 +130,7 @@ def gates(
 
 
 def step(
-  implementation: str,
+  how: RuleOptions,
   block: Block,
   token: Projected,
   weights: Weights,
@@ -139,43 +140,47 @@ def step(
   """One token: [B, 1, Hv Dv], normed and gated, and the cache after it.
 
   Args:
-    implementation: as of `RuleOptions`.
+    how: the options of the rule.
     block: what is static.
     token: of T = 1.
     weights: of the block.
     cache: before the token.
     mask: [B, 1] bool or None; where it is False the cache stays as it is.
   """
+  implementation = how.implementation
   mesh = on_mesh.mesh_of(cache.recurrent_state, token.qkv)
   if mesh.size > 1 and on_mesh.free_axes(mesh):
     # Columns of q, k and v lie side by side, so that no axis of theirs is one
-    # of heads: XLA splits what a kernel could not.
+    # of heads: XLA splits what a kernel of all of the block could not.
     implementation = "xla"
   # Inside `jax.shard_map` a kernel says of its results what of its operands.
   args = layout.varying_alike((token, weights, cache, mask))
-  return backends.run(_OPERATION, implementation, block, *args)
+  return backends.run(_OPERATION, implementation, (how, block), *args)
 
 
 def _in_xla(
-  block: Block,
+  static: tuple[RuleOptions, Block],
   token: Projected,
   weights: Weights,
   cache: Cache,
   mask: jax.Array | None,
 ) -> tuple[jax.Array, Cache]:
+  how, block = static
   columns, history = short_conv(
     token.qkv, weights.conv, history=cache.conv_state, mask=mask
   )
   parts = split(columns, weights)
   found = operands(block, parts, token.b, token.a, weights, mask)
   now = Operands(*(x[:, 0] for x in found))
-  out, state = gated_delta_step(*now, cache.recurrent_state)
+  scale = precision.output_scale(None, now.q)
+  out, state = one_token.step(how, now, scale, cache.recurrent_state)
   gate = token.z.reshape(out.shape)  # [B, Hv, Dv]
   y = gated_rms_norm(out, gate, weights.norm, block.eps)
   return y.reshape(token.z.shape), Cache(history, state)
 
 
-def _refusal(block: Block, *arrays: Any) -> str | None:
+def _refusal(static: tuple[RuleOptions, Block], *arrays: Any) -> str | None:
+  _, block = static
   token, weights, cache, _ = arrays
   return token_gpu.refusal(
     block.key_heads, token.z.dtype, weights.conv, cache.recurrent_state
@@ -183,12 +188,13 @@ def _refusal(block: Block, *arrays: Any) -> str | None:
 
 
 def _launch(
-  block: Block,
+  static: tuple[RuleOptions, Block],
   token: Projected,
   weights: Weights,
   cache: Cache,
   mask: jax.Array | None,
 ) -> tuple[jax.Array, Cache]:
+  _, block = static
   live = jnp.ones_like(token.b[:, 0, 0], bool) if mask is None else mask[:, 0]
   live = layout.varying_as(live, [token.b])
   qkv, z, b, a = (x[:, 0] for x in token)

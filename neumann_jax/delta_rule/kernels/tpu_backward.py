@@ -76,15 +76,14 @@ def gradients(
     jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(k).manual_axis_type
   )
   gates = tpu_packs.pack_gates(log_decay, beta, how)
-  by_row = (*layout.packs_shape[:3], 8, LANES)
   out = pl.pallas_call(
     functools.partial(_kernel, how=how),
     out_shape=[
       shaped((b, length, hk * dk), q.dtype),
       shaped((b, length, hk * dk), k.dtype),
       shaped((b, length, hv * dv), v.dtype),
-      shaped(gates.shape, jnp.float32),
-      shaped(by_row, jnp.float32),
+      shaped(layout.columns_shape, jnp.float32),
+      shaped(layout.rows_shape, jnp.float32),
       shaped(d_final.shape, jnp.float32),
     ],
     grid=layout.grid,
@@ -103,10 +102,12 @@ def gradients(
       layout.tokens(how.keys),
       layout.tokens(how.keys),
       layout.tokens(how.values),
-      layout.gates(),
-      layout.packs(rows=8),
+      layout.columns(),
+      layout.rows(),
       layout.state(),
     ],
+    # Gradients take the place of what they are of, block by block.
+    input_output_aliases={1: 0, 2: 1, 3: 2, 8: 5},
     compiler_params=layout.compiler_params,
     interpret=interpret,
     name="neumann_rule_backward",
@@ -115,8 +116,8 @@ def gradients(
     *(x.reshape(b, length, -1) for x in (q, k, v, d_out)),
     *(gates, t, states, d_final),
   )
-  dq, dk_, dv_, d_cols, d_rows, d_state = out
-  dg, d_beta = _unpacked(d_cols, d_rows, how)
+  dq, dk_, dv_, d_columns, d_rows, d_state = out
+  dg, d_beta = _unpacked(d_columns, d_rows, how)
   return Gradients(
     dq.reshape(q.shape),
     dk_.reshape(k.shape),
@@ -127,20 +128,21 @@ def gradients(
   )
 
 
-def _unpacked(d_cols, d_rows, how: Plan) -> tuple[jax.Array, jax.Array]:
+def _unpacked(d_columns, d_rows, how: Plan) -> tuple[jax.Array, jax.Array]:
   """Cotangents of log_decay and beta, [B, T, Hv] each."""
-  b, groups, length, _ = d_cols.shape
-  pairs, values = len(how.pairs), how.values
-  x = d_rows[..., 0, :].reshape(b, groups, -1, pairs * 2, CHUNK)
-  # The second half of a pack whose second head is missing.
-  x = jnp.moveaxis(x[..., :values, :], 3, 4)  # [B, groups, N, C, values]
-  dg = d_cols[..., :values].reshape(x.shape) - x
+  b, groups = d_columns.shape[:2]
+  width, values = LANES // how.parts, how.values
+  # [B, groups, N, tokens of a run, runs, lanes of a run]
+  x = d_columns.reshape(b, groups, -1, CHUNK // how.parts, how.parts, width)
+  x = jnp.swapaxes(x, 3, 4).reshape(*x.shape[:3], CHUNK, width)
+  pairs = d_rows.reshape(b, groups, x.shape[2], -1, CHUNK)
+  # Not the second half of a pack whose second head is missing.
+  pairs = jnp.swapaxes(pairs[..., :values, :], 3, 4)
   # A token's gate is in the sum of every later token of its chunk.
-  dg = jax.lax.cumsum(dg, axis=3, reverse=True)
-  dg = dg.reshape(b, groups, length, values)
+  dg = jax.lax.cumsum(x[..., :values] - pairs, axis=3, reverse=True)
   dg, d_beta = (
-    jnp.swapaxes(y, 1, 2).reshape(b, length, -1)
-    for y in (dg, d_cols[..., values : 2 * values])
+    jnp.moveaxis(y, 1, 3).reshape(b, -1, groups * values)
+    for y in (dg, x[..., values : 2 * values])
   )
   return dg, d_beta
 
@@ -170,8 +172,19 @@ def _kernel(*refs, how: Plan) -> None:
       place = (0, rows(chunk), lanes(key))
       ref.dq[place] = x[:CHUNK].astype(ref.dq.dtype)
       ref.dk[place] = x[CHUNK:].astype(ref.dk.dtype)
-    lane = iota((CHUNK, LANES), 1)
-    columns = jnp.zeros((CHUNK, LANES), jnp.float32)
-    for at, x in d_gates.items():
-      columns = jnp.where(lane == at, x, columns)
-    ref.d_cols[0, 0, rows(chunk), :] = columns
+    run = CHUNK // how.parts
+    ref.d_columns[0, 0, slice(chunk * run, (chunk + 1) * run), :] = _columns(
+      d_gates, how
+    )
+
+
+def _columns(d_gates: dict[int, jax.Array], how: Plan) -> jax.Array:
+  """Columns of a chunk by their lane, [C, 1] each, run beside run."""
+  run, width = CHUNK // how.parts, LANES // how.parts
+  lane = iota((run, LANES), 1)
+  columns = jnp.zeros((run, LANES), jnp.float32)
+  for at, x in d_gates.items():
+    for part in range(how.parts):
+      tokens = x[part * run : (part + 1) * run]
+      columns = jnp.where(lane == part * width + at, tokens, columns)
+  return columns

@@ -37,8 +37,8 @@ class Refs(NamedTuple):
     dq: as q.
     dk: as k.
     dv: as v.
-    d_cols: as gates.
-    d_rows: [1, 1, packs, 8, 2 C], equal rows.
+    d_columns: [1, 1, tokens / runs, 128], see `Plan.parts`.
+    d_rows: [1, 1, 1, packs, 2 C].
     d_state: as d_final: before the step, then after it.
   """
 
@@ -54,7 +54,7 @@ class Refs(NamedTuple):
   dq: Any
   dk: Any
   dv: Any
-  d_cols: Any
+  d_columns: Any
   d_rows: Any
   d_state: Any
 
@@ -211,7 +211,7 @@ def gradients(
   pairs = w * by_query + m * by_key
   # What a pair of tokens takes off the gate of the earlier one, in a row.
   sums = jnp.sum(pairs, axis=0, keepdims=True)
-  ref.d_rows[0, 0, pack.at] = jnp.broadcast_to(sums, (8, LANES))
+  ref.d_rows[0, 0, 0, pack.at : pack.at + 1] = sums
   leaving = [e * x for e, x in zip(pack.leave, new)]
   _through_keys(pack, above(w, m), leaving, dv, d_keys)
   yield

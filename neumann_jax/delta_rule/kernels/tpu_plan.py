@@ -56,6 +56,15 @@ class Plan(NamedTuple):
     """Of all chunks."""
     return self.chunks * len(self.pairs)
 
+  @property
+  def parts(self) -> int:
+    """Runs of tokens whose gates' cotangents share the rows of a register.
+
+    A token has two numbers of each value head; a run is whole registers.
+    """
+    fits = (n for n in (8, 4, 2) if 2 * self.values * n <= LANES)
+    return next(fits, 1)
+
   def bytes(self, itemsize: int) -> int:
     """Of the blocks of a grid step of the backward pass, the larger one.
 
@@ -135,9 +144,30 @@ class Blocks:
     b, groups, steps = self.grid
     return b, groups, steps * self.how.packs, CHUNK, LANES
 
-  def packs(self, rows: int = CHUNK) -> pl.BlockSpec:
-    """Of arrays of `packs_shape`, or with other rows a pack."""
-    block = (1, 1, self.how.packs, rows, LANES)
+  def packs(self) -> pl.BlockSpec:
+    """Of arrays of `packs_shape`."""
+    block = (1, 1, self.how.packs, CHUNK, LANES)
+    return self._spec(block, lambda b, h, n: (b, h, n, 0, 0))
+
+  @property
+  def columns_shape(self) -> tuple[int, ...]:
+    """`Plan.parts` runs of a chunk's tokens, each in lanes of its own."""
+    b, groups, _ = self.grid
+    return b, groups, self.length // self.how.parts, LANES
+
+  def columns(self) -> pl.BlockSpec:
+    """Of arrays of `columns_shape`."""
+    block = (1, 1, self.how.tokens // self.how.parts, LANES)
+    return self._spec(block, lambda b, h, n: (b, h, n, 0))
+
+  @property
+  def rows_shape(self) -> tuple[int, ...]:
+    """A row of every pack: [B, groups, steps, packs of a step, 2 C]."""
+    return *self.grid, self.how.packs, LANES
+
+  def rows(self) -> pl.BlockSpec:
+    """Of arrays of `rows_shape`."""
+    block = (1, 1, 1, self.how.packs, LANES)
     return self._spec(block, lambda b, h, n: (b, h, n, 0, 0))
 
   @property
