@@ -4,6 +4,7 @@ import ast
 import importlib
 import pathlib
 import re
+import runpy
 
 import pytest
 import yaml
@@ -156,3 +157,21 @@ def test_pages_are_short_of_words_that_this_field_does_not_use():
     text = path.read_text().split("## [0.1.0]")[0]
     for word in ("rival", "believes"):
       assert word not in text.lower(), f"{path.name}: {word}"
+
+
+def test_code_in_tables_breaks_at_its_joints():
+  hook = runpy.run_path(str(ROOT / "docs/code_breaks.py"))["on_page_content"]
+  cell = "<td><code>pytest tests/test_docs.py --config.kernel_flip=True</code>"
+  found = hook(f"<code>a/b</code>{cell}</td>")
+  assert (
+    re.sub("<wbr>|</?span[^>]*>", "", found) == f"<code>a/b</code>{cell}</td>"
+  )
+  assert "tests/<wbr>test_<wbr>docs.py " in found
+  assert '<span class="whole">--config</span>.<wbr>kernel_<wbr>flip' in found
+
+
+def test_statements_of_a_formula_stand_apart():
+  pytest.importorskip("latex2mathml")
+  hook = runpy.run_path(str(ROOT / "docs/mathml.py"))["on_page_content"]
+  found = hook(r'<div class="arithmatex">\[a = b, \qquad c = d\]</div>')
+  assert found.count("<math") == 2 and "qquad" not in found

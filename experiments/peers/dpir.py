@@ -23,23 +23,16 @@ FIRST = 98 / 255
 
 @functools.partial(jax.jit, static_argnames=("calls",))
 def dpir(
-  denoise: Denoiser,
-  observation: Observation,
+  denoise: Denoiser,  # D
+  observation: Observation,  # y, A and s
   *,
-  weight: jax.Array | float,
-  calls: int,
-  first: jax.Array | float = FIRST,
+  weight: jax.Array | float,  # lambda; 0.23 in the paper
+  calls: int,  # strengths sigma, evenly in logarithm from the first to s
+  first: jax.Array | float = FIRST,  # strength
 ) -> jax.Array:
   """Half-quadratic splitting with a denoiser as prior, [N, H, W, C].
 
-    z = argmin |y - A z|^2 / s^2 + weight |z - x|^2 / sigma^2,  x = D(z, sigma)
-
-  Args:
-    denoise: D.
-    observation: y, A and s.
-    weight: lambda; 0.23 in the paper.
-    calls: strengths sigma, evenly in logarithm from the first to s.
-    first: strength.
+  z = argmin |y - A z|^2 / s^2 + weight |z - x|^2 / sigma^2,  x = D(z, sigma)
   """
   x = degradations.as_image(observation)
   sigmas = jnp.geomspace(first, observation.noise_std, calls)

@@ -33,23 +33,14 @@ BRIEF_OPERATORS = (
 
 
 def add(
-  report: Report,
-  rows: pd.DataFrame,
-  answers: Mapping[str, Answers],
-  settings: RestorationSettings,
-  bands: pd.DataFrame | None = None,
-  bands_settings: KnownSettings | None = None,
+  report: Report,  # takes it
+  rows: pd.DataFrame,  # of `restoration.study`
+  answers: Mapping[str, Answers],  # likewise, by operator
+  settings: RestorationSettings,  # what was done
+  bands: pd.DataFrame | None = None,  # of `known.study`
+  bands_settings: KnownSettings | None = None,  # what was done there
 ) -> None:
-  """Adds what was restored and, where it was studied, how right the spread is.
-
-  Args:
-    report: takes it.
-    rows: of `restoration.study`.
-    answers: likewise, by operator.
-    settings: what was done.
-    bands: of `known.study`.
-    bands_settings: what was done there.
-  """
+  """Adds what was restored and, where studied, how right the spread is."""
   page.add(
     report,
     pathlib.Path(__file__).with_suffix(".md"),

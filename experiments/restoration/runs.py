@@ -100,21 +100,15 @@ Keep = Callable[[Program, Degradation, np.ndarray], None]
 
 
 def run_all(
-  programs: Sequence[Program],
-  setup: Setup,
+  programs: Sequence[Program],  # to run
+  setup: Setup,  # what they share
   *,
-  workers: int,
-  keep: Keep | None = None,
+  workers: int,  # threads; no more devices are used than there are
+  keep: Keep | None = None,  # takes samples to be shown
+  # called before each program, from several threads
   tick: Callable[[str], None] = lambda words: None,
 ) -> Iterator[list[Row]]:
   """Runs programs on all devices, `workers` compiling at a time.
-
-  Args:
-    programs: to run.
-    setup: what they share.
-    workers: threads; no more devices are used than there are.
-    keep: takes samples to be shown.
-    tick: called before each program, from several threads.
 
   Returns:
     The rows of one program after the other, as they are done; of one that
@@ -143,19 +137,12 @@ def run_all(
 
 
 def run(
-  program: Program,
-  setup: Setup,
-  turn: AbstractContextManager[Any],
-  keep: Keep | None = None,
+  program: Program,  # what to run
+  setup: Setup,  # on the device that runs it
+  turn: AbstractContextManager[Any],  # held while that works
+  keep: Keep | None = None,  # takes samples to be shown
 ) -> list[Row]:
-  """Compiles a program and runs it; a row for every photograph.
-
-  Args:
-    program: what to run.
-    setup: on the device that runs it.
-    turn: held while that works.
-    keep: takes samples to be shown.
-  """
+  """Compiles a program and runs it; a row for every photograph."""
   config = samplers.config(
     program.method,
     program.setting,

@@ -18,26 +18,16 @@ CROPS = 16
 
 
 def write(
-  prior: UNetPrior,
-  pool: Pool,
-  run: record.Run,
+  prior: UNetPrior,  # what was trained
+  pool: Pool,  # its photographs give the spectrum to meet
+  run: record.Run,  # takes pictures, tables and the report
   *,
-  count: int,
-  sizes: tuple[int, ...],
-  steps: int,
-  seed: int,
+  count: int,  # samples of each size
+  sizes: tuple[int, ...],  # sides of the samples
+  steps: int,  # of the ODE
+  seed: int,  # of the draws
 ) -> None:
-  """Draws samples, compares their spectrum, writes `report.html`.
-
-  Args:
-    prior: what was trained.
-    pool: its photographs give the spectrum to meet.
-    run: takes pictures, tables and the report.
-    count: samples of each size.
-    sizes: sides of the samples.
-    steps: of the ODE.
-    seed: of the draws.
-  """
+  """Draws samples, compares their spectrum, writes `report.html`."""
   report = reports.Report(
     "Photo prior: what was learned",
     f"{run.origin()} `training.csv` has the course of the loss.",

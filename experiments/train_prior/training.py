@@ -28,33 +28,20 @@ STATIC = ("size", "count", "config", "dtype", "optim", "batch", "mesh")
 
 @functools.partial(jax.jit, static_argnames=STATIC, donate_argnames="state")
 def step(
-  state: TrainState,
-  pool: Pool,
-  key: chex.PRNGKey,
-  total: jax.Array,
+  state: TrainState,  # donated
+  pool: Pool,  # where crops come from
+  key: chex.PRNGKey,  # of the whole run
+  total: jax.Array,  # steps of the run, float; decides the learning rate
   *,
-  size: int,
-  count: int,
-  config: UNetConfig,
-  dtype: str,
-  optim: OptimSettings,
-  batch: BatchSettings,
-  mesh: Mesh,
+  size: int,  # side of the crops
+  count: int,  # how many, over all devices of the mesh
+  config: UNetConfig,  # shape of the network
+  dtype: str,  # name of the dtype of its arithmetic
+  optim: OptimSettings,  # how the parameters move
+  batch: BatchSettings,  # what is in a batch
+  mesh: Mesh,  # with the one axis "data", over which the batch is spread
 ) -> tuple[TrainState, StepInfo]:
   """One step; a gradient that is not finite changes nothing but the count.
-
-  Args:
-    state: donated.
-    pool: where crops come from.
-    key: of the whole run.
-    total: steps of the run, float; decides the learning rate.
-    size: side of the crops.
-    count: how many, over all devices of the mesh.
-    config: shape of the network.
-    dtype: name of the dtype of its arithmetic.
-    optim: how the parameters move.
-    batch: what is in a batch.
-    mesh: with the one axis "data", over which the batch is spread.
 
   Returns:
     The state and what the step says of itself; its loss is EDM's weighted
