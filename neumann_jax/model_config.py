@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from neumann_jax.foreign_files.messages import shown
 from neumann_jax.yarn import Yarn
 
 # Model types of `transformers` that are text models. The first that allows the
@@ -118,7 +119,7 @@ class ModelConfig:
     if self.model_type not in possible:
       raise ValueError(
         f"model_type of these feed-forward layers must be one of "
-        f"{', '.join(possible)}, got {self.model_type!r}"
+        f"{', '.join(possible)}, got {shown(self.model_type)}"
       )
 
   @property

@@ -96,7 +96,7 @@ def test_report_holds_the_table(tmp_path, prior, monkeypatch, capsys):
     prior=str(path), sigmas=(25.0, 50.0), photographs=("china", "chelsea")
   )
   with record.Run(tmp_path / "run") as run:
-    study.denoise(settings, run)
+    study.denoise(study.prepare(settings), run)
   assert "BM3D is left out" in capsys.readouterr().out
   lines = (run.folder / "denoise.jsonl").read_text().splitlines()
   rows = [json.loads(line) for line in lines]

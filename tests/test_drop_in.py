@@ -176,6 +176,19 @@ def test_refusals(tmp_path):
   with oracles.refused(ValueError, "notes.txt.* must lie in that folder, but"):
     save(model_of("dense"))
   (path / "notes.txt").unlink()
+  # What no index names is copied, and so written over, as well.
+  extra, norm = path / "extra.safetensors", "model.norm.weight"
+  for tensor, words in (
+    (np.ones(3, np.float32), r"extra.* must have shape .* got \[3\]"),
+    (np.ones(3, np.int8), "must be one of F64.* I8: save without like"),
+  ):
+    save_file({norm: tensor}, extra)
+    with oracles.refused(ValueError, words):
+      save(model_of("dense"))
+  extra.write_bytes(b"1234")
+  with oracles.refused(ValueError, "extra.* is truncated or not safetensors"):
+    save(model_of("dense"))
+  extra.unlink()
   (path / SINGLE).write_bytes((path / SINGLE).read_bytes()[:-1])
   with oracles.refused(ValueError, "truncated or not safetensors"):
     save(model_of("dense"))

@@ -36,7 +36,13 @@ def finished(tmp_path_factory):
 
   before, sys.stdout = sys.stdout, Stream()
   try:
-    runner.main("quickstart", study.Settings, study.quickstart, argv=argv)
+    runner.main(
+      "quickstart",
+      study.Settings,
+      study.quickstart,
+      argv,
+      prepare=study.prepare,
+    )
   finally:
     sys.stdout = before
   return folder, "".join(written)

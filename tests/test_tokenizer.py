@@ -53,6 +53,14 @@ def test_what_is_no_text_is_marked():
   assert tokenizer.decode(np.array([0xC3])) == "\N{REPLACEMENT CHARACTER}"
 
 
+def test_half_a_character_is_no_text(words):
+  """JSON can hold one, and a command line that is no UTF-8."""
+  for folder, size in ((None, 256), (words, 8)):
+    encode = generation.load_tokenizer(folder, size).encode
+    with oracles.refused(ValueError, "but character 1 is half a surrogate"):
+      encode("a\ud800b")
+
+
 def test_a_tokenizer_file_is_read(words):
   tokenizer = generation.load_tokenizer(words, len(WORDS))
   ids = tokenizer.encode("the cat flew")
@@ -217,6 +225,12 @@ def test_chats_are_written_by_the_template(words, place):
     ("{% for i in range(10 ** 9) %}{% endfor %}", "says: Range too big"),
     ("{% if %}", "the chat template says: Expected"),
     ("{{ messages[0].role + 1 }}", "the chat template says: .*str"),
+    ("{{ 5 | dictsort }}", "the chat template says: .*items"),
+    ("{{ 'abc' * 10 ** 17 }}", "the chat template says: MemoryError"),
+    (
+      "{% for i in [] %}" * 30 + "{% endfor %}" * 30,
+      "the chat template says: too many statically nested blocks",
+    ),
   ],
 )
 def test_a_template_does_what_it_may(words, template, sentence):

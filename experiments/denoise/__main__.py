@@ -3,4 +3,4 @@
 from experiments.denoise import study
 from experiments.harness import runner
 
-runner.main("denoise", study.Settings, study.denoise)
+runner.main("denoise", study.Settings, study.denoise, prepare=study.prepare)

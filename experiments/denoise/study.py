@@ -9,6 +9,7 @@ with a sentence where it is not installed), a Wiener filter, non-local means.
 import dataclasses
 import itertools
 import time
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from experiments.harness.progress import Progress, Tick
 from experiments.harness.settings import Checked, setting
 from experiments.peers import denoisers
 from experiments.peers.denoisers import NOISY
-from posterior_jax import metrics
+from posterior_jax import metrics, priors
 
 Key = tuple[str, int, float]  # photograph, size, sigma
 
@@ -53,9 +54,21 @@ class Settings(Checked):
       )
 
 
-def denoise(settings: Settings, run: record.Run) -> None:
+class Task(NamedTuple):
+  """The settings and the prior that they name."""
+
+  settings: Settings
+  prior: priors.UNetPrior[Any]
+
+
+def prepare(settings: Settings) -> Task:
+  """Reads the prior."""
+  return Task(settings, prior_files.load(settings.prior, dtype=settings.dtype))
+
+
+def denoise(task: Task, run: record.Run) -> None:
   """Compares the methods, writes the table and the report."""
-  prior = prior_files.load(settings.prior, dtype=settings.dtype)
+  settings, prior = task
   methods = denoisers.methods(prior)
   if denoisers.BM3D not in methods:
     print("BM3D is left out: it needs `pip install bm3d`")

@@ -40,22 +40,24 @@ from neumann_jax import (
   sharding,
   tuning,
 )
+from neumann_jax.checkpoint import drop_in
 
 ADAPTER, MODEL = "adapter", "model"  # what a run leaves
 
 
 class Task(NamedTuple):
-  """Everything that was read but the weights."""
+  """Everything that was read."""
 
   settings: Settings  # of the tuning
   source: text_model.Source  # of the weights
+  model: LanguageModel  # on the mesh, with the adapters that are tuned
   rows: Rows  # to learn from
   held_out: Rows | None  # to be evaluated on
   words: str  # what was read
 
 
 def prepare(settings: Settings) -> Task:
-  """Reads the texts and cuts them into rows."""
+  """Reads the texts, cuts them into rows, and reads the weights."""
   source = text_model.find(settings.checkpoint)
   if source.folder is not None and not settings.data:
     raise ValueError("data must name a file: give --config.data=FILE")
@@ -79,7 +81,13 @@ def prepare(settings: Settings) -> Task:
     found = read(settings.held_out)
     held_out = pack(found.documents)
     words += f"; held out are {_counted(found, settings.length)}"
-  return Task(settings, source, rows, held_out, words)
+  if source.folder is not None and (
+    settings.tuning == "full" or settings.merged
+  ):
+    drop_in.check(source.config, source.folder)  # what is written in the end
+  # Last, as it takes longest: whatever else is refused comes first.
+  model = _load(settings, source)
+  return Task(settings, source, model, rows, held_out, words)
 
 
 def _words(found: documents.Read, rows: Rows, settings: Settings) -> str:
@@ -120,10 +128,9 @@ def finetune(task: Task, run: record.Run) -> None:
   settings = task.settings
   print(task.words)
   mesh = settings.mesh.mesh()
-  model = _load(task, mesh)
-  found = tuning.adapters(model)
+  found = tuning.adapters(task.model)
   plan = _plan(settings, task.source, found[0].spec if found else None)
-  params = step.named(model)
+  params = step.named(task.model)
   frozen = {k: x for k, x in params.items() if not step.is_tuned(k, plan)}
   tuned = {k: x for k, x in params.items() if step.is_tuned(k, plan)}
   state = _initial(tuned, settings.optim, mesh)
@@ -155,9 +162,9 @@ def finetune(task: Task, run: record.Run) -> None:
   report.write(run, words=task.words, tuned=_count(state.params))
 
 
-def _load(task: Task, mesh: Mesh) -> LanguageModel:
+def _load(settings: Settings, source: text_model.Source) -> LanguageModel:
   """The model on the mesh, with the adapters that are tuned."""
-  settings, source = task.settings, task.source
+  mesh = settings.mesh.mesh()
   where = functools.partial(sharding.param_shardings, mesh=mesh)
   if source.folder is None:
     model = text_model.load(source, settings.execution, settings.seed)

@@ -3,4 +3,6 @@
 from experiments.harness import runner
 from experiments.quickstart import study
 
-runner.main("quickstart", study.Settings, study.quickstart)
+runner.main(
+  "quickstart", study.Settings, study.quickstart, prepare=study.prepare
+)

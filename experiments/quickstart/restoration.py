@@ -103,13 +103,27 @@ class Answers(NamedTuple):
   spread: np.ndarray  # standard deviation of a pixel over the samples, [H, W]
 
 
+def read_prior(settings: RestorationSettings) -> Denoiser:
+  """What the settings' prior answers.
+
+  Raises:
+    ValueError: its file cannot be read.
+  """
+  if settings.prior == prior_files.GAUSSIAN:
+    return degradations.build_prior(settings.size).denoise
+  return prior_files.load(settings.prior).denoise
+
+
 def study(
-  settings: RestorationSettings, tick: progress.Tick = progress.silent
+  settings: RestorationSettings,
+  denoise: Denoiser,
+  tick: progress.Tick = progress.silent,
 ) -> tuple[list[Restored], dict[str, Answers]]:
   """Restores the photograph from every degradation.
 
   Args:
     settings: what to do.
+    denoise: from `read_prior`.
     tick: called before the compilation, and before each operator.
 
   Returns:
@@ -119,9 +133,6 @@ def study(
     (settings.photograph,), settings.size, settings.noise_std, settings.seed
   )
   known = degradations.build_prior(settings.size)
-  denoise = known.denoise
-  if settings.prior != prior_files.GAUSSIAN:
-    denoise = prior_files.load(settings.prior).denoise
   methods = _methods(settings, known.spectrum)
   tick("restoration: compiling")
   pairs = [(name, p) for p in problems for name in _names(settings, p)]

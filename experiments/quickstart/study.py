@@ -8,6 +8,7 @@ under a prior that is known. The last line printed names the report.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 from experiments.data import degradations
 from experiments.harness import record, writing
@@ -18,6 +19,7 @@ from experiments.inverse_accuracy.errors import InverseSettings
 from experiments.quickstart import known, pages, restoration
 from experiments.quickstart.known import KnownSettings
 from experiments.quickstart.restoration import RestorationSettings
+from posterior_jax.base import Denoiser
 
 TITLE = "neumann-posterior: quickstart"
 
@@ -31,21 +33,35 @@ class Settings:
   known: KnownSettings  # of the samples under a known prior
 
 
-def quickstart(settings: Settings, run: record.Run) -> None:
+class Task(NamedTuple):
+  """The settings and the prior that they name."""
+
+  settings: Settings
+  denoise: Denoiser
+
+
+def prepare(settings: Settings) -> Task:
+  """Reads the prior."""
+  return Task(settings, restoration.read_prior(settings.restoration))
+
+
+def quickstart(task: Task, run: record.Run) -> None:
   """Runs the studies, writes tables and `report.html`, prints its path."""
+  settings = task.settings
   report = reports.Report(TITLE, run.origin())
   total = inverse_accuracy.units(settings.inverse)
   total += 2 + len(degradations.OPERATORS)
   with Progress(total, label="quickstart") as tick:
     inverse_accuracy.add(settings.inverse, run, report, tick)
-    _restoration(settings, run, report, tick)
+    _restoration(task, run, report, tick)
   report.leave(run.folder)
 
 
 def _restoration(
-  settings: Settings, run: record.Run, report: reports.Report, tick: Progress
+  task: Task, run: record.Run, report: reports.Report, tick: Progress
 ) -> None:
-  found, answers = restoration.study(settings.restoration, tick)
+  settings, denoise = task
+  found, answers = restoration.study(settings.restoration, denoise, tick)
   for row in found:
     run.write("restoration", row)
   tick("restoration: the spread of samples")

@@ -19,8 +19,11 @@ import numpy as np
 from neumann_jax.checkpoint import hf_config, hf_layout, params
 from neumann_jax.checkpoint.hf_layout import Piece, Tensor
 from neumann_jax.checkpoint.safetensors_io import Files
+from neumann_jax.foreign_files import tensor_file
 from neumann_jax.foreign_files.folder import own_file
+from neumann_jax.foreign_files.messages import clean
 from neumann_jax.model.language_model import LanguageModel
+from neumann_jax.model_config import ModelConfig
 
 _DTYPES: dict[str, Any] = {
   "F64": np.float64,
@@ -48,6 +51,64 @@ class _Home(NamedTuple):
   piece: Piece | None
 
 
+def check(config: ModelConfig, like: pathlib.Path) -> list[pathlib.Path]:
+  """The files of a directory that another of its kind is made of.
+
+  Args:
+    config: of the model whose weights are written.
+    like: a directory that `load` reads.
+
+  Raises:
+    FileNotFoundError: if a file of `like` is missing.
+    ValueError: for another architecture, a file that is truncated or a link
+      that leads out, or tensors of a dtype that weights are not written in.
+  """
+  found = hf_config.read_config(like)
+  if found != config:
+    raise ValueError(
+      f"like must hold a model of the same architecture, but the config.json "
+      f"of {like} differs in {', '.join(_differences(found, config))}"
+    )
+  tensors, tied = hf_layout.tensors(config), config.tie_word_embeddings
+  Files(like, hf_config.read_block_size(like)).check(tensors, tied=tied)
+  # A link that leads out of `like` would bring another's file in.
+  files = [
+    own_file(like, path.name)
+    for path in sorted(like.iterdir())
+    if path.is_file() and not _is_other_weights(path.name)
+  ]
+  homes = _homes(tensors, tied=tied)
+  for path in files:
+    if path.suffix == ".safetensors":  # named by the index or not
+      _check_file(path, homes)
+  return files
+
+
+def _check_file(path: pathlib.Path, homes: dict[str, _Home]) -> None:
+  try:
+    opened = tensor_file.opened(path)
+  except ValueError as error:
+    raise ValueError(
+      f"{path} is truncated or not safetensors ({error})"
+    ) from None
+  for name in opened.keys():
+    home = homes.get(_plain(name))
+    if home is None:
+      continue
+    found, where = opened.get_slice(name), f"{clean(name)} in {path.name}"
+    if (dtype := found.get_dtype()) not in _DTYPES:
+      raise ValueError(
+        f"{where} must be one of {', '.join(_DTYPES)} to be written over, got "
+        f"{dtype}: save without like"
+      )
+    shape = home.tensor.shape if home.piece is None else home.piece.shape
+    if tuple(found.get_shape()) != shape:
+      raise ValueError(
+        f"{where} must have shape {shape} to be written over, got "
+        f"{clean(str(found.get_shape()))}"
+      )
+
+
 def write(
   model: LanguageModel, like: pathlib.Path, folder: pathlib.Path
 ) -> None:
@@ -59,26 +120,13 @@ def write(
     folder: an empty one.
 
   Raises:
-    FileNotFoundError: if a file of `like` is missing.
-    ValueError: for another architecture, or tensors of a dtype that weights
-      are not written in.
+    FileNotFoundError: as `check`.
+    ValueError: as `check`.
   """
-  config = hf_config.read_config(like)
-  if config != model.config:
-    raise ValueError(
-      f"like must hold a model of the same architecture, but the config.json "
-      f"of {like} differs in {', '.join(_differences(config, model.config))}"
-    )
-  tensors = hf_layout.tensors(config)
   # All of `like` is checked before a file is copied.
-  Files(like).check(tensors, tied=config.tie_word_embeddings)
+  files, config = check(model.config, like), model.config
+  tensors = hf_layout.tensors(config)
   homes = _homes(tensors, tied=config.tie_word_embeddings)
-  # A link that leads out of `like` would bring another's file in.
-  files = [
-    own_file(like, path.name)
-    for path in sorted(like.iterdir())
-    if path.is_file() and not _is_other_weights(path.name)
-  ]
   sources = params.Sources(model)
   for path in files:
     shutil.copyfile(path, folder / path.name)
@@ -114,7 +162,7 @@ def _overwrite(
   newest: tuple[str, np.ndarray] | None = None
   with path.open("r+b") as file:
     for name, entry, place in _entries(file):
-      home = homes.get(name.replace("model.language_model.", "model.", 1))
+      home = homes.get(_plain(name))
       if home is None:
         continue
       # Experts that lie apart follow each other, and are parts of one array.
@@ -122,14 +170,14 @@ def _overwrite(
         parts = (sources.get(param) for param in home.tensor.params)
         newest = home.tensor.name, home.tensor.join(*parts)
       value = newest[1] if home.piece is None else newest[1][home.piece.place]
-      if entry["dtype"] not in _DTYPES:
-        raise ValueError(
-          f"{name} in {path.name} must be one of {', '.join(_DTYPES)} to be "
-          f"written over, got {entry['dtype']}: save without like"
-        )
       stored = np.ascontiguousarray(value, _DTYPES[entry["dtype"]])
       file.seek(place)
       file.write(stored.reshape(-1).view(np.uint8).data)
+
+
+def _plain(name: str) -> str:
+  """The name of a tensor in a text model."""
+  return name.replace("model.language_model.", "model.", 1)
 
 
 def _entries(file: Any) -> Iterator[tuple[str, dict[str, Any], int]]:

@@ -66,7 +66,14 @@ class Files:
         raise FileNotFoundError(
           f"{path / INDEX} names {clean(file)}, which is missing"
         )
-    held = {file: self._open(file) for file in there}
+    held: dict[str, set[str]] = {}
+    for file in there:
+      held[file] = self._open(file)
+      # Many small files, each of which lists as much as one may.
+      if sum(map(len, held.values())) > json_file.MOST_NAMES:
+        raise ValueError(
+          f"{path} holds more than {json_file.MOST_NAMES} tensors"
+        )
     for name, file in (index or {}).items():
       if file in held and name not in held[file]:
         raise ValueError(

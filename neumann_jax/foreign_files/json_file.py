@@ -93,7 +93,7 @@ def typed(value: Any, kind: type[T], *, name: str = "") -> T:
     raise ValueError(f"{name or 'it'} is nested too deeply") from None
   except msgspec.ValidationError as error:
     if isinstance(error.__cause__, ValueError):  # of a dataclass itself
-      raise error.__cause__ from None
+      raise ValueError(clean(str(error.__cause__), most=240)) from None
     raise ValueError(_sentence(error, value, name)) from None
 
 

@@ -16,8 +16,6 @@ from neumann_jax.foreign_files.messages import clean
 # Stands around what a model is to write. Drawn anew in every process, so that
 # no message can hold it.
 _MARK = re.compile(f"mark-{secrets.token_hex(16)}")
-# What expressions of a template may raise.
-_PYTHONS = (TypeError, ValueError, ArithmeticError, LookupError, RecursionError)
 
 
 def render(template: str, **variables: Any) -> str:
@@ -54,12 +52,15 @@ def render_marked(
     ImportError: as `render`.
     ValueError: as `render`.
   """
-  jinja2 = _package()
+  _package()
   try:
     written = _compiled(template).render(**variables)
-  except (jinja2.TemplateError, *_PYTHONS) as error:
+  # A template is a stranger's program: it may also have no attribute, ask for
+  # more memory than there is, or become Python that does not compile.
+  except Exception as error:
+    words = str(error) or type(error).__name__
     # The first sentence: what jinja2 adds is about itself.
-    reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+    reason = " ".join(words.split()).split(". ")[0].rstrip(".")
     raise ValueError(
       f"the chat template says: {clean(reason, most=200)}"
     ) from error

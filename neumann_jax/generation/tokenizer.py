@@ -123,7 +123,7 @@ def _of_bytes(vocab_size: int, stops: tuple[int, ...]) -> Tokenizer:
     )
 
   def encode(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+    return np.frombuffer(_utf8(text), np.uint8).astype(np.int32)
 
   def decode(ids: Sequence[int] | np.ndarray) -> str:
     # 0xff is no byte of UTF-8: what is no byte at all becomes one U+FFFD.
@@ -133,6 +133,17 @@ def _of_bytes(vocab_size: int, stops: tuple[int, ...]) -> Tokenizer:
     return whole.decode(errors="replace")
 
   return Tokenizer("bytes", encode, decode, stops)
+
+
+def _utf8(text: str) -> bytes:
+  """Its bytes; ValueError for half a character, which JSON can hold."""
+  try:
+    return text.encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f"text must be of whole characters, but character {error.start} is half "
+      "a surrogate pair"
+    ) from None
 
 
 def _of_files(
@@ -149,6 +160,7 @@ def _of_files(
     )
 
   def encode(text: str) -> np.ndarray:
+    _utf8(text)  # what has none, the package calls no text
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     return np.asarray(ids, np.int32)
 

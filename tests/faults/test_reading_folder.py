@@ -8,10 +8,11 @@ import pytest
 
 from neumann_jax import checkpoint
 from neumann_jax.checkpoint import safetensors_io
+from neumann_jax.foreign_files import json_file
 from posterior_jax import priors
 from posterior_jax.foreign_files import folder as folders
 from posterior_jax.foreign_files import tensor_file
-from posterior_jax.priors.checkpoints import named_tensors
+from posterior_jax.priors.checkpoints import diffusers_unet, named_tensors
 from tests.faults import kinds
 from tests.faults.kinds import check_message, edit
 from tests.faults.spending import cheap
@@ -96,6 +97,34 @@ def test_caches_of_the_hub_are_read(tmp_path):
     safetensors_io.Files(snapshot)
 
 
+def test_folders_of_a_pipeline_are_its_own(tmp_path):
+  """A subfolder that is a link, and a revision that is named elsewhere."""
+  sound = kinds.FIXTURES / "unets/diffusers_new"
+  pipeline, cache = tmp_path / "pipeline", tmp_path / "models--a--b"
+  pipeline.mkdir()
+  (pipeline / "unet").symlink_to(sound)
+  with refused(ValueError, "'config.json' in .*pipeline must lie in that"):
+    priors.load_diffusers(pipeline)
+  (cache / "snapshots/0123").mkdir(parents=True)
+  (cache / "refs").mkdir()
+  (tmp_path / "secret").write_text("QQQ")
+  (cache / "refs/main").symlink_to(tmp_path / "secret")
+  with refused(ValueError, "'main' in .* must lie in that folder") as raised:
+    priors.load_diffusers(cache)
+  assert "QQQ" not in str(raised.value)
+  (cache / "refs/main").unlink()
+  for data in (b"\xff", b"0" * 1000):
+    (cache / "refs/main").write_bytes(data)
+    with refused(ValueError, "refs/main names no snapshot: "):
+      priors.load_diffusers(cache)
+  (cache / "refs/main").write_text("0123")
+  (cache / "snapshots/0123/unet").mkdir()
+  for file in sound.iterdir():
+    copy = cache / "snapshots/0123/unet" / file.name
+    copy.write_bytes(file.read_bytes())
+  assert diffusers_unet._model_folder(cache) == copy.parent
+
+
 def test_what_is_saved_like_a_folder_comes_of_that_folder(tmp_path):
   """Its other files are copied; what a link of it leads to is not."""
   folder = kinds.make(kinds.KINDS["config"], tmp_path)
@@ -127,6 +156,33 @@ def test_weights_are_finite(value, tmp_path):
   kinds.promise(tmp_path / "prior", held, network=vars(kinds.NETWORK))
   with refused(ValueError, "in m.safetensors must be finite"):
     priors.load_prior(tmp_path / "prior/m.json")
+
+
+def test_a_header_lists_no_more_tensors_than_files_have(tmp_path, monkeypatch):
+  """A kilobyte each, once they are read."""
+  one = b'"%x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+  header = b"{" + b",".join(one % i for i in range(280_000)) + b"}"
+  data = struct.pack("<Q", len(header)) + header
+  pattern = "its header lists more than 50000 tensors"
+  model = kinds.make(kinds.KINDS["config"], tmp_path)
+  (model / safetensors_io.SINGLE).write_bytes(data)
+  (model / "a.safetensors").write_bytes(data)
+  with cheap(), refused(ValueError, pattern):
+    checkpoint.load(model)
+  with cheap(), refused(ValueError, pattern):
+    priors.load_adm(model / "a.safetensors")
+  with cheap(), refused(ValueError, pattern):
+    tensor_file.parse(data)
+  # As many files, each of few.
+  few = kinds.KINDS["index"]
+  (tmp_path / "few").mkdir()
+  few.make(tmp_path / "few")
+  file = tmp_path / "few/b.safetensors"
+  more = {f"mtp.{i}": np.ones(1, np.float32) for i in range(3)}
+  kinds._save(file, tensor_file.read(file) | more)
+  monkeypatch.setattr(json_file, "MOST_NAMES", len(kinds.tensors()) + 2)
+  with refused(ValueError, "holds more than .* tensors"):
+    safetensors_io.Files(tmp_path / "few")
 
 
 def test_a_header_is_no_longer_than_its_file(tmp_path):

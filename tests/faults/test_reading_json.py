@@ -167,6 +167,7 @@ def test_manifests_that_eat_the_machine(tmp_path, which):
     cases = [
       ({"num_hidden_layers": 10**7, "layer_types": []}, "at most 1024"),
       ({"hidden_size": 2**40}, "hidden_size must be at most the .* numbers"),
+      ({"model_type": MARKED}, "model_type of these .* must be one of"),
       ({"mlp_only_layers": [0] * 10**5}, "mlp_only_layers must be some of"),
     ]
   cases.append(({"Q" * 500: 1}, "has no field"))

@@ -20,6 +20,8 @@ import pytest
 from experiments.harness import record, runner, writing
 from experiments.harness.training import checkpoints, loop, optimiser
 from experiments.harness.training.checkpoints import Checkpoints, Saved
+from experiments.restore import study as restore
+from experiments.restore.drawing import Drawn
 from tests.faults.test_writing import Layer, results, write_all
 from tests.oracles import refused
 
@@ -92,6 +94,35 @@ def test_a_run_falls_back_to_the_step_before_and_says_so(tmp_path, capsys):
   assert capsys.readouterr().err.endswith("going on from step 0\n")
   # The step that was damaged takes its place again, under its own name.
   assert _saved(tmp_path)[-1].name == newer.with_suffix(".safetensors").name
+
+
+def test_flipped_bits_of_a_drawn_image_have_it_drawn_again(
+  tmp_path, capsys, monkeypatch
+):
+  """Of `restore`: every bit of an entry of the zip's directory, and others."""
+  monkeypatch.setattr(os, "fsync", lambda file: None)
+  file, found = tmp_path / "image.npz", set()
+  first = Drawn(np.float32(np.random.default_rng(0).normal(size=(2, 3))), 5, 7)
+
+  def kept():
+    (image, calls, _), seconds = restore._kept(file, lambda key: first, None)
+    return image.tobytes(), calls, seconds
+
+  whole = kept()
+  before = file.read_bytes()
+  directory = 8 * before.index(b"PK\x01\x02")
+  first_entry = range(directory, directory + 8 * 46)
+  for bit in (*range(0, 8 * len(before), 61), *first_entry):
+    data = bytearray(before)
+    data[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(data)
+    again = kept()
+    said = capsys.readouterr().err
+    assert again[:2] == whole[:2]
+    assert said in ("", f"{file} is damaged; it is drawn again\n")
+    assert said or again == whole  # harmless, as in a date
+    found.add(said)
+  assert len(found) == 2
 
 
 def test_two_checkpoints_are_kept(tmp_path):

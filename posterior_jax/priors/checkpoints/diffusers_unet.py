@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from posterior_jax.foreign_files import folder, json_file
+from posterior_jax.foreign_files import folder, json_file, tensor_file
 from posterior_jax.foreign_files.messages import shown
 from posterior_jax.priors.checkpoints import named_tensors
 from posterior_jax.priors.checkpoints.diffusers_config import (
@@ -116,7 +116,11 @@ def _model_folder(path: pathlib.Path) -> pathlib.Path:
   """Where config.json lies: in the directory, its pipeline or its snapshot."""
   head = path / "refs" / "main"
   if (path / "snapshots").is_dir() and head.is_file():
-    name = folder.read(head, most=_LONGEST_HEAD).decode().strip()
+    head = folder.own_file(path, "refs", "main")
+    try:
+      name = folder.read(head, most=_LONGEST_HEAD).decode().strip()
+    except ValueError as error:
+      raise ValueError(f"{head} names no snapshot: {error}") from None
     path = folder.own_file(path, "snapshots", name)
   for name in _CODERS:
     if (path / name).is_dir():
@@ -125,7 +129,8 @@ def _model_folder(path: pathlib.Path) -> pathlib.Path:
         f"its unet works on the codes of {name}"
       )
   for name in _NETWORKS:
-    if (path / name / "config.json").is_file():
+    # The subfolder itself may be the link that leads out.
+    if folder.own_file(path, name, "config.json").is_file():
       return path / name
   return path
 
@@ -146,6 +151,11 @@ def _tensors(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, np.ndarray]]:
   tensors: dict[str, np.ndarray] = {}
   for name in sorted({str(name) for name in shards.values()}):
     tensors |= named_tensors.read(folder.own_file(path, name))
+    if len(tensors) > tensor_file.MOST_TENSORS:
+      raise ValueError(
+        f"{index.name} names files of more than {tensor_file.MOST_TENSORS} "
+        "tensors"
+      )
   return index, tensors
 
 
