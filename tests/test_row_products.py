@@ -124,7 +124,7 @@ def test_rows_and_weights_may_be_split_one_without_the_other(split):
     ),
     (
       ((jnp.ones((1, 48), jnp.bfloat16),), (jnp.ones((48, 8), jnp.bfloat16),)),
-      "48 rows are not a multiple of 256",
+      "48 rows are not a multiple of 128",
     ),
   ],
 )
