@@ -36,6 +36,7 @@ def save_orbax(model: LanguageModel, path: str | pathlib.Path) -> None:
   Raises:
     FileExistsError: if something is at `path`; it stays as it was.
     FileNotFoundError: if the folder above does not exist.
+    OSError: if the disk has no room for the parameters.
     ValueError: for a model with adapters.
   """
   check_no_adapters(model)

@@ -6,8 +6,10 @@ when it is written, and nothing is read before all of them are as they were.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,6 +19,11 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+# What the system may say of a disk.
+_FAULTS = tuple(
+  getattr(errno, name)
+  for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EIO")
+)
 SUMS = "sha256.json"  # of every other file of the folder, by its name
 
 
@@ -30,7 +37,15 @@ def write(
     path: absolute, a new folder in one that exists and that all processes see.
       It is there complete or not at all.
     metadata: what JSON holds.
+
+  Raises:
+    OSError: if the system does not let it be written, as on a full disk.
   """
+  # Asked first: of a disk that gets full, Orbax's threads print pages.
+  if shutil.disk_usage(path.parent).free < sum(
+    x.nbytes for x in arrays.values()
+  ):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
   # All processes write to one place, which is renamed once it is hashed.
   beside = path.with_name(f".{path.name}.unfinished")
   try:
@@ -44,11 +59,20 @@ def write(
       (beside / SUMS).write_text(sums + "\n", encoding="utf-8")
       beside.rename(path)
     multihost_utils.sync_global_devices(f"orbax {path}")
-  except BaseException:
+  except BaseException as error:
     # Orbax writes beside a folder first, and leaves that behind on an error.
     for unfinished in path.parent.glob(f"{beside.name}*"):
       shutil.rmtree(unfinished, ignore_errors=True)
+    if (fault := _of_the_system(error)) is not None:
+      words = os.strerror(fault)
+      raise OSError(fault, words, str(path)) from error
     raise
+
+
+def _of_the_system(error: BaseException) -> int | None:
+  """The number of an error that Orbax and tensorstore pass on as words."""
+  said = str(error)
+  return next((n for n in _FAULTS if os.strerror(n) in said), None)
 
 
 def read_metadata(path: pathlib.Path, *, writer: str) -> dict[str, Any]:

@@ -461,7 +461,8 @@ SLOW_ROWS = textwrap.dedent("""
   def slow(settings, run):
     for step in range(5):
       run.write_once("steps", {"step": step}, ("step",))
-      time.sleep(0.4)
+    while not run.folder.with_suffix(".go").exists():
+      time.sleep(0.02)
 
   runner.main("small", Settings, slow, ["small", *sys.argv[1:]], resumable=True)
 """)
@@ -484,6 +485,10 @@ def test_two_resumes_of_one_run(tmp_path):
       )
       for _ in range(2)
     ]
+    # The one holds the folder until the other has ended, however late it came.
+    while all(p.poll() is None for p in both):
+      time.sleep(0.02)
+    run.with_suffix(".go").touch()
     said = {p: p.communicate()[1] for p in both}
     (lost,) = (p for p in both if p.returncode == 2)
     (won,) = (p for p in both if p.returncode == 0)

@@ -1,10 +1,13 @@
 """Every flipped bit of an Orbax folder is found, and its file is named."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
 from neumann_jax import Execution, LanguageModel, ModelConfig, checkpoint
+from neumann_jax.checkpoint import orbax_tree
 from neumann_jax.checkpoint.params import (
   abstract_model,
   flat_params,
@@ -72,6 +75,28 @@ def test_flipped_bits_are_found(saved, count):
   found = flat_params(checkpoint.restore_orbax(saved))
   for path, x in flat_params(_model()).items():
     np.testing.assert_array_equal(found[path], x)
+
+
+def test_a_full_disk_is_said_before_orbax_meets_it(tmp_path, monkeypatch):
+  """And what Orbax says of the system is the system's error again."""
+  usage, path = shutil.disk_usage(tmp_path), tmp_path / "model"
+  with monkeypatch.context() as patched:
+    full = usage._replace(free=1000)
+    patched.setattr(orbax_tree.shutil, "disk_usage", lambda folder: full)
+    with pytest.raises(OSError, match="No space left") as raised:
+      checkpoint.save_orbax(_model(), path)
+  assert (raised.value.errno, raised.value.filename) == (28, str(path))
+
+  def fails(*_, **__):
+    (tmp_path / ".model.unfinished").mkdir()
+    raise ValueError("RESOURCE_EXHAUSTED: a file: No space left on device")
+
+  with monkeypatch.context() as patched:
+    patched.setattr(orbax_tree.ocp.StandardCheckpointer, "save", fails)
+    with pytest.raises(OSError, match="No space left") as raised:
+      checkpoint.save_orbax(_model(), path)
+  assert (raised.value.errno, raised.value.filename) == (28, str(path))
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
