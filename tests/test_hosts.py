@@ -19,9 +19,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.evaluate_lm import sweep
-from experiments.harness import checkpoints, hosts, record, runner
-from experiments.harness.checkpoints import Checkpoints, Saved
+from experiments.harness import hosts, record, runner
 from experiments.harness.hosts import Hosts
+from experiments.harness.training import checkpoints
+from experiments.harness.training.checkpoints import Checkpoints, Saved
 from neumann_jax import sharding
 from tests import oracles, test_training
 
@@ -92,16 +93,16 @@ def test_only_the_first_writes(monkeypatch, tmp_path):
 
 
 def _stop_at(monkeypatch, number):
-  """One of many processes, which JAX tells to stop before this step."""
+  """One of many processes, told so by JAX's answer to its call of a number."""
   monkeypatch.setattr(hosts, "are_many", lambda: True)
   monkeypatch.setattr(
     checkpoints.multihost_utils,
     "reached_preemption_sync_point",
-    lambda step: step == number,
+    lambda call: call == number,
   )
 
 
-def test_all_stop_before_the_step_that_jax_names(monkeypatch, tmp_path):
+def test_all_stop_when_jax_says_so(monkeypatch, tmp_path):
   """With a checkpoint; one process goes on to the same bits."""
   whole = test_training._train(tmp_path / "whole")
   before = signal.getsignal(signal.SIGTERM)
@@ -109,16 +110,17 @@ def test_all_stop_before_the_step_that_jax_names(monkeypatch, tmp_path):
   with checkpoints.Interrupt() as interrupt:
     # JAX has the signal.
     assert signal.getsignal(signal.SIGTERM) is before
-    assert [interrupt.reached(step) for step in (4, 5, 6)] == [
-      False,
-      True,
-      True,
-    ]
+    found = [interrupt.reached() for _ in range(7)]
+    assert found == [False] * 5 + [True] * 2
   part = tmp_path / "part"
   words = "the same command goes on with --resume --workdir="
   with oracles.refused(SystemExit, f"^stopped at step 5; {words}{part}$"):
     test_training._train(part)
   assert (part / "checkpoints/00000005.orbax").is_dir()
+  # A signal that came before the first call: JAX stops at 1 and at no other.
+  _stop_at(monkeypatch, 1)
+  with oracles.refused(SystemExit, f"^stopped at step 6; {words}{part}$"):
+    test_training._train(part, resume=True)
   monkeypatch.undo()
   rest = test_training._train(part, resume=True)
   for a, b in zip(*map(jax.tree.leaves, (whole, rest)), strict=True):
@@ -382,15 +384,22 @@ def _stopped_at(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_sigterm_while_they_compile(alone, tmp_path, victim):
-  """Both stop at once; again two, or one on another mesh."""
-  path = tmp_path / "run"
-  both = _start("finetune", path, *FINETUNE, processes=2, devices=4)
-  while not (path / "environment.json").exists():
-    assert [process.poll() for process in both] == [None, None]
-    time.sleep(0.01)
-  both[victim].send_signal(signal.SIGTERM)
-  assert [p.wait(timeout=300) for p in both] == [1, 1]
-  assert _stopped_at(path) < 12
+  """All stop at once, twice; then again two, or one on another mesh."""
+  path, steps = tmp_path / "run", []
+  found = path / "environment.json"
+  for begun in (0, 1):  # how often before
+    both = _start(
+      "finetune", path, *FINETUNE, processes=2, devices=4, resume=bool(begun)
+    )
+    while not found.exists() or (
+      len(json.loads(found.read_text()).get("earlier", [])) < begun
+    ):
+      assert [process.poll() for process in both] == [None, None]
+      time.sleep(0.01)
+    both[victim].send_signal(signal.SIGTERM)
+    assert [p.wait(timeout=300) for p in both] == [1, 1]
+    steps.append(_stopped_at(path))
+  assert 1 <= steps[0] < steps[1] < 12
   many = 2 if victim else 1
   _run("finetune", path, *FINETUNE, processes=many, devices=4, resume=True)
   for name in ("loss", "gradient"):
