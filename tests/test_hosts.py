@@ -3,19 +3,28 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from experiments.evaluate_lm import sweep
 from experiments.harness import hosts, record, runner
 from experiments.harness.hosts import Hosts
-from tests import oracles
+from experiments.harness.training import checkpoints
+from experiments.harness.training.checkpoints import Checkpoints, Saved
+from neumann_jax import sharding
+from tests import oracles, test_training
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -83,6 +92,90 @@ def test_only_the_first_writes(monkeypatch, tmp_path):
   assert after == before and not (tmp_path / "other").exists()
 
 
+def _stop_at(monkeypatch, number):
+  """One of many processes, told so by JAX's answer to its call of a number."""
+  monkeypatch.setattr(hosts, "are_many", lambda: True)
+  monkeypatch.setattr(
+    checkpoints.multihost_utils,
+    "reached_preemption_sync_point",
+    lambda call: call == number,
+  )
+
+
+def test_all_stop_when_jax_says_so(monkeypatch, tmp_path):
+  """With a checkpoint; one process goes on to the same bits."""
+  whole = test_training._train(tmp_path / "whole")
+  before = signal.getsignal(signal.SIGTERM)
+  _stop_at(monkeypatch, 5)
+  with checkpoints.Interrupt() as interrupt:
+    # JAX has the signal.
+    assert signal.getsignal(signal.SIGTERM) is before
+    found = [interrupt.reached() for _ in range(7)]
+    assert found == [False] * 5 + [True] * 2
+  part = tmp_path / "part"
+  words = "the same command goes on with --resume --workdir="
+  with oracles.refused(SystemExit, f"^stopped at step 5; {words}{part}$"):
+    test_training._train(part)
+  assert (part / "checkpoints/00000005.orbax").is_dir()
+  # A signal that came before the first call: JAX stops at 1 and at no other.
+  _stop_at(monkeypatch, 1)
+  with oracles.refused(SystemExit, f"^stopped at step 6; {words}{part}$"):
+    test_training._train(part, resume=True)
+  monkeypatch.undo()
+  rest = test_training._train(part, resume=True)
+  for a, b in zip(*map(jax.tree.leaves, (whole, rest)), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_where_no_steps_are_counted_sigterm_ends_a_process(monkeypatch):
+  def jax_has_it(*_):
+    pass
+
+  before = signal.signal(signal.SIGTERM, jax_has_it)
+  try:
+    hosts.end_on_sigterm()
+    assert signal.getsignal(signal.SIGTERM) is jax_has_it
+    monkeypatch.setattr(hosts, "are_many", lambda: True)
+    hosts.end_on_sigterm()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+class State(NamedTuple):
+  w: jax.Array
+  step: jax.Array
+
+
+def _state(mesh, spec, fill=None):
+  w = np.arange(64.0, dtype=np.float32).reshape(8, 8)
+  w = w if fill is None else np.full_like(w, fill)
+  place = NamedSharding(mesh, spec)
+  return State(
+    jax.device_put(w, place),
+    jax.device_put(jnp.int32(3), NamedSharding(mesh, P())),
+  )
+
+
+def test_what_many_wrote_is_read_on_any_mesh(monkeypatch, tmp_path):
+  """Parts of eight devices, by half of them split another way; then alone."""
+  written = _state(sharding.make_mesh(data=4, fsdp=2), P("fsdp", None))
+  monkeypatch.setattr(hosts, "are_many", lambda: True)
+  Checkpoints(tmp_path).save(Saved(written, 12.0))
+  monkeypatch.undo()
+  like = _state(sharding.make_mesh(fsdp=4), P(None, "fsdp"), fill=0)
+  found, total = Checkpoints(tmp_path).restore(like)
+  assert total == 12 and int(found.step) == 3
+  assert found.w.sharding == like.w.sharding
+  np.testing.assert_array_equal(found.w, written.w)
+  # The newest two remain, whoever wrote them.
+  for step in (4, 5):
+    now = found._replace(step=jnp.int32(step))
+    Checkpoints(tmp_path).save(Saved(now, 12.0))
+  left = sorted(x.suffix for x in (tmp_path / "checkpoints").iterdir())
+  assert left == [".safetensors"] * 2
+
+
 def test_batches_are_shared_out_whole():
   todo = [(batch, case) for case in "ab" for batch in (0, 2, 3)]
   shares = sweep._shares(todo, 2)
@@ -127,7 +220,7 @@ def _port():
     return s.getsockname()[1]
 
 
-def _start(name, path, *options, processes, devices, resume=False):
+def _start(name, path, *options, processes, devices, resume=False, slurm=False):
   """The processes of one run; what they say goes to files beside it."""
   port, started = _port(), []
   environment = os.environ | {
@@ -142,7 +235,16 @@ def _start(name, path, *options, processes, devices, resume=False):
       *options,
       *(["--resume"] if resume else []),
     ]
-    if processes > 1:
+    if slurm:
+      command += ["--hosts=auto"]
+      environment |= {
+        "SLURM_JOB_ID": str(port),  # jax takes the coordinator's port of it
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(processes),
+        "SLURM_PROCID": str(i),
+        "SLURM_LOCALID": str(i),
+      }
+    elif processes > 1:
       command += [
         f"--hosts=127.0.0.1:{port}",
         f"--processes={processes}",
@@ -213,6 +315,17 @@ def test_two_processes_equal_one(alone, tmp_path):
 
 
 @pytest.mark.slow
+def test_slurm_says_who_they_are(alone, tmp_path):
+  """The variables that `srun` sets, and --hosts=auto."""
+  path = tmp_path / "two"
+  _run("finetune", path, *FINETUNE, processes=2, devices=4, slurm=True)
+  found = json.loads((path / "environment.json").read_text())
+  assert found["processes"] == 2 and len(found["devices"]) == 8
+  a, b = _column(alone, "loss"), _column(path, "loss")
+  np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_is_killed_and_the_run_goes_on(alone, tmp_path, victim):
   """The other ends with a sentence; again two, or one on another mesh."""
@@ -249,11 +362,49 @@ def test_sigterm_to_one_stops_both_after_the_same_step(tmp_path):
   _wait_for(path, both, rows=2)
   both[1].send_signal(signal.SIGTERM)
   assert [p.wait(timeout=120) for p in both] == [1, 1]
-  steps = [
-    (tmp_path / f"run.{i}.said").read_text().split("stopped at step ")[1]
+  assert 2 <= _stopped_at(path) < 400
+
+
+def _stopped_at(path):
+  """The step after which both ended, with a checkpoint and one sentence."""
+  last = {
+    pathlib.Path(f"{path}.{i}.said").read_text().strip().splitlines()[-1]
     for i in range(2)
-  ]
-  assert steps[0] == steps[1] and int(steps[0].split(";")[0]) < 400
+  }
+  assert len(last) == 1
+  words = "the same command goes on with --resume"
+  found = re.fullmatch(rf"stopped at step (\d+); {words} .*", last.pop())
+  step = int(found[1])
+  assert (path / f"checkpoints/{step:08d}.orbax").is_dir()
+  rows = [row["step"] for row in _rows(path)] if step else []
+  assert rows == list(range(1, step + 1))
+  return step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_sigterm_while_they_compile(alone, tmp_path, victim):
+  """All stop at once, twice; then again two, or one on another mesh."""
+  path, steps = tmp_path / "run", []
+  found = path / "environment.json"
+  for begun in (0, 1):  # how often before
+    both = _start(
+      "finetune", path, *FINETUNE, processes=2, devices=4, resume=bool(begun)
+    )
+    while not found.exists() or (
+      len(json.loads(found.read_text()).get("earlier", [])) < begun
+    ):
+      assert [process.poll() for process in both] == [None, None]
+      time.sleep(0.01)
+    both[victim].send_signal(signal.SIGTERM)
+    assert [p.wait(timeout=300) for p in both] == [1, 1]
+    steps.append(_stopped_at(path))
+  assert 1 <= steps[0] < steps[1] < 12
+  many = 2 if victim else 1
+  _run("finetune", path, *FINETUNE, processes=many, devices=4, resume=True)
+  for name in ("loss", "gradient"):
+    a, b = _column(alone, name), _column(path, name)
+    np.testing.assert_allclose(a, b, rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.slow
@@ -267,6 +418,25 @@ def test_the_byte_model_of_two_processes(tmp_path):
     np.testing.assert_allclose(a, b, rtol=1e-5)
   a, b = (_column(tmp_path / x, "model", "text") for x in ("one", "two"))
   np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_an_evaluation(tmp_path):
+  """It ends, and the other as if it had been killed."""
+  path = tmp_path / "run"
+  many = "--config.max_tokens=4000"
+  both = _start("evaluate_lm", path, many, processes=2, devices=1)
+  while not (path / "environment.json").exists():
+    assert [process.poll() for process in both] == [None, None]
+    time.sleep(0.01)
+  both[1].send_signal(signal.SIGTERM)
+  assert both[1].wait(timeout=10) == -signal.SIGTERM
+  assert both[0].wait(timeout=60) == runner.FAILED
+  said = (tmp_path / "run.0.said").read_text()
+  assert said.strip().splitlines()[-1] == (
+    "evaluate_lm: another process of this run has died; the same command goes "
+    f"on with --resume --workdir={path}"
+  )
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from experiments.data.text_windows import Text
 from experiments.evaluate_lm import report
 from experiments.evaluate_lm.settings import Settings
 from experiments.evaluate_lm.sweep import KEYS, Sweep
-from experiments.harness import record, text_model, writing
+from experiments.harness import hosts, record, text_model, writing
 from experiments.harness.progress import Progress
 from neumann_jax import (
   Execution,
@@ -38,6 +38,7 @@ class Evaluation(NamedTuple):
 
 def prepare(settings: Settings) -> Evaluation:
   """Reads the checkpoint and the text."""
+  hosts.end_on_sigterm()
   source = text_model.find(settings.checkpoint)
   config = source.config
   tokenizer = generation.load_tokenizer(source.folder, config.vocab_size)

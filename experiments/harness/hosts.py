@@ -118,6 +118,16 @@ def on_lost(words: Callable[[], str], code: int) -> None:
   ctypes.CDLL(None).signal(signal.SIGABRT, _kept[0])
 
 
+def end_on_sigterm() -> None:
+  """SIGTERM ends this process at once, as one that is alone.
+
+  JAX takes the signal where there are others, for `checkpoints.Interrupt`; in
+  an experiment that counts no steps it would be lost.
+  """
+  if are_many():
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def leave(code: int) -> None:
   """Ends this process at once, so that the others hear of it.
 

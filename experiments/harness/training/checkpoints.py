@@ -180,11 +180,18 @@ class Interrupt:
   def __init__(self) -> None:
     """Not asked yet."""
     self.asked = False
+    self._calls = 0
 
-  def reached(self, step: int) -> bool:
-    """Whether the run is to stop before this step; sets `asked`."""
+  def reached(self) -> bool:
+    """Whether the run is to stop before the next step; sets `asked`.
+
+    Of many processes each calls it before every step.
+    """
     if hosts.are_many() and not self.asked:
-      self.asked = multihost_utils.reached_preemption_sync_point(step)
+      # Counted from 0, also where a run goes on from a checkpoint: after a
+      # signal that comes before the first call, JAX stops at 1 and no other.
+      self.asked = multihost_utils.reached_preemption_sync_point(self._calls)
+      self._calls += 1
     return self.asked
 
   def _mark(self, number: int, frame: types.FrameType | None) -> None:

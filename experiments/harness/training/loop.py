@@ -175,7 +175,7 @@ def _steps(
   known = max((row["step"] for row in run.rows(TABLE)), default=0)
   watch = None  # step and second since which the speed is measured
   with Progress(0, label=loop.name) as tick:
-    while number < total and not interrupt.reached(number):
+    while number < total and not interrupt.reached():
       # numpy's: an array of jax's would lie on one device of one process.
       steps: Any = np.float32(total)
       state, info = step(state, number, steps)
