@@ -21,6 +21,7 @@ h w measurement, M a flattened batch.
 
 from posterior_jax import baselines as baselines
 from posterior_jax import metrics as metrics
+from posterior_jax import noise as noise
 from posterior_jax import operators as operators
 from posterior_jax import priors as priors
 from posterior_jax.base import Info as Info
@@ -46,6 +47,7 @@ __all__ = (
   "baselines",
   "metrics",
   "nfc",
+  "noise",
   "operators",
   "padded",
   "priors",

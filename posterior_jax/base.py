@@ -40,7 +40,9 @@ class SolveInfo(NamedTuple):
 
 
 class Operator(abc.ABC):
-  """A linear measurement A of an image; concrete kinds are registered pytrees.
+  """A measurement A of an image; concrete kinds are registered pytrees.
+
+  Linear, but for one of `operators.nonlinear`, whose `tangent` is.
 
   Arrays (kernels, masks, matrices) are leaves, so that new ones never retrace;
   shapes and the kind are static. Every method accepts any leading axes.
@@ -57,6 +59,16 @@ class Operator(abc.ABC):
   def pictorial(self) -> bool:
     """Whether measured pixels are weighted means of the image's, in [-1, 1]."""
     return False
+
+  @property
+  def is_linear(self) -> bool:
+    """Whether A is a matrix; else its `tangent` is."""
+    return True
+
+  def tangent(self, x: jax.Array) -> "Operator":
+    """The linear operator that A is near x [..., H, W, C]: A where linear."""
+    del x
+    return self
 
   @property
   def margin(self) -> int:
@@ -151,6 +163,22 @@ class Observation:
     known = isinstance(self.noise_std, str | int | float | np.generic)
     if known and isinstance(self.operator, Operator):
       _check_noise(self.noise_std)
+
+  def linearised(self, x: jax.Array) -> "Observation":
+    """What it is near x: y - A(x) + J x by the tangent J of A.
+
+    Args:
+      x: [..., N, H, W, C].
+
+    Returns:
+      An observation whose y has the leading axes of x; itself where A is
+      linear.
+    """
+    if self.operator.is_linear:
+      return self
+    tangent = self.operator.tangent(x)
+    y = self.y - self.operator.forward(x) + tangent.forward(x)
+    return Observation(y, tangent, self.noise_std)
 
 
 def check_observation(observation: Observation) -> None:

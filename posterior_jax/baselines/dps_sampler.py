@@ -136,7 +136,8 @@ def guided(
     pull = fourier.apply_transfer(r, band) * observation.operator.observed
   # tiny: an image that fits exactly has no direction to go, not NaN.
   norm = jnp.maximum(reduce.norm(r), jnp.finfo(r.dtype).tiny)
-  slope = -product(observation.operator.adjoint(pull / norm))  # d||r|| / dx
+  tangent = observation.operator.tangent(x0)
+  slope = -product(tangent.adjoint(pull / norm))  # d||r|| / dx
   unit = jnp.sqrt((1 + level.sigma**2) * (1 + level.following**2))
   ahead = diffusion.ddim(key, x, x0, level, eta=1.0)
   return Moved(ahead - scale * unit * slope, x0, products=1)

@@ -95,7 +95,7 @@ def mmps(config: MMPSConfig = MMPSConfig.published()) -> Sampler:  # noqa: B008
   ) -> Moved:
     x0, product = predictor.linearise(denoise, x, level.sigma)
     x0, solve, products = covariance.mean(
-      observation,
+      observation.linearised(x0),
       x0,
       product,
       tolerance=config.tolerance,

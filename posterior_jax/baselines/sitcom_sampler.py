@@ -149,7 +149,7 @@ def _optimise(
     r = misfit(observation, x0)
     # Per image: one that fits the noise stops, the others go on without it.
     goes_on = search.running & (reduce.norm(r) > enough)
-    slope = -2 * unit * product(operator.adjoint(r))
+    slope = -2 * unit * product(operator.tangent(x0).adjoint(r))
     slope = slope + 2 * config.anchor * (search.u - start)
     to, moments = adam.direction(search.moments, slope, search.evaluated)
     u = jnp.where(goes_on, search.u - config.rate * to, search.u)

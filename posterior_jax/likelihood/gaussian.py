@@ -93,9 +93,10 @@ def _solve(
 
 
 def gradient(target: Target, z: jax.Array) -> jax.Array:
-  """dU/dz = A^T (A z - y) / s^2 + C^-1 (z - c)."""
+  """dU/dz = A^T (A z - y) / s^2 + C^-1 (z - c); A^T of the tangent at z."""
   y, operator, noise_std = _parts(target.observation)
-  data = operator.adjoint(operator.forward(z) - y) / noise_std**2
+  misfit = operator.forward(z) - y
+  data = operator.tangent(z).adjoint(misfit) / noise_std**2
   return data + fourier.apply_transfer(z - target.centre, 1.0 / target.variance)
 
 

@@ -54,6 +54,9 @@ class NFCConfig:
       observation's.
     halved_misfit: whether the likelihood is exp(-|r|^2 / (2 tau^2)); False
       leaves out the 2, as the code of DAPS does.
+    linearisations: how often `Exact` and `Mean` linearise a nonlinear
+      measurement at a level, 1 to 100 (Gauss-Newton): at the prediction, then
+      at the image that it was moved to.
 
   Raises:
     ValueError: for a value out of range, by name, or parts that do not go
@@ -80,9 +83,10 @@ class NFCConfig:
   fusion: Fusion | None = None
   inner_noise_std: float | None = None
   halved_misfit: bool = True
+  linearisations: int = 3
 
   def __post_init__(self) -> None:
-    fields.check(self, {"levels": (1, 10_000)})
+    fields.check(self, {"levels": (1, 10_000), "linearisations": (1, 100)})
     passes = self.schedule.passes
     if passes > 1 and not self.held_levels:
       raise ValueError(

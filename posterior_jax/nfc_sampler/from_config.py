@@ -61,6 +61,7 @@ def parts_of(config: NFCConfig, spectrum: jax.Array | None = None) -> Parts:
     check=checks.checking(config, spectrum),
     probes=isinstance(config.width, Probed) + _inflates(config.width),
     averages=config.held_levels > 0,
+    linearisations=config.linearisations,
   )
 
 

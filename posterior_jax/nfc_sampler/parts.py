@@ -93,6 +93,7 @@ class Parts(NamedTuple):
       measurements do not fit; called before anything is compiled.
     probes: how many keys `width` takes.
     averages: whether `hold` keeps an average.
+    linearisations: of a nonlinear measurement at every level, at least 1.
   """
 
   start: Callable[
@@ -114,3 +115,4 @@ class Parts(NamedTuple):
   check: Callable[[Operator], None]
   probes: int = 0
   averages: bool = False
+  linearisations: int = 1

@@ -119,9 +119,16 @@ def compose(parts: Parts, levels: Level) -> Sampler:
     assumed = parts.assume(observation)
 
     predicted = parts.predict(denoise, state.x, level)  # x0
-    width = parts.width(probes, assumed, predicted, level)  # C
-    banded = parts.band(assumed, level)  # B in y and A
+    local = assumed.linearised(predicted.x0)
+    width = parts.width(probes, local, predicted, level)  # C
+    banded = parts.band(local, level)  # B in y and A
     refined = parts.likelihood(key_inner, banded, predicted.x0, width, level)
+    if not assumed.operator.is_linear:
+      # Gauss-Newton: the same draw again, about the image that it led to.
+      for _ in range(parts.linearisations - 1):
+        banded = parts.band(assumed.linearised(refined.z), level)
+        again = parts.likelihood(key_inner, banded, predicted.x0, width, level)
+        refined = again._replace(products=refined.products + again.products)
     fused = parts.fuse(predicted.x0, refined.z, level)
     image, average = parts.hold(state.average, predicted.x0, fused, level)
     x = parts.renoise(key_noise, image, level)

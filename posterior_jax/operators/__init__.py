@@ -1,4 +1,4 @@
-"""Linear measurements, defined exactly as the restoration benchmarks do."""
+"""Measurements, defined exactly as the restoration benchmarks do."""
 
 from posterior_jax.operators.blur import Blur as Blur
 from posterior_jax.operators.blur import blur as blur
@@ -21,12 +21,18 @@ from posterior_jax.operators.inpainting import (
 from posterior_jax.operators.resize import Resize as Resize
 from posterior_jax.operators.resize import super_resolution as super_resolution
 from posterior_jax.operators.scene import SceneBlur as SceneBlur
+from posterior_jax.operators.tangent import Nonlinear as Nonlinear
+from posterior_jax.operators.tangent import nonlinear as nonlinear
+from posterior_jax.operators.tangent import (
+  phase_retrieval as phase_retrieval,
+)
 
 __all__ = (
   "Blur",
   "Dense",
   "Function",
   "Inpainting",
+  "Nonlinear",
   "OperatorErrors",
   "Resize",
   "SceneBlur",
@@ -39,6 +45,8 @@ __all__ = (
   "inpainting",
   "linear",
   "motion_blur",
+  "nonlinear",
+  "phase_retrieval",
   "random_inpainting",
   "real_view",
   "super_resolution",

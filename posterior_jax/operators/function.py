@@ -60,16 +60,16 @@ class Function(Operator):
   def forward(self, x: jax.Array) -> jax.Array:
     """f of every image."""
     x = widened("x", x, self.image_shape)
-    return _each(self.function, x)
+    return each(self.function, x)
 
   def adjoint(self, y: jax.Array) -> jax.Array:
     """f^T of every measurement."""
     y = widened("y", y, self.output_shape)
     if self.transpose is not None:
-      return _each(self.transpose, y)
+      return each(self.transpose, y)
     image = jax.ShapeDtypeStruct(self.image_shape, y.dtype)
     transpose = jax.linear_transpose(self.function, image)
-    return _each(lambda y: transpose(y)[0], y)
+    return each(lambda y: transpose(y)[0], y)
 
   def normal_solve(
     self,
@@ -145,8 +145,8 @@ def linear(
         f"{str(error).splitlines()[0]}"
       ) from error
   operator = Function(
-    _as_pytree(function),
-    None if adjoint is None else _as_pytree(adjoint),
+    as_pytree(function),
+    None if adjoint is None else as_pytree(adjoint),
     jnp.ones(()),
     image_shape,
     shape,
@@ -203,13 +203,13 @@ def complex_view(x: jax.Array) -> jax.Array:
   return jax.lax.complex(x[..., :half], x[..., half:])
 
 
-def _as_pytree(function: Linear) -> Linear:
+def as_pytree(function: Linear) -> Linear:
   """A plain function would be an invalid leaf of the operator."""
   plain = jax.tree_util.all_leaves([function])
   return jax.tree_util.Partial(function) if plain else function
 
 
-def _each(function: Linear, x: jax.Array) -> jax.Array:
+def each(function: Linear, x: jax.Array) -> jax.Array:
   """A function of one [a, b, c] on [..., a, b, c]."""
   lead = x.shape[:-3]
   flat = x.reshape(math.prod(lead), *x.shape[-3:])

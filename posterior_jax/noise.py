@@ -1,0 +1,337 @@
+"""Noise that is not the same everywhere: observations in which it is.
+
+Samplers know one noise level, of every measured pixel. What has another noise
+is turned into such an observation: divided by its standard deviation where that
+is known (`per_pixel`), passed through a function that makes it one (`poisson`)
+or through one that makes large residuals small (`huber`). The last two are
+nonlinear measurements, see `operators.nonlinear`.
+"""
+
+import dataclasses
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from posterior_jax import fields
+from posterior_jax.base import Observation, Operator, SolveInfo
+from posterior_jax.linalg import solve
+from posterior_jax.operators import tangent
+
+# Of a pixel: below it the root's mean is not that formula any more.
+_LEAST_RATE = 0.5
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Weighted(Operator):
+  """W A, W diagonal on the measurement.
+
+  Attributes:
+    operator: A, linear.
+    weight: diagonal of W, [..., h, w, c], leading axes as those of the images.
+  """
+
+  operator: Operator
+  weight: jax.Array
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
+    """(H, W, C)."""
+    return self.operator.image_shape
+
+  @property
+  def measurement_shape(self) -> tuple[int, int, int]:
+    """(h, w, c)."""
+    return self.operator.measurement_shape
+
+  @property
+  def margin(self) -> int:
+    """Of A."""
+    return self.operator.margin
+
+  @property
+  def observed(self) -> jax.Array:
+    """Of A."""
+    return self.operator.observed
+
+  @property
+  def gridded(self) -> bool:
+    """False: its spectrum is not that of the measured image."""
+    return False
+
+  @property
+  def gram_gain(self) -> jax.Array:
+    """Of A, times the mean square weight."""
+    return jnp.mean(self.weight**2) * self.operator.gram_gain
+
+  def forward(self, x: jax.Array) -> jax.Array:
+    """W A x."""
+    return self.weight * self.operator.forward(x)
+
+  def adjoint(self, y: jax.Array) -> jax.Array:
+    """A^T W y."""
+    return self.operator.adjoint(self.weight * y)
+
+  def normal_solve(
+    self,
+    rhs: jax.Array,
+    *,
+    precision: jax.Array,
+    noise_std: jax.Array,
+    tolerance: float = 1e-6,
+    max_iterations: int = 300,
+  ) -> tuple[jax.Array, SolveInfo]:
+    """Conjugate gradients."""
+    return solve.normal_equations(
+      lambda x: self.adjoint(self.forward(x)),
+      self.gram_gain,
+      rhs,
+      precision=precision,
+      noise_std=noise_std,
+      tolerance=tolerance,
+      max_iterations=max_iterations,
+    )
+
+
+class Link(Protocol):
+  """A smooth function of every measured pixel; a pytree."""
+
+  def __call__(self, u: jax.Array) -> jax.Array:
+    """Of pixels u, [..., h, w, c]."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Linked(Operator):
+  """g(A x), g a function of every measured pixel.
+
+  Attributes:
+    operator: A.
+    link: g.
+  """
+
+  operator: Operator
+  link: Link
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
+    """(H, W, C)."""
+    return self.operator.image_shape
+
+  @property
+  def measurement_shape(self) -> tuple[int, int, int]:
+    """(h, w, c)."""
+    return self.operator.measurement_shape
+
+  @property
+  def margin(self) -> int:
+    """Of A."""
+    return self.operator.margin
+
+  @property
+  def observed(self) -> jax.Array:
+    """Of A."""
+    return self.operator.observed
+
+  @property
+  def gridded(self) -> bool:
+    """False."""
+    return False
+
+  @property
+  def is_linear(self) -> bool:
+    """False."""
+    return False
+
+  @property
+  def gram_gain(self) -> jax.Array:
+    """Of its tangents alone."""
+    raise tangent.no_matrix()
+
+  def forward(self, x: jax.Array) -> jax.Array:
+    """g(A x)."""
+    return self.link(self.operator.forward(x))
+
+  def tangent(self, x: jax.Array) -> Weighted:
+    """g'(A x) A, A at x."""
+    u = self.operator.forward(x)
+    _, slope = jax.jvp(self.link, (u,), (jnp.ones_like(u),))
+    return Weighted(self.operator.tangent(x), slope)
+
+  def adjoint(self, y: jax.Array) -> jax.Array:
+    """Of its tangents alone."""
+    raise tangent.no_matrix()
+
+  def normal_solve(
+    self,
+    rhs: jax.Array,
+    *,
+    precision: jax.Array,
+    noise_std: jax.Array,
+    tolerance: float = 1e-6,
+    max_iterations: int = 300,
+  ) -> tuple[jax.Array, SolveInfo]:
+    """Of its tangents alone."""
+    raise tangent.no_matrix()
+
+
+def per_pixel(
+  y: jax.Array, operator: Operator, noise_std: jax.Array | np.ndarray
+) -> Observation:
+  """An observation whose noise differs from pixel to pixel.
+
+  It is divided by its noise: W y = W A x0 + s n with W = s / noise_std and one
+  s, the quadratic mean of the weights being 1.
+
+  Args:
+    y: [N, h, w, c].
+    operator: A, linear.
+    noise_std: > 0, finite, of a shape that broadcasts to that of y: [h, w, 1]
+      of every pixel, [N, 1, 1, 1] of every observation.
+
+  Returns:
+    The observation that samplers take.
+
+  Raises:
+    ValueError: for a noise level that is not positive or does not fit, or an
+      operator that is not linear.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> import posterior_jax as pj
+    >>> operator = pj.operators.gaussian_blur((8, 8, 1), size=3, std=1.0)
+    >>> noise_std = jnp.linspace(0.1, 0.2, 8)[:, None, None]  # by row
+    >>> given = pj.noise.per_pixel(jnp.zeros((1, 8, 8, 1)), operator, noise_std)
+    >>> given.operator.weight.shape
+    (1, 8, 8, 1)
+  """
+  std = fields.array("noise_std", noise_std).astype(np.float32)
+  if not ((std > 0) & (std < np.inf)).all():
+    raise ValueError("noise_std must be positive and finite everywhere")
+  shape = jnp.shape(y)
+  try:
+    std = np.broadcast_to(std, shape)
+  except ValueError:
+    raise ValueError(
+      f"noise_std must broadcast to the shape of y, {shape}; got {std.shape}"
+    ) from None
+  if not operator.is_linear:
+    raise ValueError("operator must be linear for a noise of every pixel")
+  scale = 1 / np.sqrt(np.mean(1 / std.astype(np.float64) ** 2))
+  weight = jnp.asarray(scale / std, jnp.float32)
+  return Observation(weight * y, Weighted(operator, weight), float(scale))
+
+
+def poisson(
+  counts: jax.Array, operator: Operator, *, peak: float
+) -> Observation:
+  """Photon counts of an image: k ~ Poisson(peak (A x0 + 1) / 2).
+
+  The counts' square roots have the same noise at every brightness (Anscombe
+  1948): 2 sqrt(k + 3/8) = 2 sqrt(r + 3/8) - 1 / (4 sqrt(r)) + n for a rate r,
+  to an order of r^-3/2 in mean and r^-2 in variance. From about 4 counts a
+  pixel on it is right to a percent.
+
+  Args:
+    counts: k, [N, h, w, c], >= 0, floating point.
+    operator: A.
+    peak: counts of a white pixel, x0 = 1, > 0.
+
+  Returns:
+    The observation of the square roots; its noise is 1.
+
+  Raises:
+    ValueError: for a negative count, or a peak that is not positive.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> import posterior_jax as pj
+    >>> operator = pj.operators.gaussian_blur((8, 8, 1), size=3, std=1.0)
+    >>> given = pj.noise.poisson(jnp.ones((1, 8, 8, 1)), operator, peak=30)
+    >>> given.noise_std
+    1.0
+  """
+  if not 0 < fields.real("peak", peak) < np.inf:
+    raise ValueError(f"peak must be positive and finite, got {peak}")
+  if not isinstance(counts, jax.core.Tracer):
+    if not (np.isfinite(counts) & (np.asarray(counts) >= 0)).all():
+      raise ValueError("counts must be finite and not negative")
+  y = 2 * jnp.sqrt(jnp.asarray(counts, jnp.float32) + 0.375)
+  link = _Anscombe(jnp.asarray(peak, jnp.float32))
+  return Observation(y, Linked(operator, link), 1.0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Anscombe:
+  """Mean square root of counts; a line below a rate of a half."""
+
+  peak: jax.Array
+
+  def __call__(self, u: jax.Array) -> jax.Array:
+    rate = self.peak * (u + 1) / 2
+
+    def root(rate: jax.Array) -> jax.Array:
+      return 2 * jnp.sqrt(rate + 0.375) - 0.25 / jnp.sqrt(rate)
+
+    # A draw may go below black, where there is no root: on along the tangent.
+    least = jnp.asarray(_LEAST_RATE, rate.dtype)
+    value, slope = jax.value_and_grad(root)(least)
+    safe = jnp.maximum(rate, least)
+    return jnp.where(rate > least, root(safe), value + slope * (rate - least))
+
+
+def huber(
+  y: jax.Array, operator: Operator, noise_std: float, *, threshold: float = 2.0
+) -> Observation:
+  """An observation of which some pixels are wrong by more than noise.
+
+  Residuals r of more than some noise levels count by their size and not by its
+  square, in the smooth form of Huber's loss (Charbonnier et al. 1997):
+
+    t^2 (sqrt(1 + (r / t)^2) - 1),  t = threshold noise_std
+
+  Args:
+    y: [N, h, w, c].
+    operator: A.
+    noise_std: of the pixels that are right, > 0.
+    threshold: in noise levels, > 0.
+
+  Returns:
+    The observation 0 = h(A x0 - y) + n, half the square of h being that loss.
+
+  Raises:
+    ValueError: for a noise level or threshold that is not positive.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> import posterior_jax as pj
+    >>> operator = pj.operators.gaussian_blur((8, 8, 1), size=3, std=1.0)
+    >>> given = pj.noise.huber(jnp.ones((1, 8, 8, 1)), operator, 0.05)
+    >>> x = jnp.zeros((1, 8, 8, 1))
+    >>> round(float(given.operator.forward(x).max()), 2)  # 1 is 20 noise levels
+    -0.42
+  """
+  for name, value in (("noise_std", noise_std), ("threshold", threshold)):
+    if not 0 < fields.real(name, value) < np.inf:
+      raise ValueError(f"{name} must be positive and finite, got {value}")
+  y = jnp.asarray(y, jnp.float32)
+  link = _Huber(y, jnp.asarray(threshold * noise_std, jnp.float32))
+  return Observation(jnp.zeros_like(y), Linked(operator, link), noise_std)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Huber:
+  """Signed root of twice the loss of u - y."""
+
+  y: jax.Array
+  scale: jax.Array
+
+  def __call__(self, u: jax.Array) -> jax.Array:
+    r = (u - self.y) / self.scale
+    # 2 (sqrt(1 + r^2) - 1) = 2 r^2 / (1 + sqrt(1 + r^2)): no cancellation, and
+    # smooth in r at 0.
+    return self.scale * r * jnp.sqrt(2 / (1 + jnp.sqrt(1 + r**2)))

@@ -1,0 +1,247 @@
+"""Noise that differs: samples against the posterior known by other means."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import posterior_jax as pj
+from posterior_jax import operators
+from tests import oracles
+from tests.oracles import refused
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+SIDE = 8
+SHAPE = (SIDE, SIDE, 1)
+PRIOR = pj.priors.gaussian_prior(
+  pj.priors.power_law_spectrum(SIDE, SIDE, pixel_std=0.2)
+)
+BLUR = operators.gaussian_blur(SHAPE, size=3, std=0.7, boundary="circular")
+MATRIX = (
+  np.asarray(
+    BLUR.forward(np.eye(64, dtype=np.float32).reshape(64, *SHAPE)), np.float64
+  )
+  .reshape(64, 64)
+  .T
+)
+PRECISION = oracles.fourier_diagonal(1 / np.asarray(PRIOR.spectrum, np.float64))
+TRUTH = PRIOR.sample(jax.random.key(3), (1,), channels=1)
+PEAK = 200.0
+
+
+def _drawn(observation, *, levels, samples, **changes):
+  sampler = pj.nfc(
+    pj.NFCConfig.calibrated(levels=levels, **changes), spectrum=PRIOR.spectrum
+  )
+  found, _ = pj.run(
+    sampler, PRIOR.denoise, observation, jax.random.key(5), num_samples=samples
+  )
+  return np.asarray(found, np.float64)  # [B, N, H, W, 1]
+
+
+def _compare(found, mean, covariance):
+  """Ratio of variances, and the mean's error in posterior deviations."""
+  found = found.reshape(len(found), -1)
+  variance = np.trace(covariance)
+  ratio = found.var(0, ddof=1).sum() / variance
+  error = np.sqrt(((found.mean(0) - mean) ** 2).sum() / variance)
+  print(f"variance ratio {ratio:.3f}, mean off by {error:.3f} std")
+  return ratio, error
+
+
+def _levels_of_noise():
+  by_pixel = np.geomspace(0.02, 0.3, 64).reshape(SHAPE)
+  return np.stack([by_pixel, 2 * by_pixel[::-1]])  # of two observations
+
+
+def _per_pixel():
+  std = _levels_of_noise()
+  truth = jnp.concatenate([TRUTH, TRUTH])
+  noise = std * np.asarray(jax.random.normal(jax.random.key(4), truth.shape))
+  y = BLUR.forward(truth) + jnp.asarray(noise, jnp.float32)
+  return y, pj.noise.per_pixel(y, BLUR, std)
+
+
+def _dense(y, std):
+  inverse = 1 / np.ravel(std) ** 2
+  covariance = np.linalg.inv(MATRIX.T * inverse @ MATRIX + PRECISION)
+  return covariance @ MATRIX.T @ (inverse * np.ravel(y)), covariance
+
+
+def test_noise_of_every_pixel_has_the_dense_mean():
+  y, given = _per_pixel()
+  assert pj.operators.check_operator(
+    pj.noise.Weighted(BLUR, given.operator.weight[:1])
+  )
+  np.testing.assert_allclose(jnp.mean(given.operator.weight**2), 1, rtol=1e-5)
+  mean, _ = pj.priors.posterior_mean(PRIOR, given)
+  for i, std in enumerate(_levels_of_noise()):
+    expected, _ = _dense(y[i], std)
+    np.testing.assert_allclose(np.ravel(mean[i]), expected, atol=2e-4)
+  # The truth fits as well as noise does.
+  truth = jnp.concatenate([TRUTH, TRUTH])
+  residual = pj.base.normalised_residual(given, truth)
+  assert (abs(residual - 1) < 0.5).all()
+
+
+@pytest.mark.slow
+def test_noise_of_every_pixel_is_calibrated():
+  y, given = _per_pixel()
+  found = _drawn(given, levels=15, samples=2048)
+  for i, std in enumerate(_levels_of_noise()):
+    ratio, error = _compare(found[:, i], *_dense(y[i], std))
+    assert abs(ratio - 1) < 0.05
+    assert error < 0.05
+
+
+def _counts():
+  rate = PEAK * (np.asarray(BLUR.forward(TRUTH), np.float64) + 1) / 2
+  return np.random.default_rng(0).poisson(rate).astype(np.float32)
+
+
+def _log_density(x, counts):
+  """Of Poisson counts and the prior, [...] for x [..., 64]."""
+  rate = PEAK * (x @ MATRIX.T + 1) / 2
+  good = (rate > 0).all(-1)
+  likely = (counts * np.log(np.maximum(rate, 1e-9)) - rate).sum(-1)
+  prior = -0.5 * np.einsum("...i,ij,...j->...", x, PRECISION, x)
+  return np.where(good, likely + prior, -np.inf)
+
+
+def _poisson_posterior(counts, draws=400_000):
+  """Mean and covariance by importance sampling about the mode."""
+  counts, x = np.ravel(counts).astype(np.float64), np.zeros(64)
+  for _ in range(30):  # Newton's iterations: the density is log-concave
+    rate = PEAK * (MATRIX @ x + 1) / 2
+    slope = PEAK / 2 * MATRIX.T @ (counts / rate - 1) - PRECISION @ x
+    weight = (PEAK / 2) ** 2 * counts / rate**2
+    curvature = MATRIX.T * weight @ MATRIX + PRECISION
+    x = x + np.linalg.solve(curvature, slope)
+  rng = np.random.default_rng(1)
+  white = rng.standard_normal((draws, 64))
+  y = x + np.linalg.solve(np.linalg.cholesky(curvature).T, white.T).T
+  log = _log_density(y, counts) + 0.5 * (white**2).sum(1)
+  weight = np.exp(log - log.max())
+  weight /= weight.sum()
+  assert 1 / (weight**2).sum() > 0.2 * draws  # so many draws' worth
+  mean = weight @ y
+  return mean, (y - mean).T * weight @ (y - mean)
+
+
+@pytest.mark.slow
+def test_counts_are_calibrated():
+  counts = _counts()
+  given = pj.noise.poisson(jnp.asarray(counts), BLUR, peak=PEAK)
+  found = _drawn(given, levels=15, samples=2048)
+  ratio, error = _compare(found, *_poisson_posterior(counts))
+  assert abs(ratio - 1) < 0.05
+  assert error < 0.05
+
+
+def test_square_roots_of_counts_have_noise_of_one():
+  rng = np.random.default_rng(0)
+  for rate in (4.0, 20.0, 500.0):
+    counts = rng.poisson(rate, (1, 400, 400, 1)).astype(np.float32)
+    operator = operators.inpainting((400, 400, 1), np.ones((400, 400)))
+    given = pj.noise.poisson(jnp.asarray(counts), operator, peak=1000.0)
+    flat = jnp.full(counts.shape, 2 * rate / 1000 - 1)
+    r = np.asarray(given.y - given.operator.forward(flat), np.float64)
+    # 160,000 counts: the mean is known to 0.0025, the variance to 0.0035.
+    assert abs(r.mean()) < 0.01 + 0.03 / rate
+    assert abs(r.var() - 1) < 0.02 + 0.2 / rate
+
+
+def test_a_dark_draw_has_a_slope():
+  given = pj.noise.poisson(jnp.zeros((1, *SHAPE)), BLUR, peak=30)
+  dark = jnp.full((1, *SHAPE), -1.5)  # fewer than no photons
+  tangent = given.operator.tangent(dark)
+  assert jnp.isfinite(given.operator.forward(dark)).all()
+  assert (tangent.weight > 0).all()
+
+
+def test_counts_come_nearer_than_square_errors():
+  """The fast twin: a few draws of counts, by their mean."""
+  counts = _counts()
+  given = pj.noise.poisson(jnp.asarray(counts), BLUR, peak=PEAK)
+  found = _drawn(given, levels=8, samples=64)
+  mean, covariance = _poisson_posterior(counts, draws=20_000)
+  ratio, error = _compare(found, mean, covariance)
+  # 64 draws know a mean to 1/8 of a deviation.
+  assert error < 0.25
+  assert abs(ratio - 1) < 0.2
+
+
+def test_counts_are_not_for_who_needs_a_matrix():
+  given = pj.noise.poisson(jnp.zeros((1, *SHAPE)), BLUR, peak=30)
+  sampler = pj.baselines.pigdm(pj.baselines.PiGDMConfig(levels=2))
+  with refused(ValueError, "operator must be linear here"):
+    pj.run(sampler, PRIOR.denoise, given, jax.random.key(0))
+
+
+def test_outliers_do_not_move_the_image():
+  noise_std = 0.05
+  noise = noise_std * jax.random.normal(jax.random.key(4), TRUTH.shape)
+  y = BLUR.forward(TRUTH) + noise
+  wrong = y.at[0, ::3, ::3, 0].set(1.5)  # 9 of 64 pixels
+  errors = {}
+  for name, given in (
+    ("square", pj.Observation(wrong, BLUR, noise_std)),
+    ("huber", pj.noise.huber(wrong, BLUR, noise_std)),
+    ("clean", pj.Observation(y, BLUR, noise_std)),
+  ):
+    found = _drawn(given, levels=8, samples=32).mean(0)
+    errors[name] = np.sqrt(np.mean((found - np.asarray(TRUTH)) ** 2))
+  print(errors)
+  assert errors["huber"] < 0.5 * errors["square"]
+  assert errors["huber"] < 2 * errors["clean"]
+
+
+def test_loss_is_that_of_huber():
+  y = jnp.zeros((1, 1, 1, 1))
+  operator = operators.inpainting((1, 1, 1), np.ones((1, 1)))
+  given = pj.noise.huber(y, operator, 0.1, threshold=2.0)
+  for r in (1e-4, 0.1, 3.0):
+    h = float(given.operator.forward(jnp.full((1, 1, 1, 1), r)).squeeze())
+    expected = 0.2**2 * (np.sqrt(1 + (r / 0.2) ** 2) - 1)
+    np.testing.assert_allclose(0.5 * h**2, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+  ("call", "words"),
+  [
+    (
+      lambda y: pj.noise.per_pixel(y, BLUR, np.zeros(SHAPE)),
+      "noise_std must be positive and finite everywhere",
+    ),
+    (
+      lambda y: pj.noise.per_pixel(y, BLUR, np.ones((5, 1))),
+      r"noise_std must broadcast to the shape of y, \(1, 8, 8, 1\)",
+    ),
+    (
+      lambda y: pj.noise.per_pixel(
+        y, operators.nonlinear(jnp.tanh, SHAPE), np.ones(SHAPE)
+      ),
+      "operator must be linear for a noise of every pixel",
+    ),
+    (
+      lambda y: pj.noise.poisson(y - 1, BLUR, peak=3),
+      "counts must be finite and not negative",
+    ),
+    (
+      lambda y: pj.noise.poisson(y, BLUR, peak=-1),
+      "peak must be positive and finite, got -1",
+    ),
+    (
+      lambda y: pj.noise.huber(y, BLUR, -0.1),
+      "noise_std must be positive and finite, got -0.1",
+    ),
+    (
+      lambda y: pj.noise.huber(y, BLUR, 0.1, threshold=0),
+      "threshold must be positive and finite, got 0",
+    ),
+  ],
+)
+def test_refusals(call, words):
+  with refused(ValueError, words):
+    call(jnp.zeros((1, *SHAPE)))

@@ -1,0 +1,188 @@
+"""Nonlinear measurements: their tangents, and every sampler that takes them."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import posterior_jax as pj
+from posterior_jax import baselines, operators
+from posterior_jax.nfc_sampler import Spectrum
+from tests.oracles import refused
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+SHAPE = (8, 8, 1)
+NOISE = 0.1
+PRIOR = pj.priors.gaussian_prior(
+  pj.priors.power_law_spectrum(8, 8, pixel_std=0.3)
+)
+BLUR = operators.gaussian_blur(SHAPE, size=3, std=0.7, boundary="circular")
+
+
+def _bent(x):
+  """Blur, then a sensor's soft saturation."""
+  return jnp.tanh(BLUR.forward(x))
+
+
+BENT = operators.nonlinear(_bent, SHAPE)
+
+
+def _observed(operator, noise_std=NOISE):
+  truth = PRIOR.sample(jax.random.key(3), (1,), channels=1)
+  clean = operator.forward(truth)
+  noise = noise_std * jax.random.normal(jax.random.key(4), clean.shape)
+  return truth, pj.Observation(clean + noise, operator, noise_std)
+
+
+@pytest.mark.parametrize(
+  "operator",
+  [
+    BENT,
+    operators.phase_retrieval((8, 6, 2)),
+    operators.nonlinear(lambda x: jnp.clip(2 * x, -1, 1)[:4], SHAPE),
+  ],
+  ids=["tanh", "phase", "clip"],
+)
+def test_a_tangent_is_the_derivative_at_every_image(operator):
+  shape = (2, 1, *operator.image_shape)
+  x, v = jax.random.normal(jax.random.key(0), (2, *shape))
+  tangent = operator.tangent(x)
+  step = 1e-2
+  ahead, behind = (operator.forward(x + h * v) for h in (step, -step))
+  found = tangent.forward(v)
+  # Central differences are off by the cube; a clip has its corners.
+  error = jnp.abs(found - (ahead - behind) / (2 * step))
+  assert jnp.median(error) < 1e-3 * jnp.abs(found).max()
+  y = jax.random.normal(jax.random.key(1), found.shape)
+  left = jnp.sum(found * y, axis=(-3, -2, -1))
+  right = jnp.sum(v * tangent.adjoint(y), axis=(-3, -2, -1))
+  np.testing.assert_allclose(left, right, rtol=1e-4)
+  operators.check_operator(operator.tangent(x[:1, 0]))
+
+
+def test_an_observation_is_what_its_tangent_says():
+  _, given = _observed(BENT)
+  x = jax.random.normal(jax.random.key(5), (3, 1, *SHAPE))
+  local = given.linearised(x)
+  np.testing.assert_allclose(
+    local.y - local.operator.forward(x), given.y - BENT.forward(x), atol=1e-6
+  )
+  _, linear = _observed(BLUR)
+  assert linear.linearised(x) is linear
+
+
+@pytest.mark.parametrize("linearisations", [1, 3])
+def test_a_linear_function_gives_the_samples_of_its_operator(linearisations):
+  """Whichever way the same measurement is written."""
+  operator = operators.nonlinear(lambda x: BLUR.forward(x), SHAPE)
+  _, given = _observed(BLUR)
+  config = pj.NFCConfig.calibrated(
+    levels=4, linearisations=linearisations, width=Spectrum()
+  )
+  sampler = pj.nfc(config, spectrum=PRIOR.spectrum)
+  found = [
+    pj.run(
+      sampler,
+      PRIOR.denoise,
+      pj.Observation(given.y, each, NOISE),
+      jax.random.key(0),
+      num_samples=2,
+    )[0]
+    for each in (BLUR, operator)
+  ]
+  np.testing.assert_allclose(found[0], found[1], atol=2e-4)
+
+
+def _settings(levels):
+  return {
+    "NFC": pj.nfc(
+      pj.NFCConfig.calibrated(levels=levels), spectrum=PRIOR.spectrum
+    ),
+    "NFC restoration": pj.nfc(pj.NFCConfig.restoration(levels=levels)),
+    "DPS": baselines.dps(baselines.DPSConfig.tuned(levels=levels, scale=1.0)),
+    "DAPS": baselines.daps(baselines.DAPSConfig(levels=levels, step_size=5e-3)),
+    "MMPS": baselines.mmps(baselines.MMPSConfig(levels=levels, iterations=5)),
+    "SITCOM": baselines.sitcom(baselines.SITCOMConfig(levels=levels, steps=5)),
+  }
+
+
+@pytest.mark.parametrize("name", list(_settings(1)))
+def test_samplers_come_nearer_than_the_prior(name):
+  truth, given = _observed(BENT)
+  x, info = pj.run(
+    _settings(25)[name],
+    PRIOR.denoise,
+    given,
+    jax.random.key(1),
+    num_samples=4,
+  )
+  error = jnp.sqrt(jnp.mean((x.mean(0) - truth) ** 2))
+  # The prior's mean is 0, so that it is off by the truth itself.
+  assert error < 0.7 * jnp.sqrt(jnp.mean(truth**2))
+  assert float(info.residual[-1].mean()) < 2
+
+
+@pytest.mark.parametrize(
+  "sampler",
+  [
+    pj.nfc(pj.NFCConfig.fast(levels=2), spectrum=PRIOR.spectrum),
+    pj.nfc(pj.NFCConfig.paper(levels=2, fusion=None)),
+    baselines.ddnm(baselines.DDNMConfig(levels=2)),
+    baselines.ddrm(baselines.DDRMConfig(levels=2)),
+    baselines.diffpir(baselines.DiffPIRConfig(levels=2)),
+    baselines.pigdm(baselines.PiGDMConfig(levels=2)),
+    baselines.pnpdm(baselines.PnPDMConfig(levels=2)),
+    baselines.reddiff(baselines.REDDiffConfig(levels=2)),
+    baselines.fgps(baselines.FGPSConfig(levels=2)),
+    baselines.daps(baselines.DAPSConfig(levels=2, inner="exact")),
+  ],
+  ids=range(10),
+)
+def test_who_needs_a_matrix_says_so(sampler):
+  _, given = _observed(BENT)
+  with pytest.raises(ValueError) as caught:
+    pj.run(sampler, PRIOR.denoise, given, jax.random.key(0))
+  text = str(caught.value)
+  assert re.search(
+    "must be linear here|is taken for none|ddrm needs an op", text
+  )
+  assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+  ("function", "error", "words"),
+  [
+    (3, TypeError, "function must be callable, got int"),
+    (lambda x: x.sum(), ValueError, r"must return a real array \[h, w, c\]"),
+    (lambda x: jnp.fft.fft2(x), ValueError, "must return a real array"),
+    (
+      lambda x: jax.pure_callback(np.tanh, x, x),
+      ValueError,
+      "function must have derivatives in JAX operations",
+    ),
+  ],
+)
+def test_bad_functions_are_one_sentence(function, error, words):
+  with refused(error, words):
+    operators.nonlinear(function, SHAPE)
+
+
+def test_phases_are_lost():
+  operator = operators.phase_retrieval((16, 16, 1), oversampling=2.0)
+  assert operator.measurement_shape == (24, 24, 1)
+  x = jax.random.normal(jax.random.key(0), (1, 16, 16, 1))
+  turned = x[:, ::-1, ::-1]
+  np.testing.assert_allclose(
+    operator.forward(x), operator.forward(turned), atol=1e-5
+  )
+  padded = np.pad(np.asarray(x[0, ..., 0]) / 2 + 0.5, 4)
+  expected = np.abs(np.fft.fft2(padded)) / 24
+  np.testing.assert_allclose(
+    operator.forward(x)[0, ..., 0], expected, atol=1e-5
+  )
+  assert operator == operators.phase_retrieval((16, 16, 1))
+  with refused(ValueError, "oversampling must be positive and finite, got 0"):
+    operators.phase_retrieval((16, 16, 1), oversampling=0)
