@@ -24,6 +24,7 @@ from posterior_jax import metrics as metrics
 from posterior_jax import noise as noise
 from posterior_jax import operators as operators
 from posterior_jax import priors as priors
+from posterior_jax import uncertain as uncertain
 from posterior_jax.base import Info as Info
 from posterior_jax.base import Observation as Observation
 from posterior_jax.base import Operator as Operator
@@ -55,4 +56,5 @@ __all__ = (
   "run",
   "streamed",
   "tiled",
+  "uncertain",
 )

@@ -341,6 +341,8 @@ class Info(NamedTuple):
     products: with the denoiser's Jacobian (one VJP each), likewise.
     trajectory: [B, N, H, W, C], the step's result, from `recorded` samplers
       only.
+    choice: [B] int32, the number of the kernel after the step, from samplers of
+      `uncertain` only.
   """
 
   sigma: jax.Array
@@ -350,6 +352,7 @@ class Info(NamedTuple):
   calls: jax.Array | int = 0
   products: jax.Array | int = 0
   trajectory: jax.Array | None = None
+  choice: jax.Array | None = None
 
   @property
   def evaluations(self) -> jax.Array | int:
