@@ -1,6 +1,7 @@
 """The sampler as a whole: its interface, its one scan, its refusals."""
 
 import dataclasses
+import functools
 import itertools
 import re
 
@@ -67,10 +68,15 @@ OPERATORS = {
 }
 
 
-@pytest.fixture(scope="module")
-def prior():
+@functools.cache
+def the_prior():
   spectrum = priors.power_law_spectrum(*SHAPE[:2])
   return priors.GaussianPrior(spectrum, jnp.zeros(()))
+
+
+@pytest.fixture(scope="module")
+def prior():
+  return the_prior()
 
 
 def observe(operator, prior, seed=0, noise_std=0.05, count=2):
@@ -90,6 +96,14 @@ def quick(sampler, denoise, num_samples=1):
   return oracles.quick_jit(draw)
 
 
+@functools.cache
+def three_samples(name):
+  """`quick` of a setting: one program for all tests of an operator."""
+  prior = the_prior()
+  sampler = nfc(CONFIGS[name], spectrum=prior.spectrum)
+  return quick(sampler, prior.denoise, 3)
+
+
 PAIRS = [("calibrated", operator) for operator in OPERATORS] + [
   ("restoration", "box"),
   ("paper", "random"),
@@ -107,8 +121,7 @@ PAIRS = [("calibrated", operator) for operator in OPERATORS] + [
 def test_every_setting_samples(name, operator, prior):
   config = CONFIGS[name]
   observation = observe(OPERATORS[operator](), prior)
-  draw = quick(nfc(config, spectrum=prior.spectrum), prior.denoise, 3)
-  samples, info = draw(observation, jax.random.key(1))
+  samples, info = three_samples(name)(observation, jax.random.key(1))
   chex.assert_shape(samples, (3, 2, *SHAPE))
   chex.assert_type(samples, jnp.float32)
   chex.assert_tree_all_finite((samples, info))
@@ -224,10 +237,10 @@ def test_loop_of_steps_is_run(prior):
   sampler = nfc(CONFIGS["calibrated"], spectrum=prior.spectrum)
   observation = observe(OPERATORS["blur"](), prior)
   key = jax.random.key(7)
-  samples, info = run(sampler, prior.denoise, observation, key, num_samples=2)
+  samples, info = three_samples("calibrated")(observation, key)
   key_init, key_steps = jax.random.split(key)
   init = jax.jit(sampler.init, static_argnums=2)
-  state = init(key_init, observation, 2)
+  state = init(key_init, observation, 3)
   assert isinstance(state, SamplerState)
   step = jax.jit(
     lambda state, step_key: sampler.step(
@@ -245,38 +258,12 @@ def test_loop_of_steps_is_run(prior):
   assert int(state.level) == sampler.num_steps
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    "paper",
-    "calibrated",
-    "restoration by spectrum",
-    # Its solves stop early, at what rounding makes of twenty iterations.
-    pytest.param("restoration", marks=pytest.mark.slow),
-  ],
-)
-def test_same_key_same_bits(name):
-  """Compiled twice; and no change of the code has moved a key or a level."""
-  problem = make_sampler_fixtures.problem(name)
-  key = jax.random.split(jax.random.key(0), 3)[2]
-  first, _ = run(*problem, key, num_samples=2)
-  other, _ = run(*problem, jax.random.key(1), num_samples=2)
-  jax.clear_caches()
-  again = make_sampler_fixtures.samples(name)
-  assert np.asarray(first).tobytes() == again.tobytes()
-  assert np.abs(first - other).max() > 0.05
-  with np.load(make_sampler_fixtures.FILE) as stored:
-    # Rounding of another jaxlib or processor, no more: pixels are of order 1.
-    np.testing.assert_allclose(again, stored[name], atol=1e-3)
-
-
 def test_observations_and_samples_differ(prior):
-  sampler = nfc(CONFIGS["calibrated"], spectrum=prior.spectrum)
   one = observe(OPERATORS["random"](), prior, count=1)
   both = dataclasses.replace(one, y=jnp.concatenate([one.y, one.y]))
-  samples, _ = quick(sampler, prior.denoise, 2)(both, jax.random.key(0))
-  flat = np.asarray(samples).reshape(4, -1)
-  for i in range(4):
+  samples, _ = three_samples("calibrated")(both, jax.random.key(0))
+  flat = np.asarray(samples).reshape(6, -1)
+  for i in range(6):
     for j in range(i):
       assert np.abs(flat[i] - flat[j]).max() > 0.05
 
@@ -333,11 +320,11 @@ def test_float64_mode_changes_nothing(name, prior):
   sampler = nfc(CONFIGS[name], spectrum=prior.spectrum)
   observation = observe(OPERATORS["random"](), prior)
   key = jax.random.key(3)
-  expected, _ = run(sampler, prior.denoise, observation, key)
+  expected, _ = three_samples(name)(observation, key)
   with jax.enable_x64(True):
     y = np.asarray(observation.y, np.float64)
     wide = Observation(jnp.asarray(y), observation.operator, 0.05)
-    found, _ = run(sampler, prior.denoise, wide, key)
+    found, _ = run(sampler, prior.denoise, wide, key, num_samples=3)
     assert found.dtype == jnp.float32
   np.testing.assert_allclose(found, expected, atol=1e-3)
 
@@ -347,9 +334,13 @@ def test_a_plain_function_is_a_denoiser(prior):
   observation = observe(OPERATORS["blur"](), prior)
   key = jax.random.key(0)
   plain, _ = run(
-    sampler, lambda x, sigma: prior.denoise(x, sigma), observation, key
+    sampler,
+    lambda x, sigma: prior.denoise(x, sigma),
+    observation,
+    key,
+    num_samples=3,
   )
-  method, _ = run(sampler, prior.denoise, observation, key)
+  method, _ = three_samples("calibrated")(observation, key)
   np.testing.assert_allclose(plain, method, atol=1e-5)
 
 
@@ -624,3 +615,29 @@ def test_images_that_do_not_fit_the_settings(prior):
     sampler=sampler,
     observation=Observation(jnp.zeros((1, *odd)), operator, 0.1),
   )
+
+
+# Last: it forgets the programs that the others share.
+@pytest.mark.parametrize(
+  "name",
+  [
+    "paper",
+    "calibrated",
+    "restoration by spectrum",
+    # Its solves stop early, at what rounding makes of twenty iterations.
+    pytest.param("restoration", marks=pytest.mark.slow),
+  ],
+)
+def test_same_key_same_bits(name):
+  """Compiled twice; and no change of the code has moved a key or a level."""
+  problem = make_sampler_fixtures.problem(name)
+  key = jax.random.split(jax.random.key(0), 3)[2]
+  first, _ = run(*problem, key, num_samples=2)
+  other, _ = run(*problem, jax.random.key(1), num_samples=2)
+  jax.clear_caches()
+  again = make_sampler_fixtures.samples(name)
+  assert np.asarray(first).tobytes() == again.tobytes()
+  assert np.abs(first - other).max() > 0.05
+  with np.load(make_sampler_fixtures.FILE) as stored:
+    # Rounding of another jaxlib or processor, no more: pixels are of order 1.
+    np.testing.assert_allclose(again, stored[name], atol=1e-3)

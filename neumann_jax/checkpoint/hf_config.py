@@ -1,17 +1,16 @@
 """The `config.json` of a Hugging Face directory <-> `ModelConfig`."""
 
-import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
 
+from neumann_jax.checkpoint import hf_rope
 from neumann_jax.foreign_files import folder, json_file, tensor_file
 from neumann_jax.foreign_files.messages import as_json, shown
 from neumann_jax.model.decoder import check_layer_types
 from neumann_jax.model_config import FAMILIES, MOST_LAYERS, ModelConfig
-from neumann_jax.yarn import Yarn
 
 T = TypeVar("T")
 
@@ -64,10 +63,6 @@ _NEXT_DEFAULTS: dict[str, Any] = {
 }
 # Every fourth layer attends in all published models that name no types.
 _INTERVAL = 4
-# Of transformers' config classes, for a file that names no value.
-_ROPE_DEFAULTS = {"rope_theta": 1e4, "partial_rotary_factor": 0.25}
-# Of YaRN; of null transformers takes its own default.
-_YARN = tuple(field.name for field in dataclasses.fields(Yarn))
 # The only values that this package computes.
 _FIXED: dict[str, Any] = {
   "hidden_act": "silu",
@@ -145,7 +140,7 @@ def from_json(found: Mapping[str, Any]) -> ModelConfig:
       "tie_word_embeddings": tied or False,
       **_sizes(text, family),
       **_options(text, family),
-      **_rope(text),
+      **hf_rope.read(text),
     },
     ModelConfig,
   )
@@ -161,21 +156,9 @@ def to_json(config: ModelConfig, dtype: jnp.dtype) -> dict[str, Any]:
     dtype: that most parameters are stored in.
   """
   family = config.model_type
-  rope: dict[str, Any] = {
-    name: getattr(config, name) for name in _ROPE_DEFAULTS
-  }
-  kind: dict[str, Any] = {"rope_type": "default"}
-  if config.rope_scaling is not None:
-    fields = dataclasses.asdict(config.rope_scaling)
-    kind = {"rope_type": "yarn"}
-    kind |= {name: x for name, x in fields.items() if x is not None}
   names = [*_FAMILY_SIZES[family], *_DEFAULTS, "tie_word_embeddings"]
   if family == "qwen3_next":
     names += _NEXT_DEFAULTS
-    if config.rope_scaling is not None:
-      rope["rope_scaling"] = kind
-  else:
-    rope = {"rope_parameters": kind | rope}
   return {
     "architectures": [_CLASSES[family]],
     "model_type": family,
@@ -184,7 +167,7 @@ def to_json(config: ModelConfig, dtype: jnp.dtype) -> dict[str, Any]:
     "layer_types": list(config.layer_types),
     **{name: getattr(config, name) for name in names},
     **({_EXTENSION: True} if config.allow_neg_eigval else {}),
-    **rope,
+    **hf_rope.write(config),
   }
 
 
@@ -252,40 +235,6 @@ def _options(text: Mapping[str, Any], family: str) -> dict[str, Any]:
   options["layer_types"] = types
   options[_EXTENSION] = text.get(_EXTENSION, False)
   return options
-
-
-def _rope(text: Mapping[str, Any]) -> dict[str, Any]:
-  """Rotary options: those of a dictionary before those beside it."""
-  # Files of transformers 4 have them beside, newer ones in a dictionary.
-  given = text.get("rope_scaling") or text.get("rope_parameters") or {}
-  given = json_file.typed(given, dict[str, Any], name="rope_parameters")
-  kind = given.get("rope_type", given.get("type", "default"))
-  if kind not in ("default", "yarn"):
-    raise ValueError(
-      f'rope_type must be "default" or "yarn", got {as_json(kind)}'
-    )
-  options: dict[str, Any] = {
-    name: given.get(name, text.get(name, default))
-    for name, default in _ROPE_DEFAULTS.items()
-  }
-  if kind == "yarn":
-    options["rope_scaling"] = _yarn(given, text)
-  return options
-
-
-def _yarn(given: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
-  """The fields of `Yarn` that are there, with what they leave out."""
-  longest = text.get("max_position_embeddings") or 32768
-  trained = "original_max_position_embeddings"
-  # Files that were extended by hand often leave the trained length out.
-  yarn = {trained: longest} | {
-    name: given[name] for name in _YARN if given.get(name) is not None
-  }
-  if "factor" not in yarn:
-    own = json_file.typed(yarn[trained], int, name=trained)
-    longest = json_file.typed(longest, int, name="max_position_embeddings")
-    yarn["factor"] = longest / max(own, 1)
-  return yarn
 
 
 def block_size(found: Mapping[str, Any]) -> tuple[int, int] | None:

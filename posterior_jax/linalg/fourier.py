@@ -6,10 +6,16 @@ Hermitian where complex. A power spectrum S holds the variance of each
 coefficient of the orthonormal FFT, so its mean is the variance of a pixel.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+# Called outside of any program, as in a notebook, a function is one small
+# program instead of one for each of its operations; within one it is inlined.
+as_one_program = functools.partial(jax.jit, inline=True)
 
 
 def radial_frequency(height: int, width: int) -> np.ndarray:
@@ -25,6 +31,7 @@ def on_grid(transfer: jax.Array) -> jax.Array:
   return transfer[..., None] if transfer.ndim == 2 else transfer
 
 
+@as_one_program
 def apply_transfer(x: jax.Array, transfer: jax.Array) -> jax.Array:
   """Multiplies the 2-D spectrum of x by a transfer function.
 

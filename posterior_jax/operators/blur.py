@@ -154,6 +154,7 @@ class Blur(Correlation):
     border = ((radius, radius), (radius, radius), (0, 0))
     return jnp.pad(x, ((0, 0),) * (x.ndim - 3) + border, mode="reflect")
 
+  @fourier.as_one_program
   def _correlate(self, x: jax.Array, transfer: jax.Array) -> jax.Array:
     height, width, _ = self.image_shape
     size = self._padded_size()
@@ -161,6 +162,7 @@ class Blur(Correlation):
     y = jnp.fft.irfft2(f * jnp.conj(transfer), s=size, axes=(-3, -2))
     return y[..., :height, :width, :]
 
+  @fourier.as_one_program
   def _transposed(self, y: jax.Array, transfer: jax.Array) -> jax.Array:
     height, width, _ = self.image_shape
     size, border = self._padded_size(), self.kernel.shape[0] - 1
