@@ -3,11 +3,12 @@
 Command: python -m experiments.model_speed
   --config=configs/model_speed.py:debug runs a tiny model, in XLA. A part of it:
   --config.models="('Qwen3.5-0.8B',)" --config.passes="('decode',)".
-Time: most of it compiles; half an hour on one H200 expected, not measured;
-`:debug` ten seconds.
+Time: most of it compiles; two and a half minutes on one H200 for the smallest
+model, half an hour expected for all; `:debug` ten seconds.
 Expected: a line a model and pass, a table of milliseconds, tokens a second and
-shares of the card's peak, then the path of report.html. No full run has been
-made with this version.
+shares of the card's peak, then the path of report.html. On one H200 the
+smallest model trains on 8192 tokens in 156 ms, reads as many in 30 ms and
+writes one in 1.57 ms. The larger ones have not been run.
 """
 
 import ml_collections

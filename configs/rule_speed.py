@@ -9,9 +9,9 @@ backward pass where tilelang is installed. Seconds on a machine without a GPU,
 where one sentence says so; `:debug` half a minute.
 Expected: a line a measurement, then the folder with speed.csv, errors.csv
 and hard.csv.
-On one H200 with usual gates at 1 x 32768, 16/32: 0.53 ms forward and 2.26 ms
-with gradients for this package, 1.07 and 4.22 for jax-linear-attention, 0.71
-and 2.77 for FlashQLA, 2.0 forward for fla.
+On one H200 with usual gates at 1 x 32768, 16/32: 0.53 ms forward and 2.23 ms
+with gradients for this package, 1.08 and 4.22 for jax-linear-attention, 0.73
+and 2.81 for FlashQLA, 2.0 forward for fla.
 """
 
 import ml_collections
