@@ -102,12 +102,15 @@ def test_refusals(override, sentence, tmp_path, capsys):
     (rules.FORWARD, {"neumann_rule_forward": 4}),
     (
       rules.GRADIENTS,
-      {"neumann_rule_forward": 4, "neumann_rule_backward": 4 * 8},
+      {"neumann_rule_forward": 4, "neumann_rule_backward": 4 * 4},
     ),
   ],
 )
 def test_a_rules_kernels_are_found_with_their_steps(which, kernels):
-  """A row of eight chunks of two key heads with two value heads is a step."""
+  """A row of eight chunks of two key heads with two value heads is a step.
+
+  Backward, two chunks are.
+  """
   name = f"ladder bfloat16, bfloat16 operands, {which}"
   program = rules.program(name, Shape(4, 512, 2, 4))
   closed = jax.make_jaxpr(program.call)(*program.shapes)

@@ -12,6 +12,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
 import neumann_jax
+from experiments.data.key_families import FAMILIES
 from neumann_jax import InverseSpec, QuantSpec, RuleOptions
 from neumann_jax.delta_rule import tpu_rule
 from neumann_jax.delta_rule.inputs import Operands
@@ -146,11 +147,12 @@ def check_gradients(p, ids, dtype, tolerance, error, kept=None, forgets=-50):
     ids,
   )
   for found, want in zip((*arrays, d_initial), truth, strict=True):
-    assert np.max(error(found.astype(jnp.float32), want)) <= tolerance
+    errors = error(found.astype(jnp.float32), want)
+    assert np.all(errors <= tolerance), errors
   # The outputs are linear in the scale.
   out = oracles.delta_rule(wide, ids)[0] * np.asarray(d_out, np.float64)
   size = np.sqrt((out**2).sum())
-  assert abs(float(d_scale) * scale - out.sum()) <= tolerance * size
+  assert abs(float(d_scale) * scale - out.sum()) <= np.min(tolerance) * size
 
 
 def test_gradients_of_one_chunk():
@@ -164,7 +166,13 @@ def test_gradients_of_one_chunk():
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "key_heads, ratio, length, packed",
-  [(1, 2, 130, True), (2, 1, 64, False), (2, 3, 64, False), (1, 4, 64, False)],
+  [
+    (1, 2, 130, True),
+    (1, 2, 250, True),  # four chunks, two of whose states are kept
+    (2, 1, 64, False),
+    (2, 3, 64, False),
+    (1, 4, 64, False),
+  ],
 )
 def test_gradients(key_heads, ratio, length, packed):
   """Of every family, over chunks, between documents, of grouped heads."""
@@ -208,6 +216,20 @@ def test_gradients_of_bfloat16(beta, key_heads, ratio, packed):
   ids = oracles.documents(130) if packed else None
   limit = BF16_GRADIENTS[beta]
   check_gradients(p, ids, jnp.bfloat16, limit, oracles.rms_error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beta", [1.0, 2.0])
+def test_gradients_of_bfloat16_over_kept_states(beta):
+  """Four chunks, two of whose states are kept.
+
+  On identical keys a Hopper's kernels have 0.26 with beta to 2.
+  """
+  limits = np.full(oracles.FAMILY_COUNT, BF16_GRADIENTS[beta])
+  if beta == 2.0:
+    limits[FAMILIES.index("identical")] = 0.26
+  p = problem(250, beta=beta)
+  check_gradients(p, None, jnp.bfloat16, limits, oracles.rms_error)
 
 
 @pytest.mark.slow
@@ -410,6 +432,6 @@ def test_gradients_take_the_place_of_their_operands():
   """What is kept, and one copy each of operands and outputs with flat heads."""
   found = tpu_compiler.run("tests.test_tpu_rule", "7x", [], "hbm_of_gradients")
   arrays, heads, chunks = shapes(1, 8192, 16, 32), 32, 128
-  kept = heads * chunks * (WIDTH * WIDTH + tpu_plan.CHUNK**2) * 2
+  kept = heads * chunks * (WIDTH * WIDTH // 2 + tpu_plan.CHUNK**2) * 2
   copies = sum(x.size for x in (arrays.q, arrays.k, *[arrays.v] * 3)) * 2
   assert found <= kept + copies + 16 * 2**20  # gates, and the last states

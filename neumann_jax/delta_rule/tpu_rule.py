@@ -1,11 +1,12 @@
 """The gated delta rule on a TPU: all of it in one kernel, its gradient too.
 
 A, T, u, w and new values never leave vector memory. The forward pass of a
-gradient writes T of every chunk and the state before it, which the backward
-pass reads; `jax.checkpoint` knows them, and the outputs, by `kept_names`.
+gradient writes T of every chunk and the state before every second one, which
+the backward pass reads; `jax.checkpoint` knows them, and the outputs, by
+`kept_names`.
 
 Kept for the backward pass, bytes a token and value head, R value heads a key
-head, of bfloat16 operands: q and k 512 / R, v 256, gates 8, T 128, states 512.
+head, of bfloat16 operands: q and k 512 / R, v 256, gates 8, T 128, states 256.
 Where a program may be lowered for other platforms as well, T and states are
 computed again instead.
 """
@@ -250,9 +251,9 @@ def backward(
   d_out = layout.padded(cotangents[0].astype(arrays.v.dtype), plan.tokens)
   given = (*kept, d_out, cotangents[1].astype(jnp.float32))
   t, states, d_out, d_final = (layout.varying_as(x, args) for x in given)
-  # A chunk a step: without an inverse there is no group of packs to fill, and
-  # twice as much would compile twice as long.
-  one = plan._replace(chunks=1)
+  # The chunks of one state: without an inverse there is no group of packs to
+  # fill, and twice as much would compile twice as long.
+  one = plan._replace(chunks=plan.kept_every)
   q, k, v, decay, beta, scale, _ = args
   found = tpu_backward.gradients(
     *(q, k, v, decay, beta, scale, t, states, d_out, d_final),

@@ -1,8 +1,9 @@
 """The gradient of the gated delta rule on a TPU: all of it in one kernel.
 
-A row is walked from its end. In the notation of `tpu_forward`, with dS the
-cotangent of the state after a chunk, scale inside P and w, and D_ij =
-exp(G_i - G_j):
+A row is walked from its end, a kept state at a time: of its two chunks the
+first runs forward again, for the state before the second. In the notation of
+`tpu_forward`, with dS the cotangent of the state after a chunk, scale inside P
+and w, and D_ij = exp(G_i - G_j):
 
   dX = P^t dO + exp(G_C - G) k dS,  dv = beta T^t dX,
   w = scale tril(dO X^t) D,  m = -tril(dv X^t, -1) D,
@@ -16,7 +17,7 @@ and takes it off dG_j; the states add what their weights carry.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +68,7 @@ def gradients(
     states: likewise.
     d_out: [B, T, Hv, 128], cotangent of the outputs.
     d_final: [B, Hv, 128, 128] float32, of the final state.
-    how: the plan of the forward pass.
+    how: the plan of the forward pass, with the chunks of one kept state.
     interpret: True or InterpretParams runs the body on the CPU instead.
   """
   (b, length, hk, dk), (hv, dv) = k.shape, v.shape[2:]
@@ -108,6 +109,13 @@ def gradients(
     ],
     # Gradients take the place of what they are of, block by block.
     input_output_aliases={1: 0, 2: 1, 3: 2, 8: 5},
+    scratch_shapes=[
+      pltpu.VMEM((how.values, 2 * CHUNK, LANES), jnp.float32),
+      pltpu.VMEM((how.values, CHUNK, LANES), jnp.float32),
+      pltpu.VMEM((how.values, LANES, LANES), k.dtype),
+    ]
+    if how.chunks == 2
+    else [],
     compiler_params=layout.compiler_params,
     interpret=interpret,
     name="neumann_rule_backward",
@@ -147,8 +155,11 @@ def _unpacked(d_columns, d_rows, how: Plan) -> tuple[jax.Array, jax.Array]:
   return dg, d_beta
 
 
-def _kernel(*refs, how: Plan) -> None:
-  ref = tpu_pack_gradients.Refs(*refs)
+def _kernel(*refs: Any, how: Plan) -> None:
+  again, count = None, len(tpu_pack_gradients.Refs._fields) - 1
+  if how.chunks == 2:
+    again = tpu_pack_gradients.Again(*refs[count:])
+  ref = tpu_pack_gradients.Refs._make([*refs[:count], again])
 
   @pl.when(pl.program_id(2) == 0)
   def _enter():
@@ -156,6 +167,14 @@ def _kernel(*refs, how: Plan) -> None:
 
   gates = tpu_packs.gates_of(ref.gates, how)
   places = list(how.places())
+  if how.chunks == 2:
+    tpu_packs.interleave(
+      tpu_pack_gradients.enter(
+        tpu_pack_gradients.load(ref, at, 0, pair, gates[0], how.ratio)
+      )
+      for at, own, pair in places
+      if own == 0
+    )
   for chunk in reversed(range(how.chunks)):
     d_keys: dict[int, jax.Array] = {}
     d_gates: dict[int, jax.Array] = {}

@@ -71,9 +71,10 @@ def forward(
   Returns:
     out [B, T, Hv, 128] in v's type and the final state, float32. With `keep`
     also, in v's type, T beta by packs [B, groups, N packs, C, 2 C] and the
-    state before every chunk [B, N, Hv, 128, 128].
+    state before every chunk, or every second one, [B, N / how.kept_every, Hv,
+    128, 128].
   """
-  (b, t, hk, dk), (hv, dv) = k.shape, v.shape[2:]
+  (b, t, hk, _), (hv, dv) = k.shape, v.shape[2:]
   layout = Blocks(how, b, t, hk)
   packs = (how.packs, CHUNK, LANES)
   shaped = functools.partial(
@@ -86,7 +87,7 @@ def forward(
   if keep:
     results += [
       (shaped(layout.packs_shape, v.dtype), layout.packs()),
-      (shaped((b, t // CHUNK, hv, dk, dv), v.dtype), layout.states()),
+      (shaped(layout.states_shape(hv), v.dtype), layout.states()),
     ]
   out_shape, out_specs = zip(*results)
   out, *rest = pl.pallas_call(
@@ -151,8 +152,9 @@ def _kernel(
     t = t.astype(k_ref.dtype)
     if kept:
       kept[0][0, 0, at] = t
-      for head in sorted(set(pair)):
-        kept[1][0, chunk, head] = state_ref[0, head].astype(k_ref.dtype)
+      for head in sorted(set(pair)) if chunk % how.kept_every == 0 else ():
+        at_state = (0, chunk // how.kept_every, head)
+        kept[1][at_state] = state_ref[0, head].astype(k_ref.dtype)
     return _advance(
       chunk, pair, gates[chunk], t, p_ref[at], scale_ref[0], *refs
     )

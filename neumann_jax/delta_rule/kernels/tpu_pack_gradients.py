@@ -1,5 +1,6 @@
 """The gradients of one pack: a chunk of two value heads, see `tpu_backward`."""
 
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,20 @@ from neumann_jax.delta_rule.kernels.tpu_packs import (
 from neumann_jax.delta_rule.kernels.tpu_plan import CHUNK, LANES
 
 
+class Again(NamedTuple):
+  """What the first of two chunks leaves when it runs forward, by value head.
+
+  Attributes:
+    reads: [values, 2 C, Dv] float32, q S above k S.
+    new: [values, C, Dv] float32, new values.
+    state: [values, Dk, Dv], before the second chunk.
+  """
+
+  reads: Any
+  new: Any
+  state: Any
+
+
 class Refs(NamedTuple):
   """The references of the kernel, in the order of its arguments.
 
@@ -32,7 +47,7 @@ class Refs(NamedTuple):
     d_out: likewise.
     gates: [1, 1, T, 128], from `tpu_packs.pack_gates`.
     t: [1, 1, packs, C, 2 C].
-    states: [1, N, values, 128, 128].
+    states: [1, 1, values, 128, 128].
     d_final: [1, values, 128, 128].
     dq: as q.
     dk: as k.
@@ -40,6 +55,7 @@ class Refs(NamedTuple):
     d_columns: [1, 1, tokens / runs, 128], see `Plan.parts`.
     d_rows: [1, 1, 1, packs, 2 C].
     d_state: as d_final: before the step, then after it.
+    again: of a step of two chunks; else None.
   """
 
   scale: Any
@@ -57,6 +73,7 @@ class Refs(NamedTuple):
   d_columns: Any
   d_rows: Any
   d_state: Any
+  again: Again | None
 
 
 class Pack(NamedTuple):
@@ -162,7 +179,7 @@ def load(
     [ref.q[0, place, lanes(key)] for key in keys],
     [ref.k[0, place, lanes(key)] for key in keys],
     [ref.d_out[0, place, lanes(head)] for head in heads],
-    {head: ref.states[0, chunk, head] for head in heads},
+    {head: _state(ref, chunk, head) for head in heads},
     d_states,
     {head: x.astype(ref.k.dtype) for head, x in d_states.items()},
     [spread(gates.enter, head) for head in heads],
@@ -170,6 +187,13 @@ def load(
     gates,
     pair,
   )
+
+
+def _state(ref: Refs, chunk: int, head: int) -> jax.Array:
+  """Before a chunk: kept, or what `enter` made of it."""
+  if ref.again is None or chunk == 0:
+    return ref.states[0, 0, head]
+  return ref.again.state[head]
 
 
 def gradients(
@@ -183,17 +207,12 @@ def gradients(
     d_gates: gets, by their lane, what stands in columns of those of the gates.
   """
   ref, scale, place = pack.ref, pack.ref.scale[0], rows(pack.chunk)
-  # Forward again, from T and the states that were kept.
-  reads = pack.by_group(
-    [above(x, y) for x, y in zip(pack.q, pack.k)], pack.states
-  )
-  errors = [
-    ref.v[0, place, lanes(head)].astype(jnp.float32) - e * x[CHUNK:]
-    for head, e, x in zip(pack.heads, pack.enter, reads)
-  ]
+  if ref.again is None or pack.chunk:
+    reads, new = yield from _forward(pack)
+  else:
+    reads = [ref.again.reads[head] for head in pack.heads]
+    new = [ref.again.new[head] for head in pack.heads]
   t = ref.t[0, 0, pack.at]
-  yield
-  new = split(pack.dot(t, apart(pack.narrowed(errors))))
   by_query, by_key = tpu_packs.grams(pack.q, pack.k, products.kind_of(ref.k))
   decay = tpu_packs.decay(pack.gates, pack.pair)
   yield
@@ -221,6 +240,48 @@ def gradients(
     )
     d_gates[head] = dg
     d_gates[head + pack.gates.values] = d_beta
+
+
+def enter(pack: Pack) -> tpu_packs.Pieces:
+  """Runs the first of two chunks forward, and writes what it leaves.
+
+  Args:
+    pack: of the chunk.
+  """
+  reads, new = yield from _forward(pack)
+  ref = pack.ref
+  assert ref.again is not None
+  leaving = {
+    head: e * x for head, e, x in zip(pack.heads, pack.leave, new, strict=True)
+  }
+  written = []
+  for key, group in zip(pack.k, pack.groups):
+    some = beside([leaving[head] for head in group])
+    written += split(pack.dot(key, some, (0, 0)))
+  yield
+  for i, head in enumerate(pack.heads):
+    keep = spread(pack.gates.enter[CHUNK - 1 :], head)
+    state = keep * pack.states[head].astype(jnp.float32) + written[i]
+    ref.again.state[head] = state.astype(ref.k.dtype)
+    ref.again.reads[head] = reads[i]
+    ref.again.new[head] = new[i]
+
+
+def _forward(
+  pack: Pack,
+) -> Generator[None, None, tuple[list[jax.Array], list[jax.Array]]]:
+  """What was read and the new values, from T and the state before."""
+  ref, place = pack.ref, rows(pack.chunk)
+  reads = pack.by_group(
+    [above(x, y) for x, y in zip(pack.q, pack.k)], pack.states
+  )
+  errors = [
+    ref.v[0, place, lanes(head)].astype(jnp.float32) - e * x[CHUNK:]
+    for head, e, x in zip(pack.heads, pack.enter, reads)
+  ]
+  yield
+  t = ref.t[0, 0, pack.at]
+  return reads, split(pack.dot(t, apart(pack.narrowed(errors))))
 
 
 def _weights(

@@ -57,6 +57,11 @@ class Plan(NamedTuple):
     return self.chunks * len(self.pairs)
 
   @property
+  def kept_every(self) -> int:
+    """Chunks a state that is kept for the backward pass, and its grid step."""
+    return 1 if self.chunks % 2 else 2
+
+  @property
   def parts(self) -> int:
     """Runs of tokens whose gates' cotangents share the rows of a register.
 
@@ -76,8 +81,10 @@ class Plan(NamedTuple):
     operands = (4 * keys + 3 * values + self.packs) * chunk
     operands += values * LANES * LANES
     wide = 2 * self.values * LANES * LANES + 2 * self.chunks * chunk
+    # What the second chunk of a step finds in scratch, see `tpu_backward`.
+    again = self.values * (3 * CHUNK * 4 + LANES * itemsize) * LANES
     # Everything twice: the next step's comes while this one's is worked on.
-    return 2 * (operands * itemsize + wide * 4)
+    return 2 * (operands * itemsize + wide * 4) + again
 
   def places(self) -> Iterator[tuple[int, int, tuple[int, int]]]:
     """The number of every pack, its chunk and its pair of heads, in order."""
@@ -133,9 +140,15 @@ class Blocks:
     block = (1, self.how.values, LANES, LANES)
     return self._spec(block, lambda b, h, n: (b, h, 0, 0))
 
+  def states_shape(self, value_heads: int) -> tuple[int, ...]:
+    """All states that are kept, [B, N / kept_every, Hv, 128, 128]."""
+    count = self.length // (CHUNK * self.how.kept_every)
+    return self.batch, count, value_heads, LANES, LANES
+
   def states(self) -> pl.BlockSpec:
-    """Of [B, N, Hv, 128, 128]."""
-    block = (1, self.how.chunks, self.how.values, LANES, LANES)
+    """Of [B, N / kept_every, Hv, 128, 128]."""
+    kept = self.how.chunks // self.how.kept_every
+    block = (1, kept, self.how.values, LANES, LANES)
     return self._spec(block, lambda b, h, n: (b, n, h, 0, 0))
 
   @property
