@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 OUTPUTS = "rule_outputs"  # and the final state
 INVERSE = "chunk_inverse"
-STATES = "chunk_states"  # before every chunk
+STATES = "chunk_states"  # before every chunk, or every second one
 ALL = (OUTPUTS, INVERSE, STATES)
 
 named = checkpoint_name
