@@ -7,8 +7,9 @@ Command: python -m experiments.restore --config.image=photo.jpg
   task: super_resolution (factor), box_inpainting or random_inpainting (mask: a
   picture, white where observed; transparent pixels of the image are holes as
   well), gaussian_blur (std), motion_blur (kernel: a picture, .npy or short,
-  medium, long; kernel_flip turns it), denoising, or custom (operator: a Python
-  file that defines operator(shape), which is run).
+  medium, long; kernel_flip turns it by 180 degrees; with kernel_degrees=20 it
+  may be turned by as much and is drawn with the picture), denoising, or custom
+  (operator: a Python file that defines operator(shape), which is run).
   boundary: of blurs and super-resolution; "valid" restores what lies just
   beyond the picture as well, "reflect" takes it for a mirror.
   noise_std is that of pixels in [-1, 1]: n levels of 255 are n / 127.5; left
@@ -42,6 +43,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
       "task": "",
       "kernel": "",
       "kernel_flip": False,
+      "kernel_degrees": 0.0,
       "mask": "",
       "std": 3.0,
       "factor": 4,

@@ -168,15 +168,16 @@ def test_steps_give_the_samples_of_run(files):
   prepared = job.prepare(command_line.to_settings(job.Settings, found))
   ticks = []
   key = jax.random.key(3)
-  image, *spent = study.draw(prepared, prepared.drawn, "sample", ticks.append)(
-    key
-  )
+  image, *spent, degrees = study.draw(
+    prepared, prepared.drawn, "sample", ticks.append
+  )(key)
   expected, _ = pj.run(
     prepared.drawn, prepared.denoise, prepared.given.observation, key
   )
   # The same program but for the loop around it: rounding alone.
   np.testing.assert_allclose(image, expected[0, 0], atol=1e-4)
   assert spent == [4, 4]  # calls, products
+  assert np.isnan(degrees)  # of no kernel
   assert ticks == ["sample"] * 4
 
 
@@ -291,6 +292,10 @@ def test_scores_against_numpy():
     (
       {"kernel": "{}/wide.npy", "boundary": "reflect"},
       "kernel of size 81 is too wide to mirror",
+    ),
+    (
+      {"kernel": "", "task": "denoising", "kernel_degrees": 9.0},
+      "kernel_degrees must be 0: denoising reads no kernel",
     ),
     ({"kernel": "{}/text.png"}, "kernel .*text.png' cannot be read as a pic"),
     ({"mask": "m.png"}, "mask must be left out: motion_blur reads none"),

@@ -177,6 +177,49 @@ def test_scenes_are_sampled_and_pictures_written(blurred, tmp_path):
   assert rows["valid"]["residual"] < 1.1
 
 
+@pytest.mark.slow
+def test_a_turned_kernel_is_drawn_with_the_picture(tmp_path, capsys):
+  """Believed to lie flat, while the world moved by 15 degrees."""
+  line = np.zeros((13, 13))
+  line[6] = 1 / 13
+  kernel = np.asarray(pj.uncertain.turned(line, degrees=15, steps=3).values[2])
+  scene = photographs.load("coffee", 96)
+  operator = pj.operators.blur(scene.shape, kernel, boundary="valid")
+  y = np.asarray(operator.forward(scene[None])[0])
+  y = y + NOISE * np.random.default_rng(0).standard_normal(y.shape)
+  (tmp_path / "y.png").write_bytes(photographs.as_png(y))
+  np.save(tmp_path / "line.npy", line)
+  argv = ["restore", f"--config={CONFIG}:debug", f"--workdir={tmp_path}/run"]
+  argv += ["--config.task=motion_blur", f"--config.image={tmp_path}/y.png"]
+  argv += [f"--config.kernel={tmp_path}/line.npy"]
+  argv += ["--config.kernel_degrees=25.0", f"--config.noise_std={NOISE}"]
+  runner.main("restore", job.Settings, study.restore, argv, prepare=job.prepare)
+  (text,) = (tmp_path / "run/restore.jsonl").read_text().splitlines()
+  row = json.loads(text)
+  assert abs(row["degrees"] - 15) < 6
+  assert row["residual"] < 1.2
+  said = capsys.readouterr().out
+  assert "as it was given it is improbable" in said
+  assert "improbable" in (tmp_path / "run/report.html").read_text()
+
+
+def test_what_is_said_of_a_turn(blurred):
+  """The fast twin of the test before."""
+  assert report.turn({"degrees": 2.0, "degrees_std": None}) == (
+    "the kernel is turned by 2.0 degrees"
+  )
+  far = report.turn({"degrees": -15.0, "degrees_std": 1.0})
+  assert far.endswith("sample; as it was given it is improbable")
+  vague = report.turn({"degrees": -15.0, "degrees_std": 9.0})
+  assert vague.endswith("9.0 from sample to sample")
+  found = _prepared(blurred, kernel_degrees=10.0, noise_std=NOISE)
+  assert len(found.family.degrees) == 9
+  side = found.family.values.shape[1]
+  assert found.given.observation.operator.kernel.shape == (side, side)
+  turned = found.turned(9.0).given.observation.operator.kernel
+  np.testing.assert_array_equal(turned, found.family.values[8])
+
+
 def test_restored_images_lose_their_margin():
   """The fast twin of the test before."""
   operator = pj.operators.blur((20, 24, 3), KERNEL, boundary="valid")

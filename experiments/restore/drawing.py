@@ -20,6 +20,8 @@ class Drawn(NamedTuple):
   image: np.ndarray  # pixels in [-1, 1]
   calls: int  # of the denoiser
   products: int  # with its Jacobian
+  # turn of its kernel, mean over the last half of the steps; NaN: it is known
+  degrees: float = float("nan")
 
 
 class Pace:
@@ -69,6 +71,7 @@ def draw(
 
   def one(key: jax.Array) -> Drawn:
     calls = products = 0
+    choices = []
     nonlocal compiled
     key_init, key_steps = jax.random.split(key)
     state = init(key_init, observation, 1)
@@ -86,10 +89,15 @@ def draw(
       if pace is not None:
         pace.took(time.monotonic() - start, sum(spent), expected)
       calls, products = calls + spent[0], products + spent[1]
+      if info.choice is not None:
+        choices.append(int(info.choice[0]))
     image = np.asarray(state.x[0, 0])
     if job.given.grey:
       image = image.mean(-1, keepdims=True)
-    return Drawn(image, calls, products)
+    if job.family is None:
+      return Drawn(image, calls, products)
+    turns = np.asarray(job.family.degrees)[choices[len(choices) // 2 :]]
+    return Drawn(image, calls, products, float(turns.mean()))
 
   return one
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.restore import kernel_file, picture_file
-from posterior_jax import Observation, Operator, operators
+from posterior_jax import Observation, Operator, operators, uncertain
 from posterior_jax.baselines import TASKS
 from posterior_jax.foreign_files import array_file
 from posterior_jax.operators import resize
@@ -225,6 +225,7 @@ def degradation(
   task: str,
   *,
   kernel: np.ndarray | None = None,
+  family: uncertain.Kernels | None = None,
   mask: np.ndarray | None = None,
   std: float = 3.0,
   factor: int = 4,
@@ -236,6 +237,7 @@ def degradation(
   Args:
     task: of KINDS.
     kernel: of motion blur, see `kernel_file.read`.
+    family: of kernels that it may be; the middle one is taken.
     mask: of inpainting, see `mask_of`.
     std: of Gaussian blur, in pixels.
     factor: of super-resolution.
@@ -250,6 +252,8 @@ def degradation(
   if task == "motion_blur":
     assert kernel is not None
     taps = kernel_file.trimmed(kernel)
+    if family is not None:
+      taps = np.asarray(family.values[len(family.values) // 2])
     return Degradation(
       lambda shape: operators.blur(shape, taps, boundary=boundary),  # type: ignore[arg-type]
       taps.shape[0] // 2 if valid else 0,

@@ -15,8 +15,10 @@ from experiments.harness.settings import Checked, setting
 from experiments.restore import input, kernel_file, noise
 from experiments.restore.heartbeat import Heartbeat
 from experiments.restore.input import Given, Picture
+from posterior_jax import uncertain
 from posterior_jax.base import Denoiser
 from posterior_jax.nfc_sampler import Probed, Spectrum
+from posterior_jax.operators.scene import Correlation
 
 OVERLAP = 64
 ASSUMED = 0.05  # noise of a clean picture that is to be degraded
@@ -24,6 +26,7 @@ TOLERANCE = 1e-2  # relative residual of a sample's linear solves
 FEWEST = 20  # levels of NFC's one image, whose solves go on over the levels
 # Noise at which three iterations a level are enough: restoration()'s own.
 TUNED_NOISE = 0.05
+TURN = 2.5  # degrees between the kernels of a family, at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,8 @@ class Settings(Checked):
     kernel: of motion blur, see `kernel_file.read`.
     kernel_flip: whether to turn the kernel by 180 degrees: blurs are
       correlations here, and many kernels are meant to be convolved.
+    kernel_degrees: how far the kernel may be turned to either side; above 0 it
+      is drawn with the picture (`posterior_jax.uncertain`).
     mask: of inpainting, see `input.mask_of`.
     std: of Gaussian blur, in pixels.
     factor: of super-resolution.
@@ -64,6 +69,7 @@ class Settings(Checked):
   task: str = setting(among=input.KINDS)
   kernel: str
   kernel_flip: bool
+  kernel_degrees: float = setting(at_least=0, at_most=90)
   mask: str
   std: float = setting(at_least=0.1, at_most=50)
   factor: int = setting(at_least=2, at_most=16)
@@ -103,6 +109,8 @@ class Settings(Checked):
         raise ValueError(f"{name} must name a file for {self.task}")
       if self.task not in tasks and getattr(self, name):
         raise ValueError(f"{name} must be left out: {self.task} reads none")
+    if self.kernel_degrees and self.task not in input.BLURRED:
+      raise ValueError(f"kernel_degrees must be 0: {self.task} reads no kernel")
 
 
 def effort(noise_std: float) -> float:
@@ -125,15 +133,27 @@ class Job(NamedTuple):
   best: posterior_jax.Sampler  # the sampler of the one image
   drawn: posterior_jax.Sampler  # the sampler of posterior samples
   heartbeat: Heartbeat  # of the tiles of a large picture
+  family: uncertain.Kernels | None = None  # of a kernel that is not quite known
 
   def evaluations(self, sampler: posterior_jax.Sampler) -> float:
     """Of the network in a step of one of the two, as far as is known before."""
+    more = self.family is not None  # a call that weighs the kernels
     if self.settings.method != "NFC":
-      return self.settings.levels / sampler.num_steps
+      return self.settings.levels / sampler.num_steps + more
     if sampler is self.drawn:
-      return 1 + (self.settings.tie == "probed")
+      return 1 + (self.settings.tie == "probed") + more
     # A call, the product that moves the image, and the most iterations.
-    return 2 + _solves(self.given)["inner.max_iterations"]
+    return 2 + _solves(self.given)["inner.max_iterations"] + more
+
+  def turned(self, degrees: float) -> "Job":
+    """The same with the kernel of its family that is turned so far."""
+    assert self.family is not None  # nothing else is turned
+    nearest = int(abs(self.family.degrees - degrees).argmin())
+    operator = self.given.observation.operator
+    assert isinstance(operator, Correlation)  # as every blur is
+    operator = uncertain.with_kernel(operator, self.family.values[nearest])
+    observation = dataclasses.replace(self.given.observation, operator=operator)
+    return self._replace(given=self.given._replace(observation=observation))
 
 
 def prepare(settings: Settings) -> Job:
@@ -144,7 +164,7 @@ def prepare(settings: Settings) -> Job:
       method cannot take the task.
   """
   picture = _read_picture(settings)
-  settings, given = _observed(settings, picture)
+  settings, given, family = _observed(settings, picture)
   height, width, _ = given.observation.operator.image_shape
   known = degradations.build_prior(height, width)
   heartbeat = Heartbeat()
@@ -155,6 +175,11 @@ def prepare(settings: Settings) -> Job:
       settings.method, name, evaluations=levels, **changes
     )
     found = samplers.build(settings.method, config, spectrum=known.spectrum)
+    if family is not None:
+      grid = given.observation.operator.measurement_shape[:2]
+      found = uncertain.uncertain(
+        found, family, spectrum=degradations.build_prior(*grid).spectrum
+      )
     jax.eval_shape(
       lambda key: posterior_jax.run(found, denoise, given.coloured(), key)[0],
       jax.random.key(0),
@@ -169,17 +194,27 @@ def prepare(settings: Settings) -> Job:
     drawn = sampler(CALIBRATED, settings.sample_levels, **changes)
   else:
     best = drawn = sampler(TUNED, settings.levels)
-  return Job(settings, picture, given, denoise, best, drawn, heartbeat)
+  return Job(settings, picture, given, denoise, best, drawn, heartbeat, family)
 
 
-def _observed(settings: Settings, picture: Picture) -> tuple[Settings, Given]:
-  """The observation, and the settings with the noise that it has."""
-  mask, kernel = _mask(settings, picture), None
+def _observed(
+  settings: Settings, picture: Picture
+) -> tuple[Settings, Given, uncertain.Kernels | None]:
+  """The settings with the noise that was found, observation and kernels."""
+  mask, kernel, family = _mask(settings, picture), None, None
   if settings.task in input.BLURRED:
     kernel = kernel_file.read(settings.kernel, flip=settings.kernel_flip)
+  if settings.kernel_degrees:
+    assert kernel is not None  # `Settings` refuses another task
+    family = uncertain.turned(
+      kernel_file.trimmed(kernel),
+      degrees=settings.kernel_degrees,
+      steps=2 * math.ceil(settings.kernel_degrees / TURN) + 1,
+    )
   how = input.degradation(
     settings.task,
     kernel=kernel,
+    family=family,
     mask=mask,
     std=settings.std,
     factor=settings.factor,
@@ -208,7 +243,7 @@ def _observed(settings: Settings, picture: Picture) -> tuple[Settings, Given]:
     print(
       f"the picture is cut to {width} x {height}, divisible by {how.enlarge}"
     )
-  return settings, given
+  return settings, given, family
 
 
 def _mask(settings: Settings, picture: Picture) -> np.ndarray | None:

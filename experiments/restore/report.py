@@ -16,6 +16,7 @@ from experiments.restore.input import Given
 from posterior_jax import Operator
 
 SHOWN_SAMPLES = 2
+IMPROBABLE = 5.0  # degrees, below which a kernel may be as it was given
 LEVELS = 127.5  # of 255, a unit of pixels in [-1, 1]
 # Whose scores a row has, by the ending of their columns' names.
 ROWS = {
@@ -98,6 +99,9 @@ def write(
       uncertainty(restored.samples),
       f"Where to trust the result, from {len(restored.samples)} samples.",
     )
+  if row.get("degrees") is not None:
+    sentence = turn(row)
+    report.text(f"{sentence[0].upper()}{sentence[1:]}.")
   report.section("Numbers")
   report.text(
     "The residual is |y - A x|^2 over its expected value for the true "
@@ -146,9 +150,21 @@ def summary(row: Mapping[str, Any]) -> list[str]:
     f"{row['calls']} calls of the denoiser and {row['products']} products with "
     f"its Jacobian; residual {row['residual']:.2f}"
   ]
+  if row.get("degrees") is not None:
+    lines.append(turn(row))
   for words, (_, psnr, ssim) in scores(row).dropna(subset="SSIM").iterrows():
     lines.append(f"{words}: PSNR {psnr:.2f} dB, SSIM {ssim:.3f}")
   return lines
+
+
+def turn(row: Mapping[str, Any]) -> str:
+  """How far the kernel is turned, in a sentence."""
+  spread = row["degrees_std"]
+  about = "" if spread is None else f", {spread:.1f} from sample to sample"
+  line = f"the kernel is turned by {row['degrees']:.1f} degrees{about}"
+  if abs(row["degrees"]) > max(IMPROBABLE, 2 * (spread or 0)):
+    line += "; as it was given it is improbable"
+  return line
 
 
 def _caption(row: Mapping[str, Any]) -> str:

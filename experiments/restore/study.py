@@ -32,7 +32,8 @@ from posterior_jax import metrics
 TABLE, DRAWN = "restore", "drawn"  # the latter a folder of unrounded images
 # Of the settings, columns of the table.
 ABOUT = (
-  *("image", "task", "kernel", "kernel_flip", "mask", "std", "factor"),
+  *("image", "task", "kernel", "kernel_flip", "kernel_degrees", "mask"),
+  *("std", "factor"),
   *("operator", "boundary", "noise_std", "degrade"),
   *("method", "levels", "samples", "sample_levels", "tie", "prior", "seed"),
 )
@@ -57,6 +58,9 @@ def restore(job: Job, run: record.Run) -> None:
     if hint:
       print(hint)
   restored, spent = _draw_all(job, run.folder / DRAWN)
+  if job.family is not None:
+    # What follows is measured by the kernel that was found.
+    job = job.turned(spent["degrees"])
   row = {name: getattr(job.settings, name) for name in ABOUT}
   row |= evaluate(job.given, restored) | spent
   doubts = doubt.about(job, restored.best, row)
@@ -130,7 +134,7 @@ def evaluate(given: Given, restored: Restored) -> dict[str, Score]:
 
 def _draw_all(
   job: Job, folder: pathlib.Path
-) -> tuple[Restored, dict[str, float]]:
+) -> tuple[Restored, dict[str, Any]]:
   """The image and the samples, one at a time, and what they took.
 
   Args:
@@ -160,6 +164,16 @@ def _draw_all(
     "calls": sum(each.calls for each, _ in found),
     "products": sum(each.products for each, _ in found),
     "seconds": sum(seconds for _, seconds in found),
+  } | _turn([each.degrees for each, _ in found])
+
+
+def _turn(degrees: list[float]) -> dict[str, float | None]:
+  """Mean and spread of the kernel's turn, None where it is known."""
+  known = np.isnan(degrees).any()
+  several = len(degrees) > 1 and not known
+  return {
+    "degrees": None if known else float(np.mean(degrees)),
+    "degrees_std": float(np.std(degrees, ddof=1)) if several else None,
   }
 
 
@@ -170,10 +184,11 @@ def _kept(
   if file.exists():
     try:
       with np.load(file) as found:
-        calls, products, seconds = (
-          found[name].item() for name in ("calls", "products", "seconds")
+        calls, products, degrees, seconds = (
+          found[name].item()
+          for name in ("calls", "products", "degrees", "seconds")
         )
-        return Drawn(found["image"], calls, products), seconds
+        return Drawn(found["image"], calls, products, degrees), seconds
     except Exception:  # of a flipped bit, zipfile may raise whatever it has
       print(f"{file} is damaged; it is drawn again", file=sys.stderr)
   start = time.monotonic()
