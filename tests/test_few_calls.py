@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import posterior_jax as pj
-from experiments.few_calls import contenders, variants
+from experiments.few_calls import contenders, tuned, variants
 from experiments.few_calls import study as few_calls
 from experiments.few_calls.search import Knob, search
 from experiments.peers.dpir import dpir
@@ -201,3 +201,28 @@ def test_plug_and_play_at_its_start_is_fast(problem):
   sampler = pj.nfc(pj.NFCConfig.fast(levels=4), spectrum=POWER)
   expected, _ = pj.run(sampler, prior.denoise, observation, key)
   np.testing.assert_allclose(found, expected[0], atol=1e-4)
+
+
+def test_what_is_tuned_is_the_best_of_the_log_and_inside_of_it():
+  log = pd.read_csv(tuned.TRIALS)
+  for method, by_calls in tuned.points().items():
+    knobs = contenders.BASELINES[method].knobs(5)
+    for calls, by_task in by_calls.items():
+      for task, point in by_task.items():
+        own = log[
+          (log.method == method)
+          & (log.calls == int(calls))
+          & (log.task == task)
+        ]
+        tried = [
+          [float(part.split("=")[1]) for part in words.split(", ")]
+          for words in own.point
+        ]
+        best = own.psnr.to_numpy().argmax()
+        np.testing.assert_allclose(tried[best], [*point.values()])
+        for number, knob in enumerate(knobs):
+          for side in (-1, 1):
+            beside = [*point.values()]
+            beside[number] *= knob.factor ** (side / 2)
+            near = np.isclose(tried, beside, rtol=1e-3, atol=0).all(axis=1)
+            assert near.any(), (method, calls, task, knob.name, side)

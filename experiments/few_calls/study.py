@@ -28,6 +28,7 @@ from experiments.data.degradations import Degradation, Problem
 from experiments.few_calls import variants
 from experiments.few_calls.contenders import BASELINES, DPIR, Contender, scanned
 from experiments.few_calls.search import Found, Point, search
+from experiments.few_calls.tuned import start as start_of
 from experiments.harness import prior_files, progress, record
 from experiments.harness.settings import Checked, setting
 from experiments.restoration import setup
@@ -338,7 +339,8 @@ def compared(
   if METHODS[method].knobs(calls):
     words = method if method in BASELINES else f"{method}, by task"
     for task in cases:
-      yield from rows(words, [task], tuned([task], start))
+      known = start_of(method, calls, task) or start
+      yield from rows(words, [task], tuned([task], known))
 
 
 def shown(point: Point) -> str:

@@ -48,14 +48,13 @@ _LEVELS = (
 
 
 def _knobs(evaluations: int) -> tuple[Knob, ...]:
-  between = {"factor": None, "step": 0.25}
   return (
     *_LEVELS,
     Knob("factor", 5.0),
     Knob("held", 1, None, step=1, low=1, high=evaluations - 1),
-    Knob("momentum", 0.0, **between, low=-1.0, high=1.0),
-    Knob("refined", 0.0, **between, low=0.0, high=1.0),
-    Knob("renewal", 0.0, **between, low=0.0, high=1.0),
+    Knob("momentum", 0.0, None, step=0.25, low=-1.0, high=1.0),
+    Knob("refined", 0.0, None, step=0.25, high=1.0),
+    Knob("renewal", 0.0, None, step=0.25, high=1.0),
   )
 
 
@@ -196,9 +195,9 @@ def _mirrored(
 
 def _product(gain: jax.Array, variance: jax.Array, v: jax.Array) -> jax.Array:
   """G T^t V T G v, T the cosine transform: symmetric, positive."""
-  transform = {"axes": (-3, -2), "norm": "ortho"}
-  f = jax.scipy.fft.dctn(gain * v, **transform)
-  return gain * jax.scipy.fft.idctn(variance * f, **transform)
+  axes = -3, -2
+  f = jax.scipy.fft.dctn(gain * v, axes=axes, norm="ortho")
+  return gain * jax.scipy.fft.idctn(variance * f, axes=axes, norm="ortho")
 
 
 def _on_cosines(spectrum: jax.Array) -> jax.Array:

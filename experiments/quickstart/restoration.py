@@ -30,7 +30,7 @@ FAST = "NFC fast()"
 SAMPLE = "NFC calibrated(), a sample"
 MEAN = "NFC calibrated(), mean of samples"
 DPIR = "DPIR"
-# Of `experiments.few_calls`: the best of three for both blurs, at 5 calls.
+# Of `experiments.few_calls`: the best for motion blur and super-resolution.
 DPIR_WEIGHT = 0.2
 # The best on this photograph at 10 calls, each as tuned elsewhere, of DPIR,
 # DiffPIR, DDRM, DDNM+, RED-diff, PnP-DM, DAPS and SITCOM.

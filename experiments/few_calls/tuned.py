@@ -1,0 +1,27 @@
+"""What the search found for baselines, by task and number of evaluations.
+
+`tuned.json` holds the points, `trials.csv` every point that was tried and its
+mean PSNR on the crops that are tuned on (`docs/benchmarks/restoration.md` says
+where). Of DPIR alone so far, and for inpainting not at 10 evaluations. A search
+starts from them: `--config.most=1` makes the table without one.
+"""
+
+import functools
+import json
+import pathlib
+
+from experiments.few_calls.search import Point
+
+_POINTS = pathlib.Path(__file__).with_name("tuned.json")
+TRIALS = pathlib.Path(__file__).with_name("trials.csv")
+
+
+@functools.cache
+def points() -> dict[str, dict[str, dict[str, Point]]]:
+  """By method, number of evaluations as text, and task."""
+  return json.loads(_POINTS.read_text(encoding="utf-8"))
+
+
+def start(method: str, evaluations: int, task: str) -> Point:
+  """Where a search begins; {} where nothing was tuned."""
+  return points().get(method, {}).get(str(evaluations), {}).get(task, {})
