@@ -1,16 +1,19 @@
-"""Where continuation by bands helps, in closed form under a Gaussian prior.
+"""Where continuation helps: in closed form, on mixtures and on photographs.
 
 Command: python -m experiments.continuation
   --config.levels="(3,5,10)" asks for other numbers of levels;
+  --config.mixtures=0 leaves the mixtures out;
+  --config.folder=PICTURES adds photographs, for a GPU;
   --config=configs/continuation.py:debug takes small images, for tests.
-Time: seconds on a CPU.
+Time: seconds on a CPU for what is in closed form, 5 minutes for the mixtures.
 Expected: report.html. With the width sigma^2 a band by the prior's spectrum is
 worth 12 dB of motion blur at 3 levels, 4 to 5 at 5, 0.8 to 1.2 at 10 and
 nothing at 200; the width of the spectrum does the same without a band. Where
 the likelihood trusts a noise of 0.2 five times too much, a hard band is worth
 13 dB at 5 levels. With a kernel turned by 15 degrees the uncertainty band is
 worth 0.1 (short) to 1.6 dB (long) at 20 levels, and costs 0.3 to 1.1 dB where
-the kernel is right.
+the kernel is right. On mixtures weights take the error of the modes' shares
+from 0.26 to 0.02 with one measurement.
 """
 
 import ml_collections
@@ -35,5 +38,14 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
       "tau_shares": (1.0, 0.2),
       "turn": 15.0,
       "published_levels": 5 if debug else 200,
+      "mixtures": 1 if debug else 20,
+      "particles": 64 if debug else 1024,
+      "mixture_levels": (4,) if debug else (20,),
+      "folder": "",
+      "pictures": 23,
+      "crop": 96,
+      "prior": "",
+      "seed": 0,
+      "workers": 2 if debug else 14,
     }
   )

@@ -6,15 +6,24 @@ import numpy as np
 import pytest
 
 from configs import continuation as configs
-from experiments.continuation import study
+from experiments.continuation import mixtures, photographs, study
 from experiments.continuation.chain import (
   Problem,
   expected_psnr,
   published_psnr,
   transfer,
 )
+from experiments.data import degradations
 from experiments.harness import command_line
-from posterior_jax import NFCConfig, Observation, nfc, operators, priors, run
+from posterior_jax import (
+  NFCConfig,
+  Observation,
+  nfc,
+  operators,
+  priors,
+  run,
+  schedule,
+)
 from posterior_jax.nfc_sampler import Band, Exact, Mean, Sigma, Snr, Spectrum
 
 SIZE, NOISE, LEVELS, COUNT = 8, 0.1, 4, 3000
@@ -139,3 +148,104 @@ def test_what_continuation_is_worth():
     tau = "tau 0.2 of the noise, "
     names = tau + "hard, S > sigma^2", tau + "no band"
     assert gain("strong noise", 5, *names, kernel) > 10
+
+
+def _mixture(modes, count, weighted, sigma_max):
+  """Particles of a mixture in two dimensions, of which one is measured."""
+  centres = np.array([[-1.0, -0.5], [0.5, 1.0], [1.0, -1.0]])[:modes]
+  prior = priors.gaussian_mixture(
+    jnp.arange(1.0, modes + 1), jnp.asarray(centres).reshape(-1, 1, 2, 1), 0.2
+  )
+  matrix, y, noise = jnp.array([[0.3, 0.8]]), jnp.array([0.2]), 0.5
+  nodes = jnp.asarray(schedule.karras(8, sigma_max=sigma_max, sigma_min=0.05))
+  found = mixtures.particles(
+    prior,
+    matrix,
+    y,
+    jnp.float32(noise),
+    nodes.astype(jnp.float32),
+    jax.random.key(0),
+    count=count,
+    weighted=weighted,
+  )
+  return prior, found, priors.mixture_posterior(prior, matrix, y, noise)
+
+
+def test_a_gaussian_given_a_measurement():
+  """Evidence and posterior of every particle, against dense algebra."""
+  rng = np.random.default_rng(0)
+  root, mean = rng.standard_normal((2, 3, 3)), rng.standard_normal((2, 3))
+  covariance = root @ root.swapaxes(1, 2) + np.eye(3)
+  matrix, y, noise = rng.standard_normal((2, 3)), rng.standard_normal(2), 0.4
+  evidence, posterior = mixtures.given(
+    mixtures.Gaussian(jnp.asarray(mean, jnp.float32), _f32(covariance)),
+    _f32(matrix),
+    _f32(y),
+    jnp.float32(noise),
+  )
+  logs = []
+  for i in range(2):
+    precision = np.linalg.inv(covariance[i]) + matrix.T @ matrix / noise**2
+    spread = np.linalg.inv(precision)
+    prior = np.linalg.solve(covariance[i], mean[i])
+    centre = spread @ (prior + matrix.T @ y / noise**2)
+    np.testing.assert_allclose(posterior.mean[i], centre, atol=1e-4)
+    np.testing.assert_allclose(posterior.covariance[i], spread, atol=1e-4)
+    seen = matrix @ covariance[i] @ matrix.T + noise**2 * np.eye(2)
+    away = y - matrix @ mean[i]
+    logs.append(
+      -0.5 * away @ np.linalg.solve(seen, away)
+      - 0.5 * np.linalg.slogdet(seen)[1]
+    )
+  np.testing.assert_allclose(evidence, logs, rtol=1e-4, atol=1e-4)
+
+
+def _f32(a):
+  return jnp.asarray(a, jnp.float32)
+
+
+@pytest.mark.slow
+def test_weights_of_a_gaussian_are_even():
+  """Its chain of Gaussian draws is exact: nothing is left to put right."""
+  _, found, posterior = _mixture(1, 2000, True, 100.0)
+  # What is left is the first weight, at noise 100.
+  assert float(jnp.ptp(found.log_weight)) < 2e-2
+  mean = np.asarray(found.x.mean(0))
+  spread = np.sqrt(np.diag(np.asarray(posterior.covariances[0])))
+  assert np.abs((mean - posterior.mean) / spread).max() < 4 / 2000**0.5
+
+
+@pytest.mark.slow
+def test_weights_give_modes_their_shares():
+  for weighted in (True, False):
+    prior, found, posterior = _mixture(3, 20_000, weighted, 10.0)
+    means = prior.means.reshape(3, 2)
+    nearest = jnp.argmin(jnp.sum((found.x[:, None] - means) ** 2, -1), 1)
+    weight = jax.nn.softmax(found.log_weight * float(weighted))
+    shares = weight @ jax.nn.one_hot(nearest, 3)
+    error = float(0.5 * jnp.abs(shares - posterior.weights).sum())
+    assert error < 0.02 if weighted else error > 0.04, error
+
+
+def test_a_case_and_its_control_see_one_measurement():
+  """On photographs: cases of one program, and what the sampler is told."""
+  groups = photographs.by_program(photographs.cases(0.05, 0.2))
+  assert all(len({case.config for case in group}) == 1 for group in groups)
+  wrong = [
+    case
+    for group in groups
+    for case in group
+    if case.hypothesis == photographs.WRONG
+  ]
+  spectrum = priors.power_law_spectrum(64, 64)
+  truth = jnp.zeros((1, 64, 64, 3))
+  found = {}
+  for case in wrong:
+    problem = degradations.measure(case.degradation, truth, 0.05, 0)
+    found[case.variant] = photographs.told(case, problem.observation, spectrum)
+  plain, turned = found["right, no band"], found["turned, no band"]
+  np.testing.assert_array_equal(plain.y, turned.y)
+  assert np.abs(plain.operator.kernel - turned.operator.kernel).max() > 1e-3
+  careful = found["turned, uncertainty"].operator
+  np.testing.assert_array_equal(careful.operator.kernel, turned.operator.kernel)
+  assert 0 < float(careful.gain.min()) < 0.5 < float(careful.gain.max()) <= 1

@@ -3,4 +3,6 @@
 from experiments.continuation import study
 from experiments.harness import runner
 
-runner.main("continuation", study.Settings, study.continuation)
+runner.main(
+  "continuation", study.Settings, study.continuation, prepare=study.prepare
+)

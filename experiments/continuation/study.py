@@ -1,4 +1,4 @@
-"""Where continuation by bands helps, in closed form.
+"""Where continuation helps: in closed form, on mixtures and on photographs.
 
   python -m experiments.continuation
 
@@ -10,32 +10,44 @@ hypothesis stands beside its control, the same run without a band.
   wrong kernel  a band by the operator's own uncertainty keeps its error out
   strong noise  a band makes up for a likelihood that trusts noise too much
   tau and step  what the published tau and step size are worth, each alone
+  mixtures      weights give modes their shares (`mixtures`)
+
+With `--config.folder=PICTURES` the first three, and wavelets, stand on
+photographs as well (`photographs`): samples there, so paired intervals.
 """
 
 import dataclasses
 import functools
 import itertools
+import threading
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
+import pandas as pd
 
-from experiments.continuation import chain
+from experiments.calibration import problems
+from experiments.continuation import chain, mixtures, photographs
 from experiments.continuation.chain import Law, Problem
-from experiments.harness import record
+from experiments.continuation.photographs import Pictures
+from experiments.data import degradations
+from experiments.data import photographs as pictures
+from experiments.harness import prior_files, progress, record
 from experiments.harness.reporting import report as reports
 from experiments.harness.settings import Checked, setting
+from experiments.harness.threads import in_threads
 from posterior_jax import NFCConfig, operators, priors
 from posterior_jax.operators import frozen
 
 FEW, WRONG, NOISY = "few calls", "wrong kernel", "strong noise"
-APART = "tau and step"
+APART, MIXTURES = "tau and step", "mixtures"
 GAUSSIAN = "Gaussian"
 KERNELS = (GAUSSIAN, *frozen.PATHS)
 Row = dict[str, Any]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(Checked):
   """What is computed.
 
@@ -48,6 +60,15 @@ class Settings(Checked):
     tau_shares: noise that the likelihood assumes, as shares of that.
     turn: of the true kernel, in degrees, for the hypothesis on the operator.
     published_levels: of the published setting, for tau and step.
+    mixtures: random problems of 8 dimensions for 1, 2 and 4 measurements.
+    particles: of a run on one.
+    mixture_levels: numbers of noise levels there.
+    folder: of photographs, "" for none.
+    pictures: how many, the first by name.
+    crop: side of their middle that is restored.
+    prior: a file of `prior_files.load`, "" for the shipped one.
+    seed: of noise and samplers.
+    workers: programs compiled at a time.
   """
 
   size: int = setting(at_least=8, at_most=512)
@@ -58,6 +79,15 @@ class Settings(Checked):
   tau_shares: tuple[float, ...] = setting(above=0, some=True)
   turn: float = setting(at_least=-90, at_most=90)
   published_levels: int = setting(at_least=2)
+  mixtures: int = setting(at_least=0)
+  particles: int = setting(at_least=2)
+  mixture_levels: tuple[int, ...] = setting(at_least=2)
+  folder: str
+  pictures: int = setting(at_least=2)
+  crop: int = setting(at_least=64, multiple_of=8)
+  prior: str
+  seed: int
+  workers: int = setting(at_least=1)
 
 
 def laws(power: np.ndarray) -> dict[str, tuple[Law, Law]]:
@@ -193,12 +223,100 @@ def _by_levels(
     yield about | {"levels": levels, "psnr": psnr}
 
 
-def continuation(settings: Settings, run: record.Run) -> None:
+def mixture_rows(settings: Settings) -> Iterator[Row]:
+  """Errors of the modes' shares: by measurements, levels, with and without."""
+  for measured in (1, 2, 4) if settings.mixtures else ():
+    made = [
+      problems.mixture(8, measured, number, settings.seed)
+      for number in range(settings.mixtures)
+    ]
+    for levels, weighted in itertools.product(
+      settings.mixture_levels, (False, True)
+    ):
+      for number, problem in enumerate(made):
+        yield {
+          "measured": measured,
+          "levels": levels,
+          "variant": "weights" if weighted else "no weights",
+          "problem": number,
+          "error": mixtures.mode_share_error(
+            problem,
+            jax.random.key(settings.seed + number),
+            levels=levels,
+            count=settings.particles,
+            weighted=weighted,
+          ),
+        }
+
+
+def read(settings: Settings) -> Pictures:
+  """Photographs and prior; ValueError where they are not there."""
+  files = pictures.files_in(settings.folder)[: settings.pictures]
+  size = settings.crop
+  return Pictures(
+    [file.name for file in files],
+    np.concatenate([pictures.crops(file, size, 1) for file in files]),
+    prior_files.load(settings.prior).denoise,
+    degradations.build_prior(size).spectrum,
+  )
+
+
+def photograph_rows(settings: Settings, given: Pictures) -> Iterator[Row]:
+  """A row for every case and picture, as they are done."""
+  groups = photographs.by_program(
+    photographs.cases(settings.noise_std, settings.strong_noise_std)
+  )
+  turn = threading.Lock()
+
+  def one(group: list[photographs.Case]) -> list[Row]:
+    return photographs.restored(group, given, settings.seed, turn)
+
+  with progress.Progress(len(groups), label="photographs") as tick:
+    for found in in_threads(one, groups, settings.workers):
+      tick(f"{found[0]['hypothesis']}: {found[0]['variant']}")
+      yield from found
+
+
+def prepare(settings: Settings) -> tuple[Settings, Pictures | None]:
+  """What the study is called with."""
+  return settings, read(settings) if settings.folder else None
+
+
+def continuation(
+  given: tuple[Settings, Pictures | None], run: record.Run
+) -> None:
   """Writes the rows and a report with a table for every hypothesis."""
+  settings, photos = given
   for row in rows(settings):
     run.write("continuation", row)
-  report = reports.Report("Continuation in closed form", run.origin())
-  found = run.frame("continuation")
+  for row in mixture_rows(settings):
+    run.write("mixtures", row)
+  for row in photograph_rows(settings, photos) if photos else ():
+    run.write("photographs", row)
+  report = reports.Report("Where continuation helps", run.origin())
+  tables = _closed_form_tables(settings, run.frame("continuation"))
+  if settings.mixtures:
+    tables.append(_mixture_table(settings, run.frame("mixtures")))
+  if photos:
+    tables += _photograph_tables(settings, run.frame("photographs"))
+  for name, title, table, about in tables:
+    report.table(
+      title,
+      table,
+      digits=dict.fromkeys(table.columns, 3 if name == MIXTURES else 1),
+      measured_on=about,
+      name=name.replace(" ", "_"),
+    )
+    print(table.round(3).to_string())
+  path = report.write(run.folder / "report.html")
+  print(f"report: {reports.shown(path)}")
+
+
+Named = tuple[str, str, pd.DataFrame, str]  # name, title, table, measured on
+
+
+def _closed_form_tables(settings: Settings, found: pd.DataFrame) -> list[Named]:
+  tables = []
   for hypothesis in (FEW, WRONG, NOISY, APART):
     own = found[found.hypothesis == hypothesis]
     if len(own):
@@ -206,14 +324,33 @@ def continuation(settings: Settings, run: record.Run) -> None:
         "psnr", ["kernel", "variant"], "levels", sort=False
       )
       table.columns = [f"{levels} levels" for levels in table.columns]
-      report.table(
-        f"{hypothesis}: expected PSNR [dB]",
-        table,
-        digits=dict.fromkeys(table.columns, 1),
-        measured_on=f"Gaussian prior, {settings.size} x {settings.size}, "
-        "circular blur, the minimiser of every level; closed form.",
-        name=hypothesis.replace(" ", "_"),
+      about = (
+        f"Gaussian prior, {settings.size} x {settings.size}, circular blur, "
+        "the minimiser of every level; closed form."
       )
-      print(table.round(2).to_string())
-  path = report.write(run.folder / "report.html")
-  print(f"report: {reports.shown(path)}")
+      title = f"{hypothesis}: expected PSNR [dB]"
+      tables.append((hypothesis, title, table, about))
+  return tables
+
+
+def _mixture_table(settings: Settings, found: pd.DataFrame) -> Named:
+  table = found.pivot_table(
+    "error", ["measured", "variant"], "levels", aggfunc="median", sort=False
+  )
+  table.columns = [f"{levels} levels" for levels in table.columns]
+  about = (
+    f"{settings.mixtures} mixtures of 25 modes in 8 dimensions each, "
+    f"{settings.particles} particles."
+  )
+  title = "Modes: total variation of their shares, median"
+  return MIXTURES, title, table, about
+
+
+def _photograph_tables(settings: Settings, found: pd.DataFrame) -> list[Named]:
+  tables = []
+  for hypothesis, own in found.groupby("hypothesis", sort=False):
+    table = own.pivot_table("psnr", "variant", "kernel", sort=False)
+    about = f"{settings.pictures} photographs, {settings.crop} pixels a side."
+    title = f"{hypothesis}, photographs: PSNR [dB]"
+    tables.append((f"{hypothesis}_photographs", title, table, about))
+  return tables

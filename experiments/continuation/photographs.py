@@ -1,0 +1,183 @@
+"""The hypotheses on photographs, under a learned prior.
+
+What `study` says in closed form of a Gaussian prior, and what has no closed
+form: wavelets. Every case stands beside its control, the same run without what
+it is about; runs of both see the same noise.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.continuation import chain
+from experiments.data import degradations
+from experiments.data.degradations import Degradation
+from experiments.harness.speed.compiled import Compiled
+from posterior_jax import NFCConfig, Observation, metrics, nfc, run
+from posterior_jax.base import Denoiser
+from posterior_jax.likelihood import bands
+from posterior_jax.nfc_sampler import Band, Mean, Sigma, Snr, Spectrum
+from posterior_jax.operators import motion_blur
+
+FEW, WRONG, NOISY = "few calls", "wrong kernel", "strong noise"
+WAVELETS = "wavelets"
+GAUSSIAN = Degradation("gaussian_blur")
+MEDIUM, LONG = (Degradation("motion_blur", k) for k in ("medium", "long"))
+SHARE = Band(Snr(), power=1, blend_start=1.0, blend_end=1.0)
+# Turns of the sampler's kernel against the true one, in degrees.
+TURNED, RIGHT = 15.0, 0.0
+
+
+class Case(NamedTuple):
+  """One setting on one degradation.
+
+  Attributes:
+    hypothesis: what it is about.
+    variant: of it.
+    degradation: what is restored.
+    config: of `nfc`.
+    noise_std: of the measurement.
+    turn: of the kernel that the sampler is told, in degrees.
+    careful: whether a band keeps the kernel's uncertainty out.
+  """
+
+  hypothesis: str
+  variant: str
+  degradation: Degradation
+  config: NFCConfig
+  noise_std: float
+  turn: float = RIGHT
+  careful: bool = False
+
+
+def cases(noise_std: float, strong: float) -> Iterator[Case]:
+  """Everything that is run; the first variant of a hypothesis is its control.
+
+  Args:
+    noise_std: of the measurements.
+    strong: likewise, for the hypothesis on noise.
+  """
+  plain = NFCConfig(width=Sigma(), inner=Mean())
+  widths = {
+    "no band": plain,
+    "S / (S + sigma^2)": plain.replace(band=SHARE),
+    "width of the spectrum": plain.replace(width=Spectrum()),
+  }
+  for levels in (5, 10, 20, 50):
+    for variant, config in widths.items():
+      for degradation in (GAUSSIAN, MEDIUM):
+        made = config.replace(levels=levels)
+        yield Case(FEW, f"{variant}, {levels}", degradation, made, noise_std)
+  careful = NFCConfig.restoration(levels=50)
+  for degradation in (MEDIUM, LONG):
+    for turn, words in ((TURNED, "turned"), (RIGHT, "right")):
+      for band in (False, True):
+        variant = f"{words}, {'uncertainty' if band else 'no band'}"
+        yield Case(WRONG, variant, degradation, careful, noise_std, turn, band)
+  for share in (1.0, 0.2):
+    for variant, config in widths.items():
+      for levels in (10, 50):
+        made = config.replace(levels=levels, inner_noise_std=share * strong)
+        words = f"tau {share:g} of the noise, {variant}, {levels}"
+        yield Case(NOISY, words, MEDIUM, made, strong)
+  paper = NFCConfig.paper(levels=40)
+  fusions: dict[str, Mapping[str, Any]] = {
+    "Haar": {},
+    "Haar, 2 levels": {"levels": 2},
+    "Haar, 3 levels": {"levels": 3},
+    "db2": {"wavelet": "db2"},
+    "bior4.4": {"wavelet": "bior4.4"},
+    "the authors' draft": {"high": (1.0, 0.26, 0.2)},
+    "unlocked from the base": {"unlock": "base"},
+    "unlocked with delay": {"unlock": "delay"},
+  }
+  yield Case(WAVELETS, "none", MEDIUM, paper.replace(fusion=None), noise_std)
+  for variant, change in fusions.items():
+    made = paper.replace(fusion=dict(change))
+    yield Case(WAVELETS, variant, MEDIUM, made, noise_std)
+
+
+def told(case: Case, observation: Observation, spectrum: jax.Array) -> Any:
+  """The observation as the sampler gets it."""
+  if not case.degradation.kernel:
+    return observation
+  operator = observation.operator
+  kernel = np.asarray(operator.kernel, np.float64)  # type: ignore[attr-defined]
+  if case.turn:
+    kernel = chain.turned(kernel, case.turn)
+    operator = motion_blur(operator.image_shape, kernel)
+  assumed = Observation(observation.y, operator, observation.noise_std)
+  if not case.careful:
+    return assumed
+  power = np.asarray(spectrum, np.float64)
+  band = chain.uncertainty_band(power, kernel, case.noise_std)
+  return bands.apply_band(assumed, jnp.asarray(band, jnp.float32))
+
+
+def by_program(wanted: Iterable[Case]) -> list[list[Case]]:
+  """Cases that differ in their numbers alone, together."""
+  groups: dict[Any, list[Case]] = {}
+  for case in wanted:
+    key = case.config, bool(case.degradation.kernel), case.careful
+    groups.setdefault(key, []).append(case)
+  return [*groups.values()]
+
+
+class Pictures(NamedTuple):
+  """Photographs, and what restores them."""
+
+  names: list[str]
+  truth: np.ndarray  # [N, H, W, 3]
+  denoise: Denoiser
+  spectrum: jax.Array  # [H, W]
+
+
+def restored(
+  group: list[Case], given: Pictures, seed: int, turn: threading.Lock
+) -> list[dict[str, Any]]:
+  """Rows of a group of `by_program`, one for every case and picture.
+
+  Args:
+    group: of cases.
+    given: what is restored.
+    seed: of noise and sampler.
+    turn: held while the device works.
+  """
+  program = Compiled(_restore(group[0].config), turn)
+  rows = []
+  for case in group:
+    problem = degradations.measure(
+      case.degradation, jnp.asarray(given.truth), case.noise_std, seed
+    )
+    observation = told(case, problem.observation, given.spectrum)
+    x = program(
+      given.denoise, observation, jax.random.key(seed), given.spectrum
+    )
+    for name, psnr in zip(given.names, metrics.psnr(x, problem.truth)):
+      rows.append(
+        {
+          "hypothesis": case.hypothesis,
+          "kernel": str(case.degradation),
+          "variant": case.variant,
+          "picture": name,
+          "psnr": float(psnr),
+        }
+      )
+  return rows
+
+
+def _restore(config: NFCConfig) -> Any:
+  def restore(
+    denoise: Denoiser,
+    observation: Observation,
+    key: jax.Array,
+    spectrum: jax.Array,
+  ) -> jax.Array:
+    sampler = nfc(config, spectrum=spectrum)
+    return run(sampler, denoise, observation, key)[0][0]
+
+  return restore
