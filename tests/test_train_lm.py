@@ -265,7 +265,7 @@ def test_refused_settings(changes, message):
 @pytest.fixture
 def quick(monkeypatch):
   """Runs without compiling: this file's step, no evaluation in the end."""
-  seen = []
+  seen, fresh = [], _fresh()  # before what makes it is replaced
 
   def seeing(state, text, key, total, *, plan):
     seen.append((int(state.step), np.asarray(text)))
@@ -275,7 +275,7 @@ def quick(monkeypatch):
   monkeypatch.setattr(
     step,
     "initial_params",
-    lambda *_: {name: x.copy() for name, x in _fresh().items()},
+    lambda *_: {name: x.copy() for name, x in fresh.items()},
   )
   monkeypatch.setattr(study, "evaluate", lambda *_: None)
   return seen
