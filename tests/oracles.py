@@ -100,7 +100,7 @@ def exported(f, platform, *shapes):
 
 # --- Chunk inverse -----------------------------------------------------------
 # Relative Frobenius errors of the strictly lower part, worst over the families
-# of experiments/key_families.py.
+# of experiments/data/key_families.py.
 
 # Float32 at highest precision: products of at most 128 terms whose result is
 # bounded by the envelope; measured 2e-7, stated 2e-6 by the design.

@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 import neumann_jax
 from neumann_jax import checkpoint, sharding
+from neumann_jax.layers import placement
+from neumann_jax.weight_quantization import preset, quantize_weights
 from tests import models, oracles
 
 MESHES = {
@@ -133,6 +135,34 @@ def test_devices_send_weights_and_sums_and_no_columns(axis):
   assert sent
   sums = {f"4,{length},{hidden}", f"4,{length}"}
   assert found <= (sums if axis == "tensor" else set()), found
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_scales_of_quantised_matrices_keep_their_bits_on_a_mesh(kind):
+  """What is gathered is what one device multiplies with."""
+  half = neumann_jax.Execution(dtype="bfloat16", param_dtype="bfloat16")
+  model = quantize_weights(models.trained_like(kind, half), preset("W8"))
+  tokens, _ = _data(length=32)
+  call = oracles.quick_jit(lambda model, tokens: model(tokens)[0])
+  want = call(model, tokens)
+  mesh = sharding.make_mesh(fsdp=2)
+  placed = sharding.place(model, mesh)
+  found = call(placed, jax.device_put(tokens, sharding.batch_sharding(mesh)))
+  # A rounding of bfloat16 or two, of sums in another order.
+  assert oracles.whole_error(found, want) < 2**-7
+
+
+@pytest.mark.parametrize("rows", [4, 3])
+def test_rows_stay_where_other_axes_split_them(rows):
+  """Of a mesh whose axes have other names, and of rows that do not divide."""
+  mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:2]), ("batch",))
+  if rows == 3:
+    mesh = sharding.make_mesh(data=2)
+  x = jnp.zeros((rows, 4, 8))
+  where = jax.NamedSharding(mesh, P("batch" if rows == 4 else None))
+  by_rows = jax.jit(lambda x: placement.by_rows(2 * x, ("data", "fsdp")))
+  found = by_rows(jax.device_put(x, where))
+  assert found.sharding.is_equivalent_to(where, 3)
 
 
 def test_a_checkpoint_is_read_onto_a_mesh(tmp_path):

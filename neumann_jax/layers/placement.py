@@ -7,7 +7,6 @@ whole matrices along the residual stream: those that are split there are
 gathered when the layer runs, and their gradients scattered.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -30,17 +29,23 @@ def by_rows(x: jax.Array, batch_axes: tuple[str, ...]) -> jax.Array:
   Args:
     x: on a mesh or not.
     batch_axes: as of `RuleOptions`.
+
+  Returns:
+    x; as it was where the axes have other names or do not divide the rows.
   """
   mesh = _mesh(x)
-  if mesh is None:
+  rows = mesh and on_mesh.row_axes(mesh, batch_axes, x.shape[0])
+  if mesh is None or rows is None:
     return x
-  return _placed(x, mesh, P(on_mesh.row_axes(mesh, batch_axes, x.shape[0])))
+  return _placed(x, mesh, P(rows))
 
 
 def gathered(
   module: Module,
   logical: Callable[[tuple[Any, ...]], Axes],
-  tokens: tuple[int, ...],
+  *,
+  tokens: int,
+  least: int,
   dtype: jnp.dtype,
 ) -> Module:
   """The module with its matrices whole along the residual stream.
@@ -48,24 +53,26 @@ def gathered(
   Args:
     module: whose parameters lie on a mesh, or do not.
     logical: logical axes of a parameter by its path in the module.
-    tokens: shape of the tokens that it will multiply, hidden last. Fewer of
-      them than the residual stream is wide, as in decoding, are cheaper to sum
-      than matrices to gather, and the module is as it was.
-    dtype: in which it multiplies; what is gathered has it.
+    tokens: that it will be given.
+    least: tokens from which what else devices would send is more than the
+      matrices; with fewer, as in decoding, the module is as it was.
+    dtype: in which it multiplies; parameters that are gathered have it.
   """
-  *lead, hidden = tokens
-  if math.prod(lead) < hidden:
+  if tokens < least:
     return module
   graph, state = nnx.split(module)
   found = []
   for path, variable in nnx.to_flat_state(state):
     x, axes = variable[...], logical(path)
     mesh = _mesh(x) if "embed" in axes else None
-    if mesh is not None and jnp.issubdtype(x.dtype, jnp.floating):
+    if mesh is not None:
       free: tuple = (P.UNCONSTRAINED,) * (x.ndim - len(axes))
       free += tuple(None if a == "embed" else P.UNCONSTRAINED for a in axes)
-      # Rounded before it is sent, as the layer would round it after.
-      variable = variable.replace(_placed(x.astype(dtype), mesh, P(*free)))
+      # Rounded before it is sent, as the layer would round it after; codes and
+      # scales of quantised matrices are sent as they are.
+      if variable.type is nnx.Param:
+        x = x.astype(dtype)
+      variable = variable.replace(_placed(x, mesh, P(*free)))
     found.append((path, variable))
   return nnx.merge(graph, nnx.from_flat_state(found))
 

@@ -1,6 +1,7 @@
 """The decoder layer, and a stack of them: separate or scanned."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -286,8 +287,9 @@ def _rematerialised(
     layer = placement.gathered(
       layer,
       functools.partial(logical_axes.of_layer, layer=layer),
-      x.shape,
-      execution.dtype,
+      tokens=math.prod(x.shape[:2]),
+      least=x.shape[2],
+      dtype=execution.dtype,
     )
     x = placement.by_rows(x, execution.rule.batch_axes)
     return layer.run(x, tokens, cache, counted)

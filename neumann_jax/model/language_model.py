@@ -228,7 +228,9 @@ class LanguageModel(nnx.Module):
     mask = None if mask is None else jnp.asarray(mask).astype(bool)  # [B, T]
     places = self._positions(tokens.shape, cache, segment_ids, mask)
     known = Tokens(places, segment_ids, mask)
-    x = self._gathered("embed_tokens", tokens)(tokens)  # [B, T, hidden]
+    # A lookup needs a row for each token, and not the whole vocabulary.
+    embed = self._gathered("embed_tokens", tokens, self.config.vocab_size)
+    x = embed(tokens)  # [B, T, hidden]
     layers = None if cache is None else cache.layers
     x, caches, routing = run_layers(
       self.layers, self.execution, x, known, layers, counted
@@ -248,18 +250,20 @@ class LanguageModel(nnx.Module):
     """[..., hidden] -> [..., V] float32."""
     # Sums stay float32: tokens that compete differ by less than bfloat16 shows.
     hidden = placement.by_rows(hidden, self.execution.rule.batch_axes)
+    width = self.config.hidden_size
     if not self.config.tie_word_embeddings:
-      return self._gathered("lm_head", hidden[..., 0])(hidden)
-    embedding = self._gathered("embed_tokens", hidden[..., 0]).embedding
+      return self._gathered("lm_head", hidden[..., 0], width)(hidden)
+    embedding = self._gathered("embed_tokens", hidden[..., 0], width).embedding
     return wide_product(hidden, embedding[...].astype(hidden.dtype), 1)
 
-  def _gathered(self, name: str, tokens: jax.Array) -> Any:
+  def _gathered(self, name: str, tokens: jax.Array, least: int) -> Any:
     """A matrix of the vocabulary for so many tokens, see `placement`."""
     return placement.gathered(
       getattr(self, name),
       lambda path: logical_axes.of_model((name, *path), self.layers),
-      (*tokens.shape, self.config.hidden_size),
-      self.execution.dtype,
+      tokens=tokens.size,
+      least=least,
+      dtype=self.execution.dtype,
     )
 
   def chunk_matrices(

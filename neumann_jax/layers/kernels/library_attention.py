@@ -3,7 +3,7 @@
 cuDNN's fused attention on GPUs, through `jax.nn.dot_product_attention`, and
 splash attention of `jax.experimental.pallas` on TPUs. Neither ever holds all
 scores. Both take the queries and keys of one call; what else a token sees is
-`attention.causal_attention`'s.
+`layers.causal_attention`'s.
 
 Documents: cuDNN has no segments in its public form. It is given the causal
 mask, which leaves half of the blocks out, and within these a mask of equal
@@ -53,8 +53,8 @@ def refusal(
   name: str,
   q: Like,
   k: Like,
-  documents: bool = False,
   *,
+  documents: bool = False,
   shards: int = 1,
 ) -> str | None:
   """Why a library's attention cannot run, as a clause, or None if it can.
@@ -144,6 +144,7 @@ def choose(
   sequence_axis: str | None,
   mesh_axes: MeshAxes,
   elsewhere: Attend,
+  *,
   documents: bool = False,
   around: Callable[[Attend], Attend] = lambda attend: attend,
 ) -> Attend | None:
@@ -169,7 +170,7 @@ def choose(
   if name not in _ATTEND:
     return None
   shards = 1 if sequence_axis is None else tokens.axis_size(sequence_axis)
-  reason = refusal(name, q, k, documents, shards=shards)
+  reason = refusal(name, q, k, documents=documents, shards=shards)
   reason = reason or _mesh_refusal(q, k, mesh_axes[1], sequence_axis)
   if reason is None:
     run = around(_run(name, elsewhere if auto else None))
@@ -234,7 +235,7 @@ def _by_cudnn(q, k, v, documents=None):
     # The backward pass takes a mask of an even number of tokens alone.
     q, k, v, documents = _padded(length % 2, q, k, v, documents)
     mask = _same(documents)
-  # Names of types mix, as in `attention.causal_attention`.
+  # Names of types mix, as in `layers.causal_attention`.
   with jax.numpy_dtype_promotion("standard"):
     out = jax.nn.dot_product_attention(
       q, k, v, mask=mask, is_causal=True, implementation="cudnn"
