@@ -233,3 +233,24 @@ def test_padding_of_a_row_alone(left, right):
     oracles.assert_close(found[:, left : left + 7], truth, 1e-5)
     oracles.assert_close(padded_cache.layers, cache.layers, 1e-5)
     np.testing.assert_array_equal(padded_cache.stored, cache.stored)
+
+
+def test_a_row_without_tokens_keeps_its_cache():
+  """The others are as they were, and it can go on later."""
+  graph, params = nnx.split(model_of())
+  tokens = np.random.default_rng(7).integers(0, 61, (2, 3, 8), np.int32)
+  mask = np.ones((3, 8), bool)
+
+  def read(piece, cache, last):
+    cache = jax.tree.map(jnp.array, cache)  # which is donated
+    return decoding.prefill(graph, params, cache, last, piece, mask)
+
+  before = read(tokens[0], *decoding.start(graph, params, 3, 128))
+  truth = read(tokens[1], *before)
+  mask[1] = False
+  found = read(tokens[1], *before)
+  # Every array of a cache leads with the rows, and so does what was read last.
+  for trees in zip(*map(jax.tree.leaves, (found, truth, before))):
+    have, others, kept = map(np.asarray, trees)
+    np.testing.assert_array_equal(have[[0, 2]], others[[0, 2]])
+    np.testing.assert_array_equal(have[1], kept[1])

@@ -1,6 +1,7 @@
 """Generation through the cache against the whole sequence run each time."""
 
 import functools
+import inspect
 
 import chex
 import jax
@@ -19,6 +20,7 @@ from neumann_jax import (
   generation,
 )
 from neumann_jax.generation import decoding
+from neumann_jax.generation.job import prepare
 from neumann_jax.generation.sampling import SamplingSpec
 from tests import oracles
 
@@ -81,6 +83,13 @@ def call(model, tokens, cache=None, mask=None):
 def generate(model, prompts=PROMPTS, **options):
   options = {"max_new_tokens": NEW, "spec": GREEDY} | options
   return jax.device_get(generation.generate(model, prompts, **options))
+
+
+def job_of(model, prompts=PROMPTS, **options):
+  """What `generate` prepares, with its own defaults."""
+  given = inspect.signature(generation.generate).parameters.values()
+  defaults = {x.name: x.default for x in given if x.default is not x.empty}
+  return prepare(model, prompts, **defaults | options)
 
 
 def oracle(model, prompts=PROMPTS, count=NEW):

@@ -1,5 +1,6 @@
 """A server's life: programs, memory and maps over calls of every kind."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -8,6 +9,7 @@ from neumann_jax import generation
 from neumann_jax.generation import decoding
 from tests.faults import server, server_plot
 from tests.faults.server import counting, requests
+from tests.test_generate import job_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 linux = pytest.mark.skipif(
@@ -48,6 +50,18 @@ def test_an_equal_model_meets_the_same_programs(model):
     found = generation.generate(again, **request)
   assert not programs
   np.testing.assert_array_equal(found.tokens, truth.tokens)
+
+
+def test_200_prompts_have_the_shapes_of_four_programs(model):
+  """What a program is compiled for, counted without compiling it."""
+  programs = set()
+  for request in requests(200, server.LONGEST):
+    job = job_of(model, **request)
+    room = len(job.rows), job.capacity
+    shapes = tuple(x.shape for x in jax.tree.leaves((job.request, job.written)))
+    programs |= {("start", *room), ("decode", *room, *shapes)}
+    programs |= {("prefill", *room, width) for width in job.widths}
+  assert len(programs) == 4
 
 
 @pytest.mark.slow

@@ -177,6 +177,35 @@ def test_the_end_of_an_answer_stops(words, file, token):
     load()
 
 
+@pytest.mark.parametrize(
+  "end, stops",
+  [
+    ("<end>", (7, 4, 3)),
+    ("<end>\n", (7, 4, 3)),
+    (" <end>", (7, 4)),  # the model would have to write the blank
+    ("sat", (7, 4)),  # a word, which answers hold
+    ("{{ raise_exception('no answers') }}", (7, 4)),
+    ("{{ eos_token }}", (7, 4)),
+  ],
+)
+def test_the_end_of_a_turn_stops_where_only_the_template_names_it(
+  words, end, stops, monkeypatch
+):
+  """Small checkpoints of Qwen3.5: config and tokenizer end a document."""
+  pytest.importorskip("jinja2")
+  template = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    + end
+    + "{% endfor %}"
+  )
+  _write(words, config={"eos_token_id": 7})
+  options = {"eos_token": "<unknown>", "chat_template": template}
+  _write(words, tokenizer_config=options)
+  assert generation.load_tokenizer(words, 8).stop_tokens == stops
+  monkeypatch.setitem(sys.modules, "jinja2", None)
+  assert generation.load_tokenizer(words, 8).stop_tokens == (7, 4)
+
+
 # --- Chats -------------------------------------------------------------------
 
 TEMPLATE = """\

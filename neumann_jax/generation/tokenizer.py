@@ -82,7 +82,8 @@ def load_tokenizer(
 
   Returns:
     The tokenizer, with the stop tokens of `generation_config.json`, else of
-    `config.json`, and the eos_token of `tokenizer_config.json`.
+    `config.json`, the eos_token of `tokenizer_config.json`, and the token with
+    which the chat template ends an answer.
 
   Raises:
     ImportError: there is a tokenizer, but no `tokenizers` package.

@@ -8,6 +8,7 @@ from neumann_jax.foreign_files import json_file
 from neumann_jax.foreign_files.folder import own_file
 from neumann_jax.foreign_files.folder import read as read_bytes
 from neumann_jax.foreign_files.messages import clean, shown
+from neumann_jax.generation.turn_end import turn_end
 
 TOKENIZER = "tokenizer.json"
 VOCAB, MERGES = "vocab.json", "merges.txt"
@@ -162,7 +163,8 @@ def stop_tokens(
 
   Returns:
     Those of the first of `STOPS` that names any; then the eos_token, with which
-    a tuned model ends its answers, and which often only the tokenizer names.
+    a tuned model ends its answers, and which often only the tokenizer names;
+    then the token with which the chat template ends an answer.
 
   Raises:
     ValueError: for what is no token.
@@ -174,15 +176,25 @@ def stop_tokens(
       found = list(ids) if isinstance(ids, list) else [ids]
       _check_ids(path, found, vocab_size)
       break
-  eos = special_tokens(folder).get("eos_token")
-  if tokenizer is not None and eos is not None:
-    number = tokenizer.token_to_id(eos)
-    if number is None:
+  if tokenizer is not None:
+    found += _named(folder, tokenizer)
+  return tuple(dict.fromkeys(found))
+
+
+def _named(folder: pathlib.Path, tokenizer: Any) -> list[int]:
+  """The eos_token, and what the chat template ends an answer with."""
+  special, found = special_tokens(folder), []
+  eos = special.get("eos_token")
+  if eos is not None:
+    found.append(tokenizer.token_to_id(eos))
+    if found == [None]:
       raise ValueError(
         f"eos_token of {str(folder)!r} must be a token, got {shown(eos)}"
       )
-    found.append(number)
-  return tuple(dict.fromkeys(found))
+  text = template(folder)
+  if text is not None:
+    found.append(turn_end(text, special, tokenizer))
+  return [number for number in found if number is not None]
 
 
 def _check_ids(path: pathlib.Path, ids: list[Any], vocab_size: int) -> None:

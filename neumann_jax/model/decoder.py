@@ -211,7 +211,7 @@ def make_layers(
   if period == depth:
     raise ValueError(
       f"scan_layers needs layers that repeat, but none of the {depth} layers "
-      "of this config do"
+      "of this config do: give scan_layers=False"
     )
   # One layer of a period is made as many times as there are periods by `vmap`
   # over keys: one compilation, and the parameters are born stacked.
