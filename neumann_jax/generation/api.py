@@ -62,9 +62,10 @@ def generate(
       them, and repetition_penalty counts those of the call alone without them.
     capacity: tokens that the cache holds for each row, at least those of the
       prompt, the answer and the cache given. None: the next power of two above,
-      and at least that of a cache given and 4096 over all rows. A step costs
-      what the tokens in the cache cost, whatever the capacity is, but with
-      `scan_layers` it copies the caches whole.
+      and at least that of a cache given and 4096 over all rows. A step reads
+      4096 slots over all rows, or four times as many until they hold all
+      tokens, whatever the capacity is; with `scan_layers` it copies the caches
+      whole.
     sharding: of the tokens [B, T] on a mesh, or None.
 
   Returns:
