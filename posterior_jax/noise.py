@@ -15,7 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from posterior_jax import fields
-from posterior_jax.base import Observation, Operator, SolveInfo
+from posterior_jax.base import (
+  Observation,
+  Operator,
+  SolveInfo,
+  check_observation,
+)
 from posterior_jax.linalg import solve
 from posterior_jax.operators import tangent
 
@@ -186,17 +191,19 @@ def per_pixel(
   s, the quadratic mean of the weights being 1.
 
   Args:
-    y: [N, h, w, c].
+    y: [N, h, w, c], floating point, of images with pixels in [-1, 1].
     operator: A, linear.
     noise_std: > 0, finite, of a shape that broadcasts to that of y: [h, w, 1]
       of every pixel, [N, 1, 1, 1] of every observation.
 
   Returns:
-    The observation that samplers take.
+    The observation of W A, taken by `nfc` without a band and by the baselines
+    except `fgps`, which has one, and `ddrm`, which needs singular vectors.
 
   Raises:
-    ValueError: for a noise level that is not positive or does not fit, or an
-      operator that is not linear.
+    TypeError: for a y or an operator that is none.
+    ValueError: for a noise level that is not positive or does not fit, a y that
+      no sampler can use (`Observation`), or an operator that is not linear.
 
   Example:
     >>> import jax.numpy as jnp
@@ -217,6 +224,8 @@ def per_pixel(
     raise ValueError(
       f"noise_std must broadcast to the shape of y, {shape}; got {std.shape}"
     ) from None
+  # While it is a picture still; by the largest noise, which explains the most.
+  check_observation(Observation(y, operator, float(std.max())))
   if not operator.is_linear:
     raise ValueError("operator must be linear for a noise of every pixel")
   scale = 1 / np.sqrt(np.mean(1 / std.astype(np.float64) ** 2))
@@ -240,7 +249,8 @@ def poisson(
     peak: counts of a white pixel, x0 = 1, > 0.
 
   Returns:
-    The observation of the square roots; its noise is 1.
+    The observation of the square roots; its noise is 1. Nonlinear: see
+    `operators.nonlinear` for who takes it.
 
   Raises:
     ValueError: for a negative count, or a peak that is not positive.
@@ -294,16 +304,19 @@ def huber(
     t^2 (sqrt(1 + (r / t)^2) - 1),  t = threshold noise_std
 
   Args:
-    y: [N, h, w, c].
+    y: [N, h, w, c], floating point, of images with pixels in [-1, 1].
     operator: A.
     noise_std: of the pixels that are right, > 0.
     threshold: in noise levels, > 0.
 
   Returns:
     The observation 0 = h(A x0 - y) + n, half the square of h being that loss.
+    Nonlinear: see `operators.nonlinear` for who takes it.
 
   Raises:
-    ValueError: for a noise level or threshold that is not positive.
+    TypeError: for a y or an operator that is none.
+    ValueError: for a noise level or threshold that is not positive, or a y that
+      no sampler can use (`Observation`).
 
   Example:
     >>> import jax.numpy as jnp
@@ -317,6 +330,8 @@ def huber(
   for name, value in (("noise_std", noise_std), ("threshold", threshold)):
     if not 0 < fields.real(name, value) < np.inf:
       raise ValueError(f"{name} must be positive and finite, got {value}")
+  # What `run` sees is 0 everywhere.
+  check_observation(Observation(y, operator, noise_std))
   y = jnp.asarray(y, jnp.float32)
   link = _Huber(y, jnp.asarray(threshold * noise_std, jnp.float32))
   return Observation(jnp.zeros_like(y), Linked(operator, link), noise_std)

@@ -61,8 +61,8 @@ def turned(
     kernel: [k, k], k odd, of sum 1: what is believed.
     degrees: largest turn to either side, 0 to 90.
     scale: largest stretch, 1 to 2, also as a shrinkage of as much; 1: none.
-    steps: turns between the two, odd.
-    scales: stretches, odd; 1 where scale is 1.
+    steps: turns between the two, odd; more than 1 where degrees > 0.
+    scales: stretches, odd; more than 1 where scale > 1, else 1 is taken.
 
   Returns:
     The family; the kernel itself, interpolated once, is in its middle.
@@ -94,6 +94,15 @@ def turned(
   for name, count in (("steps", steps), ("scales", scales)):
     if fields.whole(name, count) < 1 or count % 2 == 0:
       raise ValueError(f"{name} must be odd and positive, got {count}")
+  # A grid of one is its lower end, and not the kernel itself.
+  if degrees > 0 and steps == 1:
+    raise ValueError(
+      f"steps must be 3 or more where degrees is above 0, got 1 with {degrees}"
+    )
+  if scale > 1 and scales == 1:
+    raise ValueError(
+      f"scales must be 3 or more where scale is above 1, got 1 with {scale}"
+    )
   angles = np.linspace(-degrees, degrees, steps)
   factors = scale ** np.linspace(-1, 1, scales if scale > 1 else 1)
   pairs = [(a, f) for f in factors for a in angles]
@@ -131,7 +140,7 @@ class UncertainState(NamedTuple):
   """What the next step needs.
 
   Attributes:
-    x: [B, N, H, W, C], as of the sampler.
+    x: [B, 1, H, W, C], as of the sampler.
     level: likewise.
     inner: its states, one for every sample: leading axis [B].
     choice: [B], int32, the kernel of each sample.
@@ -150,18 +159,19 @@ def uncertain(
 
   Args:
     sampler: any that takes blurs; it works on one sample at a time, and a
-      denoiser call a step comes on top.
+      denoiser call a step comes on top. What `recorded` keeps stays.
     family: the kernels; the observation's operator is a blur, of a border
       beyond the picture or not, whose kernel has their size.
     spectrum: the prior's, on the grid of the measurement, [h, w], > 0.
 
   Returns:
-    The sampler; `info.choice` of `run` is [K, B], the family's number of the
-    kernel after every step.
+    The sampler, of one observation at a time: N = 1, since every photograph has
+    a kernel of its own. `info.choice` of `run` is [K, B], the family's number
+    of the kernel after every step.
 
   Raises:
     TypeError: if one of the two is not what it should be.
-    ValueError: for a spectrum that is none.
+    ValueError: for a spectrum that is none; in a run, for several observations.
   """
   if not isinstance(sampler, Sampler) or not isinstance(family, Kernels):
     raise TypeError(
@@ -188,9 +198,14 @@ def uncertain(
     key: chex.PRNGKey, observation: Observation, batch: int
   ) -> UncertainState:
     _blur_of(observation, family)
+    if len(observation.y) != 1:
+      raise ValueError(
+        f"y must hold one observation where its kernel is drawn, got N = "
+        f"{len(observation.y)}; give each a run of its own"
+      )
     key_choice, key_inner = jax.random.split(key)
     # Before anything is predicted: a flat image of the measurement's colour.
-    shape = (len(observation.y), *observation.operator.image_shape)
+    shape = (1, *observation.operator.image_shape)
     flat = jnp.broadcast_to(
       jnp.mean(observation.y, axis=(-3, -2), keepdims=True), shape
     )
@@ -226,6 +241,7 @@ def uncertain(
       None if info.band_energy is None else info.band_energy[:, 0],
       calls=jnp.max(info.calls) + 1,
       products=jnp.max(info.products),
+      trajectory=None if info.trajectory is None else info.trajectory[:, 0],
       choice=choice,
     )
     following = UncertainState(inner.x[:, 0], inner.level[0], inner, choice)
@@ -243,7 +259,7 @@ def log_likelihood(
   """log p(y | k, c) of every kernel, less a constant, [T].
 
   Of the mean over the channels, whose noise is less by as much; under a Hann
-  window, since no picture is periodic.
+  window, since no picture is periodic. All N measurements have the one kernel.
 
   Args:
     observation: y [N, h, w, C] of a blur.

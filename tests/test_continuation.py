@@ -13,6 +13,7 @@ from experiments.continuation.chain import (
   published_psnr,
   transfer,
 )
+from experiments.continuation.settings import FEW, NOISY, WRONG, Settings
 from experiments.data import degradations
 from experiments.harness import command_line
 from posterior_jax import (
@@ -112,7 +113,7 @@ def test_what_continuation_is_worth():
   config = configs.get_config()
   config.kernels = ("medium", "long")
   config.levels = (3, 5, 20, 200)
-  settings = command_line.to_settings(study.Settings, config)
+  settings = command_line.to_settings(Settings, config)
   psnr = {
     (row["hypothesis"], row["kernel"], row["variant"], row["levels"]): row[
       "psnr"
@@ -227,15 +228,28 @@ def test_weights_give_modes_their_shares():
     assert error < 0.02 if weighted else error > 0.04, error
 
 
+def test_photographs_have_the_settings_of_the_closed_form():
+  config = configs.get_config("debug")
+  config.levels, config.tau_shares, config.turn = (4, 7), (0.5,), 9.0
+  given = command_line.to_settings(Settings, config)
+  own = {}
+  for case in photographs.cases(given):
+    own.setdefault(case.hypothesis, []).append(case)
+  for hypothesis in (FEW, NOISY):
+    assert {case.config.levels for case in own[hypothesis]} == {4, 7}
+  tau = {case.config.inner_noise_std for case in own[NOISY]}
+  assert tau == {0.5 * given.strong_noise_std}
+  assert {case.turn for case in own[WRONG]} == {0.0, 9.0}
+
+
 def test_a_case_and_its_control_see_one_measurement():
   """On photographs: cases of one program, and what the sampler is told."""
-  groups = photographs.by_program(photographs.cases(0.05, 0.2))
+  config = configs.get_config("debug")
+  given = command_line.to_settings(Settings, config)
+  groups = photographs.by_program(photographs.cases(given))
   assert all(len({case.config for case in group}) == 1 for group in groups)
   wrong = [
-    case
-    for group in groups
-    for case in group
-    if case.hypothesis == photographs.WRONG
+    case for group in groups for case in group if case.hypothesis == WRONG
   ]
   spectrum = priors.power_law_spectrum(64, 64)
   truth = jnp.zeros((1, 64, 64, 3))

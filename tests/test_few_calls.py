@@ -1,5 +1,7 @@
 """`fast()` and what stands beside it at few calls."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,11 @@ import pandas as pd
 import pytest
 
 import posterior_jax as pj
+from configs import few_calls as configs
 from experiments.few_calls import contenders, tuned, variants
 from experiments.few_calls import study as few_calls
 from experiments.few_calls.search import Knob, search
+from experiments.harness import command_line
 from experiments.peers.dpir import dpir
 from posterior_jax.nfc_sampler import states
 from tests import oracles
@@ -188,6 +192,23 @@ def test_a_traced_setting_is_the_setting(problem):
     )
     np.testing.assert_allclose(found, expected[0], atol=1e-5)
   assert program._cache_size() == 1
+
+
+def test_no_run_exceeds_its_evaluations():
+  config = configs.get_config("debug")
+  config.methods, config.calls = (), (2, 3, 5)
+  settings = command_line.to_settings(few_calls.Settings, config)
+  found = few_calls.runs(settings)
+  costs = {
+    name: made.each
+    for name, made in {**variants.VARIANTS, **contenders.BASELINES}.items()
+  }
+  assert costs["MMPS"] == 3 and costs["DPS"] == 2
+  for name, each in costs.items():
+    for calls in (2, 3, 5):
+      assert ((name, calls) in found) == (each <= calls), (name, calls)
+  with oracles.refused(ValueError, "calls must reach 3, which a level of MMPS"):
+    dataclasses.replace(settings, methods=("MMPS",), calls=(2,))
 
 
 def test_plug_and_play_at_its_start_is_fast(problem):

@@ -179,6 +179,28 @@ def test_counts_are_not_for_who_needs_a_matrix():
     pj.run(sampler, PRIOR.denoise, given, jax.random.key(0))
 
 
+def test_noise_of_every_pixel_is_taken_by_all_but_two():
+  """Who takes which, as the docstrings and the guide say."""
+  configs = pj.NFCConfig.calibrated, pj.NFCConfig.restoration, pj.NFCConfig.fast
+  samplers = {
+    make.__name__: pj.nfc(make(), spectrum=PRIOR.spectrum) for make in configs
+  } | {"paper": pj.nfc(pj.NFCConfig.paper())}
+  baselines = [name for name in pj.baselines.__all__ if name.islower()]
+  samplers |= {name: getattr(pj.baselines, name)() for name in baselines}
+  _, given = _per_pixel()
+  taken = set()
+  for name, sampler in samplers.items():
+    try:
+      jax.eval_shape(
+        lambda key, sampler=sampler: pj.run(sampler, PRIOR.denoise, given, key),
+        jax.random.key(0),
+      )
+    except ValueError:
+      continue
+    taken.add(name)
+  assert taken == {*samplers} - {"paper", "fgps", "ddrm"}
+
+
 def test_outliers_do_not_move_the_image():
   noise_std = 0.05
   noise = noise_std * jax.random.normal(jax.random.key(4), TRUTH.shape)
@@ -205,6 +227,28 @@ def test_loss_is_that_of_huber():
     h = float(given.operator.forward(jnp.full((1, 1, 1, 1), r)).squeeze())
     expected = 0.2**2 * (np.sqrt(1 + (r / 0.2) ** 2) - 1)
     np.testing.assert_allclose(0.5 * h**2, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+  "made",
+  [
+    lambda y: pj.noise.per_pixel(y, BLUR, np.full(SHAPE, 0.1)),
+    lambda y: pj.noise.huber(y, BLUR, 0.1),
+  ],
+  ids=["per_pixel", "huber"],
+)
+def test_measurements_are_checked_as_those_of_one_noise(made):
+  y = jnp.zeros((1, *SHAPE))
+  for bad, kind, words in (
+    (y.at[0, 2, 3, 0].set(jnp.nan), ValueError, "y must be finite everywhere"),
+    (y + 128, ValueError, r"y must hold pixels in \[-1, 1\], it reaches 128"),
+    (y[0], ValueError, r"y must have shape \[N, 8, 8, 1\]"),
+    (y.astype(jnp.uint8), TypeError, "y must be floating point"),
+  ):
+    # A plain one says of levels of 255 how they become pixels.
+    with pytest.raises(kind, match=words):
+      made(bad)
+  assert made(y + 1).y.shape == y.shape
 
 
 @pytest.mark.parametrize(

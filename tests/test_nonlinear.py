@@ -9,7 +9,17 @@ import pytest
 
 import posterior_jax as pj
 from posterior_jax import baselines, operators
-from posterior_jax.nfc_sampler import Spectrum
+from posterior_jax.likelihood import gaussian
+from posterior_jax.nfc_sampler import (
+  Exact,
+  Gradient,
+  Langevin,
+  Sigma,
+  Spectrum,
+  compose,
+  levels_of,
+  parts_of,
+)
 from tests.oracles import refused
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -94,6 +104,46 @@ def test_a_linear_function_gives_the_samples_of_its_operator(linearisations):
     for each in (BLUR, operator)
   ]
   np.testing.assert_allclose(found[0], found[1], atol=2e-4)
+
+
+@pytest.mark.parametrize(
+  ("inner", "linear"),
+  [(Exact(), [True] * 3), (Gradient(5), [False]), (Langevin(5, 1e-3), [False])],
+  ids=["exact", "gradient", "langevin"],
+)
+def test_updates_go_through_a_level_once(inner, linear):
+  """By the measurement itself; draws take its tangent, three times."""
+  config = pj.NFCConfig(levels=2, width=Sigma(), inner=inner)
+  parts, taken = parts_of(config), []
+
+  def likelihood(key, observation, *rest):
+    taken.append(observation.operator.is_linear)
+    return parts.likelihood(key, observation, *rest)
+
+  sampler = compose(parts._replace(likelihood=likelihood), levels_of(config))
+  _, given = _observed(BENT)
+  jax.eval_shape(
+    lambda key: pj.run(sampler, PRIOR.denoise, given, key), jax.random.key(0)
+  )
+  assert taken == linear
+
+
+def test_descent_ends_where_the_measurement_itself_says():
+  _, given = _observed(BENT)
+  centre = jnp.full((1, 1, *SHAPE), 0.8)  # where the sensor is bent
+
+  def energy(z):
+    misfit = (_bent(z) - given.y) / NOISE
+    return 0.5 * (jnp.sum(misfit**2) + jnp.sum((z - centre) ** 2) / 0.3)
+
+  @jax.jit
+  def slopes():
+    target = gaussian.Target(given, centre, jnp.asarray(0.3))
+    z = gaussian.descend(target, steps=100)
+    return [jnp.linalg.norm(jax.grad(energy)(x)) for x in (centre, z)]
+
+  first, last = slopes()
+  assert last < 1e-2 * first
 
 
 def _settings(levels):

@@ -87,12 +87,17 @@ def _sampler(levels, side):
 def test_a_run_says_which_kernel_it_took():
   """The fast twin of the next test."""
   scene = jnp.zeros((1, SIDE + SIZE - 1, SIDE + SIZE - 1, 1))
-  prior, _, drawn = _sampler(2, scene.shape[1])
+  prior, sampler, _ = _sampler(2, scene.shape[1])
+  drawn = uncertain.uncertain(
+    pj.recorded(sampler), FAMILY, spectrum=PRIOR.spectrum
+  )
   samples, info = pj.run(
     drawn, prior.denoise, _observed(9, scene), jax.random.key(1), num_samples=2
   )
   assert samples.shape == (2, *scene.shape)
   assert info.choice.shape == (2, 2)
+  assert info.trajectory.shape == (2, *samples.shape)
+  np.testing.assert_array_equal(info.trajectory[-1], samples)
   assert np.asarray(info.calls).tolist() == [2, 2]
 
 
@@ -138,11 +143,26 @@ def test_samples_have_kernels_of_their_own():
     ),
     (lambda: uncertain.turned(LINE, scale=0.5), r"scale must lie in \[1, 2\]"),
     (lambda: uncertain.turned(LINE, steps=4), "steps must be odd and positive"),
+    (
+      lambda: uncertain.turned(LINE, steps=1),
+      "steps must be 3 or more where degrees is above 0, got 1 with 30",
+    ),
+    (
+      lambda: uncertain.turned(LINE, scale=1.5, scales=1),
+      "scales must be 3 or more where scale is above 1, got 1 with 1.5",
+    ),
   ],
 )
 def test_refusals(call, words):
   with refused(ValueError, words):
     call()
+
+
+def test_every_picture_has_a_kernel_of_its_own():
+  prior, _, drawn = _sampler(2, SIDE + SIZE - 1)
+  scenes = jnp.zeros((2, SIDE + SIZE - 1, SIDE + SIZE - 1, 1))
+  with refused(ValueError, "y must hold one observation where its kernel is"):
+    pj.run(drawn, prior.denoise, _observed(9, scenes), jax.random.key(1))
 
 
 def test_only_blurs_have_kernels():

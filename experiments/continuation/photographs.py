@@ -14,6 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.continuation import chain
+from experiments.continuation.settings import (
+  FEW,
+  NOISY,
+  WAVELETS,
+  WRONG,
+  Settings,
+)
 from experiments.data import degradations
 from experiments.data.degradations import Degradation
 from experiments.harness.speed.compiled import Compiled
@@ -23,13 +30,9 @@ from posterior_jax.likelihood import bands
 from posterior_jax.nfc_sampler import Band, Mean, Sigma, Snr, Spectrum
 from posterior_jax.operators import motion_blur
 
-FEW, WRONG, NOISY = "few calls", "wrong kernel", "strong noise"
-WAVELETS = "wavelets"
-GAUSSIAN = Degradation("gaussian_blur")
+ROUND = Degradation("gaussian_blur")
 MEDIUM, LONG = (Degradation("motion_blur", k) for k in ("medium", "long"))
 SHARE = Band(Snr(), power=1, blend_start=1.0, blend_end=1.0)
-# Turns of the sampler's kernel against the true one, in degrees.
-TURNED, RIGHT = 15.0, 0.0
 
 
 class Case(NamedTuple):
@@ -50,37 +53,41 @@ class Case(NamedTuple):
   degradation: Degradation
   config: NFCConfig
   noise_std: float
-  turn: float = RIGHT
+  turn: float = 0.0
   careful: bool = False
 
 
-def cases(noise_std: float, strong: float) -> Iterator[Case]:
+def cases(settings: Settings) -> Iterator[Case]:
   """Everything that is run; the first variant of a hypothesis is its control.
 
+  Kernels are those whose numbers the documentation has, and wavelets and the
+  wrong kernel have levels of their own: 40 and 50.
+
   Args:
-    noise_std: of the measurements.
-    strong: likewise, for the hypothesis on noise.
+    settings: whose levels, noise, tau_shares and turn hold here too.
   """
+  noise_std = settings.noise_std
   plain = NFCConfig(width=Sigma(), inner=Mean())
   widths = {
     "no band": plain,
     "S / (S + sigma^2)": plain.replace(band=SHARE),
     "width of the spectrum": plain.replace(width=Spectrum()),
   }
-  for levels in (5, 10, 20, 50):
+  for levels in settings.levels:
     for variant, config in widths.items():
-      for degradation in (GAUSSIAN, MEDIUM):
+      for degradation in (ROUND, MEDIUM):
         made = config.replace(levels=levels)
         yield Case(FEW, f"{variant}, {levels}", degradation, made, noise_std)
   careful = NFCConfig.restoration(levels=50)
   for degradation in (MEDIUM, LONG):
-    for turn, words in ((TURNED, "turned"), (RIGHT, "right")):
+    for turn, words in ((settings.turn, "turned"), (0.0, "right")):
       for band in (False, True):
         variant = f"{words}, {'uncertainty' if band else 'no band'}"
         yield Case(WRONG, variant, degradation, careful, noise_std, turn, band)
-  for share in (1.0, 0.2):
+  strong = settings.strong_noise_std
+  for share in settings.tau_shares:
     for variant, config in widths.items():
-      for levels in (10, 50):
+      for levels in settings.levels:
         made = config.replace(levels=levels, inner_noise_std=share * strong)
         words = f"tau {share:g} of the noise, {variant}, {levels}"
         yield Case(NOISY, words, MEDIUM, made, strong)

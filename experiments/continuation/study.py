@@ -16,7 +16,6 @@ With `--config.folder=PICTURES` the first three, and wavelets, stand on
 photographs as well (`photographs`): samples there, so paired intervals.
 """
 
-import dataclasses
 import functools
 import itertools
 import threading
@@ -31,63 +30,23 @@ from experiments.calibration import problems
 from experiments.continuation import chain, mixtures, photographs
 from experiments.continuation.chain import Law, Problem
 from experiments.continuation.photographs import Pictures
+from experiments.continuation.settings import (
+  APART,
+  FEW,
+  GAUSSIAN,
+  MIXTURES,
+  NOISY,
+  WRONG,
+  Settings,
+)
 from experiments.data import degradations
 from experiments.data import photographs as pictures
 from experiments.harness import prior_files, progress, record
 from experiments.harness.reporting import report as reports
-from experiments.harness.settings import Checked, setting
 from experiments.harness.threads import in_threads
 from posterior_jax import NFCConfig, operators, priors
-from posterior_jax.operators import frozen
 
-FEW, WRONG, NOISY = "few calls", "wrong kernel", "strong noise"
-APART, MIXTURES = "tau and step", "mixtures"
-GAUSSIAN = "Gaussian"
-KERNELS = (GAUSSIAN, *frozen.PATHS)
 Row = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(Checked):
-  """What is computed.
-
-  Attributes:
-    size: side of the images.
-    kernels: of the blur, of KERNELS.
-    levels: numbers of noise levels, a network call each.
-    noise_std: of the measurement.
-    strong_noise_std: likewise, for the hypothesis on noise.
-    tau_shares: noise that the likelihood assumes, as shares of that.
-    turn: of the true kernel, in degrees, for the hypothesis on the operator.
-    published_levels: of the published setting, for tau and step.
-    mixtures: random problems of 8 dimensions for 1, 2 and 4 measurements.
-    particles: of a run on one.
-    mixture_levels: numbers of noise levels there.
-    folder: of photographs, "" for none.
-    pictures: how many, the first by name.
-    crop: side of their middle that is restored.
-    prior: a file of `prior_files.load`, "" for the shipped one.
-    seed: of noise and samplers.
-    workers: programs compiled at a time.
-  """
-
-  size: int = setting(at_least=8, at_most=512)
-  kernels: tuple[str, ...] = setting(among=KERNELS, some=True)
-  levels: tuple[int, ...] = setting(at_least=1, some=True)
-  noise_std: float = setting(above=0)
-  strong_noise_std: float = setting(above=0)
-  tau_shares: tuple[float, ...] = setting(above=0, some=True)
-  turn: float = setting(at_least=-90, at_most=90)
-  published_levels: int = setting(at_least=2)
-  mixtures: int = setting(at_least=0)
-  particles: int = setting(at_least=2)
-  mixture_levels: tuple[int, ...] = setting(at_least=2)
-  folder: str
-  pictures: int = setting(at_least=2)
-  crop: int = setting(at_least=64, multiple_of=8)
-  prior: str
-  seed: int
-  workers: int = setting(at_least=1)
 
 
 def laws(power: np.ndarray) -> dict[str, tuple[Law, Law]]:
@@ -263,9 +222,7 @@ def read(settings: Settings) -> Pictures:
 
 def photograph_rows(settings: Settings, given: Pictures) -> Iterator[Row]:
   """A row for every case and picture, as they are done."""
-  groups = photographs.by_program(
-    photographs.cases(settings.noise_std, settings.strong_noise_std)
-  )
+  groups = photographs.by_program(photographs.cases(settings))
   turn = threading.Lock()
 
   def one(group: list[photographs.Case]) -> list[Row]:

@@ -29,7 +29,7 @@ class Contender(NamedTuple):
     knobs: evaluations -> what is tuned.
     operands: (evaluations, point) -> arrays and numbers of its program.
     restore: evaluations -> the program.
-    each: network evaluations of a level.
+    each: network evaluations of a level; fewer are no run.
     shared: whether one program serves every number of evaluations.
   """
 
@@ -63,7 +63,7 @@ def _baseline(
   """A baseline of `posterior_jax` whose level takes `each` evaluations."""
 
   def restore(evaluations: int) -> Restore:
-    levels = max(evaluations // each, 1)
+    levels = evaluations // each
 
     def run(
       numbers: Point,

@@ -88,7 +88,8 @@ class Settings(Checked):
     noise_std: of the measurements.
     prior: a file of `prior_files.load`, "" for the shipped one.
     tasks: of `degradations.FROZEN`.
-    calls: network evaluations of a run, VJPs counted.
+    calls: network evaluations of a run, VJPs counted; a method whose level
+      takes more is left out there.
     methods: of METHODS, () for all.
     crops: of every photograph that is tuned on.
     most: points that a search tries.
@@ -111,6 +112,13 @@ class Settings(Checked):
   def __post_init__(self) -> None:
     super().__post_init__()
     setup.degradations_named(self.tasks)
+    for method in self.methods:
+      each = METHODS[method].each
+      if each > max(self.calls):
+        raise ValueError(
+          f"calls must reach {each}, which a level of {method} takes, got "
+          f"{self.calls}"
+        )
 
 
 class Task(NamedTuple):
@@ -236,11 +244,7 @@ def compare(task: Task, run: record.Run) -> None:
     for degradation in setup.degradations_named(settings.tasks)
   }
   programs = Programs(task)
-  wanted = [
-    (method, calls)
-    for method in settings.methods or METHODS
-    for calls in (settings.calls[:1] if method == SLOW else settings.calls)
-  ]
+  wanted = runs(settings)
   for method, calls in wanted:
     for problem in problems.values():
       if has_form(method, problem.tuning):
@@ -255,6 +259,16 @@ def compare(task: Task, run: record.Run) -> None:
   rows = run.frame(TABLE)
   if FAST in set(rows["method"]):
     print(differences(rows).round(3).to_string(), flush=True)
+
+
+def runs(settings: Settings) -> list[tuple[str, int]]:
+  """Methods and evaluations, without those that a first level exceeds."""
+  return [
+    (method, calls)
+    for method in settings.methods or METHODS
+    for calls in (settings.calls[:1] if method == SLOW else settings.calls)
+    if METHODS[method].each <= calls
+  ]
 
 
 def has_form(method: str, problem: Problem) -> bool:

@@ -143,12 +143,12 @@ def _composed(
   """A setting of `nfc` whose level takes `each` evaluations."""
 
   def operands(evaluations: int, point: Point) -> dict[str, Any]:
-    levels = max(evaluations // each, 1)
+    levels = evaluations // each
     others = {knob.name: point[knob.name] for knob in knobs}
     return {"levels": _levels(config, levels, point)} | others
 
   def restore(evaluations: int) -> Restore:
-    levels = max(evaluations // each, 1)
+    levels = evaluations // each
 
     def run(
       operands: dict[str, Any],

@@ -4,7 +4,7 @@
   samples, info = pj.run(pj.baselines.dps(config), denoise, observation, key)
 
 Every method is a frozen dataclass of settings with `published(task)`, what its
-paper or code uses, and `tuned()`, one setting for all tasks, and a function
+paper or code uses, and `tuned(task)`, the same setting for all, and a function
 from settings to a `Sampler`. States are variance exploding, x = x0 + sigma n;
 each docstring says how the published algorithm reads in these variables. The
 module of a method is called NAME_sampler: `baselines.NAME` is the function.

@@ -101,12 +101,15 @@ def gradient(target: Target, z: jax.Array) -> jax.Array:
 
 
 def descend(target: Target, *, steps: int) -> jax.Array:
-  """Steepest descent on U from c, each step the exact line minimum."""
+  """Steepest descent on U from c, each step the exact line minimum.
+
+  Of a nonlinear A, that by its tangent at z.
+  """
   _, operator, noise_std = _parts(target.observation)
 
   def body(_: jax.Array, z: jax.Array) -> jax.Array:
     g = gradient(target, z)
-    along = operator.forward(g) / noise_std
+    along = operator.tangent(z).forward(g) / noise_std
     tie = g * fourier.apply_transfer(g, 1.0 / target.variance)
     curvature = reduce.total(along**2) + reduce.total(tie)
     # Length of the exact line minimum; tiny: no division by zero at the

@@ -56,7 +56,8 @@ class NFCConfig:
       leaves out the 2, as the code of DAPS does.
     linearisations: how often `Exact` and `Mean` linearise a nonlinear
       measurement at a level, 1 to 100 (Gauss-Newton): at the prediction, then
-      at the image that it was moved to.
+      at the image that it was moved to. `Langevin` and `Gradient` go through a
+      level once, by the measurement itself and its tangent at every update.
 
   Raises:
     ValueError: for a value out of range, by name, or parts that do not go

@@ -61,7 +61,10 @@ def parts_of(config: NFCConfig, spectrum: jax.Array | None = None) -> Parts:
     check=checks.checking(config, spectrum),
     probes=isinstance(config.width, Probed) + _inflates(config.width),
     averages=config.held_levels > 0,
-    linearisations=config.linearisations,
+    # Updates ask for the tangent wherever they are.
+    linearisations=config.linearisations
+    if isinstance(config.inner, Exact | Mean)
+    else 0,
   )
 
 

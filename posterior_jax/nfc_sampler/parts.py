@@ -93,7 +93,8 @@ class Parts(NamedTuple):
       measurements do not fit; called before anything is compiled.
     probes: how many keys `width` takes.
     averages: whether `hold` keeps an average.
-    linearisations: of a nonlinear measurement at every level, at least 1.
+    linearisations: of a nonlinear measurement at every level; 0: `likelihood`
+      takes it as it is.
   """
 
   start: Callable[

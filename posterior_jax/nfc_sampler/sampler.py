@@ -121,7 +121,8 @@ def compose(parts: Parts, levels: Level) -> Sampler:
     predicted = parts.predict(denoise, state.x, level)  # x0
     local = assumed.linearised(predicted.x0)
     width = parts.width(probes, local, predicted, level)  # C
-    banded = parts.band(local, level)  # B in y and A
+    given = local if parts.linearisations else assumed
+    banded = parts.band(given, level)  # B in y and A
     refined = parts.likelihood(key_inner, banded, predicted.x0, width, level)
     if not assumed.operator.is_linear:
       # Gauss-Newton: the same draw again, about the image that it led to.

@@ -117,8 +117,9 @@ def _ring_gain(tangent: "Tangent") -> jax.Array:
 def no_matrix() -> ValueError:
   """What a nonlinear operator says that is asked for a part of a matrix."""
   return ValueError(
-    "operator must be linear here: nonlinear measurements are taken by nfc, "
-    "dps, daps, mmps and sitcom"
+    "operator must be linear here: nonlinear measurements are taken by nfc "
+    "without a band and from a start of noise, dps, daps with Langevin "
+    "updates, mmps and sitcom"
   )
 
 
@@ -215,8 +216,9 @@ class Tangent(Operator):
 def nonlinear(function: Linear, image_shape: tuple[int, int, int]) -> Nonlinear:
   """An operator from a smooth function of one image.
 
-  Taken by `nfc` and, of the baselines, by `dps`, `daps` with Langevin updates,
-  `mmps` and `sitcom`; others refuse it.
+  Taken by `nfc` without a band and from a start of noise, so not under
+  `NFCConfig.fast` or the band of `paper`, and, of the baselines, by `dps`,
+  `daps` with Langevin updates, `mmps` and `sitcom`; others refuse it.
 
   Args:
     function: f, [H, W, C] to [h, w, c], of JAX operations on real arrays, with
