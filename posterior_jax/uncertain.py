@@ -78,8 +78,8 @@ def turned(
     >>> family = uncertain.turned(line, degrees=90, steps=3)
     >>> family.values.shape
     (3, 7, 7)
-    >>> np.round(np.asarray(family.values[0, :, 3]), 1).tolist()
-    [0.0, 0.2, 0.2, 0.2, 0.2, 0.2, 0.0]
+    >>> np.round(family.values[0, :, 3], 1)
+    Array([0. , 0.2, 0.2, 0.2, 0.2, 0.2, 0. ], dtype=float32)
   """
   values = fields.array("kernel", kernel).astype(np.float64)
   square = values.ndim == 2 and values.shape[0] == values.shape[1]

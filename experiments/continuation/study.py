@@ -211,11 +211,11 @@ def mixture_rows(settings: Settings) -> Iterator[Row]:
 def read(settings: Settings) -> Pictures:
   """Photographs and prior; ValueError where they are not there."""
   files = pictures.files_in(settings.folder)[: settings.pictures]
-  size = settings.crop
+  size, denoise = settings.crop, prior_files.load(settings.prior).denoise
   return Pictures(
     [file.name for file in files],
     np.concatenate([pictures.crops(file, size, 1) for file in files]),
-    prior_files.load(settings.prior).denoise,
+    denoise,
     degradations.build_prior(size).spectrum,
   )
 

@@ -83,6 +83,8 @@ def _empty(path):
 
 
 CASES = {
+  ("continuation", "folder"): _pictures,
+  ("continuation", "prior"): _prior,
   ("denoise", "prior"): _prior,
   ("evaluate_lm", "checkpoint"): _checkpoint,
   ("evaluate_lm", "text"): _broken(".txt"),
@@ -120,10 +122,11 @@ def _options(name, field, place):
   if name == "finetune" and field == "checkpoint":
     (sound / "a.txt").write_text("a b " * 400)
     return [f"--config.data={sound}"]
-  if name in ("few_calls", "restore") and field not in ("folder", "image"):
+  reads = "continuation", "few_calls", "restore"
+  if name in reads and field not in ("folder", "image"):
     kinds.pictures(sound)
     shutil.copy(sound / "p.png", sound / "q.png")
-    if name == "few_calls":
+    if name != "restore":
       return [f"--config.folder={sound}"]
     given = {
       "kernel": "motion_blur",
