@@ -142,6 +142,13 @@ def test_where_no_steps_are_counted_sigterm_ends_a_process(monkeypatch):
     signal.signal(signal.SIGTERM, before)
 
 
+def test_a_closed_connection_may_be_another_process_that_has_died():
+  closed = "UNKNOWN: Gloo all-reduce failed: Connection closed by peer"
+  assert hosts.may_have_lost(jax.errors.JaxRuntimeError("INTERNAL: gone"))
+  assert hosts.may_have_lost(ValueError(closed))
+  assert not hosts.may_have_lost(ValueError("rows must be 1, got Gloo"))
+
+
 class State(NamedTuple):
   w: jax.Array
   step: jax.Array

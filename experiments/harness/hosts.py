@@ -7,6 +7,7 @@ tells the others, and writes. A process alone is process 0 of one.
 import ctypes
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -116,6 +117,17 @@ def on_lost(words: Callable[[], str], code: int) -> None:
 
   _kept[:] = [_HANDLER(handler)]
   ctypes.CDLL(None).signal(signal.SIGABRT, _kept[0])
+
+
+def may_have_lost(error: Exception) -> bool:
+  """Whether an error may come of another process that has died.
+
+  JAX raises what XLA says as errors of its own or, where a program is called
+  through its fast path (jax 0.10 to 0.12), as a ValueError.
+  """
+  if isinstance(error, jax.errors.JaxRuntimeError):
+    return True
+  return re.match(r"[A-Z_]+: (Gloo|NCCL)", str(error)) is not None
 
 
 def end_on_sigterm() -> None:

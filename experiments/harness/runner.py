@@ -12,8 +12,6 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
-import jax
-
 from experiments.harness import (
   command_line,
   console,
@@ -97,8 +95,8 @@ def main(
     except Exception as error:
       if not hosts.are_many():
         raise
-      if isinstance(error, jax.errors.JaxRuntimeError):
-        # Most likely another process has died, which `on_lost` will say.
+      if hosts.may_have_lost(error):
+        # Another process, which `on_lost` will then say.
         time.sleep(hosts.SILENT_S + 10)
       traceback.print_exc()
       _leave(f"{name}: {_left(run, command, resumable)}", FAILED)
