@@ -31,7 +31,9 @@ def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     yield sibling
     sibling.rename(path)  # fails where something came to be meanwhile
   except BaseException:
-    shutil.rmtree(sibling)
+    # After the rename there is nothing to take away: what came then, as Ctrl-C
+    # does, is not to be replaced by an error of that.
+    shutil.rmtree(sibling, ignore_errors=True)
     raise
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from experiments.harness import record, writing
 from experiments.harness.rows import Table
+from neumann_jax.checkpoint.new_folder import new_folder
 from tests.oracles import refused
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -299,3 +300,21 @@ def test_digests_of_files_and_folders(tmp_path):
   assert list(found) == ["text a", "text b"]
   assert found["text a"].startswith("e3b0c44298fc1c149afbf4c8996fb924")
   assert found["text b"].startswith("ba7816bf8f01cfea414140de5dae2223")
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_ctrl_c_at_the_last_rename_stays_ctrl_c(monkeypatch, tmp_path, done):
+  """Before it nothing is left, after it the whole folder."""
+  real = pathlib.Path.rename
+
+  def rename(path, target):
+    if done:
+      real(path, target)
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(pathlib.Path, "rename", rename)
+  with pytest.raises(KeyboardInterrupt):
+    with new_folder(tmp_path / "model") as folder:
+      (folder / "file").write_text("all of it")
+  left = [str(x.relative_to(tmp_path)) for x in tmp_path.rglob("*")]
+  assert sorted(left) == (["model", "model/file"] if done else [])
