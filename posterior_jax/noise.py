@@ -30,7 +30,7 @@ _LEAST_RATE = 0.5
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Weighted(Operator):
+class Weighted(solve.Iterative):
   """W A, W diagonal on the measurement.
 
   Attributes:
@@ -78,26 +78,6 @@ class Weighted(Operator):
   def adjoint(self, y: jax.Array) -> jax.Array:
     """A^T W y."""
     return self.operator.adjoint(self.weight * y)
-
-  def normal_solve(
-    self,
-    rhs: jax.Array,
-    *,
-    precision: jax.Array,
-    noise_std: jax.Array,
-    tolerance: float = 1e-6,
-    max_iterations: int = 300,
-  ) -> tuple[jax.Array, SolveInfo]:
-    """Conjugate gradients."""
-    return solve.normal_equations(
-      lambda x: self.adjoint(self.forward(x)),
-      self.gram_gain,
-      rhs,
-      precision=precision,
-      noise_std=noise_std,
-      tolerance=tolerance,
-      max_iterations=max_iterations,
-    )
 
 
 class Link(Protocol):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posterior_jax.base import Observation, Operator, SolveInfo
+from posterior_jax.base import Observation, Operator
 from posterior_jax.linalg import fourier, solve
 
 Shape = Literal["hard", "butterworth", "gaussian"]
@@ -122,7 +122,7 @@ def weight(
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Banded(Operator):
+class Banded(solve.Iterative):
   """F A: an operator followed by a filter of its measurement.
 
   Attributes:
@@ -165,26 +165,6 @@ class Banded(Operator):
   def adjoint(self, y: jax.Array) -> jax.Array:
     """A^T F y."""
     return self.operator.adjoint(fourier.apply_transfer(y, self.gain))
-
-  def normal_solve(
-    self,
-    rhs: jax.Array,
-    *,
-    precision: jax.Array,
-    noise_std: jax.Array,
-    tolerance: float = 1e-6,
-    max_iterations: int = 300,
-  ) -> tuple[jax.Array, SolveInfo]:
-    """Conjugate gradients."""
-    return solve.normal_equations(
-      lambda x: self.adjoint(self.forward(x)),
-      self.gram_gain,
-      rhs,
-      precision=precision,
-      noise_std=noise_std,
-      tolerance=tolerance,
-      max_iterations=max_iterations,
-    )
 
 
 def apply_band(observation: Observation, weight: jax.Array) -> Observation:

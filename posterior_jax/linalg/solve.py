@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posterior_jax.base import Linear, SolveInfo
+from posterior_jax.base import Linear, Operator, SolveInfo
 from posterior_jax.linalg import fourier, krylov
 from posterior_jax.linalg.svd import Svd
 
@@ -136,3 +136,27 @@ def normal_equations(
     precondition=lambda r: fourier.apply_transfer(r, inverse),
   )
   return x, krylov.report(b, matrix(x), iterations)
+
+
+class Iterative(Operator):
+  """An operator without a closed form: its systems by conjugate gradients."""
+
+  def normal_solve(
+    self,
+    rhs: jax.Array,
+    *,
+    precision: jax.Array,
+    noise_std: jax.Array,
+    tolerance: float = 1e-6,
+    max_iterations: int = 300,
+  ) -> tuple[jax.Array, SolveInfo]:
+    """Conjugate gradients, preconditioned by `gram_gain`."""
+    return normal_equations(
+      lambda x: self.adjoint(self.forward(x)),
+      self.gram_gain,
+      rhs,
+      precision=precision,
+      noise_std=noise_std,
+      tolerance=tolerance,
+      max_iterations=max_iterations,
+    )

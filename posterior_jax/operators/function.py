@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posterior_jax.base import Linear, Operator, SolveInfo
+from posterior_jax.base import Linear, Operator
 from posterior_jax.linalg import fourier, solve
 from posterior_jax.operators.shapes import check_image_shape, widened
 
@@ -21,7 +21,7 @@ _PROBES = 8
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Function(Operator):
+class Function(solve.Iterative):
   """y = f(x) for a linear function f of one image; made by `linear`.
 
   Attributes:
@@ -70,26 +70,6 @@ class Function(Operator):
     image = jax.ShapeDtypeStruct(self.image_shape, y.dtype)
     transpose = jax.linear_transpose(self.function, image)
     return each(lambda y: transpose(y)[0], y)
-
-  def normal_solve(
-    self,
-    rhs: jax.Array,
-    *,
-    precision: jax.Array,
-    noise_std: jax.Array,
-    tolerance: float = 1e-6,
-    max_iterations: int = 300,
-  ) -> tuple[jax.Array, SolveInfo]:
-    """Conjugate gradients."""
-    return solve.normal_equations(
-      lambda x: self.adjoint(self.forward(x)),
-      self.gain,
-      rhs,
-      precision=precision,
-      noise_std=noise_std,
-      tolerance=tolerance,
-      max_iterations=max_iterations,
-    )
 
 
 def linear(

@@ -125,7 +125,7 @@ def no_matrix() -> ValueError:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Tangent(Operator):
+class Tangent(solve.Iterative):
   """v -> J v, J the Jacobian of a function at an image of one's own each.
 
   Attributes:
@@ -178,26 +178,6 @@ class Tangent(Operator):
       return jax.vjp(self.function, at)[1](y)[0]
 
     return self._each(one, y)
-
-  def normal_solve(
-    self,
-    rhs: jax.Array,
-    *,
-    precision: jax.Array,
-    noise_std: jax.Array,
-    tolerance: float = 1e-6,
-    max_iterations: int = 300,
-  ) -> tuple[jax.Array, SolveInfo]:
-    """Conjugate gradients."""
-    return solve.normal_equations(
-      lambda x: self.adjoint(self.forward(x)),
-      self.gain,
-      rhs,
-      precision=precision,
-      noise_std=noise_std,
-      tolerance=tolerance,
-      max_iterations=max_iterations,
-    )
 
   def _each(
     self, one: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array
