@@ -63,6 +63,13 @@ def real(name: str, value: Any) -> float:
   return float(value)
 
 
+def positive(name: str, value: Any) -> float:
+  """An argument that must be a positive, finite number, or ValueError."""
+  if not 0 < real(name, value) < math.inf:
+    raise ValueError(f"{name} must be positive and finite, got {value}")
+  return float(value)
+
+
 def array(name: str, value: Any) -> np.ndarray:
   """An argument that must be an array of real numbers, or ValueError."""
   found = np.asarray(value)

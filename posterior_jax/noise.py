@@ -18,7 +18,6 @@ from posterior_jax import fields
 from posterior_jax.base import (
   Observation,
   Operator,
-  SolveInfo,
   check_observation,
 )
 from posterior_jax.linalg import solve
@@ -28,18 +27,11 @@ from posterior_jax.operators import tangent
 _LEAST_RATE = 0.5
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Weighted(solve.Iterative):
-  """W A, W diagonal on the measurement.
-
-  Attributes:
-    operator: A, linear.
-    weight: diagonal of W, [..., h, w, c], leading axes as those of the images.
-  """
+class _OfPixels(Operator):
+  """A, and then something of every measured pixel."""
 
   operator: Operator
-  weight: jax.Array
 
   @property
   def image_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
@@ -60,6 +52,19 @@ class Weighted(solve.Iterative):
   def observed(self) -> jax.Array:
     """Of A."""
     return self.operator.observed
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Weighted(_OfPixels, solve.Iterative):
+  """W A, W diagonal on the measurement.
+
+  Attributes:
+    operator: A, linear.
+    weight: diagonal of W, [..., h, w, c], leading axes as those of the images.
+  """
+
+  weight: jax.Array
 
   @property
   def gridded(self) -> bool:
@@ -89,7 +94,7 @@ class Link(Protocol):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Linked(Operator):
+class Linked(_OfPixels, tangent.WithoutMatrix):
   """g(A x), g a function of every measured pixel.
 
   Attributes:
@@ -97,43 +102,7 @@ class Linked(Operator):
     link: g.
   """
 
-  operator: Operator
   link: Link
-
-  @property
-  def image_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
-    """(H, W, C)."""
-    return self.operator.image_shape
-
-  @property
-  def measurement_shape(self) -> tuple[int, int, int]:
-    """(h, w, c)."""
-    return self.operator.measurement_shape
-
-  @property
-  def margin(self) -> int:
-    """Of A."""
-    return self.operator.margin
-
-  @property
-  def observed(self) -> jax.Array:
-    """Of A."""
-    return self.operator.observed
-
-  @property
-  def gridded(self) -> bool:
-    """False."""
-    return False
-
-  @property
-  def is_linear(self) -> bool:
-    """False."""
-    return False
-
-  @property
-  def gram_gain(self) -> jax.Array:
-    """Of its tangents alone."""
-    raise tangent.no_matrix()
 
   def forward(self, x: jax.Array) -> jax.Array:
     """g(A x)."""
@@ -144,22 +113,6 @@ class Linked(Operator):
     u = self.operator.forward(x)
     _, slope = jax.jvp(self.link, (u,), (jnp.ones_like(u),))
     return Weighted(self.operator.tangent(x), slope)
-
-  def adjoint(self, y: jax.Array) -> jax.Array:
-    """Of its tangents alone."""
-    raise tangent.no_matrix()
-
-  def normal_solve(
-    self,
-    rhs: jax.Array,
-    *,
-    precision: jax.Array,
-    noise_std: jax.Array,
-    tolerance: float = 1e-6,
-    max_iterations: int = 300,
-  ) -> tuple[jax.Array, SolveInfo]:
-    """Of its tangents alone."""
-    raise tangent.no_matrix()
 
 
 def per_pixel(
@@ -243,8 +196,7 @@ def poisson(
     >>> given.noise_std
     1.0
   """
-  if not 0 < fields.real("peak", peak) < np.inf:
-    raise ValueError(f"peak must be positive and finite, got {peak}")
+  fields.positive("peak", peak)
   if not isinstance(counts, jax.core.Tracer):
     if not (np.isfinite(counts) & (np.asarray(counts) >= 0)).all():
       raise ValueError("counts must be finite and not negative")
@@ -307,9 +259,8 @@ def huber(
     >>> round(float(given.operator.forward(x).max()), 1)  # 1 is 20 noise levels
     -0.4
   """
-  for name, value in (("noise_std", noise_std), ("threshold", threshold)):
-    if not 0 < fields.real(name, value) < np.inf:
-      raise ValueError(f"{name} must be positive and finite, got {value}")
+  fields.positive("noise_std", noise_std)
+  fields.positive("threshold", threshold)
   # What `run` sees is 0 everywhere.
   check_observation(Observation(y, operator, noise_std))
   y = jnp.asarray(y, jnp.float32)

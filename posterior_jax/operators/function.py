@@ -72,6 +72,24 @@ class Function(solve.Iterative):
     return each(lambda y: transpose(y)[0], y)
 
 
+def returned(
+  function: Linear, image: jax.ShapeDtypeStruct
+) -> jax.ShapeDtypeStruct:
+  """What a function of an image returns, without computing it.
+
+  Raises:
+    ValueError: unless a real array of three axes.
+  """
+  found = jax.eval_shape(function, image)
+  shape = tuple(getattr(found, "shape", ()))
+  if len(shape) != 3 or not jnp.issubdtype(found.dtype, jnp.floating):
+    raise ValueError(
+      f"function must return a real array [h, w, c], got {found}; reshape it, "
+      "and give a complex one as operators.real_view"
+    )
+  return found
+
+
 def linear(
   function: Linear,
   image_shape: tuple[int, int, int],
@@ -109,13 +127,8 @@ def linear(
   for name, given in (("function", function), ("adjoint", adjoint)):
     if given is not None and not callable(given):
       raise TypeError(f"{name} must be callable, got {type(given).__name__}")
-  found = jax.eval_shape(function, image)
-  shape = tuple(getattr(found, "shape", ()))
-  if len(shape) != 3 or not jnp.issubdtype(found.dtype, jnp.floating):
-    raise ValueError(
-      f"function must return a real array [h, w, c], got {found}; reshape it, "
-      "and give a complex one as operators.real_view"
-    )
+  found = returned(function, image)
+  shape = found.shape
   try:
     jax.eval_shape(jax.linear_transpose(function, image), found)
   except Exception as error:  # of any kind, from inside the function

@@ -17,13 +17,57 @@ import numpy as np
 from posterior_jax import fields
 from posterior_jax.base import Linear, Operator, SolveInfo
 from posterior_jax.linalg import fourier, solve
-from posterior_jax.operators.function import as_pytree, each
+from posterior_jax.operators.function import as_pytree, each, returned
 from posterior_jax.operators.shapes import check_image_shape, widened
+
+
+class WithoutMatrix(Operator):
+  """A measurement that is no matrix: its tangents have adjoint and gain."""
+
+  @property
+  def gridded(self) -> bool:
+    """False: no band of a nonlinear measurement is one of the image."""
+    return False
+
+  @property
+  def is_linear(self) -> bool:
+    """False."""
+    return False
+
+  @property
+  def gram_gain(self) -> jax.Array:
+    """Of its tangents alone."""
+    raise _no_matrix()
+
+  def adjoint(self, y: jax.Array) -> jax.Array:
+    """Of its tangents alone."""
+    raise _no_matrix()
+
+  def normal_solve(
+    self,
+    rhs: jax.Array,
+    *,
+    precision: jax.Array,
+    noise_std: jax.Array,
+    tolerance: float = 1e-6,
+    max_iterations: int = 300,
+  ) -> tuple[jax.Array, SolveInfo]:
+    """Of its tangents alone."""
+    raise _no_matrix()
+
+
+def _no_matrix() -> ValueError:
+  """What a nonlinear operator says that is asked for a part of a matrix."""
+  return ValueError(
+    "operator must be linear here: nonlinear measurements are taken by nfc "
+    "without a band and from a start of noise, dps, daps with Langevin "
+    "updates, mmps and sitcom"
+  )
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Nonlinear(Operator):
+class Nonlinear(WithoutMatrix):
   """y = f(x) for a smooth function f of one image; made by `nonlinear`.
 
   Attributes:
@@ -45,40 +89,9 @@ class Nonlinear(Operator):
     """(h, w, c)."""
     return self.output_shape
 
-  @property
-  def gridded(self) -> bool:
-    """False: no band of a nonlinear measurement is one of the image."""
-    return False
-
-  @property
-  def is_linear(self) -> bool:
-    """False."""
-    return False
-
-  @property
-  def gram_gain(self) -> jax.Array:
-    """Of its tangents alone."""
-    raise no_matrix()
-
   def forward(self, x: jax.Array) -> jax.Array:
     """f of every image."""
     return each(self.function, widened("x", x, self.image_shape))
-
-  def adjoint(self, y: jax.Array) -> jax.Array:
-    """Of its tangents alone."""
-    raise no_matrix()
-
-  def normal_solve(
-    self,
-    rhs: jax.Array,
-    *,
-    precision: jax.Array,
-    noise_std: jax.Array,
-    tolerance: float = 1e-6,
-    max_iterations: int = 300,
-  ) -> tuple[jax.Array, SolveInfo]:
-    """Of its tangents alone."""
-    raise no_matrix()
 
   def tangent(self, x: jax.Array) -> "Tangent":
     """The Jacobian of f at every image [..., H, W, C]."""
@@ -112,15 +125,6 @@ def _ring_gain(tangent: "Tangent") -> jax.Array:
   gain = found / size  # [rings]
   # A diagonal is never negative, and a preconditioner never 0.
   return jnp.maximum(gain, 1e-3 * jnp.mean(jnp.abs(gain)))[ring]
-
-
-def no_matrix() -> ValueError:
-  """What a nonlinear operator says that is asked for a part of a matrix."""
-  return ValueError(
-    "operator must be linear here: nonlinear measurements are taken by nfc "
-    "without a band and from a start of noise, dps, daps with Langevin "
-    "updates, mmps and sitcom"
-  )
 
 
 @jax.tree_util.register_dataclass
@@ -227,13 +231,7 @@ def nonlinear(function: Linear, image_shape: tuple[int, int, int]) -> Nonlinear:
   if not callable(function):
     raise TypeError(f"function must be callable, got {type(function).__name__}")
   image = jax.ShapeDtypeStruct(image_shape, jnp.float32)
-  found = jax.eval_shape(function, image)
-  shape = tuple(getattr(found, "shape", ()))
-  if len(shape) != 3 or not jnp.issubdtype(found.dtype, jnp.floating):
-    raise ValueError(
-      f"function must return a real array [h, w, c], got {found}; reshape it, "
-      "and give a complex one as operators.real_view"
-    )
+  shape = returned(function, image).shape
   operator = Nonlinear(as_pytree(function), image_shape, shape)
 
   def both(x: jax.Array) -> jax.Array:
@@ -276,10 +274,7 @@ def phase_retrieval(
     (1, 96, 96, 3)
   """
   image_shape = check_image_shape(image_shape)
-  if not 0 < fields.real("oversampling", oversampling) < np.inf:
-    raise ValueError(
-      f"oversampling must be positive and finite, got {oversampling}"
-    )
+  fields.positive("oversampling", oversampling)
   margin = int(oversampling / 8 * max(image_shape[:2]))
   return nonlinear(_Amplitudes(margin), image_shape)
 
