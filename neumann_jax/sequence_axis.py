@@ -105,6 +105,16 @@ def gather_tokens(x: jax.Array, axis_name: str) -> jax.Array:
   return lax.all_gather(x, axis_name, axis=1, tiled=True)
 
 
+def divisible_heads(x: jax.Array, devices: int) -> jax.Array:
+  """Key heads [B, T, Hkv, D], each as often as it takes to divide them.
+
+  Each copy stands with the queries of its own: H, a multiple of both, keeps
+  equally many for each head.
+  """
+  shared = x.shape[2]
+  return jnp.repeat(x, math.lcm(shared, devices) // shared, axis=2)
+
+
 def over_heads(
   attend: Callable[..., jax.Array], axis_name: str
 ) -> Callable[..., jax.Array]:
@@ -131,9 +141,7 @@ def over_heads(
     return lax.all_to_all(x, axis_name, split, joined, tiled=True)
 
   def call(q, k, v, documents):
-    shared, shards = k.shape[2], axis_size(axis_name)
-    copies = math.lcm(shared, shards) // shared
-    k, v = (jnp.repeat(x, copies, axis=2) for x in (k, v))
+    k, v = (divisible_heads(x, axis_size(axis_name)) for x in (k, v))
     if documents is not None:
       documents = gather_tokens(documents, axis_name)
     out = attend(*(change(x, 2, 1) for x in (q, k, v)), documents)

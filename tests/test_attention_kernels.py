@@ -257,7 +257,7 @@ def test_queries_of_splash_attention_are_scaled_and_rounded_once(monkeypatch):
   )
 
 
-def over_tokens(name, heads, ids, around=lambda attend: attend):
+def over_tokens(name, heads, ids, around=None):
   """A call on four shards of the tokens, and cotangents of its operands."""
   mesh = sharding.make_mesh(sequence=4, data=2)
   token = jax.P("data", "sequence")

@@ -178,13 +178,11 @@ class GatedAttention(nnx.Module):
     elsewhere = functools.partial(
       call_attention.in_blocks, query_block=self.query_block
     )
-    around = lambda attend: attend  # noqa: E731
-    if packed:
-      around = functools.partial(functools.partial, call_attention.isolated)
+    isolated = functools.partial(functools.partial, call_attention.isolated)
     return library_attention.choose(
       *(self.attention, q, k, self.sequence_axis, self.mesh_axes, elsewhere),
       documents=documents,
-      around=around,
+      around=isolated if packed else None,
     )
 
   def chunk_matrices(

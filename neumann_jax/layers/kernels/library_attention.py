@@ -13,7 +13,6 @@ mask takes 3 T^2 bytes a row, so that longer rows of documents are XLA's.
 """
 
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -146,7 +145,7 @@ def choose(
   elsewhere: Attend,
   *,
   documents: bool = False,
-  around: Callable[[Attend], Attend] = lambda attend: attend,
+  around: Callable[[Attend], Attend] | None = None,
 ) -> Attend | None:
   """The attention of a library that a request stands for; None: the XLA form.
 
@@ -160,7 +159,7 @@ def choose(
     elsewhere: the XLA form, for "auto" where a program of a host with a GPU or
       TPU is lowered for another platform.
     documents: whether a row has several, of which padding is one.
-    around: makes of attention to whole rows what is called.
+    around: makes of attention to whole rows what is called; None: itself.
 
   Raises:
     ValueError: for a named one that cannot run, with the reason.
@@ -173,7 +172,9 @@ def choose(
   reason = refusal(name, q, k, documents=documents, shards=shards)
   reason = reason or _mesh_refusal(q, k, mesh_axes[1], sequence_axis)
   if reason is None:
-    run = around(_run(name, elsewhere if auto else None))
+    run = _run(name, elsewhere if auto else None)
+    if around is not None:
+      run = around(run)
     if sequence_axis is not None:
       run = tokens.over_heads(run, sequence_axis)
     return functools.partial(_on_mesh, run, mesh_axes)
@@ -217,9 +218,7 @@ def _on_mesh(attend: Attend, axes: MeshAxes, q, k, v, documents):
   heads = on_mesh.head_axis(mesh, head, q.shape[2])
   if heads is not None:
     # Key heads that are fewer than devices stand with each of their queries.
-    shared = k.shape[2]
-    copies = math.lcm(shared, mesh.shape[heads]) // shared
-    k, v = (jnp.repeat(x, copies, axis=2) for x in (k, v))
+    k, v = (tokens.divisible_heads(x, mesh.shape[heads]) for x in (k, v))
   token = P(rows, None, heads)
   return on_mesh.spread(
     attend,
