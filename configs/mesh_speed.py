@@ -44,6 +44,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
       "rate": 1e-3,
       "steps": 2 if debug else 5,
       "repeats": 2 if debug else 7,
+      "inner": 2 if debug else 4,
       "seed": 0,
     }
   )

@@ -71,9 +71,10 @@ def build(
     f"{model.hidden_size}, {settings.dtype} activations and float32 "
     "parameters, AdamW, layers computed again in the backward pass. A mesh "
     "named by one axis gives it all devices. A time is the median of "
-    f"{settings.repeats} steps, each waited for, after {settings.steps} whose "
-    "losses are compared; a loss difference is the largest relative distance "
-    f"from one device's, red above {AGREE:g}."
+    f"{settings.repeats} measurements of {settings.inner} steps back to back, "
+    f"after {settings.steps} steps whose losses are compared; a loss "
+    "difference is the largest relative distance from one device's, red above "
+    f"{AGREE:g}."
   )
   table = _shown(rows)
   page.table(

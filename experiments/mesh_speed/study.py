@@ -55,7 +55,8 @@ class Settings(Checked):
   dtype: str = setting(among=("bfloat16", "float32"))
   rate: float = setting(above=0)  # of AdamW
   steps: int = setting(at_least=1)  # whose losses are compared
-  repeats: int = setting(at_least=1)  # further steps, each timed
+  repeats: int = setting(at_least=1)  # measurements of further steps
+  inner: int = setting(at_least=1)  # steps of a measurement, back to back
   seed: int  # of parameters and text
 
   def __post_init__(self) -> None:
@@ -149,18 +150,25 @@ def _timed(
   made = _probe(settings, axes, case)
   training = made.training
   losses: list[float] = []
-  seconds: list[float] = []
-  for number in range(settings.steps + settings.repeats):
-    start = time.perf_counter()
+  start = time.perf_counter()
+  for number in range(settings.steps):
     training, loss = made.step(training, made.batch)
+    losses.append(float(loss))
+    if not number:
+      first = time.perf_counter() - start
+  seconds: list[float] = []
+  for _ in range(settings.repeats):
+    jax.block_until_ready(training)
+    start = time.perf_counter()
+    # As in training, the host enqueues a step while devices compute the last.
+    for _ in range(settings.inner):
+      training, loss = made.step(training, made.batch)
     jax.block_until_ready((training, loss))
     seconds.append(time.perf_counter() - start)
-    if number < settings.steps:
-      losses.append(float(loss))
   about = {"name": case[0], "rows": case[1], "tokens": case[2]}
   for number, value in enumerate(losses):
     run.write("losses", about | {"step": number, "loss": value})
-  found = timing.of(seconds[settings.steps :], 1, seconds[0])
+  found = timing.of(seconds, settings.inner, first)
   return found, {"loss_difference": _difference(losses, about, run)}
 
 
