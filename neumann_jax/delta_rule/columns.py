@@ -3,8 +3,7 @@
 The columns of a state from Dv on meet no values. Started from those of an
 identity they end as the map of a sequence, M, and the tokens read P_t of them,
 before anything is known of the state that enters. By a scan in XLA, or by the
-kernels of a TPU or a Hopper GPU, to which such columns are a value head more,
-of zeros.
+kernels of a TPU, to which such columns are a value head more, of zeros.
 """
 
 import functools
@@ -15,7 +14,6 @@ import jax.numpy as jnp
 from neumann_jax.delta_rule import (
   api,
   chunk_scan,
-  hopper_rule,
   intra_chunk,
   layout,
   tpu_rule,
@@ -47,9 +45,6 @@ def columns(
   if arrays.k.shape[-1] == arrays.v.shape[-1]:
     pairs, state = _as_heads(arrays, start)
     rest = (scale, state, segment_ids, how)
-    if hopper_rule.takes(pairs, how):
-      found = hopper_rule.rule(pairs, *rest, _of_heads)
-      return _as_columns(*found, start.shape)
     if tpu_rule.takes(pairs, how):
       found = tpu_rule.rule(_ON_TPU, pairs, *rest)
       return _as_columns(*found, start.shape)

@@ -53,6 +53,33 @@ def stops(gates: jax.Array) -> jax.Array:
   return _shared_out(piece > first, stop, own, begin)
 
 
+def to_the_end(gates: jax.Array) -> jax.Array:
+  """What the state after the row depends on: [B, Hv, P, 4], writing no chunk.
+
+  As of `starts`: it runs from the latest chunk from which everything before has
+  decayed when the row ends.
+  """
+  total = _totals(gates)
+  count = total.shape[-1] - 1
+  forgotten = total >= total[..., -1:] + _FORGOTTEN
+  run = jnp.maximum(jnp.sum(forgotten, -1, dtype=jnp.int32) - 1, 0)
+  return _alone(run, count)
+
+
+def to_the_start(gates: jax.Array) -> jax.Array:
+  """What the cotangent before the row depends on, as of `stops`."""
+  seen = _totals(gates)[..., :-1] > -_FORGOTTEN
+  return _alone(jnp.sum(seen, -1, dtype=jnp.int32), 0)
+
+
+def _alone(run, end):
+  """One piece, or two of half of its columns where a card has room for both."""
+  programs = run.shape[0] * run.shape[1]
+  halves = np.array([1, 2] if 2 * programs <= _PROGRAMS else [3], np.int32)
+  parts = jnp.broadcast_arrays(run[..., None], end, end, halves)
+  return jnp.stack(parts, axis=-1).astype(jnp.int32)
+
+
 def _shared_out(idle, run, write, end):
   """[B, Hv, P, 4]; an idle piece takes half of another's columns.
 
@@ -78,6 +105,10 @@ def _pieces(gates):
   pieces = max(1, min(_PROGRAMS // (b * hv), count // _PIECE))
   size = -(-count // pieces)
   begin = np.arange(0, count, size)
+  return _totals(gates), begin, np.append(begin[1:], count)
+
+
+def _totals(gates):
+  """Decay before every chunk, and after the last: [B, Hv, N + 1]."""
   total = jnp.cumsum(gates[..., CHUNK - 1 :: CHUNK], axis=-1)
-  total = jnp.pad(total, ((0, 0), (0, 0), (1, 0)))
-  return total, begin, np.append(begin[1:], count)
+  return jnp.pad(total, ((0, 0), (0, 0), (1, 0)))

@@ -115,12 +115,18 @@ def rule(
     how: the options of the rule.
     plain: the rule without these kernels, for "auto" on other platforms.
   """
-  decay = decays.finite_decay(arrays.log_decay, segment_ids)
   state = layout.grouped_state(initial_state, arrays.k, arrays.v)
   state = layout.flat_state(state)
-  scale = jnp.asarray(scale, jnp.float32)
-  args = layout.varying_alike((arrays._replace(log_decay=decay), scale, state))
-  return _rule(*args, segment_ids, how, plain)
+  args = (*prepared(arrays, scale, segment_ids), state)
+  return _rule(*layout.varying_alike(args), segment_ids, how, plain)
+
+
+def prepared(
+  arrays: Operands, scale: jax.Array, segment_ids: jax.Array | None
+) -> tuple[Operands, jax.Array]:
+  """The operands with documents as decays, and the scale in float32."""
+  decay = decays.finite_decay(arrays.log_decay, segment_ids)
+  return arrays._replace(log_decay=decay), jnp.asarray(scale, jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -136,33 +142,34 @@ def _rule_fwd(arrays, scale, state, segment_ids, how, plain):
 
   def kernels(arrays, scale, state, segment_ids):
     del segment_ids  # its documents have become decays
-    return _forward(arrays, scale, state, resolve(how.spec, CHUNK))
+    t = inverse(arrays, resolve(how.spec, CHUNK))
+    return outputs(arrays, scale, state, t), t
 
   args = (arrays, scale, state, segment_ids)
-  out, t = _on_hopper(how, kernels, elsewhere, *args)
+  out, t = on_hopper(how, kernels, elsewhere, *args)
   return out, (*args, kept_names.named(t, kept_names.INVERSE))
 
 
-def _rule_bwd(how, plain, residuals, cotangents):
-  def elsewhere(arrays, scale, state, segment_ids, t, *cotangents):
+def _rule_bwd(how, plain, residuals, given):
+  def elsewhere(arrays, scale, state, segment_ids, t, *given):
     del t
     _, pull = jax.vjp(
       lambda *x: plain(*x, segment_ids, how), arrays, scale, state
     )
-    return pull(cotangents)
+    return pull(given)
 
   def kernels(arrays, scale, state, segment_ids, *rest):
     del segment_ids
-    return _backward(arrays, scale, state, *rest)
+    return cotangents(arrays, scale, state, *rest)
 
-  out = _on_hopper(how, kernels, elsewhere, *residuals, *cotangents)
+  out = on_hopper(how, kernels, elsewhere, *residuals, *given)
   return (*out, None)
 
 
 _rule.defvjp(_rule_fwd, _rule_bwd)
 
 
-def _on_hopper(how, kernels, elsewhere, *args):
+def on_hopper(how, kernels, elsewhere, *args):
   """One of two computations by the platform that a program is lowered for."""
   if how.implementation == "auto":
     return lax.platform_dependent(
@@ -175,39 +182,56 @@ def _on_hopper(how, kernels, elsewhere, *args):
   )
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def _forward(arrays, scale, state, spec: InverseSpec):
-  """(out, final state), and R."""
-  length = arrays.v.shape[1]
-  q, k, v, log_decay, beta = _padded(arrays)
-  gates, by_head = _gates(log_decay), _by_head(beta)
-  t = wy_gpu.inverse(k, log_decay, beta, spec=spec, chunk_size=CHUNK)
-  out, final = hopper_scan.outputs(
-    q,
-    k,
-    v,
-    t,
-    gates,
-    by_head,
-    _one(scale),
-    hopper_pieces.starts(gates),
-    _flip(state),
-  )
-  return (out[:, :length], _flip(final)), t
+@functools.partial(jax.jit, static_argnums=1)
+def inverse(arrays: Operands, spec: InverseSpec) -> jax.Array:
+  """R = T - I of every chunk, [B, Hv, N C, C]; `spec` is resolved."""
+  _, k, _, log_decay, beta = _padded(arrays)
+  return wy_gpu.inverse(k, log_decay, beta, spec=spec, chunk_size=CHUNK)
 
 
 @jax.jit
-def _backward(arrays, scale, state, t, do, dfinal):
+def outputs(
+  arrays: Operands, scale: jax.Array, state: jax.Array, t: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The outputs and the final state, from an initial state and R."""
+  out, final = _scan(arrays, scale, state, t, hopper_pieces.starts)
+  return out[:, : arrays.v.shape[1]], final
+
+
+@jax.jit
+def final_state(
+  arrays: Operands, scale: jax.Array, state: jax.Array, t: jax.Array
+) -> jax.Array:
+  """The final state alone, by the chunks at the end that it depends on."""
+  return _scan(arrays, scale, state, t, hopper_pieces.to_the_end)[1]
+
+
+def _scan(arrays, scale, state, t, pieces):
+  q, k, v, log_decay, beta = _padded(arrays)
+  gates, beta, scale = _gates(log_decay), _by_head(beta), _one(scale)
+  out, final = hopper_scan.outputs(
+    q, k, v, t, gates, beta, scale, pieces(gates), _flip(state)
+  )
+  return out, _flip(final)
+
+
+@jax.jit
+def cotangents(
+  arrays: Operands,
+  scale: jax.Array,
+  state: jax.Array,
+  t: jax.Array,
+  do: jax.Array,
+  dfinal: jax.Array,
+) -> tuple[Operands, jax.Array, jax.Array]:
   """Cotangents of the operands, the scale and the initial state."""
   length = arrays.v.shape[1]
   q, k, v, log_decay, beta = _padded(arrays)
+  dv, dh, dstate = _reverse(arrays, scale, t, do, dfinal, hopper_pieces.stops)
   do = layout.padded(do, CHUNK)
   gates, beta, scale = _gates(log_decay), _by_head(beta), _one(scale)
   y, h = hopper_scan.states(
     k, v, t, gates, beta, hopper_pieces.starts(gates), _flip(state)
-  )
-  dv, dh, dstate = hopper_reverse.reverse(
-    q, k, do, t, gates, beta, scale, hopper_pieces.stops(gates), _flip(dfinal)
   )
   dq, dk, dg, dbeta = hopper_gradients.gradients(
     q, k, y, do, dv, gates, beta, scale, h, dh
@@ -221,7 +245,30 @@ def _backward(arrays, scale, state, t, do, dfinal):
   operands = Operands(
     *(y[:, :length].astype(x.dtype) for x, y in zip(arrays, operands))
   )
-  return operands, dscale, _flip(dstate)
+  return operands, dscale, dstate
+
+
+@jax.jit
+def initial_cotangent(
+  arrays: Operands,
+  scale: jax.Array,
+  t: jax.Array,
+  do: jax.Array,
+  dfinal: jax.Array,
+) -> jax.Array:
+  """Of the initial state alone, by the chunks that depend on it."""
+  pieces = hopper_pieces.to_the_start
+  return _reverse(arrays, scale, t, do, dfinal, pieces)[2]
+
+
+def _reverse(arrays, scale, t, do, dfinal, pieces):
+  q, k, _, log_decay, beta = _padded(arrays)
+  do = layout.padded(do, CHUNK)
+  gates, beta, scale = _gates(log_decay), _by_head(beta), _one(scale)
+  dv, dh, dstate = hopper_reverse.reverse(
+    q, k, do, t, gates, beta, scale, pieces(gates), _flip(dfinal)
+  )
+  return dv, dh, _flip(dstate)
 
 
 def _padded(arrays: Operands) -> Operands:

@@ -29,18 +29,18 @@ from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
 from neumann_jax.delta_rule import (
   api,
   columns,
+  hopper_rule,
+  hopper_shards,
   inputs,
   isolation,
   kept_names,
   layout,
   precision,
+  shard_maps,
 )
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.on_mesh import on_mesh
 from neumann_jax.delta_rule.options import RuleOptions
-
-# Maps of whole shards multiply each other: their roundings would compound.
-_einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
 def sharded_delta_rule(
@@ -88,9 +88,10 @@ def sharded_delta_rule(
     spec: of the inverse.
     fused: whether u and w come from one kernel.
     implementation: back end; the scan over chunks is that of XLA, or on a TPU
-      and a Hopper GPU the kernels of `gated_delta_rule` where they take the
-      operands, of twice the value heads. Then a_t and P_t are rounded to v's
-      type before they are added.
+      the kernels of `gated_delta_rule` where they take the operands, of twice
+      the value heads. Then a_t and P_t are rounded to v's type before they are
+      added. On a Hopper GPU, where its kernels take the operands, see
+      `hopper_shards`.
 
   Returns:
     out [B, L, Hv, Dv] in v's dtype, and the state after the last shard
@@ -189,20 +190,35 @@ def _of_finite(
 ) -> tuple[jax.Array, jax.Array]:
   q, k, v, log_decay, beta = arrays
   first = layout.grouped_state(initial_state, k, v, q, log_decay, beta)
-  batch, dv = v.shape[0], v.shape[-1]
-  # A shard that begins with a new document starts the propagator from 0.
-  reads = sequence_axis.continues(segment_ids, batch, axis_name)
-  identity = jnp.eye(first.shape[-2], dtype=first.dtype)
-  identity = jnp.where(reads[:, None, None, None, None], identity, 0)
-  identity = jnp.broadcast_to(identity, (*first.shape[:-1], first.shape[-2]))
+  first = layout.flat_state(first)
+  # A shard that begins with a new document reads nothing of those before it.
+  reads = sequence_axis.continues(segment_ids, v.shape[0], axis_name)
+  given = arrays, scale, first, reads, segment_ids, how
+  if hopper_rule.takes(arrays, how):
+    out, last = hopper_shards.rule(*given, _by_columns)
+  else:
+    out, last = _by_columns(*given)
+  found = out, sequence_axis.from_last(last, axis_name)
+  return kept_names.named(found, kept_names.OUTPUTS)
+
+
+def _by_columns(arrays, scale, first, reads, segment_ids, how):
+  """The outputs, and the state that leaves this shard."""
+  dk, dv = first.shape[-2:]
+  identity = jnp.eye(dk, dtype=first.dtype)
+  # Not read, the propagator starts from 0.
+  identity = jnp.where(reads[:, None, None, None], identity, 0)
+  identity = jnp.broadcast_to(identity, (*first.shape[:-1], dk))
   # One scan for both: b from a state of 0, M from the columns of I.
   start = jnp.concatenate([jnp.zeros_like(first), identity], axis=-1)
+  batch, heads = start.shape[0], arrays.k.shape[2]
+  start = start.reshape(batch, heads, -1, *start.shape[2:])
   out, own = columns.columns(arrays, scale, start, segment_ids, how)
-  state, final = _states(first, own, axis_name)
-  read = _read(out[..., dv:], layout.flat_state(state))
+  b, m = jnp.split(layout.flat_state(own), [dv], axis=-1)
+  state = shard_maps.entering(first, b, m, how.sequence_axis)
+  read = _read(out[..., dv:], state)
   out = out[..., :dv].astype(read.dtype) + read
-  found = out.astype(v.dtype), layout.flat_state(final)
-  return kept_names.named(found, kept_names.OUTPUTS)
+  return out.astype(arrays.v.dtype), b + shard_maps.moved(m, state)
 
 
 @jax.custom_jvp
@@ -221,29 +237,9 @@ def _read_jvp(primals, tangents):
 
 def _product(p, state, preferred=None):
   state = state.astype(p.dtype)
-  return _einsum("bthd,bhdv->bthv", p, state, preferred_element_type=preferred)
-
-
-def _states(
-  first: jax.Array, own: jax.Array, axis_name: str
-) -> tuple[jax.Array, jax.Array]:
-  """The state that enters this shard and the one that leaves the last.
-
-  Args:
-    first: [B, Hk, R, Dk, Dv], the state before the first shard.
-    own: [B, Hk, R, Dk, Dv + Dk], b and M of this shard.
-    axis_name: the mesh axis that splits the tokens.
-  """
-  dv = first.shape[-1]
-
-  def after(state, one):
-    moved = _einsum("bhrde,bhrev->bhrdv", one[..., dv:], state)
-    return one[..., :dv] + moved, state
-
-  # Every shard composes all maps rather than those before it: the scan has one
-  # length everywhere, and `final` comes with it.
-  maps = lax.all_gather(own, axis_name)  # [shards, B, Hk, R, Dk, Dv + Dk]
-  final, entering = lax.scan(after, first, maps)
-  index = lax.axis_index(axis_name)
-  entering = lax.dynamic_index_in_dim(entering, index, keepdims=False)
-  return entering, sequence_axis.from_last(final, axis_name)
+  return jnp.einsum(
+    "bthd,bhdv->bthv",
+    *(p, state),
+    precision=lax.Precision.HIGHEST,
+    preferred_element_type=preferred,
+  )

@@ -1,0 +1,127 @@
+"""What shards tell each other on a Hopper GPU, with kernels played by XLA.
+
+The kernels themselves run on a card alone, see `experiments.rule_speed`, and
+`test_hopper_rule` for what else a CPU host can see of them.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import neumann_jax
+from neumann_jax.delta_rule import hopper_pieces, hopper_rule, layout
+from neumann_jax.delta_rule.kernels.hopper import CHUNK
+from neumann_jax.delta_rule.sequence_parallel import sharded_delta_rule
+from tests import oracles
+from tests.oracles import FAMILY_COUNT, Problem, assert_close
+
+TOKENS = P(None, "tokens")
+
+
+def one_device(arrays, scale, state):
+  return neumann_jax.gated_delta_rule(
+    *arrays, scale=scale, initial_state=state, chunk_size=16
+  )
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+  """Each by its definition, from the rule of one device."""
+
+  def cotangents(arrays, scale, state, t, do, dfinal):
+    del t
+    return jax.vjp(one_device, arrays, scale, state)[1]((do, dfinal))
+
+  def initial_cotangent(arrays, scale, t, do, dfinal):
+    b, _, hv, dv = arrays.v.shape
+    state = jnp.zeros((b, hv, arrays.k.shape[-1], dv))
+    state = layout.varying_as(state, arrays)
+    # Any state: the rule is affine in it.
+    return cotangents(arrays, scale, state, t, do, dfinal)[2]
+
+  played = {
+    "takes": lambda arrays, how: how.sequence_axis is not None,
+    "on_hopper": lambda how, kernels, elsewhere, *args: kernels(*args),
+    "inverse": lambda arrays, spec: jnp.zeros(()),
+    "outputs": lambda arrays, scale, state, t: one_device(arrays, scale, state),
+    "final_state": lambda arrays, scale, state, t: one_device(
+      arrays, scale, state
+    )[1],
+    "cotangents": cotangents,
+    "initial_cotangent": initial_cotangent,
+  }
+  for name, form in played.items():
+    monkeypatch.setattr(hopper_rule, name, form)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("packed", [False, True])
+def test_values_and_gradients_are_those_of_one_device(
+  kernels, packed, check_vma
+):
+  """Hard keys, slow decays, a state that enters, borders anywhere."""
+  # Of a length that no other test has: what is compiled here stays here.
+  p = oracles.problem(76, dk=16, dv=16)
+  ids = oracles.documents(76) if packed else np.zeros((FAMILY_COUNT, 76), int)
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("tokens",))
+  rule = jax.shard_map(
+    lambda p, ids: p.under(sharded_delta_rule, ids, axis_name="tokens"),
+    mesh=mesh,
+    in_specs=(Problem(*[TOKENS] * 5, P()), TOKENS),
+    out_specs=(TOKENS, P()),
+    check_vma=check_vma,
+  )
+  rng = np.random.default_rng(2)
+  shapes = p.v.shape, p.initial_state.shape
+  g = tuple(rng.standard_normal(s).astype(np.float32) for s in shapes)
+
+  @oracles.quick_jit
+  def run(p, ids):
+    values, pull = jax.vjp(lambda p: rule(p, ids), p)
+    return values, pull(g)[0]
+
+  values, gradients = run(p, ids)
+  adjoint = functools.partial(
+    oracles.delta_rule_adjoint, d_out=np.float64(g[0]), d_state=np.float64(g[1])
+  )
+  assert_close(values, oracles.delta_rule(p, ids), oracles.FLOAT32_RULE)
+  truth = Problem(*p.under(adjoint, ids))
+  assert_close(gradients, truth, oracles.FLOAT32_RULE_GRADIENT)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.05, 40.0])
+@pytest.mark.parametrize("rows", [1, 200])
+def test_maps_take_the_chunks_that_matter_and_write_none(decay, rows):
+  """What a state becomes at the far end, by one program or two a row."""
+  count = 100
+  log_decay = -decay * np.random.default_rng(3).random((1, rows, count, CHUNK))
+  gates = np.cumsum(log_decay * np.log2(np.e), -1)
+  gates = jnp.asarray(gates.reshape(1, rows, -1), jnp.float32)
+  total = np.cumsum(log_decay.sum(-1), -1) * np.log2(np.e)
+  total = np.pad(total, ((0, 0), (0, 0), (1, 0)))
+  halves = [1, 2] if rows == 1 else [3]
+  for form, ending in (
+    (hopper_pieces.to_the_end, count),
+    (hopper_pieces.to_the_start, 0),
+  ):
+    found = np.asarray(form(gates))
+    assert found.shape == (1, rows, len(halves), 4)
+    run, write, end, carried = np.moveaxis(found, -1, 0)
+    assert (end == ending).all() and (write == end).all()
+    assert (carried == halves).all()
+    whole = count - ending
+    far = np.take_along_axis(total, run[..., :1], -1)[..., 0]
+    if form is hopper_pieces.to_the_end:
+      lost = total[..., -1] - far
+    else:
+      lost = far
+    # All chunks, or as many as it takes to forget the others.
+    assert ((run[..., 0] == whole) | (lost <= -29.9)).all()
+    if decay == 0:
+      assert (run == whole).all()
+    if decay:
+      assert (np.abs(run - end) < 50).all()
