@@ -41,9 +41,8 @@ class Execution:
       "names" (everything but the rule, which does not run forward again: its
       outputs are kept and, by kernels that give them, inverses of chunks, in
       XLA and on a TPU the states before chunks; what needs no state is computed
-      again in XLA and by Triton; and but sums that devices scatter over the
-      axis of heads, which are not sent again), "dots" (everything but products
-      with weights) or "full".
+      again in XLA and by Triton), "dots" (everything but products with weights)
+      or "full".
 
   Raises:
     TypeError: for an option of another type.

@@ -10,10 +10,9 @@ to the mesh axes
 
 so that the same program runs on one chip and on a mesh: `jax.jit` follows the
 shardings of what it is given, and each layer asks for its tokens by rows and
-its matrices whole over fsdp, see `layers.placement`; between blocks tensor
-splits the tokens too, see `layers.token_split`. Only the sequence axis changes
-the program, because tokens depend on each other: `on_mesh` runs a model inside
-`jax.shard_map`.
+its matrices whole over fsdp, see `layers.placement`. Only the sequence axis
+changes the program, because tokens depend on each other: `on_mesh` runs a model
+inside `jax.shard_map`.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -14,7 +14,7 @@ from flax import nnx
 from jax import lax
 
 from neumann_jax.execution import Execution
-from neumann_jax.layers import call_attention, token_split
+from neumann_jax.layers import call_attention, row_products
 from neumann_jax.layers.cache import KeyValueCache
 from neumann_jax.layers.causal_attention import causal_attention
 from neumann_jax.layers.kernels import library_attention
@@ -94,7 +94,7 @@ class GatedAttention(nnx.Module):
     self.attention = execution.attention
     self.query_block = execution.query_block
     self.sequence_axis = execution.sequence_axis
-    self.products = token_split.ways(execution.rule)
+    self.rows = execution.rule.implementation
     self.mesh_axes = execution.rule.batch_axes, execution.rule.head_axis
     if self.attention not in ("auto", "xla"):
       config, shape = self.config, jax.ShapeDtypeStruct
@@ -165,7 +165,7 @@ class GatedAttention(nnx.Module):
     out = out.reshape(*x.shape[:2], -1)  # [B, T, H D]
     # The sigmoid in float32: near 1 bfloat16 has steps of 2^-8.
     gated = out * nnx.sigmoid(gate.astype(jnp.float32)).astype(out.dtype)
-    return token_split.output(self.products, gated, self.o_proj), cache
+    return row_products.project(self.rows, gated, [self.o_proj])[0], cache
 
   def _within_call(
     self, q: jax.Array, k: jax.Array, packed: bool, documents: bool
@@ -200,7 +200,7 @@ class GatedAttention(nnx.Module):
   ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     config, lead = self.config, x.shape[:2]
     layers = self.q_proj, self.k_proj, self.v_proj
-    both, k, v = token_split.project(self.products, x, layers)
+    both, k, v = row_products.project(self.rows, x, layers)
     both = both.reshape(*lead, -1, 2 * config.head_dim)  # [B, T, H, 2 D]
     q, gate = jnp.split(both, 2, axis=-1)  # [B, T, H, D] each
     k, v = (x.reshape(*lead, -1, config.head_dim) for x in (k, v))

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from neumann_jax.delta_rule import on_mesh
 from neumann_jax.execution import Execution
-from neumann_jax.layers import placement, token_split
+from neumann_jax.layers import row_products
 from neumann_jax.layers.grouped_product import grouped_product
 from neumann_jax.layers.linear import linear
 from neumann_jax.model_config import ModelConfig
@@ -64,13 +64,13 @@ class SwiGLU(nnx.Module):
 
   def set_execution(self, execution: Execution) -> None:
     """Takes what computes products of a single row."""
-    self.products = token_split.ways(execution.rule)
+    self.rows = execution.rule.implementation
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """[..., hidden] -> [..., hidden]."""
     layers = self.gate_proj, self.up_proj
-    gate, up = token_split.project(self.products, x, layers)
-    return token_split.gated(self.products, gate, up, self.down_proj)
+    gate, up = row_products.project(self.rows, x, layers)
+    return row_products.gated(self.rows, gate, up, self.down_proj)
 
 
 class Experts(nnx.Module):
@@ -243,16 +243,10 @@ class SparseExperts(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """[..., hidden] -> [..., hidden]."""
-    tokens = self._tokens(x)
+    tokens = x.reshape(-1, x.shape[-1])
     out = self.experts(tokens, *self.route(tokens))
     opened = nnx.sigmoid(self.shared_expert_gate(tokens))
     return (out + opened * self.shared_expert(tokens)).reshape(x.shape)
-
-  def _tokens(self, x: jax.Array) -> jax.Array:
-    """By rows, of which experts take them: [..., hidden] -> [M, hidden]."""
-    if x.ndim == 3:
-      x = placement.by_rows(x, self.experts.batch_axes)
-    return x.reshape(-1, x.shape[-1])
 
   def route(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Weights [M, K] float32 and experts [M, K] int32 of [M, hidden]."""
@@ -275,7 +269,7 @@ class SparseExperts(nnx.Module):
       x: [..., hidden], what a call reads.
       counted: [...] float32, 1 at tokens that count and 0 at padding.
     """
-    scores = self.scores(self._tokens(x))  # [M, E]
+    scores = self.scores(x.reshape(-1, x.shape[-1]))  # [M, E]
     counted = counted.reshape(-1)  # [M]
     _, chosen = lax.top_k(scores, self.config.num_experts_per_tok)
     counts = jax.ops.segment_sum(

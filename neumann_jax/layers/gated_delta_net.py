@@ -6,7 +6,7 @@ the dtype of the activations: they decide what the layer remembers.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Literal
 
 import jax
@@ -18,9 +18,9 @@ from neumann_jax.delta_rule import api, chunk_matrix, sequence_parallel, wy
 from neumann_jax.delta_rule import inputs as operands
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.execution import Execution
-from neumann_jax.layers import head_columns, token_split, token_step
+from neumann_jax.layers import placement, row_products, token_step
 from neumann_jax.layers.cache import Cache, check_cache
-from neumann_jax.layers.linear import linear
+from neumann_jax.layers.linear import linear, product
 from neumann_jax.layers.mixer import Axes
 from neumann_jax.layers.norms import GatedRMSNorm
 from neumann_jax.layers.positions import Positions
@@ -210,14 +210,13 @@ class GatedDeltaNet(nnx.Module):
       cache = self.init_cache(x.shape[0])
     x, mask = self._masked(x, mask)
     if x.shape[1] == 1 and self.rule.sequence_axis is None:
-      how = token_split.ways(self.rule)
       # A chunk of one token has nothing to invert, and padding it to C tokens
       # would make a step of decoding C times as dear. It is of the document
       # that the cache enters, whatever its number.
       y, cache = token_step.step(
         self.rule,
         self._block(),
-        Projected(*token_split.project(how, x, self._first())),
+        Projected(*self._projected(x, "qkv", "z", "b", "a")),
         self._weights(),
         cache,
         mask,
@@ -231,8 +230,8 @@ class GatedDeltaNet(nnx.Module):
     return self._out(y.reshape(*x.shape[:2], -1)), Cache(conv_state, state)
 
   def _out(self, y: jax.Array) -> jax.Array:
-    how = token_split.ways(self.rule)
-    return token_split.output(how, y, self.out_proj)
+    how = self.rule.implementation
+    return row_products.project(how, y, [self.out_proj])[0]
 
   def _rule(
     self,
@@ -280,10 +279,9 @@ class GatedDeltaNet(nnx.Module):
       chunk_size=self.rule.chunk_size,
     )
 
-  def _first(self) -> list[nnx.Linear]:
-    """What makes q|k|v, z, b and a."""
-    names = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
-    return [getattr(self, name) for name in names]
+  def _projected(self, x: jax.Array, *names: str) -> tuple[jax.Array, ...]:
+    layers = [getattr(self, f"in_proj_{name}") for name in names]
+    return row_products.project(self.rule.implementation, x, layers)
 
   def _weights(self) -> Weights:
     named = self.conv1d, self.A_log, self.dt_bias, self.norm.weight
@@ -306,28 +304,54 @@ class GatedDeltaNet(nnx.Module):
   ) -> tuple[Operands, jax.Array, jax.Array]:
     """What the rule takes, the gate of its outputs and the new history."""
     weights = self._weights()
-    layers = self._first()
-    how = token_split.ways(self.rule)
-    split = token_split.of(x, how, x.shape[-1])
+    convolve = functools.partial(
+      short_conv,
+      segment_ids=segment_ids,
+      mask=mask,
+      axis_name=self.rule.sequence_axis,
+    )
     counts = self.config.linear_num_key_heads, weights.a_log.shape[0]
-    if split is None or not token_split.even(split, layers, 1, *counts):
-      qkv, *raw = token_split.project(how, x, layers)
-      qkv, history = short_conv(
-        qkv,
-        weights.conv,
-        history=history,
-        segment_ids=segment_ids,
-        mask=mask,
-        axis_name=self.rule.sequence_axis,
-      )
+    axis = placement.split_of_heads(x, self.rule.head_axis, *counts)
+    if axis is None or type(self.in_proj_qkv) is not nnx.Linear:
+      qkv, z, b, a = self._projected(x, "qkv", "z", "b", "a")
+      qkv, history = convolve(qkv, weights.conv, history=history)
       columns = token_step.split(qkv, weights)
     else:
-      columns, raw, history = head_columns.project(
-        split, x, layers, weights, history, segment_ids, mask
-      )
-    z, b, a = raw
+      z, b, a = self._projected(x, "z", "b", "a")
+      columns, history = self._by_heads(convolve, x, history, weights, axis)
     found = token_step.operands(self._block(), columns, b, a, weights, mask)
     return found, z, history
+
+  def _by_heads(
+    self,
+    convolve: Callable[..., tuple[jax.Array, jax.Array]],
+    x: jax.Array,
+    history: jax.Array,
+    weights: Weights,
+    axis: str,
+  ) -> tuple[list[jax.Array], jax.Array]:
+    """Columns of q, k and v where a mesh axis splits heads, and the history.
+
+    In a checkpoint they are one block, whose equal parts are no heads: each
+    device would compute columns of others and send them. So the three parts of
+    the weights, which are small, are sent to where their heads are.
+    """
+    kernel = self.in_proj_qkv.kernel[...].astype(x.dtype)
+    parts = zip(
+      *(token_step.split(y, weights) for y in (kernel, weights.conv)),
+      token_step.split(history, weights, axis=1),
+      strict=True,
+    )
+    found = [
+      convolve(
+        product(x, placement.by_heads(kernel, axis)),
+        placement.by_heads(conv, axis),
+        history=history,
+      )
+      for kernel, conv, history in parts
+    ]
+    columns, histories = zip(*found)
+    return list(columns), jnp.concatenate(histories, axis=1)
 
   def _masked(
     self, x: jax.Array, mask: jax.Array | None

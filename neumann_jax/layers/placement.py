@@ -33,11 +33,11 @@ def by_rows(x: jax.Array, batch_axes: tuple[str, ...]) -> jax.Array:
   Returns:
     x; as it was where the axes have other names or do not divide the rows.
   """
-  mesh = mesh_of(x)
+  mesh = _mesh(x)
   rows = mesh and on_mesh.row_axes(mesh, batch_axes, x.shape[0])
   if mesh is None or rows is None:
     return x
-  return placed(x, mesh, P(rows))
+  return _placed(x, mesh, P(rows))
 
 
 def gathered(
@@ -64,7 +64,7 @@ def gathered(
   found = []
   for path, variable in nnx.to_flat_state(state):
     x, axes = variable[...], logical(path)
-    mesh = mesh_of(x) if "embed" in axes else None
+    mesh = _mesh(x) if "embed" in axes else None
     if mesh is not None:
       free: tuple = (P.UNCONSTRAINED,) * (x.ndim - len(axes))
       free += tuple(None if a == "embed" else P.UNCONSTRAINED for a in axes)
@@ -72,12 +72,34 @@ def gathered(
       # scales of quantised matrices are sent as they are.
       if variable.type is nnx.Param:
         x = x.astype(dtype)
-      variable = variable.replace(placed(x, mesh, P(*free)))
+      variable = variable.replace(_placed(x, mesh, P(*free)))
     found.append((path, variable))
   return nnx.merge(graph, nnx.from_flat_state(found))
 
 
-def mesh_of(x: jax.Array) -> AbstractMesh | None:
+def by_heads(x: jax.Array, axis: str | None) -> jax.Array:
+  """An array whose last axis is one of heads, split over the axis of heads.
+
+  Args:
+    x: on a mesh or not.
+    axis: from `split_of_heads`; None leaves it as it is.
+  """
+  mesh = _mesh(x)
+  if mesh is None or axis is None:
+    return x
+  return _placed(x, mesh, P(*(P.UNCONSTRAINED,) * (x.ndim - 1), axis))
+
+
+def split_of_heads(x: jax.Array, axis: str | None, *counts: int) -> str | None:
+  """The axis of a mesh that splits so many heads; None where none does."""
+  mesh = _mesh(x)
+  if mesh is None:
+    return None
+  axis = on_mesh.head_axis(mesh, axis, *counts)
+  return None if axis is None or mesh.shape[axis] == 1 else axis
+
+
+def _mesh(x: jax.Array) -> AbstractMesh | None:
   """That the compiler splits a traced array over; None where it does not."""
   # What is computed at once follows the values, wherever they are. Inside
   # `jax.shard_map` over some of the axes the rest stays with the compiler.
@@ -88,6 +110,5 @@ def mesh_of(x: jax.Array) -> AbstractMesh | None:
   return mesh if mesh.size > 1 and whole else None
 
 
-def placed(x: jax.Array, mesh: AbstractMesh, spec: P) -> jax.Array:
-  """x as a compiler is to lay it out on a mesh."""
+def _placed(x: jax.Array, mesh: AbstractMesh, spec: P) -> jax.Array:
   return lax.with_sharding_constraint(x, NamedSharding(mesh, spec))

@@ -14,7 +14,7 @@ from neumann_jax.delta_rule import kept_names
 from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices
 from neumann_jax.execution import Execution
 from neumann_jax.foreign_files.messages import shown
-from neumann_jax.layers import placement, token_split
+from neumann_jax.layers import placement
 from neumann_jax.layers.attention import GatedAttention
 from neumann_jax.layers.cache import LayerCache
 from neumann_jax.layers.feed_forward import Routing, SparseExperts, SwiGLU
@@ -48,9 +48,7 @@ MIXERS: dict[str, MixerKind] = {
 # products with weights, which have no batch axis, and no product of two
 # activations.
 _SAVED = {
-  "names": jax.checkpoint_policies.save_only_these_names(
-    *kept_names.ALL, token_split.SUMS
-  ),
+  "names": jax.checkpoint_policies.save_only_these_names(*kept_names.ALL),
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -293,7 +291,7 @@ def _rematerialised(
       least=x.shape[2],
       dtype=execution.dtype,
     )
-    x = token_split.between(x, token_split.ways(execution.rule))
+    x = placement.by_rows(x, execution.rule.batch_axes)
     return layer.run(x, tokens, cache, counted)
 
   if execution.remat == "none":

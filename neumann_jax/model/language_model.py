@@ -19,14 +19,14 @@ from neumann_jax.delta_rule import inputs
 from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices
 from neumann_jax.delta_rule.options import RuleOptions
 from neumann_jax.execution import Execution
-from neumann_jax.layers import placement, token_split
+from neumann_jax.layers import placement
 from neumann_jax.layers.cache import (
   ModelCache,
   check_model_cache,
   check_room,
 )
 from neumann_jax.layers.feed_forward import Routing
-from neumann_jax.layers.linear import linear
+from neumann_jax.layers.linear import linear, wide_product
 from neumann_jax.layers.norms import RMSNorm
 from neumann_jax.layers.positions import Positions, positions, shard_positions
 from neumann_jax.model import logical_axes
@@ -230,17 +230,12 @@ class LanguageModel(nnx.Module):
     known = Tokens(places, segment_ids, mask)
     # A lookup needs a row for each token, and not the whole vocabulary.
     embed = self._gathered("embed_tokens", tokens, self.config.vocab_size)
-    how = token_split.ways(self.execution.rule)
     x = embed(tokens)  # [B, T, hidden]
-    # Stated, or the whole vocabulary would be sent to where few tokens are.
-    if tokens.size < self.config.vocab_size:
-      x = placement.by_rows(x, how.batch_axes)
-    x = token_split.between(x, how)
     layers = None if cache is None else cache.layers
     x, caches, routing = run_layers(
       self.layers, self.execution, x, known, layers, counted
     )
-    x = self.norm(token_split.between(x, how))  # [B, T, hidden]
+    x = self.norm(x)  # [B, T, hidden]
     if cache is None:
       return x, None, routing
     # A compiled program cannot refuse a row that outgrows its cache: NaN is
@@ -254,19 +249,12 @@ class LanguageModel(nnx.Module):
   def logits(self, hidden: jax.Array) -> jax.Array:
     """[..., hidden] -> [..., V] float32."""
     # Sums stay float32: tokens that compete differ by less than bfloat16 shows.
-    how = token_split.ways(self.execution.rule)
+    hidden = placement.by_rows(hidden, self.execution.rule.batch_axes)
     width = self.config.hidden_size
-    if self.config.tie_word_embeddings:
-      embed = self._gathered("embed_tokens", hidden[..., 0], width)
-      matrix = embed.embedding[...].astype(hidden.dtype)
-      return token_split.wide(how, hidden, matrix, 1)
-    head = self._gathered("lm_head", hidden[..., 0], width)
-    if not token_split.is_matrix(head):
-      return head(placement.by_rows(hidden, how.batch_axes))
-    hidden = hidden.astype(self.execution.dtype)
-    return token_split.wide(
-      how, hidden, head.kernel[...].astype(hidden.dtype), 0
-    )
+    if not self.config.tie_word_embeddings:
+      return self._gathered("lm_head", hidden[..., 0], width)(hidden)
+    embedding = self._gathered("embed_tokens", hidden[..., 0], width).embedding
+    return wide_product(hidden, embedding[...].astype(hidden.dtype), 1)
 
   def _gathered(self, name: str, tokens: jax.Array, least: int) -> Any:
     """A matrix of the vocabulary for so many tokens, see `placement`."""

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from neumann_jax.layers import placement
 from neumann_jax.model.language_model import LanguageModel
 
 # Logits held at a time are [tokens, BLOCK]: 128 MiB of float32 for 4096 tokens.
@@ -121,8 +120,6 @@ def token_losses(
     matrix, axis = model.lm_head.kernel[...], 1
   else:
     raise ValueError("model must have its output matrix as trained")
-  # Blocks of words split no tokens: gathered once, and not for every block.
-  hidden = placement.by_rows(hidden, model.execution.rule.batch_axes)
   return cross_entropy(hidden, matrix, targets, vocab_axis=axis, block=block)
 
 
