@@ -14,6 +14,7 @@ from neumann_jax import backends
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
 from neumann_jax.delta_rule import (
   chunk_scan,
+  document_states,
   hopper_rule,
   inputs,
   intra_chunk,
@@ -25,8 +26,9 @@ from neumann_jax.delta_rule import (
   wy,
 )
 from neumann_jax.delta_rule.inputs import Operands
+from neumann_jax.delta_rule.intra_chunk import Terms
 from neumann_jax.delta_rule.layout import Chunks
-from neumann_jax.delta_rule.on_mesh import on_mesh
+from neumann_jax.delta_rule.on_mesh import Rule, on_mesh
 from neumann_jax.delta_rule.options import RuleOptions
 
 
@@ -61,6 +63,8 @@ def gated_delta_rule(
     beta: [B, T, Hv], write strength, in [0, 2].
     scale: of the output; None is Dk^-0.5.
     initial_state: [B, Hv, Dk, Dv], state before the first token; None is zero.
+      Or [B, M, Hv, Dk, Dv] with segment_ids: of each of up to M documents of a
+      row, in their order.
     segment_ids: [B, T] integers in any order, one of its own for each document
       of a row, padding included. A document sees nothing of the others, in
       value or gradient, even where they are not finite, except that a chunk
@@ -73,14 +77,17 @@ def gated_delta_rule(
       multiplies k and v in their own type, and never writes A or T. On a
       Hopper GPU, for bfloat16 operands, C = 64 and widths of 128, all of the
       rule and of its derivative is kernels, see `hopper_rule.py`; on a TPU,
-      for float32 operands too, see `tpu_rule.py`.
+      for float32 operands too, see `tpu_rule.py`. These kernels, and that of
+      the scan, have one state a row: with a state for each document the scan
+      over chunks is that of XLA.
     implementation: "auto", "tpu", "gpu", "xla" or "interpret". With "gpu",
       and with "auto" on a GPU, the scan over chunks is a kernel too
       for 16-bit operands, C up to 64 and widths that are powers of two.
 
   Returns:
     out [B, T, Hv, Dv] in v's dtype, and the final state [B, Hv, Dk, Dv] in
-    float32 (float64 for float64 values).
+    float32 (float64 for float64 values); [B, M, Hv, Dk, Dv] for such an
+    initial_state, of which a document without tokens keeps its own.
 
   Raises:
     TypeError: for an operand of the wrong type.
@@ -98,14 +105,25 @@ def gated_delta_rule(
     ... )
     >>> out.ravel(), state.ravel()
     (Array([3., 5.], dtype=float32), Array([5.], dtype=float32))
+
+    Two documents of a token each, whose states go half of the way to 5:
+
+    >>> _, states = gated_delta_rule(
+    ...   *(k, k, 5 * k, jnp.zeros((1, 2, 1)), jnp.full((1, 2, 1), 0.5)),
+    ...   initial_state=jnp.array([3.0, 7.0]).reshape(1, 2, 1, 1, 1),
+    ...   segment_ids=jnp.array([[0, 1]]),
+    ...   chunk_size=2,
+    ... )
+    >>> states.ravel()
+    Array([4., 6.], dtype=float32)
   """
   # As `with_options`, and not by it: a frame less between here and a kernel.
   arrays = Operands(q, k, v, log_decay, beta)
   how = RuleOptions(chunk_size, spec, fused, implementation)
   check(arrays, initial_state, segment_ids, how)
   scale = precision.output_scale(scale, q)
-  one = _by_chunks if segment_ids is None else _of_documents
-  rule = on_mesh(one, arrays, how)
+  one, by_document = _form(initial_state, segment_ids)
+  rule = on_mesh(one, arrays, how, by_document=by_document)
   return rule(arrays, scale, initial_state, segment_ids, how)
 
 
@@ -120,8 +138,8 @@ def with_options(
   """`gated_delta_rule` of packed operands and options; raises as it does."""
   check(arrays, initial_state, segment_ids, how)
   scale = precision.output_scale(scale, arrays.q)
-  one = _by_chunks if segment_ids is None else _of_documents
-  rule = on_mesh(one, arrays, how)
+  one, by_document = _form(initial_state, segment_ids)
+  rule = on_mesh(one, arrays, how, by_document=by_document)
   return rule(arrays, scale, initial_state, segment_ids, how)
 
 
@@ -135,10 +153,54 @@ def check(
 
   The one check of a call: nothing below it looks at an argument again.
   """
-  inputs.check(arrays._asdict(), state=initial_state, segment_ids=segment_ids)
+  inputs.check(
+    arrays._asdict(),
+    state=initial_state,
+    segment_ids=segment_ids,
+    # A shard has the states of its own documents and not of all.
+    by_document=how.sequence_axis is None,
+  )
   how.check_dtype(precision.compute_dtype(arrays.v))
   if how.fused:
     wy.check(how, arrays.k, arrays.v)
+
+
+def _form(
+  initial_state: jax.Array | None, segment_ids: jax.Array | None
+) -> tuple[Rule, bool]:
+  """The rule for what is packed, and whether documents have their states."""
+  if segment_ids is None:
+    return _by_chunks, False
+  if inputs.of_documents(initial_state, segment_ids):
+    return _with_states, True
+  return _of_documents, False
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _with_states(
+  arrays: Operands,
+  scale: jax.Array,
+  states: jax.Array,
+  segment_ids: jax.Array,
+  how: RuleOptions,
+) -> tuple[jax.Array, jax.Array]:
+  """For documents with states of their own, [B, M, Hv, Dk, Dv].
+
+  A kernel of all of the rule, or of the scan over chunks, has one state a row:
+  u and w may come from a kernel, the scan is that of XLA.
+  """
+
+  def terms(arrays: Operands) -> tuple[Terms, jax.Array]:
+    chunks, factor = split(arrays, scale, None, how.chunk_size)
+    if not how.fused:
+      return intra_chunk.terms(chunks, how), factor
+    u, w = split_wy(arrays, chunks, None, how)
+    gates = chunks.log_decay, chunks.documents
+    return intra_chunk.terms_of_wy(chunks.q, chunks.k, u, w, *gates), factor
+
+  return document_states.rule(
+    terms, arrays, states, segment_ids, how.chunk_size
+  )
 
 
 @functools.partial(jax.jit, static_argnums=4)

@@ -87,6 +87,28 @@ def advance(state: jax.Array, terms: Terms) -> tuple[jax.Array, jax.Array]:
   return lax.scan(step, state, terms)
 
 
+def advance_documents(
+  states: jax.Array, terms: Terms, document: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """`advance` where each chunk goes on from the state of its document.
+
+  Args:
+    states: [B, M, Hk, R, Dk, Dv], of M documents a row.
+    terms: of all chunks.
+    document: [N, B] int32, whose state a chunk reads and writes.
+  """
+  body = jax.checkpoint(_chunk, prevent_cse=False)
+  row = jnp.arange(states.shape[0])
+
+  def step(states, x):
+    own, x = x
+    state = kept_names.named(states[row, own], kept_names.STATES)
+    state, out = body(state, x)
+    return states.at[row, own].set(state), out
+
+  return lax.scan(step, states, (document, terms))
+
+
 def _chunk(state: jax.Array, x: Terms) -> tuple[jax.Array, jax.Array]:
   """Advances the state [B, Hk, R, Dk, D] by one chunk."""
   assert x.q is not None and x.attention is not None

@@ -47,6 +47,7 @@ def check(
   tokens: bool = True,
   state: jax.Array | None = None,
   segment_ids: jax.Array | None = None,
+  by_document: bool = False,
 ) -> None:
   """Raises unless the operands fit each other.
 
@@ -55,6 +56,8 @@ def check(
     tokens: whether they have the token axis: [B, T, ...], else [B, ...].
     state: [B, Hv, Dk, Dv] or None.
     segment_ids: [B, T] or None.
+    by_document: whether each of M documents of a row may have a state of its
+      own: [B, M, Hv, Dk, Dv].
 
   Raises:
     TypeError: for an operand of the wrong type.
@@ -70,12 +73,23 @@ def check(
   if state is not None:
     name = "initial_state" if tokens else "state"
     checks.check_floating(name, state)
-    _check_axes(name, state, ("B", "Hv", "Dk", "Dv"), sizes)
+    axes: tuple[str, ...] = ("B", "Hv", "Dk", "Dv")
+    if by_document and of_documents(state, segment_ids):
+      axes = ("B", "M", *axes[1:])
+    _check_axes(name, state, axes, sizes)
+    _check_sizes(sizes)
   if segment_ids is not None:
     _check_segments(segment_ids, sizes)
   # Last: shapes are cheap, values are read from the device.
   checks.check_gates(arrays["beta"], arrays["log_decay"])
   checks.warn_of_long_keys(arrays["k"], arrays["beta"])
+
+
+def of_documents(
+  state: jax.Array | None, segment_ids: jax.Array | None
+) -> bool:
+  """Whether a state is one for each document of packed rows."""
+  return state is not None and segment_ids is not None and state.ndim == 5
 
 
 def check_hidden(
@@ -200,6 +214,11 @@ def _check_segments(segment_ids: jax.Array, sizes: dict[str, int]) -> None:
   starts[:, 0] = True
   for row, (own, first) in enumerate(zip(ids, starts)):
     found, counts = np.unique(own[first], return_counts=True)
+    if len(found) > sizes.get("M", len(found)):
+      raise ValueError(
+        f"segment_ids must have at most M={sizes['M']} documents a row, as "
+        f"initial_state has, but row {row} has {len(found)}"
+      )
     if (counts > 1).any():
       raise ValueError(
         "segment_ids must give each document of a row an id of its own, but "

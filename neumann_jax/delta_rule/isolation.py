@@ -6,6 +6,7 @@ are computed as inert tokens, and their outputs are NaN: what the rule of that
 document alone says. Nothing else of the row sees them.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -21,7 +22,8 @@ class Taint(NamedTuple):
 
   Attributes:
     out: [B, T, Hv] bool, of outputs.
-    state: [B, Hv] bool, of the state that leaves the last token.
+    state: [B, Hv] bool, of the state that leaves the last token, or of all
+      documents.
   """
 
   out: jax.Array
@@ -60,6 +62,51 @@ def isolate(
   Returns:
     The operands and the state, and the taint of what comes of them.
   """
+  if before is None:
+    before = jnp.zeros((arrays.v.shape[0], arrays.v.shape[2]), bool)
+  if state is not None:
+    bad = ~jnp.isfinite(state).all(axis=(-2, -1))  # [B, Hv]
+    before = before | bad
+    state = clean(state, bad[..., None, None])
+  arrays, taint, out = _isolate(
+    arrays, lambda bad: spread(bad, segment_ids, before), segment_ids
+  )
+  return arrays, state, Taint(out, taint[:, -1])
+
+
+def isolate_documents(
+  arrays: Operands,
+  states: jax.Array,
+  segment_ids: jax.Array,
+  number: jax.Array,
+) -> tuple[Operands, jax.Array, Taint]:
+  """`isolate` where each document has a state of its own.
+
+  Args:
+    arrays: the operands of the rule.
+    states: [B, M, Hv, Dk, Dv], before the first token of each document.
+    segment_ids: [B, T].
+    number: [B, T] int32, which document of its row a token is of.
+
+  Returns:
+    As `isolate`; the taint of states is [B, M, Hv].
+  """
+  bad = ~jnp.isfinite(states).all(axis=(-2, -1))  # [B, M, Hv]
+  row = jnp.arange(len(bad))[:, None]
+  entering = bad.at[row, number].get(mode="fill", fill_value=False)
+  arrays, taint, out = _isolate(
+    arrays, lambda bad: spread(bad | entering, segment_ids), segment_ids
+  )  # [B, T, Hv] both
+  after = bad.at[row, number].max(taint, mode="drop")
+  return arrays, clean(states, bad[..., None, None]), Taint(out, after)
+
+
+def _isolate(
+  arrays: Operands,
+  spread_values: Callable[[jax.Array], jax.Array],
+  segment_ids: jax.Array,
+) -> tuple[Operands, jax.Array, jax.Array]:
+  """The operands cleaned; which tokens write, and which give, what is bad."""
   q, k, v, log_decay, beta = arrays
   groups = v.shape[2] // k.shape[2]
   # Of -inf a token forgets, which is finite; of NaN and inf nothing is known.
@@ -68,13 +115,7 @@ def isolate(
   square = jnp.sum(jnp.square(k.astype(precision.compute_dtype(k))), axis=-1)
   keys = spread(~jnp.isfinite(square), segment_ids)  # [B, T, Hk]
   values = ~_finite(v) | gates | jnp.repeat(keys, groups, axis=2)
-  if before is None:
-    before = jnp.zeros((v.shape[0], v.shape[2]), bool)
-  if state is not None:
-    bad = ~jnp.isfinite(state).all(axis=(-2, -1))  # [B, Hv]
-    before = before | bad
-    state = clean(state, bad[..., None, None])
-  taint = spread(values, segment_ids, before)  # [B, T, Hv]
+  taint = spread_values(values)  # [B, T, Hv]
   queries = ~_finite(q)  # [B, T, Hk]
   # A query reads and writes nothing: it spoils its own output alone.
   out = taint | jnp.repeat(queries, groups, axis=2)
@@ -85,7 +126,7 @@ def isolate(
     clean(log_decay, taint),
     clean(beta, taint),
   )
-  return arrays, state, Taint(out, taint[:, -1])
+  return arrays, taint, out
 
 
 def spread(
@@ -112,7 +153,7 @@ def spread(
 def restore(
   out: jax.Array, state: jax.Array, taint: Taint
 ) -> tuple[jax.Array, jax.Array]:
-  """Outputs [B, T, Hv, Dv] and state [B, Hv, Dk, Dv] with their NaN."""
+  """Outputs [B, T, Hv, Dv] and state [B, ..., Dk, Dv] with their NaN."""
   # By selection, so that no cotangent of NaN reaches what others share.
   nan = lambda x, where: jnp.where(where, jnp.nan, x)  # noqa: E731
   return (

@@ -75,14 +75,19 @@ def split(
   )
 
 
+def numbers(segment_ids: jax.Array) -> jax.Array:
+  """Documents of each row by their order, 0, 1, ...: [B, T] int32."""
+  starts = inputs.segment_starts(jnp.asarray(segment_ids))
+  return jnp.cumsum(starts, axis=1, dtype=jnp.int32)
+
+
 def split_documents(
   segment_ids: jax.Array | None, chunk_size: int
 ) -> jax.Array | None:
   """Numbers documents 0, 1, ... a row: [B, T] -> [N, B, 1, 1, C] int32."""
   if segment_ids is None:
     return None
-  starts = inputs.segment_starts(jnp.asarray(segment_ids))
-  number = jnp.cumsum(starts, axis=1, dtype=jnp.int32)  # [B, T]
+  number = numbers(segment_ids)  # [B, T]
   # Padding continues the last document.
   pad = -number.shape[1] % chunk_size
   number = jnp.pad(number, [(0, 0), (0, pad)], mode="edge")

@@ -31,6 +31,7 @@ def on_mesh(
   how: RuleOptions,
   *others: jax.Array,
   tokens: bool = True,
+  by_document: bool = False,
 ) -> Rule:
   """The rule, for whatever mesh its operands live on.
 
@@ -44,6 +45,7 @@ def on_mesh(
     how: the static options.
     *others: arrays whose mesh counts where the operands have none.
     tokens: whether operands have an axis of them.
+    by_document: whether a row has a state for each document.
 
   Returns:
     A function of the same arguments: the rule itself on one device.
@@ -58,6 +60,8 @@ def on_mesh(
   heads = head_axis(mesh, how.head_axis, *counts)
   state = P(rows, heads)  # [B, Hv, Dk, Dv]
   token = P(rows, None, heads) if tokens else state  # [B, T, heads, ...]
+  if by_document:
+    state = P(rows, None, heads)  # [B, M, Hv, Dk, Dv]
   operands: Any = jax.tree.map(lambda _: token, arrays)
   on_all = spread(
     functools.partial(rule, how=how),

@@ -41,7 +41,8 @@ def gated_delta_recurrent(
     log_decay: [B, T, Hv], <= 0.
     beta: [B, T, Hv], in [0, 2].
     scale: of the output; None is Dk^-0.5.
-    initial_state: [B, Hv, Dk, Dv] or None.
+    initial_state: [B, Hv, Dk, Dv] or None; or [B, M, Hv, Dk, Dv], as for
+      `gated_delta_rule`.
     segment_ids: [B, T] integers, one for each document of a row, or None.
 
   Returns:
@@ -63,13 +64,16 @@ def gated_delta_recurrent(
     (Array([4., 6.], dtype=float32), Array([6.], dtype=float32))
   """
   arrays = Operands(q, k, v, log_decay, beta)
-  inputs.check(arrays._asdict(), state=initial_state, segment_ids=segment_ids)
-  return _by_tokens(
-    arrays,
-    precision.output_scale(scale, q),
-    initial_state,
-    segment_ids,
+  inputs.check(
+    arrays._asdict(),
+    state=initial_state,
+    segment_ids=segment_ids,
+    by_document=True,
   )
+  scale = precision.output_scale(scale, q)
+  if inputs.of_documents(initial_state, segment_ids):
+    return _with_states(arrays, scale, initial_state, segment_ids)
+  return _by_tokens(arrays, scale, initial_state, segment_ids)
 
 
 def gated_delta_step(
@@ -144,6 +148,33 @@ def _by_tokens(
   tokens = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (starts, widened))
   state, out = lax.scan(body, state, tokens)
   return jnp.swapaxes(out, 0, 1).astype(dtype), layout.flat_state(state)
+
+
+@jax.jit
+def _with_states(
+  arrays: Operands,
+  scale: jax.Array,
+  states: jax.Array,
+  segment_ids: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """For documents with states of their own, [B, M, Hv, Dk, Dv]."""
+  row = jnp.arange(states.shape[0])
+  widened = _widened(arrays, scale)
+
+  def body(states, x):
+    own, token = x
+    # A document past the M-th reads NaN, and writes nowhere.
+    state = states.at[row, own].get(mode="fill", fill_value=jnp.nan)
+    state = layout.grouped_state(state, token.k, token.v, *token)
+    state, out = _token(state, token)
+    state = layout.flat_state(state)
+    return states.at[row, own].set(state, mode="drop"), out
+
+  number = layout.numbers(segment_ids)
+  tokens = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (number, widened))
+  states = states.astype(precision.compute_dtype(arrays.v))
+  states, out = lax.scan(body, states, tokens)
+  return jnp.swapaxes(out, 0, 1).astype(arrays.v.dtype), states
 
 
 @jax.jit
