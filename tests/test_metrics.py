@@ -311,6 +311,77 @@ def test_coverage_says_how_many_samples_it_needs():
     assert re.findall(r"at least (\d+)", str(caught.value)) == [str(enough)]
 
 
+@pytest.mark.parametrize(("samples", "level"), [(9, 0.5), (49, 0.9)])
+def test_hpd_coverage_of_exact_and_wrong_samples(samples, level):
+  """Gaussians of 3 dimensions of another scale, against an integral."""
+  entries = 20000
+  truth, white = normal((entries, 3)), normal((samples, entries, 3), 1)
+
+  def log_density(x):
+    return f32(-(x**2).sum(-1) / 2)
+
+  inner = round(level * (samples + 1))
+  for scale in (1.0, 0.8, 1.3):
+    found = metrics.hpd_coverage(
+      log_density(scale * white), log_density(truth), level=level
+    )
+    # Of the truth's squared length: so many samples are shorter.
+    square = np.linspace(1e-6, 50, 50001)
+    shorter = scipy.stats.chi2.cdf(square / scale**2, 3)
+    inside = scipy.stats.binom.cdf(inner - 1, samples, shorter)
+    law = scipy.stats.chi2.pdf(square, 3)
+    expected = scipy.integrate.simpson(inside * law, x=square)
+    error = (expected * (1 - expected) / entries) ** 0.5
+    assert abs(float(found.value) - expected) <= ONE * error
+    if scale == 1:
+      np.testing.assert_allclose(found.expected, expected, atol=1e-4)
+    else:  # the wrongness shows
+      assert abs(float(found.value) - found.expected) > 6 * error
+
+
+def test_hpd_coverage_says_how_many_samples_it_needs():
+  for level in (0.01, 0.1, 0.5, 0.9, 0.95, 0.99):
+    enough = next(
+      n for n in range(1, 200) if 0.5 <= level * (n + 1) + 1e-9 < n + 0.5
+    )
+    metrics.hpd_coverage(jnp.zeros((enough, 3)), jnp.zeros(3), level=level)
+    if enough > 1:
+      with pytest.raises(ValueError, match=f"at least {enough} samples"):
+        metrics.hpd_coverage(
+          jnp.zeros((enough - 1, 3)), jnp.zeros(3), level=level
+        )
+
+
+# --- Continuous ranked probability score --------------------------------------
+
+
+@pytest.mark.parametrize("samples", [2, 5, 400])
+def test_crps_of_gaussian_samples_is_the_closed_form(samples):
+  """Gneiting and Raftery 2007, equation 21; unbiased for any B."""
+  entries = 40000
+  for mean, scale, truth in ((0.0, 1.0, 0.0), (100.0, 2.0, 103.0)):
+    white = normal((samples, entries))
+    scores = metrics.crps(
+      f32(mean + scale * white), jnp.full(entries, truth, jnp.float32)
+    )
+    z, law = (truth - mean) / scale, scipy.stats.norm
+    expected = scale * (z * (2 * law.cdf(z) - 1) + 2 * law.pdf(z) - np.pi**-0.5)
+    scores = np.asarray(scores, np.float64)
+    error = scores.std() / entries**0.5
+    assert abs(scores.mean() - expected) <= ONE * error
+    assert error < 0.02 * expected
+
+
+def test_crps_is_least_for_the_truths_own_law():
+  truth, white = normal(20000, 2), normal((20, 20000), 3)
+  own = float(metrics.crps(f32(white), f32(truth)).mean())
+  for scale, shift in ((0.6, 0.0), (1.6, 0.0), (1.0, 0.5)):
+    other = metrics.crps(f32(scale * white + shift), f32(truth)).mean()
+    assert float(other) > own + 0.02
+  point = metrics.crps(jnp.zeros((3, 20000)), f32(truth))
+  np.testing.assert_allclose(point, np.abs(truth), rtol=1e-6)
+
+
 # --- Sliced Wasserstein ------------------------------------------------------
 
 
@@ -364,6 +435,7 @@ def zeros(*shape):
 
 KEY = jax.random.key(0)
 OPTIONS = {"variance_ratio": ("bands", "least"), "coverage": ("level",)}
+OPTIONS["hpd_coverage"] = ("level",)
 
 
 @pytest.mark.parametrize(
@@ -390,6 +462,11 @@ OPTIONS = {"variance_ratio": ("bands", "least"), "coverage": ("level",)}
     ("coverage", [zeros(99, 8), zeros(8), 0.0], "level must lie in"),
     ("coverage", [zeros(99, 8), zeros(8), np.nan], "level must lie in"),
     ("coverage", [zeros(5, 8), zeros(8)], "level 0.9 needs"),
+    ("hpd_coverage", [zeros(99, 8), zeros(7)], "truth must have the shape"),
+    ("hpd_coverage", [zeros(99, 8), zeros(8), 1.0], "level must lie in"),
+    ("hpd_coverage", [zeros(4, 8), zeros(8)], "level 0.9 needs"),
+    ("crps", [zeros(4, 8), zeros(7)], "truth must have the shape"),
+    ("crps", [zeros(1, 8), zeros(8)], "samples must number at least 2"),
   ],
 )
 def test_bad_input_is_one_sentence(name, args, sentence):

@@ -5,11 +5,13 @@ from posterior_jax.metrics.image import (
 )
 from posterior_jax.metrics.image import psnr as psnr
 from posterior_jax.metrics.image import ssim as ssim
+from posterior_jax.metrics.intervals import Coverage as Coverage
+from posterior_jax.metrics.intervals import coverage as coverage
+from posterior_jax.metrics.intervals import hpd_coverage as hpd_coverage
 from posterior_jax.metrics.lpips import LPIPS as LPIPS
 from posterior_jax.metrics.lpips import load_lpips as load_lpips
-from posterior_jax.metrics.posterior import Coverage as Coverage
 from posterior_jax.metrics.posterior import MeanError as MeanError
-from posterior_jax.metrics.posterior import coverage as coverage
+from posterior_jax.metrics.posterior import crps as crps
 from posterior_jax.metrics.posterior import (
   normalised_mean_error as normalised_mean_error,
 )
@@ -33,6 +35,8 @@ __all__ = (
   "VarianceRatio",
   "coefficient_variance",
   "coverage",
+  "crps",
+  "hpd_coverage",
   "load_lpips",
   "measurement_residual",
   "normalised_mean_error",

@@ -25,19 +25,6 @@ class MeanError(NamedTuple):
   floor: float
 
 
-class Coverage(NamedTuple):
-  """How often the truth lies in the samples' central interval.
-
-  Attributes:
-    value: fraction of the truth's entries inside, scalar.
-    expected: the fraction for exact samples; differs from the level asked for
-      because B samples have only B + 1 ranks.
-  """
-
-  value: jax.Array
-  expected: float
-
-
 def normalised_mean_error(
   samples: jax.Array, mean: jax.Array, std: jax.Array
 ) -> MeanError:
@@ -66,7 +53,7 @@ def normalised_mean_error(
     >>> bool(abs(error.value / error.floor - 1) < 0.5)
     True
   """
-  _check_samples(samples, mean, "mean")
+  check_samples(samples, mean, "mean")
   difference = jnp.mean(samples, axis=0) - mean
   ratio = jnp.mean(difference**2) / jnp.mean(std**2)
   return MeanError(jnp.sqrt(ratio), float(samples.shape[0] ** -0.5))
@@ -121,56 +108,49 @@ def sliced_wasserstein(
   return jnp.sqrt(jnp.mean((projected(x) - projected(y)) ** 2))
 
 
-def coverage(
-  samples: jax.Array, truth: jax.Array, *, level: float = 0.9
-) -> Coverage:
-  """Fraction of entries whose truth lies in the samples' central interval.
+def crps(samples: jax.Array, truth: jax.Array) -> jax.Array:
+  """Continuous ranked probability score of every entry, in its unit.
 
-  The interval runs between two order statistics, so that a truth drawn from
-  the posterior the samples come from falls inside with a known probability,
-  whatever that posterior is.
+    mean |X_i - truth| - sum_{i, j} |X_i - X_j| / (2 B (B - 1))
+
+  The second sum is over B (B - 1) pairs, so that the score's expectation is
+  that of the samples' own law whatever B is (the fair score, Ferro 2014): on
+  average least for samples of the law that the truth is from, and negative at
+  times.
 
   Args:
-    samples: [B, ...].
+    samples: [B, ...], B at least 2.
     truth: [...].
-    level: probability of the interval, in (0, 1).
 
   Returns:
-    The fraction inside, and the one expected of exact samples.
+    [...], small is good; of a point mass the absolute error.
 
   Raises:
-    ValueError: if shapes differ, or B samples are too few for the level.
+    ValueError: if shapes differ, or there are fewer than 2 samples.
 
   Example:
-    >>> import jax
+    >>> import jax, jax.numpy as jnp
     >>> import posterior_jax as pj
-    >>> keys = jax.random.split(jax.random.key(0))
-    >>> samples = jax.random.normal(keys[0], (19, 1000))
-    >>> truth = jax.random.normal(keys[1], (1000,))
-    >>> found = pj.metrics.coverage(samples, truth, level=0.9)
-    >>> found.expected
-    0.9
-    >>> bool(abs(found.value - found.expected) < 0.05)
+    >>> samples = jax.random.normal(jax.random.key(0), (1000, 100))
+    >>> score = pj.metrics.crps(samples, jnp.zeros(100)).mean()
+    >>> bool(abs(score - 0.234) < 0.01)  # (2^(1/2) - 1) / pi^(1/2)
     True
   """
-  _check_samples(samples, truth, "truth")
+  check_samples(samples, truth, "truth")
   count = samples.shape[0]
-  if not 0 < level < 1:
-    raise ValueError(f"level must lie in (0, 1), got {level}")
-  tail = int(np.ceil((1 - level) / 2 * (count + 1) - 0.5 - 1e-9))  # nearest
-  if tail < 1:
-    raise ValueError(
-      f"level {level} needs at least "
-      f"{int(np.ceil(1 / (1 - level) - 1e-9))} samples, got {count}"
-    )
-  # A truth from the samples' own law has each of the B + 1 ranks equally often.
-  rank = jnp.sum(samples < truth, axis=0)
-  inside = (rank >= tail) & (rank <= count - tail)
-  expected = (count + 1 - 2 * tail) / (count + 1)
-  return Coverage(jnp.mean(inside.astype(samples.dtype)), expected)
+  if count < 2:
+    raise ValueError(f"samples must number at least 2, got {count}")
+  # About the truth: far from 0 the pairs' differences would cancel.
+  away = jnp.sort(samples - truth, axis=0)
+  weight = (2 * np.arange(1, count + 1) - count - 1) / (count * (count - 1))
+  pairs = jnp.tensordot(
+    jnp.asarray(weight, away.dtype), away, 1, precision=lax.Precision.HIGHEST
+  )
+  return jnp.mean(jnp.abs(away), axis=0) - pairs
 
 
-def _check_samples(samples: jax.Array, one: jax.Array, name: str) -> None:
+def check_samples(samples: jax.Array, one: jax.Array, name: str) -> None:
+  """Refuses what is not of one sample's shape, in a sentence naming it."""
   if samples.ndim < 1 or samples.shape[1:] != one.shape:
     raise ValueError(
       f"{name} must have the shape of one sample {samples.shape[1:]}, got "
