@@ -4,7 +4,7 @@ Command: python -m experiments.restoration
   --resume goes on with a run that was cut short;
   --config.setup.folder=DIR adds pictures of your own;
   --config.setup.lpips=FILE adds LPIPS, with weights of your own disk
-  (`posterior_jax.metrics.load_lpips` says how to write them);
+  (`python -m experiments.perceptual_weights` writes them);
   --config=configs/restoration.py:debug: two methods, a known prior.
 Time: not measured as a whole, by its parts about an hour on one H100; `:debug`
   40 seconds on 2 cores.

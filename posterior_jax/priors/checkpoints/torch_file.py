@@ -11,6 +11,7 @@ import numpy as np
 from posterior_jax.foreign_files.messages import shown
 from posterior_jax.priors.checkpoints import tensor_pickle
 from posterior_jax.priors.checkpoints.torch_archive import Archive, Refused
+from posterior_jax.priors.checkpoints.torch_tensors import Tensors
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -31,7 +32,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
   """
   try:
     with Archive(path) as archive:
-      found = tensor_pickle.load(archive.pickle(), archive)
+      found = tensor_pickle.load(archive.pickle(), Tensors(archive))
   except Refused as error:
     raise ValueError(f"{path.name} {error}") from None
   if not isinstance(found, dict):

