@@ -29,7 +29,7 @@ from experiments.few_calls import variants
 from experiments.few_calls.contenders import BASELINES, DPIR, Contender, scanned
 from experiments.few_calls.search import Found, Point, search
 from experiments.few_calls.tuned import start as start_of
-from experiments.harness import prior_files, progress, record
+from experiments.harness import paired, prior_files, progress, record
 from experiments.harness.settings import Checked, setting
 from experiments.restoration import setup
 from posterior_jax.base import Denoiser
@@ -376,22 +376,20 @@ def differences(rows: pd.DataFrame, method: str = FAST) -> pd.DataFrame:
   """
   case = ["task", "calls"]
   wide = rows.pivot_table("psnr", [*case, "picture"], "method", sort=False)
-  draw = np.random.default_rng(0)
   found = []
   for about, own in wide.groupby(case, sort=False):
     for baseline in own.columns.drop(method):
       gap = (own[method] - own[baseline]).dropna()
       if not len(gap):
         continue
-      again = draw.choice(gap.to_numpy(), (10_000, len(gap))).mean(axis=1)
-      low, high = np.quantile(again, (0.025, 0.975))
+      mean, low, high = paired.interval(gap.to_numpy())
       found.append(
         {
           **dict(zip(case, about)),
           "baseline": baseline,
           "its PSNR": own[baseline].mean(),
           "fast()": own[method].mean(),
-          "difference": gap.mean(),
+          "difference": mean,
           "half of 95 %": 1.96 * gap.std(ddof=1) / len(gap) ** 0.5,
           "pictures": len(gap),
           "from": low,

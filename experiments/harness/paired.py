@@ -1,0 +1,90 @@
+"""Methods compared case by case: paired intervals, wins and ranks.
+
+Tables of scores have a row for each case (a picture, a signal, a task), which
+every method has seen, and a column for each method.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+
+RESAMPLES = 10_000
+
+
+class Interval(NamedTuple):
+  """A mean over cases, and the ends of its interval."""
+
+  value: float
+  low: float  # NaN of a single case, which says nothing of others
+  high: float
+
+
+def interval(values: np.ndarray, *, level: float = 0.95) -> Interval:
+  """Mean of values and its interval by resampled cases (percentile bootstrap).
+
+  Args:
+    values: [n], one per case; of two methods, their differences.
+    level: probability of the interval, in (0, 1).
+
+  Returns:
+    The mean with the quantiles (1 - level) / 2 and (1 + level) / 2 of the means
+    of 10,000 resamples, the same ones whenever n is the same.
+
+  Raises:
+    ValueError: if there are no values, or one is not finite.
+  """
+  values = np.asarray(values, float)
+  if values.ndim != 1 or not values.size or not np.isfinite(values).all():
+    raise ValueError(
+      f"values must be at least one finite number, got {values.tolist()}"
+    )
+  if values.size == 1:
+    return Interval(float(values[0]), np.nan, np.nan)
+  found = scipy.stats.bootstrap(
+    (values,),
+    np.mean,
+    n_resamples=RESAMPLES,
+    confidence_level=level,
+    method="percentile",
+    rng=np.random.default_rng(0),
+  ).confidence_interval
+  return Interval(float(values.mean()), float(found.low), float(found.high))
+
+
+def wins(scores: pd.DataFrame, *, high_is_good: bool = True) -> pd.Series:
+  """Share of the cases in which each method is best; ties are shared.
+
+  Args:
+    scores: cases x methods, without gaps.
+    high_is_good: as PSNR, not as a distance.
+
+  Returns:
+    By method, together 1.
+  """
+  _check_whole(scores)
+  best = scores.max(axis=1) if high_is_good else scores.min(axis=1)
+  first = scores.eq(best, axis=0)
+  return first.div(first.sum(axis=1), axis=0).mean()
+
+
+def median_ranks(
+  scores: pd.DataFrame, *, high_is_good: bool = True
+) -> pd.Series:
+  """Median over the cases of each method's rank, 1 for the best.
+
+  Args:
+    scores: cases x methods, without gaps; equal ones share their mean rank.
+    high_is_good: as PSNR, not as a distance.
+
+  Returns:
+    By method.
+  """
+  _check_whole(scores)
+  return scores.rank(axis=1, ascending=not high_is_good).median()
+
+
+def _check_whole(scores: pd.DataFrame) -> None:
+  if not len(scores) or scores.isna().to_numpy().any():
+    raise ValueError("scores must have a number of every method in every case")
