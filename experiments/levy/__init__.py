@@ -1,0 +1,1 @@
+"""Samplers on Levy processes, whose posteriors Gibbs sampling draws exactly."""
