@@ -1,13 +1,13 @@
 """`python -m experiments.restore`."""
 
 from experiments.harness import runner
-from experiments.restore import job, study
+from experiments.restore import folder, job
 
 runner.main(
   "restore",
   job.Settings,
-  study.restore,
-  prepare=job.prepare,
-  inputs=study.inputs,
+  folder.restore,
+  prepare=folder.prepare,
+  inputs=folder.inputs,
   resumable=True,
 )

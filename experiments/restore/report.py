@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from experiments.data import degradations
-from experiments.harness import record
 from experiments.harness.reporting import pictures
 from experiments.harness.reporting.report import Report
 from experiments.restore.input import Given
@@ -65,19 +64,24 @@ def uncertainty(samples: np.ndarray) -> Any:
 
 
 def write(
-  run: record.Run, given: Given, restored: Restored, row: Mapping[str, Any]
+  folder: pathlib.Path,
+  origin: str,
+  given: Given,
+  restored: Restored,
+  row: Mapping[str, Any],
 ) -> pathlib.Path:
   """Writes `report.html` and returns its path.
 
   Args:
-    run: whose folder takes it.
+    folder: takes it.
+    origin: of the numbers, see `record.Run.origin`.
     given: the picture.
     restored: what became of it.
     row: of the table.
   """
   report = Report(
     f"{pathlib.Path(row['image']).name} restored",
-    f"{run.origin()} Pictures at full size lie there too.",
+    f"{origin} Pictures at full size lie there too.",
   )
   report.section("Pictures")
   report.figure(panel(given, restored), _caption(row), photographic=True)
@@ -118,7 +122,7 @@ def write(
     f"{row['products']} products with its Jacobian.",
     name="restore",
   )
-  return report.write(run.folder / "report.html")
+  return report.write(folder / "report.html")
 
 
 def panel(given: Given, restored: Restored) -> Any:

@@ -12,7 +12,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from experiments.harness.reporting import report as reports
 from experiments.restore import doubt, picture_file, report
 from experiments.restore.drawing import Drawn, Pace, draw
 from experiments.restore.input import Given
-from experiments.restore.job import Job
+from experiments.restore.job import Job, Settings
 from experiments.restore.report import Restored
 from posterior_jax import metrics
 
@@ -40,9 +40,8 @@ ABOUT = (
 Score = float | None
 
 
-def inputs(job: Job) -> dict[str, str]:
+def inputs(settings: Settings) -> dict[str, str]:
   """SHA-256 of the files that the settings name."""
-  settings = job.settings
   found = prior_files.digests(settings.prior)
   for name in ("image", "kernel", "mask", "operator"):
     file = pathlib.Path(getattr(settings, name))
@@ -53,11 +52,32 @@ def inputs(job: Job) -> dict[str, str]:
 
 def restore(job: Job, run: record.Run) -> None:
   """Restores the picture; writes images, row and report."""
+  path = picture(job, run, run.folder).report
+  print(f"report: {reports.shown(path)}")
+
+
+class Written(NamedTuple):
+  """What is left of a picture."""
+
+  given: np.ndarray  # [h, w, C], enlarged where it is smaller
+  best: np.ndarray  # [H, W, C]
+  row: dict[str, Any]
+  report: pathlib.Path
+
+
+def picture(job: Job, run: record.Run, folder: pathlib.Path) -> Written:
+  """Restores one picture into a folder of the run.
+
+  Args:
+    job: what is restored.
+    run: whose table takes the row.
+    folder: for images and report, one of its own for every picture.
+  """
   if not job.settings.degrade:
     hint = doubt.flip_hint(job.given.observation)
     if hint:
       print(hint)
-  restored, spent = _draw_all(job, run.folder / DRAWN)
+  restored, spent = _draw_all(job, folder / DRAWN)
   if job.family is not None:
     # What follows is measured by the kernel that was found.
     job = job.turned(spent["degrees"])
@@ -68,13 +88,14 @@ def restore(job: Job, run: record.Run) -> None:
   restored = restored.within(job.given.observation.operator)
   row |= dict(zip(("height", "width", "channels"), restored.best.shape))
   # What took the time first, and last what can be made of it.
-  for name, picture in _pictures(job, restored).items():
-    writing.write(run.folder / name, picture)
+  for name, content in _pictures(job, restored).items():
+    writing.write(folder / name, content)
   run.write_once(TABLE, row, ABOUT)
-  path = report.write(run, job.given, restored, row)
+  path = report.write(folder, run.origin(), job.given, restored, row)
   for line in (*report.summary(row), *doubts):
     print(line)
-  print(f"report: {reports.shown(path)}")
+  seen = np.asarray(degradations.as_image(job.given.observation)[0])
+  return Written(seen, restored.best, row, path)
 
 
 def _pictures(job: Job, restored: Restored) -> dict[str, bytes]:

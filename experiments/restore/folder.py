@@ -1,0 +1,160 @@
+"""All pictures of a folder, one after another, and one report of them.
+
+A file that cannot be restored, since it is cut short or no mask of its size was
+given, takes no other with it: the report names it and says why.
+"""
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from experiments.data import photographs
+from experiments.harness import record, writing
+from experiments.harness.command_line import UsageError
+from experiments.harness.reporting import pictures
+from experiments.harness.reporting import report as reports
+from experiments.harness.reporting.report import Report
+from experiments.restore import job, study
+from experiments.restore.job import Job, Settings
+from experiments.restore.study import Written
+
+REFUSED = "refused"  # table of pictures that could not be restored
+SUFFIXES = (*photographs.SUFFIXES, ".npy")
+THUMBNAIL = 160  # pixels of a side in the report of all, at most
+
+
+class Batch(NamedTuple):
+  """A folder of pictures that were all degraded alike."""
+
+  settings: Settings
+  files: tuple[pathlib.Path, ...]
+
+
+def prepare(settings: Settings) -> Job | Batch:
+  """One picture as `job.prepare` reads it, or the names in a folder.
+
+  Raises:
+    ValueError: as `job.prepare`; no picture lies in the folder, or not one of
+      them can be restored.
+  """
+  folder = pathlib.Path(settings.image)
+  if not folder.is_dir():
+    return job.prepare(settings)
+  files = tuple(
+    file
+    for file in sorted(folder.iterdir())
+    if file.suffix.lower() in SUFFIXES and file.is_file()
+  )
+  if not files:
+    raise ValueError(
+      f"image {settings.image!r} must be a picture or a folder of some: it "
+      f"holds no {', '.join(SUFFIXES)}"
+    )
+  return Batch(settings, files)
+
+
+def inputs(given: Job | Batch) -> dict[str, str]:
+  """SHA-256 of the files that the settings name, those of a folder included."""
+  if isinstance(given, Batch):
+    return study.inputs(given.settings) | writing.digests("image", given.files)
+  return study.inputs(given.settings)
+
+
+def restore(given: Job | Batch, run: record.Run) -> None:
+  """Restores the picture, or every picture of the folder."""
+  if not isinstance(given, Batch):
+    study.restore(given, run)
+    return
+  found: dict[str, Written] = {}
+  refused: dict[str, str] = {}
+  for number, file in enumerate(given.files, 1):
+    print(f"{file.name}, {number} of {len(given.files)}")
+    folder = run.folder / file.name
+    try:
+      one = job.prepare(dataclasses.replace(given.settings, image=str(file)))
+      folder.mkdir(exist_ok=True)
+      found[file.name] = _small(study.picture(one, run, folder))
+    except ValueError as error:
+      refused[file.name] = str(error)
+      why = {"image": str(file), "why": str(error)}
+      run.write_once(REFUSED, why, tuple(why))
+      print(f"{file.name} is left out: {error}", file=sys.stderr)
+  if not found:
+    raise UsageError(f"none of {len(given.files)} pictures could be restored")
+  path = _report(run, given, found, refused)
+  print(f"{len(found)} of {len(given.files)} pictures are restored")
+  print(f"report: {reports.shown(path)}")
+
+
+def _small(written: Written) -> Written:
+  """With images no larger than the report shows: many are kept in memory."""
+
+  def reduced(image: np.ndarray) -> np.ndarray:
+    step = -(-max(image.shape[:2]) // THUMBNAIL)
+    height, width = (n // step * step for n in image.shape[:2])
+    squares = image[:height, :width].reshape(
+      height // step, step, width // step, step, -1
+    )
+    return squares.mean((1, 3))
+
+  return written._replace(
+    given=reduced(written.given), best=reduced(written.best)
+  )
+
+
+def _report(
+  run: record.Run,
+  batch: Batch,
+  found: Mapping[str, Written],
+  refused: Mapping[str, str],
+) -> pathlib.Path:
+  """Writes the report of all pictures and returns its path."""
+  settings = batch.settings
+  report = Report(
+    f"{len(found)} pictures restored",
+    f"{run.origin()} Every picture has a folder of its name there, with its "
+    "images at full size and a report of its own.",
+  )
+  report.section("Pictures")
+  report.figure(
+    pictures.panel(
+      {
+        name: {"as given": one.given, "restored": one.best}
+        for name, one in found.items()
+      }
+    ),
+    f"{settings.task.replace('_', ' ')} by {settings.method}.",
+    photographic=True,
+  )
+  if refused:
+    report.section("Left out")
+    for name, why in refused.items():
+      report.text(f"{name}: {why}.")
+  report.section("Numbers")
+  lines = pd.DataFrame.from_dict(
+    {
+      name: {
+        "noise": one.row["noise_std"],
+        "residual": one.row["residual"],
+        "PSNR [dB]": one.row["psnr"],
+        "time [s]": one.row["seconds"],
+      }
+      for name, one in found.items()
+    },
+    orient="index",
+    dtype=float,
+  ).rename_axis("picture")
+  report.table(
+    "Fit, and quality where the clean picture is known",
+    lines.dropna(axis="columns", how="all"),
+    digits={"noise": 4, "residual": 2, "PSNR [dB]": 2, "time [s]": 0},
+    measured_on=f"the pictures of {settings.image}, seed {settings.seed}; "
+    "noise on pixels in [-1, 1].",
+    name=study.TABLE,
+  )
+  return report.write(run.folder / "report.html")
