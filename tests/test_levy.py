@@ -120,10 +120,11 @@ def test_gibbs_draws_have_the_moments_of_a_quadrature(name):
 @pytest.mark.parametrize("name", MIXED)
 def test_the_denoiser_is_that_of_a_quadrature(name):
   """Mean and derivative, Cov / sigma^2, of three points."""
-  law, sigma = LAWS[name], 0.6
-  z = np.array([0.9, 0.8, -0.4])
+  law, sigma = LAWS[name], 0.4
+  # A jump at the end, a certain one, and one before that may be none.
+  z = np.array([0.5, 0.45, -1.5])
   mean, covariance = by_quadrature(law, np.eye(3), z, sigma)
-  chains = 600
+  chains = 400
   x = jnp.asarray(np.tile(z, (chains, 1)), jnp.float32)[:, None, :, None]
   level = jnp.full(chains, sigma)
   denoise = Denoiser(law, 20, 60)
@@ -139,7 +140,7 @@ def test_the_denoiser_is_that_of_a_quadrature(name):
   found = np.asarray(found, float)[:, 0, :, 0]
   noise = found.std(axis=0) / chains**0.5
   assert (np.abs(found.mean(axis=0) - mean) < 4.5 * noise + 1e-3).all()
-  assert (noise < 0.02 * np.sqrt(np.diag(covariance))).all()
+  assert (noise < 0.025 * np.sqrt(np.diag(covariance))).all()
   jacobian = np.asarray(jacobian, float)[:, :, 0, :, 0]
   noise = jacobian.std(axis=0) / chains**0.5
   error = np.abs(jacobian.mean(axis=0) - covariance / sigma**2)
