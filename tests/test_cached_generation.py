@@ -1,6 +1,7 @@
 """Generation that goes on: turns of chats, shared prefixes, room of caches."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,19 @@ from flax import nnx
 from neumann_jax.generation import decoding
 from neumann_jax.generation.prompts import widths
 from neumann_jax.generation.sampling import SamplingSpec
-from neumann_jax.layers import attention
+from neumann_jax.layers import cached_keys
 from neumann_jax.layers.cache import KeyValueCache
+from neumann_jax.layers.causal_attention import causal_attention
+from neumann_jax.layers.positions import Positions
 from tests import oracles
-from tests.test_generate import GREEDY, PROMPTS, call, generate, model_of
+from tests.test_generate import (
+  GREEDY,
+  PROMPTS,
+  call,
+  generate,
+  job_of,
+  model_of,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -95,20 +105,20 @@ def test_a_cache_of_the_model_will_do():
   np.testing.assert_array_equal(cache.stored, 7)  # and stays as it is
 
 
-@pytest.fixture(scope="module")
-def short_prefixes():
+@pytest.fixture(scope="module", params=[False, True])
+def short_prefixes(request):
   """A row with room for 9, read up to slot 4, 8 or 9."""
-  graph, params = nnx.split(model_of())
+  graph, params = nnx.split(model_of(request.param))
 
   @oracles.quick_jit
   def call(params, tokens, cache, mask):
-    return nnx.merge(graph, params)(tokens, cache=cache, mask=mask)
+    # What a GPU reads of a single token, 4096 slots, is not read here.
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(cached_keys, "_FIRST_PREFIX", 4)
+      patch.setattr(cached_keys, "_PREFIX_RATIO", 2)
+      return nnx.merge(graph, params)(tokens, cache=cache, mask=mask)
 
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(attention, "_FIRST_PREFIX", 4)
-    patch.setattr(attention, "_SLOTS_OF_A_TOKEN", 4)
-    patch.setattr(attention, "_PREFIX_RATIO", 2)
-    yield functools.partial(call, params)
+  return model_of(request.param), functools.partial(call, params)
 
 
 TOKENS = np.random.default_rng(5).integers(0, 61, (1, 9), np.int32)
@@ -117,8 +127,9 @@ ONE = np.ones((1, 1), bool)
 
 def read(short_prefixes, stored):
   """The cache after so many of the tokens."""
+  model, call = short_prefixes
   mask = np.arange(9)[None] < stored
-  return short_prefixes(TOKENS, model_of().init_cache(1, 9), mask)[1]
+  return call(TOKENS, model.init_cache(1, 9), mask)[1]
 
 
 def test_a_step_reads_the_slots_in_use_and_no_others(short_prefixes):
@@ -127,22 +138,108 @@ def test_a_step_reads_the_slots_in_use_and_no_others(short_prefixes):
   def spoiled(layer):
     if not isinstance(layer, KeyValueCache):
       return layer
-    return KeyValueCache(*(x.at[:, 4:].set(jnp.nan) for x in layer))
+    return KeyValueCache(*(x.at[..., 4:, :, :].set(jnp.nan) for x in layer))
 
+  _, step = short_prefixes
   cache = read(short_prefixes, 3)
   bad = cache._replace(layers=tuple(map(spoiled, cache.layers)))
-  truth, _ = short_prefixes(TOKENS[:, :1], cache, ONE)
-  found, _ = short_prefixes(TOKENS[:, :1], bad, ONE)
+  truth, _ = step(TOKENS[:, :1], cache, ONE)
+  found, _ = step(TOKENS[:, :1], bad, ONE)
   np.testing.assert_array_equal(found, truth)
 
 
 def test_every_prefix_of_a_cache_is_seen(short_prefixes):
   """The first token is seen, and the newest, on both sides of each size."""
-  truth, _ = call(model_of(), TOKENS)
+  model, step = short_prefixes
+  truth, _ = call(model, TOKENS)
   for stored in (3, 4, 5, 7, 8):
     new = TOKENS[:, stored : stored + 1]
-    found, _ = short_prefixes(new, read(short_prefixes, stored), ONE)
+    found, _ = step(new, read(short_prefixes, stored), ONE)
     oracles.assert_close(found[:, 0], truth[:, stored], 1e-4)
+
+
+@pytest.mark.parametrize(
+  "platform, capacity, sizes",
+  [
+    ("cpu", 4096, {256, 1024, 4096}),
+    ("cuda", 4096, {4096}),
+    ("cuda", 16384, {4096, 16384}),
+  ],
+)
+def test_prefixes_of_a_token_by_platform(platform, capacity, sizes):
+  """On a GPU a branch costs more than the reads of 4096 slots."""
+  keys, q = (
+    jax.ShapeDtypeStruct(shape, jnp.float32)
+    for shape in ((1, capacity, 2, 16), (1, 1, 4, 16))
+  )
+  slot = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  attend = functools.partial(causal_attention, query_block=64)
+  run = functools.partial(cached_keys.over_slots_in_use, attend)
+  traced = jax.jit(run).trace(
+    q, KeyValueCache(keys, keys), Positions(slot, slot, slot)
+  )
+  text = traced.lower(lowering_platforms=(platform,)).as_text()
+  # The scores of two key heads with two queries each.
+  found = re.findall(r"dot_general.*-> tensor<1x2x1x2x(\d+)xf32>", text)
+  assert set(map(int, found)) == sizes
+
+
+def copies(jaxpr, capacity):
+  """Primitives that give an array of all slots, but for writes in place."""
+  in_place = {"scatter", "scan", "while", "cond", "jit", "pjit", "closed_call"}
+  for equation in jaxpr.eqns:
+    large = any(capacity in x.aval.shape for x in equation.outvars)
+    name = equation.primitive.name
+    if large and name not in in_place:
+      yield name
+    if name == "scan":
+      stacked = equation.outvars[equation.params["num_carry"] :]
+      if any(capacity in x.aval.shape for x in stacked):
+        yield "scan's stack"
+    if name != "cond":  # of its branches one reads all slots, if they are full
+      for inner in jax.tree.leaves(equation.params, is_leaf=is_jaxpr):
+        if is_jaxpr(inner):
+          yield from copies(getattr(inner, "jaxpr", inner), capacity)
+
+
+def is_jaxpr(x):
+  return hasattr(x, "eqns")
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_a_step_copies_no_cache(scanned):
+  """Its cost would grow with what the cache has room for."""
+  graph, params = nnx.split(model_of(scanned))
+  cache = jax.eval_shape(lambda: model_of(scanned).init_cache(1, 500))
+  step = lambda params, cache: nnx.merge(graph, params)(  # noqa: E731
+    jnp.ones((1, 1), jnp.int32), cache=cache
+  )
+  jaxpr = jax.make_jaxpr(step)(params, cache).jaxpr
+  assert not list(copies(jaxpr, 500))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("full_compilation")
+@pytest.mark.parametrize("scanned", [False, True])
+def test_a_compiled_loop_copies_no_cache(scanned):
+  """XLA writes into what it was given: one array for a stack, or a layer."""
+  model = model_of(scanned)
+  job = job_of(model, [PROMPTS[0]], spec=GREEDY, max_new_tokens=4, capacity=500)
+  graph, params = nnx.split(model)
+  cache, last = jax.eval_shape(
+    lambda params: decoding.start(graph, params, 1, 500), params
+  )
+  text = (
+    decoding.decode.lower(graph, params, cache, last, job.written, job.request)
+    .compile()
+    .as_text()
+  )
+  large = re.findall(r"%(\S+) = f32\[(?:\d+,)*500,\d+,\d+\]\S* (\S+?)\(", text)
+  assert any("dynamic-update-slice" in name for name, _ in large)
+  for name, operation in large:
+    assert operation not in ("copy", "scatter", "concatenate", "pad"), name
+    if operation == "fusion":
+      assert "dynamic-update-slice" in name, name
 
 
 def test_widths():

@@ -63,9 +63,9 @@ def generate(
     capacity: tokens that the cache holds for each row, at least those of the
       prompt, the answer and the cache given. None: the next power of two above,
       and at least that of a cache given and 4096 over all rows. A step reads
-      4096 slots over all rows, or four times as many until they hold all
-      tokens, whatever the capacity is; with `scan_layers` it copies the caches
-      whole.
+      256 slots of each row, on a GPU or TPU 4096 over all rows, or four times
+      as many until they hold all tokens, and writes one: its cost does not
+      grow with the capacity.
     sharding: of the tokens [B, T] on a mesh, or None.
 
   Returns:

@@ -5,33 +5,26 @@ comparison is the causal mask of prefill, decoding, padded and packed rows.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 
 from neumann_jax.execution import Execution
-from neumann_jax.layers import call_attention, row_products
+from neumann_jax.layers import cached_keys, call_attention, row_products
 from neumann_jax.layers.cache import KeyValueCache
+from neumann_jax.layers.cached_keys import KeyValues
 from neumann_jax.layers.causal_attention import causal_attention
 from neumann_jax.layers.kernels import library_attention
 from neumann_jax.layers.kernels.library_attention import Attend
 from neumann_jax.layers.linear import linear
 from neumann_jax.layers.mixer import Axes
 from neumann_jax.layers.norms import RMSNorm
-from neumann_jax.layers.positions import PADDING, Positions, rotate
+from neumann_jax.layers.positions import Positions, rotate
 from neumann_jax.model_config import ModelConfig
 from neumann_jax.sequence_axis import gather_tokens
-
-# A cache is read up to the first of these many slots that holds all tokens.
-_FIRST_PREFIX, _PREFIX_RATIO = 256, 4
-# Up to so many slots over all rows a single token is bound by the weights of
-# its layers, and a branch would cost more than it saves: it is one more program
-# to compile, and on a GPU the host waits to take it.
-_SLOTS_OF_A_TOKEN = 4096
 
 
 class GatedAttention(nnx.Module):
@@ -114,10 +107,10 @@ class GatedAttention(nnx.Module):
     x: jax.Array,
     *,
     positions: Positions,
-    cache: KeyValueCache | None = None,
+    cache: KeyValues | None = None,
     segment_ids: jax.Array | None = None,
     mask: jax.Array | None = None,
-  ) -> tuple[jax.Array, KeyValueCache | None]:
+  ) -> tuple[jax.Array, KeyValues | None]:
     """Mixes T tokens with each other and with those in the cache.
 
     Args:
@@ -143,8 +136,10 @@ class GatedAttention(nnx.Module):
     # With a cache what a row holds is known when it runs.
     within = self._within_call(q, k, packed, documents and cache is None)
     if cache is not None:
-      cache = _store(cache, k, v, positions.slot)
-      after = functools.partial(_over_slots_in_use, attend, q, cache, positions)
+      cache = cached_keys.store(cache, k, v, positions.slot)
+      after = functools.partial(
+        cached_keys.over_slots_in_use, attend, q, cache, positions
+      )
       if within is None:
         out = after()
       else:
@@ -215,55 +210,3 @@ class GatedAttention(nnx.Module):
     # cache nor a later call needs to know the norm.
     q, k = turn(self.q_norm(q)), turn(self.k_norm(k))
     return q, gate.reshape(*lead, -1), k, v
-
-
-def _over_slots_in_use(
-  attend: Callable[..., jax.Array],
-  q: jax.Array,
-  cache: KeyValueCache,
-  positions: Positions,
-) -> jax.Array:
-  """Attention to a cache at the cost of its tokens, whatever its capacity.
-
-  Args:
-    attend: `causal_attention` with its options.
-    q: [B, T, H, D].
-    cache: with the keys of the queries.
-    positions: of the queries.
-
-  Returns:
-    [B, T, H, D].
-  """
-  # One branch for each prefix, and not a loop over blocks of keys: a loop whose
-  # length is data has no reverse derivative, and costs a launch for each block.
-  sizes = [_FIRST_PREFIX]
-  if q.shape[1] == 1:
-    sizes = [max(_FIRST_PREFIX, _SLOTS_OF_A_TOKEN // q.shape[0])]
-  while sizes[-1] < cache.capacity:
-    sizes.append(_PREFIX_RATIO * sizes[-1])
-  sizes[-1] = cache.capacity
-
-  def over(size: int) -> Callable[..., jax.Array]:
-    slots = jnp.arange(size, dtype=jnp.int32)[None]
-    return lambda q, keys, values, positions: attend(
-      q, keys[:, :size], values[:, :size], positions, slots
-    )
-
-  # Padding sees nothing, so that its slot, past every cache, asks for nothing.
-  slot = jnp.where(positions.slot == PADDING, 0, positions.slot)
-  branch = jnp.sum(jnp.max(slot) >= jnp.array(sizes[:-1], jnp.int32))
-  return lax.switch(
-    branch, [over(size) for size in sizes], q, *cache, positions
-  )
-
-
-def _store(
-  cache: KeyValueCache, k: jax.Array, v: jax.Array, slot: jax.Array
-) -> KeyValueCache:
-  """Writes [B, T, Hkv, D] keys and values into their slots."""
-  # "drop" is what loses padding, whose slot lies past every cache.
-  row = jnp.arange(k.shape[0])[:, None]  # [B, 1]
-  write = lambda old, new: old.at[row, slot].set(  # noqa: E731
-    new.astype(old.dtype), mode="drop"
-  )
-  return KeyValueCache(write(cache.keys, k), write(cache.values, v))

@@ -14,7 +14,7 @@ from neumann_jax.delta_rule import kept_names
 from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices
 from neumann_jax.execution import Execution
 from neumann_jax.foreign_files.messages import shown
-from neumann_jax.layers import placement
+from neumann_jax.layers import period_caches, placement
 from neumann_jax.layers.attention import GatedAttention
 from neumann_jax.layers.cache import LayerCache
 from neumann_jax.layers.feed_forward import Routing, SparseExperts, SwiGLU
@@ -259,8 +259,12 @@ def run_layers(
     return x, (tuple(new), _sum([r for r in routed if r is not None]))
 
   before = (None,) * len(calls) if caches is None else caches
-  run = functools.partial(lax.scan, period) if execution.scan_layers else period
-  x, (new, routing) = run(x, (states, before))
+  if not execution.scan_layers:
+    x, (new, routing) = period(x, (states, before))
+  elif caches is not None and x.shape[1] == 1:
+    x, (new, routing) = period_caches.scan(period, x, states, caches)
+  else:
+    x, (new, routing) = lax.scan(period, x, (states, before))
   if execution.scan_layers:  # one sum for each period
     routing = jax.tree.map(lambda part: jnp.sum(part, axis=0), routing)
   return Ran(x, new, routing)
