@@ -12,7 +12,7 @@ from experiments.data import degradations
 from experiments.harness import prior_files, samplers
 from experiments.harness.samplers import CALIBRATED, TUNED
 from experiments.harness.settings import Checked, setting
-from experiments.restore import input, kernel_file, noise
+from experiments.restore import image_settings, input, kernel_file, noise
 from experiments.restore.heartbeat import Heartbeat
 from experiments.restore.input import Given, Picture
 from posterior_jax import uncertain
@@ -24,8 +24,6 @@ OVERLAP = 64
 ASSUMED = 0.05  # noise of a clean picture that is to be degraded
 TOLERANCE = 1e-2  # relative residual of a sample's linear solves
 FEWEST = 20  # levels of NFC's one image, whose solves go on over the levels
-# Noise at which three iterations a level are enough: restoration()'s own.
-TUNED_NOISE = 0.05
 TURN = 2.5  # degrees between the kernels of a family, at most
 
 
@@ -34,7 +32,7 @@ class Settings(Checked):
   """What is restored, and how.
 
   Attributes:
-    image: file of the picture.
+    image: file of the picture, or a folder of some that were degraded alike.
     task: how it was degraded.
     kernel: of motion blur, see `kernel_file.read`.
     kernel_flip: whether to turn the kernel by 180 degrees: blurs are
@@ -53,7 +51,8 @@ class Settings(Checked):
     degrade: whether the picture is clean, and to be degraded first.
     method: of `samplers.METHODS`, in its tuned setting.
     levels: denoiser calls that an image may take; with NFC at least 20, and up
-      to four VJPs on top of each.
+      to four VJPs on top of each (`image_settings`: more, or none, where there
+      is little noise).
     samples: posterior samples, with NFC maybe none; its by its calibrated
       setting.
     sample_levels: denoiser calls of each of NFC's samples.
@@ -113,16 +112,6 @@ class Settings(Checked):
       raise ValueError(f"kernel_degrees must be 0: {self.task} reads no kernel")
 
 
-def effort(noise_std: float) -> float:
-  """How many times more iterations a level takes than at TUNED_NOISE.
-
-  The system A C A^T + s^2 is the worse conditioned the smaller s is: with three
-  iterations at s = 0.0023 the image stays 4 dB below what thirty give, which
-  this power of the noise makes of them.
-  """
-  return max(1.0, TUNED_NOISE / noise_std) ** 0.75
-
-
 class Job(NamedTuple):
   """All that a run needs; `best` and `drawn` may be one and the same."""
 
@@ -142,8 +131,7 @@ class Job(NamedTuple):
       return self.settings.levels / sampler.num_steps + more
     if sampler is self.drawn:
       return 1 + (self.settings.tie == "probed") + more
-    # A call, the product that moves the image, and the most iterations.
-    return 2 + _solves(self.given)["inner.max_iterations"] + more
+    return image_settings.evaluations(self.given.coloured()) + more
 
   def turned(self, degrees: float) -> "Job":
     """The same with the kernel of its family that is turned so far."""
@@ -170,10 +158,7 @@ def prepare(settings: Settings) -> Job:
   heartbeat = Heartbeat()
   denoise = _denoiser(settings, known.denoise, (height, width), heartbeat)
 
-  def sampler(name: str, levels: int, **changes: Any) -> posterior_jax.Sampler:
-    config = samplers.config(
-      settings.method, name, evaluations=levels, **changes
-    )
+  def sampler(config: Any) -> posterior_jax.Sampler:
     found = samplers.build(settings.method, config, spectrum=known.spectrum)
     if family is not None:
       grid = given.observation.operator.measurement_shape[:2]
@@ -187,13 +172,23 @@ def prepare(settings: Settings) -> Job:
     return found
 
   if settings.method == "NFC":
-    best = sampler(TUNED, settings.levels, **_solves(given))
+    best = sampler(
+      image_settings.config(
+        given.coloured(), settings.levels, kernel_known=family is None
+      )
+    )
     # Solves to 1e-6 would take ten times as long as the network does.
     tie = Probed if settings.tie == "probed" else Spectrum
     changes = {"inner.tolerance": TOLERANCE, "width": tie(inflation=1.5)}
-    drawn = sampler(CALIBRATED, settings.sample_levels, **changes)
+    drawn = sampler(
+      samplers.config(
+        "NFC", CALIBRATED, evaluations=settings.sample_levels, **changes
+      )
+    )
   else:
-    best = drawn = sampler(TUNED, settings.levels)
+    best = drawn = sampler(
+      samplers.config(settings.method, TUNED, evaluations=settings.levels)
+    )
   return Job(settings, picture, given, denoise, best, drawn, heartbeat, family)
 
 
@@ -261,16 +256,6 @@ def _mask(settings: Settings, picture: Picture) -> np.ndarray | None:
   ):
     print(line)
   return mask
-
-
-def _solves(given: Given) -> dict[str, Any]:
-  """Iterations and tolerance of NFC's one image, by the noise."""
-  tuned = samplers.config("NFC", TUNED).stop
-  more = effort(float(given.coloured().noise_std))
-  return {
-    "inner.max_iterations": round(tuned.max_iterations * more),
-    "inner.tolerance": tuned.tolerance / more,
-  }
 
 
 def _read_picture(settings: Settings) -> Picture:

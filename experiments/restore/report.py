@@ -11,6 +11,7 @@ import pandas as pd
 from experiments.data import degradations
 from experiments.harness.reporting import pictures
 from experiments.harness.reporting.report import Report
+from experiments.restore import image_settings
 from experiments.restore.input import Given
 from posterior_jax import Operator
 
@@ -84,7 +85,8 @@ def write(
     f"{origin} Pictures at full size lie there too.",
   )
   report.section("Pictures")
-  report.figure(panel(given, restored), _caption(row), photographic=True)
+  caption = _caption(row, given)
+  report.figure(panel(given, restored), caption, photographic=True)
   if len(restored.samples) > 1:
     report.text(
       "Samples of the posterior are pictures that the measurement and the "
@@ -171,11 +173,14 @@ def turn(row: Mapping[str, Any]) -> str:
   return line
 
 
-def _caption(row: Mapping[str, Any]) -> str:
+def _caption(row: Mapping[str, Any], given: Given) -> str:
   how = f"the mean of {row['samples']} samples of {row['method']}, tuned"
   if row["method"] == "NFC":
     samples = "; samples by its calibrated() setting" if row["samples"] else ""
-    how = f"NFC's restoration() setting{samples}"
+    setting = "restoration() setting"
+    if image_settings.plug_and_play(given.coloured()):
+      setting = "fast() setting with levels down to the noise"
+    how = f"NFC's {setting}{samples}"
   return (
     f"{row['task'].replace('_', ' ')}, noise {row['noise_std']:g} on pixels in "
     f"[-1, 1], {LEVELS * row['noise_std']:.1f} levels of 255. Restored: {how}."

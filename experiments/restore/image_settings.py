@@ -1,0 +1,86 @@
+"""NFC's settings for the one image, by noise and operator.
+
+`NFCConfig.restoration` ties a level by the denoiser's own Jacobian. With little
+noise a blur has detail that only a near-exact solve brings out, and the system
+A C A^T + s^2 is then so badly conditioned that a level takes tens of VJPs.
+Under a width that Fourier space diagonalises a blur's solve costs no network at
+all: plug-and-play levels (`NFCConfig.fast`) go down to the noise in one call
+each.
+"""
+
+from typing import Any
+
+from experiments.harness import samplers
+from experiments.harness.samplers import TUNED
+from posterior_jax import NFCConfig, Observation
+from posterior_jax.operators.scene import Correlation
+
+# Noise at which three iterations a level are enough: restoration()'s own.
+TUNED_NOISE = 0.05
+# Of a blur: below it the levels are plug-and-play ones.
+LITTLE_NOISE = 0.015
+MOST_LEVELS = 30  # of them; twice as many are no better
+# A kernel that is drawn with the picture: levels, first noise, share of fresh
+# noise. Without any the picture keeps what the first kernels drew into it, and
+# they are chosen again by that.
+SEARCH_LEVELS, SEARCH_START, SEARCH_RENEWAL = 40, 3.0, 0.5
+WIDTH = 4.0  # their tie, on sigma^2
+LAST, LEAST = 2.0, 0.01  # last noise, of the measurement's
+
+
+def config(
+  given: Observation, levels: int, *, kernel_known: bool = True
+) -> NFCConfig:
+  """Settings for an observation in so many denoiser calls, or in fewer.
+
+  Args:
+    given: y, A and s.
+    levels: denoiser calls at most.
+    kernel_known: False where the kernel of a blur is drawn with the picture.
+  """
+  if not plug_and_play(given):
+    found = samplers.config("NFC", TUNED, evaluations=levels, **solves(given))
+    assert isinstance(found, NFCConfig)  # as NFC's is
+    return found
+  schedule = {"sigma_min": max(LAST * float(given.noise_std), LEAST)}
+  most = MOST_LEVELS
+  if not kernel_known:
+    most = SEARCH_LEVELS
+    schedule |= {"sigma_max": SEARCH_START, "renewal": SEARCH_RENEWAL}
+  return NFCConfig.fast(
+    levels=min(levels, most), schedule=schedule, width={"factor": WIDTH}
+  )
+
+
+def evaluations(given: Observation) -> float:
+  """Of the network in a level, as far as is known before."""
+  if plug_and_play(given):
+    return 1
+  # A call, the product that moves the image, and the most iterations.
+  return 2 + solves(given)["inner.max_iterations"]
+
+
+def plug_and_play(given: Observation) -> bool:
+  """Whether the levels are those of plug-and-play restoration."""
+  blurred = isinstance(given.operator, Correlation)
+  return blurred and float(given.noise_std) < LITTLE_NOISE
+
+
+def effort(noise_std: float) -> float:
+  """How many times more iterations a level takes than at TUNED_NOISE.
+
+  The system A C A^T + s^2 is the worse conditioned the smaller s is: with three
+  iterations at s = 0.0023 the image stays 4 dB below what thirty give, which
+  this power of the noise makes of them.
+  """
+  return max(1.0, TUNED_NOISE / noise_std) ** 0.75
+
+
+def solves(given: Observation) -> dict[str, Any]:
+  """Iterations and tolerance of `restoration`, by the noise."""
+  tuned = samplers.config("NFC", TUNED).stop
+  more = effort(float(given.noise_std))
+  return {
+    "inner.max_iterations": round(tuned.max_iterations * more),
+    "inner.tolerance": tuned.tolerance / more,
+  }

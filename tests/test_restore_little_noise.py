@@ -1,0 +1,128 @@
+"""Blurred photographs of little noise, restored beyond what Tikhonov gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import posterior_jax as pj
+from configs import restore as config
+from experiments.data import photographs
+from experiments.harness import command_line
+from experiments.restore import drawing, image_settings, job, kernel_file
+from posterior_jax.nfc_sampler import Jacobian, Sigma
+
+KERNEL = kernel_file.trimmed(kernel_file.read("short"))
+SIDE = 64
+
+
+def _blurred(folder, noise_std, kernel=KERNEL):
+  """A file of a blurred photograph, its observation, and the clean picture."""
+  scene = jnp.asarray(photographs.load("coffee", SIDE + len(kernel) - 1))
+  operator = pj.operators.blur(scene.shape, kernel, boundary="valid")
+  y = np.asarray(operator.forward(scene[None])[0])
+  y = y + noise_std * np.random.default_rng(0).standard_normal(y.shape)
+  (folder / "y.png").write_bytes(photographs.as_png(y))
+  seen = photographs.read(folder / "y.png") / 127.5 - 1
+  given = pj.Observation(jnp.asarray(seen[None]), operator, noise_std)
+  return given, operator.interior(scene)
+
+
+def _prepared(folder, noise_std, form="", kernel=KERNEL, **fields):
+  np.save(folder / "kernel.npy", kernel)
+  found = config.get_config(form)
+  found.update(image=str(folder / "y.png"), task="motion_blur", samples=0)
+  found.update(kernel=str(folder / "kernel.npy"), noise_std=noise_std, **fields)
+  return job.prepare(command_line.to_settings(job.Settings, found))
+
+
+def _tikhonov(given, truth):
+  """The best PSNR of |y - A x|^2 + l |grad x|^2 over l, told the truth."""
+  height, width, _ = given.operator.image_shape
+  lines = (4 * np.sin(np.pi * np.fft.fftfreq(n)) ** 2 for n in (height, width))
+  gradient = np.add.outer(*lines) + 1e-5  # [H, W]
+
+  @jax.jit
+  def solved(weight):
+    x, _ = given.operator.normal_solve(
+      given.operator.adjoint(given.y),
+      precision=weight * jnp.asarray(gradient, jnp.float32),
+      noise_std=jnp.float32(1),
+      tolerance=1e-5,
+    )
+    return pj.metrics.psnr(given.operator.interior(x), truth)[0]
+
+  return max(float(solved(10.0**e)) for e in np.arange(-5, -1, 0.25))
+
+
+def _drawn(prepared):
+  drawn = drawing.draw(prepared, prepared.best, "image", lambda words: None)
+  return drawn(jax.random.key(0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise_std", [image_settings.LEAST / 4, 0.01])
+def test_it_is_above_tikhonov_that_was_told_the_truth(tmp_path, noise_std):
+  given, truth = _blurred(tmp_path, noise_std)
+  prepared = _prepared(tmp_path, noise_std)
+  drawn = _drawn(prepared)
+  found = given.operator.interior(jnp.asarray(drawn.image))
+  psnr = float(pj.metrics.psnr(found, truth))
+  least = _tikhonov(given, truth)
+  print(f"noise {noise_std}: {psnr:.2f} dB, Tikhonov {least:.2f}")
+  assert psnr > least + 1.0
+  assert drawn.products == 0
+
+
+@pytest.mark.slow
+def test_a_kernel_turned_by_15_degrees_costs_little(tmp_path):
+  """What believing the kernel loses, drawing it with the picture wins back."""
+  line = np.zeros((13, 13))
+  line[6] = 1 / 13
+  true = np.asarray(pj.uncertain.turned(line, degrees=15, steps=3).values[2])
+  truth = _blurred(tmp_path, 0.01, true)[1]
+  psnr = {}
+  for name, kernel, degrees in (
+    ("believed", line, 0.0),
+    ("drawn", line, 25.0),
+    ("known", true, 0.0),
+  ):
+    prepared = _prepared(tmp_path, 0.01, kernel=kernel, kernel_degrees=degrees)
+    drawn = _drawn(prepared)
+    if degrees:
+      assert abs(drawn.degrees - 15) < 3
+      prepared = prepared.turned(drawn.degrees)
+    operator = prepared.given.observation.operator
+    found = operator.interior(jnp.asarray(drawn.image))
+    psnr[name] = float(pj.metrics.psnr(found, truth))
+  print(psnr)
+  assert psnr["drawn"] > psnr["believed"] + 3
+  assert psnr["drawn"] > psnr["known"] - 1
+
+
+def test_settings_follow_noise_and_operator(tmp_path):
+  """The fast twin of the test before."""
+  given, _ = _blurred(tmp_path, 0.01)
+  little = image_settings.config(given, 40)
+  assert little.width == Sigma(factor=image_settings.WIDTH)
+  assert little.schedule.sigma_min == 0.02  # twice the noise
+  assert little.levels == image_settings.MOST_LEVELS
+  assert image_settings.evaluations(given) == 1
+  rounding = pj.Observation(given.y, given.operator, 0.002)
+  least = image_settings.config(rounding, 40).schedule.sigma_min
+  assert least == image_settings.LEAST
+  search = image_settings.config(given, 100, kernel_known=False)
+  assert search.levels == image_settings.SEARCH_LEVELS
+  assert search.schedule.renewal == image_settings.SEARCH_RENEWAL
+  # More noise, or nothing that Fourier space diagonalises: by the Jacobian.
+  noisy = pj.Observation(given.y, given.operator, 0.05)
+  masked = pj.Observation(
+    jnp.zeros((1, 32, 32, 3)), pj.operators.random_inpainting((32, 32, 3)), 0.01
+  )
+  for one, iterations in ((noisy, 3), (masked, 10)):
+    assert image_settings.config(one, 40).width == Jacobian(factor=2.0)
+    assert image_settings.config(one, 40).stop.max_iterations == iterations
+    assert image_settings.evaluations(one) == 2 + iterations
+  for noise_std, a_level in ((0.01, 1), (0.05, 5)):
+    prepared = _prepared(tmp_path, noise_std, "debug")
+    assert prepared.evaluations(prepared.best) == a_level
