@@ -179,7 +179,8 @@ def prepare(settings: Settings) -> Job:
     )
     # Solves to 1e-6 would take ten times as long as the network does.
     tie = Probed if settings.tie == "probed" else Spectrum
-    changes = {"inner.tolerance": TOLERANCE, "width": tie(inflation=1.5)}
+    width = tie(inflation=1.5)
+    changes: dict[str, Any] = {"inner.tolerance": TOLERANCE, "width": width}
     drawn = sampler(
       samplers.config(
         "NFC", CALIBRATED, evaluations=settings.sample_levels, **changes
