@@ -17,14 +17,7 @@ from neumann_jax.layers.cache import KeyValueCache
 from neumann_jax.layers.causal_attention import causal_attention
 from neumann_jax.layers.positions import Positions
 from tests import oracles
-from tests.test_generate import (
-  GREEDY,
-  PROMPTS,
-  call,
-  generate,
-  job_of,
-  model_of,
-)
+from tests.test_generate import GREEDY, PROMPTS, call, generate, model_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -216,30 +209,6 @@ def test_a_step_copies_no_cache(scanned):
   )
   jaxpr = jax.make_jaxpr(step)(params, cache).jaxpr
   assert not list(copies(jaxpr, 500))
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("full_compilation")
-@pytest.mark.parametrize("scanned", [False, True])
-def test_a_compiled_loop_copies_no_cache(scanned):
-  """XLA writes into what it was given: one array for a stack, or a layer."""
-  model = model_of(scanned)
-  job = job_of(model, [PROMPTS[0]], spec=GREEDY, max_new_tokens=4, capacity=500)
-  graph, params = nnx.split(model)
-  cache, last = jax.eval_shape(
-    lambda params: decoding.start(graph, params, 1, 500), params
-  )
-  text = (
-    decoding.decode.lower(graph, params, cache, last, job.written, job.request)
-    .compile()
-    .as_text()
-  )
-  large = re.findall(r"%(\S+) = f32\[(?:\d+,)*500,\d+,\d+\]\S* (\S+?)\(", text)
-  assert any("dynamic-update-slice" in name for name, _ in large)
-  for name, operation in large:
-    assert operation not in ("copy", "scatter", "concatenate", "pad"), name
-    if operation == "fusion":
-      assert "dynamic-update-slice" in name, name
 
 
 def test_widths():
