@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from neumann_jax.delta_rule import layout
 from neumann_jax.execution import Execution
 from neumann_jax.layers import cached_keys, call_attention, row_products
-from neumann_jax.layers.cache import KeyValueCache
+from neumann_jax.layers.cache import KeyValueCache, documents_a_row
 from neumann_jax.layers.cached_keys import KeyValues
 from neumann_jax.layers.causal_attention import causal_attention
 from neumann_jax.layers.kernels import library_attention
@@ -117,7 +118,8 @@ class GatedAttention(nnx.Module):
       x: [B, T, hidden], finite at padding.
       positions: places of the tokens; padding is neither seen nor stored.
       cache: of the calls before, or None; none where the tokens are split over
-        a sequence axis.
+        a sequence axis. One of B M rows has one for each document of a row;
+        attention is that of XLA then.
       segment_ids: `positions` know the documents; where it is given, what is
         not finite stays in its own.
       mask: `positions` know the padding; None where there is none.
@@ -136,9 +138,14 @@ class GatedAttention(nnx.Module):
     # With a cache what a row holds is known when it runs.
     within = self._within_call(q, k, packed, documents and cache is None)
     if cache is not None:
-      cache = cached_keys.store(cache, k, v, positions.slot)
+      document = None
+      if documents_a_row(cache.keys.shape[-4], len(x), segment_ids):
+        assert segment_ids is not None
+        document = layout.numbers(segment_ids)
+        within = None
+      cache = cached_keys.store(cache, k, v, positions.slot, document)
       after = functools.partial(
-        cached_keys.over_slots_in_use, attend, q, cache, positions
+        cached_keys.over_slots_in_use, attend, q, cache, positions, document
       )
       if within is None:
         out = after()

@@ -134,8 +134,26 @@ for _kind in (Cache, KeyValueCache, ModelCache):
   )
 
 
+def documents_a_row(
+  caches: int, rows: int, segment_ids: jax.Array | None
+) -> int | None:
+  """Caches that a packed row has, one for each document; None: one a row.
+
+  Args:
+    caches: rows of a cache.
+    rows: B of the tokens.
+    segment_ids: [B, T] or None.
+  """
+  if segment_ids is None or caches == rows or caches % rows:
+    return None
+  return caches // rows
+
+
 def check_room(
-  cache: ModelCache, shape: tuple[int, ...], mask: jax.Array | None
+  cache: ModelCache,
+  shape: tuple[int, ...],
+  mask: jax.Array | None,
+  segment_ids: jax.Array | None = None,
 ) -> None:
   """Raises ValueError where tokens do not fit, if all is concrete.
 
@@ -143,17 +161,38 @@ def check_room(
     cache: before the tokens, of B rows.
     shape: [B, T] of the tokens.
     mask: [B, T], nonzero at real tokens, or None.
+    segment_ids: [B, T], of as many documents as the cache has rows, or None.
+
+  Raises:
+    ValueError: also for more documents than the cache has rows for.
   """
-  if any(isinstance(x, jax.core.Tracer) for x in (cache.stored, mask)):
+  marks = cache.stored, mask, segment_ids
+  if any(isinstance(x, jax.core.Tracer) for x in marks):
     return
   # In numpy: the sentence must come before anything is staged or compiled.
   real = np.ones(shape, bool) if mask is None else np.asarray(mask) != 0
-  total = (np.asarray(cache.stored) + real.sum(axis=1)).max()
+  added = real.sum(axis=1)  # [B]
+  count = documents_a_row(len(cache.stored), shape[0], segment_ids)
+  if count is not None:
+    added = _tokens_of_documents(np.asarray(segment_ids), count)
+  total = (np.asarray(cache.stored) + added).max()
   if total > cache.capacity:
     raise ValueError(
       f"cache has room for {cache.capacity} tokens a row, but a row would have "
       f"{total}"
     )
+
+
+def _tokens_of_documents(ids: np.ndarray, count: int) -> np.ndarray:
+  """Tokens of each document, [B M]."""
+  number = np.cumsum(np.diff(ids, axis=1, prepend=ids[:, :1]) != 0, axis=1)
+  found = number.max() + 1
+  if found > count:
+    raise ValueError(
+      f"cache has {count} rows for the documents of a row, but a row has "
+      f"{found}"
+    )
+  return (number[..., None] == np.arange(count)).sum(axis=1).ravel()
 
 
 def check_model_cache(

@@ -24,10 +24,24 @@ KeyValues = TypeVar("KeyValues", KeyValueCache, KeyValuesOfPeriod)
 
 
 def store(
-  cache: KeyValues, k: jax.Array, v: jax.Array, slot: jax.Array
+  cache: KeyValues,
+  k: jax.Array,
+  v: jax.Array,
+  slot: jax.Array,
+  document: jax.Array | None = None,
 ) -> KeyValues:
-  """Writes [B, T, Hkv, D] keys and values into their slots [B, T]."""
+  """Writes [B, T, Hkv, D] keys and values into their slots [B, T].
+
+  Args:
+    cache: of B rows, or of M for each row.
+    k: keys.
+    v: values.
+    slot: [B, T] int32.
+    document: [B, T] int32, which of M rows a token belongs to, or None.
+  """
   row = jnp.arange(k.shape[0])[:, None]  # [B, 1]
+  if document is not None:
+    row = row * (cache.keys.shape[-4] // len(k)) + document  # [B, T]
   at: tuple[jax.Array, ...] = (row, slot)
   if isinstance(cache, KeyValuesOfPeriod):
     at = (cache.period, row, slot)
@@ -45,6 +59,7 @@ def over_slots_in_use(
   q: jax.Array,
   cache: KeyValues,
   positions: Positions,
+  document: jax.Array | None = None,
 ) -> jax.Array:
   """Attention to a cache at the cost of its tokens, whatever its capacity.
 
@@ -53,6 +68,7 @@ def over_slots_in_use(
     q: [B, T, H, D].
     cache: with the keys of the queries.
     positions: of the queries.
+    document: [B, T] int32, which of M rows of the cache a query reads, or None.
 
   Returns:
     [B, T, H, D].
@@ -76,7 +92,7 @@ def over_slots_in_use(
 
     return run
 
-  operands = jnp.max(slot), q, cache, positions
+  operands = jnp.max(slot), q, cache, positions, document
   if q.shape[1] > 1 or cache.capacity <= _FIRST_PREFIX:
     return up_to(_FIRST_PREFIX)(*operands)
   elsewhere = max(_FIRST_PREFIX, _SLOTS_OF_A_TOKEN // q.shape[0])
@@ -90,10 +106,19 @@ def _over(
 ) -> Callable[..., jax.Array]:
   """Attention to the first slots of a cache."""
 
-  def run(q, cache, positions):
+  def run(q, cache, positions, document):
     # In the branch: one that is not taken copies nothing.
     keys, values = _first(cache, size)
-    slots = jnp.arange(size, dtype=jnp.int32)[None]
+    if document is not None:
+      # One row of keys, those of each document after those of the one before:
+      # slots then say whose they are.
+      rows = (len(q), -1, *keys.shape[2:])
+      keys, values = keys.reshape(rows), values.reshape(rows)
+      positions = positions._replace(
+        slot=positions.slot + document * size,
+        first=positions.first + document * size,
+      )
+    slots = jnp.arange(keys.shape[1], dtype=jnp.int32)[None]
     return attend(q, keys, values, positions, slots)
 
   return run

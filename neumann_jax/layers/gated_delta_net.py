@@ -19,7 +19,8 @@ from neumann_jax.delta_rule import inputs as operands
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.execution import Execution
 from neumann_jax.layers import placement, row_products, token_step
-from neumann_jax.layers.cache import Cache, check_cache
+from neumann_jax.layers.cache import Cache, check_cache, documents_a_row
+from neumann_jax.layers.document_conv import document_conv
 from neumann_jax.layers.linear import linear, product
 from neumann_jax.layers.mixer import Axes
 from neumann_jax.layers.norms import GatedRMSNorm
@@ -190,7 +191,7 @@ class GatedDeltaNet(nnx.Module):
       cache: from the call before, or None at a start.
       segment_ids: [B, T] integers, one of its own for each document, which
         see nothing of each other. The cache enters the first document and
-        leaves the last.
+        leaves the last; one of B M rows has a row for each document.
       mask: [B, T], nonzero at real tokens. Padding, left of the first tokens
         or right of the last ones, neither writes, decays nor shifts the cache,
         and its output is 0.
@@ -209,7 +210,8 @@ class GatedDeltaNet(nnx.Module):
     if cache is None:
       cache = self.init_cache(x.shape[0])
     x, mask = self._masked(x, mask)
-    if x.shape[1] == 1 and self.rule.sequence_axis is None:
+    count = documents_a_row(len(cache.conv_state), len(x), segment_ids)
+    if x.shape[1] == 1 and self.rule.sequence_axis is None and count is None:
       # A chunk of one token has nothing to invert, and padding it to C tokens
       # would make a step of decoding C times as dear. It is of the document
       # that the cache enters, whatever its number.
@@ -222,12 +224,19 @@ class GatedDeltaNet(nnx.Module):
         mask,
       )
       return self._out(y), cache
+    before = cache
+    if count is not None:  # [B M, ...] -> [B, M, ...]
+      before = Cache(*(y.reshape(len(x), count, *y.shape[1:]) for y in cache))
     inputs, z, conv_state = self._operands(
-      x, cache.conv_state, segment_ids, mask
+      x, before.conv_state, segment_ids, mask
     )
-    out, state = self._rule(inputs, cache.recurrent_state, segment_ids)
+    out, state = self._rule(inputs, before.recurrent_state, segment_ids)
     y = self.norm(out, z.reshape(out.shape))  # [B, T, Hv, Dv]
-    return self._out(y.reshape(*x.shape[:2], -1)), Cache(conv_state, state)
+    new = Cache(
+      conv_state.reshape(cache.conv_state.shape),
+      state.reshape(cache.recurrent_state.shape),
+    )
+    return self._out(y.reshape(*x.shape[:2], -1)), new
 
   def _out(self, y: jax.Array) -> jax.Array:
     how = self.rule.implementation
@@ -310,6 +319,9 @@ class GatedDeltaNet(nnx.Module):
       mask=mask,
       axis_name=self.rule.sequence_axis,
     )
+    if history.ndim == 4:
+      assert segment_ids is not None
+      convolve = functools.partial(document_conv, segment_ids=segment_ids)
     counts = self.config.linear_num_key_heads, weights.a_log.shape[0]
     axis = placement.split_of_heads(x, self.rule.head_axis, *counts)
     if axis is None or type(self.in_proj_qkv) is not nnx.Linear:
@@ -339,7 +351,7 @@ class GatedDeltaNet(nnx.Module):
     kernel = self.in_proj_qkv.kernel[...].astype(x.dtype)
     parts = zip(
       *(token_step.split(y, weights) for y in (kernel, weights.conv)),
-      token_step.split(history, weights, axis=1),
+      token_step.split(history, weights, axis=-2),
       strict=True,
     )
     found = [
@@ -351,7 +363,7 @@ class GatedDeltaNet(nnx.Module):
       for kernel, conv, history in parts
     ]
     columns, histories = zip(*found)
-    return list(columns), jnp.concatenate(histories, axis=1)
+    return list(columns), jnp.concatenate(histories, axis=-2)
 
   def _masked(
     self, x: jax.Array, mask: jax.Array | None
@@ -373,7 +385,11 @@ class GatedDeltaNet(nnx.Module):
     sequence_axis.check(self.rule.sequence_axis, mask)
     operands.check_hidden(x, self.config.hidden_size, segment_ids, mask)
     if cache is not None:
-      like = jax.eval_shape(functools.partial(self.init_cache, x.shape[0]))
+      rows = x.shape[0]
+      if isinstance(cache, Cache):
+        found = cache.conv_state.shape[0]
+        rows *= documents_a_row(found, rows, segment_ids) or 1
+      like = jax.eval_shape(functools.partial(self.init_cache, rows))
       check_cache(cache, like)
 
 

@@ -64,7 +64,8 @@ class Mixer(Protocol[C]):
       positions: places of the tokens, which know documents and padding too.
       cache: from the call before, or None at a start.
       segment_ids: [B, T] integers or None: documents that see nothing of each
-        other. The cache enters the first and leaves the last.
+        other. The cache enters the first and leaves the last; one of B M rows
+        has a row for each of M documents.
       mask: [B, T] bool or None, True at tokens. Padding changes no cache.
 
     Returns:

@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 from neumann_jax import sequence_axis
-from neumann_jax.delta_rule import inputs
+from neumann_jax.delta_rule import inputs, layout
 from neumann_jax.yarn import Yarn
 
 # The slot of padding: past every cache, so that writes to it are dropped, and
@@ -47,13 +47,17 @@ def positions(
   Args:
     batch: B.
     length: T.
-    stored: [B] int32, tokens that each row has in the cache; None: none.
+    stored: [B] int32, tokens that each row has in the cache; None: none. Or
+      [B M], where each of M documents of a row has a row of the cache.
     start: [B] int32, slot of the first token of the document that the cache
-      ends in; None: 0.
+      ends in; None: 0. Or [B M].
     segment_ids: [B, T] integers, one for each document, or None; the cache
       belongs to the first document.
     mask: [B, T] bool, True at real tokens, or None.
   """
+  if stored is not None and start is not None and segment_ids is not None:
+    if len(stored) != batch:
+      return _of_documents(stored, start, segment_ids)
   none = jnp.zeros(batch, jnp.int32)
   stored = none if stored is None else stored
   start = none if start is None else start
@@ -72,6 +76,24 @@ def positions(
     slot = jnp.where(mask, slot, PADDING)
     rotary = jnp.maximum(rotary, 0)  # padding on the left stands at -1
   return Positions(slot, first, rotary)
+
+
+def _of_documents(
+  stored: jax.Array, start: jax.Array, segment_ids: jax.Array
+) -> Positions:
+  """Places in the cache of a document; padding for those that have none."""
+  batch, length = segment_ids.shape
+  count = len(stored) // batch
+  number = layout.numbers(segment_ids)  # [B, T]
+  starts = inputs.segment_starts(segment_ids)
+  here = jnp.arange(length, dtype=jnp.int32)
+  place = here - lax.cummax(jnp.where(starts, here, 0), axis=1)
+  stored, start = (x.reshape(batch, count) for x in (stored, start))
+  own = jnp.minimum(number, count - 1)
+  slot = jnp.take_along_axis(stored, own, axis=1) + place
+  first = jnp.take_along_axis(start, own, axis=1)
+  rotary = slot - first
+  return Positions(jnp.where(number < count, slot, PADDING), first, rotary)
 
 
 def shard_positions(

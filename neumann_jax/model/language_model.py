@@ -24,7 +24,9 @@ from neumann_jax.layers.cache import (
   ModelCache,
   check_model_cache,
   check_room,
+  documents_a_row,
 )
+from neumann_jax.layers.cache_tokens import added
 from neumann_jax.layers.feed_forward import Routing
 from neumann_jax.layers.linear import linear, wide_product
 from neumann_jax.layers.norms import RMSNorm
@@ -149,14 +151,16 @@ class LanguageModel(nnx.Module):
       cache: from `init_cache` or the call before; None for none.
       segment_ids: [B, T] integers, one of its own for each document of a row:
         packed documents that see nothing of each other. The cache enters the
-        first document and goes on with the last.
+        first document and goes on with the last; one of B M rows has a row for
+        each of up to M documents of a row, in their order.
       mask: [B, T], nonzero at real tokens; padding, left of the first tokens
         or right of the last ones, is as if it were not there.
 
     Returns:
       logits [B, T, V] float32, of no meaning at padding, and the cache with
       the tokens added (None for None). In a compiled program a row that
-      outgrows the cache's capacity gives NaN.
+      outgrows the cache's capacity gives NaN, and so does a document past the
+      M-th.
 
     Raises:
       TypeError: if tokens are not integers.
@@ -240,10 +244,8 @@ class LanguageModel(nnx.Module):
       return x, None, routing
     # A compiled program cannot refuse a row that outgrows its cache: NaN is
     # seen, where a dropped key would be a wrong answer that nobody notices.
-    added = tokens.shape[1] if mask is None else _count(mask)
-    cache = ModelCache(caches, cache.stored + added, places.first[:, -1])
-    full = cache.stored > cache.capacity  # [B]
-    x = jnp.where(full[:, None, None], jnp.nan, x).astype(x.dtype)
+    cache, full = added(cache, caches, tokens.shape, places, segment_ids, mask)
+    x = jnp.where(full[..., None], jnp.nan, x).astype(x.dtype)
     return x, cache, routing
 
   def logits(self, hidden: jax.Array) -> jax.Array:
@@ -383,11 +385,9 @@ class LanguageModel(nnx.Module):
         "prefill without it"
       )
     if cache is not None:
-      make = functools.partial(self.init_cache, tokens.shape[0])
-      check_model_cache(cache, make)
-      check_room(cache, tokens.shape, mask)
-
-
-def _count(mask: jax.Array) -> jax.Array:
-  """Tokens of each row, [B, T] -> [B], int32 under x64 too."""
-  return jnp.sum(mask, axis=1, dtype=jnp.int32)
+      rows = tokens.shape[0]
+      if isinstance(cache, ModelCache):
+        found = cache.stored.shape[0]
+        rows *= documents_a_row(found, rows, segment_ids) or 1
+      check_model_cache(cache, functools.partial(self.init_cache, rows))
+      check_room(cache, tokens.shape, mask, segment_ids)
