@@ -179,8 +179,10 @@ def prepare(settings: Settings) -> Job:
     )
     # Solves to 1e-6 would take ten times as long as the network does.
     tie = Probed if settings.tie == "probed" else Spectrum
-    width = tie(inflation=1.5)
-    changes: dict[str, Any] = {"inner.tolerance": TOLERANCE, "width": width}
+    changes: dict[str, Any] = {
+      "inner.tolerance": TOLERANCE,
+      "width": tie(inflation=1.5),
+    }
     drawn = sampler(
       samplers.config(
         "NFC", CALIBRATED, evaluations=settings.sample_levels, **changes
