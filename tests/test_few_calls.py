@@ -10,9 +10,11 @@ import pytest
 
 import posterior_jax as pj
 from configs import few_calls as configs
-from experiments.few_calls import contenders, tuned, variants
-from experiments.few_calls import study as few_calls
+from experiments.few_calls import contenders, study, tuned, variants
+from experiments.few_calls.methods import FAST
+from experiments.few_calls.paired import differences
 from experiments.few_calls.search import Knob, search
+from experiments.few_calls.settings import Settings
 from experiments.harness import command_line
 from experiments.peers.dpir import dpir
 from posterior_jax.nfc_sampler import states
@@ -136,12 +138,12 @@ def test_differences_are_paired_by_picture():
   rows = pd.DataFrame(
     [
       {"task": "t", "calls": 5, "method": method, "picture": i, "psnr": psnr}
-      for method, values in ((few_calls.FAST, fast), (few_calls.DPIR, plain))
+      for method, values in ((FAST, fast), (contenders.DPIR, plain))
       for i, psnr in enumerate(values)
     ]
   )
-  (found,) = few_calls.differences(rows).itertuples()
-  assert found.Index == ("t", 5, few_calls.DPIR)
+  (found,) = differences(rows).itertuples()
+  assert found.Index == ("t", 5, contenders.DPIR)
   np.testing.assert_allclose(found.difference, 1.0)
   # The gaps 1, 0.5, 1.5 have a standard deviation of 0.5.
   np.testing.assert_allclose(found[4], 1.96 * 0.5 / 3**0.5)
@@ -197,8 +199,8 @@ def test_a_traced_setting_is_the_setting(problem):
 def test_no_run_exceeds_its_evaluations():
   config = configs.get_config("debug")
   config.methods, config.calls = (), (2, 3, 5)
-  settings = command_line.to_settings(few_calls.Settings, config)
-  found = few_calls.runs(settings)
+  settings = command_line.to_settings(Settings, config)
+  found = study.runs(settings)
   costs = {
     name: made.each
     for name, made in {**variants.VARIANTS, **contenders.BASELINES}.items()

@@ -1,6 +1,8 @@
 """`python -m experiments.few_calls`."""
 
-from experiments.few_calls import study
+from experiments.few_calls import settings, study
 from experiments.harness import runner
 
-runner.main("few_calls", study.Settings, study.compare, prepare=study.prepare)
+runner.main(
+  "few_calls", settings.Settings, study.compare, prepare=settings.prepare
+)
