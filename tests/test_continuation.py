@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import continuation as configs
-from experiments.continuation import mixtures, photographs, study
+from experiments.continuation import closed_form, mixtures, photographs
 from experiments.continuation.chain import (
   Problem,
   expected_psnr,
@@ -63,7 +63,7 @@ def test_expected_error_is_that_of_runs(variant, inner):
   expected = expected_psnr(
     Problem(power, *gains, NOISE, NOISE),
     LEVELS,
-    *study.laws(power)[variant],
+    *closed_form.laws(power)[variant],
     draws=inner is Exact,
   )
   # 3000 images of 64 coefficients: the error is known to about 1 %.
@@ -118,7 +118,7 @@ def test_what_continuation_is_worth():
     (row["hypothesis"], row["kernel"], row["variant"], row["levels"]): row[
       "psnr"
     ]
-    for row in study.rows(settings)
+    for row in closed_form.rows(settings)
   }
 
   def gain(hypothesis, levels, band, control, kernel):

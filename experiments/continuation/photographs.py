@@ -1,8 +1,8 @@
 """The hypotheses on photographs, under a learned prior.
 
-What `study` says in closed form of a Gaussian prior, and what has no closed
-form: wavelets. Every case stands beside its control, the same run without what
-it is about; runs of both see the same noise.
+What `closed_form` says of a Gaussian prior, and what has no closed form:
+wavelets. Every case stands beside its control, the same run without what it is
+about; runs of both see the same noise.
 """
 
 import threading

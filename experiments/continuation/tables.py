@@ -1,0 +1,58 @@
+"""A table for every hypothesis: what the report shows of the rows."""
+
+import pandas as pd
+
+from experiments.continuation.settings import (
+  APART,
+  FEW,
+  MIXTURES,
+  NOISY,
+  WRONG,
+  Settings,
+)
+
+Named = tuple[str, str, pd.DataFrame, str]  # name, title, table, measured on
+
+
+def closed_form(settings: Settings, found: pd.DataFrame) -> list[Named]:
+  """By hypothesis: PSNR by kernel, variant and levels."""
+  tables = []
+  for hypothesis in (FEW, WRONG, NOISY, APART):
+    own = found[found.hypothesis == hypothesis]
+    if len(own):
+      table = own.pivot_table(
+        "psnr", ["kernel", "variant"], "levels", sort=False
+      )
+      table.columns = [f"{levels} levels" for levels in table.columns]
+      about = (
+        f"Gaussian prior, {settings.size} x {settings.size}, circular blur, "
+        "the minimiser of every level; closed form."
+      )
+      title = f"{hypothesis}: expected PSNR [dB]"
+      tables.append((hypothesis, title, table, about))
+  return tables
+
+
+def mixture(settings: Settings, found: pd.DataFrame) -> Named:
+  """Errors of the shares of modes, by measurements and levels."""
+  table = found.pivot_table(
+    "error", ["measured", "variant"], "levels", aggfunc="median", sort=False
+  )
+  table.columns = [f"{levels} levels" for levels in table.columns]
+  about = (
+    f"{settings.mixtures} mixtures of 25 modes in 8 dimensions each, "
+    f"{settings.particles} particles."
+  )
+  title = "Modes: total variation of their shares, median"
+  return MIXTURES, title, table, about
+
+
+def photograph(settings: Settings, found: pd.DataFrame) -> list[Named]:
+  """By hypothesis: PSNR of the photographs, by variant and kernel."""
+  tables = []
+  for hypothesis, own in found.groupby("hypothesis", sort=False):
+    table = own.pivot_table("psnr", "variant", "kernel", sort=False)
+    about = f"{settings.pictures} photographs, {settings.crop} pixels a side."
+    title = f"{hypothesis}, photographs: PSNR [dB]"
+    tables.append((f"{hypothesis}_photographs", title, table, about))
+  return tables
