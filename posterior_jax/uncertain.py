@@ -23,7 +23,7 @@ from posterior_jax import fields
 from posterior_jax.base import Denoiser, Info, Observation, Sampler, State
 from posterior_jax.denoising import predictor
 from posterior_jax.linalg import fourier
-from posterior_jax.operators.blur import Blur
+from posterior_jax.operators.bordered import Blur
 from posterior_jax.operators.scene import Correlation
 
 # Of a Hann window on both axes: (sum w^2)^2 / (n sum w^4), the share of the

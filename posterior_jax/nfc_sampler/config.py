@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from posterior_jax import fields
+from posterior_jax.nfc_sampler import combinations
 from posterior_jax.nfc_sampler import fusion as wavelets
+from posterior_jax.nfc_sampler.combinations import Stop
 from posterior_jax.nfc_sampler.records import (
   Denoise,
   Exact,
@@ -24,16 +26,6 @@ from posterior_jax.nfc_sampler.records import (
   Width,
 )
 from posterior_jax.nfc_sampler.weights import Band, Fusion, Snr
-
-# Fewer levels than this cannot make up for what few iterations leave out.
-_FEW_LEVELS = 20
-
-
-class Stop(NamedTuple):
-  """Where a linear solve stops."""
-
-  tolerance: float
-  max_iterations: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,18 +86,7 @@ class NFCConfig:
         f"passes must be 1 unless levels are held, got {passes} with held "
         f"{self.schedule.held} of {self.levels} levels"
       )
-    # A Jacobian is of one denoiser call at the level's own image: an ODE's end
-    # point has another.
-    width = type(self.width).__name__
-    if isinstance(self.width, Probed | Jacobian):
-      _need("predictor", self.predictor, (Denoise,), width)
-    if isinstance(self.width, Jacobian):
-      _need("inner", self.inner, (Exact, Mean), width)
-    elif isinstance(self.inner, Exact) and self.inner.root_steps is not None:
-      raise ValueError(
-        f"root_steps must be None unless width is Jacobian, got "
-        f"{self.inner.root_steps} with {width}"
-      )
+    combinations.check(self.width, self.predictor, self.inner)
 
   @property
   def stop(self) -> Stop:
@@ -114,19 +95,7 @@ class NFCConfig:
     What a record leaves open follows width, inner method and levels, however
     those were set.
     """
-    averages = isinstance(self.inner, Mean)
-    found = Stop(1e-4 if averages else 1e-6, 500)
-    if isinstance(self.width, Jacobian):
-      few = self.levels < _FEW_LEVELS
-      found = Stop(1e-2, 3 if averages and not few else 20)
-    if not isinstance(self.inner, Exact | Mean):
-      return found
-    set_here = {
-      name: getattr(self.inner, name)
-      for name in Stop._fields
-      if getattr(self.inner, name) is not None
-    }
-    return found._replace(**set_here)
+    return combinations.stop_of(self.width, self.inner, self.levels)
 
   def detail_weights(self, progress: np.ndarray) -> np.ndarray:
     """Weight of the refined details by step, [K] to [K] or [K, 3]."""
@@ -329,11 +298,3 @@ class NFCConfig:
       inner=Exact(),
     )
     return samples.replace(**changes)
-
-
-def _need(name: str, value: Any, kinds: tuple[type, ...], width: str) -> None:
-  if not isinstance(value, kinds):
-    raise ValueError(
-      f"{name} must be {' or '.join(kind.__name__ for kind in kinds)} with "
-      f"width {width}, got {type(value).__name__}"
-    )

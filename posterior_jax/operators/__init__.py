@@ -1,9 +1,9 @@
 """Measurements, defined exactly as the restoration benchmarks do."""
 
-from posterior_jax.operators.blur import Blur as Blur
 from posterior_jax.operators.blur import blur as blur
 from posterior_jax.operators.blur import gaussian_blur as gaussian_blur
 from posterior_jax.operators.blur import motion_blur as motion_blur
+from posterior_jax.operators.bordered import Blur as Blur
 from posterior_jax.operators.check import OperatorErrors as OperatorErrors
 from posterior_jax.operators.check import check_operator as check_operator
 from posterior_jax.operators.dense import Dense as Dense
