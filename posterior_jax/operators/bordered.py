@@ -19,7 +19,7 @@ from posterior_jax.operators.shapes import widened
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Blur(Correlation):
-  """y[i] = sum_j kernel[j] x[i + j - k // 2] in every channel.
+  """`y[i] = sum_j kernel[j] x[i + j - k // 2]` in every channel.
 
   Attributes:
     kernel: [k, k], k odd; correlated as it is, not flipped.

@@ -27,7 +27,7 @@ class Correlation(Operator):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SceneBlur(Correlation):
-  """y[i] = sum_j kernel[j] x[i + j]; made by `blur(boundary="valid")`.
+  """`y[i] = sum_j kernel[j] x[i + j]`; made by `blur(boundary="valid")`.
 
   Attributes:
     kernel: [k, k], k odd; correlated as it is, not flipped.

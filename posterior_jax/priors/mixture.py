@@ -20,7 +20,7 @@ _HIGHEST = lax.Precision.HIGHEST
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GaussianMixture:
-  """x0 ~ sum_k weights[k] N(means[k], std[k]^2 I); made by `gaussian_mixture`.
+  """`x0 ~ sum_k weights[k] N(means[k], std[k]^2 I)`, by `gaussian_mixture`.
 
   Attributes:
     weights: [K], > 0, sum 1.
