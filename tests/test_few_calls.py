@@ -11,8 +11,8 @@ import pytest
 import posterior_jax as pj
 from configs import few_calls as configs
 from experiments.few_calls import contenders, study, tuned, variants
+from experiments.few_calls.differences import differences
 from experiments.few_calls.methods import FAST
-from experiments.few_calls.paired import differences
 from experiments.few_calls.search import Knob, search
 from experiments.few_calls.settings import Settings
 from experiments.harness import command_line

@@ -18,8 +18,8 @@ import numpy as np
 
 from experiments.data.degradations import Degradation, Problem
 from experiments.few_calls.contenders import BASELINES
+from experiments.few_calls.differences import differences
 from experiments.few_calls.methods import FAST, METHODS, SLOW
-from experiments.few_calls.paired import differences
 from experiments.few_calls.programs import Problems, Programs, measured
 from experiments.few_calls.search import Found, Point, search
 from experiments.few_calls.settings import Settings, Task
