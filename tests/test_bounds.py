@@ -149,6 +149,7 @@ def compute(a, spec, e):
 certify = jax.jit(nb.certify)
 
 
+@pytest.mark.usefixtures("full_compilation")
 @pytest.mark.parametrize("count", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_certificate_is_never_violated(count):
   """10,000 draws over families, decays, betas, methods, formats, or a third."""

@@ -101,18 +101,14 @@ def _leaves(key):
   )
   colours = _colours()[:, None, None]
   tiles = jnp.asarray(np.broadcast_to(colours, (8, 64, 64, 3)))
-  return _quick_images(jax.random.key(key), tiles, count=4, settings=plain)
-
-
-_quick_images = quick_jit(
-  dead_leaves.images.__wrapped__, static_argnames=("count", "settings")
-)
+  return dead_leaves.images(jax.random.key(key), tiles, count=4, settings=plain)
 
 
 def _colours():
   return np.random.default_rng(0).integers(0, 256, (8, 3), dtype=np.uint8)
 
 
+@pytest.mark.usefixtures("full_compilation")
 def test_dead_leaves_have_the_spectrum_of_photographs():
   """Power falls as a power law of exponent 2 to 3 (Lee et al. 2001)."""
   images = np.asarray(_leaves(0)) / 127.5 - 1
@@ -125,12 +121,14 @@ def test_dead_leaves_have_the_spectrum_of_photographs():
   assert np.std(power - slope * f - at) < 0.35
 
 
+@pytest.mark.usefixtures("full_compilation")
 def test_dead_leaves_follow_their_key():
   first, again, other = (_leaves(key) for key in (1, 1, 2))
   np.testing.assert_array_equal(first, again)
   assert (first != other).mean() > 0.5
 
 
+@pytest.mark.usefixtures("full_compilation")
 def test_dead_leaves_take_their_colours_from_the_tiles():
   """Without texture, shading and blur a pixel is a colour or an edge's mix."""
   images = np.asarray(_leaves(3)).astype(int)
