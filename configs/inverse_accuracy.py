@@ -27,6 +27,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
       "draws": 1 if debug else 5,
       "chunk_size": 64,
       "tokens": 64 if debug else 256,
+      "paper_chunks": (32, 64) if debug else (32, 64, 128),
       # Compiling every method in every format is most of the time.
       "formats": ("float32", "INT8") if debug else FORMATS,
     }

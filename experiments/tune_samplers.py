@@ -12,7 +12,7 @@ baseline and `NFCConfig.restoration()`. No grid is larger than LARGEST.
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -119,24 +119,7 @@ def ranking(
   return best
 
 
-class Task(NamedTuple):
-  """The settings and what they name."""
-
-  settings: Settings
-  shared: setup.Setup
-
-
-def prepare(settings: Settings) -> Task:
-  """Reads photographs and prior; raises what `setup.build` does."""
-  return Task(settings, setup.build(settings.setup))
-
-
-def inputs(task: Task) -> dict[str, str]:
-  """SHA-256 of what the setup reads."""
-  return setup.inputs(task.settings.setup)
-
-
-def tune(task: Task, run: record.Run) -> None:
+def tune(task: setup.Task, run: record.Run) -> None:
   """Runs what the table lacks, then prints every method's ranking."""
   settings, shared = task
   wanted = programs(settings)
@@ -156,7 +139,7 @@ if __name__ == "__main__":
     "tune_samplers",
     Settings,
     tune,
-    prepare=prepare,
-    inputs=inputs,
+    prepare=setup.prepare,
+    inputs=setup.inputs,
     resumable=True,
   )

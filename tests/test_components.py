@@ -1,5 +1,7 @@
 """Bands, wavelet fusion, predictors and the inner target, each on its own."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,6 +77,14 @@ def test_blend_weights():
 # Wavelets
 
 every_wavelet = pytest.mark.parametrize("wavelet", ["haar", "db2", "bior4.4"])
+_decompose = jax.jit(fusion.decompose, static_argnums=1)
+_reconstruct = jax.jit(fusion.reconstruct, static_argnums=2)
+# Weights are data: a program for each wavelet and number of levels.
+_fuse = jax.jit(fusion.fuse, static_argnames=("levels", "wavelet"))
+_predict = jax.jit(
+  predictor.predict,
+  static_argnames=("kind", "steps", "sigma_end", "rho"),
+)
 
 
 @every_wavelet
@@ -82,14 +92,14 @@ def test_decomposition_is_that_of_pywavelets(wavelet):
   """On images larger and smaller than the filters; and back."""
   for shape in ((2, 16, 12, 3), (1, 4, 2, 1)):
     x = normal(shape)
-    low, details = fusion.decompose(x, wavelet)
+    low, details = _decompose(x, wavelet)
     a, (h, v, d) = pywt.dwt2(
       np.asarray(x, np.float64), wavelet, mode="periodization", axes=(1, 2)
     )
     np.testing.assert_allclose(low, a, atol=2e-6)
     for i, detail in enumerate((h, v, d)):
       np.testing.assert_allclose(details[:, i], detail, atol=2e-6)
-    back = fusion.reconstruct(low, details, wavelet)
+    back = _reconstruct(low, details, wavelet)
     np.testing.assert_allclose(back, x, atol=2e-6)
 
 
@@ -98,7 +108,7 @@ def test_decomposition_is_that_of_pywavelets(wavelet):
 @pytest.mark.parametrize(("low", "high"), [(1.0, 0.2), (0.3, 0.0), (1.0, 1.0)])
 def test_fusion_is_that_of_pywavelets(wavelet, levels, low, high):
   x0, z = normal((16, 24, 1)), normal((16, 24, 1), 1)
-  fused = fusion.fuse(x0, z, low=low, high=high, levels=levels, wavelet=wavelet)
+  fused = _fuse(x0, z, low=low, high=high, levels=levels, wavelet=wavelet)
   how = dict(wavelet=wavelet, mode="periodization")
   tree = [
     pywt.wavedec2(np.asarray(x, np.float64)[..., 0], level=levels, **how)
@@ -147,7 +157,7 @@ def _ode_error(kind, steps):
   spectrum = priors.power_law_spectrum(8, 8)
   prior = priors.GaussianPrior(spectrum, jnp.zeros(()))
   x = SIGMA * normal((3, *SHAPE))
-  found = predictor.predict(
+  found = _predict(
     prior.denoise,
     x,
     jnp.float32(SIGMA),
@@ -191,7 +201,7 @@ def test_denoise_predictor_is_the_denoiser():
 def test_a_level_below_the_end_takes_no_step(kind):
   prior = priors.GaussianPrior(priors.power_law_spectrum(8, 8), jnp.zeros(()))
   x = normal((1, *SHAPE))
-  found = predictor.predict(
+  found = _predict(
     prior.denoise,
     x,
     jnp.float32(END / 2),
@@ -262,12 +272,14 @@ def _exact(name, banded):
 def test_mean_is_the_minimiser(name, banded):
   expected, _ = _exact(name, banded)
   target = _target(name, banded)
-  z, info = gaussian.mean(target, tolerance=1e-6, max_iterations=500)
+  solve = functools.partial(gaussian.mean, tolerance=1e-6, max_iterations=500)
+  z, info = jax.jit(solve)(target)
   np.testing.assert_allclose(z.ravel(), expected, atol=2e-5)
   assert info.relative_residual < 1e-5
   # Where the gradient is zero: its size is that of float32 rounding.
-  scale = float(jnp.abs(gaussian.gradient(target, target.centre)).max())
-  assert jnp.abs(gaussian.gradient(target, z)).max() < 1e-4 * scale
+  slope = jax.jit(gaussian.gradient)
+  scale = np.abs(slope(target, target.centre)).max()
+  assert np.abs(slope(target, z)).max() < 1e-4 * scale
 
 
 @CASES
@@ -293,9 +305,10 @@ def test_draw_has_mean_and_covariance_of_the_target(name, banded):
 @every_operator
 def test_descent_reaches_the_minimiser(name):
   expected, _ = _exact(name, False)
-  z = gaussian.descend(_target(name, False), steps=400)
+  descend = jax.jit(gaussian.descend, static_argnames="steps")
+  z = descend(_target(name, False), steps=400)
   np.testing.assert_allclose(z.ravel(), expected, atol=3e-3)
-  nearer = gaussian.descend(_target(name, False), steps=5)
+  nearer = descend(_target(name, False), steps=5)
   far = np.abs(nearer.ravel() - expected).max()
   assert np.abs(z.ravel() - expected).max() < 0.2 * far
 

@@ -1,6 +1,7 @@
 """The quickstart from the command line to its report, and its parts."""
 
 import csv
+import itertools
 import json
 import math
 import pathlib
@@ -17,6 +18,7 @@ from experiments.data import degradations, key_families, photographs, text_data
 from experiments.harness import command_line, runner
 from experiments.harness.reporting import report
 from experiments.inverse_accuracy import cases, errors, text_matrices
+from experiments.inverse_accuracy import study as inverse_study
 from experiments.quickstart import known, restoration, study
 from neumann_jax import InverseSpec, shipped
 from tests import oracles
@@ -192,6 +194,19 @@ def test_study_measures_the_error_it_says():
     assert (row.family, row.decay) == (group.family, group.decay)
     assert 0 < row.median <= row.worst < 0.1 and row.products == 10
     assert row.violations == 0 and row.entry <= row.certified
+
+
+@pytest.mark.slow
+def test_the_papers_settings_are_measured_at_every_length():
+  """Those that the debug form leaves out; its own run has 32 and 64."""
+  settings = errors.InverseSettings(
+    draws=1, formats=("float32",), paper_chunks=(32, 128)
+  )
+  rows = inverse_study.paper_rows(settings, [])
+  found = {(row.chunk_size, row.method) for row in rows}
+  assert found == set(itertools.product((32, 128), ("banded", "ladder")))
+  assert all(row.worst < 1e-4 for row in rows if row.method == "ladder")
+  assert not sum(row.violations for row in rows)
 
 
 def test_matrices_are_those_of_the_shipped_model():

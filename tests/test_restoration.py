@@ -30,8 +30,8 @@ def _run(folder, *flags):
     study.Settings,
     study.restore,
     argv,
-    prepare=study.prepare,
-    inputs=study.inputs,
+    prepare=setup.prepare,
+    inputs=setup.inputs,
     resumable=True,
   )
 

@@ -31,6 +31,7 @@ METHODS: dict[str, dict] = {
 Case = tuple[str, str, InverseSpec]  # method, format, spec
 
 PAPER_FORMATS = ("float32", "float16", "INT8")
+PAPER_CHUNKS = (32, 64, 128)
 FIXED_SCALE = ("newton", "ladder", "newton + refine", "ladder + refine")
 
 

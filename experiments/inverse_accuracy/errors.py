@@ -18,7 +18,7 @@ from experiments.data import key_families
 from experiments.harness import progress, threads
 from experiments.harness.matrix_errors import MatrixErrors, Problem
 from experiments.harness.settings import Checked, setting
-from experiments.inverse_accuracy.cases import FORMATS, Case
+from experiments.inverse_accuracy.cases import FORMATS, PAPER_CHUNKS, Case
 from neumann_jax.chunk_inverse.inverse_spec import check_chunk_size
 from neumann_jax.chunk_inverse.xla import count_products
 
@@ -34,6 +34,8 @@ class InverseSettings(Checked):
   tokens: int = setting(1024, at_least=1)
   # of the operands, among `cases.FORMATS`
   formats: tuple[str, ...] = setting(tuple(FORMATS), among=FORMATS, some=True)
+  # chunk lengths of the paper whose setting stands beside the ladder
+  paper_chunks: tuple[int, ...] = setting(PAPER_CHUNKS, among=PAPER_CHUNKS)
 
   def __post_init__(self) -> None:
     super().__post_init__()

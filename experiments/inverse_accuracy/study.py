@@ -8,7 +8,7 @@ certificate beside it. The last line printed names the report.
 """
 
 from experiments.harness import record
-from experiments.harness.progress import Progress
+from experiments.harness.progress import Progress, Tick, silent
 from experiments.harness.reporting import tables
 from experiments.harness.reporting.report import Report
 from experiments.inverse_accuracy import cases, errors, text_matrices
@@ -16,7 +16,6 @@ from experiments.inverse_accuracy.accuracy_tables import MILD, add_tables, worst
 from experiments.inverse_accuracy.errors import ErrorRow, InverseSettings
 
 Settings = InverseSettings
-PAPER_CHUNKS = (32, 64, 128)
 
 
 def inverse_accuracy(settings: InverseSettings, run: record.Run) -> None:
@@ -31,7 +30,7 @@ def inverse_accuracy(settings: InverseSettings, run: record.Run) -> None:
 
 def units(settings: InverseSettings) -> int:
   """How often `add` ticks."""
-  sizes = [size for size in PAPER_CHUNKS if size != settings.chunk_size]
+  sizes = [n for n in settings.paper_chunks if n != settings.chunk_size]
   paper = len(sizes) * len(cases.paper_cases(settings.formats))
   return len(cases.all_cases(settings.formats)) + paper
 
@@ -46,21 +45,21 @@ def add(
   for row in rows:
     model = row.family == text_matrices.FAMILY
     run.write("model" if model else "families", row)
-  for row in _paper_rows(settings, rows, tick):
+  for row in paper_rows(settings, rows, tick):
     run.write("paper_settings", row)
   report.section("The chunk inverse of Gated DeltaNet")
   add_tables(report, run, tables.frame(rows), difficulty, settings)
 
 
-def _paper_rows(
-  settings: InverseSettings, rows: list[ErrorRow], tick: Progress
+def paper_rows(
+  settings: InverseSettings, rows: list[ErrorRow], tick: Tick = silent
 ) -> list[ErrorRow]:
-  """The paper's setting for each chunk length; the study's own is there."""
+  """The paper's setting for each chunk length; the study's own is in `rows`."""
   known = {cases.PAPER: "banded", "ladder": "ladder"}
   chosen = cases.paper_cases(settings.formats)
   formats = {form for _, form, _ in chosen}
   found = []
-  for size in PAPER_CHUNKS:
+  for size in settings.paper_chunks:
     if size == settings.chunk_size == 64:
       found += [
         row._replace(method=known[row.method])

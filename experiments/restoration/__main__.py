@@ -1,13 +1,13 @@
 """`python -m experiments.restoration`."""
 
 from experiments.harness import runner
-from experiments.restoration import study
+from experiments.restoration import setup, study
 
 runner.main(
   "restoration",
   study.Settings,
   study.restore,
-  prepare=study.prepare,
-  inputs=study.inputs,
+  prepare=setup.prepare,
+  inputs=setup.inputs,
   resumable=True,
 )

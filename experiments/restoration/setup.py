@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,8 +92,21 @@ def build(settings: SetupSettings) -> Setup:
   )
 
 
-def inputs(settings: SetupSettings) -> dict[str, str]:
+class Task(NamedTuple):
+  """What a study is called with: its settings and what they name."""
+
+  settings: Any  # its own, with a `setup`
+  shared: Setup
+
+
+def prepare(settings: Any) -> Task:
+  """Reads photographs and prior of a study; raises what `build` does."""
+  return Task(settings, build(settings.setup))
+
+
+def inputs(task: Task) -> dict[str, str]:
   """SHA-256 of every file that `build` reads, but those it verifies itself."""
+  settings = task.settings.setup
   folder = photographs.files_in(settings.folder) if settings.folder else ()
   lpips = [settings.lpips] if settings.lpips else ()
   found = prior_files.digests(settings.prior)

@@ -12,7 +12,7 @@ leaves out those that are there.
 import dataclasses
 import itertools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +24,6 @@ from experiments.harness.reporting import pictures
 from experiments.harness.samplers import CALIBRATED, PUBLISHED, TUNED
 from experiments.harness.settings import Checked, setting
 from experiments.restoration import report, runs
-from experiments.restoration import setup as setups
 from experiments.restoration.runs import (
   ABLATION,
   METHODS,
@@ -33,8 +32,8 @@ from experiments.restoration.runs import (
   Program,
 )
 from experiments.restoration.setup import (
-  Setup,
   SetupSettings,
+  Task,
   degradations_named,
 )
 
@@ -134,23 +133,6 @@ def _by_task(names: tuple[str, ...]) -> list[tuple[Degradation, ...]]:
   for each in degradations_named(names):
     groups[each.task] = (*groups.get(each.task, ()), each)
   return list(groups.values())
-
-
-class Task(NamedTuple):
-  """The settings and what they name."""
-
-  settings: Settings
-  shared: Setup
-
-
-def prepare(settings: Settings) -> Task:
-  """Reads photographs and prior; raises what `setup.build` does."""
-  return Task(settings, setups.build(settings.setup))
-
-
-def inputs(task: Task) -> dict[str, str]:
-  """SHA-256 of what the setup reads."""
-  return setups.inputs(task.settings.setup)
 
 
 def restore(task: Task, run: record.Run) -> None:
