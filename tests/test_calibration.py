@@ -229,14 +229,19 @@ def test_every_transition_keeps_the_exact_marginal(name, changes, bias, every):
 
 
 @pytest.mark.parametrize(
-  "factor", [0.5, pytest.param(2.0, marks=pytest.mark.slow)]
+  ("factor", "levels"),
+  [
+    (0.5, 5),  # the program of `test_calibrated`
+    pytest.param(0.5, 10, marks=pytest.mark.slow),
+    pytest.param(2.0, 10, marks=pytest.mark.slow),
+  ],
 )
 @blur_quickly
-def test_a_wrong_spectrum_does_no_harm(name, factor):
+def test_a_wrong_spectrum_does_no_harm(name, factor, levels):
   """The denoiser puts the width's spectrum right in every half octave."""
   p = problem(name)
   samples = sample(
-    p, NFCConfig.calibrated(levels=10), spectrum=factor * p.prior.spectrum
+    p, NFCConfig.calibrated(levels=levels), spectrum=factor * p.prior.spectrum
   )
   assert_calibrated(f"{name}, width's spectrum x {factor}", samples, p)
 

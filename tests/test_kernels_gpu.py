@@ -93,7 +93,10 @@ def check(chunk_size, spec, limit):
 )
 def test_kernel_is_the_reference(method, form):
   """C = 32: two tiles, so that joins within and between tiles both occur."""
-  spec = InverseSpec(method, **METHODS[method], **FORMS[form])
+  options = METHODS[method]
+  if method == "banded":
+    options = options | {"residual_steps": 8}  # what 32 tokens need
+  spec = InverseSpec(method, **options, **FORMS[form])
   found = check(32, spec, LIMITS[form])
   want = by_reference(problem(32)[0], spec)
   if form.startswith("int"):
