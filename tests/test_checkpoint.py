@@ -277,13 +277,13 @@ def test_dtypes(tmp_path):
   narrow = Execution(param_dtype=jnp.bfloat16)
   path = saved(tmp_path, "moe")
   model = checkpoint.load(path, narrow)
+  found = flat_params(model)
   for place, x in flat_params(model_of("moe")).items():
     wide = place[-1] in ("A_log", "dt_bias")
     want = np.asarray(x)
     want = want if wide else want.astype(jnp.bfloat16)
-    found = flat_params(model)[place]
-    assert found.dtype == want.dtype
-    np.testing.assert_array_equal(found, want)
+    assert found[place].dtype == want.dtype
+    np.testing.assert_array_equal(found[place], want)
   checkpoint.save(model, tmp_path / "narrow")
   stored = json.loads((tmp_path / "narrow" / "config.json").read_text())
   assert stored["dtype"] == "bfloat16"
