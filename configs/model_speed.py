@@ -3,6 +3,11 @@
 Command: python -m experiments.model_speed
   --config=configs/model_speed.py:debug runs a tiny model, in XLA. A part of it:
   --config.models="('Qwen3.5-0.8B',)" --config.passes="('decode',)".
+  What the room of a cache costs, on a CPU too: --config.models="('small',)"
+  --config.passes="('decode',)" --config.rows="(1,)" --config.prompt=22
+  --config.written=128 --config.capacities="(192,4096,16384)"
+  --config.dtype=float32 --config.implementation=xla, and with
+  --config.scanned=True.
 Time: most of it compiles; two and a half minutes on one H200 for the smallest
 model, half an hour expected for all; `:debug` ten seconds.
 Expected: a line a model and pass, a table of milliseconds, tokens a second and
@@ -29,6 +34,8 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
       "rows": (2,) if debug else (1, 8),
       "prompt": 8 if debug else 128,
       "written": 8 if debug else 256,
+      "capacities": (0, 64) if debug else (0,),
+      "scanned": False,
       "remat": "names",
       "dtype": "float32" if debug else "bfloat16",
       "repeats": 2 if debug else 5,

@@ -32,9 +32,10 @@ def test_debug_run(passes, tmp_path, capsys):
   )
   with open(tmp_path / "run" / "models.csv", encoding="utf-8") as file:
     rows = list(csv.DictReader(file))
-  assert tuple(row["pass"] for row in rows) == passes
+  assert tuple(dict.fromkeys(row["pass"] for row in rows)) == passes
   for row in rows:
     assert not row["note"]
+    assert row["capacity"] in ("16", "64") or row["pass"] != "decode"
     assert 0 < float(row["lowest_ms"]) <= float(row["median_ms"])
     tokens = {"train": 64, "prefill": 64}.get(row["pass"], 2)
     rate = tokens / float(row["median_ms"]) * 1e3
@@ -88,7 +89,7 @@ def test_a_decoded_row_counts_its_products_alone(monkeypatch):
     monkeypatch.setattr(passes.decoding, name, lambda *_: (0,))
   config, options = shapes.MODELS["tiny"], {"repeats": 1, "seed": 0}
   found = passes.decode(
-    config, Execution(), rows=2, tokens=1, prompt=1, **options
+    config, Execution(), rows=2, tokens=1, prompt=1, capacity=2, **options
   )
   weights = shapes.size(shapes.model(config, Execution(), 0)).weights
   assert found.flops == 2 * weights * 2
@@ -104,6 +105,26 @@ def test_layers_are_scanned_by_the_depth_of_the_model_itself():
   assert settings.execution("Qwen3.5-0.8B", "train").scan_layers
   assert not settings.execution("tiny", "train").scan_layers
   assert not settings.execution("Qwen3.5-0.8B", "decode").scan_layers
+
+
+def test_caches_have_room_for_what_is_asked():
+  """Each capacity for each number of rows, 0 being what is needed."""
+  config = command_line.parse(
+    ["model_speed", "--config=configs/model_speed.py:debug"], "model_speed"
+  ).config
+  with config.unlocked():
+    config.rows, config.capacities, config.scanned = (1, 3), (0, 20), True
+  settings = command_line.to_settings(study.Settings, config)
+  found = [
+    (x["rows"], x["capacity"]) for x in study._options(settings, "decode")
+  ]
+  assert found == [(1, 16), (1, 20), (3, 16), (3, 20)]
+  assert settings.execution("tiny", "decode").scan_layers
+  assert not settings.execution("tiny", "prefill").scan_layers
+  with config.unlocked():
+    config.capacities = (15,)
+  with pytest.raises(ValueError, match="prompt and written, 16 tokens, got 15"):
+    command_line.to_settings(study.Settings, config)
 
 
 def test_shares_are_of_the_data_sheet():

@@ -112,6 +112,7 @@ def decode(
   rows: int,  # B
   tokens: int,  # written after the prompt, timed together
   prompt: int,  # tokens of each row's prompt
+  capacity: int,  # tokens of a row that the cache has room for
   repeats: int,
   seed: int,
 ) -> Measured:
@@ -128,7 +129,7 @@ def decode(
   )
 
   def once() -> float:
-    empty = decoding.start(graph, params, rows, prompt + tokens)
+    empty = decoding.start(graph, params, rows, capacity)
     begun = decoding.prefill(graph, params, *empty, text, mask)
     written = _nothing(rows, tokens, config.vocab_size)
     jax.block_until_ready((begun, written))

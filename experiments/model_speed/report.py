@@ -16,6 +16,7 @@ _COLUMNS = [
   "name",
   "pass",
   "rows",
+  "capacity",
   "median_ms",
   "lowest_ms",
   "highest_ms",
@@ -52,6 +53,8 @@ def evaluated(found: Measured, device: str) -> dict[str, float | None]:
 def line(row: dict[str, Any]) -> str:
   """A row as it is printed while the study runs."""
   about = f"{row['name']}, {row['pass']}, {row['rows']} rows"
+  if row["capacity"]:
+    about += f", room for {row['capacity']}"
   if row["note"]:
     return f"{about}: {row['note']}"
   return (
@@ -80,9 +83,11 @@ def build(rows: pd.DataFrame, settings: Any, run: record.Run) -> Report:
     f"step of AdamW on a row of {settings.tokens} tokens, computed again by "
     f"`remat='{settings.remat}'`; prefill reads a prompt of {settings.tokens} "
     f"into an empty cache; decoding writes {settings.written} greedy tokens a "
-    f"row after a prompt of {settings.prompt}, and its time is of one step of "
-    "all rows. A time is the median of "
-    f"{settings.repeats}, each waited for."
+    f"row after a prompt of {settings.prompt} by "
+    f"{'scanned' if settings.scanned else 'separate'} layers, with caches that "
+    "have room for as many tokens as their capacity says, and its time is of "
+    f"one step of all rows. A time is the median of {settings.repeats}, each "
+    "waited for."
   )
   page.text(
     "Shares are of the card's data sheet: of peak, the products with weights "

@@ -46,6 +46,13 @@ MODELS = {
     num_key_value_heads=4,
     linear_num_value_heads=32,
   ),
+  # For a CPU.
+  "small": ModelConfig(
+    vocab_size=4096,
+    hidden_size=512,
+    intermediate_size=1536,
+    num_hidden_layers=8,
+  ),
   # For the tests.
   "tiny": ModelConfig(
     vocab_size=64,

@@ -8,6 +8,7 @@ fit into its memory is named with the reason.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -34,11 +35,24 @@ class Settings(Checked):
   rows: tuple[int, ...] = setting(at_least=1, some=True)  # that are decoded
   prompt: int = setting(at_least=1)  # tokens before what is decoded
   written: int = setting(at_least=1)  # tokens decoded
+  # of the caches that are decoded with, tokens a row; 0 is what they need
+  capacities: tuple[int, ...] = setting(at_least=0, some=True)
+  scanned: bool  # whether layers that are decoded stand in one stack
   remat: str = setting(among=REMAT)  # of training
   # of weights, activations and products
   dtype: str = setting(among=("bfloat16", "float32"))
   repeats: int = setting(at_least=1)  # of each time
   seed: int  # of weights and text
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    needed = self.prompt + self.written
+    for capacity in self.capacities:
+      if 0 < capacity < needed:
+        raise ValueError(
+          f"capacities must be 0 or hold prompt and written, {needed} tokens, "
+          f"got {capacity}"
+        )
 
   def execution(self, name: str, which: str) -> Execution:
     """How a pass of a model is computed."""
@@ -56,7 +70,7 @@ class Settings(Checked):
       attention=self.implementation,  # type: ignore[arg-type]
       # One layer of a kind is compiled; a step of decoding would copy each
       # layer's weights out of the stack.
-      scan_layers=train and depth > 4,
+      scan_layers=depth > 4 if train else self.scanned and which == "decode",
       remat=self.remat if train else "none",  # type: ignore[arg-type]
     )
 
@@ -75,25 +89,33 @@ def model_speed(settings: Settings, run: record.Run) -> None:
 def _rows(settings: Settings) -> Iterator[dict[str, Any]]:
   for name in settings.models:
     for which in settings.passes:
-      for rows in settings.rows if which == "decode" else (1,):
+      for options in _options(settings, which):
         job = timing.Job(
           name,
           settings.implementation,
-          functools.partial(_measured, settings, name, which, rows),
+          functools.partial(_measured, settings, name, which, options),
         )
-        about = {"pass": which, "rows": rows}
+        about = {"pass": which, "rows": 1, "capacity": None} | {
+          x: options[x] for x in ("rows", "capacity") if x in options
+        }
         yield timing.row(job, about, report.EVALUATED)
 
 
+def _options(settings: Settings, which: str) -> Iterator[dict[str, Any]]:
+  """What a pass is called with, but for the model."""
+  every = {"repeats": settings.repeats, "seed": settings.seed}
+  if which != "decode":
+    yield every | {"tokens": settings.tokens}
+    return
+  every |= {"tokens": settings.written, "prompt": settings.prompt}
+  needed = settings.prompt + settings.written
+  for rows, capacity in itertools.product(settings.rows, settings.capacities):
+    yield every | {"rows": rows, "capacity": capacity or needed}
+
+
 def _measured(
-  settings: Settings, name: str, which: str, rows: int
+  settings: Settings, name: str, which: str, options: dict[str, Any]
 ) -> tuple[timing.Timing, dict[str, Any]]:
-  options: dict[str, Any] = {"repeats": settings.repeats, "seed": settings.seed}
-  if which == "decode":
-    options |= {"rows": rows, "tokens": settings.written}
-    options |= {"prompt": settings.prompt}
-  else:
-    options |= {"tokens": settings.tokens}
   config, execution = shapes.MODELS[name], settings.execution(name, which)
   found = passes.PASSES[which](config, execution, **options)
   return found.timing, report.evaluated(found, timing.device_name())
