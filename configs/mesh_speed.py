@@ -7,7 +7,8 @@ Time: about 6 minutes on two H200s; `:debug` a minute.
 Expected: a line a mesh, a table of times, speed-ups and loss differences, then
 the path of report.html. Meshes that the devices do not allow are named with the
 reason, so that one device ends with one time. On two H200s: data 1.93x, fsdp
-1.86x, tensor 1.74x, sequence 1.83x, of one long row 1.87x.
+1.86x, tensor 1.74x (each step waited for), sequence 1.83x, of one long row
+1.87x.
 """
 
 import ml_collections

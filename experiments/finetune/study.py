@@ -5,8 +5,8 @@
 Settings: `configs/finetune.py`. Writes `adapter/`, a folder of PEFT, or
 `model/`, the checkpoint with its text weights tuned; checkpoints of the run,
 tables, curves and a report. SIGTERM saves and stops. However a run ended, the
-same command with `--resume` goes on from its last checkpoint: on a CPU, or with
---config.execution.attention=xla, bit for bit as if it had not been stopped.
+same command with `--resume` goes on from its last checkpoint as if it had not
+been stopped: on CPUs bit for bit, on GPUs to rounding.
 """
 
 import functools

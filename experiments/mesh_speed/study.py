@@ -54,7 +54,8 @@ class Settings(Checked):
   # of activations and parameters' products
   dtype: str = setting(among=("bfloat16", "float32"))
   rate: float = setting(above=0)  # of AdamW
-  steps: int = setting(at_least=1)  # whose losses are compared
+  # whose losses are compared; the second may compile again
+  steps: int = setting(at_least=2)
   repeats: int = setting(at_least=1)  # measurements of further steps
   inner: int = setting(at_least=1)  # steps of a measurement, back to back
   seed: int  # of parameters and text

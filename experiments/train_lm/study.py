@@ -5,9 +5,8 @@
 Settings: `configs/train_lm.py`. Writes the weights (`language_model.json` and
 `.safetensors`), checkpoints, tables, curves for TensorBoard and a report with
 bits per byte of held-out modules. SIGTERM saves and stops. However a run ended,
-the same command with `--resume` goes on from its last checkpoint: on a CPU, or
-with --config.execution.attention=xla, bit for bit as if it had not been
-stopped.
+the same command with `--resume` goes on from its last checkpoint as if it had
+not been stopped: on CPUs bit for bit, on GPUs to rounding.
 """
 
 import dataclasses

@@ -5,8 +5,8 @@
 Settings: `configs/train_prior.py`; photographs: `experiments.prior_sources`.
 Writes the weights (`photo_prior.json` and `.safetensors`, the averaged ones),
 checkpoints, tables and a report. SIGTERM saves and stops. However a run ended,
-the same command with `--resume` goes on from its last checkpoint, bit for bit
-as if it had not been stopped.
+the same command with `--resume` goes on from its last checkpoint as if it had
+not been stopped: on CPUs bit for bit, on GPUs to rounding.
 """
 
 import dataclasses

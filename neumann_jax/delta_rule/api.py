@@ -87,7 +87,8 @@ def gated_delta_rule(
   Returns:
     out [B, T, Hv, Dv] in v's dtype, and the final state [B, Hv, Dk, Dv] in
     float32 (float64 for float64 values); [B, M, Hv, Dk, Dv] for such an
-    initial_state, of which a document without tokens keeps its own.
+    initial_state, of which a document without tokens keeps its own (NaN where
+    it was not finite).
 
   Raises:
     TypeError: for an operand of the wrong type.

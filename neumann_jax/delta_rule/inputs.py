@@ -74,6 +74,16 @@ def check(
     name = "initial_state" if tokens else "state"
     checks.check_floating(name, state)
     axes: tuple[str, ...] = ("B", "Hv", "Dk", "Dv")
+    if tokens and state.ndim == 5 and segment_ids is None:
+      raise ValueError(
+        f"initial_state must be [B, Hv, Dk, Dv] without segment_ids, got shape "
+        f"{state.shape}: a state for each document needs them"
+      )
+    if of_documents(state, segment_ids) and not by_document:
+      raise ValueError(
+        f"initial_state must be [B, Hv, Dk, Dv] where a mesh axis splits the "
+        f"tokens, got shape {state.shape}: a row has one state there"
+      )
     if by_document and of_documents(state, segment_ids):
       axes = ("B", "M", *axes[1:])
     _check_axes(name, state, axes, sizes)

@@ -9,7 +9,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 OUTPUTS = "rule_outputs"  # and the final state
 INVERSE = "chunk_inverse"
-STATES = "chunk_states"  # before every chunk, or every second one
+# Before every chunk, or every second one; of a shard, the entering one and M.
+STATES = "chunk_states"
 ALL = (OUTPUTS, INVERSE, STATES)
 
 named = checkpoint_name

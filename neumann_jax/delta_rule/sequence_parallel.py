@@ -16,6 +16,9 @@ hop, but each hop would wait for the one before it, forward and backward; a
 parallel prefix would multiply the M, Dk / Dv of the gathered work for log2
 rounds more. The products with gathered maps, shards Dk^2 Dv a head, are less
 than the rest as soon as a shard is longer than Dk shards / 7.
+
+On a Hopper GPU the map comes from a shard's last chunks alone, before the rule
+of one device: see `hopper_shards`.
 """
 
 import functools

@@ -139,6 +139,8 @@ def documents_a_row(
 ) -> int | None:
   """Caches that a packed row has, one for each document; None: one a row.
 
+  A cache of a multiple of the rows, at least twice as many, is one by document.
+
   Args:
     caches: rows of a cache.
     rows: B of the tokens.
@@ -158,10 +160,10 @@ def check_room(
   """Raises ValueError where tokens do not fit, if all is concrete.
 
   Args:
-    cache: before the tokens, of B rows.
+    cache: before the tokens, of B rows, or B M.
     shape: [B, T] of the tokens.
     mask: [B, T], nonzero at real tokens, or None.
-    segment_ids: [B, T], of as many documents as the cache has rows, or None.
+    segment_ids: [B, T], of at most M documents a row, or None.
 
   Raises:
     ValueError: also for more documents than the cache has rows for.

@@ -27,7 +27,8 @@ def added(
     mask: [B, T] bool or None.
 
   Returns:
-    The cache, and [B, 1 or T] bool, tokens that do not fit.
+    The cache, and [B, 1 or T] bool, tokens whose row, or document,
+    has outgrown the cache.
   """
   count = documents_a_row(len(cache.stored), shape[0], segment_ids)
   if count is None:

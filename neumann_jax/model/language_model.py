@@ -151,8 +151,8 @@ class LanguageModel(nnx.Module):
       cache: from `init_cache` or the call before; None for none.
       segment_ids: [B, T] integers, one of its own for each document of a row:
         packed documents that see nothing of each other. The cache enters the
-        first document and goes on with the last; one of B M rows has a row for
-        each of up to M documents of a row, in their order.
+        first document and goes on with the last; one of B M rows, M at least
+        2, has a row for each of up to M documents of a row, in their order.
       mask: [B, T], nonzero at real tokens; padding, left of the first tokens
         or right of the last ones, is as if it were not there.
 
