@@ -18,7 +18,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 import neumann_jax
 from neumann_jax import sharding, target
 from neumann_jax.layers import attention, call_attention
-from neumann_jax.layers.kernels import library_attention
+from neumann_jax.layers.kernels import library, library_attention
 from neumann_jax.layers.positions import PADDING, Positions, positions
 from tests import models, oracles
 
@@ -159,6 +159,74 @@ def test_a_library_lowers_on_a_mesh_with_its_gradients(
   query = {"gpu": "2x128x2x128xbf16", "tpu": "2x2x128x128xbf16"}[name]
   assert all(query in line for line in found)
   assert not any("4x128" in line for line in found)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_no_empty_array_of_cudnn_enters_a_shard_map(with_cudnn, packed):
+  """The compiler of jaxlib 0.11.2 does not survive one."""
+
+  def layers(q, k, v, ids):
+    attend = lambda q, _: (library_attention._by_cudnn(q, k, v, ids), None)  # noqa: E731
+    return jax.lax.scan(attend, q, length=2)[0]
+
+  rows, mesh = jax.P("data"), sharding.make_mesh(data=2)
+  spread = jax.shard_map(layers, mesh=mesh, in_specs=rows, out_specs=rows)
+  ids = jnp.zeros((2, 16), jnp.int32) if packed else None
+
+  def step(*args):
+    out, pull = jax.vjp(lambda *x: spread(*x, ids), *args)
+    return pull(out)
+
+  traced = jax.jit(step).trace(*operands(16, rows=2))
+  lines = traced.lower(lowering_platforms=("cuda",)).as_text().splitlines()
+  assert sum("fmha" in line for line in lines) == 2
+  # Of the forward and the backward pass, with the types of what enters.
+  entered = [line for line in lines if "sdy.manual_computation" in line]
+  assert len(entered) == 2 and all("<1x16x4x128xbf16>" in x for x in entered)
+  assert not any(re.search(r"<(\d+x)*0x", line) for line in entered)
+
+
+def test_gradients_of_a_kernel_that_keeps_empty_arrays():
+  """On one device, and where each has rows of its own."""
+
+  @jax.custom_vjp
+  def kernel(x, y, flip):
+    return jnp.where(flip, -x * y, x * y)
+
+  def backward(kept, g):
+    x, y, flip, *empty = kept
+    assert [one.shape for one in empty] == [(0, 2), (0, 3)]
+    g = jnp.where(flip, -g, g)
+    return g * y, g * x, None
+
+  # Of the two one varies over the mesh.
+  kernel.defvjp(
+    lambda x, *rest: (
+      kernel(x, *rest),
+      (x, *rest, jnp.zeros((0, 2)), x[:0]),
+    ),
+    backward,
+  )
+  x, y = jnp.arange(12.0).reshape(4, 3), jnp.arange(12.0, 24).reshape(4, 3)
+  flip = x % 2 == 0
+  one, rows = library.keeping_no_empty(kernel), jax.P("data")
+  spread = jax.shard_map(
+    one, mesh=sharding.make_mesh(data=2), in_specs=rows, out_specs=rows
+  )
+
+  @oracles.quick_jit
+  def pulled(x, y):
+    results = []
+    for form in (one, spread):
+      out, pull = jax.vjp(lambda x, y: form(x, y, flip), x, y)  # noqa: B023
+      assert all(leaf.size for leaf in jax.tree.leaves(pull))
+      results.append((out, *pull(jnp.ones_like(out))))
+    return results
+
+  sign = jnp.where(flip, -1, 1)
+  for found in pulled(x, y):
+    for value, want in zip(found, (x * y, y, x), strict=True):
+      np.testing.assert_array_equal(value, sign * want)
 
 
 def test_fewer_key_heads_than_devices_still_split_the_queries(calls):

@@ -3,13 +3,21 @@
 Inside `jax.shard_map` jax asks every kernel over which mesh axes its results
 vary, which those of megablox and splash attention do not say (jax 0.10 to
 0.12). Settings of a trace belong to a thread: in another one nobody asks.
+
+cuDNN's attention keeps arrays of no elements for its backward pass, in place of
+operands that it was not given. Where one enters a `jax.shard_map` that uses it,
+by a loop over layers for one, the compiler of jaxlib 0.11.2 ends with a
+segmentation fault, on any platform.
 """
 
 import concurrent.futures
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jax.extend.core import jaxpr_as_fun
 
 from neumann_jax.delta_rule import layout
@@ -75,3 +83,47 @@ def differentiable(
     ),
   )
   return run
+
+
+def keeping_no_empty(
+  kernel: Callable[..., jax.Array],
+) -> Callable[..., jax.Array]:
+  """The kernel, of whose forward pass no empty array is kept for the backward.
+
+  Args:
+    kernel: a function of arrays with reverse derivatives by all but the last,
+      which is of no float type or None.
+
+  Returns:
+    A function of the same arguments.
+  """
+
+  def forward(*arrays):
+    *floats, last = arrays
+    out, pull = jax.vjp(lambda *floats: kernel(*floats, last), *floats)
+    leaves, tree = jax.tree.flatten(pull)
+    empty = {i: jax.typeof(x) for i, x in enumerate(leaves) if not x.size}
+    whole = functools.partial(_with_empty, tree, empty)
+    return out, jax.tree_util.Partial(whole, [x for x in leaves if x.size])
+
+  run = jax.custom_vjp(lambda *arrays: kernel(*arrays))
+  run.defvjp(forward, lambda pull, cotangent: (*pull()(cotangent), None))
+  return run
+
+
+def _with_empty(
+  tree: Any, empty: Mapping[int, Any], kept: Sequence[jax.Array]
+) -> Any:
+  """A tree of what was kept, and of arrays of these types between it."""
+  rest = iter(kept)
+  leaves = [
+    _empty(empty[i]) if i in empty else next(rest)
+    for i in range(tree.num_leaves)
+  ]
+  return jax.tree.unflatten(tree, leaves)
+
+
+def _empty(like: Any) -> jax.Array:
+  x = jnp.zeros(like.shape, like.dtype)
+  axes = tuple(sorted(like.manual_axis_type.varying))
+  return lax.pcast(x, axes, to="varying") if axes else x

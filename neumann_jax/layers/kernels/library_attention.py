@@ -234,12 +234,15 @@ def _by_cudnn(q, k, v, documents=None):
     # The backward pass takes a mask of an even number of tokens alone.
     q, k, v, documents = _padded(length % 2, q, k, v, documents)
     mask = _same(documents)
+  return library.keeping_no_empty(_fused)(q, k, v, mask)[:, :length]
+
+
+def _fused(q, k, v, mask):
   # Names of types mix, as in `layers.causal_attention`.
   with jax.numpy_dtype_promotion("standard"):
-    out = jax.nn.dot_product_attention(
+    return jax.nn.dot_product_attention(
       q, k, v, mask=mask, is_causal=True, implementation="cudnn"
     )
-  return out[:, :length]
 
 
 def _padded(pad: int, q, k, v, documents):
