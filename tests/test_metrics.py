@@ -352,6 +352,17 @@ def test_hpd_coverage_says_how_many_samples_it_needs():
         )
 
 
+@pytest.mark.parametrize("cover", [metrics.coverage, metrics.hpd_coverage])
+def test_coverage_of_what_is_undefined_is_undefined(cover):
+  """NaN has no rank: it would be inside a region, or outside."""
+  samples, truth = f32(normal((19, 4))), f32(normal(4, 1))
+  assert np.isfinite(cover(samples, truth).value)
+  assert np.isnan(cover(samples, truth.at[2].set(np.nan)).value)
+  assert np.isnan(cover(samples.at[7, 2].set(np.nan), truth).value)
+  # An impossible truth has the lowest density there is.
+  assert np.isfinite(cover(samples, truth.at[2].set(-np.inf)).value)
+
+
 # --- Continuous ranked probability score --------------------------------------
 
 
@@ -477,10 +488,12 @@ def test_bad_input_is_one_sentence(name, args, sentence):
   assert "\n" not in str(caught.value)
 
 
-def test_integer_images_are_refused_and_narrow_ones_widened():
+def test_integers_are_refused_and_narrow_images_widened():
   x, y = np.full((8, 8, 3), 100, np.uint8), np.full((8, 8, 3), 90, np.uint8)
   with pytest.raises(TypeError, match="x must be floating point, pixels in"):
     metrics.psnr(x, y)
+  with pytest.raises(TypeError, match=r"samples must be floating .*got uint8"):
+    metrics.crps(x, jnp.zeros((8, 3)))
   a = jnp.linspace(-1, 1, 192).reshape(8, 8, 3)
   b = (a + 0.01).astype(jnp.bfloat16)
   expected = metrics.psnr(b.astype(jnp.float32), a)

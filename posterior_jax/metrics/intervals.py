@@ -41,7 +41,8 @@ def coverage(
     level: probability of the interval, in (0, 1).
 
   Returns:
-    The fraction inside, and the one expected of exact samples.
+    The fraction inside, NaN if a sample or a truth is, and the one expected of
+    exact samples.
 
   Raises:
     ValueError: if shapes differ, or B samples are too few for the level.
@@ -72,7 +73,7 @@ def coverage(
   rank = jnp.sum(samples < truth, axis=0)
   inside = (rank >= tail) & (rank <= count - tail)
   expected = (count + 1 - 2 * tail) / (count + 1)
-  return Coverage(jnp.mean(inside.astype(samples.dtype)), expected)
+  return Coverage(_fraction(inside, samples, truth), expected)
 
 
 def hpd_coverage(
@@ -80,10 +81,9 @@ def hpd_coverage(
 ) -> Coverage:
   """Fraction of truths in the samples' region of highest posterior density.
 
-  The region holds what is denser than a share `level` of the samples leaves
-  out: a truth whose log-density is exceeded by fewer than k of B samples, k the
-  nearest to level (B + 1). One number for a whole image, so that correlations
-  count, where `coverage` takes every pixel for itself.
+  A truth is inside if fewer than k of the B samples have a higher log-density,
+  k the integer nearest to level (B + 1). One answer per image, so that
+  correlations count; `coverage` takes every pixel for itself.
 
   Args:
     log_densities: log p(x | y) of every sample, up to one constant for each
@@ -92,7 +92,8 @@ def hpd_coverage(
     level: probability of the region, in (0, 1).
 
   Returns:
-    The fraction inside, and the one expected of exact samples, k / (B + 1).
+    The fraction inside, NaN if a log-density is, and the one expected of exact
+    samples, k / (B + 1).
 
   Raises:
     ValueError: if shapes differ, or B samples are too few for the level.
@@ -125,5 +126,14 @@ def hpd_coverage(
       f"level {level} needs at least {least} samples, got {count}"
     )
   rank = jnp.sum(log_densities > truth, axis=0)
-  inside = (rank < inner).astype(log_densities.dtype)
-  return Coverage(jnp.mean(inside), inner / (count + 1))
+  inside = _fraction(rank < inner, log_densities, truth)
+  return Coverage(inside, inner / (count + 1))
+
+
+def _fraction(
+  inside: jax.Array, samples: jax.Array, truth: jax.Array
+) -> jax.Array:
+  """Mean of what is inside, NaN where a rank means nothing."""
+  # NaN is above nothing: as a log-density it would count as the densest.
+  bad = jnp.isnan(truth) | jnp.isnan(samples).any(axis=0)
+  return jnp.mean(jnp.where(bad, jnp.nan, inside.astype(samples.dtype)))

@@ -1,8 +1,7 @@
-"""How true a set of posterior samples is, against an exact posterior.
+"""How true posterior samples are: against an exact posterior, or truths alone.
 
-Samples are [B, ...]. Every metric comes with the value or the spread that exact
-samples would have, so that a number can be told from its Monte Carlo noise.
-Reached as `posterior_jax.metrics`.
+Samples are [B, ...]; `crps` is the one that needs no posterior. Reached as
+`posterior_jax.metrics`.
 """
 
 from typing import NamedTuple
@@ -126,6 +125,7 @@ def crps(samples: jax.Array, truth: jax.Array) -> jax.Array:
     [...], small is good; of a point mass the absolute error.
 
   Raises:
+    TypeError: if samples are not floating point.
     ValueError: if shapes differ, or there are fewer than 2 samples.
 
   Example:
@@ -137,6 +137,8 @@ def crps(samples: jax.Array, truth: jax.Array) -> jax.Array:
     True
   """
   check_samples(samples, truth, "truth")
+  if not jnp.issubdtype(samples.dtype, jnp.floating):
+    raise TypeError(f"samples must be floating point, got {samples.dtype}")
   count = samples.shape[0]
   if count < 2:
     raise ValueError(f"samples must number at least 2, got {count}")
