@@ -108,7 +108,7 @@ def test_a_pickle_cannot_change_the_reader(tmp_path, name):
   """BUILD sets attributes on whatever is at the top of the stack."""
   data = b"\x80\x02c" + name.encode() + b"\n}X\x05\x00\x00\x00dtypeK\x01sb."
   path = rewritten(tmp_path / "a.pt", {"data.pkl": data})
-  with refused(ValueError, "data.pkl that is broken"):
+  with refused(ValueError, "pickle that is broken"):
     torch_file.read(path)
   test_every_kind_of_tensor_is_read_exactly()
 
@@ -159,8 +159,8 @@ def test_broken_archives_are_refused(tmp_path):
     ({"data/0": None}, "lacks data/0"),
     ({"data/0": b"\0" * 8}, "storage 0 of 8 bytes, not 60 of float32"),
     ({"byteorder": b"big"}, "big-endian"),
-    ({"data.pkl": data[:-40]}, "data.pkl that is broken"),
-    ({"data.pkl": b""}, "data.pkl that is broken"),
+    ({"data.pkl": data[:-40]}, "pickle that is broken"),
+    ({"data.pkl": b""}, "pickle that is broken"),
     ({"data.pkl": data.replace(b"K\x3c", b"K\x3b")}, "not 59 of float32"),
   ):
     with refused(ValueError, f"broken.pt .*{pattern}"):

@@ -62,7 +62,7 @@ PICKLES = {
   ),
   "a long program": (
     b"\x80\x02" + b"N" * 300_000,
-    "more than tensors",
+    "more than arrays",
   ),
   "a long program of one value": (
     b"\x80\x02N" + b"q\0h\0q\1" * 10 + b"q\0" * 300_000 + b".",
@@ -71,7 +71,7 @@ PICKLES = {
   "many memo entries": (
     b"\x80\x02N"
     + b"".join(b"r" + struct.pack("<L", i) for i in range(110_000)),
-    "more than tensors need",
+    "more than arrays need",
   ),
   "a tuple as a key": (b"\x80\x02}K\1K\2\x86Ns.", "key of type tuple"),
   "a long name": (
@@ -79,7 +79,7 @@ PICKLES = {
     "5000 letters",
   ),
   "a huge number": (b"\x80\x02}I" + b"9" * 100_000 + b"\nNs.", "broken"),
-  "an unknown operation": (b"\x80\x04\x8f.", "has EMPTY_SET in its data.pkl"),
+  "an unknown operation": (b"\x80\x04\x8f.", "has EMPTY_SET in its pickle"),
   "a class": (
     b"\x80\x02cos\n" + MARKED.encode() + b"\n.",
     r"names the class os.\\x1b\[31mQQ",

@@ -82,9 +82,7 @@ def load(data: bytes, names: Names) -> Any:
   except Refused:
     raise
   except Exception as error:  # anything can come of a broken pickle
-    raise Refused(
-      f"has a data.pkl that is broken: {clean(str(error))}"
-    ) from None
+    raise Refused(f"has a pickle that is broken: {clean(str(error))}") from None
 
 
 class _Machine:
@@ -99,9 +97,9 @@ class _Machine:
     operations = pickletools.genops(data)
     for count, (operation, argument, _) in enumerate(operations):
       if count >= MOST_OPERATIONS:
-        raise Refused(f"has a data.pkl of over {MOST_OPERATIONS} operations")
+        raise Refused(f"has a pickle of over {MOST_OPERATIONS} operations")
       if len(self._stack) > MOST_STACK or len(self._memo) > MOST_MEMO:
-        raise Refused("has a data.pkl that keeps more than tensors need")
+        raise Refused("has a pickle that keeps more than arrays need")
       if operation.name == "STOP":
         return self._stack[-1]
       self._step(operation.name, argument)
@@ -111,7 +109,7 @@ class _Machine:
     push = self._stack.append
     if name in _LITERALS:
       if isinstance(argument, str) and len(argument) > MOST_TEXT:
-        raise Refused(f"has a name of {len(argument)} letters in its data.pkl")
+        raise Refused(f"has a name of {len(argument)} letters in its pickle")
       push(argument)
     elif name in _CONSTANTS:
       push(_CONSTANTS[name])
@@ -158,9 +156,7 @@ class _Machine:
       (state,) = pop(1)
       _build(self._stack[-1], state)
     else:
-      raise Refused(
-        f"has {name} in its data.pkl, which no dict of tensors needs"
-      )
+      raise Refused(f"has {name} in its pickle, which no dict of arrays needs")
 
   def _pop(self, count: int) -> list[Any]:
     found = self._stack[len(self._stack) - count :]
@@ -185,7 +181,7 @@ def _tuple(items: list[Any]) -> _Tuple:
   inner = [item.depth for item in items if isinstance(item, _Tuple)]
   made.depth = 1 + max(inner, default=0)
   if made.depth > MOST_DEPTH:
-    raise Refused(f"has tuples more than {MOST_DEPTH} deep in its data.pkl")
+    raise Refused(f"has tuples more than {MOST_DEPTH} deep in its pickle")
   return made
 
 
@@ -213,5 +209,5 @@ def _put(target: Any, items: list[Any]) -> None:
     short = isinstance(key, int) and abs(key) < 2**31
     if not (short or isinstance(key, str)):
       kind = "tuple" if isinstance(key, tuple) else type(key).__name__
-      raise Refused(f"has a key of type {kind} in its data.pkl")
+      raise Refused(f"has a key of type {kind} in its pickle")
     target[key] = value
