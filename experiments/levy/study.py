@@ -86,7 +86,7 @@ def trials(settings: Settings) -> Iterator[Trial]:
   """Problem by problem, exact draws first."""
   for law in settings.laws:
     for operator in settings.operators:
-      # Made where a trial needs it, once for all methods, and then let go.
+      # Made where a trial needs it, once for all methods.
       make = functools.cache(
         functools.partial(
           problems.make,
