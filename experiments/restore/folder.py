@@ -4,6 +4,7 @@ A file that cannot be restored, since it is cut short or no mask of its size was
 given, takes no other with it: the report names it and says why.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import sys
@@ -39,8 +40,7 @@ def prepare(settings: Settings) -> Job | Batch:
   """One picture as `job.prepare` reads it, or the names in a folder.
 
   Raises:
-    ValueError: as `job.prepare`; no picture lies in the folder, or not one of
-      them can be restored.
+    ValueError: as `job.prepare`, or no picture lies in the folder.
   """
   folder = pathlib.Path(settings.image)
   if not folder.is_dir():
@@ -55,18 +55,30 @@ def prepare(settings: Settings) -> Job | Batch:
       f"image {settings.image!r} must be a picture or a folder of some: it "
       f"holds no {', '.join(SUFFIXES)}"
     )
+  job.check(settings)  # else every picture would be refused for it
   return Batch(settings, files)
 
 
 def inputs(given: Job | Batch) -> dict[str, str]:
-  """SHA-256 of the files that the settings name, those of a folder included."""
-  if isinstance(given, Batch):
-    return study.inputs(given.settings) | writing.digests("image", given.files)
-  return study.inputs(given.settings)
+  """SHA-256 of the files that the settings name, those of a folder included.
+
+  A picture that cannot be read has none; `restore` says why.
+  """
+  if not isinstance(given, Batch):
+    return study.inputs(given.settings)
+  found = study.inputs(given.settings)
+  for file in given.files:
+    with contextlib.suppress(OSError):
+      found |= writing.digests("image", [file])
+  return found
 
 
 def restore(given: Job | Batch, run: record.Run) -> None:
-  """Restores the picture, or every picture of the folder."""
+  """Restores the picture, or every picture of the folder.
+
+  Raises:
+    UsageError: not one picture of the folder could be restored.
+  """
   if not isinstance(given, Batch):
     study.restore(given, run)
     return
@@ -74,28 +86,47 @@ def restore(given: Job | Batch, run: record.Run) -> None:
   refused: dict[str, str] = {}
   for number, file in enumerate(given.files, 1):
     print(f"{file.name}, {number} of {len(given.files)}")
-    folder = run.folder / file.name
-    try:
-      one = job.prepare(dataclasses.replace(given.settings, image=str(file)))
-      folder.mkdir(exist_ok=True)
-      found[file.name] = _small(study.picture(one, run, folder))
-    except ValueError as error:
-      refused[file.name] = str(error)
-      why = {"image": str(file), "why": str(error)}
+    written = _restored(given.settings, file, run)
+    if isinstance(written, str):
+      refused[file.name] = written
+      why = {"image": str(file), "why": written}
       run.write_once(REFUSED, why, tuple(why))
-      print(f"{file.name} is left out: {error}", file=sys.stderr)
+      print(f"{file.name} is left out: {written}", file=sys.stderr)
+    else:
+      found[file.name] = _small(written)
   if not found:
-    raise UsageError(f"none of {len(given.files)} pictures could be restored")
+    name, last = list(refused.items())[-1]
+    raise UsageError(
+      f"none of {len(given.files)} pictures could be restored; {name}: {last}"
+    )
   path = _report(run, given, found, refused)
   print(f"{len(found)} of {len(given.files)} pictures are restored")
   print(f"report: {reports.shown(path)}")
+
+
+def _restored(
+  settings: Settings, file: pathlib.Path, run: record.Run
+) -> Written | str:
+  """What is left of a picture of the folder, or why it cannot be restored."""
+  try:
+    one = job.prepare(dataclasses.replace(settings, image=str(file)))
+  except (OSError, ValueError) as error:
+    return str(error)
+  folder = run.folder / file.name
+  # A disk that is full ends the run: the next picture would not fit either.
+  folder.mkdir(exist_ok=True)
+  try:
+    return study.picture(one, run, folder)
+  except ValueError as error:  # an image that is not finite
+    return str(error)
 
 
 def _small(written: Written) -> Written:
   """With images no larger than the report shows: many are kept in memory."""
 
   def reduced(image: np.ndarray) -> np.ndarray:
-    step = -(-max(image.shape[:2]) // THUMBNAIL)
+    # No more than the shorter side of a strip, of which nothing would be left.
+    step = min(-(-max(image.shape[:2]) // THUMBNAIL), *image.shape[:2])
     height, width = (n // step * step for n in image.shape[:2])
     squares = image[:height, :width].reshape(
       height // step, step, width // step, step, -1
@@ -116,7 +147,7 @@ def _report(
   """Writes the report of all pictures and returns its path."""
   settings = batch.settings
   report = Report(
-    f"{len(found)} pictures restored",
+    f"Pictures restored: {len(found)}",
     f"{run.origin()} Every picture has a folder of its name there, with its "
     "images at full size and a report of its own.",
   )

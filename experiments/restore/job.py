@@ -12,7 +12,13 @@ from experiments.data import degradations
 from experiments.harness import prior_files, samplers
 from experiments.harness.samplers import CALIBRATED, TUNED
 from experiments.harness.settings import Checked, setting
-from experiments.restore import image_settings, input, kernel_file, noise
+from experiments.restore import (
+  image_settings,
+  input,
+  kernel_file,
+  noise,
+  picture_file,
+)
 from experiments.restore.heartbeat import Heartbeat
 from experiments.restore.input import Given, Picture
 from posterior_jax import uncertain
@@ -144,6 +150,22 @@ class Job(NamedTuple):
     return self._replace(given=self.given._replace(observation=observation))
 
 
+def check(settings: Settings) -> None:
+  """Reads what any picture would need: kernel, mask, operator and prior.
+
+  Raises:
+    ValueError: as `prepare`, where it is not the picture's fault.
+  """
+  _kernels(settings)
+  if settings.mask:
+    picture_file.read("mask", settings.mask)
+  if settings.operator:
+    input.load_operator(settings.operator)
+  _check_noise(settings)
+  if settings.prior != prior_files.GAUSSIAN:
+    prior_files.load(settings.prior)
+
+
 def prepare(settings: Settings) -> Job:
   """Reads picture, mask, kernel and prior; nothing is compiled.
 
@@ -199,16 +221,8 @@ def _observed(
   settings: Settings, picture: Picture
 ) -> tuple[Settings, Given, uncertain.Kernels | None]:
   """The settings with the noise that was found, observation and kernels."""
-  mask, kernel, family = _mask(settings, picture), None, None
-  if settings.task in input.BLURRED:
-    kernel = kernel_file.read(settings.kernel, flip=settings.kernel_flip)
-  if settings.kernel_degrees:
-    assert kernel is not None  # `Settings` refuses another task
-    family = uncertain.turned(
-      kernel_file.trimmed(kernel),
-      degrees=settings.kernel_degrees,
-      steps=2 * math.ceil(settings.kernel_degrees / TURN) + 1,
-    )
+  mask = _mask(settings, picture)
+  kernel, family = _kernels(settings)
   how = input.degradation(
     settings.task,
     kernel=kernel,
@@ -244,6 +258,22 @@ def _observed(
   return settings, given, family
 
 
+def _kernels(
+  settings: Settings,
+) -> tuple[np.ndarray | None, uncertain.Kernels | None]:
+  """The kernel of motion blur, and those that it may be."""
+  if settings.task not in input.BLURRED:
+    return None, None
+  kernel = kernel_file.read(settings.kernel, flip=settings.kernel_flip)
+  if not settings.kernel_degrees:
+    return kernel, None
+  return kernel, uncertain.turned(
+    kernel_file.trimmed(kernel),
+    degrees=settings.kernel_degrees,
+    steps=2 * math.ceil(settings.kernel_degrees / TURN) + 1,
+  )
+
+
 def _mask(settings: Settings, picture: Picture) -> np.ndarray | None:
   """Which pixels inpainting observes, None of other tasks; what to say of it.
 
@@ -271,6 +301,12 @@ def _read_picture(settings: Settings) -> Picture:
   return picture._replace(pixels=pixels)
 
 
+def _check_noise(settings: Settings) -> None:
+  known = settings.degrade or settings.noise_std is not None
+  if settings.task == input.CUSTOM and not known:
+    raise ValueError("noise_std must be given with an operator of one's own")
+
+
 def _noise(
   settings: Settings, picture: Picture, mask: np.ndarray | None
 ) -> float:
@@ -283,8 +319,7 @@ def _noise(
     return least
   if settings.degrade:
     return ASSUMED
-  if settings.task == input.CUSTOM:
-    raise ValueError("noise_std must be given with an operator of one's own")
+  _check_noise(settings)
   found = max(noise.estimate(picture.pixels, mask), least)
   print(
     f"noise_std is estimated from the picture: {found:.4f}, "
