@@ -18,10 +18,10 @@ Command: python -m experiments.restore --config.image=photo.jpg
   prior: "" for the shipped one, NAME.json of train_prior, a diffusers
   directory, NAME.pt or NAME.safetensors of guided-diffusion, or "gaussian".
   method: any of `experiments/harness/samplers.py`; levels: denoiser calls an
-  image, at least 20 with NFC, which takes no more than 40 for a blur of noise
-  below 0.015; tile: 128 to 4096, a longer side is denoised in
-  tiles; sample_levels: those of NFC's samples, each with a Jacobian product of
-  about a call's time; tie="spectrum" saves it but draws too wide on smooth
+  image, at least 20 with NFC, which takes at most 30 for a blur of noise below
+  0.015, or 40 with kernel_degrees; tile: 128 to 4096, a longer side is denoised
+  in tiles; sample_levels: those of NFC's samples, each with a Jacobian product
+  of about a call's time; tie="spectrum" saves it but draws too wide on smooth
   pictures.
 Time: 3 minutes for 256 x 256 on 2 CPU cores, in proportion to the pixels;
 `:debug`, a known prior at few levels, 20 seconds.

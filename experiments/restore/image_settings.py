@@ -4,8 +4,8 @@
 noise a blur has detail that only a near-exact solve brings out, and the system
 A C A^T + s^2 is then so badly conditioned that a level takes tens of VJPs.
 Under a width that Fourier space diagonalises a blur's solve costs no network at
-all: plug-and-play levels (`NFCConfig.fast`) go down to the noise in one call
-each.
+all: plug-and-play levels (`NFCConfig.fast`) follow the noise, down to LEAST, in
+one call each.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ TUNED_NOISE = 0.05
 # Below it the levels of a blur are plug-and-play ones, and the last levels of a
 # picture that is noisy and nothing else follow the noise.
 LITTLE_NOISE = 0.015
-MOST_LEVELS = 30  # of them; twice as many are no better
+MOST_LEVELS = 30  # of them
 # A kernel that is drawn with the picture: levels, first noise, share of fresh
 # noise. Without any the picture keeps what the first kernels drew into it, and
 # they are chosen again by that.
@@ -77,8 +77,8 @@ def last_level(noise_std: float) -> float:
   """Noise of the last levels where there is little.
 
   What a denoiser takes out at a noise above the measurement's, it takes out of
-  what was measured: at s = 0.01 under last levels of 0.1 the residual of a
-  picture without any blur is 8 to 9, under 0.02 it is 0.9 to 1.0.
+  what was measured: under last levels far above s the residual of a picture
+  without any blur would stay far above 1.
   """
   return max(LAST * noise_std, LEAST)
 
@@ -94,9 +94,8 @@ def _noisy_alone(given: Observation) -> bool:
 def effort(noise_std: float) -> float:
   """How many times more iterations a level takes than at TUNED_NOISE.
 
-  The system A C A^T + s^2 is the worse conditioned the smaller s is: with three
-  iterations at s = 0.0023 the image stays 4 dB below what thirty give, which
-  this power of the noise makes of them.
+  The system A C A^T + s^2 is the worse conditioned the smaller s is: iterations
+  that are enough at TUNED_NOISE leave out detail where there is less.
   """
   return max(1.0, TUNED_NOISE / noise_std) ** 0.75
 

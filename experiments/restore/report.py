@@ -179,7 +179,7 @@ def _caption(row: Mapping[str, Any], given: Given) -> str:
     samples = "; samples by its calibrated() setting" if row["samples"] else ""
     setting = "restoration() setting"
     if image_settings.plug_and_play(given.coloured()):
-      setting = "fast() setting with levels down to the noise"
+      setting = "fast() setting with last levels that follow the noise"
     how = f"NFC's {setting}{samples}"
   return (
     f"{row['task'].replace('_', ' ')}, noise {row['noise_std']:g} on pixels in "
