@@ -189,9 +189,12 @@ def copies(jaxpr, capacity):
     if large and name not in in_place:
       yield name
     if name == "scan":
-      stacked = equation.outvars[equation.params["num_carry"] :]
-      if any(capacity in x.aval.shape for x in stacked):
-        yield "scan's stack"
+      body = equation.params["jaxpr"]
+      body = getattr(body, "jaxpr", body)
+      # What is carried has the body's shape, what is stacked an axis more.
+      for whole, one in zip(equation.outvars, body.outvars, strict=True):
+        if capacity in whole.aval.shape and whole.aval.shape != one.aval.shape:
+          yield "scan's stack"
     if name != "cond":  # of its branches one reads all slots, if they are full
       for inner in jax.tree.leaves(equation.params, is_leaf=is_jaxpr):
         if is_jaxpr(inner):
