@@ -4,10 +4,16 @@ Their convolutions alone, in slices that end where features are taken, numbered
 as torchvision numbers the layers: the names of weights in published files.
 """
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+from posterior_jax.priors.checkpoints import named_tensors
+from posterior_jax.priors.checkpoints.named_tensors import Source
 
 Network = Literal["alex", "vgg"]
 CHANNELS = 3
@@ -83,6 +89,38 @@ def check_images(x: jax.Array, metric: str, least: int) -> None:
       f"images must be at least {least} pixels wide and high for {metric}, got "
       f"{x.shape[-3:-1]}"
     )
+
+
+def convolutions(
+  network: Network, tensors: Mapping[str, np.ndarray], prefix: str
+) -> tuple[dict[str, Source], list[int]]:
+  """Where kernels and biases come from, the numbers of channels the file's.
+
+  Args:
+    network: whose convolutions they are.
+    tensors: of the file.
+    prefix: of a slice's number in its names.
+
+  Returns:
+    Sources in order, and the channels that leave every slice.
+  """
+  found: dict[str, Source] = {}
+  entering, channels = CHANNELS, []
+  for i, forms in enumerate(FORMS[network].slices):
+    for form in forms:
+      layer = f"{prefix}{i + 1}.{form.number}"
+      leaving = tensors.get(f"{layer}.bias", np.zeros(1)).size
+      shape = (form.kernel, form.kernel, entering, leaving)
+      found[f"{layer}.kernel"] = named_tensors.source(layer, "kernel", shape)
+      found[f"{layer}.bias"] = named_tensors.source(layer, "bias", (leaving,))
+      entering = leaving
+    channels.append(entering)
+  return found, channels
+
+
+def every(found: Mapping[str, np.ndarray], leaf: str) -> tuple[jax.Array, ...]:
+  """All that was collected under names of this end, in order."""
+  return tuple(jnp.asarray(v) for k, v in found.items() if k.endswith(leaf))
 
 
 def rectified(

@@ -123,28 +123,17 @@ def load_dists(path: str | os.PathLike[str]) -> DISTS:
     name: Source(name, (1, CHANNELS, 1, 1), np.ravel)
     for name in ("mean", "std")
   }
-  entering, features = CHANNELS, CHANNELS
-  for i, convolutions in enumerate(_VGG.slices):
-    for form in convolutions:
-      layer = f"stage{i + 1}.{form.number}"
-      leaving = tensors.get(f"{layer}.bias", np.zeros(1)).size
-      shape = (form.kernel, form.kernel, entering, leaving)
-      for leaf, its in (("kernel", shape), ("bias", (leaving,))):
-        sources[f"{layer}.{leaf}"] = named_tensors.source(layer, leaf, its)
-      entering = leaving
-    features += entering
+  of_slices, channels = classifier.convolutions("vgg", tensors, "stage")
+  sources |= of_slices
+  features = CHANNELS + sum(channels)
   for name in ("alpha", "beta"):
     sources[name] = Source(name, (1, features, 1, 1), np.ravel)
   found = named_tensors.collect(path.name, tensors, sources)
-
-  def every(leaf: str) -> tuple[jax.Array, ...]:
-    return tuple(jnp.asarray(v) for k, v in found.items() if k.endswith(leaf))
-
   return DISTS(
     mean=jnp.asarray(found["mean"]),
     std=jnp.asarray(found["std"]),
-    kernels=every(".kernel"),
-    biases=every(".bias"),
+    kernels=classifier.every(found, ".kernel"),
+    biases=classifier.every(found, ".bias"),
     alpha=jnp.asarray(found["alpha"]),
     beta=jnp.asarray(found["beta"]),
   )

@@ -113,16 +113,12 @@ def load_lpips(path: str | os.PathLike[str]) -> LPIPS:
   network = _network(path.name, tensors)
   sources = _sources(network, tensors)
   found = named_tensors.collect(path.name, tensors, sources)
-
-  def every(leaf: str) -> tuple[jax.Array, ...]:
-    return tuple(jnp.asarray(v) for k, v in found.items() if k.endswith(leaf))
-
   return LPIPS(
     jnp.asarray(found["shift"]),
     jnp.asarray(found["scale"]),
-    every(".kernel"),
-    every(".bias"),
-    every(".weight"),
+    classifier.every(found, ".kernel"),
+    classifier.every(found, ".bias"),
+    classifier.every(found, ".weight"),
     network,
   )
 
@@ -146,18 +142,12 @@ def _sources(
     name: Source(f"scaling_layer.{name}", (1, CHANNELS, 1, 1), np.ravel)
     for name in ("shift", "scale")
   }
-  entering = CHANNELS
-  for i, convolutions in enumerate(FORMS[network].slices):
-    for form in convolutions:
-      layer = f"net.slice{i + 1}.{form.number}"
-      leaving = tensors.get(f"{layer}.bias", np.zeros(1)).size
-      shape = (form.kernel, form.kernel, entering, leaving)
-      found[f"{layer}.kernel"] = named_tensors.source(layer, "kernel", shape)
-      found[f"{layer}.bias"] = named_tensors.source(layer, "bias", (leaving,))
-      entering = leaving
-    name = f"lin{i}.model.1.weight"
-    found[f"lin{i}.weight"] = Source(name, (1, entering, 1, 1), np.ravel)
-  return found
+  sources, channels = classifier.convolutions(network, tensors, "net.slice")
+  heads = {
+    f"lin{i}.weight": Source(f"lin{i}.model.1.weight", (1, n, 1, 1), np.ravel)
+    for i, n in enumerate(channels)
+  }
+  return found | sources | heads
 
 
 def _pool(x: jax.Array, window: int) -> jax.Array:
