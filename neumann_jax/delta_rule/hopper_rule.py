@@ -136,9 +136,7 @@ def _rule(arrays, scale, state, segment_ids, how, plain):
 
 def _rule_fwd(arrays, scale, state, segment_ids, how, plain):
   def elsewhere(arrays, scale, state, segment_ids):
-    b, length, hv, _ = arrays.v.shape
-    t = jnp.zeros((b, hv, length + -length % CHUNK, CHUNK), arrays.k.dtype)
-    return plain(arrays, scale, state, segment_ids, how), t
+    return plain(arrays, scale, state, segment_ids, how), no_inverse(arrays)
 
   def kernels(arrays, scale, state, segment_ids):
     del segment_ids  # its documents have become decays
@@ -182,6 +180,13 @@ def on_hopper(how, kernels, elsewhere, *args):
   )
 
 
+def no_inverse(arrays: Operands) -> jax.Array:
+  """What stands for R where these kernels do not run."""
+  b, length, hv, _ = arrays.v.shape
+  shape = (b, hv, length + -length % CHUNK, CHUNK)
+  return jnp.zeros(shape, arrays.k.dtype)
+
+
 @functools.partial(jax.jit, static_argnums=1)
 def inverse(arrays: Operands, spec: InverseSpec) -> jax.Array:
   """R = T - I of every chunk, [B, Hv, N C, C]; `spec` is resolved."""
@@ -207,8 +212,7 @@ def final_state(
 
 
 def _scan(arrays, scale, state, t, pieces):
-  q, k, v, log_decay, beta = _padded(arrays)
-  gates, beta, scale = _gates(log_decay), _by_head(beta), _one(scale)
+  q, k, v, gates, beta, scale = _for_kernels(arrays, scale)
   out, final = hopper_scan.outputs(
     q, k, v, t, gates, beta, scale, pieces(gates), _flip(state)
   )
@@ -225,11 +229,9 @@ def cotangents(
   dfinal: jax.Array,
 ) -> tuple[Operands, jax.Array, jax.Array]:
   """Cotangents of the operands, the scale and the initial state."""
-  length = arrays.v.shape[1]
-  q, k, v, log_decay, beta = _padded(arrays)
-  dv, dh, dstate = _reverse(arrays, scale, t, do, dfinal, hopper_pieces.stops)
-  do = layout.padded(do, CHUNK)
-  gates, beta, scale = _gates(log_decay), _by_head(beta), _one(scale)
+  length, do = arrays.v.shape[1], layout.padded(do, CHUNK)
+  given = q, k, v, gates, beta, scale = _for_kernels(arrays, scale)
+  dv, dh, dstate = _reverse(given, t, do, dfinal, hopper_pieces.stops)
   y, h = hopper_scan.states(
     k, v, t, gates, beta, hopper_pieces.starts(gates), _flip(state)
   )
@@ -257,18 +259,22 @@ def initial_cotangent(
   dfinal: jax.Array,
 ) -> jax.Array:
   """Of the initial state alone, by the chunks that depend on it."""
-  pieces = hopper_pieces.to_the_start
-  return _reverse(arrays, scale, t, do, dfinal, pieces)[2]
+  given, do = _for_kernels(arrays, scale), layout.padded(do, CHUNK)
+  return _reverse(given, t, do, dfinal, hopper_pieces.to_the_start)[2]
 
 
-def _reverse(arrays, scale, t, do, dfinal, pieces):
-  q, k, _, log_decay, beta = _padded(arrays)
-  do = layout.padded(do, CHUNK)
-  gates, beta, scale = _gates(log_decay), _by_head(beta), _one(scale)
+def _reverse(given, t, do, dfinal, pieces):
+  q, k, _, gates, beta, scale = given
   dv, dh, dstate = hopper_reverse.reverse(
     q, k, do, t, gates, beta, scale, pieces(gates), _flip(dfinal)
   )
   return dv, dh, _flip(dstate)
+
+
+def _for_kernels(arrays: Operands, scale: jax.Array) -> tuple[jax.Array, ...]:
+  """q, k, v, gates, beta and scale, as every kernel but the inverse's takes."""
+  q, k, v, log_decay, beta = _padded(arrays)
+  return q, k, v, _gates(log_decay), _by_head(beta), _one(scale)
 
 
 def _padded(arrays: Operands) -> Operands:

@@ -59,9 +59,8 @@ def _rule(arrays, scale, state, reads, segment_ids, how, plain):
 
 def _rule_fwd(arrays, scale, state, reads, segment_ids, how, plain):
   def elsewhere(arrays, scale, state, reads, segment_ids):
-    b, length, hv, _ = arrays.v.shape
-    t = jnp.zeros((b, hv, length + -length % CHUNK, CHUNK), arrays.k.dtype)
     found = plain(arrays, scale, state, reads, segment_ids, how)
+    t = hopper_rule.no_inverse(arrays)
     return found, t, (state, jnp.zeros_like(state))
 
   def kernels(arrays, scale, state, reads, segment_ids):
