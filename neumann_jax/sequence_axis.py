@@ -150,6 +150,12 @@ def over_heads(
   return call
 
 
+def own(of_shards: jax.Array, axis_name: str) -> jax.Array:
+  """This shard's entry of [shards, ...]."""
+  index = lax.axis_index(axis_name)
+  return lax.dynamic_index_in_dim(of_shards, index, keepdims=False)
+
+
 def from_previous(x: jax.Array, axis_name: str) -> jax.Array:
   """What the shard before holds as x; zeros in the first shard."""
   shards = axis_size(axis_name)

@@ -74,17 +74,8 @@ def check(
     name = "initial_state" if tokens else "state"
     checks.check_floating(name, state)
     axes: tuple[str, ...] = ("B", "Hv", "Dk", "Dv")
-    if tokens and state.ndim == 5 and segment_ids is None:
-      raise ValueError(
-        f"initial_state must be [B, Hv, Dk, Dv] without segment_ids, got shape "
-        f"{state.shape}: a state for each document needs them"
-      )
-    if of_documents(state, segment_ids) and not by_document:
-      raise ValueError(
-        f"initial_state must be [B, Hv, Dk, Dv] where a mesh axis splits the "
-        f"tokens, got shape {state.shape}: a row has one state there"
-      )
-    if by_document and of_documents(state, segment_ids):
+    if tokens and state.ndim == 5:
+      _check_by_document(state, segment_ids, by_document)
       axes = ("B", "M", *axes[1:])
     _check_axes(name, state, axes, sizes)
     _check_sizes(sizes)
@@ -93,6 +84,21 @@ def check(
   # Last: shapes are cheap, values are read from the device.
   checks.check_gates(arrays["beta"], arrays["log_decay"])
   checks.warn_of_long_keys(arrays["k"], arrays["beta"])
+
+
+def _check_by_document(
+  state: jax.Array, segment_ids: jax.Array | None, by_document: bool
+) -> None:
+  if segment_ids is None:
+    raise ValueError(
+      f"initial_state must be [B, Hv, Dk, Dv] without segment_ids, got shape "
+      f"{state.shape}: a state for each document needs them"
+    )
+  if not by_document:
+    raise ValueError(
+      f"initial_state must be [B, Hv, Dk, Dv] where a mesh axis splits the "
+      f"tokens, got shape {state.shape}: a row has one state there"
+    )
 
 
 def of_documents(

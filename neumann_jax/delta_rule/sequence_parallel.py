@@ -176,8 +176,7 @@ def _isolated(
 
   first = layout.varying_as(first, flags)
   _, entering = lax.scan(after, first, flags)
-  index = lax.axis_index(axis_name)
-  before = lax.dynamic_index_in_dim(entering, index, keepdims=False)
+  before = sequence_axis.own(entering, axis_name)
   arrays, _, taint = isolation.isolate(arrays, None, segment_ids, before)
   last = sequence_axis.from_last(taint.state.astype(jnp.int32), axis_name)
   return arrays, state, taint._replace(state=last > 0)

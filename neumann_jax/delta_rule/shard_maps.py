@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from neumann_jax import sequence_axis
 from neumann_jax.delta_rule import layout
 
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
@@ -42,7 +43,7 @@ def entering(
   # length everywhere.
   maps = lax.all_gather((b, m), axis_name)  # [shards, B, Hv, Dk, ...]
   _, found = lax.scan(after, layout.varying_as(first, maps), maps)
-  return _own(found, axis_name)
+  return sequence_axis.own(found, axis_name)
 
 
 def leaving(begin: jax.Array, m: jax.Array, axis_name: str) -> jax.Array:
@@ -62,9 +63,4 @@ def leaving(begin: jax.Array, m: jax.Array, axis_name: str) -> jax.Array:
   maps = lax.all_gather((begin, m), axis_name)
   last = layout.varying_as(jnp.zeros_like(begin), maps)
   _, found = lax.scan(before, last, maps, reverse=True)
-  return _own(found, axis_name)
-
-
-def _own(of_shards: jax.Array, axis_name: str) -> jax.Array:
-  index = lax.axis_index(axis_name)
-  return lax.dynamic_index_in_dim(of_shards, index, keepdims=False)
+  return sequence_axis.own(found, axis_name)
