@@ -4,6 +4,7 @@ import dataclasses
 import math
 import threading
 
+import pandas as pd
 import pytest
 
 from experiments.harness import record, threads
@@ -49,6 +50,11 @@ def test_a_frame_as_text(tmp_path):
     "b          0.5  40000  1.250  slow\n"
     "c            -      4  1.000"
   )
+
+
+def test_integers_of_a_frame_have_no_decimals():
+  table = pd.DataFrame({"tokens": [65536], "loss": [9.4]}).set_index("tokens")
+  assert tables.aligned(table, 3) == "tokens  loss\n65536   9.400"
 
 
 def test_a_frame_in_a_report(tmp_path):

@@ -5,6 +5,7 @@ figure plots it. A missing number is NaN, shown as "-".
 """
 
 import math
+import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -77,16 +78,17 @@ def words(value: Any, digits: int | None = None) -> str:
 
   Args:
     value: text, a number, or "-" for None and NaN.
-    digits: decimals after the point; None: two significant digits.
+    digits: decimals after the point; None: two significant digits. Integers
+      are counts, which have none.
   """
   if missing(value):
     return "-"
-  if not _is_number(value):
+  if not _is_number(value) or isinstance(value, numbers.Integral):
     return str(value)
   number = float(value)
   if digits is not None and math.isfinite(number):
     return f"{number:.{digits}f}"
-  return short(number) if isinstance(value, float) else str(value)
+  return short(number)
 
 
 def short(value: float) -> str:
