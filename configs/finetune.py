@@ -12,7 +12,8 @@ Command: python -m experiments.finetune --config.checkpoint=DIR
 Time: that of reading the checkpoint, of compilation, and of the steps. Measured
 is only a small random model (`:debug`, 2 CPU cores with other work on them):
 40 s of compilation, then 9 steps a second of adapters or 6 of all parameters,
-with 4 rows of 128 tokens. No published checkpoint, no accelerator was tried.
+with 4 rows of 128 tokens; on two H200s, 12 layers of hidden 1024: 107 ms a
+step of eight rows of 2048 tokens. No published checkpoint was tried.
 Expected: adapter/, the two files that PEFT reads, or with --config.tuning=full
 model/, the checkpoint with its text weights tuned; and report.html with the
 curve of the loss.

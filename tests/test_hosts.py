@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from typing import NamedTuple
 
@@ -19,8 +20,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.evaluate_lm import sweep
-from experiments.harness import hosts, record, runner
-from experiments.harness.hosts import Hosts
+from experiments.harness import hosts, meeting, record, runner
+from experiments.harness.meeting import Hosts
 from experiments.harness.training import checkpoints
 from experiments.harness.training.checkpoints import Checkpoints, Saved
 from neumann_jax import sharding
@@ -71,10 +72,34 @@ def test_what_the_first_makes_and_why_it_could_not(monkeypatch):
   assert hosts.from_first(fail) == [1, "a"]
   second.told = [b'{"failed": "the disk is full"}']
   with oracles.refused(
-    hosts.FirstFailed, "process 0 could not go on: the disk is full"
+    hosts.OtherFailed, "process 0 could not go on: the disk is full"
   ):
     hosts.from_first(fail)
   del first
+
+
+def test_all_were_given_the_same_or_none_goes_on(monkeypatch):
+  first = {"config.rate": 0.1, "experiment": "a"}
+  told = json.dumps({"made": first}).encode()
+  Together(monkeypatch, 1, [told] * 3)
+  failed = np.int32([0, 0])
+  monkeypatch.setattr(
+    hosts.multihost_utils, "process_allgather", lambda own: failed + own
+  )
+  hosts.agree(first)
+  with oracles.refused(
+    ValueError, "process 1 has config.rate=0.2 where process 0 has 0.1: all "
+  ):
+    hosts.agree(first | {"config.rate": 0.2})
+  with oracles.refused(
+    ValueError, "process 1 has size=1 where process 0 has N"
+  ):
+    hosts.agree(first | {"size": 1})
+  failed = np.int32([0, 1])
+  with oracles.refused(
+    hosts.OtherFailed, "process 1 could not go on, and says"
+  ):
+    hosts.together(lambda: 3)
 
 
 def test_only_the_first_writes(monkeypatch, tmp_path):
@@ -198,15 +223,46 @@ def test_batches_are_shared_out_whole():
   [
     (Hosts(processes=2), "processes and process must come with --hosts=HOST"),
     (Hosts("auto", process=1), "processes and process must come with"),
-    (Hosts("somewhere"), "hosts must be auto or HOST:PORT of process 0, got"),
+    (Hosts("somewhere"), "hosts must be auto or HOST:PORT of process 0, with"),
     (Hosts(":80"), "hosts must be auto or HOST:PORT of process 0"),
+    (Hosts("a:65536", 2), r"with a port in \[1, 65535\], got 'a:65536'"),
     (Hosts("a:80", 0), "processes must be at least 1, got 0"),
     (Hosts("a:80", 2, 2), r"process must lie in \[0, 2\), got 2"),
   ],
 )
 def test_refused_hosts(given, words):
   with oracles.refused(ValueError, words):
-    hosts.check(given)
+    meeting.check(given)
+
+
+def test_addresses_that_jax_would_crash_on_or_wait_for():
+  with socket.create_server(("127.0.0.1", 0)) as taken:
+    address = f"127.0.0.1:{taken.getsockname()[1]}"
+    with oracles.refused(ValueError, "of --hosts cannot be opened by process"):
+      meeting.connect(Hosts(address, 2), "x")
+  with oracles.refused(ValueError, "hosts must name a host that is known here"):
+    meeting.connect(Hosts("no.such.host.invalid:80", 2, 1), "x")
+
+
+def test_who_waits_says_so_and_gives_up(monkeypatch, capsys):
+  ended = threading.Event()
+  monkeypatch.setattr(meeting, "SAYS_S", 0.01)
+  monkeypatch.setattr(meeting, "WAITS_S", 0.1)
+  monkeypatch.setattr(meeting.os, "_exit", lambda code: ended.set())
+  with meeting._patience("x", "at a:1"):
+    assert ended.wait(20)
+  said = capsys.readouterr().err
+  assert said.startswith("x: waiting for the other processes at a:1\n")
+  assert "x: the other processes were not found at a:1 within 0.1 s; " in said
+
+
+def test_who_has_met_the_others_does_not_give_up(monkeypatch, capsys):
+  monkeypatch.setattr(meeting, "SAYS_S", 0.05)
+  monkeypatch.setattr(meeting, "WAITS_S", 0.05)
+  with meeting._patience("x", "at a:1"):
+    pass
+  time.sleep(0.2)
+  assert not capsys.readouterr().err
 
 
 def test_other_experiments_have_no_hosts(capsys):
@@ -227,19 +283,34 @@ def _port():
     return s.getsockname()[1]
 
 
-def _start(name, path, *options, processes, devices, resume=False, slurm=False):
-  """The processes of one run; what they say goes to files beside it."""
+def _start(
+  name,
+  path,
+  *options,
+  processes,
+  devices,
+  resume=False,
+  slurm=False,
+  own=((), ()),
+  places=(ROOT, ROOT),
+):
+  """The processes of one run; what they say goes to files beside it.
+
+  `own` are the options of each alone, `places` where it is started.
+  """
   port, started = _port(), []
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
     "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
   }
   for i in range(processes):
     command = [
       *(sys.executable, "-m", f"experiments.{name}"),
-      f"--config=configs/{name}.py:debug",
+      f"--config={ROOT}/configs/{name}.py:debug",
       f"--workdir={path}",
       *options,
+      *own[i],
       *(["--resume"] if resume else []),
     ]
     if slurm:
@@ -260,7 +331,7 @@ def _start(name, path, *options, processes, devices, resume=False, slurm=False):
     with open(f"{path}.{i}.said", "w") as said:
       started.append(
         subprocess.Popen(
-          command, cwd=ROOT, env=environment, stdout=said, stderr=said
+          command, cwd=places[i], env=environment, stdout=said, stderr=said
         )
       )
   return started
@@ -319,6 +390,33 @@ def test_two_processes_equal_one(alone, tmp_path):
   # One process says what there is to say.
   assert "tuned model" in (tmp_path / "two.0.said").read_text()
   assert "tuned model" not in (tmp_path / "two.1.said").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "option, words",
+  [
+    ("--config.optim.rate=2e-3", "has config.optim.rate=0.002 where process 0"),
+    ("--config.data=texts.jsonl", "has SHA-256 of "),
+    ("--config.data=nowhere.jsonl", "has config.data='nowhere.jsonl' where"),
+  ],
+)
+def test_two_processes_that_differ_are_refused(tmp_path, option, words):
+  """By both, at once; nothing is written."""
+  path, places = tmp_path / "two", [tmp_path / "a", tmp_path / "b"]
+  for place in places:  # where a file of one name holds other text
+    place.mkdir()
+    text = json.dumps({"text": f"{place.name} of two " * 40})
+    (place / "texts.jsonl").write_text(text + "\n")
+  own = ["--config.data=texts.jsonl"], ["--config.data=texts.jsonl", option]
+  how = {"processes": 2, "devices": 1, "own": own, "places": places}
+  both = _start("finetune", path, *FINETUNE, **how)
+  codes = [process.wait(timeout=100) for process in both]
+  said = [pathlib.Path(f"{path}.{i}.said").read_text() for i in range(2)]
+  assert codes == [runner.USAGE] * 2, said
+  assert "process 1 could not go on, and says why itself" in said[0]
+  assert words in said[1]
+  assert not path.exists()
 
 
 @pytest.mark.slow

@@ -29,11 +29,12 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import jax
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.harness.hosts import Hosts
+from experiments.harness.meeting import Hosts
 
 S = TypeVar("S")
 
@@ -60,6 +61,18 @@ def usage(name: str) -> str:
   lines = [_config_docstring(name), "", "Fields and their defaults:"]
   lines += [f"  --config.{path}={value}" for path, value in _leaves(config)]
   return "\n".join([(__doc__ or "").replace("NAME", name), *lines])
+
+
+def told(command: Command, name: str) -> dict[str, Any]:
+  """What all processes of a run of an experiment have alike, by name."""
+  return {
+    "experiment": name,
+    "jax": jax.__version__,
+    "processes": command.hosts.processes,
+    "workdir": str(command.workdir),
+    "resume": command.resume,
+    **{f"config.{path}": value for path, value in _leaves(command.config)},
+  }
 
 
 def parse(argv: Sequence[str], name: str) -> Command:

@@ -1,4 +1,4 @@
-"""Several processes that make one run: who they are, what they agree on.
+"""Several processes that make one run: what they agree on and exchange.
 
 Every process computes; process 0 decides what depends on files or on the clock,
 tells the others, and writes. A process alone is process 0 of one.
@@ -10,8 +10,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,72 +21,14 @@ from jax.sharding import Sharding
 
 T = TypeVar("T")
 
-AUTO = "auto"  # as a Cloud TPU, SLURM, Open MPI or Kubernetes says
-# Seconds after which a process that says nothing counts as dead. Not fewer: one
-# that compiles on a busy host may be silent for long.
-SILENT_S = 40
 # Messages are padded to powers of two: each length is a program of its own.
 _LEAST_BYTES = 1 << 10
 _HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
 _kept: list[Any] = []  # handlers that C may call
 
 
-class Hosts(NamedTuple):
-  """How a process finds the others of its run."""
-
-  address: str = ""  # "HOST:PORT" of process 0; AUTO; "" for a process alone
-  processes: int = 1  # how many, where an address is given
-  process: int = 0  # which of them this is
-
-
-class FirstFailed(RuntimeError):
-  """Process 0 could not go on, and says why itself."""
-
-
-def check(hosts: Hosts) -> None:
-  """Raises ValueError for what names no processes; one sentence."""
-  if hosts.address in ("", AUTO):
-    if hosts[1:] != (1, 0):
-      raise ValueError(
-        "processes and process must come with --hosts=HOST:PORT, the address "
-        "of process 0"
-      )
-    return
-  host, _, port = hosts.address.rpartition(":")
-  if not host or not port.isdigit():
-    raise ValueError(
-      f"hosts must be {AUTO} or HOST:PORT of process 0, got {hosts.address!r}"
-    )
-  if hosts.processes < 1:
-    raise ValueError(f"processes must be at least 1, got {hosts.processes}")
-  if not 0 <= hosts.process < hosts.processes:
-    raise ValueError(
-      f"process must lie in [0, {hosts.processes}), got {hosts.process}"
-    )
-
-
-def connect(hosts: Hosts) -> None:
-  """Joins the others, before anything is computed.
-
-  Raises:
-    ValueError: they were not found; one sentence.
-  """
-  check(hosts)
-  if not hosts.address:
-    return
-  given: dict[str, Any] = {}
-  if hosts.address != AUTO:
-    given = {
-      "coordinator_address": hosts.address,
-      "num_processes": hosts.processes,
-      "process_id": hosts.process,
-      "cluster_detection_method": "deactivate",
-    }
-  try:
-    jax.distributed.initialize(heartbeat_timeout_seconds=SILENT_S, **given)
-  except (RuntimeError, ValueError) as error:
-    reason = str(error).strip().splitlines()[0].rstrip(".")
-    raise ValueError(f"the other processes were not found: {reason}") from error
+class OtherFailed(RuntimeError):
+  """Another process could not go on, and says why itself."""
 
 
 def are_many() -> bool:
@@ -157,14 +99,14 @@ def from_first(make: Callable[[], T]) -> T:
     make: called in process 0 alone; gives what JSON holds.
 
   Raises:
-    FirstFailed: it failed there; process 0 raises what `make` does.
+    OtherFailed: it failed there; process 0 raises what `make` does.
   """
   if not are_many():
     return make()
   if not is_first():
     found = json.loads(_told(b""))
     if "failed" in found:
-      raise FirstFailed(f"process 0 could not go on: {found['failed']}")
+      raise OtherFailed(f"process 0 could not go on: {found['failed']}")
     return found["made"]
   try:
     made = make()
@@ -183,6 +125,59 @@ def from_all(value: T) -> list[T]:
     json.loads(_told(json.dumps(value).encode(), source=i))
     for i in range(jax.process_count())
   ]
+
+
+def together(call: Callable[[], T]) -> T:
+  """What a call gives in this process, once it has succeeded in all.
+
+  Args:
+    call: waits for no other process.
+
+  Raises:
+    OtherFailed: it failed elsewhere; a process where it failed raises that.
+  """
+  if not are_many():
+    return call()
+  error: Exception | None = None
+  try:
+    made = call()
+  except Exception as own:
+    error = own
+  failed = multihost_utils.process_allgather(np.int32(error is not None))
+  if error is not None:
+    raise error
+  if np.any(failed):
+    raise OtherFailed(
+      f"process {np.argmax(failed)} could not go on, and says why itself"
+    )
+  return made
+
+
+def agree(given: Mapping[str, Any]) -> None:
+  """Checks that all processes were given the same.
+
+  Args:
+    given: what JSON holds, by name.
+
+  Raises:
+    ValueError: this process has other values than process 0; one sentence.
+    OtherFailed: another process has.
+  """
+  if not are_many():
+    return
+  mine = json.loads(json.dumps(given))
+  first = from_first(lambda: mine)
+
+  def compare() -> None:
+    for name in first | mine:
+      if mine.get(name) != first.get(name):
+        raise ValueError(
+          f"process {jax.process_index()} has {name}={mine.get(name)!r} where "
+          f"process 0 has {first.get(name)!r}: all take the same command and "
+          "files, --process apart"
+        )
+
+  together(compare)
 
 
 def place(tree: Any, sharding: Any) -> Any:

@@ -5,6 +5,7 @@ command cannot be run as given (`command_line`), 1 where a file cannot be
 written, 130 after Ctrl-C.
 """
 
+import functools
 import os
 import sys
 import time
@@ -17,6 +18,7 @@ from experiments.harness import (
   console,
   hosts,
   interrupts,
+  meeting,
   record,
   writing,
 )
@@ -25,7 +27,7 @@ from experiments.harness.command_line import Command, UsageError
 S = TypeVar("S")
 
 # Exit codes: a file could not be written, the command cannot be run, Ctrl-C.
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE, INTERRUPTED = 1, meeting.USAGE, 130
 
 
 def main(
@@ -68,7 +70,7 @@ def main(
         raise UsageError(f"{name} has no --resume: it is run as a whole")
       if command.hosts.address and not many_hosts:
         raise UsageError(f"{name} has no --hosts: it is run by one process")
-      _prepared(hosts.connect, command.hosts)
+      _prepared(functools.partial(meeting.connect, name=name), command.hosts)
       if hosts.are_many():
         lost = "another process of this run has died"
         hosts.on_lost(
@@ -76,13 +78,16 @@ def main(
         )
         if not hosts.is_first():
           sys.stdout = open(os.devnull, "w")  # process 0 says it
-      given: Any = command_line.to_settings(settings_type, command.config)
-      if prepare is not None:
-        given = _prepared(prepare, given)
-      run = _opened(command, {} if inputs is None else _prepared(inputs, given))
+      _prepared(hosts.agree, command_line.told(command, name))
+      given, files = hosts.together(
+        functools.partial(_ready, command, settings_type, prepare, inputs)
+      )
+      hashes = {f"SHA-256 of {name}": x for name, x in files.items()}
+      _prepared(hosts.agree, hashes)
+      run = _opened(command, files)
       with run:
         experiment(given, run)
-    except (UsageError, writing.Refused, hosts.FirstFailed) as error:
+    except (UsageError, writing.Refused, hosts.OtherFailed) as error:
       _leave(f"{name}: {error}", USAGE)
     except KeyboardInterrupt:
       interrupts.ignore()
@@ -97,9 +102,22 @@ def main(
         raise
       if hosts.may_have_lost(error):
         # Another process, which `on_lost` will then say.
-        time.sleep(hosts.SILENT_S + 10)
+        time.sleep(meeting.SILENT_S + 10)
       traceback.print_exc()
       _leave(f"{name}: {_left(run, command, resumable)}", FAILED)
+
+
+def _ready(
+  command: Command,
+  settings_type: type[S],
+  prepare: Callable[[S], Any] | None,
+  inputs: Callable[[Any], Mapping[str, str]] | None,
+) -> tuple[Any, Mapping[str, str]]:
+  """What the experiment is called with, and the hashes of its files."""
+  given: Any = command_line.to_settings(settings_type, command.config)
+  if prepare is not None:
+    given = _prepared(prepare, given)
+  return given, {} if inputs is None else _prepared(inputs, given)
 
 
 def _opened(command: Command, inputs: Mapping[str, str]) -> record.Run:
