@@ -210,14 +210,15 @@ def test_adapters_of_peft_are_read(packages, folder, tmp_path):
   oracles.assert_close(logits, want, oracles.PARITY)
 
 
-@pytest.fixture(scope="module")
-def experts(packages, tmp_path_factory):
-  """Qwen3-Next: routed experts, a shared one, and a layer with neither."""
+@pytest.fixture
+def experts(packages, request, tmp_path):
+  """Routed experts and a shared one; Qwen3-Next has a layer with neither."""
   from tests import make_qwen_fixtures
 
-  path = tmp_path_factory.mktemp("experts") / "base"
-  make_qwen_fixtures.random_model("qwen3_next").save_pretrained(path)
-  return path
+  make_qwen_fixtures.random_model(request.param).save_pretrained(
+    tmp_path / "base"
+  )
+  return tmp_path / "base"
 
 
 TOKENS = np.arange(40, dtype=np.int32)[None]
@@ -232,7 +233,15 @@ def our_logits(model):
   return nnx.jit(lambda m: m(TOKENS))(model)[0]
 
 
-@pytest.mark.parametrize("targets", ["all-linear", ("up_proj", "o_proj")])
+@pytest.mark.parametrize(
+  "experts, targets",
+  [
+    ("qwen3_next", "all-linear"),
+    ("qwen3_next", ("up_proj", "o_proj")),
+    ("qwen3_5_moe_text", "all-linear"),
+  ],
+  indirect=["experts"],
+)
 def test_adapters_beside_experts(packages, experts, tmp_path, targets):
   torch, transformers, peft = packages
   load = transformers.AutoModelForCausalLM.from_pretrained
@@ -258,6 +267,7 @@ def test_adapters_beside_experts(packages, experts, tmp_path, targets):
   oracles.assert_close(found, merged, oracles.PARITY)
 
 
+@pytest.mark.parametrize("experts", ["qwen3_next"], indirect=True)
 def test_adapters_of_experts_are_refused(packages, experts, tmp_path):
   """Merged by PEFT, as the refusal says, they are read."""
   torch, transformers, peft = packages
