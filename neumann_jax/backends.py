@@ -26,6 +26,14 @@ from jax.interpreters import ad, batching, mlir
 IMPLEMENTATIONS = ("auto", "tpu", "gpu", "xla", "interpret")
 # What jax calls the platform of a kernel when it lowers for it.
 PLATFORMS = {"tpu": "tpu", "gpu": "cuda"}
+# `jax.export` refuses Triton's calls in words that name no option of ours, and
+# only a lowering rule is told that a program is exported.
+_OF_TRITON = (
+  "kernels of Triton are exported: jax.export writes them only with "
+  "disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("
+  "'__gpu$xla.gpu.triton')], for the jaxlib that reads them; "
+  "implementation='xla' needs no check"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +168,9 @@ def run(
     # Mosaic's own interpreter: it also finds what plain interpretation of the
     # body cannot, reads of memory that nothing wrote among them.
     return _launch(kernel, static, *arrays, interpret=pltpu.InterpretParams())
-  return _launch(kernel, static, *bound_to(implementation, arrays))
+  of_triton = implementation == "gpu"  # every kernel of that name here is
+  bound = bound_to(implementation, arrays, of_triton=of_triton)
+  return _launch(kernel, static, *bound)
 
 
 def _launch(kernel: Kernel, static: Hashable, *arrays: Any, **options: Any):
@@ -247,6 +257,16 @@ def _batch_launched(arrays, axes, *, jaxpr, platform):
 batching.primitive_batchers[_launched] = _batch_launched
 
 
+@functools.cache
+def _warn_of_triton() -> None:
+  logging.warning(_OF_TRITON)
+
+
+def _warn_if_exported(ctx: Any) -> None:
+  if getattr(ctx.module_context.lowering_parameters, "for_export", False):
+    _warn_of_triton()
+
+
 def _lower_launched(own: str | None) -> Callable:
   def call(*arrays, jaxpr, platform):
     if platform == own:
@@ -254,7 +274,14 @@ def _lower_launched(own: str | None) -> Callable:
     # Of a platform that never takes this branch.
     return [jnp.zeros(x.shape, x.dtype) for x in jaxpr.out_avals]
 
-  return mlir.lower_fun(call)
+  lower = mlir.lower_fun(call)
+
+  def rule(ctx, *args, jaxpr, platform):
+    if platform == own == PLATFORMS["gpu"]:
+      _warn_if_exported(ctx)
+    return lower(ctx, *args, jaxpr=jaxpr, platform=platform)
+
+  return rule
 
 
 mlir.register_lowering(_launched, _lower_launched(None))
@@ -264,13 +291,20 @@ for _platform in PLATFORMS.values():
   )
 
 
-def bound_to(name: str, arrays: tuple, option: str = "implementation") -> tuple:
+def bound_to(
+  name: str,
+  arrays: tuple,
+  option: str = "implementation",
+  *,
+  of_triton: bool = False,
+) -> tuple:
   """The arrays, which can then be lowered for the kernel's platform only.
 
   Args:
     name: of PLATFORMS.
     arrays: a tree of them.
     option: that asked for the name, for the sentence of a refusal.
+    of_triton: whether the kernel is Triton's.
   """
   platform = PLATFORMS[name]
   refusal = (
@@ -278,7 +312,9 @@ def bound_to(name: str, arrays: tuple, option: str = "implementation") -> tuple:
     "program is lowered for {platforms}; use 'auto' or 'xla'"
   )
   first, *rest = jax.tree.leaves(arrays)
-  first = _only_on.bind(first, platform=platform, refusal=refusal)
+  first = _only_on.bind(
+    first, platform=platform, refusal=refusal, of_triton=of_triton
+  )
   return jax.tree.unflatten(jax.tree.structure(arrays), [first, *rest])
 
 
@@ -297,10 +333,12 @@ batching.primitive_batchers[_only_on] = lambda args, dims, **params: (
 )
 
 
-def _lower(ctx, x, *, platform: str, refusal: str):
+def _lower(ctx, x, *, platform: str, refusal: str, of_triton: bool):
   platforms = ctx.module_context.platforms
   if any(name != platform for name in platforms):
     raise ValueError(refusal.format(platforms=" and ".join(platforms)))
+  if of_triton:
+    _warn_if_exported(ctx)
   return [x]
 
 

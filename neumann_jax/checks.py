@@ -62,8 +62,12 @@ def check_integers(name: str, array: jax.Array | np.ndarray) -> None:
 def check_mask(name: str, array: jax.Array) -> None:
   """Raises TypeError unless an array of bool or integers."""
   check_array(name, array)
-  if array.dtype != bool:
-    check_integers(name, array)
+  # Of floats 0 and -inf are as usual, and mean the reverse.
+  if array.dtype != bool and not jnp.issubdtype(array.dtype, jnp.integer):
+    raise TypeError(
+      f"{name} must be an array of bool or integers, nonzero at real tokens, "
+      f"got dtype {array.dtype}"
+    )
 
 
 def check_tokens(tokens: jax.Array, vocab_size: int) -> None:
@@ -86,6 +90,11 @@ def check_tokens(tokens: jax.Array, vocab_size: int) -> None:
 def check_gates(beta: jax.Array, log_decay: jax.Array) -> None:
   """Raises ValueError unless beta is in [0, 2] and log_decay at most 0."""
   _check_range("beta", beta, 0.0, 2.0, "lie in [0, 2]")
+  check_log_decay(log_decay)
+
+
+def check_log_decay(log_decay: jax.Array) -> None:
+  """Raises ValueError unless it is at most 0."""
   _check_range("log_decay", log_decay, -np.inf, 0.0, "be at most 0")
 
 
@@ -130,7 +139,9 @@ def _check_range(
   if isinstance(array, jax.core.Tracer):
     return
   values = np.asarray(array, np.float64)
-  outside = ~((values >= low) & (values <= high))  # NaN is outside
+  outside = (values < low) | (values > high)
+  if np.isnan(values).any():
+    raise ValueError(f"{name} must {phrase} everywhere, but it contains NaN")
   if outside.any():
     raise ValueError(
       f"{name} must {phrase} everywhere, got {values[outside].flat[0]:g}"

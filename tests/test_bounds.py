@@ -283,6 +283,11 @@ def test_plan_refines_when_that_is_what_it_takes():
       r"log_decay must have shape \[..., 64\]",
     ),
     ({"log_decay": jnp.ones(64)}, ValueError, "log_decay must be at most 0"),
+    (
+      {"log_decay": jnp.full(64, jnp.nan)},
+      ValueError,
+      "log_decay must be at most 0 everywhere, but it contains NaN",
+    ),
   ],
 )
 def test_plan_refuses_bad_input(kwargs, error, sentence):
@@ -333,6 +338,7 @@ def test_rounding_table_regenerates():
     (jnp.full(4, -0.5), jnp.zeros(4), r"beta must lie in \[0, 2\]"),
     (jnp.ones(4), jnp.ones(4), "log_decay must be at most 0"),
     (jnp.ones(4), jnp.zeros(5), "shapes must be equal"),
+    (jnp.full(4, jnp.nan), jnp.zeros(4), "beta must .*, but it contains NaN"),
   ],
 )
 def test_gates_out_of_range_have_no_envelope(beta, log_decay, sentence):

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from neumann_jax import Execution, LanguageModel, ModelCache, sharding
+from neumann_jax import (
+  Execution,
+  LanguageModel,
+  ModelCache,
+  RuleOptions,
+  sharding,
+)
+from neumann_jax.checkpoint.params import abstract_model
 from neumann_jax.weight_quantization import preset, quantize_weights
 from tests import models, oracles
 
@@ -32,6 +39,27 @@ def test_a_step_is_exported_with_its_cache():
   assert isinstance(cache, ModelCache)
   np.testing.assert_array_equal(logits, truth)
   jax.tree.map(np.testing.assert_array_equal, cache, whole)
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+@pytest.mark.parametrize("length", [1, 64])
+def test_a_step_in_xla_is_exported_for_every_platform(kind, length):
+  """With no check of `jax.export` disabled, whatever the layers are made of."""
+  rule = RuleOptions(chunk_size=16, implementation="xla")
+  model = abstract_model(models.CONFIGS[kind], Execution(rule=rule))
+  graph, params = nnx.split(model)
+  flat, tree = jax.tree.flatten(params)
+
+  def step(flat, tokens, cache):
+    model = nnx.merge(graph, jax.tree.unflatten(tree, flat))
+    return model(tokens, cache=cache)
+
+  cache = jax.eval_shape(lambda: model.init_cache(2, 128))
+  tokens = jax.ShapeDtypeStruct((2, length), jnp.int32)
+  platforms = ("cpu", "cuda", "tpu")
+  with oracles.on_a_gpu():
+    exported = jax.export.export(jax.jit(step), platforms=platforms)
+    assert exported(flat, tokens, cache).platforms == platforms
 
 
 @pytest.mark.parametrize("scanned", [False, True])

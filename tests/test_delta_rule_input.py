@@ -190,7 +190,7 @@ BAD = {
     r"beta must lie in \[0, 2\] everywhere, got 2\.",
   ),
   "beta low": ({"beta": -P.beta}, ValueError, r"beta must lie in \[0, 2\]"),
-  "beta nan": ({"beta": P.beta * np.nan}, ValueError, "got nan"),
+  "beta nan": ({"beta": P.beta * np.nan}, ValueError, "it contains NaN"),
   "growth": (
     {"log_decay": P.log_decay + 1},
     ValueError,
@@ -199,7 +199,7 @@ BAD = {
   "decay nan": (
     {"log_decay": P.log_decay * np.nan},
     ValueError,
-    "log_decay must be at most 0 everywhere, got nan",
+    "log_decay must be at most 0 everywhere, but it contains NaN",
   ),
   "state width": (
     {"initial_state": P.initial_state[..., :-1]},
@@ -215,6 +215,14 @@ BAD = {
     {"initial_state": P.initial_state[0]},
     ValueError,
     r"initial_state must have shape \[B=8, Hv=4, Dk=16, Dv=12\]",
+  ),
+  "state by document": (
+    {
+      "initial_state": np.repeat(P.initial_state, 2, axis=0),
+      "segment_ids": np.zeros((8, 8), np.int32),
+    },
+    ValueError,
+    r"initial_state must be \[B=8, .* or \[B, M, Hv, Dk, Dv\] with a state for",
   ),
   "state type": (
     {"initial_state": P.initial_state.astype(np.int32)},

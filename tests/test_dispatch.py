@@ -194,6 +194,26 @@ def test_one_export_for_two_platforms(platforms, form):
     )
 
 
+@pytest.mark.parametrize("implementation", ["auto", "gpu"])
+def test_what_an_export_of_triton_needs_is_said(caplog, implementation):
+  """JAX refuses it in words that name no option of ours."""
+  f = functools.partial(neumann_jax.inverse, implementation=implementation)
+  a = jax.ShapeDtypeStruct((5, 64, 64), jnp.float32)
+  backends._warn_of_triton.cache_clear()
+  with caplog.at_level(logging.WARNING, "absl"), oracles.on_a_gpu():
+    jax.jit(f).trace(a).lower(lowering_platforms=("cuda",))
+    assert not caplog.records
+    with pytest.raises(ValueError, match=r"custom calls .* no compatibility"):
+      jax.export.export(jax.jit(f), platforms=("cuda",))(a)
+  (said,) = (r.getMessage() for r in caplog.records)
+  assert f"DisabledSafetyCheck.custom_call('{oracles.GPU_CALL}')" in said
+  assert "implementation='xla' needs no check" in said
+  f = functools.partial(neumann_jax.inverse, implementation="xla")
+  platforms = ("cpu", "cuda", "tpu")
+  exported = jax.export.export(jax.jit(f), platforms=platforms)(a)
+  assert exported.platforms == platforms
+
+
 @pytest.mark.parametrize("implementation", ["auto", "interpret"])
 def test_no_matrices_have_no_inverses(implementation):
   a = jnp.zeros((0, 3, 16, 16))

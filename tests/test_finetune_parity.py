@@ -210,6 +210,85 @@ def test_adapters_of_peft_are_read(packages, folder, tmp_path):
   oracles.assert_close(logits, want, oracles.PARITY)
 
 
+@pytest.fixture
+def experts(packages, request, tmp_path):
+  """Routed experts and a shared one; Qwen3-Next has a layer with neither."""
+  from tests import make_qwen_fixtures
+
+  make_qwen_fixtures.random_model(request.param).save_pretrained(
+    tmp_path / "base"
+  )
+  return tmp_path / "base"
+
+
+TOKENS = np.arange(40, dtype=np.int32)[None]
+
+
+def logits_of(torch, model):
+  with torch.no_grad():
+    return model.eval()(torch.tensor(TOKENS).long()).logits.numpy()
+
+
+def our_logits(model):
+  return nnx.jit(lambda m: m(TOKENS))(model)[0]
+
+
+@pytest.mark.parametrize(
+  "experts, targets",
+  [
+    ("qwen3_next", "all-linear"),
+    ("qwen3_next", ("up_proj", "o_proj")),
+    ("qwen3_5_moe_text", "all-linear"),
+  ],
+  indirect=["experts"],
+)
+def test_adapters_beside_experts(packages, experts, tmp_path, targets):
+  torch, transformers, peft = packages
+  load = transformers.AutoModelForCausalLM.from_pretrained
+  base = checkpoint.load(experts, Execution(rule=RuleOptions(chunk_size=16)))
+  spec = tuning.LoraSpec(rank=3, alpha=6.0, targets=targets)
+  ours = tuning.add_adapters(base, spec, rngs=nnx.Rngs(0))
+  rng = np.random.default_rng(0)
+  for each in tuning.adapters(ours):  # zeros as they are made
+    shape = each.lora_b.shape
+    each.lora_b[...] = jnp.float32(0.3 * rng.normal(size=shape))
+  tuning.save_adapters(ours, tmp_path / "adapter")
+  theirs = peft.PeftModel.from_pretrained(load(experts), tmp_path / "adapter")
+  wanted = [name for name, _ in theirs.named_parameters() if ".lora_" in name]
+  assert len(wanted) == 2 * len(tuning.adapters(ours))
+  found = our_logits(ours)
+  oracles.assert_close(found, logits_of(torch, theirs), oracles.PARITY)
+  assert np.abs(found - our_logits(base)).max() > 0.1
+  # As PEFT writes it again, and merged.
+  theirs.save_pretrained(tmp_path / "theirs")
+  again = tuning.load_adapters(base, tmp_path / "theirs")
+  oracles.assert_close(our_logits(again), found, oracles.PARITY)
+  merged = logits_of(torch, theirs.merge_and_unload())
+  oracles.assert_close(found, merged, oracles.PARITY)
+
+
+@pytest.mark.parametrize("experts", ["qwen3_next"], indirect=True)
+def test_adapters_of_experts_are_refused(packages, experts, tmp_path):
+  """Merged by PEFT, as the refusal says, they are read."""
+  torch, transformers, peft = packages
+  theirs = peft.get_peft_model(
+    transformers.AutoModelForCausalLM.from_pretrained(experts),
+    peft.LoraConfig(
+      r=3,
+      target_modules=["gate_proj", "up_proj", "down_proj"],
+      init_lora_weights=False,
+      task_type="CAUSAL_LM",
+    ),
+  )
+  theirs.save_pretrained(tmp_path / "theirs")
+  with oracles.refused(ValueError, "adapts routed experts .*merge it in PEFT"):
+    tuning.load_adapters(checkpoint.load(experts), tmp_path / "theirs")
+  want = logits_of(torch, theirs)
+  theirs.merge_and_unload().save_pretrained(tmp_path / "merged")
+  found = our_logits(checkpoint.load(tmp_path / "merged"))
+  oracles.assert_close(found, want, oracles.PARITY)
+
+
 def test_all_parameters(packages, folder, tmp_path):
   torch, transformers, _ = packages
   settings = settings_of(folder, tuning="full")

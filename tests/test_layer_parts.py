@@ -295,7 +295,7 @@ IDS = np.zeros((2, 4), np.int32)
       X,
       {"mask": IDS * np.nan},
       TypeError,
-      "mask must be an integer array, got",
+      "mask must be an array of bool or integers, nonzero .*, got dtype float",
     ),
     (X, {"mask": IDS.tolist()}, TypeError, "mask must be an array, got list"),
     (

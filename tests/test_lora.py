@@ -105,6 +105,29 @@ def test_read_again_it_is_the_same_model(tmp_path, scan):
     np.testing.assert_array_equal(param_place.flat_params(again)[path], x)
 
 
+def test_a_shared_expert_is_named_by_its_weights(tmp_path):
+  """PEFT takes the names of its linear maps for those of routed experts."""
+  plain = base("sparse")  # of Qwen3-Next, its layer 1 without experts
+  targets = ("up_proj", "down_proj", "o_proj")
+  spec = tuning.LoraSpec(rank=3, targets=targets)
+  model = filled(adapted_shapes("sparse", spec))
+  tuning.save_adapters(model, tmp_path / "adapter")
+  config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+  assert config["target_modules"] == ["o_proj"]
+  assert config["target_parameters"] == [
+    f"{owner}.{name}.weight"
+    for owner in ("mlp", "shared_expert")
+    for name in ("down_proj", "up_proj")
+  ]
+  again = tuning.load_adapters(plain, tmp_path / "adapter")
+  assert len(tuning.adapters(again)) == len(tuning.adapters(model)) == 5
+  # A dense model has none, and PEFT below 0.17 does not know the key.
+  tuning.save_adapters(filled(adapted_shapes("attention")), tmp_path / "dense")
+  config = json.loads((tmp_path / "dense/adapter_config.json").read_text())
+  assert "target_parameters" not in config
+  assert {"down_proj", "q_proj"} <= set(config["target_modules"])
+
+
 def _without_adapters(model, kind, scan):
   plain = base(kind, scan_layers=scan)
   params = param_place.flat_params(model)
@@ -288,6 +311,27 @@ def written(tmp_path_factory):
 def test_refused_configs(written, tmp_path, change, words):
   path = _changed(written, tmp_path, config=change)
   with oracles.refused(ValueError, words):
+    tuning.load_adapters(base(), path)
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "experts.base_layer",  # of PEFT 0.21, both maps of one parameter
+    "experts.3.up_proj",  # of transformers 4, each expert a module
+  ],
+)
+def test_adapters_of_experts_are_refused(written, tmp_path, name):
+  """By that word, before the settings that PEFT derives from them."""
+  tensors = load_file(written / "adapter_model.safetensors")
+  layer = "base_model.model.model.layers.0.mlp"
+  tensors[f"{layer}.{name}.lora_A.weight"] = np.ones((6, 64), np.float32)
+  settings = {
+    "rank_pattern": {r".*\.gate_up_proj": 6},
+    "target_parameters": ["gate_up_proj", "down_proj"],
+  }
+  path = _changed(written, tmp_path, config=settings, tensors=tensors)
+  with oracles.refused(ValueError, "adapts routed experts .*merge it in PEFT"):
     tuning.load_adapters(base(), path)
 
 

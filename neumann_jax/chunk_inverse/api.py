@@ -32,9 +32,10 @@ def inverse(
       the computed T, -T^t G T^t; "truncated" is the derivative of what was
       computed, straight-through at every rounding of an operand.
     implementation: "auto", "tpu", "gpu", "xla" or "interpret", see
-      `backends.run`. A CPU host exports for one platform at a time;
-      `jax.export` for CUDA needs its check of the Triton custom call
-      disabled, and from jax 0.12 an abstract GPU in `use_abstract_mesh`.
+      `backends.run`. Any host exports for any platforms, "tpu" and "gpu" for
+      their own alone; `jax.export` for CUDA needs its check of the Triton
+      custom call disabled unless this is "xla", and a CPU host from jax 0.12
+      an abstract GPU in `use_abstract_mesh`.
 
   Returns:
     T, [..., C, C] in a's dtype, unit lower triangular; differentiable forward

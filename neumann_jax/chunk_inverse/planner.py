@@ -226,5 +226,4 @@ def _check(
     raise ValueError(
       f"log_decay must have shape [..., {chunk_size}], got {log_decay.shape}"
     )
-  if bool(jnp.any(~(log_decay <= 0))):
-    raise ValueError("log_decay must be at most 0 everywhere")
+  checks.check_log_decay(log_decay)

@@ -77,6 +77,8 @@ def check(
     if tokens and state.ndim == 5:
       _check_by_document(state, segment_ids, by_document)
       axes = ("B", "M", *axes[1:])
+    elif by_document and segment_ids is not None:
+      _check_one_a_row(state, sizes["B"])
     _check_axes(name, state, axes, sizes)
     _check_sizes(sizes)
   if segment_ids is not None:
@@ -98,6 +100,15 @@ def _check_by_document(
     raise ValueError(
       f"initial_state must be [B, Hv, Dk, Dv] where a mesh axis splits the "
       f"tokens, got shape {state.shape}: a row has one state there"
+    )
+
+
+def _check_one_a_row(state: jax.Array, rows: int) -> None:
+  """Beside documents, rows of a state that are not B are one for each."""
+  if state.ndim == 4 and state.shape[0] != rows:
+    raise ValueError(
+      f"initial_state must be [B={rows}, Hv, Dk, Dv], or [B, M, Hv, Dk, Dv] "
+      f"with a state for each of up to M documents, got shape {state.shape}"
     )
 
 

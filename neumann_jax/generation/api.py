@@ -38,8 +38,9 @@ def generate(
 
   What a call asks for is data: prompts of any length, other specs, stop tokens
   and limits meet the programs of an earlier call. New ones are compiled for
-  another number of rows or another capacity, four at most: one that makes or
-  copies the cache, one or two that read pieces of prompts, one that writes.
+  another number of rows or another capacity, four at most for prompts: one that
+  makes the cache, one or two that read pieces of prompts, one that writes; and
+  one that copies a cache given.
 
   Args:
     model: its parameters may be sharded over a mesh.

@@ -145,9 +145,17 @@ def documents_a_row(
     caches: rows of a cache.
     rows: B of the tokens.
     segment_ids: [B, T] or None.
+
+  Raises:
+    ValueError: for any other number of caches, where documents are packed.
   """
-  if segment_ids is None or caches == rows or caches % rows:
+  if segment_ids is None or caches == rows:
     return None
+  if caches % rows:
+    raise ValueError(
+      f"cache must have {rows} rows, as many as the tokens, or M times {rows} "
+      f"for up to M documents a row, got {caches}"
+    )
   return caches // rows
 
 
@@ -162,7 +170,7 @@ def check_room(
   Args:
     cache: before the tokens, of B rows, or B M.
     shape: [B, T] of the tokens.
-    mask: [B, T], nonzero at real tokens, or None.
+    mask: [B, T] bool or integers, nonzero at real tokens, or None.
     segment_ids: [B, T], of at most M documents a row, or None.
 
   Raises:

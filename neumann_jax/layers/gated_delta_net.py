@@ -192,9 +192,9 @@ class GatedDeltaNet(nnx.Module):
       segment_ids: [B, T] integers, one of its own for each document, which
         see nothing of each other. The cache enters the first document and
         leaves the last; one of B M rows has a row for each document.
-      mask: [B, T], nonzero at real tokens. Padding, left of the first tokens
-        or right of the last ones, neither writes, decays nor shifts the cache,
-        and its output is 0.
+      mask: [B, T] bool or integers, nonzero at real tokens. Padding, left of
+        the first tokens or right of the last ones, neither writes, decays nor
+        shifts the cache, and its output is 0.
 
     Returns:
       y [B, T, hidden] in the activation dtype, and the cache after the last

@@ -153,8 +153,8 @@ class LanguageModel(nnx.Module):
         packed documents that see nothing of each other. The cache enters the
         first document and goes on with the last; one of B M rows, M at least
         2, has a row for each of up to M documents of a row, in their order.
-      mask: [B, T], nonzero at real tokens; padding, left of the first tokens
-        or right of the last ones, is as if it were not there.
+      mask: [B, T] bool or integers, nonzero at real tokens; padding, left of
+        the first tokens or right of the last ones, is as if it were not there.
 
     Returns:
       logits [B, T, V] float32, of no meaning at padding, and the cache with

@@ -3,7 +3,7 @@
 import json
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -28,6 +28,11 @@ _NAME = re.compile(
   r"base_model\.model\.model\.(?:language_model\.)?"
   r"layers\.(\d+)\.([\w.]+)\.lora_([AB])\.weight"
 )
+# PEFT takes these names among the target modules of Qwen3-Next for its routed
+# experts', of which transformers 5 makes two parameters, and leaves the shared
+# expert as it was. Named as parameters the linear maps are taken at their word.
+_TAKEN_FOR_EXPERTS = {"qwen3_next": ("gate_proj", "up_proj", "down_proj")}
+_EXPERTS = ".mlp.experts."
 # Keys of PEFT's file that change nothing of what tensors, r and alpha compute,
 # and what they may say; None: anything. PEFT grows by switches that do change
 # it, so that what is not here is refused unless it is absent or off.
@@ -44,6 +49,7 @@ _HARMLESS: dict[str, tuple[Any, ...] | None] = {
   "inference_mode": None,
   # The tensors say which maps are adapted.
   "target_modules": None,
+  "target_parameters": None,
   "exclude_modules": None,
   "layers_to_transform": None,
   "layers_pattern": None,
@@ -88,7 +94,7 @@ def save_adapters(
   for name, value in tensors.items():
     tensor_file.check_finite("model", name, value)
   spec = found[0].spec
-  targets = sorted({name.split(".")[-3] for name in tensors})
+  modules, parameters = _targets(tensors, model.config.model_type)
   config = {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",
@@ -96,12 +102,14 @@ def save_adapters(
     "r": spec.rank,
     "lora_alpha": spec.alpha,
     "use_rslora": spec.use_rslora,
-    "target_modules": targets,
+    "target_modules": modules,
     "lora_dropout": 0.0,
     "bias": "none",
     "fan_in_fan_out": False,
     "inference_mode": True,
   }
+  if parameters:  # a key that PEFT below 0.17 does not know
+    config["target_parameters"] = parameters
   with new_folder(pathlib.Path(path)) as folder:
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
@@ -128,6 +136,8 @@ def load_adapters(
   path = pathlib.Path(path)
   config = _read_config(path)
   tensors = _read_tensors(path)
+  _check_no_experts(path, tensors)
+  _check_settings(path, config)
   places = {name: _NAME.fullmatch(name) for name in tensors}
   for name, match in places.items():
     if match is None:
@@ -185,13 +195,47 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
     raise ValueError(
       f"{file} must have peft_type LORA, got {shown(config.get('peft_type'))}"
     )
+  return config
+
+
+def _check_settings(path: pathlib.Path, config: dict[str, Any]) -> None:
   for name, value in config.items():
     harmless = _HARMLESS.get(name, ())
     if harmless is not None and value not in (*_OFF, *harmless):
       raise ValueError(
-        f"{file} has {clean(name)} {shown(value)}, which is not computed here"
+        f"{path / CONFIG} has {clean(name)} {shown(value)}, which is not "
+        "computed here"
       )
-  return config
+
+
+def _check_no_experts(
+  path: pathlib.Path, tensors: dict[str, np.ndarray]
+) -> None:
+  """Told before settings that PEFT derives from adapters of experts."""
+  few = sorted(name for name in tensors if _EXPERTS in name)
+  if few:
+    raise ValueError(
+      f"{path} adapts routed experts ({clean(few[0], most=120)}), which is not "
+      "computed here: merge it in PEFT (merge_and_unload) and load the "
+      "checkpoint, or adapt other linear maps"
+    )
+
+
+def _targets(
+  names: Iterable[str], model_type: str
+) -> tuple[list[str], list[str]]:
+  """What PEFT is told to adapt: linear maps, or weights by themselves."""
+  misread = _TAKEN_FOR_EXPERTS.get(model_type, ())
+  modules: set[str] = set()
+  parameters: set[str] = set()
+  for name in names:
+    *_, owner, target, _, _ = name.split(".")
+    if target in misread:
+      # With the owner, or it would name those of single experts as well.
+      parameters.add(f"{owner}.{target}.weight")
+    else:
+      modules.add(target)
+  return sorted(modules), sorted(parameters)
 
 
 def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
