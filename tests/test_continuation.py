@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from configs import continuation as configs
-from experiments.continuation import closed_form, mixtures, photographs
+from experiments.continuation import (
+  closed_form,
+  doubt,
+  mixtures,
+  photographs,
+)
 from experiments.continuation.chain import (
   Problem,
   expected_psnr,
@@ -24,8 +29,19 @@ from posterior_jax import (
   priors,
   run,
   schedule,
+  uncertain,
 )
-from posterior_jax.nfc_sampler import Band, Exact, Mean, Sigma, Snr, Spectrum
+from posterior_jax.nfc_sampler import (
+  Band,
+  Exact,
+  Mean,
+  Sigma,
+  Snr,
+  Spectrum,
+  Width,
+  levels_of,
+  parts_of,
+)
 
 SIZE, NOISE, LEVELS, COUNT = 8, 0.1, 4, 3000
 POWER = priors.power_law_spectrum(SIZE, SIZE)
@@ -134,9 +150,12 @@ def test_what_continuation_is_worth():
     ]
     assert few[0] > 10 and few[1] > 3 and 0 < few[2] < 0.3
     assert abs(few[3]) < 0.1
-    names = "turned, uncertainty", "turned, no band"
+    names = "turned, band", "turned, no band"
     assert gain("wrong kernel", 20, *names, kernel) > 1
-    names = "right, uncertainty", "right, no band"
+    # The mean of the turns is the better kernel, but not the right one.
+    names = "turned, mean kernel, band", "turned, band"
+    assert gain("wrong kernel", 20, *names, kernel) > 0.2
+    names = "right, band", "right, no band"
     assert -1.3 < gain("wrong kernel", 20, *names, kernel) < -0.5
     decays, stays = ", step that decays", ", step that stays"
     exact = "tau the noise, step as published" + decays
@@ -258,8 +277,89 @@ def test_a_case_and_its_control_see_one_measurement():
     problem = degradations.measure(case.degradation, truth, 0.05, 0)
     found[case.variant] = photographs.told(case, problem.observation, spectrum)
   plain, turned = found["right, no band"], found["turned, no band"]
+  assert plain.others is turned.others is None
+  plain, turned = plain.observation, turned.observation
   np.testing.assert_array_equal(plain.y, turned.y)
   assert np.abs(plain.operator.kernel - turned.operator.kernel).max() > 1e-3
-  careful = found["turned, uncertainty"].operator
+  careful = found["turned, band"].observation.operator
   np.testing.assert_array_equal(careful.operator.kernel, turned.operator.kernel)
   assert 0 < float(careful.gain.min()) < 0.5 < float(careful.gain.max()) <= 1
+  errors = found["turned, mean kernel, errors"]
+  mean = np.asarray(errors.others).mean(0)
+  np.testing.assert_allclose(
+    errors.observation.operator.kernel, mean, atol=1e-7
+  )
+  np.testing.assert_array_equal(errors.observation.y, plain.y)
+  banded = found["turned, mean kernel, band"].observation.operator
+  np.testing.assert_allclose(banded.operator.kernel, mean, atol=1e-7)
+  # Less is left to doubt about the mean than about any one of the turns.
+  assert float(banded.gain.mean()) > float(careful.gain.mean())
+
+
+def _unsure():
+  """A blur of one of three kernels, and a prediction of two images."""
+  rng = np.random.default_rng(0)
+  kernels = rng.random((3, 3, 3))
+  kernels = jnp.asarray(kernels / kernels.sum((1, 2), keepdims=True))
+  kernels = kernels.astype(jnp.float32)
+  operator = operators.blur((6, 6, 1), kernels.mean(0), boundary="circular")
+  x0 = jnp.asarray(rng.standard_normal((1, 2, 6, 6, 1)), jnp.float32)
+  y = jnp.asarray(rng.standard_normal((2, 6, 6, 1)), jnp.float32)
+  return kernels, Observation(y, operator, 0.3), x0
+
+
+def test_errors_of_the_prediction_are_noise():
+  """Their covariance, added to the noise's, by dense algebra."""
+  kernels, observation, x0 = _unsure()
+  found = doubt.whitened(observation, x0, kernels)
+  for n in range(2):
+    errors = [
+      uncertain.with_kernel(observation.operator, k).forward(x0[0, n])
+      - observation.operator.forward(x0[0, n])
+      for k in kernels
+    ]
+    e = np.stack([np.ravel(a) for a in errors], 1).astype(np.float64)
+    noise = 0.3**2 * np.eye(36) + e @ e.T / 3
+    r = np.asarray(observation.y[n], np.float64).ravel()
+    expected = r @ np.linalg.solve(noise, r)
+    # |W y|^2 / s^2 = y^T N^-1 y.
+    got = float((found.y[0, n] ** 2).sum()) / 0.3**2
+    np.testing.assert_allclose(got, expected, rtol=1e-4)
+  u, v = (jax.random.normal(jax.random.key(i), (1, 2, 6, 6, 1)) for i in (0, 1))
+  forward, adjoint = found.operator.forward(u), found.operator.adjoint(v)
+  np.testing.assert_allclose(
+    (forward * v).sum(), (u * adjoint).sum(), rtol=1e-4
+  )
+  np.testing.assert_allclose(
+    found.y[0],
+    found.operator.whiten(observation.y[None])[0],
+    atol=1e-6,
+  )
+
+
+def test_the_likelihood_sees_the_errors():
+  """The mean of a level, against dense algebra with the noise N."""
+  kernels, observation, x0 = _unsure()
+  config = NFCConfig(width=Sigma(), inner=Mean(1e-7, 300), levels=2)
+  parts = doubt.careful(parts_of(config), kernels)
+  level = jax.tree.map(lambda a: a[0], levels_of(config))
+  variance = jnp.float32(0.5)
+  found = parts.likelihood(
+    jax.random.key(0), observation, x0, Width(variance), level
+  )
+  eye = jnp.eye(36).reshape(36, 6, 6, 1)
+  matrix = np.asarray(observation.operator.forward(eye)).reshape(36, 36).T
+  for n in range(2):
+    e = [
+      uncertain.with_kernel(observation.operator, k).forward(x0[0, n])
+      - observation.operator.forward(x0[0, n])
+      for k in kernels
+    ]
+    e = np.stack([np.ravel(a) for a in e], 1)
+    noise = 0.3**2 * np.eye(36) + e @ e.T / 3
+    weight = np.linalg.inv(noise)
+    left = matrix.T @ weight @ matrix + np.eye(36) / 0.5
+    c = np.asarray(x0[0, n]).ravel()
+    right = matrix.T @ weight @ np.asarray(observation.y[n]).ravel() + c / 0.5
+    expected = np.linalg.solve(left, right)
+    np.testing.assert_allclose(np.ravel(found.z[0, n]), expected, atol=2e-4)

@@ -244,8 +244,9 @@ def test_what_is_tuned_is_the_best_of_the_log_and_inside_of_it():
         best = own.psnr.to_numpy().argmax()
         np.testing.assert_allclose(tried[best], [*point.values()])
         for number, knob in enumerate(knobs):
-          for side in (-1, 1):
+          for side in (-0.5, 0.5):
             beside = [*point.values()]
-            beside[number] *= knob.factor ** (side / 2)
+            # At a bound of the knob the neighbour is the point itself.
+            beside[number] = knob._replace(start=beside[number]).at(side)
             near = np.isclose(tried, beside, rtol=1e-3, atol=0).all(axis=1)
             assert near.any(), (method, calls, task, knob.name, side)

@@ -146,16 +146,27 @@ def turned(kernel: np.ndarray, degrees: float) -> np.ndarray:
   return found / found.sum()
 
 
+def turns(kernel: np.ndarray) -> list[np.ndarray]:
+  """What the kernel may be instead: turned by TURNS, all equally likely."""
+  return [turned(kernel, degrees) for degrees in TURNS]
+
+
 def uncertainty_band(
-  power: np.ndarray, kernel: np.ndarray, noise_std: float
+  power: np.ndarray, kernel: np.ndarray, noise_std: float, told: np.ndarray
 ) -> np.ndarray:
-  """s^2 / (s^2 + S E |delta a|^2) over TURNS of the assumed kernel, [n, n].
+  """s^2 / (s^2 + S E |delta a|^2) over the turns of a kernel, [n, n].
 
   An error delta a of the operator adds noise of power S |delta a|^2 to the
   measurement; B is what the noise alone has of the whole.
+
+  Args:
+    power: S of the prior, [n, n].
+    kernel: that turns.
+    noise_std: s.
+    told: kernel that the sampler assumes, from which delta a is taken: the
+      same, or the mean of the turns, about which it is smallest.
   """
-  size = len(power)
-  gain = transfer(kernel, size)
-  others = [transfer(turned(kernel, degrees), size) for degrees in TURNS]
+  gain = transfer(told, len(power))
+  others = [transfer(other, len(power)) for other in turns(kernel)]
   spread = np.mean([np.abs(other - gain) ** 2 for other in others], axis=0)
   return noise_std**2 / (noise_std**2 + power * spread)

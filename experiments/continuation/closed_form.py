@@ -86,16 +86,17 @@ def _wrong_kernel(
   width = laws(power)["width of the spectrum"][0]
   told = {"turned": chain.turned(kernel, settings.turn), "right": kernel}
   for words, assumed in told.items():
-    problem = Problem(
-      power, gain, chain.transfer(assumed, len(power)), noise, noise
-    )
-    careful = chain.uncertainty_band(power, assumed, noise)
-    bands = {"no band": np.ones_like(power), "uncertainty": careful}
-    for name, band in bands.items():
-      law = functools.partial(_always, band)
-      yield from _by_levels(
-        settings, WRONG, f"{words}, {name}", problem, width, law
-      )
+    mean = np.mean(chain.turns(assumed), axis=0)
+    for name, centre in {"": assumed, "mean kernel, ": mean}.items():
+      told_gain = chain.transfer(centre, len(power))
+      problem = Problem(power, gain, told_gain, noise, noise)
+      careful = chain.uncertainty_band(power, assumed, noise, centre)
+      bands = {"no band": np.ones_like(power), "band": careful}
+      for kind, band in bands.items():
+        law = functools.partial(_always, band)
+        yield from _by_levels(
+          settings, WRONG, f"{words}, {name}{kind}", problem, width, law
+        )
 
 
 def _always(value: np.ndarray, sigma: float) -> np.ndarray:

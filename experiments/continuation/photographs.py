@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.continuation import chain
+from experiments.continuation import chain, doubt
 from experiments.continuation.settings import (
   FEW,
   NOISY,
@@ -24,15 +24,33 @@ from experiments.continuation.settings import (
 from experiments.data import degradations
 from experiments.data.degradations import Degradation
 from experiments.harness.speed.compiled import Compiled
-from posterior_jax import NFCConfig, Observation, metrics, nfc, run
+from posterior_jax import NFCConfig, Observation, metrics, run
 from posterior_jax.base import Denoiser
 from posterior_jax.likelihood import bands
-from posterior_jax.nfc_sampler import Band, Mean, Sigma, Snr, Spectrum
+from posterior_jax.nfc_sampler import (
+  Band,
+  Mean,
+  Sigma,
+  Snr,
+  Spectrum,
+  compose,
+  levels_of,
+  parts_of,
+)
 from posterior_jax.operators import motion_blur
 
 ROUND = Degradation("gaussian_blur")
 MEDIUM, LONG = (Degradation("motion_blur", k) for k in ("medium", "long"))
 SHARE = Band(Snr(), power=1, blend_start=1.0, blend_end=1.0)
+# How the uncertainty of a kernel is kept out: not at all; by a band about the
+# kernel that is told, or about the mean of its turns; by the errors that the
+# turns would make of the prediction.
+NONE, BAND, MEAN, ERRORS = DOUBTS = (
+  "no band",
+  "band",
+  "mean kernel, band",
+  "mean kernel, errors",
+)
 
 
 class Case(NamedTuple):
@@ -45,7 +63,7 @@ class Case(NamedTuple):
     config: of `nfc`.
     noise_std: of the measurement.
     turn: of the kernel that the sampler is told, in degrees.
-    careful: whether a band keeps the kernel's uncertainty out.
+    doubt: how the kernel's uncertainty is kept out, of DOUBTS.
   """
 
   hypothesis: str
@@ -54,7 +72,7 @@ class Case(NamedTuple):
   config: NFCConfig
   noise_std: float
   turn: float = 0.0
-  careful: bool = False
+  doubt: str = NONE
 
 
 def cases(settings: Settings) -> Iterator[Case]:
@@ -78,12 +96,12 @@ def cases(settings: Settings) -> Iterator[Case]:
       for degradation in (ROUND, MEDIUM):
         made = config.replace(levels=levels)
         yield Case(FEW, f"{variant}, {levels}", degradation, made, noise_std)
-  careful = NFCConfig.restoration(levels=50)
+  best = NFCConfig.restoration(levels=50)
   for degradation in (MEDIUM, LONG):
     for turn, words in ((settings.turn, "turned"), (0.0, "right")):
-      for band in (False, True):
-        variant = f"{words}, {'uncertainty' if band else 'no band'}"
-        yield Case(WRONG, variant, degradation, careful, noise_std, turn, band)
+      for way in DOUBTS:
+        variant = f"{words}, {way}"
+        yield Case(WRONG, variant, degradation, best, noise_std, turn, way)
   strong = settings.strong_noise_std
   for share in settings.tau_shares:
     for variant, config in widths.items():
@@ -108,28 +126,49 @@ def cases(settings: Settings) -> Iterator[Case]:
     yield Case(WAVELETS, variant, MEDIUM, made, noise_std)
 
 
-def told(case: Case, observation: Observation, spectrum: jax.Array) -> Any:
+class Told(NamedTuple):
+  """What the sampler gets.
+
+  Attributes:
+    observation: with the kernel that it is told.
+    others: kernels that may be the right one instead, [T, k, k], or None where
+      the sampler is not to know.
+  """
+
+  observation: Observation
+  others: jax.Array | None = None
+
+
+def told(case: Case, observation: Observation, spectrum: jax.Array) -> Told:
   """The observation as the sampler gets it."""
   if not case.degradation.kernel:
-    return observation
+    return Told(observation)
   operator = observation.operator
   kernel = np.asarray(operator.kernel, np.float64)  # type: ignore[attr-defined]
   if case.turn:
     kernel = chain.turned(kernel, case.turn)
-    operator = motion_blur(operator.image_shape, kernel)
+  others = chain.turns(kernel)
+  mean = case.doubt in (MEAN, ERRORS)
+  centre = np.mean(others, axis=0) if mean else kernel
+  if mean or case.turn:
+    operator = motion_blur(operator.image_shape, centre)
   assumed = Observation(observation.y, operator, observation.noise_std)
-  if not case.careful:
-    return assumed
+  if case.doubt == ERRORS:
+    return Told(assumed, jnp.asarray(np.stack(others), jnp.float32))
+  if case.doubt == NONE:
+    return Told(assumed)
   power = np.asarray(spectrum, np.float64)
-  band = chain.uncertainty_band(power, kernel, case.noise_std)
-  return bands.apply_band(assumed, jnp.asarray(band, jnp.float32))
+  band = chain.uncertainty_band(power, kernel, case.noise_std, centre)
+  return Told(bands.apply_band(assumed, jnp.asarray(band, jnp.float32)))
 
 
 def by_program(wanted: Iterable[Case]) -> list[list[Case]]:
   """Cases that differ in their numbers alone, together."""
   groups: dict[Any, list[Case]] = {}
   for case in wanted:
-    key = case.config, bool(case.degradation.kernel), case.careful
+    # The two bands are one program.
+    way = BAND if case.doubt == MEAN else case.doubt
+    key = case.config, bool(case.degradation.kernel), way
     groups.setdefault(key, []).append(case)
   return [*groups.values()]
 
@@ -160,10 +199,8 @@ def restored(
     problem = degradations.measure(
       case.degradation, jnp.asarray(given.truth), case.noise_std, seed
     )
-    observation = told(case, problem.observation, given.spectrum)
-    x = program(
-      given.denoise, observation, jax.random.key(seed), given.spectrum
-    )
+    seen = told(case, problem.observation, given.spectrum)
+    x = program(given.denoise, seen, jax.random.key(seed), given.spectrum)
     for name, psnr in zip(given.names, metrics.psnr(x, problem.truth)):
       rows.append(
         {
@@ -179,12 +216,12 @@ def restored(
 
 def _restore(config: NFCConfig) -> Any:
   def restore(
-    denoise: Denoiser,
-    observation: Observation,
-    key: jax.Array,
-    spectrum: jax.Array,
+    denoise: Denoiser, seen: Told, key: jax.Array, spectrum: jax.Array
   ) -> jax.Array:
-    sampler = nfc(config, spectrum=spectrum)
-    return run(sampler, denoise, observation, key)[0][0]
+    parts = parts_of(config, spectrum)
+    if seen.others is not None:
+      parts = doubt.careful(parts, seen.others)
+    sampler = compose(parts, levels_of(config))
+    return run(sampler, denoise, seen.observation, key)[0][0]
 
   return restore

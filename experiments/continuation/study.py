@@ -7,7 +7,8 @@ the expected error of a run is known (`chain`): no sampling, no intervals. Each
 hypothesis stands beside its control, the same run without a band.
 
   few calls     a band lets few levels reach what many reach without one
-  wrong kernel  a band by the operator's own uncertainty keeps its error out
+  wrong kernel  a band by the operator's own uncertainty keeps its error out;
+                so does the error that each kernel makes of the prediction
   strong noise  a band makes up for a likelihood that trusts noise too much
   tau and step  what the published tau and step size are worth, each alone
   mixtures      weights give modes their shares (`mixtures`)

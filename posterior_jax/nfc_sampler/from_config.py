@@ -80,7 +80,7 @@ def _assume(config: NFCConfig) -> Callable[[Observation], Observation]:
 
 
 def _predict(config: NFCConfig) -> Callable[..., Prediction]:
-  ode = config.predictor
+  ode, calls = config.predictor, config.predictor.calls
 
   def differentiated(
     denoise: Denoiser, x: jax.Array, level: Level
@@ -102,7 +102,7 @@ def _predict(config: NFCConfig) -> Callable[..., Prediction]:
       sigma_end=ode.sigma_end,
       rho=config.schedule.rho,
     )
-    return Prediction(x0, ode.calls)
+    return Prediction(x0, calls)
 
   if isinstance(config.width, Probed | Jacobian):
     return differentiated
