@@ -11,7 +11,7 @@ import functools
 import pathlib
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import jax
 
@@ -32,7 +32,7 @@ def computed(
   files: Sequence[pathlib.Path],
   common: Common,
   folder: pathlib.Path,
-) -> Iterator[tuple[pathlib.Path, Found | str]]:
+) -> Generator[tuple[pathlib.Path, Found | str], None, None]:
   """Restores pictures on all devices of this process.
 
   Where the caller stops, by an error or Ctrl-C, pictures under way end with the
