@@ -4,7 +4,8 @@ Command: python -m experiments.restore --config.image=photo.jpg
     --config.task=motion_blur --config.kernel=k.png
   The picture is the degraded one; --config.degrade=True degrades a clean one
   first and prints PSNR and SSIM against it. A folder stands for all pictures
-  in it, which were degraded alike: each gets a folder of its own in the run's.
+  in it, which were degraded alike: each gets a folder of its own in the run's,
+  and with several devices they are restored side by side.
   task: super_resolution (factor), box_inpainting or random_inpainting (mask: a
   picture, white where observed; transparent pixels of the image are holes as
   well), gaussian_blur (std), motion_blur (kernel: a picture, .npy or short,

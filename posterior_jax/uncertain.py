@@ -11,6 +11,7 @@ would ever do.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -24,6 +25,7 @@ from posterior_jax.base import Denoiser, Info, Observation, Sampler, State
 from posterior_jax.denoising import predictor
 from posterior_jax.linalg import fourier
 from posterior_jax.operators.bordered import Blur
+from posterior_jax.operators.function import as_pytree
 from posterior_jax.operators.scene import Correlation
 
 # Of a Hann window on both axes: (sum w^2)^2 / (n sum w^4), the share of the
@@ -180,74 +182,84 @@ def uncertain(
     )
   spectrum = jnp.asarray(spectrum, jnp.float32)
   fourier.check_spectrum(spectrum)
+  known = _Known(
+    as_pytree(sampler.init), as_pytree(sampler.step), family, spectrum
+  )
+  # Operands of a program, and no closures: equal ones do not compile again.
+  init, step = (jax.tree_util.Partial(f, known) for f in (_init, _step))
+  return Sampler(init, step, sampler.num_steps)
 
-  def by(observation: Observation, choice: jax.Array) -> Observation:
-    operator = with_kernel(_blur_of(observation, family), family.values[choice])
+
+class _Known(NamedTuple):
+  """What `uncertain` is given, as a pytree."""
+
+  init: Callable[..., State]
+  step: Callable[..., tuple[State, Info]]
+  family: Kernels
+  spectrum: jax.Array
+
+  def by(self, observation: Observation, choice: jax.Array) -> Observation:
+    """The observation by a kernel of the family."""
+    operator = _blur_of(observation, self.family)
+    operator = with_kernel(operator, self.family.values[choice])
     return dataclasses.replace(observation, operator=operator)
 
-  def draw(
-    key: chex.PRNGKey,
-    observation: Observation,
-    centre: jax.Array,
-    variance: jax.Array,
-  ) -> jax.Array:
-    likely = log_likelihood(observation, family, centre, variance)
-    return jax.random.categorical(key, likely)
 
-  def init(
-    key: chex.PRNGKey, observation: Observation, batch: int
-  ) -> UncertainState:
-    _blur_of(observation, family)
-    if len(observation.y) != 1:
-      raise ValueError(
-        f"y must hold one observation where its kernel is drawn, got N = "
-        f"{len(observation.y)}; give each a run of its own"
-      )
-    key_choice, key_inner = jax.random.split(key)
-    # Before anything is predicted: a flat image of the measurement's colour.
-    shape = (1, *observation.operator.image_shape)
-    flat = jnp.broadcast_to(
-      jnp.mean(observation.y, axis=(-3, -2), keepdims=True), shape
+def _init(
+  known: _Known, key: chex.PRNGKey, observation: Observation, batch: int
+) -> UncertainState:
+  _blur_of(observation, known.family)
+  if len(observation.y) != 1:
+    raise ValueError(
+      f"y must hold one observation where its kernel is drawn, got N = "
+      f"{len(observation.y)}; give each a run of its own"
     )
-    likely = log_likelihood(observation, family, flat, spectrum)
-    choice = jax.random.categorical(key_choice, likely, shape=(batch,))
-    inner = jax.vmap(
-      lambda key, choice: sampler.init(key, by(observation, choice), 1)
-    )(jax.random.split(key_inner, batch), choice)
-    return UncertainState(inner.x[:, 0], inner.level[0], inner, choice)
+  key_choice, key_inner = jax.random.split(key)
+  # Before anything is predicted: a flat image of the measurement's colour.
+  shape = (1, *observation.operator.image_shape)
+  flat = jnp.broadcast_to(
+    jnp.mean(observation.y, axis=(-3, -2), keepdims=True), shape
+  )
+  likely = log_likelihood(observation, known.family, flat, known.spectrum)
+  choice = jax.random.categorical(key_choice, likely, shape=(batch,))
+  inner: Any = jax.vmap(
+    lambda key, choice: known.init(key, known.by(observation, choice), 1)
+  )(jax.random.split(key_inner, batch), choice)
+  return UncertainState(inner.x[:, 0], inner.level[0], inner, choice)
 
-  def step(
-    state: UncertainState,
-    denoise: Denoiser,
-    observation: Observation,
-    key: chex.PRNGKey,
-  ) -> tuple[UncertainState, Info]:
-    def one(inner: Any, choice: jax.Array, key: chex.PRNGKey) -> tuple:
-      key_step, key_choice = jax.random.split(key)
-      found, info = sampler.step(
-        inner, denoise, by(observation, choice), key_step
-      )
-      sigma = info.sigma
-      centre = predictor.clean(denoise, inner.x, sigma)[0]
-      variance = spectrum * sigma**2 / (spectrum + sigma**2)
-      return found, info, draw(key_choice, observation, centre, variance)
 
-    keys = jax.random.split(key, len(state.choice))
-    inner, info, choice = jax.vmap(one)(state.inner, state.choice, keys)
-    merged = Info(
-      info.sigma[0],
-      info.residual[:, 0],
-      jax.tree.map(jnp.max, info.solve),
-      None if info.band_energy is None else info.band_energy[:, 0],
-      calls=jnp.max(info.calls) + 1,
-      products=jnp.max(info.products),
-      trajectory=None if info.trajectory is None else info.trajectory[:, 0],
-      choice=choice,
+def _step(
+  known: _Known,
+  state: UncertainState,
+  denoise: Denoiser,
+  observation: Observation,
+  key: chex.PRNGKey,
+) -> tuple[UncertainState, Info]:
+  def one(inner: Any, choice: jax.Array, key: chex.PRNGKey) -> tuple:
+    key_step, key_choice = jax.random.split(key)
+    found, info = known.step(
+      inner, denoise, known.by(observation, choice), key_step
     )
-    following = UncertainState(inner.x[:, 0], inner.level[0], inner, choice)
-    return following, merged
+    sigma, spectrum = info.sigma, known.spectrum
+    centre = predictor.clean(denoise, inner.x, sigma)[0]
+    variance = spectrum * sigma**2 / (spectrum + sigma**2)
+    likely = log_likelihood(observation, known.family, centre, variance)
+    return found, info, jax.random.categorical(key_choice, likely)
 
-  return Sampler(init, step, sampler.num_steps)
+  keys = jax.random.split(key, len(state.choice))
+  inner, info, choice = jax.vmap(one)(state.inner, state.choice, keys)
+  merged = Info(
+    info.sigma[0],
+    info.residual[:, 0],
+    jax.tree.map(jnp.max, info.solve),
+    None if info.band_energy is None else info.band_energy[:, 0],
+    calls=jnp.max(info.calls) + 1,
+    products=jnp.max(info.products),
+    trajectory=None if info.trajectory is None else info.trajectory[:, 0],
+    choice=choice,
+  )
+  following = UncertainState(inner.x[:, 0], inner.level[0], inner, choice)
+  return following, merged
 
 
 def log_likelihood(

@@ -12,7 +12,10 @@ import posterior_jax as pj
 from configs import restore as config
 from experiments.data import photographs
 from experiments.harness import command_line, prior_files, runner
-from experiments.restore import input, job, kernel_file, report, study
+from experiments.restore import drawing, job, kernel_file, report, study
+from experiments.restore.mask import read_mask
+from experiments.restore.observed import Given, observe
+from experiments.restore.picture import read_picture
 from tests.oracles import refused
 
 CONFIG = command_line.CONFIGS / "restore.py"
@@ -138,8 +141,8 @@ def test_a_baseline_and_its_mean(files, tmp_path):
 
 def test_three_channels_have_the_likelihood_of_grey(files):
   """Of grey images the misfit over the noise, against numpy in float64."""
-  picture = input.read_picture(str(files / "grey.png")).pixels
-  given = input.observe(
+  picture = read_picture(str(files / "grey.png")).pixels
+  given = observe(
     picture,
     pj.operators.super_resolution,
     enlarge=4,
@@ -168,7 +171,7 @@ def test_steps_give_the_samples_of_run(files):
   prepared = job.prepare(command_line.to_settings(job.Settings, found))
   ticks = []
   key = jax.random.key(3)
-  image, *spent, degrees = study.draw(
+  image, *spent, degrees = drawing.draw(
     prepared, prepared.drawn, "sample", ticks.append
   )(key)
   expected, _ = pj.run(
@@ -197,14 +200,14 @@ def test_kernels_are_padded_and_of_sum_1(files, tmp_path):
 
 
 def test_masks_are_white_where_observed(files):
-  found = input.read_mask(str(files / "mask.png"), (40, 45))
+  found = read_mask(str(files / "mask.png"), (40, 45))
   assert found.sum() == 40 * 45 - 10 * 25
   assert not found[10:20, 5:30].any()
 
 
 def test_transparency_is_dropped_with_a_sentence(files):
-  found, said, *_ = input.read_picture(str(files / "clear.png"))
-  plain, silent, *_ = input.read_picture(str(files / "odd.png"))
+  found, said, *_ = read_picture(str(files / "clear.png"))
+  plain, silent, *_ = read_picture(str(files / "odd.png"))
   np.testing.assert_array_equal(found, plain)
   assert re.fullmatch("the transparency of .*clear.png is dropped", said)
   assert silent == ""
@@ -217,7 +220,7 @@ def test_cameras_turn_pictures(tmp_path):
   exif = PIL.Image.Exif()
   exif[0x0112] = 6
   PIL.Image.fromarray(left).save(tmp_path / "a.png", exif=exif)
-  found = input.read_picture(str(tmp_path / "a.png")).pixels
+  found = read_picture(str(tmp_path / "a.png")).pixels
   assert found.shape == (50, 40, 3)
   assert found[:, -1].min() == 1 and found[:, :-1].max() == -1
 
@@ -240,9 +243,7 @@ def test_scores_against_numpy():
   truth = rng.uniform(-0.5, 0.5, (1, 16, 16, 1)).astype(np.float32)
   noise = rng.normal(0, 0.1, (3, 16, 16, 1)).astype(np.float32)
   operator = pj.operators.random_inpainting((16, 16, 1))
-  given = input.Given(
-    truth, pj.Observation(operator.forward(truth), operator, 0.1)
-  )
+  given = Given(truth, pj.Observation(operator.forward(truth), operator, 0.1))
   samples = truth[0] + noise
   found = study.evaluate(given, report.Restored(truth[0], samples))
   assert found["residual"] == 0 and found["psnr"] == np.inf

@@ -213,11 +213,11 @@ def test_what_is_said_of_a_turn(blurred):
   vague = report.turn({"degrees": -15.0, "degrees_std": 9.0})
   assert vague.endswith("9.0 from sample to sample")
   found = _prepared(blurred, kernel_degrees=10.0, noise_std=NOISE)
-  assert len(found.family.degrees) == 9
-  side = found.family.values.shape[1]
+  assert len(found.common.family.degrees) == 9
+  side = found.common.family.values.shape[1]
   assert found.given.observation.operator.kernel.shape == (side, side)
   turned = found.turned(9.0).given.observation.operator.kernel
-  np.testing.assert_array_equal(turned, found.family.values[8])
+  np.testing.assert_array_equal(turned, found.common.family.values[8])
 
 
 def test_restored_images_lose_their_margin():

@@ -10,7 +10,11 @@ import PIL.ImageCms
 import pytest
 import tifffile
 
-from experiments.restore import input, kernel_file, noise, picture_file
+from experiments.restore import kernel_file, noise, picture_file
+from experiments.restore.degradation import degradation
+from experiments.restore.mask import about_mask, mask_of, read_mask
+from experiments.restore.observed import observe
+from experiments.restore.picture import read_picture
 from tests.oracles import refused
 
 RNG = np.random.default_rng(0)
@@ -90,13 +94,13 @@ def test_floating_point_pixels_say_how_they_are_taken(tmp_path):
   np.save(tmp_path / "d.npy", (DEEP[..., 0]))
   tifffile.imwrite(tmp_path / "e.tif", (values + 1) / 2)
   for name in ("a.npy", "b.npy", "e.tif"):
-    found = input.read_picture(str(tmp_path / name))
+    found = read_picture(str(tmp_path / name))
     np.testing.assert_allclose(found.pixels[..., 0], values, atol=1e-6)
     assert found.bits == 32
     assert ("taken to lie in [0, 1]" in found.said) == (name != "a.npy")
   with refused(ValueError, "image .* must hold pixels in .* they reach 25"):
-    input.read_picture(str(tmp_path / "c.npy"))
-  found = input.read_picture(str(tmp_path / "d.npy"))
+    read_picture(str(tmp_path / "c.npy"))
+  found = read_picture(str(tmp_path / "d.npy"))
   np.testing.assert_allclose(
     found.pixels[..., 0], DEEP[..., 0] / 32767.5 - 1, atol=1e-6
   )
@@ -167,28 +171,28 @@ def _with_hole(tmp_path):
   alpha = np.full((36, 40, 1), 255, np.uint8)
   alpha[10:20, 5:15] = 0
   file = _save(np.concatenate([pixels, alpha], -1), tmp_path / "hole.png")
-  return input.read_picture(file), alpha[..., 0] > 0
+  return read_picture(file), alpha[..., 0] > 0
 
 
 def test_a_hole_drawn_as_transparency_is_a_hole(tmp_path):
   picture, observed = _with_hole(tmp_path)
-  np.testing.assert_array_equal(input.mask_of(picture, ""), observed)
+  np.testing.assert_array_equal(mask_of(picture, ""), observed)
   mask = np.full((36, 40), 255, np.uint8)
   mask[:3] = 0
   file = _save(mask, tmp_path / "m.png")
   both = observed & (mask > 0)
-  np.testing.assert_array_equal(input.mask_of(picture, file), both)
+  np.testing.assert_array_equal(mask_of(picture, file), both)
   plain = picture._replace(hidden=None)
-  np.testing.assert_array_equal(input.mask_of(plain, file), mask > 0)
+  np.testing.assert_array_equal(mask_of(plain, file), mask > 0)
   with refused(ValueError, "mask must name a file, or the image have"):
-    input.mask_of(plain, "")
+    mask_of(plain, "")
 
 
 def test_transparent_parts_of_a_mask_hide(tmp_path):
   _, observed = _with_hole(tmp_path)
   white = np.full((36, 40, 4), 255, np.uint8)
   white[..., 3] = 255 * observed
-  found = input.read_mask(_save(white, tmp_path / "m.png"), (36, 40))
+  found = read_mask(_save(white, tmp_path / "m.png"), (36, 40))
   np.testing.assert_array_equal(found, observed)
 
 
@@ -198,7 +202,7 @@ def test_cameras_turn_masks(tmp_path):
   exif = PIL.Image.Exif()
   exif[0x0112] = 6
   file = _save(mask, tmp_path / "m.png", exif=exif)
-  found = input.read_mask(file, (36, 40))
+  found = read_mask(file, (36, 40))
   assert found[:, -1].max() == 0 and found[:, :-1].min() == 1
 
 
@@ -210,7 +214,7 @@ def test_the_share_observed_is_said_and_questioned(rows, words):
   mask = np.ones((36, 40), np.float32)
   mask[:rows] = 0
   pixels = RNG.uniform(-1, 1, (36, 40, 3))
-  first, *others = input.about_mask(mask, pixels)
+  first, *others = about_mask(mask, pixels)
   assert first == f"observed: {100 * (1 - rows / 36):.1f} % of the picture"
   assert bool(others) == (words is not None)
   assert words is None or words in others[0]
@@ -220,8 +224,8 @@ def test_an_inverted_mask_is_seen_where_the_hole_is_filled():
   mask = np.ones((36, 40), np.float32)
   mask[5:25, 5:25] = 0
   pixels = RNG.uniform(-1, 1, (36, 40, 3)) * mask[..., None]
-  assert len(input.about_mask(mask, pixels)) == 1
-  _, warning = input.about_mask(1 - mask, pixels)
+  assert len(about_mask(mask, pixels)) == 1
+  _, warning = about_mask(1 - mask, pixels)
   assert warning.startswith("the mask looks inverted")
 
 
@@ -258,9 +262,9 @@ def test_rounding_is_uniform():
 def test_a_scene_is_larger_than_its_picture():
   """The margin of a clean picture is cut off, that of a given one added."""
   picture = RNG.uniform(-1, 1, (60, 70, 3)).astype(np.float32)
-  how = input.degradation("motion_blur", kernel=np.pad(WHOLE, 2))
+  how = degradation("motion_blur", kernel=np.pad(WHOLE, 2))
   assert how.margin == 2
-  given = input.observe(
+  given = observe(
     picture,
     how.build,
     enlarge=1,
@@ -270,7 +274,7 @@ def test_a_scene_is_larger_than_its_picture():
     margin=2,
   )
   assert given.observation.operator.image_shape == (64, 74, 3)
-  given = input.observe(
+  given = observe(
     picture, how.build, enlarge=1, noise_std=0.1, degrade=True, seed=0, margin=2
   )
   np.testing.assert_array_equal(given.truth[0], picture[2:-2, 2:-2])
@@ -279,8 +283,8 @@ def test_a_scene_is_larger_than_its_picture():
 
 def test_factors_of_super_resolution():
   for factor in (2, 3, 4):
-    how = input.degradation("super_resolution", factor=factor)
-    given = input.observe(
+    how = degradation("super_resolution", factor=factor)
+    given = observe(
       np.zeros((32, 34, 3), np.float32),
       how.build,
       enlarge=how.enlarge,

@@ -1,14 +1,29 @@
 """A folder of pictures: all restored, one report, and no file takes another."""
 
+import dataclasses
 import json
+import threading
+import time
 
+import jax
 import numpy as np
 import pytest
 
 from configs import restore as config
 from experiments.data import photographs
-from experiments.harness import command_line, runner
-from experiments.restore import doubt, drawing, folder, job, report, study
+from experiments.harness import command_line, prior_files, runner
+from experiments.restore import common as shared
+from experiments.restore import (
+  doubt,
+  drawing,
+  folder,
+  job,
+  kept,
+  report,
+  side_by_side,
+  study,
+)
+from posterior_jax import priors
 from tests.oracles import refused
 
 CONFIG = command_line.CONFIGS / "restore.py"
@@ -72,7 +87,7 @@ def drawn(monkeypatch):
 
     return one
 
-  monkeypatch.setattr(study, "draw", draw)
+  monkeypatch.setattr(kept, "draw", draw)
   monkeypatch.setattr(doubt, "second_opinion", lambda *_: 1.0)
 
   def reported(folder, *_):
@@ -121,7 +136,7 @@ def test_a_file_that_cannot_be_read_is_left_out(
 def test_an_image_that_is_not_finite_is_left_out(
   pictures, tmp_path, capsys, drawn, monkeypatch
 ):
-  whole = study.draw
+  whole = kept.draw
 
   def draw(given, *more):
     one = whole(given, *more)
@@ -129,7 +144,7 @@ def test_an_image_that_is_not_finite_is_left_out(
       return one
     return lambda key: one(key)._replace(image=one(key).image + np.nan)
 
-  monkeypatch.setattr(study, "draw", draw)
+  monkeypatch.setattr(kept, "draw", draw)
   fields = {"image": pictures, "task": "denoising", "samples": 0}
   _run(tmp_path / "run", noise_std=0.1, **fields)
   said = capsys.readouterr()
@@ -191,6 +206,125 @@ def test_folders_of_no_pictures_are_refused(pictures, tmp_path):
     (pictures / name).unlink()
   with refused(ValueError, "must be a picture or a folder of some"):
     folder.prepare(_settings(pictures))
+
+
+@pytest.fixture
+def network(monkeypatch):
+  """A small network for the shipped one, and how often it was read."""
+  config = priors.UNetConfig(widths=(4,), blocks=(1,), embedding=4)
+  params = priors.initial_params(config, jax.random.key(0))
+  loaded = []
+
+  def load(prior, **_):
+    loaded.append(prior)
+    return priors.unet_prior(config, params)
+
+  monkeypatch.setattr(prior_files, "load", load)
+  return loaded
+
+
+def _small(pictures, **fields):
+  """Settings of a few denoiser calls."""
+  small = {"method": "DDNM+", "levels": 2, "samples": 1, "prior": ""}
+  return _settings(pictures, **(small | fields))
+
+
+def _noisy(folder, count):
+  """Files of pictures of one size and of nearly the same noise."""
+  cat, rng = photographs.load("chelsea", 64), np.random.default_rng(0)
+  files = [folder / f"same{i}.png" for i in range(count)]
+  for i, file in enumerate(files):
+    noise = (0.1 + 0.001 * i) * rng.standard_normal((40, 45, 3))
+    file.write_bytes(photographs.as_png(cat[i : i + 40, :45] + noise))
+  return files
+
+
+def test_pictures_of_a_size_share_prior_and_programs(tmp_path, network):
+  settings = _small(tmp_path, noise_std=None)
+  common = shared.read(settings)
+  before = drawing.started._cache_size(), drawing.stepped._cache_size()
+  found = set()
+  for file in _noisy(tmp_path, 2):
+    given = dataclasses.replace(settings, image=str(file))
+    one = job.prepare(given, common, say=lambda line: None)
+    found.add(one.settings.noise_std)
+    drawing.draw(one, one.drawn, "", lambda words: None)(jax.random.key(0))
+  assert len(found) == 2  # each was estimated
+  after = drawing.started._cache_size(), drawing.stepped._cache_size()
+  assert after == (before[0] + 1, before[1] + 1)
+  assert network == [""]
+
+
+def test_devices_restore_side_by_side_what_one_does(
+  tmp_path, network, monkeypatch
+):
+  """To the bit; a file that is broken takes neither picture with it."""
+  first, last = _noisy(tmp_path, 2)
+  broken = tmp_path / "same00.png"  # between the two
+  broken.write_bytes(first.read_bytes()[:400])
+  settings = _small(tmp_path)
+  alone = []
+  for file in (first, last):
+    one = job.prepare(dataclasses.replace(settings, image=str(file)))
+    _, key = jax.random.split(jax.random.key(0))
+    drawn = drawing.draw(one, one.drawn, "", lambda words: None)(key)
+    alone.append(drawn.image)
+  network.clear()
+  devices, begun = {}, threading.Barrier(2, timeout=60)
+
+  def draw(given, *more):
+    leaf = jax.tree.leaves(given.denoise)[0]
+    devices[given.settings.image] = leaf.devices()
+    begun.wait()  # both are under way at once
+    return drawing.draw(given, *more)
+
+  monkeypatch.setattr(kept, "draw", draw)
+  monkeypatch.setattr(doubt, "second_opinion", lambda *_: 1.0)
+  batch = folder.prepare(settings)
+  assert network == [""]
+  run = tmp_path / "run"
+  run.mkdir()
+  found = dict(side_by_side.computed(settings, batch.files, batch.common, run))
+  assert list(found) == sorted([first, last, broken])
+  assert isinstance(found.pop(broken), str)
+  assert len(set.union(*devices.values())) == 2
+  for (file, one), image in zip(sorted(found.items()), alone, strict=True):
+    with np.load(run / file.name / "drawn/sample_1.npz") as saved:
+      np.testing.assert_array_equal(saved["image"], image)
+    np.testing.assert_array_equal(one.restored.best, image)
+
+
+def test_pictures_under_way_end_with_their_step(
+  pictures, tmp_path, monkeypatch
+):
+  """As on Ctrl-C; a stand-in draws c.png for ever."""
+  (pictures / SAID).unlink()
+  steps = []
+
+  def draw(given, sampler, label, tick, pace):
+    def one(key):
+      shape = given.given.observation.operator.image_shape
+      while given.settings.image.endswith("c.png"):
+        tick(label)
+        steps.append(label)
+        time.sleep(0.01)
+      return drawing.Drawn(np.zeros(shape, np.float32), 1, 0)
+
+    return one
+
+  monkeypatch.setattr(kept, "draw", draw)
+  monkeypatch.setattr(doubt, "second_opinion", lambda *_: 1.0)
+  batch = folder.prepare(_settings(pictures))
+  computed = side_by_side.computed(
+    batch.settings, batch.files, batch.common, tmp_path
+  )
+  first, _ = next(computed)
+  assert first.name == "a.png"
+  computed.close()
+  count = len(steps)
+  time.sleep(0.05)
+  assert len(steps) == count
+  assert not (tmp_path / "c.png/drawn/image.npz").exists()
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ class Progress:
     label: str,
     stream: TextIO | None = None,
     every: float = 5.0,
+    bar: bool = True,
   ):
     """Starts at zero.
 
@@ -42,6 +43,7 @@ class Progress:
       label: stands before the bar.
       stream: where to show it; None: stderr.
       every: seconds between plain lines.
+      bar: whether a terminal gets a bar; several at once write over each other.
     """
     self.total = total
     self._label = label
@@ -51,7 +53,7 @@ class Progress:
     self._last = -every
     self._start = time.monotonic()
     self._bar = None
-    if self._stream.isatty() and hosts.is_first():
+    if bar and self._stream.isatty() and hosts.is_first():
       self._bar = tqdm.tqdm(
         total=total or None, desc=label, file=self._stream, dynamic_ncols=True
       )

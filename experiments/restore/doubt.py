@@ -17,7 +17,8 @@ import numpy as np
 
 import posterior_jax
 from experiments.data import degradations
-from experiments.restore import input
+from experiments.restore import degradation, image_settings
+from experiments.restore.drawing import stepped
 from experiments.restore.job import Job
 from posterior_jax import NFCConfig, Observation, operators, priors
 from posterior_jax.base import SamplerState, State, normalised_residual
@@ -63,8 +64,8 @@ def about(job: Job, scene: np.ndarray, row: Mapping[str, Any]) -> list[str]:
     "motion_blur": "the kernel",
     "gaussian_blur": "std",
     "super_resolution": "factor",
-    input.CUSTOM: "the operator",
-    input.DENOISING: "the picture",
+    degradation.CUSTOM: "the operator",
+    degradation.DENOISING: "the picture",
   }
   name = what.get(job.settings.task, "the mask")
   return [
@@ -78,7 +79,8 @@ def second_opinion(job: Job, scene: np.ndarray) -> float:
   given = job.given.coloured()
   # The last levels move an image by what its width at their noise allows: at
   # 0.1 that does not reach a measurement of less.
-  last = min(max(2 * float(given.noise_std), LEAST), 0.1)
+  last = max(2 * float(given.noise_std), LEAST)
+  last = min(image_settings.stepped(last, LEAST), 0.1)
   config = NFCConfig(
     levels=LEVELS,
     schedule=Schedule(sigma_max=START, sigma_min=last),
@@ -95,10 +97,9 @@ def second_opinion(job: Job, scene: np.ndarray) -> float:
   state = sampler.init(key_start, observation, 1)
   assert isinstance(state, SamplerState)  # as NFC's is
   state = state._replace(x=x)
-  step = jax.jit(sampler.step)
   found: State = state
   for key in keys:
-    found, _ = step(found, job.denoise, observation, key)
+    found, _ = stepped(sampler.step, found, job.denoise, observation, key)
   return float(normalised_residual(observation, found.x)[0, 0])
 
 
@@ -126,23 +127,29 @@ def flip_hint(given: Observation) -> str:
   known = degradations.build_prior(height, width)
   known = dataclasses.replace(known, mean=jnp.mean(known.mean))
 
-  @jax.jit
-  def variation(kernel: jax.Array) -> jax.Array:
-    blur = dataclasses.replace(grey, kernel=kernel)
-    image, _ = priors.posterior_mean(
-      known,
-      dataclasses.replace(seen, operator=blur),
-      tolerance=1e-2,
-      max_iterations=100,
-    )
-    image = blur.interior(image)
-    down, across = (jnp.abs(jnp.diff(image, axis=axis)) for axis in (-3, -2))
-    return jnp.mean(down) + jnp.mean(across)
-
   kernel = grey.kernel
-  if variation(kernel[::-1, ::-1]) > FLIPPED * variation(kernel):
+  flipped = _variation(kernel[::-1, ::-1], seen, known)
+  if flipped > FLIPPED * _variation(kernel, seen, known):
     return ""
   return (
     "the kernel turned by 180 degrees fits better, with fewer doubled edges: "
     "try --config.kernel_flip=True"
   )
+
+
+@jax.jit
+def _variation(
+  kernel: jax.Array, seen: Observation, known: priors.GaussianPrior
+) -> jax.Array:
+  """Total variation of the estimate by a kernel, a pixel's mean."""
+  blur: Any = seen.operator
+  blur = dataclasses.replace(blur, kernel=kernel)
+  image, _ = priors.posterior_mean(
+    known,
+    dataclasses.replace(seen, operator=blur),
+    tolerance=1e-2,
+    max_iterations=100,
+  )
+  image = blur.interior(image)
+  down, across = (jnp.abs(jnp.diff(image, axis=axis)) for axis in (-3, -2))
+  return jnp.mean(down) + jnp.mean(across)

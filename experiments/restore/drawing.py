@@ -1,9 +1,10 @@
 """One image or sample, step by step, and how long the rest will take."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,22 @@ class Pace:
     return self.left * self._seconds / self._done
 
 
+# What a sampler is made of are operands: pictures of one size and of equal
+# settings share these two programs, where a jit of each sampler would not.
+@functools.partial(jax.jit, static_argnums=3)
+def started(
+  init: Callable[..., Any], key: jax.Array, observation: Any, batch: int
+) -> Any:
+  """A sampler's first state."""
+  return init(key, observation, batch)
+
+
+@jax.jit
+def stepped(step: Callable[..., Any], *operands: Any) -> Any:
+  """A sampler's step: (state, denoise, observation, key)."""
+  return step(*operands)
+
+
 def draw(
   job: Job,
   sampler: posterior_jax.Sampler,
@@ -60,9 +77,6 @@ def draw(
   pace: Pace | None = None,
 ) -> Callable[[jax.Array], Drawn]:
   """From a key to the sample of `posterior_jax.run`; its steps are shown."""
-  # One program each: without it every operation of `init` is one of its own.
-  init = jax.jit(sampler.init, static_argnums=2)
-  step = jax.jit(sampler.step)
   given = job.given.coloured()
   noise_std = jnp.asarray(given.noise_std, jnp.float32)
   observation = dataclasses.replace(given, noise_std=noise_std)
@@ -74,17 +88,24 @@ def draw(
     choices = []
     nonlocal compiled
     key_init, key_steps = jax.random.split(key)
-    state = init(key_init, observation, 1)
+    job.common.heartbeat.show(f"{label}, compiling and start")
+    # A start from the measurement is a solve of its own. Programs are
+    # dispatched and not waited for, so that the first step would count it.
+    state = jax.block_until_ready(
+      started(sampler.init, key_init, observation, 1)
+    )
     for key in jax.random.split(key_steps, sampler.num_steps):
       words = label if pace is None else f"{label}{_words(pace.seconds)}"
       tick(words)
-      job.heartbeat.begin(words, expected)
+      job.common.heartbeat.begin(words, expected)
       if not compiled:
         # Apart from the first step, whose time is to tell what is left.
-        step.lower(state, job.denoise, observation, key).compile()
+        stepped.lower(
+          sampler.step, state, job.denoise, observation, key
+        ).compile()
         compiled = True
       start = time.monotonic()
-      state, info = step(state, job.denoise, observation, key)
+      state, info = stepped(sampler.step, state, job.denoise, observation, key)
       spent = int(info.calls), int(info.products)
       if pace is not None:
         pace.took(time.monotonic() - start, sum(spent), expected)
@@ -94,9 +115,9 @@ def draw(
     image = np.asarray(state.x[0, 0])
     if job.given.grey:
       image = image.mean(-1, keepdims=True)
-    if job.family is None:
+    if job.common.family is None:
       return Drawn(image, calls, products)
-    turns = np.asarray(job.family.degrees)[choices[len(choices) // 2 :]]
+    turns = np.asarray(job.common.family.degrees)[choices[len(choices) // 2 :]]
     return Drawn(image, calls, products, float(turns.mean()))
 
   return one

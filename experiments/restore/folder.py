@@ -1,11 +1,10 @@
-"""All pictures of a folder, one after another, and one report of them.
+"""All pictures of a folder, one on every device, and one report of them.
 
 A file that cannot be restored, since it is cut short or no mask of its size was
 given, takes no other with it: the report names it and says why.
 """
 
 import contextlib
-import dataclasses
 import pathlib
 import sys
 from collections.abc import Mapping
@@ -20,8 +19,11 @@ from experiments.harness.command_line import UsageError
 from experiments.harness.reporting import pictures
 from experiments.harness.reporting import report as reports
 from experiments.harness.reporting.report import Report
-from experiments.restore import job, study
-from experiments.restore.job import Job, Settings
+from experiments.restore import common as shared
+from experiments.restore import job, side_by_side, study
+from experiments.restore.common import Common
+from experiments.restore.job import Job
+from experiments.restore.settings import Settings
 from experiments.restore.study import Written
 
 REFUSED = "refused"  # table of pictures that could not be restored
@@ -34,6 +36,7 @@ class Batch(NamedTuple):
 
   settings: Settings
   files: tuple[pathlib.Path, ...]
+  common: Common
 
 
 def prepare(settings: Settings) -> Job | Batch:
@@ -55,8 +58,8 @@ def prepare(settings: Settings) -> Job | Batch:
       f"image {settings.image!r} must be a picture or a folder of some: it "
       f"holds no {', '.join(SUFFIXES)}"
     )
-  job.check(settings)  # else every picture would be refused for it
-  return Batch(settings, files)
+  # First of all: else every picture would be refused for a mistake in it.
+  return Batch(settings, files, shared.read(settings))
 
 
 def inputs(given: Job | Batch) -> dict[str, str]:
@@ -84,16 +87,21 @@ def restore(given: Job | Batch, run: record.Run) -> None:
     return
   found: dict[str, Written] = {}
   refused: dict[str, str] = {}
-  for number, file in enumerate(given.files, 1):
-    print(f"{file.name}, {number} of {len(given.files)}")
-    written = _restored(given.settings, file, run)
-    if isinstance(written, str):
-      refused[file.name] = written
-      why = {"image": str(file), "why": written}
-      run.write_once(REFUSED, why, tuple(why))
-      print(f"{file.name} is left out: {written}", file=sys.stderr)
-    else:
-      found[file.name] = _small(written)
+  with contextlib.closing(
+    side_by_side.computed(given.settings, given.files, given.common, run.folder)
+  ) as computed:
+    for file, one in computed:
+      name = file.name
+      if isinstance(one, str):
+        refused[name] = one
+        why = {"image": str(file), "why": one}
+        run.write_once(REFUSED, why, tuple(why))
+        print(f"{name} is left out: {one}", file=sys.stderr)
+      else:
+        written = study.write(
+          one, run, run.folder / name, say=side_by_side.said_of(name)
+        )
+        found[name] = _small(written)
   if not found:
     name, last = list(refused.items())[-1]
     raise UsageError(
@@ -102,23 +110,6 @@ def restore(given: Job | Batch, run: record.Run) -> None:
   path = _report(run, given, found, refused)
   print(f"{len(found)} of {len(given.files)} pictures are restored")
   print(f"report: {reports.shown(path)}")
-
-
-def _restored(
-  settings: Settings, file: pathlib.Path, run: record.Run
-) -> Written | str:
-  """What is left of a picture of the folder, or why it cannot be restored."""
-  try:
-    one = job.prepare(dataclasses.replace(settings, image=str(file)))
-  except (OSError, ValueError) as error:
-    return str(error)
-  folder = run.folder / file.name
-  # A disk that is full ends the run: the next picture would not fit either.
-  folder.mkdir(exist_ok=True)
-  try:
-    return study.picture(one, run, folder)
-  except ValueError as error:  # an image that is not finite
-    return str(error)
 
 
 def _small(written: Written) -> Written:

@@ -8,6 +8,7 @@ all: plug-and-play levels (`NFCConfig.fast`) follow the noise, down to LEAST, in
 one call each.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,10 @@ MOST_LEVELS = 30  # of them
 SEARCH_LEVELS, SEARCH_START, SEARCH_RENEWAL = 40, 3.0, 0.5
 WIDTH = 4.0  # their tie, on sigma^2
 LAST, LEAST = 2.0, 0.01  # last noise, of the measurement's
+# What follows the noise is part of the compiled program. It goes in steps of an
+# octave's share, so that pictures whose noise was estimated to be nearly the
+# same share theirs.
+STEPS = 4
 
 
 def config(
@@ -80,7 +85,12 @@ def last_level(noise_std: float) -> float:
   what was measured: under last levels far above s the residual of a picture
   without any blur would stay far above 1.
   """
-  return max(LAST * noise_std, LEAST)
+  return stepped(max(LAST * noise_std, LEAST), LEAST)
+
+
+def stepped(value: float, unit: float) -> float:
+  """The value to the nearest of STEPS an octave, of which unit is one."""
+  return unit * 2 ** (round(STEPS * math.log2(value / unit)) / STEPS)
 
 
 def _noisy_alone(given: Observation) -> bool:
@@ -97,7 +107,7 @@ def effort(noise_std: float) -> float:
   The system A C A^T + s^2 is the worse conditioned the smaller s is: iterations
   that are enough at TUNED_NOISE leave out detail where there is less.
   """
-  return max(1.0, TUNED_NOISE / noise_std) ** 0.75
+  return stepped(max(1.0, TUNED_NOISE / noise_std) ** 0.75, 1.0)
 
 
 def solves(given: Observation) -> dict[str, Any]:

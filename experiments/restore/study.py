@@ -7,14 +7,11 @@ Settings: `configs/restore.py`. Pictures of any size and grey ones are taken: a
 network's sides are padded by mirroring, or worked on in overlapping tiles.
 """
 
-import io
+import functools
 import pathlib
-import sys
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -23,10 +20,11 @@ from experiments.harness import prior_files, record, scores, writing
 from experiments.harness.progress import Progress
 from experiments.harness.reporting import report as reports
 from experiments.restore import doubt, picture_file, report
-from experiments.restore.drawing import Drawn, Pace, draw
-from experiments.restore.input import Given
-from experiments.restore.job import Job, Settings
+from experiments.restore.job import Job, Say
+from experiments.restore.kept import draw_all
+from experiments.restore.observed import Given
 from experiments.restore.report import Restored
+from experiments.restore.settings import Settings
 from posterior_jax import metrics
 
 TABLE, DRAWN = "restore", "drawn"  # the latter a folder of unrounded images
@@ -52,8 +50,17 @@ def inputs(settings: Settings) -> dict[str, str]:
 
 def restore(job: Job, run: record.Run) -> None:
   """Restores the picture; writes images, row and report."""
-  path = picture(job, run, run.folder).report
+  path = write(compute(job, run.folder), run, run.folder).report
   print(f"report: {reports.shown(path)}")
+
+
+class Found(NamedTuple):
+  """What was computed of a picture, and is not written yet."""
+
+  job: Job  # with the kernel that was found
+  restored: Restored  # of the picture's size
+  row: dict[str, Any]
+  doubts: list[str]
 
 
 class Written(NamedTuple):
@@ -65,20 +72,31 @@ class Written(NamedTuple):
   report: pathlib.Path
 
 
-def picture(job: Job, run: record.Run, folder: pathlib.Path) -> Written:
-  """Restores one picture into a folder of the run.
+def compute(
+  job: Job,
+  folder: pathlib.Path,
+  *,
+  progress: Callable[[int], Progress] | None = None,
+  say: Say = print,
+) -> Found:
+  """Restores one picture, on the device of the thread that asks.
 
   Args:
     job: what is restored.
-    run: whose table takes the row.
-    folder: for images and report, one of its own for every picture.
+    folder: of the picture; it keeps images as they are drawn.
+    progress: of so many steps; None: that of a run.
+    say: takes a hint before it is begun.
+
+  Raises:
+    ValueError: the image is not finite.
   """
   if not job.settings.degrade:
     hint = doubt.flip_hint(job.given.observation)
     if hint:
-      print(hint)
-  restored, spent = _draw_all(job, folder / DRAWN)
-  if job.family is not None:
+      say(hint)
+  progress = progress or functools.partial(Progress, label="restore")
+  restored, spent = draw_all(job, folder / DRAWN, progress)
+  if job.common.family is not None:
     # What follows is measured by the kernel that was found.
     job = job.turned(spent["degrees"])
   row = {name: getattr(job.settings, name) for name in ABOUT}
@@ -87,13 +105,28 @@ def picture(job: Job, run: record.Run, folder: pathlib.Path) -> Written:
   # The margin of a scene has served: what is written has the picture's size.
   restored = restored.within(job.given.observation.operator)
   row |= dict(zip(("height", "width", "channels"), restored.best.shape))
+  return Found(job, restored, row, doubts)
+
+
+def write(
+  found: Found, run: record.Run, folder: pathlib.Path, *, say: Say = print
+) -> Written:
+  """Writes images, row and report of a picture, and says what can be said.
+
+  Args:
+    found: by `compute`.
+    run: whose table takes the row.
+    folder: for images and report, one of its own for every picture.
+    say: takes a line.
+  """
+  job, restored, row, doubts = found
   # What took the time first, and last what can be made of it.
   for name, content in _pictures(job, restored).items():
     writing.write(folder / name, content)
   run.write_once(TABLE, row, ABOUT)
   path = report.write(folder, run.origin(), job.given, restored, row)
   for line in (*report.summary(row), *doubts):
-    print(line)
+    say(line)
   seen = np.asarray(degradations.as_image(job.given.observation)[0])
   return Written(seen, restored.best, row, path)
 
@@ -151,71 +184,3 @@ def evaluate(given: Given, restored: Restored) -> dict[str, Score]:
   return found | {
     "spread": None if spread is None else float(np.sqrt((spread**2).mean()))
   }
-
-
-def _draw_all(
-  job: Job, folder: pathlib.Path
-) -> tuple[Restored, dict[str, Any]]:
-  """The image and the samples, one at a time, and what they took.
-
-  Args:
-    job: what to draw.
-    folder: keeps each as soon as it is drawn, for a run that goes on.
-  """
-  settings, nfc = job.settings, job.settings.method == "NFC"
-  folder.mkdir(exist_ok=True)
-  first, *others = jax.random.split(
-    jax.random.key(settings.seed), settings.samples + 1
-  )
-  total = settings.samples * job.drawn.num_steps + nfc * job.best.num_steps
-  pace = Pace(
-    settings.samples * job.drawn.num_steps * job.evaluations(job.drawn)
-    + nfc * job.best.num_steps * job.evaluations(job.best)
-  )
-  with Progress(total, label="restore") as tick:
-    job.heartbeat.show = tick.note
-    best = draw(job, job.best, "image", tick, pace)
-    drawn = draw(job, job.drawn, "samples", tick, pace)
-    found = [_kept(folder / "image.npz", best, first)] if nfc else []
-    for i, key in enumerate(others, 1):
-      found.append(_kept(folder / f"sample_{i}.npz", drawn, key))
-  images = np.stack([each.image for each, _ in found])
-  samples = images[int(nfc) :]
-  return Restored(images[0] if nfc else samples.mean(0), samples), {
-    "calls": sum(each.calls for each, _ in found),
-    "products": sum(each.products for each, _ in found),
-    "seconds": sum(seconds for _, seconds in found),
-  } | _turn([each.degrees for each, _ in found])
-
-
-def _turn(degrees: list[float]) -> dict[str, float | None]:
-  """Mean and spread of the kernel's turn, None where it is known."""
-  known = np.isnan(degrees).any()
-  several = len(degrees) > 1 and not known
-  return {
-    "degrees": None if known else float(np.mean(degrees)),
-    "degrees_std": float(np.std(degrees, ddof=1)) if several else None,
-  }
-
-
-def _kept(
-  file: pathlib.Path, one: Callable[[jax.Array], Drawn], key: jax.Array
-) -> tuple[Drawn, float]:
-  """What a run before this one has drawn, else drawn now and kept; seconds."""
-  if file.exists():
-    try:
-      with np.load(file) as found:
-        calls, products, degrees, seconds = (
-          found[name].item()
-          for name in ("calls", "products", "degrees", "seconds")
-        )
-        return Drawn(found["image"], calls, products, degrees), seconds
-    except Exception:  # of a flipped bit, zipfile may raise whatever it has
-      print(f"{file} is damaged; it is drawn again", file=sys.stderr)
-  start = time.monotonic()
-  drawn = one(key)
-  seconds = time.monotonic() - start
-  buffer = io.BytesIO()
-  np.savez(buffer, seconds=seconds, **drawn._asdict())
-  writing.write(file, buffer.getvalue())
-  return drawn, seconds

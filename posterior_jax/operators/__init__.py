@@ -18,6 +18,7 @@ from posterior_jax.operators.inpainting import inpainting as inpainting
 from posterior_jax.operators.inpainting import (
   random_inpainting as random_inpainting,
 )
+from posterior_jax.operators.jpeg_file import jpeg as jpeg
 from posterior_jax.operators.resize import Resize as Resize
 from posterior_jax.operators.resize import super_resolution as super_resolution
 from posterior_jax.operators.scene import SceneBlur as SceneBlur
@@ -43,6 +44,7 @@ __all__ = (
   "dense",
   "gaussian_blur",
   "inpainting",
+  "jpeg",
   "linear",
   "motion_blur",
   "nonlinear",

@@ -7,6 +7,8 @@ them, the gain of each frequency, by probing.
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,8 @@ import numpy as np
 from posterior_jax.base import Linear, Operator
 from posterior_jax.linalg import fourier, solve
 from posterior_jax.operators.shapes import check_image_shape, widened
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _PROBES = 8
 
@@ -196,10 +200,11 @@ def complex_view(x: jax.Array) -> jax.Array:
   return jax.lax.complex(x[..., :half], x[..., half:])
 
 
-def as_pytree(function: Linear) -> Linear:
-  """A plain function would be an invalid leaf of the operator."""
+def as_pytree(function: F) -> F:
+  """A plain function would be an invalid leaf of what holds it."""
   plain = jax.tree_util.all_leaves([function])
-  return jax.tree_util.Partial(function) if plain else function
+  found: Any = jax.tree_util.Partial(function) if plain else function
+  return found
 
 
 def each(function: Linear, x: jax.Array) -> jax.Array:

@@ -17,8 +17,8 @@ import safetensors
 import safetensors.numpy
 from hypothesis import strategies as st
 
-from experiments.restore import input as restore_input
 from experiments.restore import kernel_file
+from experiments.restore.picture import read_picture
 from neumann_jax import ModelConfig, checkpoint, shipped
 from neumann_jax.checkpoint import hf_config, hf_layout, safetensors_io
 from neumann_jax.generation import tokenizer as tokens
@@ -221,8 +221,8 @@ _PRIOR = Kind(
 _PNG = Kind(
   "p.png",
   pictures,
-  lambda folder: restore_input.read_picture(str(folder / "p.png")),
-  lambda folder: restore_input.read_picture(str(folder / "p.png")),
+  lambda folder: read_picture(str(folder / "p.png")),
+  lambda folder: read_picture(str(folder / "p.png")),
   mutations.png_edited,
 )
 KINDS = {
@@ -259,8 +259,8 @@ KINDS = {
   "PNG": _PNG,
   "JPEG": _PNG._replace(
     file="p.jpg",
-    load=lambda folder: restore_input.read_picture(str(folder / "p.jpg")),
-    read=lambda folder: restore_input.read_picture(str(folder / "p.jpg")),
+    load=lambda folder: read_picture(str(folder / "p.jpg")),
+    read=lambda folder: read_picture(str(folder / "p.jpg")),
     skilled=mutations.jpeg_edited,
   ),
   ".npy": _PNG._replace(

@@ -7,8 +7,9 @@ import zlib
 import numpy as np
 
 from experiments.data import photo_tiles
-from experiments.restore import input as restore_input
 from experiments.restore import kernel_file
+from experiments.restore.mask import read_mask
+from experiments.restore.picture import read_picture
 from tests.faults.spending import cheap
 from tests.oracles import refused
 
@@ -33,19 +34,19 @@ def test_pictures_are_measured_before_they_are_decoded(tmp_path):
   path = tmp_path / "a.png"
   path.write_bytes(_png(13_000, 13_000))
   for read in (
-    lambda: restore_input.read_picture(str(path)),
+    lambda: read_picture(str(path)),
     lambda: kernel_file.read(str(path)),
-    lambda: restore_input.read_mask(str(path), (64, 64)),
+    lambda: read_mask(str(path), (64, 64)),
     lambda: photo_tiles._pixels(path),
   ):
     with cheap(), refused(ValueError, "has 13000 x 13000 pixels, more than"):
       read()
   path.write_bytes(_png(5000, 8))
   with cheap(), refused(ValueError, "has 5000 x 8 pixels, more than are read"):
-    restore_input.read_picture(str(path))
+    read_picture(str(path))
   path.write_bytes(_png(1000, 10**6))  # which pillow itself refuses
   with cheap(), refused(ValueError, "cannot be read as a picture"):
-    restore_input.read_picture(str(path))
+    read_picture(str(path))
 
 
 def test_formats_that_run_programs_are_no_pictures(tmp_path):
@@ -53,7 +54,7 @@ def test_formats_that_run_programs_are_no_pictures(tmp_path):
   head = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n"
   path.write_bytes(head + b"%%EndComments\nshowpage\n%%EOF\n")
   with refused(ValueError, r"as a picture \(cannot identify"):
-    restore_input.read_picture(str(path))
+    read_picture(str(path))
 
 
 def test_arrays_are_measured_before_they_are_read(tmp_path):

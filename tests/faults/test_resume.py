@@ -20,7 +20,7 @@ import pytest
 from experiments.harness import record, runner, writing
 from experiments.harness.training import checkpoints, loop, optimiser
 from experiments.harness.training.checkpoints import Checkpoints, Saved
-from experiments.restore import study as restore
+from experiments.restore import kept as restore
 from experiments.restore.drawing import Drawn
 from tests.faults.test_writing import Layer, results, write_all
 from tests.oracles import refused
@@ -105,7 +105,7 @@ def test_flipped_bits_of_a_drawn_image_have_it_drawn_again(
   first = Drawn(np.float32(np.random.default_rng(0).normal(size=(2, 3))), 5, 7)
 
   def kept():
-    (image, calls, *_), seconds = restore._kept(file, lambda key: first, None)
+    (image, calls, *_), seconds = restore.kept(file, lambda key: first, None)
     return image.tobytes(), calls, seconds
 
   whole = kept()

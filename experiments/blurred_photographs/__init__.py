@@ -1,0 +1,1 @@
+"""Blurred photographs restored, beside Tikhonov's estimate."""

@@ -1,0 +1,78 @@
+"""Which pixels of a picture are observed: a mask's file, and transparency."""
+
+import numpy as np
+
+from experiments.restore import picture_file
+from experiments.restore.picture import Picture
+
+# Shares of a picture: fewer observed pixels, or fewer hidden ones, are a slip
+# more often than a task.
+FEW = 0.02
+
+
+def read_mask(file: str, size: tuple[int, int]) -> np.ndarray:
+  """Which pixels are observed, [H, W] of 0 and 1; white means observed.
+
+  What is transparent is not observed, whatever its colour.
+
+  Raises:
+    ValueError: there is no such file, or it is no picture of that size.
+  """
+  stored = picture_file.read("mask", file)
+  grey = stored.values.mean(-1)
+  if grey.shape != size:
+    raise ValueError(
+      f"mask must have the picture's size, {size[1]} x {size[0]}; {file!r} has "
+      f"{grey.shape[1]} x {grey.shape[0]}"
+    )
+  observed = grey > 0.5
+  if stored.alpha is not None:
+    observed &= stored.alpha > 0.5
+  return observed.astype(np.float32)
+
+
+def mask_of(picture: Picture, file: str) -> np.ndarray:
+  """The pixels of a picture that are observed: by its mask and its alpha.
+
+  Args:
+    picture: whose transparent pixels are holes.
+    file: of the mask, see `read_mask`; "" for none.
+
+  Returns:
+    [H, W] of 0 and 1.
+
+  Raises:
+    ValueError: for a mask that is not one, or where nothing hides anything.
+  """
+  size = picture.pixels.shape[0], picture.pixels.shape[1]
+  if not file and picture.hidden is None:
+    raise ValueError(
+      "mask must name a file, or the image have transparent holes"
+    )
+  mask = read_mask(file, size) if file else np.ones(size, np.float32)
+  return mask if picture.hidden is None else mask * (1 - picture.hidden)
+
+
+def about_mask(mask: np.ndarray, pixels: np.ndarray | None) -> list[str]:
+  """What to say of a mask: the share observed, and whether it looks wrong.
+
+  Args:
+    mask: [H, W] of 0 and 1.
+    pixels: [H, W, C] of the picture as given; None where it is a clean one.
+  """
+  share = float(mask.mean())
+  lines = [f"observed: {100 * share:.1f} % of the picture"]
+  if not FEW <= share <= 1 - FEW:
+    much = "nearly all" if share < FEW else "next to nothing"
+    lines.append(
+      f"the mask hides {much}: white must stand where it is observed"
+    )
+  elif pixels is not None:
+    # A hole is filled with one colour; a photograph never is.
+    seen, hole = pixels[mask > 0], pixels[mask == 0]
+    if seen.std(0).max() < 1e-3 < hole.std(0).max():
+      lines.append(
+        "the mask looks inverted: what it calls observed is one colour, what "
+        "it hides is not; white must stand where the picture is observed"
+      )
+  return lines
