@@ -72,10 +72,8 @@ def test_held_out_photographs_are_refused(tmp_path):
     with refused(ValueError, f"looks like {name}"):
       photo_tiles.read(str(tmp_path))
   assert not set(photographs.HELD_OUT) & set(photographs.PRIOR)
-  for files in prior_sources.PHOTOGRAPHS.values():
-    for file in files:
-      stem = pathlib.Path(file).stem
-      assert stem not in photographs.HELD_OUT
+  for file in prior_sources.names():
+    assert pathlib.Path(file).stem not in photographs.HELD_OUT
 
 
 def test_folders_without_pictures_are_refused(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.peers import torch_unet
 from posterior_jax import priors
-from posterior_jax.priors import edm
+from posterior_jax.priors import edm, eight_bits
 from posterior_jax.priors.learned import REACH
 from tests.oracles import FLOAT32_OPERATOR, quick_jit, refused
 
@@ -266,6 +266,43 @@ def test_files_hold_what_was_saved(tmp_path, prior):
   for name, value in prior.params.items():
     rounded = np.asarray(value, np.float16).astype(np.float32)
     np.testing.assert_array_equal(loaded.params[name], rounded)
+
+
+def test_files_of_eight_bits_hold_kernels_to_half_a_step(tmp_path, prior):
+  path = tmp_path / "small.json"
+  priors.save_prior(path, prior.params, CONFIG, {}, bits=8)
+  loaded = priors.load_prior(path)
+  for name, value in prior.params.items():
+    exact = np.asarray(value)
+    if exact.ndim == 1:  # a bias, in float16
+      bound = 2.0**-11 * np.abs(exact)
+    else:
+      bound = np.abs(exact).max(tuple(range(exact.ndim - 1))) / 127 / 2
+    gap = np.abs(loaded.params[name] - exact)
+    assert (gap <= 1.0001 * bound + 1e-9).all(), name
+  whole = path.with_suffix(".safetensors").stat().st_size
+  priors.save_prior(path, prior.params, CONFIG, {})
+  assert whole < path.with_suffix(".safetensors").stat().st_size
+  with refused(ValueError, "bits must be 8 or 16, got 4"):
+    priors.save_prior(path, prior.params, CONFIG, {}, bits=4)
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    ({"k:scale": None}, "must hold .k:scale., a number for every output"),
+    ({"k:scale": np.ones(3, np.float32)}, "must hold .k:scale."),
+    ({"k": np.ones((2, 4), np.float16)}, "has no numbers of 8 bits for .k:sc"),
+    ({"k": None}, "has no numbers of 8 bits for .k:scale."),
+    ({"k:scale": np.full(4, 3e38), "k": np.full((2, 4), 2, np.int8)}, "finite"),
+  ],
+)
+def test_eight_bits_without_their_scale_are_refused(change, words):
+  held = {"k": np.ones((2, 4), np.int8), "k:scale": np.ones(4, np.float32)}
+  np.testing.assert_array_equal(eight_bits.widened("f", held)["k"], 1.0)
+  held = {k: v for k, v in (held | change).items() if v is not None}
+  with refused(ValueError, words):
+    eight_bits.widened("f", held)
 
 
 def test_changed_files_are_refused(tmp_path, prior):

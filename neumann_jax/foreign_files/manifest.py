@@ -21,7 +21,7 @@ class _Weights(msgspec.Struct):
 
 
 def read(
-  manifest: pathlib.Path, field: str, kind: type[T]
+  manifest: pathlib.Path, field: str, kind: type[T], *, eight_bits: bool = False
 ) -> tuple[T, pathlib.Path, dict[str, np.ndarray]]:
   """What a manifest says of a model, and its verified weights.
 
@@ -29,6 +29,7 @@ def read(
     manifest: NAME.json.
     field: under which it has the shape of the model.
     kind: the dataclass of that shape.
+    eight_bits: whether weights may be whole numbers of 8 bits.
 
   Returns:
     The shape; the path of the weights, beside the manifest; tensors by name,
@@ -49,7 +50,7 @@ def read(
       f"{kind.__name__}); it does not: {error}"
     ) from None
   path = folder.own_file(manifest.parent, promised.file)
-  return config, path, _verified(manifest, path, promised.sha256)
+  return config, path, _verified(manifest, path, promised.sha256, eight_bits)
 
 
 def _said(manifest: pathlib.Path) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def _said(manifest: pathlib.Path) -> dict[str, Any]:
 
 
 def _verified(
-  manifest: pathlib.Path, path: pathlib.Path, promised: str
+  manifest: pathlib.Path, path: pathlib.Path, promised: str, eight_bits: bool
 ) -> dict[str, np.ndarray]:
   name = clean(path.name)
   if not path.is_file():
@@ -74,7 +75,7 @@ def _verified(
       f"{name} has sha256 {found}, but {manifest.name} says {shown(promised)}"
     )
   try:
-    tensors = tensor_file.parse(weights)
+    tensors = tensor_file.parse(weights, eight_bits=eight_bits)
   except ValueError as error:
     raise ValueError(f"{name} is no safetensors file: {error}") from None
   for key, value in tensors.items():

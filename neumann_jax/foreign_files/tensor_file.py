@@ -61,12 +61,18 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
   return found
 
 
-def parse(data: bytes) -> dict[str, np.ndarray]:
+def parse(data: bytes, *, eight_bits: bool = False) -> dict[str, np.ndarray]:
   """All tensors of the bytes of a file.
 
+  Args:
+    data: the bytes.
+    eight_bits: whether whole numbers of 8 bits are read too.
+
   Raises:
-    ValueError: as `read`, and for a dtype that is not floating point.
+    ValueError: as `read`, and for a dtype that is not floating point, or not
+      one of 8 bits where those are read.
   """
+  known = _DTYPES | ({"I8": np.int8} if eight_bits else {})
   _check_header(io.BytesIO(data), len(data))
   try:
     entries = safetensors.deserialize(data)
@@ -74,9 +80,9 @@ def parse(data: bytes) -> dict[str, np.ndarray]:
     raise ValueError(clean(str(error))) from None
   found = {}
   for name, entry in entries:
-    if (dtype := entry["dtype"]) not in _DTYPES:
+    if (dtype := entry["dtype"]) not in known:
       raise ValueError(f"{shown(name)} has the dtype {clean(dtype)}")
-    flat = np.frombuffer(entry["data"], _DTYPES[dtype])
+    flat = np.frombuffer(entry["data"], known[dtype])
     found[name] = flat.reshape(entry["shape"])
   return found
 

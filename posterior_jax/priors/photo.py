@@ -1,8 +1,9 @@
 """The photo prior that ships with the package, and files like it.
 
-A prior is two files: NAME.safetensors holds float16 parameters, NAME.json says
-what they are: the network's shape, what it was trained on, the command, and
-the hash of the weights, which is verified on loading. No code is read.
+A prior is two files: NAME.safetensors holds parameters of 16 bits, or kernels
+of 8 (`eight_bits`); NAME.json says what they are: the network's shape, what it
+was trained on, the command, and the hash of the weights, which is verified on
+loading. No code is read.
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ import safetensors.numpy
 from jax.typing import DTypeLike
 
 from posterior_jax.foreign_files.manifest import read as read_manifest
+from posterior_jax.priors import eight_bits
 from posterior_jax.priors.checkpoints.named_tensors import check_held
 from posterior_jax.priors.learned import (
   UNetPrior,
@@ -65,9 +67,10 @@ def load_prior(
     ValueError: if the manifest says no network, or the weights are missing,
       changed, not finite, elsewhere, or those of another network.
   """
-  config, path, params = read_manifest(
-    pathlib.Path(manifest), "network", UNetConfig
+  config, path, held = read_manifest(
+    pathlib.Path(manifest), "network", UNetConfig, eight_bits=True
   )
+  params = eight_bits.widened(path.name, held)
   check_held(path.name, params, config)
   return prior_of_file(config, params, dtype=dtype)
 
@@ -77,18 +80,22 @@ def save_prior(
   params: Mapping[str, jax.Array | np.ndarray],
   config: UNetConfig,
   about: Mapping[str, Any],
+  *,
+  bits: int = 16,
 ) -> None:
   """Writes a prior's two files, the manifest last.
 
   Args:
     manifest: NAME.json.
-    params: of `config`'s network, finite; stored in float16.
+    params: of `config`'s network, finite.
     config: shape of the network.
     about: what else the manifest says: data, command, seconds.
+    bits: of a stored weight: 16, a floating-point number, or 8, a whole one
+      times a scale per output channel; biases have 16 in any case.
 
   Raises:
-    ValueError: if the parameters are not the network's, or one is not finite
-      in float16.
+    ValueError: if the parameters are not the network's, one is not finite in
+      float16, or bits is neither 8 nor 16.
 
   Example:
     >>> import pathlib, tempfile
@@ -103,12 +110,17 @@ def save_prior(
     True
   """
   manifest = pathlib.Path(manifest)
+  if bits not in (8, 16):
+    raise ValueError(f"bits must be 8 or 16, got {bits}")
   unet_prior(config, params)
   for key, value in params.items():
     if not np.abs(value).max() <= np.finfo(np.float16).max:
       raise ValueError(f"params[{key!r}] must be finite in float16; it is not")
-  # Half the size to ship; a weight is rounded by at most 5e-4 of itself.
-  small = {key: np.asarray(value, np.float16) for key, value in params.items()}
+  if bits == 8:
+    small = eight_bits.narrowed(params)
+  else:
+    # Half the size to ship; a weight is rounded by at most 5e-4 of itself.
+    small = {k: np.asarray(value, np.float16) for k, value in params.items()}
   weights = safetensors.numpy.save(small)
   path = manifest.with_suffix(".safetensors")
   # The manifest last: whoever finds one finds whole weights beside it.

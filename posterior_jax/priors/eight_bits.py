@@ -1,0 +1,75 @@
+"""Kernels of 8 bits: whole numbers, and a scale for every output channel.
+
+  w[..., d] = s[d] q[..., d],  q in -127 ... 127,  s[d] = max |w[..., d]| / 127.
+
+A file keeps s under the name of w with SCALE behind it.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from posterior_jax.foreign_files import tensor_file
+from posterior_jax.foreign_files.messages import shown
+
+SCALE = ":scale"
+_LARGEST = 127
+
+
+def narrowed(
+  params: Mapping[str, jax.Array | np.ndarray],
+) -> dict[str, np.ndarray]:
+  """Kernels in 8 bits beside their scales; biases in float16.
+
+  Args:
+    params: arrays by name, finite; kernels have two axes or more, the last of
+      output channels.
+  """
+  found = {}
+  for name, value in params.items():
+    wide = np.asarray(value, np.float32)
+    if wide.ndim < 2:
+      found[name] = wide.astype(np.float16)
+      continue
+    scale = np.abs(wide).max(tuple(range(wide.ndim - 1))) / _LARGEST  # [D]
+    # A channel of zeros has any scale.
+    whole = np.rint(wide / np.where(scale > 0, scale, 1))
+    found[name] = whole.astype(np.int8)
+    found[name + SCALE] = scale
+  return found
+
+
+def widened(
+  where: str, tensors: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+  """The parameters of which a file holds some in 8 bits, floating point.
+
+  Args:
+    where: the file's name, for messages.
+    tensors: of the file.
+
+  Raises:
+    ValueError: if whole numbers have no scale for every output channel, a scale
+      has no whole numbers, or a product is not finite.
+  """
+  found = {}
+  for name, value in tensors.items():
+    if name.endswith(SCALE):
+      kernel = tensors.get(name.removesuffix(SCALE))
+      if kernel is None or kernel.dtype != np.int8:
+        raise ValueError(f"{where} has no numbers of 8 bits for {shown(name)}")
+      continue
+    if value.dtype == np.int8:
+      scale = tensors.get(name + SCALE)
+      if scale is None or scale.shape != value.shape[-1:]:
+        raise ValueError(
+          f"{where} must hold {shown(name + SCALE)}, a number for every output "
+          f"channel of {shown(name)}"
+        )
+      # A scale that is finite may reach infinity 127 times.
+      with np.errstate(over="ignore"):
+        value = value * scale.astype(np.float32)
+      tensor_file.check_finite(where, name, value)
+    found[name] = value
+  return found
