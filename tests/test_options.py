@@ -69,7 +69,7 @@ OPTIONS = {
       "renewal": 0.5,
     },
   ),
-  Denoise: (PLAIN, {}),
+  Denoise: (PLAIN, {"discrepancy": 0.5}),
   Ode: (
     PLAIN.replace(predictor=Ode()),
     {"solver": "heun", "steps": 4, "sigma_end": 0.02},

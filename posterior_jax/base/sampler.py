@@ -33,11 +33,14 @@ class SamplerState(NamedTuple):
     level: int32 scalar, how many levels have been done.
     average: [B, N, H, W, C], mean of the images of the held levels so far;
       None where no level is held.
+    misfit: [B, N], normalised residual of the last prediction; None where the
+      sampler does not heed it.
   """
 
   x: jax.Array
   level: jax.Array
   average: jax.Array | None = None
+  misfit: jax.Array | None = None
 
 
 class Info(NamedTuple):

@@ -22,7 +22,7 @@ def clean(denoise: Denoiser, x: jax.Array, sigma: jax.Array) -> jax.Array:
   Args:
     denoise: D, (x [M, H, W, C], sigma [M]) -> [M, H, W, C].
     x: [..., H, W, C] at noise sigma.
-    sigma: scalar > 0.
+    sigma: > 0, scalar or one of every image, [..., 1, 1, 1].
 
   Returns:
     [..., H, W, C] float32.
@@ -31,7 +31,8 @@ def clean(denoise: Denoiser, x: jax.Array, sigma: jax.Array) -> jax.Array:
     ValueError: if the denoiser returns something of another shape.
   """
   flat = x.reshape(-1, *x.shape[-3:])  # [M, H, W, C]
-  levels = jnp.full(flat.shape[0], sigma, flat.dtype)  # [M]
+  levels = jnp.ravel(jnp.asarray(sigma, flat.dtype))  # [1] or [M]
+  levels = jnp.broadcast_to(levels, flat.shape[:1])
   found = denoise(flat, levels)
   if getattr(found, "shape", None) != flat.shape:
     raise ValueError(

@@ -1,5 +1,6 @@
 """The parts that the settings name, chosen once per sampler."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,7 @@ def parts_of(config: NFCConfig, spectrum: jax.Array | None = None) -> Parts:
     check=checks.checking(config, spectrum),
     probes=isinstance(config.width, Probed) + _inflates(config.width),
     averages=config.held_levels > 0,
+    heed=_heed(config.predictor),
     # Updates ask for the tangent wherever they are.
     linearisations=config.linearisations
     if isinstance(config.inner, Exact | Mean)
@@ -107,6 +109,15 @@ def _predict(config: NFCConfig) -> Callable[..., Prediction]:
   if isinstance(config.width, Probed | Jacobian):
     return differentiated
   return once if isinstance(ode, Denoise) else flow
+
+
+def _heed(
+  record: records.Predictor,
+) -> Callable[[Level, jax.Array], Level] | None:
+  if not isinstance(record, Denoise) or record.discrepancy == 0:
+    return None
+
+  return functools.partial(states.heeding, discrepancy=record.discrepancy)
 
 
 def _width(

@@ -93,6 +93,8 @@ class Parts(NamedTuple):
       measurements do not fit; called before anything is compiled.
     probes: how many keys `width` takes.
     averages: whether `hold` keeps an average.
+    heed: (level, misfit) -> the level for `predict`, given the normalised
+      residual of the last prediction, [B, N]; None: the level as it is.
     linearisations: of a nonlinear measurement at every level; 0: `likelihood`
       takes it as it is.
   """
@@ -116,4 +118,5 @@ class Parts(NamedTuple):
   check: Callable[[Operator], None]
   probes: int = 0
   averages: bool = False
+  heed: Callable[[Level, jax.Array], Level] | None = None
   linearisations: int = 1

@@ -69,7 +69,20 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Denoise:
-  """Predicts by one call of the denoiser: the posterior mean."""
+  """Predicts by one call of the denoiser: the posterior mean.
+
+  Attributes:
+    discrepancy: q, 0 to 2. The noise that the denoiser takes out is
+      sigma r^-q, r = |y - A x0|^2 / (m s^2) of the last prediction of the same
+      image, kept within [1/2, 4]: where r is above 1 the last one took out
+      what was measured (Morozov's discrepancy principle). 0 takes sigma, which
+      is right where noise is added anew at every level.
+  """
+
+  discrepancy: float = 0.0
+
+  def __post_init__(self) -> None:
+    fields.check(self, {"discrepancy": (0.0, 2.0)})
 
   @property
   def calls(self) -> int:

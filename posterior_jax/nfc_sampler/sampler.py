@@ -105,7 +105,9 @@ def compose(parts: Parts, levels: Level) -> Sampler:
     first = jax.tree.map(lambda entry: entry[0], levels)
     x = parts.start(key, parts.assume(observation), shape, first)
     average = jnp.zeros_like(x) if parts.averages else None
-    return SamplerState(x, jnp.zeros((), jnp.int32), average)
+    # Nothing was predicted yet that could have left too much.
+    misfit = jnp.ones(shape[:2]) if parts.heed else None
+    return SamplerState(x, jnp.zeros((), jnp.int32), average, misfit)
 
   def step(
     state: SamplerState,
@@ -118,7 +120,13 @@ def compose(parts: Parts, levels: Level) -> Sampler:
     level = jax.tree.map(lambda entry: entry[state.level], levels)
     assumed = parts.assume(observation)
 
-    predicted = parts.predict(denoise, state.x, level)  # x0
+    heeded, misfit = level, None
+    if parts.heed is not None:
+      assert state.misfit is not None  # from `init` of the same parts
+      heeded = parts.heed(level, state.misfit)
+    predicted = parts.predict(denoise, state.x, heeded)  # x0
+    if parts.heed is not None:
+      misfit = normalised_residual(assumed, predicted.x0)
     local = assumed.linearised(predicted.x0)
     width = parts.width(probes, local, predicted, level)  # C
     given = local if parts.linearisations else assumed
@@ -142,7 +150,7 @@ def compose(parts: Parts, levels: Level) -> Sampler:
       calls=predicted.calls,
       products=width.products + refined.products,
     )
-    return SamplerState(x, state.level + 1, average), info
+    return SamplerState(x, state.level + 1, average, misfit), info
 
   return Sampler(init, step, len(levels.sigma))
 

@@ -11,6 +11,10 @@ from posterior_jax.likelihood import gaussian
 from posterior_jax.nfc_sampler.levels import Level
 from posterior_jax.nfc_sampler.records import Schedule, Spectrum, Width
 
+# Misfits further off, in units of the noise, say that something else is wrong
+# than the noise that was taken out.
+_BELIEVED = 0.5, 4.0
+
 
 def noise(
   key: chex.PRNGKey,
@@ -86,6 +90,20 @@ def starting(
     return moved + schedule.renewal * noise(key, observation, shape, level)
 
   return measured if schedule.start == "measurement" else noise
+
+
+def heeding(
+  level: Level, misfit: jax.Array, *, discrepancy: jax.Array | float
+) -> Level:
+  """The level whose sigma, [..., N, 1, 1, 1], is less where r is above 1.
+
+  Args:
+    level: as it is for all images.
+    misfit: r of every image's last prediction, [..., N].
+    discrepancy: q of sigma r^-q.
+  """
+  ratio = jnp.clip(misfit, *_BELIEVED)[..., None, None, None]
+  return level._replace(sigma=level.sigma * ratio**-discrepancy)
 
 
 def renoise(key: chex.PRNGKey, image: jax.Array, level: Level) -> jax.Array:
