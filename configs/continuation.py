@@ -45,6 +45,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
       "folder": "",
       "pictures": 23,
       "crop": 96,
+      "phase_levels": (3,) if debug else (20, 100),
       "prior": "",
       "seed": 0,
       "workers": 2 if debug else 14,

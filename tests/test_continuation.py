@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 from configs import continuation as configs
@@ -10,7 +11,9 @@ from experiments.continuation import (
   closed_form,
   doubt,
   mixtures,
+  phase,
   photographs,
+  tables,
 )
 from experiments.continuation.chain import (
   Problem,
@@ -363,3 +366,81 @@ def test_the_likelihood_sees_the_errors():
     right = matrix.T @ weight @ np.asarray(observation.y[n]).ravel() + c / 0.5
     expected = np.linalg.solve(left, right)
     np.testing.assert_allclose(np.ravel(found.z[0, n]), expected, atol=2e-4)
+
+
+def _amplitudes():
+  """Two small images of a prior, measured by their amplitudes."""
+  spectrum = priors.power_law_spectrum(6, 6, pixel_std=0.3)
+  prior = priors.gaussian_prior(spectrum)
+  truth = prior.sample(jax.random.key(0), (2,), channels=1)
+  operator = operators.phase_retrieval((6, 6, 1))
+  return prior, truth, operator
+
+
+def test_amplitudes_wait_for_the_power_of_the_prior():
+  prior, truth, operator = _amplitudes()
+  side = operator.measurement_shape[0]
+  power = phase.power_of(prior.spectrum, side)
+  assert power.shape == (side, side) == (8, 8)
+  spectrum = np.asarray(prior.spectrum)
+  assert power[0, 0] == spectrum[0, 0] and power[4, 0] == spectrum[-3, 0]
+  observation = Observation(operator.forward(truth), operator, 0.1)
+  level = jax.tree.map(lambda a: a[0], levels_of(NFCConfig(levels=2)))
+  level = level._replace(sigma=jnp.float32(0.5))
+  local = observation.linearised(truth)
+  found = phase.amplitude_band(local, level, power=jnp.asarray(power))
+  weight = np.sqrt(power / (power + 0.25))[..., None]
+  np.testing.assert_allclose(found.y, weight * local.y, atol=1e-6)
+  np.testing.assert_allclose(
+    found.operator.forward(truth),
+    weight * local.operator.forward(truth),
+    atol=1e-6,
+  )
+
+
+def test_the_run_that_fits_best_counts_either_way_up():
+  _, truth, operator = _amplitudes()
+  observation = Observation(operator.forward(truth), operator, 0.1)
+  wrong = truth + 0.3
+  near = truth[:, ::-1, ::-1] + 0.01
+  x = jnp.stack([wrong, near, wrong])
+  psnr, left = phase.nearest(observation, x, truth)
+  np.testing.assert_allclose(psnr, 20 * np.log10(2 / 0.01), atol=0.1)
+  assert left.shape == (2,) and float(left.max()) < 0.1
+
+
+@pytest.mark.slow
+def test_every_variant_of_phase_retrieval_has_its_rows():
+  prior, truth, _ = _amplitudes()
+  given = photographs.Pictures(
+    ["a", "b"], np.asarray(truth), prior.denoise, prior.spectrum
+  )
+  found = [*phase.rows(3, given, 0.05, 0)]
+  names = [*phase.variants(3)]
+  assert names[0] == phase.CONTROL
+  assert [row["variant"] for row in found] == [n for n in names for _ in "ab"]
+  by_name = {n: [r["psnr"] for r in found if r["variant"] == n] for n in names}
+  for name in names[1:]:  # each is another program than the control's
+    assert by_name[name] != by_name[phase.CONTROL]
+
+
+def test_phases_are_paired_with_the_control():
+  """The table's fast twin: rows by hand."""
+  names = [*phase.variants(3)]
+  found = pd.DataFrame(
+    {
+      "variant": name,
+      "levels": 3,
+      "picture": picture,
+      "psnr": 20.0 + number + 5 * (picture == "b"),
+      "misfit": 1.0,
+    }
+    for number, name in enumerate(names)
+    for picture in "ab"
+  )
+  settings = command_line.to_settings(Settings, configs.get_config("debug"))
+  _, _, table, _ = tables.phase(settings, found)
+  for number, name in enumerate(names):
+    line = table.loc[(3, name)]
+    assert line["PSNR"] == 22.5 + number
+    assert line["less the control"] == line["from"] == line["to"] == number

@@ -7,6 +7,7 @@ from posterior_jax.operators import frozen
 
 FEW, WRONG, NOISY = "few calls", "wrong kernel", "strong noise"
 APART, MIXTURES, WAVELETS = "tau and step", "mixtures", "wavelets"
+PHASES = "phase retrieval"
 GAUSSIAN = "Gaussian"
 KERNELS = (GAUSSIAN, *frozen.PATHS)
 
@@ -30,6 +31,7 @@ class Settings(Checked):
     folder: of photographs, "" for none.
     pictures: how many, the first by name.
     crop: side of their middle that is restored.
+    phase_levels: numbers of noise levels from which their phases are retrieved.
     prior: a file of `prior_files.load`, "" for the shipped one.
     seed: of noise and samplers.
     workers: programs compiled at a time.
@@ -49,6 +51,7 @@ class Settings(Checked):
   folder: str
   pictures: int = setting(at_least=2)
   crop: int = setting(at_least=64, multiple_of=8)
+  phase_levels: tuple[int, ...] = setting(at_least=2)
   prior: str
   seed: int
   workers: int = setting(at_least=1)

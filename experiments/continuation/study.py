@@ -13,8 +13,9 @@ hypothesis stands beside its control, the same run without a band.
   tau and step  what the published tau and step size are worth, each alone
   mixtures      weights give modes their shares (`mixtures`)
 
-With `--config.folder=PICTURES` the first three, and wavelets, stand on
-photographs as well (`photographs`): samples there, so paired intervals.
+With `--config.folder=PICTURES` the first three, wavelets and phase retrieval
+stand on photographs as well (`photographs`, `phase`): samples there, so paired
+intervals.
 """
 
 import itertools
@@ -26,7 +27,13 @@ import jax
 import numpy as np
 
 from experiments.calibration import problems
-from experiments.continuation import closed_form, mixtures, photographs, tables
+from experiments.continuation import (
+  closed_form,
+  mixtures,
+  phase,
+  photographs,
+  tables,
+)
 from experiments.continuation.photographs import Pictures
 from experiments.continuation.settings import MIXTURES, Settings
 from experiments.data import degradations
@@ -90,6 +97,12 @@ def photograph_rows(settings: Settings, given: Pictures) -> Iterator[Row]:
       yield from found
 
 
+def phase_rows(settings: Settings, given: Pictures) -> Iterator[Row]:
+  """A row for every number of levels, variant and picture."""
+  for levels in settings.phase_levels:
+    yield from phase.rows(levels, given, settings.noise_std, settings.seed)
+
+
 def prepare(settings: Settings) -> tuple[Settings, Pictures | None]:
   """What the study is called with."""
   return settings, read(settings) if settings.folder else None
@@ -106,12 +119,16 @@ def continuation(
     run.write("mixtures", row)
   for row in photograph_rows(settings, photos) if photos else ():
     run.write("photographs", row)
+  for row in phase_rows(settings, photos) if photos else ():
+    run.write("phases", row)
   report = reports.Report("Where continuation helps", run.origin())
   shown = tables.closed_form(settings, run.frame("continuation"))
   if settings.mixtures:
     shown.append(tables.mixture(settings, run.frame("mixtures")))
   if photos:
     shown += tables.photograph(settings, run.frame("photographs"))
+    if settings.phase_levels:
+      shown.append(tables.phase(settings, run.frame("phases")))
   for name, title, table, about in shown:
     report.table(
       title,

@@ -2,14 +2,17 @@
 
 import pandas as pd
 
+from experiments.continuation.phase import CONTROL, RESTARTS
 from experiments.continuation.settings import (
   APART,
   FEW,
   MIXTURES,
   NOISY,
+  PHASES,
   WRONG,
   Settings,
 )
+from experiments.harness import paired
 
 Named = tuple[str, str, pd.DataFrame, str]  # name, title, table, measured on
 
@@ -56,3 +59,31 @@ def photograph(settings: Settings, found: pd.DataFrame) -> list[Named]:
     title = f"{hypothesis}, photographs: PSNR [dB]"
     tables.append((f"{hypothesis}_photographs", title, table, about))
   return tables
+
+
+def phase(settings: Settings, found: pd.DataFrame) -> Named:
+  """By levels and variant: PSNR, and how far it is from the control's."""
+  lines = []
+  for levels, own in found.groupby("levels", sort=False):
+    wide = own.pivot_table("psnr", "picture", "variant", sort=False)
+    misfit = own.groupby("variant").misfit.mean()
+    for variant in wide.columns:
+      gap = wide[variant] - wide[CONTROL]
+      mean, low, high = paired.interval(gap.to_numpy())
+      lines.append(
+        {
+          "levels": levels,
+          "variant": variant,
+          "PSNR": wide[variant].mean(),
+          "less the control": mean,
+          "from": low,
+          "to": high,
+          "misfit": misfit[variant],
+        }
+      )
+  table = pd.DataFrame(lines).set_index(["levels", "variant"])
+  about = (
+    f"{settings.pictures} photographs, {settings.crop} pixels a side, best of "
+    f"{RESTARTS} runs by their misfit."
+  )
+  return PHASES, f"{PHASES}: PSNR [dB]", table, about
