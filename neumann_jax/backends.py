@@ -13,14 +13,14 @@ device, so that a CPU host compiles and exports for the others.
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 from absl import logging
 from jax import lax
 from jax.experimental.pallas import tpu as pltpu
-from jax.extend.core import Primitive, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
 IMPLEMENTATIONS = ("auto", "tpu", "gpu", "xla", "interpret")
@@ -158,11 +158,13 @@ def run(
   if not kernels:
     return default(*arrays)
   if implementation == "auto":
-    branches = {
-      PLATFORMS[name]: _branch(PLATFORMS[name], kernel, static)
+    launches = {
+      PLATFORMS[name]: functools.partial(_launch, kernel, static)
       for name, kernel in kernels.items()
     }
-    return lax.platform_dependent(*arrays, default=default, **branches)
+    # Traced here: a frame less between a public door and its algorithm.
+    form = jax.make_jaxpr(default, return_shape=True)(*arrays)
+    return by_platform(form, launches, *arrays)
   (kernel,) = kernels.values()
   if implementation == "interpret":
     # Mosaic's own interpreter: it also finds what plain interpretation of the
@@ -224,33 +226,81 @@ def _warn_of_fallback(implementation: str, reason: str) -> None:
   )
 
 
-def _branch(platform: str, kernel: Kernel, static: Hashable) -> Callable:
-  """A launch that `jax.export` for several platforms lowers for its own only.
+def by_platform(
+  default: tuple[ClosedJaxpr, Any],
+  kernels: Mapping[str, Callable[..., Any]],
+  *arrays: Any,
+) -> Any:
+  """One of several computations, by the platform a program is lowered for.
 
-  `lax.platform_dependent` lowers each of its branches for all of them.
+  As `lax.platform_dependent`, but each kernel is traced only where a program is
+  lowered for its platform: tracing one takes longer than compiling much of what
+  surrounds it. It cannot be differentiated, and launches whatever a kernel does
+  if anything that it gives is read.
+
+  Args:
+    default: the computation on every other platform, as
+      `jax.make_jaxpr(..., return_shape=True)` gives it for the arrays.
+    kernels: by platform, each a function of the arrays that gives the same.
+    *arrays: pytrees, None among them.
   """
+  form, like = default
+  leaves, tree = jax.tree.flatten(arrays)
+  types, settings = tuple(form.out_avals), _Settings.now()
 
-  def branch(*arrays):
-    leaves, tree = jax.tree.flatten(arrays)
-    launch = lambda *leaves: _launch(  # noqa: E731
-      kernel, static, *jax.tree.unflatten(tree, leaves)
+  def branch(platform: str) -> Callable[..., list[jax.Array]]:
+    launch = functools.partial(_leaves_of, kernels[platform], tree)
+    return lambda *leaves: _launched.bind(
+      *leaves, launch=launch, types=types, platform=platform, settings=settings
     )
-    jaxpr, like = jax.make_jaxpr(launch, return_shape=True)(*leaves)
-    out = _launched.bind(*leaves, jaxpr=jaxpr, platform=platform)
-    return jax.tree.unflatten(jax.tree.structure(like), out)
 
-  return branch
+  out = lax.platform_dependent(
+    *leaves,
+    default=jaxpr_as_fun(form),
+    **{platform: branch(platform) for platform in kernels},
+  )
+  return jax.tree.unflatten(jax.tree.structure(like), out)
+
+
+def _leaves_of(
+  kernel: Callable[..., Any], tree: Any, *leaves: jax.Array
+) -> list[jax.Array]:
+  return jax.tree.leaves(kernel(*jax.tree.unflatten(tree, leaves)))
+
+
+class _Settings(NamedTuple):
+  """What of jax's configuration changes how a kernel is traced."""
+
+  x64: bool
+  promotion: str
+  precision: str | None
+
+  @classmethod
+  def now(cls) -> Self:
+    """Those of the trace at hand, which has ended when a program is lowered."""
+    config = jax.config
+    return cls(
+      config.jax_enable_x64,
+      config.jax_numpy_dtype_promotion,
+      config.jax_default_matmul_precision,
+    )
 
 
 _launched = Primitive("launched")
 _launched.multiple_results = True
-_launched.def_abstract_eval(lambda *_, jaxpr, platform: jaxpr.out_avals)
+_launched.def_abstract_eval(lambda *_, types, **__: types)
 
 
-def _batch_launched(arrays, axes, *, jaxpr, platform):
-  mapped = jax.vmap(jaxpr_as_fun(jaxpr), in_axes=tuple(axes))
+def _batch_launched(arrays, axes, *, launch, types, **params):
+  del types
+  mapped = jax.vmap(launch, in_axes=tuple(axes))
   many = jax.make_jaxpr(mapped)(*arrays)
-  out = _launched.bind(*arrays, jaxpr=many, platform=platform)
+  out = _launched.bind(
+    *arrays,
+    launch=jaxpr_as_fun(many),
+    types=tuple(many.out_avals),
+    **params,
+  )
   return out, [0] * len(out)
 
 
@@ -268,18 +318,27 @@ def _warn_if_exported(ctx: Any) -> None:
 
 
 def _lower_launched(own: str | None) -> Callable:
-  def call(*arrays, jaxpr, platform):
-    if platform == own:
-      return jaxpr_as_fun(jaxpr)(*arrays)
-    # Of a platform that never takes this branch.
-    return [jnp.zeros(x.shape, x.dtype) for x in jaxpr.out_avals]
+  def call(*arrays, launch, types, platform, settings):
+    if platform != own:
+      # Of a platform that never takes this branch: `lax.platform_dependent`
+      # lowers each of its branches for all that a program is exported for.
+      return [jnp.zeros(x.shape, x.dtype) for x in types]
+    with (
+      jax.enable_x64(settings.x64),
+      jax.numpy_dtype_promotion(settings.promotion),
+      jax.default_matmul_precision(settings.precision),
+    ):
+      out = launch(*arrays)
+    found = [(x.shape, x.dtype) for x in out]
+    assert found == [(x.shape, x.dtype) for x in types], (found, types)
+    return out
 
   lower = mlir.lower_fun(call)
 
-  def rule(ctx, *args, jaxpr, platform):
+  def rule(ctx, *args, platform, **params):
     if platform == own == PLATFORMS["gpu"]:
       _warn_if_exported(ctx)
-    return lower(ctx, *args, jaxpr=jaxpr, platform=platform)
+    return lower(ctx, *args, platform=platform, **params)
 
   return rule
 

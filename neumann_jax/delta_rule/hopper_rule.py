@@ -170,6 +170,8 @@ _rule.defvjp(_rule_fwd, _rule_bwd)
 def on_hopper(how, kernels, elsewhere, *args):
   """One of two computations by the platform that a program is lowered for."""
   if how.implementation == "auto":
+    # Not `backends.by_platform`: the card is known, and of launches that are
+    # traced here, a layer that is computed again drops those it can do without.
     return lax.platform_dependent(
       *args,
       default=layout.gives_varying(elsewhere),

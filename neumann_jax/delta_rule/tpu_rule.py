@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import logging
-from jax import lax
 from jax.experimental.pallas import tpu as pltpu
 
 from neumann_jax import backends, target
@@ -168,10 +167,11 @@ def _on(implementation: str, kernels: Callable, elsewhere: Callable, *args):
     return kernels(*args, interpret=pltpu.InterpretParams())
   if implementation == "tpu":
     return kernels(*backends.bound_to(implementation, args))
-  return lax.platform_dependent(
+  plain = layout.gives_varying(elsewhere)
+  return backends.by_platform(
+    jax.make_jaxpr(plain, return_shape=True)(*args),
+    {"tpu": layout.gives_varying(kernels)},
     *args,
-    default=layout.gives_varying(elsewhere),
-    tpu=layout.gives_varying(kernels),
   )
 
 
