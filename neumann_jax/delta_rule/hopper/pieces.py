@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from neumann_jax.delta_rule.kernels.hopper import CHUNK
+from neumann_jax.delta_rule.hopper.tiles import CHUNK
 
 # What has decayed by 2^-30 is below the rounding of float32 sums, 2^-24, even
 # where it was 64 times larger than what it is added to.
