@@ -25,6 +25,7 @@ from neumann_jax.layers.linear import linear, wide_product
 from neumann_jax.layers.norms import RMSNorm
 from neumann_jax.model import call_inputs, logical_axes
 from neumann_jax.model.decoder import Tokens
+from neumann_jax.model.initial_keys import InitialKeys
 from neumann_jax.model.layer_stack import make_layers, run_layers
 from neumann_jax.model_config import ModelConfig
 
@@ -70,6 +71,7 @@ class LanguageModel(nnx.Module):
     rngs: nnx.Rngs,
   ) -> None:
     self.config, self.execution = config, execution
+    keys: Any = InitialKeys(rngs)
     init = nnx.initializers.normal(config.initializer_range)
     self.embed_tokens = nnx.Embed(
       config.vocab_size,
@@ -77,9 +79,9 @@ class LanguageModel(nnx.Module):
       dtype=execution.dtype,
       param_dtype=execution.param_dtype,
       embedding_init=init,
-      rngs=rngs,
+      rngs=keys,
     )
-    self.layers = nnx.List(make_layers(config, execution, rngs=rngs))
+    self.layers = nnx.List(make_layers(config, execution, rngs=keys))
     self.norm = RMSNorm(
       config.hidden_size,
       eps=config.rms_norm_eps,
@@ -94,8 +96,9 @@ class LanguageModel(nnx.Module):
         dtype=execution.dtype,
         param_dtype=execution.param_dtype,
         wide=True,
-        rngs=rngs,
+        rngs=keys,
       )
+    keys.returned()
 
   def init_cache(self, batch: int, capacity: int) -> ModelCache:
     """The cache before the first token.
