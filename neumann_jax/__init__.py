@@ -36,8 +36,8 @@ from neumann_jax.execution import Execution as Execution
 from neumann_jax.generation.api import generate as generate
 from neumann_jax.generation.decoding import Generated as Generated
 from neumann_jax.generation.sampling_spec import SamplingSpec as SamplingSpec
-from neumann_jax.layers.cache import Cache as Cache
-from neumann_jax.layers.cache import ModelCache as ModelCache
+from neumann_jax.layers.caches.cache import Cache as Cache
+from neumann_jax.layers.caches.cache import ModelCache as ModelCache
 from neumann_jax.layers.gated_delta_net import GatedDeltaNet as GatedDeltaNet
 from neumann_jax.model.language_model import LanguageModel as LanguageModel
 from neumann_jax.model_config import ModelConfig as ModelConfig

@@ -16,24 +16,12 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import logging
-from jax import lax
 from jax.experimental.pallas import tpu as pltpu
-from jax.extend.core import Primitive, jaxpr_as_fun
-from jax.interpreters import ad, batching, mlir
+
+from neumann_jax.lowering import PLATFORMS, bound_to, by_platform
 
 IMPLEMENTATIONS = ("auto", "tpu", "gpu", "xla", "interpret")
-# What jax calls the platform of a kernel when it lowers for it.
-PLATFORMS = {"tpu": "tpu", "gpu": "cuda"}
-# `jax.export` refuses Triton's calls in words that name no option of ours, and
-# only a lowering rule is told that a program is exported.
-_OF_TRITON = (
-  "kernels of Triton are exported: jax.export writes them only with "
-  "disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("
-  "'__gpu$xla.gpu.triton')], for the jaxlib that reads them; "
-  "implementation='xla' needs no check"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,11 +146,13 @@ def run(
   if not kernels:
     return default(*arrays)
   if implementation == "auto":
-    branches = {
-      PLATFORMS[name]: _branch(PLATFORMS[name], kernel, static)
+    launches = {
+      PLATFORMS[name]: functools.partial(_launch, kernel, static)
       for name, kernel in kernels.items()
     }
-    return lax.platform_dependent(*arrays, default=default, **branches)
+    # Traced here: a frame less between a public door and its algorithm.
+    form = jax.make_jaxpr(default, return_shape=True)(*arrays)
+    return by_platform(form, launches, *arrays)
   (kernel,) = kernels.values()
   if implementation == "interpret":
     # Mosaic's own interpreter: it also finds what plain interpretation of the
@@ -222,124 +212,3 @@ def _warn_of_fallback(implementation: str, reason: str) -> None:
     implementation,
     reason,
   )
-
-
-def _branch(platform: str, kernel: Kernel, static: Hashable) -> Callable:
-  """A launch that `jax.export` for several platforms lowers for its own only.
-
-  `lax.platform_dependent` lowers each of its branches for all of them.
-  """
-
-  def branch(*arrays):
-    leaves, tree = jax.tree.flatten(arrays)
-    launch = lambda *leaves: _launch(  # noqa: E731
-      kernel, static, *jax.tree.unflatten(tree, leaves)
-    )
-    jaxpr, like = jax.make_jaxpr(launch, return_shape=True)(*leaves)
-    out = _launched.bind(*leaves, jaxpr=jaxpr, platform=platform)
-    return jax.tree.unflatten(jax.tree.structure(like), out)
-
-  return branch
-
-
-_launched = Primitive("launched")
-_launched.multiple_results = True
-_launched.def_abstract_eval(lambda *_, jaxpr, platform: jaxpr.out_avals)
-
-
-def _batch_launched(arrays, axes, *, jaxpr, platform):
-  mapped = jax.vmap(jaxpr_as_fun(jaxpr), in_axes=tuple(axes))
-  many = jax.make_jaxpr(mapped)(*arrays)
-  out = _launched.bind(*arrays, jaxpr=many, platform=platform)
-  return out, [0] * len(out)
-
-
-batching.primitive_batchers[_launched] = _batch_launched
-
-
-@functools.cache
-def _warn_of_triton() -> None:
-  logging.warning(_OF_TRITON)
-
-
-def _warn_if_exported(ctx: Any) -> None:
-  if getattr(ctx.module_context.lowering_parameters, "for_export", False):
-    _warn_of_triton()
-
-
-def _lower_launched(own: str | None) -> Callable:
-  def call(*arrays, jaxpr, platform):
-    if platform == own:
-      return jaxpr_as_fun(jaxpr)(*arrays)
-    # Of a platform that never takes this branch.
-    return [jnp.zeros(x.shape, x.dtype) for x in jaxpr.out_avals]
-
-  lower = mlir.lower_fun(call)
-
-  def rule(ctx, *args, jaxpr, platform):
-    if platform == own == PLATFORMS["gpu"]:
-      _warn_if_exported(ctx)
-    return lower(ctx, *args, jaxpr=jaxpr, platform=platform)
-
-  return rule
-
-
-mlir.register_lowering(_launched, _lower_launched(None))
-for _platform in PLATFORMS.values():
-  mlir.register_lowering(
-    _launched, _lower_launched(_platform), platform=_platform
-  )
-
-
-def bound_to(
-  name: str,
-  arrays: tuple,
-  option: str = "implementation",
-  *,
-  of_triton: bool = False,
-) -> tuple:
-  """The arrays, which can then be lowered for the kernel's platform only.
-
-  Args:
-    name: of PLATFORMS.
-    arrays: a tree of them.
-    option: that asked for the name, for the sentence of a refusal.
-    of_triton: whether the kernel is Triton's.
-  """
-  platform = PLATFORMS[name]
-  refusal = (
-    f"{option}={name!r} runs on {platform} only, but the "
-    "program is lowered for {platforms}; use 'auto' or 'xla'"
-  )
-  first, *rest = jax.tree.leaves(arrays)
-  first = _only_on.bind(
-    first, platform=platform, refusal=refusal, of_triton=of_triton
-  )
-  return jax.tree.unflatten(jax.tree.structure(arrays), [first, *rest])
-
-
-# The other half of `lax.platform_dependent`: a request that must not fall back.
-# Tracing, exporting and compiling for its platform work from any host; lowering
-# for another one raises, which no primitive of jax does.
-_only_on = Primitive("only_on")
-_only_on.def_abstract_eval(lambda aval, **_: aval)
-ad.deflinear2(_only_on, lambda cotangent, *_, **__: [cotangent])
-_only_on.def_impl(
-  lambda x, **params: jax.jit(functools.partial(_only_on.bind, **params))(x)
-)
-batching.primitive_batchers[_only_on] = lambda args, dims, **params: (
-  _only_on.bind(*args, **params),
-  dims[0],
-)
-
-
-def _lower(ctx, x, *, platform: str, refusal: str, of_triton: bool):
-  platforms = ctx.module_context.platforms
-  if any(name != platform for name in platforms):
-    raise ValueError(refusal.format(platforms=" and ".join(platforms)))
-  if of_triton:
-    _warn_if_exported(ctx)
-  return [x]
-
-
-mlir.register_lowering(_only_on, _lower)

@@ -1,7 +1,8 @@
 """How a model is computed: one record; each layer takes what it reads of it."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
@@ -9,6 +10,8 @@ from neumann_jax.delta_rule.options import RuleOptions
 
 ATTENTION = ("auto", "tpu", "gpu", "xla")
 REMAT = ("none", "names", "dots", "full")
+# What a model can change after it was made; the rest is in its parameters.
+CHANGEABLE = ("rule", "attention", "query_block", "remat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,3 +103,25 @@ class Execution:
   def sequence_axis(self) -> str | None:
     """The mesh axis that splits the tokens, as the rule has it."""
     return self.rule.sequence_axis
+
+
+def changed(execution: Execution, changes: Mapping[str, Any]) -> Execution:
+  """An execution with other values of what a model can change.
+
+  Args:
+    execution: the one there is.
+    changes: by name, of `CHANGEABLE` or of the fields of `RuleOptions`.
+
+  Raises:
+    ValueError: for a field that cannot change, or a value out of range.
+  """
+  of_rule = tuple(field.name for field in dataclasses.fields(RuleOptions))
+  known = (*CHANGEABLE, *of_rule)
+  for name in changes:
+    if name not in known:
+      raise ValueError(f"with_execution changes {', '.join(known)}, not {name}")
+  whole = {name: x for name, x in changes.items() if name in CHANGEABLE}
+  options = {name: x for name, x in changes.items() if name in of_rule}
+  execution = dataclasses.replace(execution, **whole)
+  rule = dataclasses.replace(execution.rule, **options)
+  return dataclasses.replace(execution, rule=rule)

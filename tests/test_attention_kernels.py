@@ -34,8 +34,7 @@ def operands(length, dim=128, rows=1, heads=(4, 2), dtype=jnp.bfloat16):
   return draw(heads[0]), draw(heads[1]), draw(heads[1])
 
 
-def in_blocks(*args):
-  return call_attention.in_blocks(*args, query_block=64)
+in_blocks = jax.jit(functools.partial(call_attention.in_blocks, query_block=64))
 
 
 def error(found, want):

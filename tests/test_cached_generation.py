@@ -12,8 +12,8 @@ from flax import nnx
 from neumann_jax.generation import decoding
 from neumann_jax.generation.prompts import widths
 from neumann_jax.generation.sampling import SamplingSpec
-from neumann_jax.layers import cached_keys
-from neumann_jax.layers.cache import KeyValueCache
+from neumann_jax.layers.caches import cached_keys
+from neumann_jax.layers.caches.cache import KeyValueCache
 from neumann_jax.layers.causal_attention import causal_attention
 from neumann_jax.layers.positions import Positions
 from tests import oracles

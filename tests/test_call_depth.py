@@ -56,7 +56,7 @@ def _walk(implementation):
 
 @pytest.mark.parametrize("implementation", ["xla", "auto"])
 def test_few_frames_lie_between_the_rule_and_the_algorithm(implementation):
-  """ "auto" also traces the kernels, which launch a body of their own."""
+  """With "auto" as well, which leaves kernels to the lowering for their own."""
   stacks, _ = _walk(implementation)
   stack = min(stacks, key=len)
   assert stack[0] == ("delta_rule/api.py", "gated_delta_rule")

@@ -153,6 +153,7 @@ RUNS = [
 ]
 
 
+@pytest.mark.usefixtures("full_compilation")
 @pytest.mark.parametrize(("case", "levels"), RUNS)
 def test_a_run_is_its_closed_form(case, levels):
   config = CASES[case].replace(levels=levels)

@@ -287,12 +287,8 @@ def test_mean_is_the_minimiser(name, banded):
 def test_draw_has_mean_and_covariance_of_the_target(name, banded):
   count = 4000
   mean, covariance = _exact(name, banded)
-  z, _ = gaussian.draw(
-    jax.random.key(0),
-    _target(name, banded, count),
-    tolerance=1e-5,
-    max_iterations=500,
-  )
+  draw = functools.partial(gaussian.draw, tolerance=1e-5, max_iterations=500)
+  z, _ = jax.jit(draw)(jax.random.key(0), _target(name, banded, count))
   draws = np.asarray(z, np.float64).reshape(count, -1)
   white = np.linalg.inv(np.linalg.cholesky(covariance))
   unit = (draws - mean) @ white.T  # standard normal if the draw is exact

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import neumann_jax
 from experiments.data import key_families
-from neumann_jax import InverseSpec, QuantSpec, backends
+from neumann_jax import InverseSpec, QuantSpec, backends, lowering
 from tests import oracles
 
 
@@ -199,7 +199,7 @@ def test_what_an_export_of_triton_needs_is_said(caplog, implementation):
   """JAX refuses it in words that name no option of ours."""
   f = functools.partial(neumann_jax.inverse, implementation=implementation)
   a = jax.ShapeDtypeStruct((5, 64, 64), jnp.float32)
-  backends._warn_of_triton.cache_clear()
+  lowering._warn_of_triton.cache_clear()
   with caplog.at_level(logging.WARNING, "absl"), oracles.on_a_gpu():
     jax.jit(f).trace(a).lower(lowering_platforms=("cuda",))
     assert not caplog.records
@@ -255,3 +255,43 @@ def test_a_named_back_end_says_what_it_leaves_to_xla(caplog):
     "'gpu' takes XLA for a part of the rule" in one and "float32" in one
     for one in said
   ), said
+
+
+def _doubling(traced):
+  """x + x, whose kernels multiply and tell who traced them, and how."""
+
+  def kernel(name):
+    def launch(static, x):
+      traced.append((name, jax.config.jax_numpy_dtype_promotion))
+      return x * jnp.float32(2)
+
+    return backends.Kernel(lambda *_: None, launch)
+
+  return backends.Operation(
+    lambda static, x: x + x, {"tpu": kernel("tpu"), "gpu": kernel("gpu")}
+  )
+
+
+def test_a_kernel_is_traced_where_a_program_is_lowered_for_it():
+  """Tracing one takes longer than compiling what a CPU runs instead."""
+  traced, x = [], jnp.arange(3, dtype=jnp.float32)
+  operation = _doubling(traced)
+  double = jax.jit(lambda x: backends.run(operation, "auto", None, x))
+  np.testing.assert_array_equal(double(x), [0, 2, 4])
+  with jax.numpy_dtype_promotion("standard"):
+    program = double.trace(x)
+  assert not traced
+  for platform, name in (("tpu", "tpu"), ("cuda", "gpu")):
+    text = program.lower(lowering_platforms=(platform,)).as_text()
+    # With the settings of the trace, which the lowering no longer stands in.
+    assert traced == [(name, "standard")]
+    assert "multiply" in text and "stablehlo.add" not in text
+    traced.clear()
+
+
+def test_a_kernel_of_other_shapes_is_refused_when_it_is_lowered():
+  kernel = backends.Kernel(lambda *_: None, lambda static, x: x[:1])
+  operation = backends.Operation(lambda static, x: x, {"tpu": kernel})
+  run = jax.jit(lambda x: backends.run(operation, "auto", None, x))
+  with pytest.raises(TypeError, match=r"a kernel for tpu gives \(1,\).*\(3,\)"):
+    run.trace(jnp.zeros(3)).lower(lowering_platforms=("tpu",))

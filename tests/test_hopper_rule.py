@@ -17,11 +17,9 @@ import neumann_jax
 from experiments.data import key_families
 from neumann_jax import InverseSpec
 from neumann_jax.chunk_inverse.inverse_spec import resolve
-from neumann_jax.delta_rule import (
-  hopper_pieces,
-  hopper_rule,
-  sequence_parallel,
-)
+from neumann_jax.delta_rule import sequence_parallel
+from neumann_jax.delta_rule.hopper import pieces as hopper_pieces
+from neumann_jax.delta_rule.hopper import rule as hopper_rule
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.kernels import wy_gpu
 from neumann_jax.delta_rule.options import RuleOptions
@@ -36,7 +34,7 @@ needs_mosaic = pytest.mark.skipif(
 
 
 def chunk_forward(s, q, k, v, gate, beta, scale):
-  """The formulas of `hopper_scan`: Y, the outputs and the next state."""
+  """The formulas of `hopper.scan`: Y, the outputs and the next state."""
   weight = np.tril(np.exp(gate[:, None] - gate[None, :]))
   m = np.tril(k @ k.T * weight, -1)
   inverse = np.linalg.inv(np.eye(len(k)) + beta[:, None] * m)
@@ -54,7 +52,7 @@ def chunk_forward(s, q, k, v, gate, beta, scale):
 
 
 def chunk_backward(s, ds, do, y, low, q, k, gate, beta, scale):
-  """The formulas of `hopper_reverse` and `hopper_gradients`."""
+  """The formulas of `hopper.reverse` and `hopper.gradients`."""
   weight = np.tril(np.exp(gate[:, None] - gate[None, :]))
   enter, leave = np.exp(gate)[:, None], np.exp(gate[-1] - gate)[:, None]
   b = beta[:, None]

@@ -13,8 +13,10 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import neumann_jax
-from neumann_jax.delta_rule import hopper_pieces, hopper_rule, layout
-from neumann_jax.delta_rule.kernels.hopper import CHUNK
+from neumann_jax.delta_rule import layout
+from neumann_jax.delta_rule.hopper import pieces as hopper_pieces
+from neumann_jax.delta_rule.hopper import rule as hopper_rule
+from neumann_jax.delta_rule.hopper.tiles import CHUNK
 from neumann_jax.delta_rule.sequence_parallel import sharded_delta_rule
 from tests import oracles
 from tests.oracles import FAMILY_COUNT, Problem, assert_close

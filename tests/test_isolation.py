@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 import neumann_jax
 from neumann_jax.delta_rule.sequence_parallel import sharded_delta_rule
+from neumann_jax.layers.convolution.short_conv import short_conv
 from neumann_jax.layers.positions import positions
-from neumann_jax.layers.short_conv import short_conv
 from neumann_jax.model.decoder import DecoderLayer, Tokens
 from tests import models, oracles
 from tests.oracles import Problem

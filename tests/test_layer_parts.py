@@ -10,8 +10,8 @@ import pytest
 
 from neumann_jax import Cache
 from neumann_jax.layers import linear, norms
-from neumann_jax.layers.cache import KeyValueCache, check_cache
-from neumann_jax.layers.short_conv import short_conv
+from neumann_jax.layers.caches.cache import KeyValueCache, check_cache
+from neumann_jax.layers.convolution.short_conv import short_conv
 from tests import models, oracles
 from tests.oracles import assert_close
 

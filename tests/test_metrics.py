@@ -369,7 +369,8 @@ def test_coverage_of_what_is_undefined_is_undefined(cover):
 @pytest.mark.parametrize("samples", [2, 5, 400])
 def test_crps_of_gaussian_samples_is_the_closed_form(samples):
   """Gneiting and Raftery 2007, equation 21; unbiased for any B."""
-  entries = 40000
+  # Scores of many samples hardly vary: fewer of them are as sharp, see below.
+  entries = 40000 if samples < 400 else 2000
   for mean, scale, truth in ((0.0, 1.0, 0.0), (100.0, 2.0, 103.0)):
     white = normal((samples, entries))
     scores = metrics.crps(

@@ -17,6 +17,7 @@ import neumann_jax
 from neumann_jax import Execution, tuning
 from neumann_jax.checkpoint import params as param_place
 from neumann_jax.model import scan_layers
+from neumann_jax.model.initial_keys import InitialKeys
 from tests import models, oracles
 
 LENGTH = 24
@@ -368,3 +369,28 @@ def test_routing_is_counted_in_float32():
   assert routed(jnp.bool_, "dense") is None
   with oracles.refused(ValueError, "routing must be of a model with experts"):
     tuning.balance_loss(None)
+
+
+@pytest.mark.parametrize("name", ["default", "params"])
+def test_initial_keys_are_those_of_flax(name):
+  rngs, ours = (nnx.Rngs(**{name: 3}) for _ in range(2))
+  rngs.params(), ours.params()
+  keys = InitialKeys(ours)
+  found = [keys.params() for _ in range(3)]
+  keys.returned()
+  for key in [*found, ours.params()]:
+    want = jax.random.key_data(rngs.params())
+    np.testing.assert_array_equal(jax.random.key_data(key), want)
+
+
+def test_a_model_counts_its_draws_without_flax(monkeypatch):
+  """Whose count in an array makes each draw of a trace dearer than the last."""
+
+  def counted(self):
+    raise AssertionError("a draw was counted in an array")
+
+  make = functools.partial(models.make, "dense")
+  want = jax.tree.map(lambda x: x.shape, nnx.state(make()))
+  monkeypatch.setattr(nnx.RngStream, "__call__", counted)
+  found = nnx.state(nnx.eval_shape(make))
+  assert jax.tree.map(lambda x: x.shape, found) == want

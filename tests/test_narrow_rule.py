@@ -10,7 +10,7 @@ import pytest
 
 import neumann_jax
 from neumann_jax import InverseSpec, RuleOptions
-from neumann_jax.delta_rule import api, chunk_scan, layout, precision
+from neumann_jax.delta_rule import by_chunks, chunk_scan, layout, precision
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.kernels import chunk_scan_gpu
 from tests import oracles
@@ -80,9 +80,9 @@ def inputs(dtype, ids):
   p.log_decay[:, 40:60:7] = -np.inf
   p, rounded = narrow(p, dtype)
   arrays = Operands(*map(jnp.asarray, p[:5]))
-  chunks, factor = api.split(arrays, jnp.float32(16**-0.5), ids, CHUNK)
+  chunks, factor = by_chunks.split(arrays, jnp.float32(16**-0.5), ids, CHUNK)
   how = RuleOptions(CHUNK, implementation="xla")
-  u, w = api.split_wy(arrays, chunks, ids, how)
+  u, w = by_chunks.split_wy(arrays, chunks, ids, how)
   state = layout.grouped_state(p[5], arrays.k, arrays.v)
   return chunk_scan.Inputs.of(chunks, u, w, factor, state), rounded
 

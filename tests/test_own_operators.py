@@ -1,5 +1,6 @@
 """Operators from a function alone: the examples of the guide, the checks."""
 
+import functools
 import pathlib
 import re
 
@@ -113,9 +114,8 @@ def test_one_exact_draw_has_the_dense_covariance(guide):
   target = gaussian.Target(
     observation, jnp.zeros((4000, 1, *operator.image_shape)), prior.spectrum
   )
-  draws, _ = gaussian.draw(
-    jax.random.key(0), target, tolerance=1e-5, max_iterations=300
-  )
+  draw = functools.partial(gaussian.draw, tolerance=1e-5, max_iterations=300)
+  draws, _ = jax.jit(draw)(jax.random.key(0), target)
   found = np.asarray(draws, np.float64).reshape(4000, -1)
   mean, covariance = _posterior(operator, observation.y)
   ratio = found.var(0, ddof=1).sum() / np.trace(covariance)

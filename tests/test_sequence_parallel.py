@@ -17,9 +17,9 @@ from jax.sharding import PartitionSpec as P
 
 import neumann_jax
 from neumann_jax import InverseSpec, QuantSpec, backends, sequence_axis
-from neumann_jax.delta_rule import tpu_rule
 from neumann_jax.delta_rule.sequence_parallel import sharded_delta_rule
-from neumann_jax.layers.short_conv import short_conv
+from neumann_jax.delta_rule.tpu import rule as tpu_rule
+from neumann_jax.layers.convolution.short_conv import short_conv
 from tests import models, oracles
 from tests.oracles import FAMILY_COUNT, Problem, assert_close
 

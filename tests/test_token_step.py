@@ -13,7 +13,7 @@ from flax import nnx
 import neumann_jax
 from neumann_jax import sharding
 from neumann_jax.layers import token_step
-from neumann_jax.layers.cache import Cache
+from neumann_jax.layers.caches.cache import Cache
 from neumann_jax.layers.kernels import token_gpu
 from tests import oracles
 

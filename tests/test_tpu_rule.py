@@ -14,9 +14,9 @@ from jax.sharding import PartitionSpec as P
 import neumann_jax
 from experiments.data.key_families import FAMILIES
 from neumann_jax import InverseSpec, QuantSpec, RuleOptions
-from neumann_jax.delta_rule import tpu_rule
 from neumann_jax.delta_rule.inputs import Operands
-from neumann_jax.delta_rule.kernels import tpu_plan
+from neumann_jax.delta_rule.tpu import grid_plan
+from neumann_jax.delta_rule.tpu import rule as tpu_rule
 from tests import oracles, tpu_compiler
 
 FLOAT32, BF16 = InverseSpec(), InverseSpec(precision="bfloat16")
@@ -106,7 +106,7 @@ def test_other_inverses(spec, interpreter):
 
 def kept_of_one_chunk(p):
   """What the forward kernel keeps: T beta of both heads, and the state."""
-  c = tpu_plan.CHUNK
+  c = grid_plan.CHUNK
   t = np.zeros((len(p.k), 1, 1, c, 2 * c))
   length = p.k.shape[1]
   for row, head in np.ndindex(len(p.k), 2):
@@ -336,13 +336,13 @@ def test_a_tpu_with_little_memory_is_refused_by_name(kind, fits):
 @pytest.mark.parametrize("heads", [(1, 1), (1, 3), (2, 6), (16, 16), (16, 64)])
 @pytest.mark.parametrize("length", [1, 64, 200, 8192])
 def test_plans_hold_every_head_and_chunk(heads, length):
-  plan = tpu_plan.plan(length, *heads)
+  plan = grid_plan.plan(length, *heads)
   assert heads[0] % plan.keys == 0 and plan.ratio == heads[1] // heads[0]
   steps = -(-length // plan.tokens)
   assert (steps - 1) * plan.tokens < length
-  assert plan.values <= tpu_plan.MOST_VALUES
+  assert plan.values <= grid_plan.MOST_VALUES
   # No more is padded than a chunk a step.
-  assert steps * plan.chunks - -(-length // tpu_plan.CHUNK) < steps
+  assert steps * plan.chunks - -(-length // grid_plan.CHUNK) < steps
 
 
 # --- Compiled without a TPU, by libtpu ---------------------------------------
@@ -432,6 +432,6 @@ def test_gradients_take_the_place_of_their_operands():
   """What is kept, and one copy each of operands and outputs with flat heads."""
   found = tpu_compiler.run("tests.test_tpu_rule", "7x", [], "hbm_of_gradients")
   arrays, heads, chunks = shapes(1, 8192, 16, 32), 32, 128
-  kept = heads * chunks * (WIDTH * WIDTH // 2 + tpu_plan.CHUNK**2) * 2
+  kept = heads * chunks * (WIDTH * WIDTH // 2 + grid_plan.CHUNK**2) * 2
   copies = sum(x.size for x in (arrays.q, arrays.k, *[arrays.v] * 3)) * 2
   assert found <= kept + copies + 16 * 2**20  # gates, and the last states

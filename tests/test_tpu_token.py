@@ -16,7 +16,7 @@ import neumann_jax
 from neumann_jax import RuleOptions, sharding
 from neumann_jax.delta_rule import one_token
 from neumann_jax.delta_rule.inputs import Operands
-from neumann_jax.delta_rule.kernels import tpu_token
+from neumann_jax.delta_rule.tpu import token_kernel
 from tests import oracles, tpu_compiler
 
 WIDTH = 128
@@ -44,7 +44,7 @@ def kernel(p, interpret=True):
   """The body on the CPU, of a problem of one token."""
   arrays = Operands(*(jnp.asarray(x[:, 0]) for x in p[:5]))
   assert one_token.refusal(None, arrays, SCALE, p[5]) is None
-  return tpu_token.step(*arrays, SCALE, p[5], interpret=interpret)
+  return token_kernel.step(*arrays, SCALE, p[5], interpret=interpret)
 
 
 def check(found, p, out_limit, state_limit):
@@ -174,7 +174,7 @@ def test_a_tpu_with_little_memory_is_refused_by_name():
 @pytest.mark.parametrize("rows", [1, 7, 128])
 @pytest.mark.parametrize("heads", [(1, 1), (2, 6), (16, 32), (5, 20), (1, 64)])
 def test_plans_hold_every_row_and_head(rows, heads):
-  plan = tpu_token.plan(rows, *heads)
+  plan = token_kernel.plan(rows, *heads)
   assert rows % plan.rows == 0 and heads[0] % plan.keys == 0
   assert plan.values == plan.keys * heads[1] // heads[0]
   assert plan.rows * plan.values <= max(16, heads[1] // heads[0])

@@ -22,9 +22,10 @@ from experiments.peers import tpu_rules as peers
 from experiments.rule_speed import problems
 from experiments.rule_speed.problems import Shape
 from neumann_jax import InverseSpec, RuleOptions, gated_delta_rule
-from neumann_jax.delta_rule import one_token, tpu_rule
+from neumann_jax.delta_rule import one_token
 from neumann_jax.delta_rule.inputs import Operands
-from neumann_jax.delta_rule.kernels import tpu_token
+from neumann_jax.delta_rule.tpu import rule as tpu_rule
+from neumann_jax.delta_rule.tpu import token_kernel
 
 CHUNK_SIZE = 64
 WIDTH = 128
@@ -142,7 +143,7 @@ def _decoded(name: str) -> Callable[..., list[jax.Array]]:
     start = jnp.zeros((b, hv, width, width), TOKENS[name])
 
     def token(state: jax.Array, arrays: Operands):
-      out, state = tpu_token.step(*arrays, scale, state, interpret=True)
+      out, state = token_kernel.step(*arrays, scale, state, interpret=True)
       return state, out
 
     tokens = Operands(*(jnp.swapaxes(x, 0, 1) for x in problem[:5]))

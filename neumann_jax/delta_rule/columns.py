@@ -11,15 +11,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from neumann_jax.delta_rule import (
-  api,
-  chunk_scan,
-  intra_chunk,
-  layout,
-  tpu_rule,
-)
+from neumann_jax.delta_rule import by_chunks, chunk_scan, intra_chunk, layout
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.options import RuleOptions
+from neumann_jax.delta_rule.tpu import rule as tpu_rule
 
 
 def columns(
@@ -52,9 +47,9 @@ def columns(
 
 
 def _by_scan(arrays, scale, start, segment_ids, how):
-  chunks, factor = api.split(arrays, scale, segment_ids, how.chunk_size)
+  chunks, factor = by_chunks.split(arrays, scale, segment_ids, how.chunk_size)
   if how.fused:
-    u, w = api.split_wy(arrays, chunks, segment_ids, how)
+    u, w = by_chunks.split_wy(arrays, chunks, segment_ids, how)
     terms = intra_chunk.terms_of_wy(
       chunks.q, chunks.k, u, w, chunks.log_decay, chunks.documents
     )

@@ -1,6 +1,6 @@
 """One token of the rule for many rows: decoding, on any mesh.
 
-On a TPU a kernel reads and writes each state once, see `kernels.tpu_token`;
+On a TPU a kernel reads and writes each state once, see `tpu.token_kernel`;
 elsewhere it is `gated_delta_step`.
 """
 
@@ -13,9 +13,9 @@ from neumann_jax import backends
 from neumann_jax.chunk_inverse.kernels import tpu
 from neumann_jax.delta_rule import layout, on_mesh, precision, recurrent
 from neumann_jax.delta_rule.inputs import Operands
-from neumann_jax.delta_rule.kernels import tpu_token
-from neumann_jax.delta_rule.kernels.tpu_plan import LANES
 from neumann_jax.delta_rule.options import RuleOptions
+from neumann_jax.delta_rule.tpu import token_kernel
+from neumann_jax.delta_rule.tpu.grid_plan import LANES
 
 
 def step(
@@ -79,7 +79,7 @@ def refusal(
   if (dk, dv) != (LANES, LANES):
     return f"Dk and Dv must be {LANES}, got {dk} and {dv}"
   rows, hk, _ = arrays.k.shape
-  plan = tpu_token.plan(rows, hk, state.shape[1])
+  plan = token_kernel.plan(rows, hk, state.shape[1])
   return tpu.too_large(plan.bytes(state.dtype.itemsize))
 
 
@@ -91,7 +91,7 @@ def _launch(
   **options: Any,
 ) -> tuple[jax.Array, jax.Array]:
   del static
-  return tpu_token.step(*arrays, scale, state, **options)
+  return token_kernel.step(*arrays, scale, state, **options)
 
 
 _OPERATION = backends.Operation(

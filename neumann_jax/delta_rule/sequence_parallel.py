@@ -18,7 +18,7 @@ rounds more. The products with gathered maps, shards Dk^2 Dv a head, are less
 than the rest as soon as a shard is longer than Dk shards / 7.
 
 On a Hopper GPU the map comes from a shard's last chunks alone, before the rule
-of one device: see `hopper_shards`.
+of one device: see `hopper.shards`.
 """
 
 import functools
@@ -32,8 +32,6 @@ from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
 from neumann_jax.delta_rule import (
   api,
   columns,
-  hopper_rule,
-  hopper_shards,
   inputs,
   isolation,
   kept_names,
@@ -41,6 +39,8 @@ from neumann_jax.delta_rule import (
   precision,
   shard_maps,
 )
+from neumann_jax.delta_rule.hopper import rule as hopper_rule
+from neumann_jax.delta_rule.hopper import shards as hopper_shards
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.on_mesh import on_mesh
 from neumann_jax.delta_rule.options import RuleOptions
@@ -94,7 +94,7 @@ def sharded_delta_rule(
       the kernels of `gated_delta_rule` where they take the operands, of twice
       the value heads. Then a_t and P_t are rounded to v's type before they are
       added. On a Hopper GPU, where its kernels take the operands, see
-      `hopper_shards`.
+      `hopper.shards`.
 
   Returns:
     out [B, L, Hv, Dv] in v's dtype, and the state after the last shard

@@ -15,7 +15,7 @@ from neumann_jax.generation.job import check_counts, prepare
 from neumann_jax.generation.looks import looks, run
 from neumann_jax.generation.prompts import Prompt
 from neumann_jax.generation.sampling_spec import SamplingSpec
-from neumann_jax.layers.cache import ModelCache
+from neumann_jax.layers.caches.cache import ModelCache
 from neumann_jax.model.language_model import LanguageModel
 
 

@@ -15,7 +15,7 @@ from jax import lax
 
 from neumann_jax.generation import sampling
 from neumann_jax.generation.sampling import Draws
-from neumann_jax.layers.cache import ModelCache, extended
+from neumann_jax.layers.caches.cache import ModelCache, extended
 
 # Of `Written.seen`.
 PROMPT, GENERATED = 1, 2

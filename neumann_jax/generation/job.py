@@ -11,7 +11,11 @@ from neumann_jax.generation import sampling
 from neumann_jax.generation.decoding import PROMPT, Request, Written
 from neumann_jax.generation.prompts import Prompt, check_prompts, widths
 from neumann_jax.generation.sampling_spec import SamplingSpec, check_draws
-from neumann_jax.layers.cache import ENDLESS, ModelCache, check_model_cache
+from neumann_jax.layers.caches.cache import (
+  ENDLESS,
+  ModelCache,
+  check_model_cache,
+)
 from neumann_jax.model.language_model import LanguageModel
 
 # A cache has room for so many tokens over all rows where less is needed: 80 MB

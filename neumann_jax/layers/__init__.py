@@ -1,7 +1,9 @@
 """The layers of Qwen3-Next and Qwen3.5 as flax.nnx modules, with caches.
 
 A token mixer provides what `mixer.Mixer` lists; `model.decoder.MIXERS` chooses
-one for each layer.
+one for each layer. What layers keep from call to call is in the room `caches`,
+the convolution in front of the rule in `convolution`, and `kernels` holds what
+a GPU or a TPU computes in one launch.
 """
 
 from neumann_jax.layers.gated_delta_net import GatedDeltaNet as GatedDeltaNet

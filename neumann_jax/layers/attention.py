@@ -14,9 +14,10 @@ from flax import nnx
 
 from neumann_jax.delta_rule import layout
 from neumann_jax.execution import Execution
-from neumann_jax.layers import cached_keys, call_attention, row_products
-from neumann_jax.layers.cache import KeyValueCache, documents_a_row
-from neumann_jax.layers.cached_keys import KeyValues
+from neumann_jax.layers import call_attention, row_products
+from neumann_jax.layers.caches import cached_keys
+from neumann_jax.layers.caches.cache import KeyValueCache, documents_a_row
+from neumann_jax.layers.caches.cached_keys import KeyValues
 from neumann_jax.layers.causal_attention import causal_attention
 from neumann_jax.layers.kernels import library_attention
 from neumann_jax.layers.kernels.library_attention import Attend

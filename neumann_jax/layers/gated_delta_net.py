@@ -6,7 +6,7 @@ the dtype of the activations: they decide what the layer remembers.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import jax
@@ -18,14 +18,12 @@ from neumann_jax.delta_rule import api, chunk_matrix, sequence_parallel, wy
 from neumann_jax.delta_rule import inputs as operands
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.execution import Execution
-from neumann_jax.layers import placement, row_products, token_step
-from neumann_jax.layers.cache import Cache, check_cache, documents_a_row
-from neumann_jax.layers.document_conv import document_conv
-from neumann_jax.layers.linear import linear, product
+from neumann_jax.layers import row_products, rule_operands, token_step
+from neumann_jax.layers.caches.cache import Cache, check_cache, documents_a_row
+from neumann_jax.layers.linear import linear
 from neumann_jax.layers.mixer import Axes
 from neumann_jax.layers.norms import GatedRMSNorm
 from neumann_jax.layers.positions import Positions
-from neumann_jax.layers.short_conv import short_conv
 from neumann_jax.layers.token_step import Block, Projected, Weights
 from neumann_jax.model_config import ModelConfig
 
@@ -312,58 +310,14 @@ class GatedDeltaNet(nnx.Module):
     mask: jax.Array | None,
   ) -> tuple[Operands, jax.Array, jax.Array]:
     """What the rule takes, the gate of its outputs and the new history."""
-    weights = self._weights()
-    convolve = functools.partial(
-      short_conv,
-      segment_ids=segment_ids,
-      mask=mask,
-      axis_name=self.rule.sequence_axis,
+    return rule_operands.operands(
+      *(x, history, segment_ids, mask),
+      project=self._projected,
+      qkv=self.in_proj_qkv,
+      block=self._block(),
+      weights=self._weights(),
+      rule=self.rule,
     )
-    if history.ndim == 4:
-      assert segment_ids is not None
-      convolve = functools.partial(document_conv, segment_ids=segment_ids)
-    counts = self.config.linear_num_key_heads, weights.a_log.shape[0]
-    axis = placement.split_of_heads(x, self.rule.head_axis, *counts)
-    if axis is None or type(self.in_proj_qkv) is not nnx.Linear:
-      qkv, z, b, a = self._projected(x, "qkv", "z", "b", "a")
-      qkv, history = convolve(qkv, weights.conv, history=history)
-      columns = token_step.split(qkv, weights)
-    else:
-      z, b, a = self._projected(x, "z", "b", "a")
-      columns, history = self._by_heads(convolve, x, history, weights, axis)
-    found = token_step.operands(self._block(), columns, b, a, weights, mask)
-    return found, z, history
-
-  def _by_heads(
-    self,
-    convolve: Callable[..., tuple[jax.Array, jax.Array]],
-    x: jax.Array,
-    history: jax.Array,
-    weights: Weights,
-    axis: str,
-  ) -> tuple[list[jax.Array], jax.Array]:
-    """Columns of q, k and v where a mesh axis splits heads, and the history.
-
-    In a checkpoint they are one block, whose equal parts are no heads: each
-    device would compute columns of others and send them. So the three parts of
-    the weights, which are small, are sent to where their heads are.
-    """
-    kernel = self.in_proj_qkv.kernel[...].astype(x.dtype)
-    parts = zip(
-      *(token_step.split(y, weights) for y in (kernel, weights.conv)),
-      token_step.split(history, weights, axis=-2),
-      strict=True,
-    )
-    found = [
-      convolve(
-        product(x, placement.by_heads(kernel, axis)),
-        placement.by_heads(conv, axis),
-        history=history,
-      )
-      for kernel, conv, history in parts
-    ]
-    columns, histories = zip(*found)
-    return list(columns), jnp.concatenate(histories, axis=-2)
 
   def _masked(
     self, x: jax.Array, mask: jax.Array | None

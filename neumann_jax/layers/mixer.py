@@ -12,7 +12,7 @@ import jax
 
 from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices
 from neumann_jax.execution import Execution
-from neumann_jax.layers.cache import LayerCache
+from neumann_jax.layers.caches.cache import LayerCache
 from neumann_jax.layers.positions import Positions
 
 # Logical axes of a parameter, as `sharding.RULES` names them; None: whole.

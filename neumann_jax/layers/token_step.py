@@ -17,11 +17,11 @@ from neumann_jax import backends
 from neumann_jax.delta_rule import layout, on_mesh, one_token, precision
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.options import RuleOptions
-from neumann_jax.layers.cache import Cache
+from neumann_jax.layers.caches.cache import Cache
+from neumann_jax.layers.convolution.short_conv import short_conv
 from neumann_jax.layers.gates import Gates, log_decay
 from neumann_jax.layers.kernels import token_gpu
 from neumann_jax.layers.norms import gated_rms_norm, unit_norm
-from neumann_jax.layers.short_conv import short_conv
 
 
 class Block(NamedTuple):

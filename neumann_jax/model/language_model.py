@@ -6,38 +6,28 @@ as in a checkpoint: `layers/3/self_attn/q_proj/kernel` is its
 `model.layers.3.self_attn.q_proj.weight`, transposed.
 """
 
-import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from neumann_jax import checks, sequence_axis
-from neumann_jax.delta_rule import inputs
+from neumann_jax import checks
 from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices
-from neumann_jax.delta_rule.options import RuleOptions
-from neumann_jax.execution import Execution
+from neumann_jax.execution import Execution, changed
 from neumann_jax.layers import placement
-from neumann_jax.layers.cache import (
+from neumann_jax.layers.caches.cache import (
   ModelCache,
-  check_model_cache,
-  check_room,
-  documents_a_row,
 )
-from neumann_jax.layers.cache_tokens import added
+from neumann_jax.layers.caches.cache_tokens import added
 from neumann_jax.layers.feed_forward import Routing
 from neumann_jax.layers.linear import linear, wide_product
 from neumann_jax.layers.norms import RMSNorm
-from neumann_jax.layers.positions import Positions, positions, shard_positions
-from neumann_jax.model import logical_axes
-from neumann_jax.model.decoder import Tokens, make_layers, run_layers
+from neumann_jax.model import call_inputs, logical_axes
+from neumann_jax.model.decoder import Tokens
+from neumann_jax.model.initial_keys import InitialKeys
+from neumann_jax.model.layer_stack import make_layers, run_layers
 from neumann_jax.model_config import ModelConfig
-
-# What a model can change after it was made; the rest is in its parameters.
-CHANGEABLE = ("rule", "attention", "query_block", "remat")
-_RULE = tuple(field.name for field in dataclasses.fields(RuleOptions))
 
 
 class LanguageModel(nnx.Module):
@@ -81,6 +71,7 @@ class LanguageModel(nnx.Module):
     rngs: nnx.Rngs,
   ) -> None:
     self.config, self.execution = config, execution
+    keys: Any = InitialKeys(rngs)
     init = nnx.initializers.normal(config.initializer_range)
     self.embed_tokens = nnx.Embed(
       config.vocab_size,
@@ -88,9 +79,9 @@ class LanguageModel(nnx.Module):
       dtype=execution.dtype,
       param_dtype=execution.param_dtype,
       embedding_init=init,
-      rngs=rngs,
+      rngs=keys,
     )
-    self.layers = nnx.List(make_layers(config, execution, rngs=rngs))
+    self.layers = nnx.List(make_layers(config, execution, rngs=keys))
     self.norm = RMSNorm(
       config.hidden_size,
       eps=config.rms_norm_eps,
@@ -105,8 +96,9 @@ class LanguageModel(nnx.Module):
         dtype=execution.dtype,
         param_dtype=execution.param_dtype,
         wide=True,
-        rngs=rngs,
+        rngs=keys,
       )
+    keys.returned()
 
   def init_cache(self, batch: int, capacity: int) -> ModelCache:
     """The cache before the first token.
@@ -230,7 +222,8 @@ class LanguageModel(nnx.Module):
     self._check(tokens, cache, segment_ids, mask)
     # Once for all layers: places are the same in each.
     mask = None if mask is None else jnp.asarray(mask).astype(bool)  # [B, T]
-    places = self._positions(tokens.shape, cache, segment_ids, mask)
+    axis = self.execution.sequence_axis
+    places = call_inputs.places(tokens.shape, cache, segment_ids, mask, axis)
     known = Tokens(places, segment_ids, mask)
     # A lookup needs a row for each token, and not the whole vocabulary.
     embed = self._gathered("embed_tokens", tokens, self.config.vocab_size)
@@ -295,7 +288,8 @@ class LanguageModel(nnx.Module):
       )
     self._check(tokens, None, segment_ids, mask)
     mask = None if mask is None else jnp.asarray(mask).astype(bool)
-    places = self._positions(tokens.shape, None, segment_ids, mask)
+    axis = self.execution.sequence_axis
+    places = call_inputs.places(tokens.shape, None, segment_ids, mask, axis)
     known = Tokens(places, segment_ids, mask)
     x, found = self.embed_tokens(tokens), []
     for layer in self.layers:
@@ -309,22 +303,13 @@ class LanguageModel(nnx.Module):
     """The same parameters under another `Execution`.
 
     Args:
-      **changes: the fields of `Execution` that are in `CHANGEABLE`; a field of
-        `RuleOptions` changes that of the rule.
+      **changes: the fields of `Execution` that are in its `CHANGEABLE`; a field
+        of `RuleOptions` changes that of the rule.
 
     Raises:
       ValueError: for a field that cannot change, or a value out of range.
     """
-    known = (*CHANGEABLE, *_RULE)
-    for name in changes:
-      if name not in known:
-        raise ValueError(
-          f"with_execution changes {', '.join(known)}, not {name}"
-        )
-    options = {name: changes.pop(name) for name in _RULE if name in changes}
-    execution = dataclasses.replace(self.execution, **changes)
-    rule = dataclasses.replace(execution.rule, **options)
-    execution = dataclasses.replace(execution, rule=rule)
+    execution = changed(self.execution, changes)
     # Split and merged: other modules, the same arrays.
     model = nnx.merge(*nnx.split(self))
     model.set_execution(execution)
@@ -334,7 +319,7 @@ class LanguageModel(nnx.Module):
     """Changes how this model is computed; `with_execution` leaves it alone.
 
     Args:
-      execution: like the one there is but for what is in `CHANGEABLE`.
+      execution: like the one there is but for what is in its `CHANGEABLE`.
 
     Raises:
       ValueError: if a mixer cannot be computed so.
@@ -342,28 +327,6 @@ class LanguageModel(nnx.Module):
     self.execution = execution
     for layer in self.layers:
       layer.set_execution(execution)
-
-  def _positions(
-    self,
-    shape: tuple[int, ...],
-    cache: ModelCache | None,
-    segment_ids: jax.Array | None,
-    mask: jax.Array | None,
-  ) -> Positions:
-    batch, length = shape
-    axis = self.execution.sequence_axis
-    # A shard starts in the middle of the row and has to ask where.
-    if axis is not None:
-      return shard_positions(batch, length, segment_ids, axis)
-    stored, start = (None, None) if cache is None else cache[1:]
-    return positions(
-      batch,
-      length,
-      stored=stored,
-      start=start,
-      segment_ids=segment_ids,
-      mask=mask,
-    )
 
   def _check(
     self,
@@ -374,20 +337,9 @@ class LanguageModel(nnx.Module):
   ) -> None:
     # Before anything is looked up: parameters bring their mesh with them.
     checks.check_array("parameters", self.norm.weight[...])
-    checks.check_tokens(tokens, self.config.vocab_size)
-    inputs.check_marks(tokens.shape, segment_ids, mask)
-    axis = self.execution.sequence_axis
-    sequence_axis.check(axis, mask)
-    # A shard's cache would have to hold what later shards compute.
-    if axis is not None and cache is not None:
-      raise ValueError(
-        f"cache cannot be given where mesh axis {axis!r} splits the tokens: "
-        "prefill without it"
-      )
-    if cache is not None:
-      rows = tokens.shape[0]
-      if isinstance(cache, ModelCache):
-        found = cache.stored.shape[0]
-        rows *= documents_a_row(found, rows, segment_ids) or 1
-      check_model_cache(cache, functools.partial(self.init_cache, rows))
-      check_room(cache, tokens.shape, mask, segment_ids)
+    call_inputs.check(
+      *(tokens, cache, segment_ids, mask),
+      vocab_size=self.config.vocab_size,
+      axis=self.execution.sequence_axis,
+      init_cache=self.init_cache,
+    )

@@ -115,9 +115,7 @@ class QuantizedKernel(nnx.Module):
 
   def dequantized(self) -> jax.Array:
     """The matrix that the codes stand for, [..., K, N] float32."""
-    groups = _split_rows(self.codes[...].astype(jnp.float32), self.spec.group)
-    values = groups * self.scale[...][..., None, :]
-    return _join_rows(values, self.codes[...].shape[-2])
+    return _dequantized(self.codes[...], self.scale[...], self.spec.group)
 
   def multiply(
     self,
@@ -186,6 +184,14 @@ def _code_product(
     return dot(left.astype(jnp.int8), right, jnp.int32)
 
   return integer.limb_product(integer.limbs(n, bits=bits), (codes,), exact)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _dequantized(
+  codes: jax.Array, scale: jax.Array, group: int | None
+) -> jax.Array:
+  groups = _split_rows(codes.astype(jnp.float32), group)
+  return _join_rows(groups * scale[..., None, :], codes.shape[-2])
 
 
 def _split_rows(x: jax.Array, group: int | None) -> jax.Array:

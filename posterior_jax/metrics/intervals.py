@@ -4,6 +4,7 @@ Coverage by ranks: what B exact samples cover is known exactly for every B and
 every posterior. Reached as `posterior_jax.metrics`.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -70,10 +71,8 @@ def coverage(
       f"{int(np.ceil(1 / (1 - level) - 1e-9))} samples, got {count}"
     )
   # A truth from the samples' own law has each of the B + 1 ranks equally often.
-  rank = jnp.sum(samples < truth, axis=0)
-  inside = (rank >= tail) & (rank <= count - tail)
   expected = (count + 1 - 2 * tail) / (count + 1)
-  return Coverage(_fraction(inside, samples, truth), expected)
+  return Coverage(_between(samples, truth, tail), expected)
 
 
 def hpd_coverage(
@@ -125,9 +124,22 @@ def hpd_coverage(
     raise ValueError(
       f"level {level} needs at least {least} samples, got {count}"
     )
-  rank = jnp.sum(log_densities > truth, axis=0)
-  inside = _fraction(rank < inner, log_densities, truth)
-  return Coverage(inside, inner / (count + 1))
+  return Coverage(_above(log_densities, truth, inner), inner / (count + 1))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _between(samples: jax.Array, truth: jax.Array, tail: int) -> jax.Array:
+  """How often at least `tail` samples lie to either side of the truth."""
+  rank = jnp.sum(samples < truth, axis=0)
+  inside = (rank >= tail) & (rank <= samples.shape[0] - tail)
+  return _fraction(inside, samples, truth)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _above(samples: jax.Array, truth: jax.Array, inner: int) -> jax.Array:
+  """How often fewer than `inner` samples lie above the truth."""
+  rank = jnp.sum(samples > truth, axis=0)
+  return _fraction(rank < inner, samples, truth)
 
 
 def _fraction(

@@ -4,6 +4,7 @@ Samples are [B, ...]; `crps` is the one that needs no posterior. Reached as
 `posterior_jax.metrics`.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -53,9 +54,17 @@ def normalised_mean_error(
     True
   """
   check_samples(samples, mean, "mean")
+  return MeanError(
+    _mean_error(samples, mean, std), float(samples.shape[0] ** -0.5)
+  )
+
+
+@jax.jit
+def _mean_error(
+  samples: jax.Array, mean: jax.Array, std: jax.Array
+) -> jax.Array:
   difference = jnp.mean(samples, axis=0) - mean
-  ratio = jnp.mean(difference**2) / jnp.mean(std**2)
-  return MeanError(jnp.sqrt(ratio), float(samples.shape[0] ** -0.5))
+  return jnp.sqrt(jnp.mean(difference**2) / jnp.mean(std**2))
 
 
 def sliced_wasserstein(
@@ -96,6 +105,13 @@ def sliced_wasserstein(
     raise ValueError(
       f"x and y must both have shape [n, d], got {x.shape} and {y.shape}"
     )
+  return _sliced(x, y, key, directions)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _sliced(
+  x: jax.Array, y: jax.Array, key: jax.Array, directions: int
+) -> jax.Array:
   # Normal draws scaled to length 1 are uniform on the sphere.
   u = jax.random.normal(key, (x.shape[1], directions), x.dtype)  # [d, K]
   u = u / jnp.linalg.norm(u, axis=0)
@@ -142,6 +158,12 @@ def crps(samples: jax.Array, truth: jax.Array) -> jax.Array:
   count = samples.shape[0]
   if count < 2:
     raise ValueError(f"samples must number at least 2, got {count}")
+  return _fair_score(samples, truth)
+
+
+@jax.jit
+def _fair_score(samples: jax.Array, truth: jax.Array) -> jax.Array:
+  count = samples.shape[0]
   # About the truth: far from 0 the pairs' differences would cancel.
   away = jnp.sort(samples - truth, axis=0)
   weight = (2 * np.arange(1, count + 1) - count - 1) / (count * (count - 1))

@@ -4,6 +4,7 @@ Images are [B, ..., H, W, C]. The ratio comes with its Monte Carlo standard
 error. Reached as `posterior_jax.metrics`.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -107,6 +108,25 @@ def variance_ratio(
   _check_variance(variance, samples)
   index = _merged_bands(height, width, bands, least)
   count = int(index.max()) + 1
+  total, total_error, in_bands, bands_error = _ratios(
+    samples, variance, index, count=count
+  )
+  radius = fourier.radial_frequency(height, width)
+  return VarianceRatio(
+    total=total,
+    total_error=total_error,
+    bands=in_bands,
+    bands_error=bands_error,
+    upper=np.array([radius[index == k].max() for k in range(count)]),
+    coefficients=np.bincount(index.ravel()),
+  )
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _ratios(
+  samples: jax.Array, variance: jax.Array, index: jax.Array, *, count: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """Total and error, bands [K] and errors; `index` [H, W] is a band, of K."""
   power = _power(samples)
   exact = jnp.broadcast_to(variance, power.shape[1:])
   member = jax.nn.one_hot(index, count, dtype=power.dtype)  # [H, W, K]
@@ -120,17 +140,10 @@ def variance_ratio(
   norm = per_band(exact, "...hwc,hwk->k")  # [K]
   in_bands, bands_error = _mean_and_error(energy / norm)
   total, total_error = _mean_and_error(jnp.sum(energy, 1) / jnp.sum(norm))
-  radius = fourier.radial_frequency(height, width)
-  return VarianceRatio(
-    total=total,
-    total_error=total_error,
-    bands=in_bands,
-    bands_error=bands_error,
-    upper=np.array([radius[index == k].max() for k in range(count)]),
-    coefficients=np.bincount(index.ravel()),
-  )
+  return total, total_error, in_bands, bands_error
 
 
+@jax.jit
 def _power(samples: jax.Array) -> jax.Array:
   """|F (sample - mean)|^2 with the orthonormal FFT, [B, ..., H, W, C]."""
   centred = samples - jnp.mean(samples, axis=0)

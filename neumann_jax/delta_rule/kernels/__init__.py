@@ -1,1 +1,1 @@
-"""The stages of the delta rule as Pallas kernels, one launch a platform."""
+"""Single stages of the delta rule as Pallas kernels, one launch a platform."""

@@ -22,7 +22,7 @@ from jax import lax
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec as P
 
-from neumann_jax import backends, target
+from neumann_jax import lowering, target
 from neumann_jax import sequence_axis as tokens
 from neumann_jax.delta_rule import on_mesh
 from neumann_jax.layers.kernels import library
@@ -197,10 +197,10 @@ def _named(implementation: str) -> str:
 
 
 def _run(name: str, elsewhere: Attend | None) -> Attend:
-  attend, platform = _ATTEND[name], backends.PLATFORMS[name]
+  attend, platform = _ATTEND[name], lowering.PLATFORMS[name]
   if elsewhere is None:
     return lambda *args: attend(
-      *backends.bound_to(name, args, option="attention")
+      *lowering.bound_to(name, args, option="attention")
     )
   return lambda *args: lax.platform_dependent(
     *args, default=elsewhere, **{platform: attend}

@@ -27,7 +27,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from neumann_jax.delta_rule.kernels.hopper import (
+from neumann_jax.delta_rule.hopper.tiles import (
   CHUNK,
   COLS,
   HALF,

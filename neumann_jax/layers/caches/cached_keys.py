@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from neumann_jax.layers.cache import KeyValueCache
-from neumann_jax.layers.period_caches import KeyValuesOfPeriod
+from neumann_jax.layers.caches.cache import KeyValueCache
+from neumann_jax.layers.caches.period_caches import KeyValuesOfPeriod
 from neumann_jax.layers.positions import PADDING, Positions
 
 # A cache is read up to the first of these many slots that holds all tokens.

@@ -1,6 +1,6 @@
 """The recurrence over chunks, backward, on a Hopper GPU.
 
-In the notation of `hopper_scan`, from the last chunk to the first, dS the
+In the notation of `scan`, from the last chunk to the first, dS the
 cotangent of the state that leaves a chunk:
 
   dX = P^t dO + 2^(G_C - G) (k dS),  dv = beta (dX + R^t dX),
@@ -23,7 +23,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from neumann_jax.delta_rule.kernels.hopper import (
+from neumann_jax.delta_rule.hopper.tiles import (
   CHUNK,
   COLS,
   HALF,

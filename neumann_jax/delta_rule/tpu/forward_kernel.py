@@ -20,8 +20,14 @@ from jax.experimental.pallas import tpu as pltpu
 
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
 from neumann_jax.chunk_inverse.kernels import products
-from neumann_jax.delta_rule.kernels import tpu_packs
-from neumann_jax.delta_rule.kernels.tpu_packs import (
+from neumann_jax.delta_rule.tpu import packs
+from neumann_jax.delta_rule.tpu.grid_plan import (
+  CHUNK,
+  LANES,
+  Blocks,
+  Plan,
+)
+from neumann_jax.delta_rule.tpu.packs import (
   Gates,
   above,
   apart,
@@ -30,12 +36,6 @@ from neumann_jax.delta_rule.kernels.tpu_packs import (
   rows,
   split,
   spread,
-)
-from neumann_jax.delta_rule.kernels.tpu_plan import (
-  CHUNK,
-  LANES,
-  Blocks,
-  Plan,
 )
 
 
@@ -64,7 +64,7 @@ def forward(
     scale: of the output, scalar.
     state: [B, Hv, 128, 128] float32, before the first token.
     spec: of the inverse, from `inverse_spec.resolve`.
-    how: what a grid step holds, from `tpu_plan.plan`.
+    how: what a grid step holds, from `grid_plan.plan`.
     keep: whether to write what the backward pass reads.
     interpret: True or InterpretParams runs the body on the CPU instead.
 
@@ -76,7 +76,7 @@ def forward(
   """
   (b, t, hk, _), (hv, dv) = k.shape, v.shape[2:]
   layout = Blocks(how, b, t, hk)
-  packs = (how.packs, CHUNK, LANES)
+  scratch = (how.packs, CHUNK, LANES)
   shaped = functools.partial(
     jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(k).manual_axis_type
   )
@@ -104,9 +104,9 @@ def forward(
     ],
     out_specs=out_specs,
     scratch_shapes=[
-      pltpu.VMEM(packs, jnp.float32),
-      pltpu.VMEM(packs, jnp.float32),
-      pltpu.VMEM(packs, k.dtype),
+      pltpu.VMEM(scratch, jnp.float32),
+      pltpu.VMEM(scratch, jnp.float32),
+      pltpu.VMEM(scratch, k.dtype),
     ],
     compiler_params=layout.compiler_params,
     interpret=interpret,
@@ -114,7 +114,7 @@ def forward(
   )(
     scale.reshape(1).astype(jnp.float32),
     *(x.reshape(b, t, -1) for x in (q, k, v)),
-    tpu_packs.pack_gates(log_decay, beta, how),
+    packs.pack_gates(log_decay, beta, how),
     state,
   )
   return out.reshape(v.shape), *rest
@@ -140,15 +140,15 @@ def _kernel(
     state_ref[...] = init_ref[...]
 
   places = list(how.places())
-  gates = tpu_packs.gates_of(gates_ref, how)
+  gates = packs.gates_of(gates_ref, how)
   for at, chunk, pair in places:
     _build(at, chunk, pair, gates[chunk], q_ref, k_ref, a_ref, p_ref, how.ratio)
-  tpu_packs.invert(a_ref, t_ref, spec)
+  packs.invert(a_ref, t_ref, spec)
   refs = (q_ref, k_ref, v_ref, out_ref, state_ref, how.ratio)
 
-  def advance(at: int, chunk: int, pair: tuple[int, int]) -> tpu_packs.Pieces:
+  def advance(at: int, chunk: int, pair: tuple[int, int]) -> packs.Pieces:
     # The weights of what T multiplies, on its columns.
-    t = t_ref[at] * tpu_packs.beta_row(gates[chunk], pair)
+    t = t_ref[at] * packs.beta_row(gates[chunk], pair)
     t = t.astype(k_ref.dtype)
     if kept:
       kept[0][0, 0, at] = t
@@ -160,7 +160,7 @@ def _kernel(
     )
 
   for chunk in range(how.chunks):
-    tpu_packs.interleave(advance(*x) for x in places if x[1] == chunk)
+    packs.interleave(advance(*x) for x in places if x[1] == chunk)
 
 
 def _build(
@@ -177,14 +177,14 @@ def _build(
   """A and P of a pack; above the diagonal A is 0 as well."""
   keys = sorted({head // ratio for head in pair})
   at_keys = [(0, rows(chunk), lanes(key)) for key in keys]
-  by_query, by_key = tpu_packs.grams(
+  by_query, by_key = packs.grams(
     [q_ref[x] for x in at_keys],
     [k_ref[x] for x in at_keys],
     products.kind_of(k_ref),
   )
-  decay = tpu_packs.decay(gates, pair)
+  decay = packs.decay(gates, pair)
   p_ref[at] = (by_query * decay).astype(p_ref.dtype)
-  a_ref[at] = by_key * decay * tpu_packs.beta_col(gates, pair)
+  a_ref[at] = by_key * decay * packs.beta_col(gates, pair)
 
 
 def _advance(
@@ -200,11 +200,11 @@ def _advance(
   out_ref,
   state_ref,
   ratio: int,
-) -> tpu_packs.Pieces:
+) -> packs.Pieces:
   """Takes the states of a pack's heads through a chunk, and writes outputs."""
   kind, dtype = products.kind_of(k_ref), k_ref.dtype
-  dot = functools.partial(tpu_packs.dot, kind=kind)
-  groups, at = tpu_packs.groups(pair, ratio), rows(chunk)
+  dot = functools.partial(packs.dot, kind=kind)
+  groups, at = packs.groups(pair, ratio), rows(chunk)
   heads = [head for group in groups for head in group]
 
   def read(group: list[int]) -> jax.Array:

@@ -1,6 +1,6 @@
 """What a chunk's gradients are once its states are known, on a Hopper GPU.
 
-In the notation of `hopper_scan` and `hopper_reverse`, with S before the chunk
+In the notation of `scan` and `reverse`, with S before the chunk
 and dS behind it, and three weights between tokens,
 
   W = tril(scale dO X^t 2^(G_i - G_j)),  M = -strict(dv X^t 2^(G_i - G_j)),
@@ -28,7 +28,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from neumann_jax.delta_rule.kernels.hopper import (
+from neumann_jax.delta_rule.hopper.tiles import (
   CHUNK,
   COLS,
   HALF,
@@ -67,14 +67,14 @@ def gradients(
   Args:
     q: [B, T, Hk, Dk] bfloat16, T a multiple of 64.
     k: [B, T, Hk, Dk] bfloat16.
-    y: X / beta [B, T, Hv, Dv] bfloat16, from `hopper_scan.states`.
+    y: X / beta [B, T, Hv, Dv] bfloat16, from `scan.states`.
     do: [B, T, Hv, Dv] bfloat16, cotangent of the outputs.
-    dv: [B, T, Hv, Dv] bfloat16, from `hopper_reverse.reverse`.
+    dv: [B, T, Hv, Dv] bfloat16, from `reverse.reverse`.
     gates: G [B, Hv, T] float32, in base 2.
     beta: [B, Hv, T] float32, above 0.
     scale: of the output, [1] float32.
-    h: [B, Hv, N, Dv, Dk] bfloat16, from `hopper_scan.states`.
-    dh: [B, Hv, N, Dv, Dk] bfloat16, from `hopper_reverse.reverse`.
+    h: [B, Hv, N, Dv, Dk] bfloat16, from `scan.states`.
+    dh: [B, Hv, N, Dv, Dk] bfloat16, from `reverse.reverse`.
     interpret: for the interpreter of Mosaic GPU kernels.
 
   Returns:

@@ -18,7 +18,7 @@ from neumann_jax.chunk_inverse import methods
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
 from neumann_jax.chunk_inverse.kernels import products, tpu, tpu_ladder
 from neumann_jax.chunk_inverse.kernels.products import Unit
-from neumann_jax.delta_rule.kernels.tpu_plan import CHUNK, LANES, Plan
+from neumann_jax.delta_rule.tpu.grid_plan import CHUNK, LANES, Plan
 
 # Log decays are cut at multiples of 1/64. Those sum exactly in float32 down to
 # -2^17, what is left is small: no difference of two sums cancels, whatever the

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from neumann_jax.delta_rule.kernels.hopper import CHUNK
+from neumann_jax.delta_rule.hopper.tiles import CHUNK
 
 # What has decayed by 2^-30 is below the rounding of float32 sums, 2^-24, even
 # where it was 64 times larger than what it is added to.
@@ -21,6 +21,7 @@ _PROGRAMS = 132
 _PIECE = 16
 
 
+@jax.jit
 def starts(gates: jax.Array) -> jax.Array:
   """What each piece of a row does: [B, Hv, P, 4].
 
@@ -42,6 +43,7 @@ def starts(gates: jax.Array) -> jax.Array:
   return _shared_out(piece < last, first, own, end)
 
 
+@jax.jit
 def stops(gates: jax.Array) -> jax.Array:
   """What each piece does on the way back, likewise: chunks are counted down."""
   total, begin, end = _pieces(gates)
@@ -53,6 +55,7 @@ def stops(gates: jax.Array) -> jax.Array:
   return _shared_out(piece > first, stop, own, begin)
 
 
+@jax.jit
 def to_the_end(gates: jax.Array) -> jax.Array:
   """What the state after the row depends on: [B, Hv, P, 4], writing no chunk.
 
@@ -66,6 +69,7 @@ def to_the_end(gates: jax.Array) -> jax.Array:
   return _alone(run, count)
 
 
+@jax.jit
 def to_the_start(gates: jax.Array) -> jax.Array:
   """What the cotangent before the row depends on, as of `stops`."""
   seen = _totals(gates)[..., :-1] > -_FORGOTTEN

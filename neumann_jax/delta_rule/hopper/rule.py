@@ -20,18 +20,14 @@ import jax.numpy as jnp
 from absl import logging
 from jax import lax
 
-from neumann_jax import backends, target
+from neumann_jax import lowering, target
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec, resolve
 from neumann_jax.delta_rule import gates as decays
-from neumann_jax.delta_rule import hopper_pieces, kept_names, layout
+from neumann_jax.delta_rule import kept_names, layout
+from neumann_jax.delta_rule.hopper import gradients, pieces, reverse, scan
+from neumann_jax.delta_rule.hopper.tiles import CHUNK, WIDTH
 from neumann_jax.delta_rule.inputs import Operands
-from neumann_jax.delta_rule.kernels import (
-  hopper_gradients,
-  hopper_reverse,
-  hopper_scan,
-  wy_gpu,
-)
-from neumann_jax.delta_rule.kernels.hopper import CHUNK, WIDTH
+from neumann_jax.delta_rule.kernels import wy_gpu
 from neumann_jax.delta_rule.options import RuleOptions
 
 # The rule by other means, of the same arguments.
@@ -170,13 +166,15 @@ _rule.defvjp(_rule_fwd, _rule_bwd)
 def on_hopper(how, kernels, elsewhere, *args):
   """One of two computations by the platform that a program is lowered for."""
   if how.implementation == "auto":
+    # Not `lowering.by_platform`: the card is known, and of launches that are
+    # traced here, a layer that is computed again drops those it can do without.
     return lax.platform_dependent(
       *args,
       default=layout.gives_varying(elsewhere),
       cuda=layout.gives_varying(kernels),
     )
   return layout.gives_varying(kernels)(
-    *backends.bound_to(how.implementation, args)
+    *lowering.bound_to(how.implementation, args)
   )
 
 
@@ -199,7 +197,7 @@ def outputs(
   arrays: Operands, scale: jax.Array, state: jax.Array, t: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """The outputs and the final state, from an initial state and R."""
-  out, final = _scan(arrays, scale, state, t, hopper_pieces.starts)
+  out, final = _scan(arrays, scale, state, t, pieces.starts)
   return out[:, : arrays.v.shape[1]], final
 
 
@@ -208,13 +206,13 @@ def final_state(
   arrays: Operands, scale: jax.Array, state: jax.Array, t: jax.Array
 ) -> jax.Array:
   """The final state alone, by the chunks at the end that it depends on."""
-  return _scan(arrays, scale, state, t, hopper_pieces.to_the_end)[1]
+  return _scan(arrays, scale, state, t, pieces.to_the_end)[1]
 
 
-def _scan(arrays, scale, state, t, pieces):
+def _scan(arrays, scale, state, t, cut):
   q, k, v, gates, beta, scale = _for_kernels(arrays, scale)
-  out, final = hopper_scan.outputs(
-    q, k, v, t, gates, beta, scale, pieces(gates), _flip(state)
+  out, final = scan.outputs(
+    q, k, v, t, gates, beta, scale, cut(gates), _flip(state)
   )
   return out, _flip(final)
 
@@ -231,11 +229,9 @@ def cotangents(
   """Cotangents of the operands, the scale and the initial state."""
   length, do = arrays.v.shape[1], layout.padded(do, CHUNK)
   given = q, k, v, gates, beta, scale = _for_kernels(arrays, scale)
-  dv, dh, dstate = _reverse(given, t, do, dfinal, hopper_pieces.stops)
-  y, h = hopper_scan.states(
-    k, v, t, gates, beta, hopper_pieces.starts(gates), _flip(state)
-  )
-  dq, dk, dg, dbeta = hopper_gradients.gradients(
+  dv, dh, dstate = _reverse(given, t, do, dfinal, pieces.stops)
+  y, h = scan.states(k, v, t, gates, beta, pieces.starts(gates), _flip(state))
+  dq, dk, dg, dbeta = gradients.gradients(
     q, k, y, do, dv, gates, beta, scale, h, dh
   )
   # The outputs are linear in q, so that this is <dO, o> as well.
@@ -260,13 +256,13 @@ def initial_cotangent(
 ) -> jax.Array:
   """Of the initial state alone, by the chunks that depend on it."""
   given, do = _for_kernels(arrays, scale), layout.padded(do, CHUNK)
-  return _reverse(given, t, do, dfinal, hopper_pieces.to_the_start)[2]
+  return _reverse(given, t, do, dfinal, pieces.to_the_start)[2]
 
 
-def _reverse(given, t, do, dfinal, pieces):
+def _reverse(given, t, do, dfinal, cut):
   q, k, _, gates, beta, scale = given
-  dv, dh, dstate = hopper_reverse.reverse(
-    q, k, do, t, gates, beta, scale, pieces(gates), _flip(dfinal)
+  dv, dh, dstate = reverse.reverse(
+    q, k, do, t, gates, beta, scale, cut(gates), _flip(dfinal)
   )
   return dv, dh, _flip(dstate)
 

@@ -2,8 +2,8 @@
 
 A row is walked from its end, a kept state at a time: of its two chunks the
 first runs forward again, for the state before the second. In the notation of
-`tpu_forward`, with dS the cotangent of the state after a chunk, scale inside P
-and w, and D_ij = exp(G_i - G_j):
+`forward_kernel`, with dS the cotangent of the state after a chunk, scale inside
+P and w, and D_ij = exp(G_i - G_j):
 
   dX = P^t dO + exp(G_C - G) k dS,  dv = beta T^t dX,
   w = scale tril(dO X^t) D,  m = -tril(dv X^t, -1) D,
@@ -24,13 +24,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from neumann_jax.delta_rule.kernels import tpu_pack_gradients, tpu_packs
-from neumann_jax.delta_rule.kernels.tpu_packs import iota, lanes, rows
-from neumann_jax.delta_rule.kernels.tpu_plan import CHUNK, LANES, Blocks, Plan
+from neumann_jax.delta_rule.tpu import pack_gradients, packs
+from neumann_jax.delta_rule.tpu.grid_plan import CHUNK, LANES, Blocks, Plan
+from neumann_jax.delta_rule.tpu.packs import iota, lanes, rows
 
 
 class Gradients(NamedTuple):
-  """Cotangents of what `tpu_forward.forward` takes, in float32 but for dv."""
+  """Cotangents of what `forward_kernel` takes, in float32 but for dv."""
 
   q: jax.Array
   k: jax.Array
@@ -58,13 +58,13 @@ def gradients(
   """Cotangents of all operands.
 
   Args:
-    q: as of `tpu_forward.forward`, like all that it takes as well.
+    q: as of `forward_kernel.forward`, like all that it takes as well.
     k: likewise.
     v: likewise.
     log_decay: likewise.
     beta: likewise; above 0.
     scale: likewise.
-    t: from `tpu_forward.forward`.
+    t: from `forward_kernel.forward`.
     states: likewise.
     d_out: [B, T, Hv, 128], cotangent of the outputs.
     d_final: [B, Hv, 128, 128] float32, of the final state.
@@ -76,7 +76,7 @@ def gradients(
   shaped = functools.partial(
     jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(k).manual_axis_type
   )
-  gates = tpu_packs.pack_gates(log_decay, beta, how)
+  gates = packs.pack_gates(log_decay, beta, how)
   out = pl.pallas_call(
     functools.partial(_kernel, how=how),
     out_shape=[
@@ -156,21 +156,21 @@ def _unpacked(d_columns, d_rows, how: Plan) -> tuple[jax.Array, jax.Array]:
 
 
 def _kernel(*refs: Any, how: Plan) -> None:
-  again, count = None, len(tpu_pack_gradients.Refs._fields) - 1
+  again, count = None, len(pack_gradients.Refs._fields) - 1
   if how.chunks == 2:
-    again = tpu_pack_gradients.Again(*refs[count:])
-  ref = tpu_pack_gradients.Refs._make([*refs[:count], again])
+    again = pack_gradients.Again(*refs[count:])
+  ref = pack_gradients.Refs._make([*refs[:count], again])
 
   @pl.when(pl.program_id(2) == 0)
   def _enter():
     ref.d_state[...] = ref.d_final[...]
 
-  gates = tpu_packs.gates_of(ref.gates, how)
+  gates = packs.gates_of(ref.gates, how)
   places = list(how.places())
   if how.chunks == 2:
-    tpu_packs.interleave(
-      tpu_pack_gradients.enter(
-        tpu_pack_gradients.load(ref, at, 0, pair, gates[0], how.ratio)
+    packs.interleave(
+      pack_gradients.enter(
+        pack_gradients.load(ref, at, 0, pair, gates[0], how.ratio)
       )
       for at, own, pair in places
       if own == 0
@@ -178,9 +178,9 @@ def _kernel(*refs: Any, how: Plan) -> None:
   for chunk in reversed(range(how.chunks)):
     d_keys: dict[int, jax.Array] = {}
     d_gates: dict[int, jax.Array] = {}
-    tpu_packs.interleave(
-      tpu_pack_gradients.gradients(
-        tpu_pack_gradients.load(ref, at, chunk, pair, gates[chunk], how.ratio),
+    packs.interleave(
+      pack_gradients.gradients(
+        pack_gradients.load(ref, at, chunk, pair, gates[chunk], how.ratio),
         d_keys,
         d_gates,
       )

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from neumann_jax.chunk_inverse.inverse_spec import resolve
-from neumann_jax.delta_rule import hopper_rule, kept_names, layout, shard_maps
-from neumann_jax.delta_rule.hopper_rule import Plain
+from neumann_jax.delta_rule import kept_names, layout, shard_maps
+from neumann_jax.delta_rule.hopper import rule as one_device
+from neumann_jax.delta_rule.hopper.rule import Plain
+from neumann_jax.delta_rule.hopper.tiles import CHUNK
 from neumann_jax.delta_rule.inputs import Operands
-from neumann_jax.delta_rule.kernels.hopper import CHUNK
 from neumann_jax.delta_rule.options import RuleOptions
 
 
@@ -33,7 +34,7 @@ def rule(
   how: RuleOptions,
   plain: Plain,
 ) -> tuple[jax.Array, jax.Array]:
-  """One shard of `sharded_delta_rule`, where `hopper_rule.takes` says so.
+  """One shard of `sharded_delta_rule`, where `one_device.takes` says so.
 
   Args:
     arrays: the operands of this shard.
@@ -47,7 +48,7 @@ def rule(
   Returns:
     The outputs, and the state that leaves this shard.
   """
-  arrays, scale = hopper_rule.prepared(arrays, scale, segment_ids)
+  arrays, scale = one_device.prepared(arrays, scale, segment_ids)
   args = layout.varying_alike((arrays, scale, state))
   return _rule(*args, reads, segment_ids, how, plain)
 
@@ -60,7 +61,7 @@ def _rule(arrays, scale, state, reads, segment_ids, how, plain):
 def _rule_fwd(arrays, scale, state, reads, segment_ids, how, plain):
   def elsewhere(arrays, scale, state, reads, segment_ids):
     found = plain(arrays, scale, state, reads, segment_ids, how)
-    t = hopper_rule.no_inverse(arrays)
+    t = one_device.no_inverse(arrays)
     return found, t, (state, jnp.zeros_like(state))
 
   def kernels(arrays, scale, state, reads, segment_ids):
@@ -68,7 +69,7 @@ def _rule_fwd(arrays, scale, state, reads, segment_ids, how, plain):
     return _forward(arrays, scale, state, reads, how)
 
   args = (arrays, scale, state, reads, segment_ids)
-  out, t, maps = hopper_rule.on_hopper(how, kernels, elsewhere, *args)
+  out, t, maps = one_device.on_hopper(how, kernels, elsewhere, *args)
   t = kept_names.named(t, kept_names.INVERSE)
   maps = kept_names.named(maps, kept_names.STATES)
   return out, (*args, t, maps)
@@ -87,7 +88,7 @@ def _rule_bwd(how, plain, residuals, cotangents):
     return _backward(how, arrays, scale, reads, t, maps, *cotangents)
 
   args = (*residuals, *cotangents)
-  out = hopper_rule.on_hopper(how, kernels, elsewhere, *args)
+  out = one_device.on_hopper(how, kernels, elsewhere, *args)
   return (*out, None, None)
 
 
@@ -97,23 +98,23 @@ _rule.defvjp(_rule_fwd, _rule_bwd)
 def _forward(arrays, scale, first, reads, how):
   """(out, last state), R, and the entering state with M."""
   axis_name = how.sequence_axis
-  t = hopper_rule.inverse(arrays, resolve(how.spec, CHUNK))
+  t = one_device.inverse(arrays, resolve(how.spec, CHUNK))
   identity = jnp.eye(first.shape[-1], dtype=first.dtype)
   identity = jnp.broadcast_to(identity, first.shape)
   nothing = arrays._replace(v=jnp.zeros_like(arrays.v))
-  m = hopper_rule.final_state(nothing, scale, identity, t)
+  m = one_device.final_state(nothing, scale, identity, t)
   m = _where(reads, m)
-  b = hopper_rule.final_state(arrays, scale, jnp.zeros_like(first), t)
+  b = one_device.final_state(arrays, scale, jnp.zeros_like(first), t)
   state = _where(reads, shard_maps.entering(first, b, m, axis_name))
-  return hopper_rule.outputs(arrays, scale, state, t), t, (state, m)
+  return one_device.outputs(arrays, scale, state, t), t, (state, m)
 
 
 def _backward(how, arrays, scale, reads, t, maps, do, dlast):
   """Cotangents of the operands, the scale and the state before all shards."""
   state, m = maps
-  begin = hopper_rule.initial_cotangent(arrays, scale, t, do, dlast)
+  begin = one_device.initial_cotangent(arrays, scale, t, do, dlast)
   behind = shard_maps.leaving(_where(reads, begin), m, how.sequence_axis)
-  operands, dscale, dstate = hopper_rule.cotangents(
+  operands, dscale, dstate = one_device.cotangents(
     arrays, scale, state, t, do, dlast + behind
   )
   first = lax.axis_index(how.sequence_axis) == 0

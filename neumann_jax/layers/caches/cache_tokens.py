@@ -4,7 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from neumann_jax.delta_rule import layout
-from neumann_jax.layers.cache import LayerCache, ModelCache, documents_a_row
+from neumann_jax.layers.caches.cache import (
+  LayerCache,
+  ModelCache,
+  documents_a_row,
+)
 from neumann_jax.layers.positions import Positions
 
 

@@ -1,4 +1,4 @@
-"""The gradients of one pack: a chunk of two value heads, see `tpu_backward`."""
+"""The gradients of one pack, two heads of a chunk, see `backward_kernel`."""
 
 from collections.abc import Generator
 from typing import Any, NamedTuple
@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from neumann_jax.chunk_inverse.kernels import products
-from neumann_jax.delta_rule.kernels import tpu_packs
-from neumann_jax.delta_rule.kernels.tpu_packs import (
+from neumann_jax.delta_rule.tpu import packs
+from neumann_jax.delta_rule.tpu.grid_plan import CHUNK, LANES
+from neumann_jax.delta_rule.tpu.packs import (
   Gates,
   above,
   apart,
@@ -19,7 +20,6 @@ from neumann_jax.delta_rule.kernels.tpu_packs import (
   split,
   spread,
 )
-from neumann_jax.delta_rule.kernels.tpu_plan import CHUNK, LANES
 
 
 class Again(NamedTuple):
@@ -45,7 +45,7 @@ class Refs(NamedTuple):
     k: likewise.
     v: [1, T, values 128].
     d_out: likewise.
-    gates: [1, 1, T, 128], from `tpu_packs.pack_gates`.
+    gates: [1, 1, T, 128], from `packs.pack_gates`.
     t: [1, 1, packs, C, 2 C].
     states: [1, 1, values, 128, 128].
     d_final: [1, values, 128, 128].
@@ -95,7 +95,7 @@ class Pack(NamedTuple):
     enter: exp(G), [C, 128] each.
     leave: exp(G_C - G), likewise.
     gates: of the chunk.
-    pair: as `tpu_packs.decay` takes it.
+    pair: as `packs.decay` takes it.
   """
 
   ref: Refs
@@ -118,9 +118,9 @@ class Pack(NamedTuple):
   def dot(
     self, x: jax.Array, y: jax.Array, contracted: tuple[int, int] = (1, 0)
   ) -> jax.Array:
-    """`tpu_packs.dot` of operands of k's type, to which they are rounded."""
+    """`packs.dot` of operands of k's type, to which they are rounded."""
     dtype = self.ref.k.dtype
-    return tpu_packs.dot(
+    return packs.dot(
       x.astype(dtype),
       y.astype(dtype),
       products.kind_of(self.ref.k),
@@ -170,7 +170,7 @@ def load(
     gates: of the chunk.
     ratio: value heads a key head.
   """
-  groups, place = tpu_packs.groups(pair, ratio), rows(chunk)
+  groups, place = packs.groups(pair, ratio), rows(chunk)
   heads = [head for group in groups for head in group]
   keys = [group[0] // ratio for group in groups]
   d_states = {head: ref.d_state[0, head] for head in heads}
@@ -198,7 +198,7 @@ def _state(ref: Refs, chunk: int, head: int) -> jax.Array:
 
 def gradients(
   pack: Pack, d_keys: dict[int, jax.Array], d_gates: dict[int, jax.Array]
-) -> tpu_packs.Pieces:
+) -> packs.Pieces:
   """All gradients of a pack.
 
   Args:
@@ -213,8 +213,8 @@ def gradients(
     reads = [ref.again.reads[head] for head in pack.heads]
     new = [ref.again.new[head] for head in pack.heads]
   t = ref.t[0, 0, pack.at]
-  by_query, by_key = tpu_packs.grams(pack.q, pack.k, products.kind_of(ref.k))
-  decay = tpu_packs.decay(pack.gates, pack.pair)
+  by_query, by_key = packs.grams(pack.q, pack.k, products.kind_of(ref.k))
+  decay = packs.decay(pack.gates, pack.pair)
   yield
   # The new values and what was read, backward.
   left = pack.by_group(pack.k, pack.narrow)
@@ -242,7 +242,7 @@ def gradients(
     d_gates[head + pack.gates.values] = d_beta
 
 
-def enter(pack: Pack) -> tpu_packs.Pieces:
+def enter(pack: Pack) -> packs.Pieces:
   """Runs the first of two chunks forward, and writes what it leaves.
 
   Args:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from neumann_jax.layers.cache import KeyValueCache, LayerCache
+from neumann_jax.layers.caches.cache import KeyValueCache, LayerCache
 
 
 class KeyValuesOfPeriod(NamedTuple):

@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from neumann_jax.chunk_inverse.kernels import tpu
-from neumann_jax.delta_rule.kernels.tpu_plan import LANES
+from neumann_jax.delta_rule.tpu.grid_plan import LANES
 
 # States a grid step, at most, unless a key head has more: 1 MiB of float32,
 # whose transfer is long beside what starting a step takes.

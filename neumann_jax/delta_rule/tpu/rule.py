@@ -18,20 +18,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import logging
-from jax import lax
 from jax.experimental.pallas import tpu as pltpu
 
-from neumann_jax import backends, target
+from neumann_jax import backends, lowering, target
 from neumann_jax.chunk_inverse.kernels import tpu
 from neumann_jax.delta_rule import gates, kept_names, layout
 from neumann_jax.delta_rule.inputs import Operands
-from neumann_jax.delta_rule.kernels import (
-  tpu_backward,
-  tpu_forward,
-  tpu_plan,
-)
-from neumann_jax.delta_rule.kernels.tpu_plan import CHUNK, LANES, Plan
 from neumann_jax.delta_rule.options import RuleOptions
+from neumann_jax.delta_rule.tpu import (
+  backward_kernel,
+  forward_kernel,
+  grid_plan,
+)
+from neumann_jax.delta_rule.tpu.grid_plan import CHUNK, LANES, Plan
 
 # (how, operands, scale, initial_state, segment_ids) -> out, final state.
 Rule = Callable[..., tuple[jax.Array, jax.Array]]
@@ -77,14 +76,14 @@ def refusal(how: RuleOptions, arrays: Operands, *rest: Any) -> str | None:
     widths = f"{k.shape[-1]} and {v.shape[-1]}"
     return f"Dk and Dv must be {LANES}, got {widths}"
   ratio = v.shape[-2] // k.shape[-2]
-  if ratio > tpu_plan.MOST_VALUES:
+  if ratio > grid_plan.MOST_VALUES:
     return (
-      f"a key head may have {tpu_plan.MOST_VALUES} value heads, got {ratio}"
+      f"a key head may have {grid_plan.MOST_VALUES} value heads, got {ratio}"
     )
   quant = how.spec.quant
   if quant is not None and quant.scale == "envelope":
     return "a fused kernel has no envelope; use QuantSpec(scale='dynamic')"
-  plan = tpu_plan.plan(v.shape[1], k.shape[2], v.shape[2])
+  plan = grid_plan.plan(v.shape[1], k.shape[2], v.shape[2])
   return tpu.refusal(how.inverse, CHUNK) or tpu.too_large(
     plan.bytes(k.dtype.itemsize)
   )
@@ -167,11 +166,12 @@ def _on(implementation: str, kernels: Callable, elsewhere: Callable, *args):
   if implementation == "interpret":
     return kernels(*args, interpret=pltpu.InterpretParams())
   if implementation == "tpu":
-    return kernels(*backends.bound_to(implementation, args))
-  return lax.platform_dependent(
+    return kernels(*lowering.bound_to(implementation, args))
+  plain = layout.gives_varying(elsewhere)
+  return lowering.by_platform(
+    jax.make_jaxpr(plain, return_shape=True)(*args),
+    {"tpu": layout.gives_varying(kernels)},
     *args,
-    default=layout.gives_varying(elsewhere),
-    tpu=layout.gives_varying(kernels),
   )
 
 
@@ -191,10 +191,12 @@ def launch(
     scale: of the output.
     initial_state: [B, Hv, Dk, Dv] or None.
     segment_ids: [B, T] or None.
-    **options: `interpret`, as of `tpu_forward.forward`.
+    **options: `interpret`, as of `forward_kernel.forward`.
   """
   plan, args = _prepared(arrays, scale, initial_state, segment_ids)
-  out, final = tpu_forward.forward(*args, spec=how.inverse, how=plan, **options)
+  out, final = forward_kernel.forward(
+    *args, spec=how.inverse, how=plan, **options
+  )
   return out[:, : arrays.v.shape[1]], final
 
 
@@ -203,7 +205,7 @@ def _prepared(arrays, scale, initial_state, segment_ids) -> tuple[Plan, tuple]:
   # Documents reach the kernel as tokens that forget.
   decay = gates.finite_decay(arrays.log_decay, segment_ids)
   state = layout.grouped_state(initial_state, arrays.k, arrays.v)
-  plan = tpu_plan.plan(arrays.v.shape[1], arrays.k.shape[2], arrays.v.shape[2])
+  plan = grid_plan.plan(arrays.v.shape[1], arrays.k.shape[2], arrays.v.shape[2])
   given = arrays._replace(log_decay=decay)
   padded = Operands(*(layout.padded(x, plan.tokens) for x in given))
   # After padding, whose tokens then write next to nothing of zeros.
@@ -222,7 +224,7 @@ def forward(
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
   """`launch`, and what `backward` reads: T and the states of chunks."""
   plan, args = _prepared(*operands)
-  out, final, t, states = tpu_forward.forward(
+  out, final, t, states = forward_kernel.forward(
     *args, spec=how.inverse, how=plan, keep=True, **options
   )
   return (out[:, : operands[0].v.shape[1]], final), (t, states)
@@ -242,7 +244,7 @@ def backward(
     operands: arrays, scale, initial_state and segment_ids of `launch`.
     kept: from `forward`; None computes it again.
     cotangents: of the outputs and the final state.
-    **options: `interpret`, as of `tpu_forward.forward`.
+    **options: `interpret`, as of `forward_kernel.forward`.
   """
   arrays, _, initial_state, segment_ids = operands
   if kept is None:
@@ -255,7 +257,7 @@ def backward(
   # fill, and twice as much would compile twice as long.
   one = plan._replace(chunks=plan.kept_every)
   q, k, v, decay, beta, scale, _ = args
-  found = tpu_backward.gradients(
+  found = backward_kernel.gradients(
     *(q, k, v, decay, beta, scale, t, states, d_out, d_final),
     how=one,
     **options,

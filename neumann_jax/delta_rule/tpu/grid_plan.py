@@ -1,7 +1,7 @@
 """What a grid step of the TPU kernels holds, and where it stands in arrays.
 
 A grid step holds some chunks of some key heads and of their value heads. Two
-value heads share the lanes of a register: see `tpu_packs`.
+value heads share the lanes of a register: see `packs`.
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ class Plan(NamedTuple):
     operands = (4 * keys + 3 * values + self.packs) * chunk
     operands += values * LANES * LANES
     wide = 2 * self.values * LANES * LANES + 2 * self.chunks * chunk
-    # What the second chunk of a step finds in scratch, see `tpu_backward`.
+    # What the second chunk of a step finds in scratch, see `backward_kernel`.
     again = self.values * (3 * CHUNK * 4 + LANES * itemsize) * LANES
     # Everything twice: the next step's comes while this one's is worked on.
     return 2 * (operands * itemsize + wide * 4) + again

@@ -1,0 +1,1 @@
+"""The short causal convolution of q, k and v, and that of packed documents."""
