@@ -1,7 +1,8 @@
 """The inverse of I + A on tiles: every method, for every back end.
 
 The one definition of the methods. `chunk_inverse.xla` runs it on one tile with
-differentiable products, the kernels on their own tiles and formats.
+differentiable products, the kernels on their own tiles and formats. Names,
+fields and defaults of a method, the paper's N and S too, are in `inverse_spec`.
 """
 
 import functools

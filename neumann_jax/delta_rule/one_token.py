@@ -1,7 +1,7 @@
 """One token of the rule for many rows: decoding, on any mesh.
 
 On a TPU a kernel reads and writes each state once, see `tpu.token_kernel`;
-elsewhere it is `gated_delta_step`.
+elsewhere it is `gated_delta_step`, whose formula is in `recurrent`.
 """
 
 from typing import Any

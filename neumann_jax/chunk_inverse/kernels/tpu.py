@@ -2,7 +2,8 @@
 
 A grid step holds a block of matrices in vector memory. The ladder without
 integers has a kernel of its own, `tpu_ladder`; every other method multiplies
-the block as a batch on the matrix unit.
+the block as a batch on the matrix unit. The kernels of the whole rule are in
+`delta_rule.tpu`.
 """
 
 import functools
