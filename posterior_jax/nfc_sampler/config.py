@@ -227,8 +227,9 @@ class NFCConfig:
     restoration (DPIR, arXiv 2008.13751) from the parts of this sampler. Noise
     falls from 0.4 to 0.08 under five times the width sigma^2; the result is the
     last prediction. DPIR tuned for every task and number of calls is 0 to 0.11
-    dB better on blurs and, at 20 calls, 0.75 on random pixels; at 5 it is 3.5
-    to 5.6 dB worse on inpainting (`experiments.few_calls`). Strengths, momentum
+    dB better on blurs and, at 20 calls, 0.75 on random pixels, of which
+    predictor={"discrepancy": 1.0} makes up for 0.64; at 5 it is 3.5 to 5.6 dB
+    worse on inpainting (`experiments.few_calls`). Strengths, momentum
     and noise tuned for one task gained up to 0.24 dB on blurs at 5 calls, 0.13
     above DPIR; a width by the spectrum, which takes images to be periodic, cost
     up to 0.5. Dropped pixels are filled by the prior's spectrum first, which
