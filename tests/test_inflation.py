@@ -44,7 +44,7 @@ def factors(prior, name, scale, count=200):
   truth = wide.sample(keys[0], (count,), channels=1)
   clean = operator.forward(truth)
   y = clean + NOISE * jax.random.normal(keys[1], clean.shape)
-  found = inflated_variance(
+  found = quick_jit(inflated_variance, static_argnums=4)(
     jax.random.key(9),
     Observation(y, operator, jnp.float32(NOISE)),
     jnp.zeros((1, count, *SHAPE)),

@@ -80,7 +80,7 @@ def test_adjoint_and_mean_are_the_dense_ones(guide, name):
     np.ravel(back) / scale, a.T @ y.ravel() / scale, atol=1e-5
   )
   prior, observation = _observed(operator)
-  mean, info = pj.priors.posterior_mean(prior, observation)
+  mean, info = jax.jit(pj.priors.posterior_mean)(prior, observation)
   expected, _ = _posterior(operator, observation.y)
   np.testing.assert_allclose(np.ravel(mean), expected, atol=2e-4)
   # The probed gain preconditions: without it each takes over 100.

@@ -107,9 +107,8 @@ def test_ddrm_transition_is_the_published_one(name):
   observation = measured(operator, normal((2, *SHAPE), 0))
   x, x0 = normal((2, 3, 2, *SHAPE), 2)
   key, options = jax.random.key(3), dict(eta=0.7, eta_data=0.8, threshold=0.1)
-  found = ddrm_sampler.transition(
-    key, operator.svd(), observation, x, x0, LEVEL, **options
-  )
+  step = jax.jit(functools.partial(ddrm_sampler.transition, **options))
+  found = step(key, operator.svd(), observation, x, x0, LEVEL)
   noise = jax.random.normal(key, x.shape)
   expected, cases = published(operator, observation, x, x0, noise, **options)
   assert cases == CASES[name]
