@@ -7,17 +7,19 @@ import re
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
+from absl import app
 
 from configs import denoise as config
 from configs import prior_speed as prior_speed_config
-from experiments import prior_speed
+from experiments import prior_gain, prior_speed
 from experiments.data import photographs
 from experiments.denoise import study
 from experiments.harness import command_line, record
 from experiments.peers import denoisers
 from posterior_jax import metrics, priors
-from tests.oracles import quick_jit
+from tests.oracles import quick_jit, refused
 
 NETWORK = priors.UNetConfig(widths=(8, 16), blocks=(1, 1), embedding=16)
 
@@ -134,3 +136,37 @@ def test_speed_is_measured_and_torch_is_left_out_without_a_gpu(
   assert "torch compiled float32: torch is timed" in capsys.readouterr().out
   with pytest.raises(ValueError, match="divisible by 8"):
     dataclasses.replace(settings, size=12)
+
+
+def test_gain_of_a_prior_over_a_folder(tmp_path, monkeypatch, capsys):
+  """Of two answers whose errors are known: twice the error is 6.02 dB."""
+  for number in range(2):
+    pixels = np.random.default_rng(number).integers(60, 190, (256, 300, 3))
+    picture = PIL.Image.fromarray(pixels.astype(np.uint8))
+    picture.save(tmp_path / f"{number}.png")
+  monkeypatch.setattr(
+    prior_gain.prior_files, "load", {"mine.json": 1, "": 2}.get
+  )
+
+  def learned(error, y, sigma):
+    noise = y - truths.pop(0)
+    # The noise has variance sigma^2, the same for both priors.
+    assert abs(noise.std() / sigma - 1) < 0.01
+    return y - noise + 0.01 * error
+
+  crops = [
+    photographs.crops(tmp_path / f"{i}.png", 256, 1)[0].astype(np.float64)
+    for i in range(2)
+  ]
+  truths = crops * 2 * len(prior_gain.LEVELS)
+  monkeypatch.setattr(prior_gain.denoisers, "learned", learned)
+  prior_gain.main(["", str(tmp_path), "mine.json"])
+  said = capsys.readouterr().out.splitlines()
+  assert len(said) == 3 and said[0] == (
+    "sigma 25 of 255, 2 pictures: 46.02 dB against 40.00, gain +6.02 "
+    "[+6.02, +6.02], least +6.02"
+  )
+  with refused(app.UsageError, "must hold pictures"):
+    prior_gain.main(["", str(tmp_path / "none"), "mine.json"])
+  with refused(app.UsageError, "one or two priors"):
+    prior_gain.main(["", str(tmp_path)])

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import signal
 
@@ -22,6 +23,7 @@ from experiments.harness.training.checkpoints import Checkpoints, Saved
 from experiments.train_prior import study, training
 from experiments.train_prior.batches import BatchSettings, Pool
 from posterior_jax import priors
+from posterior_jax.priors import learned
 from tests.oracles import quick_jit, refused
 
 OPTIM = optimiser.OptimSettings(warmup=0, average=0.9995, b2=0.99)
@@ -230,6 +232,16 @@ def test_planned_steps_fill_the_minutes(monkeypatch):
   plan = functools.partial(pace.planned, minutes=5.0, spent=60.0)
   assert plan((100, 120.0), 150) == np.inf
   assert plan((100, 105.0), 150) == 150 + round((300 * 0.97 - 60) / 0.5)
+
+
+def test_large_network_fits_a_file_of_eight_bits():
+  """One byte a weight, below the 16 MB that a file of the package may have."""
+  large = command_line.to_settings(study.Settings, config.get_config("large"))
+  shapes = learned.param_shapes(large.network)
+  count = sum(math.prod(shape) for shape in shapes.values())
+  assert 10e6 < count < 15.5e6
+  with pytest.raises(ValueError, match="the forms large and debug, not 'huge'"):
+    config.get_config("huge")
 
 
 def test_refused_settings(folder):
