@@ -386,15 +386,22 @@ def test_the_share_of_the_inverse_and_what_the_layer_saves():
 
 
 @pytest.mark.parametrize(
-  "form, kernel",
+  "form, kernels",
   [
-    (layers.INVERSE, "neumann_ladder_64"),
-    (layers.RULE, "neumann_rule_forward"),
+    (layers.INVERSE, ["neumann_ladder_64"]),
+    (
+      layers.RULE,
+      [
+        *(f"neumann_conv_{first}_forward" for first in (0, 1, 2)),
+        "neumann_rule_forward",
+        "neumann_norm_forward",
+      ],
+    ),
   ],
 )
-def test_a_layer_holds_the_kernel_of_its_form(form, kernel):
+def test_a_layer_holds_the_kernels_of_its_form(form, kernels):
   where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   call, arguments = layers.program(form, Shape(1, 128, 1, 2), where)
   traced = jax.jit(call).trace(*arguments)
   assert traced.out_info.shape == (1, 128, layers.WIDE)
-  assert [name for name, _ in rules.kernels(traced.jaxpr.jaxpr)] == [kernel]
+  assert [name for name, _ in rules.kernels(traced.jaxpr.jaxpr)] == kernels

@@ -19,8 +19,8 @@ from experiments.tpu_cycles.kernels import TOKAMAX
 
 LADDER = "ladder bfloat16"
 INVERSES = ("substitution, rows in lanes", TOKAMAX, LADDER)
-WHOLE = f"{LADDER}, the rule in kernels"
-WHOLE_RULE = f"{LADDER}, bfloat16 operands, forward"
+WHOLE = f"{LADDER}, all between projections in kernels"
+WHOLE_RULE = f"{LADDER}, between projections, {rules.FORWARD}"
 NUMBERS = ("products", "around", "rest", "kernels", "share", "saved")
 BATCH = 32  # matrices a grid step of an inverse of its own
 

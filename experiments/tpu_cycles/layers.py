@@ -20,8 +20,9 @@ from neumann_jax import Execution, InverseSpec, ModelConfig, RuleOptions
 from neumann_jax.layers.positions import positions
 from neumann_jax.model.decoder import DecoderLayer, Tokens
 
-INVERSE, RULE = "inverse in a kernel", "rule in a kernel"
-# form of the layer: whether u, w, state and output are in the kernel as well.
+INVERSE, RULE = "inverse in a kernel", "all between projections in kernels"
+# form of the layer: whether u, w, state and output are in a kernel as well, and
+# convolution and norms of heads in kernels beside it.
 FORMS = {INVERSE: False, RULE: True}
 PRODUCTS, AROUND, REST = "products with weights", "rule around it", "the rest"
 WIDE, FEED_FORWARD = 4096, 12288  # of Qwen3.5-9B

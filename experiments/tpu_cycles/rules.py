@@ -26,6 +26,9 @@ from neumann_jax.delta_rule import one_token
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.tpu import rule as tpu_rule
 from neumann_jax.delta_rule.tpu import token_kernel
+from neumann_jax.layers import head_columns, head_norm
+from neumann_jax.layers.gates import log_decay
+from neumann_jax.layers.head_columns import Part
 
 CHUNK_SIZE = 64
 WIDTH = 128
@@ -43,13 +46,24 @@ RULES = {
   )
   for which in (FORWARD, GRADIENTS)
 }
+# name: whether the gated norm follows, pass. What precedes the rule in a layer,
+# as in tokamax's, or all that stands between a layer's projections.
+COLUMNS = {
+  f"ladder bfloat16, {form}, {which}": (normed, which)
+  for form, normed in (
+    ("convolution, gates and rule", False),
+    ("between projections", True),
+  )
+  for which in (FORWARD, GRADIENTS)
+}
+TAPS, EPS = 4, 1e-6  # of the convolution and the norm
 # name: type of the states.
 ROWS = 128
 TOKENS = {
   f"one token of {ROWS} rows, {dtype} states": dtype
   for dtype in ("float32", "bfloat16")
 }
-NAMES = (*RULES, *TOKENS, *peers.NAMES)
+NAMES = (*RULES, *COLUMNS, *TOKENS, *peers.NAMES)
 
 
 class Program(NamedTuple):
@@ -167,6 +181,8 @@ def program(name: str, shape: Shape) -> Program:
   chunks = b * hv * -(-t // CHUNK_SIZE)
   if name in TOKENS:
     return _one_token(jnp.dtype(TOKENS[name]), hk, hv)
+  if name in COLUMNS:
+    return _with_columns(*COLUMNS[name], shape, chunks)
   if name in peers.NAMES:
     if b != 1:
       raise ValueError(f"{name} is compiled for one row, not {b}")
@@ -180,6 +196,52 @@ def program(name: str, shape: Shape) -> Program:
   if RULES[name][2] == GRADIENTS:
     shapes = (*shapes, values)
   return Program(_compiled(name), shapes, chunks)
+
+
+def _with_columns(
+  normed: bool, which: str, shape: Shape, chunks: int
+) -> Program:
+  """From projections to the rule's outputs or beyond, heads side by side."""
+  b, t, hk, hv = shape
+  channels = (2 * hk + hv) * WIDTH
+  how = RuleOptions(
+    spec=InverseSpec(precision="bfloat16"), fused=True, implementation="tpu"
+  )
+  parts = Part(hk, True), Part(hk, True), Part(hv, False)
+
+  def rule(x, beta, step, taps, a_log, *gate):
+    history = jnp.zeros((b, channels, TAPS), x.dtype)
+    heads, _ = head_columns.columns(
+      how, parts, x, taps, history=history, segment_ids=None, axis=None
+    )
+    decay = log_decay(a_log, step.astype(jnp.float32))
+    strength = jax.nn.sigmoid(beta.astype(jnp.float32))
+    out, _ = gated_delta_rule(
+      *(*heads, decay, strength),
+      spec=how.spec,
+      fused=True,
+      implementation="tpu",
+    )
+    if normed:
+      z, weight = gate
+      return head_norm.gated(how, out, z, weight, EPS)
+    return out.reshape(b, t, -1)
+
+  def both(*arrays):
+    out, pull = jax.vjp(rule, *arrays[:-1])
+    return out, *pull(arrays[-1])
+
+  narrow = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
+  gate = narrow((b, t, hv))
+  wide = narrow((b, t, hv * WIDTH))
+  shapes = [
+    *(narrow((b, t, channels)), gate, gate, narrow((TAPS, channels))),
+    jax.ShapeDtypeStruct((hv,), jnp.float32),
+  ]
+  shapes += [wide, narrow((WIDTH,))] if normed else []
+  if which == FORWARD:
+    return Program(rule, tuple(shapes), chunks)
+  return Program(both, (*shapes, wide), chunks)
 
 
 def _one_token(dtype: jnp.dtype, hk: int, hv: int) -> Program:
@@ -212,9 +274,10 @@ def errors(
   Returns:
     |found - truth| / |truth| over all entries of the outputs, and of every
     gradient where the rule has them, the worst, against float64; None for a
-    rule of another package, which is compiled only.
+    rule of another package, which is compiled only, and for one with its
+    convolution, whose rule has a row of its own.
   """
-  if name in peers.NAMES:
+  if name in (*COLUMNS, *peers.NAMES):
     return None
   dtype = "bfloat16" if name in TOKENS else RULES[name][1]
   run = jax.jit((_decoded if name in TOKENS else _interpreted)(name))

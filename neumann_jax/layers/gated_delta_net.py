@@ -18,7 +18,13 @@ from neumann_jax.delta_rule import api, chunk_matrix, sequence_parallel, wy
 from neumann_jax.delta_rule import inputs as operands
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.execution import Execution
-from neumann_jax.layers import row_products, rule_operands, token_step
+from neumann_jax.layers import (
+  head_columns,
+  head_norm,
+  row_products,
+  rule_operands,
+  token_step,
+)
 from neumann_jax.layers.caches.cache import Cache, check_cache, documents_a_row
 from neumann_jax.layers.linear import linear
 from neumann_jax.layers.mixer import Axes
@@ -229,7 +235,11 @@ class GatedDeltaNet(nnx.Module):
       x, before.conv_state, segment_ids, mask
     )
     out, state = self._rule(inputs, before.recurrent_state, segment_ids)
-    y = self.norm(out, z.reshape(out.shape))  # [B, T, Hv, Dv]
+    if head_columns.takes(self.rule, self._block(), self._weights(), x):
+      weight = self.norm.weight[...]
+      y = head_norm.gated(self.rule, out, z, weight, self.norm.eps)
+    else:
+      y = self.norm(out, z.reshape(out.shape))  # [B, T, Hv, Dv]
     new = Cache(
       conv_state.reshape(cache.conv_state.shape),
       state.reshape(cache.recurrent_state.shape),

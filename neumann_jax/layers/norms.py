@@ -5,8 +5,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+UNIT_EPS = 1e-6
 
-def unit_norm(x: jax.Array, *, eps: float = 1e-6) -> jax.Array:
+
+def unit_norm(x: jax.Array, *, eps: float = UNIT_EPS) -> jax.Array:
   """x / sqrt(|x|^2 + eps) over the last axis, in float32.
 
   eps stands on the sum of squares, not on their mean: norms stay below 1.

@@ -5,7 +5,7 @@ decoding takes `token_step` instead.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,13 +14,15 @@ from flax import nnx
 
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.options import RuleOptions
-from neumann_jax.layers import placement, token_step
+from neumann_jax.layers import head_columns, placement, token_step
 from neumann_jax.layers.convolution.document_conv import document_conv
 from neumann_jax.layers.convolution.short_conv import short_conv
+from neumann_jax.layers.head_columns import Part
 from neumann_jax.layers.linear import product
 from neumann_jax.layers.token_step import Block, Weights
 
-Convolve = Callable[..., tuple[jax.Array, jax.Array]]
+# (parts, x, taps, history=) -> what each part becomes, the new history.
+Convolve = Callable[..., tuple[Sequence[jax.Array], jax.Array]]
 
 
 def operands(
@@ -50,30 +52,66 @@ def operands(
     weights: of the block besides its matrices.
     rule: the options of the rule.
   """
-  convolve = functools.partial(
-    short_conv,
-    segment_ids=segment_ids,
-    mask=mask,
-    axis_name=rule.sequence_axis,
-  )
-  if history.ndim == 4:
-    assert segment_ids is not None
-    convolve = functools.partial(document_conv, segment_ids=segment_ids)
   counts = block.key_heads, weights.a_log.shape[0]
   axis = placement.split_of_heads(x, rule.head_axis, *counts)
   # An adapter or codes are no plain matrix, whose parts could be sent.
-  if axis is None or type(qkv) is not nnx.Linear:
-    columns, z, b, a = project(x, "qkv", "z", "b", "a")
-    columns, history = convolve(columns, weights.conv, history=history)
-    parts = token_step.split(columns, weights)
+  by_heads = axis is not None and type(qkv) is nnx.Linear
+  ready = mask is None and history.ndim == 3
+  ready = ready and (by_heads or not head_columns.are_split(rule, x))
+  ready = ready and head_columns.takes(rule, block, weights, x)
+  convolve: Convolve
+  found: Sequence[jax.Array]
+  if ready:
+    convolve = functools.partial(
+      head_columns.columns, rule, segment_ids=segment_ids, axis=axis
+    )
   else:
+    convolve = functools.partial(_in_xla, rule, weights, segment_ids, mask)
+  parts = head_columns.parts(block, weights)
+  if by_heads:
+    assert axis is not None
     z, b, a = project(x, "z", "b", "a")
-    parts, history = _by_heads(convolve, x, qkv, history, weights, axis)
-  return token_step.operands(block, parts, b, a, weights, mask), z, history
+    found, history = _by_heads(convolve, parts, x, qkv, history, weights, axis)
+  else:
+    columns, z, b, a = project(x, "qkv", "z", "b", "a")
+    found, history = convolve(parts, columns, weights.conv, history=history)
+  if not ready:
+    found = token_step.activated(block, found, weights, z.dtype)
+  q, k, v = found
+  gates = token_step.gates(block, b, a, weights, mask)
+  return Operands(q, k, v, *gates), z, history
+
+
+def _in_xla(
+  rule: RuleOptions,
+  weights: Weights,
+  segment_ids: jax.Array | None,
+  mask: jax.Array | None,
+  parts: Sequence[Part],
+  x: jax.Array,
+  taps: jax.Array,
+  *,
+  history: jax.Array,
+) -> tuple[list[jax.Array], jax.Array]:
+  """Convolved columns of each part in float32, and the new history."""
+  if history.ndim == 4:
+    assert segment_ids is not None
+    y, kept = document_conv(x, taps, history=history, segment_ids=segment_ids)
+  else:
+    y, kept = short_conv(
+      x,
+      taps,
+      history=history,
+      segment_ids=segment_ids,
+      mask=mask,
+      axis_name=rule.sequence_axis,
+    )
+  return token_step.split(y, weights) if len(parts) > 1 else [y], kept
 
 
 def _by_heads(
   convolve: Convolve,
+  parts: Sequence[Part],
   x: jax.Array,
   qkv: nnx.Linear,
   history: jax.Array,
@@ -87,18 +125,20 @@ def _by_heads(
   the weights, which are small, are sent to where their heads are.
   """
   kernel = qkv.kernel[...].astype(x.dtype)
-  parts = zip(
+  given = zip(
+    parts,
     *(token_step.split(y, weights) for y in (kernel, weights.conv)),
     token_step.split(history, weights, axis=-2),
     strict=True,
   )
   found = [
     convolve(
+      [part],
       product(x, placement.by_heads(kernel, axis)),
       placement.by_heads(conv, axis),
       history=history,
     )
-    for kernel, conv, history in parts
+    for part, kernel, conv, history in given
   ]
   columns, histories = zip(*found)
-  return list(columns), jnp.concatenate(histories, axis=-2)
+  return [column for (column,) in columns], jnp.concatenate(histories, axis=-2)

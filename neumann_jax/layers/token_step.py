@@ -70,26 +70,20 @@ class Weights(NamedTuple):
   norm: jax.Array
 
 
-def operands(
+def activated(
   block: Block,
   columns: Sequence[jax.Array],
-  b: jax.Array,
-  a: jax.Array,
   weights: Weights,
-  mask: jax.Array | None,
-) -> Operands:
-  """What the rule takes, from convolved columns and raw gates.
+  dtype: jnp.dtype,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """q, k and v, as the rule takes them, from convolved columns.
 
   Args:
     block: what is static.
     columns: of q, k and v, convolved: [B, T, H D] float32 each.
-    b: [B, T, Hv].
-    a: [B, T, Hv]; a and b are of the activation dtype.
-    weights: A_log and dt_bias are read.
-    mask: [B, T] bool or None.
+    weights: of the block.
+    dtype: of the activations.
   """
-  dtype, heads = b.dtype, b.shape[-1]
-  dv = weights.norm.shape[0]
   # Rounded once, after the activation: the convolution's sums are float32.
   q, k, v = (nnx.silu(x).astype(dtype) for x in columns)
   lead = v.shape[:2]
@@ -99,8 +93,7 @@ def operands(
     unit_norm(x.reshape(*lead, block.key_heads, -1)).astype(dtype)
     for x in (q, k)
   )
-  v = v.reshape(*lead, heads, dv)  # [B, T, Hv, Dv]
-  return Operands(q, k, v, *gates(block, b, a, weights, mask))
+  return q, k, v.reshape(*lead, -1, weights.norm.shape[0])
 
 
 def split(x: jax.Array, weights: Weights, axis: int = -1) -> list[jax.Array]:
@@ -169,8 +162,8 @@ def _in_xla(
   columns, history = short_conv(
     token.qkv, weights.conv, history=cache.conv_state, mask=mask
   )
-  parts = split(columns, weights)
-  found = operands(block, parts, token.b, token.a, weights, mask)
+  heads = activated(block, split(columns, weights), weights, token.z.dtype)
+  found = Operands(*heads, *gates(block, token.b, token.a, weights, mask))
   now = Operands(*(x[:, 0] for x in found))
   scale = precision.output_scale(None, now.q)
   out, state = one_token.step(how, now, scale, cache.recurrent_state)

@@ -72,6 +72,32 @@ def short_conv(
   return y, kept
 
 
+def last_columns(
+  x: jax.Array,
+  history: jax.Array,
+  segment_ids: jax.Array | None,
+  axis_name: str | None,
+) -> jax.Array:
+  """The new history of `short_conv`, without its convolution.
+
+  Args:
+    x: [B, T, D], raw columns.
+    history: [B, D, W], before x; of a shard's own tokens with an axis.
+    segment_ids: [B, T] integers or None.
+    axis_name: as of `short_conv`.
+  """
+  width = history.shape[2]
+  before = jnp.swapaxes(history.astype(x.dtype), 1, 2)  # [B, W, D]
+  columns = jnp.concatenate([before, x[:, -width:]], axis=1)
+  documents = None
+  if segment_ids is not None:
+    ids = jnp.asarray(segment_ids)
+    first = jnp.broadcast_to(ids[:, :1], before.shape[:2])
+    documents = jnp.concatenate([first, ids[:, -width:]], axis=1)
+  kept = _last_columns(columns, documents, None, width)
+  return kept if axis_name is None else sequence_axis.from_last(kept, axis_name)
+
+
 def _history_to_tokens(
   columns: jax.Array, mask: jax.Array, width: int
 ) -> jax.Array:

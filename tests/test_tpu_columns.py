@@ -1,0 +1,317 @@
+"""What is before and after the rule's TPU kernels, in kernels of its own."""
+
+import functools
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.experimental import topologies
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec as P
+
+import neumann_jax
+from neumann_jax import InverseSpec, RuleOptions, sharding
+from neumann_jax.layers import head_columns, head_norm
+from neumann_jax.layers.head_columns import Part
+from tests import oracles, tpu_compiler
+
+WIDTH, TAPS = 128, 4
+PARTS = Part(1, True), Part(2, False)
+MANY = Part(2, True), Part(2, True), Part(4, False)
+# At most 128 terms of a float32 sum; half a step of bfloat16, of two roundings.
+FLOAT32, NARROW = 2e-6, 6e-3
+
+
+def normal(*shape, seed=0):
+  rng = np.random.default_rng([seed, *shape])
+  return rng.standard_normal(shape)
+
+
+@functools.cache
+def problem(parts, length, packed, rows=2):
+  """Columns, taps, history, documents and cotangents."""
+  channels = WIDTH * sum(part.heads for part in parts)
+  x = normal(rows, length, channels)
+  taps, history = normal(TAPS, channels), normal(rows, channels, TAPS)
+  ids = oracles.documents(length)[:rows] if packed else None
+  d_out = [normal(rows, length, p.heads, WIDTH, seed=1) for p in parts]
+  return x, taps, history, ids, d_out
+
+
+def exact(parts, x, taps, history, ids):
+  """In float64, a document and a tap at a time."""
+  padded = jnp.concatenate([jnp.swapaxes(history, 1, 2), x], 1)
+  length = x.shape[1]
+  if ids is None:
+    ids = np.zeros(x.shape[:2], int)
+  padded_ids = np.concatenate([ids[:, :1].repeat(TAPS, 1), ids], 1)
+  y = 0.0
+  for tap in range(TAPS):
+    window = slice(tap + 1, tap + 1 + length)
+    same = jnp.asarray(padded_ids[:, window] == ids)[..., None]
+    y = y + taps[tap] * jnp.where(same, padded[:, window], 0)
+  y = (y / (1 + jnp.exp(-y))).reshape(*x.shape[:2], -1, WIDTH)
+  found, first = [], 0
+  for part in parts:
+    some = y[:, :, first : first + part.heads]
+    norm = jnp.sqrt((some**2).sum(-1, keepdims=True) + 1e-6)
+    found.append(some / norm if part.normed else some)
+    first += part.heads
+  return tuple(found)
+
+
+def truth(parts, length, packed, dtype):
+  """Outputs and gradients in float64, of operands that dtype holds."""
+  x, taps, history, ids, d_out = problem(parts, length, packed)
+  x, history, *d_out = (
+    np.asarray(jnp.asarray(y, dtype).astype(jnp.float32), np.float64)
+    for y in (x, history, *d_out)
+  )
+  with jax.enable_x64(True):
+    floats = [jnp.asarray(y, jnp.float64) for y in (x, taps, history)]
+    out, pull = jax.vjp(lambda *f: exact(parts, *f, ids), *floats)
+    return jax.tree.map(np.asarray, (out, pull(tuple(d_out))))
+
+
+def narrow(parts, length, packed, dtype):
+  x, taps, history, ids, d_out = problem(parts, length, packed)
+  cast = lambda y: jnp.asarray(y, dtype)  # noqa: E731
+  taps = jnp.asarray(taps, jnp.float32)
+  return cast(x), taps, cast(history), ids, tuple(map(cast, d_out))
+
+
+@functools.partial(oracles.quick_jit, static_argnames=("parts", "interpret"))
+def kernels(parts, x, taps, history, ids, d_out, interpret=True):
+  given = (parts, x, taps, history, ids)
+  out = head_columns._launch(*given, interpret=interpret)
+  return out, head_columns._gradients(*given, d_out, interpret=interpret)
+
+
+@pytest.mark.parametrize(
+  "parts, length, packed, dtype",
+  [
+    (PARTS, 70, True, "float32"),
+    pytest.param(MANY, 2, False, "float32", marks=pytest.mark.slow),
+    pytest.param(MANY, 300, True, "bfloat16", marks=pytest.mark.slow),
+    pytest.param(PARTS, 300, True, "float32", marks=pytest.mark.slow),
+    pytest.param(MANY, 512, False, "bfloat16", marks=pytest.mark.slow),
+  ],
+)
+def test_columns_and_gradients_against_float64(parts, length, packed, dtype):
+  """A history, documents, ragged ends, several blocks, unequal parts."""
+  found = kernels(parts, *narrow(parts, length, packed, dtype))
+  want = truth(parts, length, packed, dtype)
+  for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+    error = oracles.whole_error(x.astype(jnp.float32), y)
+    assert error <= (FLOAT32 if dtype == "float32" else NARROW)
+
+
+@pytest.mark.slow
+def test_a_simulated_tpu_reads_nothing_that_was_not_written():
+  """There memory is NaN at first, and an end beyond the array too."""
+  given = PARTS, *narrow(PARTS, 40, True, "float32")
+  found = kernels(*given, interpret=pltpu.InterpretParams())
+  for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(kernels(*given))):
+    np.testing.assert_allclose(x, y, rtol=0, atol=1e-5)
+
+
+def test_nan_stays_in_its_document():
+  x, taps, history, ids, d_out = narrow(PARTS, 70, True, "float32")
+  bad = np.asarray(ids) == np.asarray(ids)[:, :1]
+  x = jnp.where(bad[..., None], jnp.nan, x)
+  out, _ = kernels(PARTS, x, taps, history, ids, d_out)
+  for y in out:
+    finite = np.isfinite(np.asarray(y)).all((2, 3))
+    assert (finite == ~bad).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gated_norm_against_float64(dtype):
+  arrays = [normal(2, 300, 3 * WIDTH, seed=n) for n in range(3)]
+  x, z, d_out = (jnp.asarray(y, dtype) for y in arrays)
+  weight = jnp.asarray(1 + normal(WIDTH) / 4, dtype)
+
+  def form(x, z, weight):
+    x, z = (y.reshape(2, 300, 3, WIDTH) for y in (x, z))
+    y = x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-3)
+    return (weight * y * z / (1 + jnp.exp(-z))).reshape(2, 300, -1)
+
+  with jax.enable_x64(True):
+    wide = [jnp.asarray(np.asarray(y, np.float64)) for y in (x, z, weight)]
+    want, pull = jax.vjp(form, *wide)
+    want = [want, *pull(jnp.asarray(np.asarray(d_out, np.float64)))]
+    want = [np.asarray(y) for y in want]
+
+  @oracles.quick_jit
+  def run(x, z, weight, d_out):
+    given = 1e-3, x, z, weight
+    out = head_norm._launch(*given, interpret=True)
+    return out, *head_norm._gradients(*given, d_out, interpret=True)
+
+  for found, y in zip(run(x, z, weight, d_out), want, strict=True):
+    error = oracles.whole_error(found.astype(jnp.float32), y)
+    assert error <= (FLOAT32 if dtype == "float32" else NARROW)
+
+
+# --- In the layer -------------------------------------------------------------
+
+
+def layer(implementation, dtype="float32", **sizes):
+  sizes = {"linear_num_key_heads": 1, "linear_num_value_heads": 2} | sizes
+  config = neumann_jax.ModelConfig(
+    hidden_size=32,
+    linear_key_head_dim=WIDTH,
+    linear_value_head_dim=WIDTH,
+    **sizes,
+  )
+  rule = RuleOptions(
+    fused=True,
+    spec=InverseSpec(precision=dtype),
+    implementation=implementation,
+  )
+  execution = neumann_jax.Execution(dtype=dtype, param_dtype=dtype, rule=rule)
+  return neumann_jax.GatedDeltaNet(config, execution, rngs=nnx.Rngs(0))
+
+
+def step(graph, state, x, ids=None):
+  """Gradients, outputs and the cache, of a call that continues another."""
+
+  def loss(state, x):
+    block = nnx.merge(graph, state)
+    before = jax.tree.map(
+      lambda y: 0.1 * jnp.ones_like(y), block.init_cache(len(x))
+    )
+    y, cache = block(x, cache=before, segment_ids=ids)
+    return jnp.sum(jnp.sin(y.astype(jnp.float32))), (y, cache)
+
+  return jax.grad(loss, (0, 1), has_aux=True)(state, x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_layer_is_that_of_xla(packed):
+  """Its values, cache and gradients, the history's documents among them."""
+  x = jnp.asarray(normal(2, 70, 32), jnp.float32)
+  ids = oracles.documents(70)[:2] if packed else None
+
+  def run(implementation):
+    graph, state = nnx.split(layer(implementation))
+    return oracles.quick_jit(functools.partial(step, graph))(state, x, ids)
+
+  (gradients, found), (want_gradients, want) = run("interpret"), run("xla")
+  assert oracles.whole_error(found, want) <= oracles.FLOAT32_BLOCK
+  error = oracles.whole_error(gradients, want_gradients)
+  assert error <= oracles.FLOAT32_SHARDED_GRADIENT
+
+
+def kernel_names(text):
+  """Calls of the convolution, forward and backward, and of the norm."""
+  names = (
+    r"conv_\d+_forward",
+    r"conv_\d+_backward",
+    "norm_forward",
+    "norm_backward",
+  )
+  return [len(re.findall(f'"neumann_{name}"', text)) for name in names]
+
+
+TOKENS = jax.ShapeDtypeStruct((2, 128, 32), jnp.bfloat16)
+IDS = jax.ShapeDtypeStruct((2, 128), jnp.int32)
+
+
+def lowered(platform, call, *given):
+  return kernel_names(oracles.exported(call, platform, *given).mlir_module())
+
+
+def test_the_layer_lowers_with_its_kernels():
+  """As many as parts, for packed rows as well."""
+  graph, state = nnx.split(layer("auto", "bfloat16"))
+  call = functools.partial(step, graph)
+  assert lowered("tpu", call, state, TOKENS, IDS) == [3, 3, 1, 1]
+
+
+@pytest.mark.parametrize(
+  "platform, calls", [("tpu", [0, 0, 1, 0]), ("cuda", [0, 0, 0, 0])]
+)
+def test_padding_is_left_to_xla(platform, calls):
+  """And on a GPU all is."""
+  graph, state = nnx.split(layer("auto", "bfloat16"))
+
+  def padded(state, x, mask):
+    return nnx.merge(graph, state)(x, mask=mask)[0]
+
+  assert lowered(platform, padded, state, TOKENS, IDS) == calls
+
+
+@pytest.mark.parametrize(
+  "sizes",
+  [
+    {"data": 2, "tensor": 2},
+    pytest.param({"data": 2}, marks=pytest.mark.slow),
+  ],
+)
+def test_a_mesh_gives_each_device_its_rows_and_heads(sizes):
+  mesh = sharding.make_mesh(**sizes)
+  graph, state = nnx.split(
+    layer("auto", "bfloat16", linear_num_key_heads=2, linear_num_value_heads=4)
+  )
+
+  def placed(x, *spec):
+    where = jax.NamedSharding(mesh, P(*spec))
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+  state = jax.tree.map(
+    lambda x: placed(x, *(None,) * (x.ndim - 1), "tensor"), state
+  )
+  x = placed(jnp.zeros((4, 128, 32), jnp.bfloat16), "data")
+  call = functools.partial(step, graph)
+  text = oracles.exported(call, "tpu", state, x).mlir_module()
+  # One program for q and k, each of them with columns of its own.
+  heads = 4 // sizes.get("tensor", 1)
+  programs = 3 if heads == 4 else 2
+  assert kernel_names(text) == [programs, programs, 1, 1]
+  calls = [y for y in text.splitlines() if '"neumann_norm_forward"' in y]
+  size = f"tensor<2x128x{heads * WIDTH}xbf16>"
+  assert calls and all(size in call for call in calls)
+
+
+# --- Compiled without a TPU, by libtpu ----------------------------------------
+
+COMPILED = {
+  "bfloat16": ("bfloat16", (2, 200), False),
+  "documents": ("bfloat16", (1, 512), True),
+  "float32": ("float32", (1, 300), False),
+}
+
+
+def compile_all(topology, names):
+  """Prints what became of every case: runs in a process of its own."""
+  device = topologies.get_topology_desc(topology, "tpu").devices[0]
+  where = jax.sharding.SingleDeviceSharding(device)
+  said = {}
+  for name, (dtype, lead, packed) in COMPILED.items():
+    graph, state = nnx.split(layer("tpu", dtype))
+    given = [jax.ShapeDtypeStruct((*lead, 32), jnp.dtype(dtype))]
+    given += [jax.ShapeDtypeStruct(lead, jnp.int32)] if packed else []
+    try:
+      text = (
+        jax.jit(functools.partial(step, graph), in_shardings=where)
+        .lower(state, *given)
+        .compile()
+        .as_text()
+      )
+      said[name] = "" if "neumann_conv_0_backward" in text else "no kernel"
+    except Exception as error:
+      said[name] = str(error)[:500]
+  print(json.dumps(said))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", tpu_compiler.KINDS)
+def test_compiles_for_every_kind_of_tpu(kind):
+  found = tpu_compiler.run("tests.test_tpu_columns", kind, [])
+  assert found == dict.fromkeys(COMPILED, "")
