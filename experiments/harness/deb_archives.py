@@ -57,7 +57,8 @@ def members(archive: pathlib.Path, names: Iterable[str]) -> dict[str, bytes]:
   Raises:
     ValueError: if the archive is none, or a file is not in it.
   """
-  wanted, found = set(names), {}
+  wanted = set(names)
+  found: dict[str, bytes] = {}
   try:
     data = dict(_ar(archive.read_bytes()))["data.tar.xz"]
     with tarfile.open(fileobj=io.BytesIO(data), mode="r:xz") as tar:

@@ -4,7 +4,7 @@ import io
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -72,7 +72,9 @@ def parse(data: bytes, *, eight_bits: bool = False) -> dict[str, np.ndarray]:
     ValueError: as `read`, and for a dtype that is not floating point, or not
       one of 8 bits where those are read.
   """
-  known = _DTYPES | ({"I8": np.int8} if eight_bits else {})
+  known: dict[str, Any] = dict(_DTYPES)
+  if eight_bits:
+    known["I8"] = np.int8
   _check_header(io.BytesIO(data), len(data))
   try:
     entries = safetensors.deserialize(data)

@@ -26,7 +26,7 @@ def narrowed(
     params: arrays by name, finite; kernels have two axes or more, the last of
       output channels.
   """
-  found = {}
+  found: dict[str, np.ndarray] = {}
   for name, value in params.items():
     wide = np.asarray(value, np.float32)
     if wide.ndim < 2:
@@ -53,7 +53,7 @@ def widened(
     ValueError: if whole numbers have no scale for every output channel, a scale
       has no whole numbers, or a product is not finite.
   """
-  found = {}
+  found: dict[str, np.ndarray] = {}
   for name, value in tensors.items():
     if name.endswith(SCALE):
       kernel = tensors.get(name.removesuffix(SCALE))
