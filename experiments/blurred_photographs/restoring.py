@@ -1,5 +1,6 @@
 """A crop of a photograph: blurred, restored, and estimated by Tikhonov."""
 
+import io
 import pathlib
 from typing import NamedTuple
 
@@ -31,12 +32,32 @@ class Blurred(NamedTuple):
 def blurred(
   file: pathlib.Path, settings: Settings, kernel: np.ndarray, noise_std: float
 ) -> Blurred:
-  """The middle of a photograph, seen through a kernel [k, k].
+  """The middle of a photograph, seen through a kernel [k, k]."""
+  seen = jnp.asarray(scene(file, settings, len(kernel)))
+  height, width, _ = seen.shape
+  operator = operators.blur((height, width, 3), kernel, boundary="valid")
+  y = np.asarray(operator.forward(seen))
+  if noise_std >= ROUNDED:
+    rng = np.random.default_rng(settings.seed)
+    y = y + noise_std * rng.standard_normal(y.shape)
+  levels = np.clip(np.round((y + 1) * 127.5), 0, 255)
+  truth = np.asarray(operator.interior(seen))
+  return Blurred(
+    file.name,
+    (levels / 127.5 - 1).astype(np.float32),
+    truth,
+    operator,
+    noise_std,
+  )
+
+
+def scene(file: pathlib.Path, settings: Settings, size: int) -> np.ndarray:
+  """What a kernel of `size` pixels sees of a photograph, [H, W, 3].
 
   Raises:
-    ValueError: the photograph is smaller than crop and kernel.
+    ValueError: the photograph is smaller, or is none.
   """
-  margin = len(kernel) // 2
+  margin = size // 2
   picture = photographs.read(file).astype(np.float32) / 127.5 - 1
   sides = settings.height + 2 * margin, settings.width + 2 * margin
   if any(have < side for have, side in zip(picture.shape, sides)):
@@ -45,21 +66,7 @@ def blurred(
       f"{picture.shape[1]} x {picture.shape[0]}"
     )
   top, left = ((n - side) // 2 for n, side in zip(picture.shape, sides))
-  scene = jnp.asarray(picture[top : top + sides[0], left : left + sides[1]])
-  operator = operators.blur((*sides, 3), kernel, boundary="valid")
-  y = np.asarray(operator.forward(scene))
-  if noise_std >= ROUNDED:
-    rng = np.random.default_rng(settings.seed)
-    y = y + noise_std * rng.standard_normal(y.shape)
-  levels = np.clip(np.round((y + 1) * 127.5), 0, 255)
-  truth = np.asarray(operator.interior(scene))
-  return Blurred(
-    file.name,
-    (levels / 127.5 - 1).astype(np.float32),
-    truth,
-    operator,
-    noise_std,
-  )
+  return picture[top : top + sides[0], left : left + sides[1]]
 
 
 def restored(
@@ -83,7 +90,9 @@ def restored(
     drawn.
   """
   writing.write(folder / "y.png", photographs.as_png(one.y))
-  np.save(folder / "kernel.npy", kernel)
+  buffer = io.BytesIO()
+  np.save(buffer, kernel)
+  writing.write(folder / "kernel.npy", buffer.getvalue())
   config = restore_config.get_config()
   config.update(
     image=str(folder / "y.png"),

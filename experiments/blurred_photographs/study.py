@@ -19,6 +19,7 @@ from experiments.blurred_photographs.restoring import (
   gaussian,
   psnr,
   restored,
+  scene,
   tikhonov,
 )
 from experiments.blurred_photographs.settings import (
@@ -28,20 +29,24 @@ from experiments.blurred_photographs.settings import (
   Settings,
 )
 from experiments.data import photographs
-from experiments.harness import record
+from experiments.harness import prior_files, record
 from experiments.restore import kernel_file
 from posterior_jax import uncertain
 
+MOTION, GAUSSIAN, NARROW = "motion, medium", "Gaussian, std 1.6", "Gaussian"
 OUTER = 16  # pixels that lie at the border
 LINE = 15  # pixels of the kernel that is turned
 
 
 def prepare(settings: Settings) -> tuple[Settings, list[pathlib.Path]]:
-  """The files, and whether there are any.
+  """The files, once prior and pictures can be read.
 
   Raises:
-    ValueError: the folder has no pictures, or not those that are named.
+    ValueError: one cannot, the folder has no pictures, or not those that are
+      named, or one is too small.
   """
+  if settings.prior != prior_files.GAUSSIAN:
+    prior_files.load(settings.prior)
   if not settings.folder:
     raise ValueError("folder must hold photographs, as --config.folder=FOLDER")
   files = photographs.files_in(settings.folder)
@@ -50,20 +55,20 @@ def prepare(settings: Settings) -> tuple[Settings, list[pathlib.Path]]:
     raise ValueError(
       f"only must name files of folder, {min(missing)!r} is none"
     )
-  return settings, [
-    f for f in files if not settings.only or f.name in settings.only
-  ]
+  files = [f for f in files if not settings.only or f.name in settings.only]
+  widest = max(map(len, _kernels(settings).values()))
+  for file in files:
+    scene(file, settings, widest)
+  return settings, files
 
 
 def little_noise(
   file: pathlib.Path, settings: Settings, folder: pathlib.Path
 ) -> Iterator[dict[str, str | float]]:
   """Rows of "noise": every blur and level of one photograph."""
-  kernels = {
-    "motion, medium": kernel_file.trimmed(kernel_file.read("medium")),
-    "Gaussian, std 1.6": gaussian(1.6),
-  }
-  for blur, kernel in kernels.items():
+  kernels = _kernels(settings)
+  for blur in MOTION, GAUSSIAN:
+    kernel = kernels[blur]
     for noise_std in settings.noise:
       one = blurred(file, settings, kernel, noise_std)
       image, _ = restored(one, kernel, settings, folder)
@@ -83,10 +88,8 @@ def turned_kernel(
   file: pathlib.Path, settings: Settings, folder: pathlib.Path
 ) -> Iterator[dict[str, str | float]]:
   """The row of "kernel": the line is believed to lie, and is turned."""
-  line = np.zeros((LINE, LINE))
-  line[LINE // 2] = 1 / LINE
-  family = uncertain.turned(line, degrees=settings.turn, steps=3)
-  true = np.asarray(family.values[2])
+  kernels = _kernels(settings)
+  line, true = kernels["line"], kernels["line, turned"]
   one = blurred(file, settings, true, 0.01)
   row: dict[str, str | float] = {"photograph": file.name}
   for name, kernel, degrees in (
@@ -105,7 +108,7 @@ def real_border(
   file: pathlib.Path, settings: Settings, folder: pathlib.Path
 ) -> Iterator[dict[str, str | float]]:
   """The row of "border": all of the picture, its interior, its border."""
-  kernel = gaussian(1.0)
+  kernel = _kernels(settings)[NARROW]
   one = blurred(file, settings, kernel, 6 / 127.5)
   image, _ = restored(one, kernel, settings, folder)
   interior = np.zeros(image.shape[:2], bool)
@@ -135,6 +138,20 @@ def study(given: tuple[Settings, list[pathlib.Path]], run: record.Run) -> None:
     medians = table.groupby(by) if by else table
     print(f"{part}, medians:")
     print(medians.median(numeric_only=True).round(2).to_string())
+
+
+def _kernels(settings: Settings) -> dict[str, np.ndarray]:
+  """All that blur, [k, k] by name."""
+  line = np.zeros((LINE, LINE))
+  line[LINE // 2] = 1 / LINE
+  family = uncertain.turned(line, degrees=settings.turn, steps=3)
+  return {
+    MOTION: kernel_file.trimmed(kernel_file.read("medium")),
+    GAUSSIAN: gaussian(1.6),
+    NARROW: gaussian(1.0),
+    "line": line,
+    "line, turned": np.asarray(family.values[2]),
+  }
 
 
 def _words(row: Mapping[str, str | float]) -> str:

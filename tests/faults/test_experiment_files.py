@@ -83,6 +83,8 @@ def _empty(path):
 
 
 CASES = {
+  ("blurred_photographs", "folder"): _pictures,
+  ("blurred_photographs", "prior"): _prior,
   ("continuation", "folder"): _pictures,
   ("continuation", "prior"): _prior,
   ("denoise", "prior"): _prior,
@@ -98,6 +100,8 @@ CASES = {
   ("gradient_study", "data"): _empty,
   ("lm_accuracy", "data"): _empty,
   ("lm_accuracy", "model"): _model,
+  ("phase_retrieval", "folder"): _pictures,
+  ("phase_retrieval", "prior"): _prior,
   ("quickstart", "restoration.prior"): _prior,
   ("restoration", "setup.folder"): _pictures,
   ("restoration", "setup.lpips"): _broken(".npz"),
@@ -122,7 +126,10 @@ def _options(name, field, place):
   if name == "finetune" and field == "checkpoint":
     (sound / "a.txt").write_text("a b " * 400)
     return [f"--config.data={sound}"]
-  reads = "continuation", "few_calls", "restore"
+  reads = (
+    *("blurred_photographs", "continuation", "few_calls", "phase_retrieval"),
+    "restore",
+  )
   if name in reads and field not in ("folder", "image"):
     kinds.pictures(sound)
     shutil.copy(sound / "p.png", sound / "q.png")

@@ -194,6 +194,7 @@ def test_nothing_else_of_the_experiments_writes_files():
   """Calls by name; what a library writes goes to memory, or to `beside`."""
   writes = re.compile(
     r"\.(write_text|write_bytes|touch|mkdtemp|copyfile|savefig|savez\w*)\("
+    r"|np\.save\("
     r"|open\([^)]*[\"'][wax]b?\+?[\"']"
   )
   found = {
@@ -207,7 +208,8 @@ def test_nothing_else_of_the_experiments_writes_files():
     ("runner.py", 'open(os.devnull, "w"'),
     ("freeze_assets.py", ".savez_compressed("),
     ("capture.py", ".savez_compressed("),
-    ("study.py", ".savez("),
+    ("kept.py", ".savez("),
+    ("restoring.py", "np.save("),
   }
 
 
