@@ -3,9 +3,9 @@
 Command: python -m experiments.tpu_cycles
   --config=configs/tpu_cycles.py:debug takes one kind, one batch, two kernels;
   --config.parts="('rule',)" the whole rule alone, ('layer',) a decoder layer.
-Time: about 25 minutes on 2 CPU cores, most of it batches of 128, and as long
-for the rule; `:debug` 1 minute; at once where libtpu is not installed, which
-one sentence says.
+Time: about 25 minutes on 2 CPU cores, most of it batches of 128, and half an
+hour for the rule; `:debug` 1 minute; at once where libtpu is not installed,
+which one sentence says.
 Expected: report.html, whose path is printed last, after a table of scheduled
 bundles a matrix by kernel, kind of TPU and batch. The bfloat16 ladder takes the
 fewest at an error of 2e-2; the paper's own banded form is wrong by more than
@@ -13,9 +13,10 @@ half on some keys. In float32, at a batch of 128, substitution with the batch in
 the lanes takes fewer than any product does. tokamax's row says why it is
 missing where it is; pip install tokamax==0.0.17 brings it. The second table is
 bundles of the whole rule per 64 tokens of a value head (of one token, per
-head), with milliseconds that are predicted from them, beside the rules of
-tokamax and of deltanet-tpu where they are installed (pip install
-deltanet-tpu==0.3.0); the third is the inverse's share of a decoder layer.
+head), alone and with what a layer has around it, with milliseconds that are
+predicted from them, beside the rules of tokamax and of deltanet-tpu where they
+are installed (pip install deltanet-tpu==0.3.0); the third is the inverse's
+share of a decoder layer.
 """
 
 import ml_collections
