@@ -76,6 +76,39 @@ def test_a_run_by_hand():
   assert np.min(ratios) < 1 < 4 < np.max(ratios)
 
 
+def test_the_misfit_is_of_the_noise_as_it_is():
+  """Whatever the likelihood assumes, for the first prediction is the same."""
+  observation, _ = _observation()
+  found = []
+  for change in (
+    {},
+    {"halved_misfit": False},
+    {"inner_noise_std": 5 * NOISE},
+  ):
+    config = CONFIG.replace(**change)
+    sampler = compose(parts_of(config), levels_of(config))
+    state = sampler.init(jax.random.key(0), observation, 1)
+    key = jax.random.key(1)
+    state, _ = sampler.step(state, _denoise, observation, key)
+    found.append(state.misfit)
+  np.testing.assert_array_equal(found[0], found[1])
+  np.testing.assert_array_equal(found[0], found[2])
+
+
+def test_it_may_be_traced():
+  observation, _ = _observation()
+
+  @jax.jit
+  def last(q):
+    config = CONFIG.replace(predictor={"discrepancy": q})
+    sampler = compose(parts_of(config), levels_of(config))
+    return pj.run(sampler, _denoise, observation, jax.random.key(0))[0]
+
+  sampler = compose(parts_of(CONFIG), levels_of(CONFIG))
+  want, _ = pj.run(sampler, _denoise, observation, jax.random.key(0))
+  np.testing.assert_allclose(last(0.5), want, atol=1e-6)
+
+
 def test_without_it_no_misfit_is_kept():
   observation, _ = _observation()
   config = CONFIG.replace(predictor=Denoise())

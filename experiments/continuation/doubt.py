@@ -93,7 +93,9 @@ def whitened(
   value, vector = jnp.linalg.eigh(gram)  # [B, N, T], [B, N, T, T]
   # About their mean the errors have a direction less than there are kernels:
   # its value is a rounding, which must not be divided by.
-  value = jnp.maximum(value, 1e-6 * value[..., -1:])
+  # An image that is 0 everywhere has no errors at all.
+  least = jnp.maximum(1e-6 * value[..., -1:], 1e-12 * noise_std**2)
+  value = jnp.maximum(value, least)
   basis = jnp.einsum(
     "bnthwc,bntu->bnuhwc",
     errors,

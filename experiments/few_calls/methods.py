@@ -1,5 +1,6 @@
 """All methods by name: `fast()`, its variants, the baselines, a slow one."""
 
+import functools
 from typing import Any
 
 import posterior_jax as pj
@@ -9,10 +10,10 @@ from experiments.few_calls.contenders import BASELINES, Contender, scanned
 FAST, SLOW = "NFC, fast()", "NFC, restoration()"
 
 
-def _as_it_is(evaluations: int) -> Any:
+def _fast(evaluations: int, **changes: Any) -> Any:
   def run(operands, denoise, observation, key, spectrum):
     del operands
-    config = pj.NFCConfig.fast(levels=evaluations)
+    config = pj.NFCConfig.fast(levels=evaluations, **changes)
     sampler = pj.nfc(config, spectrum=spectrum)
     return scanned(sampler, denoise, observation, key)
 
@@ -37,7 +38,10 @@ def _fixed(restore: Any, *, shared: bool = False) -> Contender:
 # In the order of the work. The slow one, about 500 evaluations, says how much
 # there is to gain.
 METHODS: dict[str, Contender] = {
-  FAST: _fixed(_as_it_is),
+  FAST: _fixed(_fast),
+  f"{FAST}, discrepancy 1": _fixed(
+    functools.partial(_fast, predictor={"discrepancy": 1.0})
+  ),
   **variants.VARIANTS,
   **BASELINES,
   SLOW: _fixed(_restoration, shared=True),

@@ -158,14 +158,15 @@ def crps(samples: jax.Array, truth: jax.Array) -> jax.Array:
   count = samples.shape[0]
   if count < 2:
     raise ValueError(f"samples must number at least 2, got {count}")
-  return _fair_score(samples, truth)
+  # Not in the program, whose arguments are of 32 bits: NumPy's may have 64.
+  return _fair_score(samples - truth)
 
 
 @jax.jit
-def _fair_score(samples: jax.Array, truth: jax.Array) -> jax.Array:
-  count = samples.shape[0]
+def _fair_score(away: jax.Array) -> jax.Array:
+  count = away.shape[0]
   # About the truth: far from 0 the pairs' differences would cancel.
-  away = jnp.sort(samples - truth, axis=0)
+  away = jnp.sort(away, axis=0)
   weight = (2 * np.arange(1, count + 1) - count - 1) / (count * (count - 1))
   pairs = jnp.tensordot(
     jnp.asarray(weight, away.dtype), away, 1, precision=lax.Precision.HIGHEST

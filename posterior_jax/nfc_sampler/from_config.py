@@ -114,10 +114,13 @@ def _predict(config: NFCConfig) -> Callable[..., Prediction]:
 def _heed(
   record: records.Predictor,
 ) -> Callable[[Level, jax.Array], Level] | None:
-  if not isinstance(record, Denoise) or record.discrepancy == 0:
+  if not isinstance(record, Denoise):
     return None
-
-  return functools.partial(states.heeding, discrepancy=record.discrepancy)
+  q = record.discrepancy
+  # One that is traced may be 0 only when it runs.
+  if not isinstance(q, jax.core.Tracer) and q == 0:
+    return None
+  return functools.partial(states.heeding, discrepancy=q)
 
 
 def _width(

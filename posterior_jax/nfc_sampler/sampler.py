@@ -126,7 +126,8 @@ def compose(parts: Parts, levels: Level) -> Sampler:
       heeded = parts.heed(level, state.misfit)
     predicted = parts.predict(denoise, state.x, heeded)  # x0
     if parts.heed is not None:
-      misfit = normalised_residual(assumed, predicted.x0)
+      # Of the noise as it is, whatever the likelihood assumes.
+      misfit = normalised_residual(observation, predicted.x0)
     local = assumed.linearised(predicted.x0)
     width = parts.width(probes, local, predicted, level)  # C
     given = local if parts.linearisations else assumed
