@@ -79,8 +79,9 @@ def test_what_the_first_makes_and_why_it_could_not(monkeypatch):
 
 
 def test_all_were_given_the_same_or_none_goes_on(monkeypatch):
-  first = {"config.rate": 0.1, "experiment": "a"}
-  told = json.dumps({"made": first}).encode()
+  first = {"config.rate": 0.1, "config.least": float("nan")}
+  made = {name: json.dumps(value) for name, value in first.items()}
+  told = json.dumps({"made": made}).encode()
   Together(monkeypatch, 1, [told] * 3)
   failed = np.int32([0, 0])
   monkeypatch.setattr(
@@ -108,7 +109,8 @@ def test_only_the_first_writes(monkeypatch, tmp_path):
   folder = json.dumps({"made": str(tmp_path / "run")}).encode()
   rows = json.dumps({"made": [{"a": 1}]}).encode()
   before = {x.name: x.read_bytes() for x in (tmp_path / "run").iterdir()}
-  Together(monkeypatch, 1, [folder, rows])
+  begun = json.dumps({"made": None}).encode()
+  Together(monkeypatch, 1, [folder, begun, rows])
   with record.Run(tmp_path / "other") as run:
     run.write("table", {"a": 2})
     assert run.rows("table") == [{"a": 1}]
@@ -249,11 +251,14 @@ def test_who_waits_says_so_and_gives_up(monkeypatch, capsys):
   monkeypatch.setattr(meeting, "SAYS_S", 0.01)
   monkeypatch.setattr(meeting, "WAITS_S", 0.1)
   monkeypatch.setattr(meeting.os, "_exit", lambda code: ended.set())
-  with meeting._patience("x", "at a:1"):
+  with meeting._patience("x", "of --hosts=a:1"):
     assert ended.wait(20)
   said = capsys.readouterr().err
-  assert said.startswith("x: waiting for the other processes at a:1\n")
-  assert "x: the other processes were not found at a:1 within 0.1 s; " in said
+  assert said.startswith("x: waiting for the other processes of --hosts=a:1\n")
+  assert (
+    "x: the other processes of --hosts=a:1 were not found within 0.1 s: "
+    in said
+  )
 
 
 def test_who_has_met_the_others_does_not_give_up(monkeypatch, capsys):
@@ -398,7 +403,7 @@ def test_two_processes_equal_one(alone, tmp_path):
   [
     ("--config.optim.rate=2e-3", "has config.optim.rate=0.002 where process 0"),
     ("--config.data=texts.jsonl", "has SHA-256 of "),
-    ("--config.data=nowhere.jsonl", "has config.data='nowhere.jsonl' where"),
+    ("--config.data=nowhere.jsonl", 'has config.data="nowhere.jsonl" where'),
   ],
 )
 def test_two_processes_that_differ_are_refused(tmp_path, option, words):

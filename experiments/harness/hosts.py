@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -21,6 +22,8 @@ from jax.sharding import Sharding
 
 T = TypeVar("T")
 
+# Seconds by which process 0 leaves after the others.
+LAST_S = 3
 # Messages are padded to powers of two: each length is a program of its own.
 _LEAST_BYTES = 1 << 10
 _HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -89,6 +92,10 @@ def leave(code: int) -> None:
   """
   sys.stdout.flush()
   sys.stderr.flush()
+  if is_first():
+    # JAX ends the others when this one is gone: who is about to say why it
+    # cannot go on has time to.
+    time.sleep(LAST_S)
   os._exit(code)
 
 
@@ -138,10 +145,10 @@ def together(call: Callable[[], T]) -> T:
   """
   if not are_many():
     return call()
-  error: Exception | None = None
+  error: BaseException | None = None
   try:
     made = call()
-  except Exception as own:
+  except (Exception, SystemExit) as own:
     error = own
   failed = multihost_utils.process_allgather(np.int32(error is not None))
   if error is not None:
@@ -157,7 +164,7 @@ def agree(given: Mapping[str, Any]) -> None:
   """Checks that all processes were given the same.
 
   Args:
-    given: what JSON holds, by name.
+    given: values by name.
 
   Raises:
     ValueError: this process has other values than process 0; one sentence.
@@ -165,15 +172,19 @@ def agree(given: Mapping[str, Any]) -> None:
   """
   if not are_many():
     return
-  mine = json.loads(json.dumps(given))
+  # As text, in which NaN is NaN and everything has a form.
+  mine = {
+    name: json.dumps(value, sort_keys=True, default=str)
+    for name, value in given.items()
+  }
   first = from_first(lambda: mine)
 
   def compare() -> None:
     for name in first | mine:
       if mine.get(name) != first.get(name):
         raise ValueError(
-          f"process {jax.process_index()} has {name}={mine.get(name)!r} where "
-          f"process 0 has {first.get(name)!r}: all take the same command and "
+          f"process {jax.process_index()} has {name}={mine.get(name)} where "
+          f"process 0 has {first.get(name)}: all take the same command and "
           "files, --process apart"
         )
 

@@ -68,10 +68,10 @@ def connect(hosts: Hosts, name: str) -> None:
   if not hosts.address:
     return
   given: dict[str, Any] = {}
-  where = "as this machine says"
+  where = "that this machine names"
   if hosts.address != AUTO:
     _check_address(hosts)
-    where = f"at {hosts.address}"
+    where = f"of --hosts={hosts.address}"
     given = {
       "coordinator_address": hosts.address,
       "num_processes": hosts.processes,
@@ -110,7 +110,11 @@ def _check_address(hosts: Hosts) -> None:
     return
   try:
     # JAX would share a port that another run listens at, and end that run.
-    socket.create_server(("", int(port))).close()
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    socket.create_server(
+      ("", int(port)), family=family, dualstack_ipv6=both
+    ).close()
   except OSError as error:
     raise ValueError(
       f"port {port} of --hosts cannot be opened by process 0: "
@@ -130,9 +134,8 @@ def _patience(name: str, where: str) -> Iterator[None]:
 
   def end() -> None:
     print(
-      f"{name}: the other processes were not found {where} within {WAITS_S} s; "
-      "each of them takes the same hosts and processes, and a number of its "
-      "own; nothing was written",
+      f"{name}: the other processes {where} were not found within {WAITS_S} s: "
+      "all must be started, each with a number of its own; nothing was written",
       file=sys.stderr,
       flush=True,
     )

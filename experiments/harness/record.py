@@ -108,13 +108,16 @@ class Run:
     self.folder = pathlib.Path(hosts.from_first(opened))
     self._tables: dict[str, Table] = {}
     self._start = time.monotonic()
-    try:
-      earlier = folders.earlier(self.folder) if hosts.is_first() else []
-      self.environment = environment(command, config, inputs)
-      if earlier:
+
+    def begin() -> None:
+      if earlier := folders.earlier(self.folder):
         self.environment["earlier"] = earlier
       with folders.writable(self.folder):
         self._save("running")
+
+    try:
+      self.environment = environment(command, config, inputs)
+      hosts.from_first(begin)
     except BaseException:
       with self._held:
         if not resume and hosts.is_first():  # no run has begun
