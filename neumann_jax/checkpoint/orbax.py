@@ -48,7 +48,9 @@ def save_orbax(model: LanguageModel, path: str | pathlib.Path) -> None:
   if path.exists():
     raise FileExistsError(f"path must be new, got {path}")
   metadata = {
-    "config": hf_config.to_json(model.config, model.execution.param_dtype),
+    "config": hf_config.to_whole_json(
+      model.config, model.execution.param_dtype
+    ),
     "scan_layers": model.execution.scan_layers,
   }
   params = {_name(key): x for key, x in flat_params(model).items()}

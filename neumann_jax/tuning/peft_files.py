@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save
 
+from neumann_jax.checkpoint import hf_layout
 from neumann_jax.checkpoint.hf_layout import Path
 from neumann_jax.checkpoint.new_folder import new_folder
 from neumann_jax.checkpoint.params import flat_params, with_params
@@ -25,8 +26,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # A model of transformers inside PEFT's.
 _PREFIX = "base_model.model."
 _NAME = re.compile(
-  r"base_model\.model\.model\.(?:language_model\.)?"
-  r"layers\.(\d+)\.([\w.]+)\.lora_([AB])\.weight"
+  r"base_model\.model\.model\.layers\.(\d+)\.([\w.]+)\.lora_([AB])\.weight"
 )
 # PEFT takes these names among the target modules of Qwen3-Next for its routed
 # experts', of which transformers 5 makes two parameters, and leaves the shared
@@ -72,14 +72,22 @@ def save_adapters(
   path: str | pathlib.Path,
   *,
   base: str = "",
+  text_only: bool = False,
 ) -> None:
   """Writes a folder that `PeftModel.from_pretrained` reads.
+
+  Its names are those of the class that the checkpoint's `architectures` names:
+  for one that was published with vision, as Qwen3.5 is, the vision-language
+  class, which `AutoModelForImageTextToText` loads and servers run. In another
+  class PEFT finds none of its names, warns of missing keys and adapts nothing.
 
   Args:
     model: of `add_adapters`, with separate or scanned layers.
     path: a new or empty folder, in one that exists. It is there complete or
       not at all.
     base: the name of the model that was adapted, for the reader's use.
+    text_only: whether the names are those of the text model alone, which
+      `AutoModelForCausalLM` loads from any of these checkpoints.
 
   Raises:
     FileExistsError: if something is at `path`; it stays as it was.
@@ -90,7 +98,9 @@ def save_adapters(
   found = adapters(model)
   if not found:
     raise ValueError("model has no adapters: add_adapters makes them")
-  tensors = dict(_tensors(model))
+  inside = model.config.vision_language and not text_only
+  named = hf_layout.inside_name if inside else str
+  tensors = {_PREFIX + named(name): x for name, x in _tensors(model)}
   for name, value in tensors.items():
     tensor_file.check_finite("model", name, value)
   spec = found[0].spec
@@ -119,6 +129,10 @@ def load_adapters(
   model: LanguageModel, path: str | pathlib.Path
 ) -> LanguageModel:
   """The model with the adapters of a folder that PEFT or `save_adapters` wrote.
+
+  It may be one of a text model or of a vision-language one. A map that it
+  leaves out beside others of its name, as PEFT does with `layers_to_transform`,
+  has an adapter of zeros, which changes nothing and stays zero when tuned on.
 
   Args:
     model: the base, of linear maps as trained.
@@ -248,20 +262,26 @@ def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     ) from None
   for name, value in tensors.items():
     tensor_file.check_finite(str(path), name, value)
-  return tensors
+  named = {hf_layout.text_name(name): x for name, x in tensors.items()}
+  if len(named) < len(tensors):
+    raise ValueError(
+      f"{file} has adapters of a map of a text model and of a vision-language "
+      "one at once"
+    )
+  return named
 
 
 def _filled(
-  model: LanguageModel, tensors: dict[str, np.ndarray], path: pathlib.Path
+  model: LanguageModel, found: dict[str, np.ndarray], path: pathlib.Path
 ) -> dict[Path, jax.Array]:
   """The adapters of a model of shapes, from the tensors of a file."""
-  wanted = {name: place for name, place in _places(model)}
-  # Files of models with towers name the text model inside of them.
-  found = {
-    name.replace(".language_model.", ".", 1): x for name, x in tensors.items()
-  }
+  wanted = {_PREFIX + name: place for name, place in _places(model)}
+  maps = {_map(name) for name in found}
+  lacking = [
+    name for name in wanted.keys() - found.keys() if _map(name) in maps
+  ]
   for words, few in (
-    ("lack", sorted(wanted.keys() - found.keys())),
+    ("lack", sorted(lacking)),  # one matrix of a pair
     ("have", sorted(found.keys() - wanted.keys())),
   ):
     if few:
@@ -271,8 +291,8 @@ def _filled(
         "model's linear maps of these names"
       )
   params = flat_params(model)
-  for name, (key, _) in wanted.items():
-    shape = params[key].shape[:-3:-1]  # transposed in the file
+  for name in found:
+    shape = params[wanted[name][0]].shape[:-3:-1]  # transposed in the file
     if found[name].shape != shape:
       raise ValueError(
         f"{clean(name, most=120)} in {path} must have shape {shape}, got "
@@ -281,14 +301,20 @@ def _filled(
   filled: dict[Path, np.ndarray] = {}
   for name, (key, row) in wanted.items():
     if key not in filled:
-      filled[key] = np.empty(params[key].shape, np.float32)
-    whole = filled[key]
-    (whole if row is None else whole[row])[...] = found[name].T
+      filled[key] = np.zeros(params[key].shape, np.float32)
+    if name in found:
+      whole = filled[key]
+      (whole if row is None else whole[row])[...] = found[name].T
   return {key: jnp.asarray(value) for key, value in filled.items()}
 
 
+def _map(name: str) -> str:
+  """Name of the linear map that a matrix of a file belongs to."""
+  return name.rpartition(".lora_")[0]
+
+
 def _tensors(model: LanguageModel) -> Iterator[tuple[str, np.ndarray]]:
-  """Names and values in a file: [r, in] and [out, r]."""
+  """Names in a text model and values in a file: [r, in] and [out, r]."""
   params, host = flat_params(model), {}
   for name, (key, row) in _places(model):
     if not params[key].is_fully_addressable and not (
@@ -307,7 +333,7 @@ def _tensors(model: LanguageModel) -> Iterator[tuple[str, np.ndarray]]:
 def _places(
   model: LanguageModel,
 ) -> Iterator[tuple[str, tuple[Path, int | None]]]:
-  """Name in a file, path and row of a scanned stack of every adapter."""
+  """Name in a text model, path and row of a scanned stack, by adapter."""
   depth, period = model.config.num_hidden_layers, model.config.period
   for key in flat_params(model):
     if key[-1] not in ("lora_a", "lora_b"):
@@ -317,5 +343,5 @@ def _places(
     rows = range(depth // period) if scanned else (None,)
     for row in rows:
       number = int(key[1]) if row is None else row * period + int(key[1])
-      name = f"{_PREFIX}model.layers.{number}.{inner}.lora_{letter}.weight"
+      name = f"model.layers.{number}.{inner}.lora_{letter}.weight"
       yield name, (key, row)
