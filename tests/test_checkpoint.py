@@ -582,6 +582,12 @@ def test_configs_refused(tmp_path, changes, sentence):
 
 
 def test_config_files_refused(tmp_path):
+  with oracles.refused(FileNotFoundError, "names on a hub are not fetched"):
+    checkpoint.load("Qwen/Qwen3.5-0.8B")
+  with oracles.refused(TypeError, "execution must be an Execution, .* 'bf16'"):
+    checkpoint.load(tmp_path, "bf16")
+  with oracles.refused(TypeError, "execution must be an Execution, .* 'bf16'"):
+    checkpoint.restore_orbax(tmp_path, "bf16")
   with oracles.refused(FileNotFoundError, r"path must hold a config\.json"):
     checkpoint.load(tmp_path)
   (tmp_path / "config.json").write_text('{"model_type": ')

@@ -93,6 +93,11 @@ def read_block_size(path: str | pathlib.Path) -> tuple[int, int] | None:
 
 def _read(path: str | pathlib.Path, of: Callable[[dict[str, Any]], T]) -> T:
   file = folder.own_file(pathlib.Path(path), "config.json")
+  if not pathlib.Path(path).exists():
+    raise FileNotFoundError(
+      f"path must hold a config.json, got {path}, which is no folder here: "
+      "names on a hub are not fetched (`hf download` makes a folder of one)"
+    )
   if not file.is_file():
     raise FileNotFoundError(f"path must hold a config.json, got {path}")
   try:
