@@ -101,6 +101,23 @@ def test_a_rule_is_exported_for_any_batch():
   assert [x.shape[0] for x in program.out_avals] == [batch, batch]
 
 
+@pytest.mark.parametrize(
+  "kind, words", [("dense", "axis T must be a num"), ("sparse", "with experts")]
+)
+def test_what_must_be_a_number_in_an_exported_program(kind, words):
+  graph, params = nnx.split(abstract_model(models.CONFIGS[kind], Execution()))
+  flat, tree = jax.tree.flatten(params)
+  axis = jax.export.symbolic_shape("n")
+  shape = (1, *axis) if kind == "dense" else (*axis, 12)
+
+  def forward(flat, tokens):
+    return nnx.merge(graph, jax.tree.unflatten(tree, flat))(tokens)[0]
+
+  tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
+  with oracles.refused(ValueError, words):
+    jax.export.export(jax.jit(forward))(flat, tokens)
+
+
 @pytest.mark.parametrize("scanned", [False, True])
 def test_a_cache_keeps_its_types_under_x64(scanned):
   """A cache that changed a type would have the next step compiled again."""
