@@ -1,10 +1,9 @@
-"""Adapters in the files of PEFT: `adapter_config.json`, `adapter_model...`."""
+"""Adapters in the folders of PEFT, from and to models."""
 
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -16,55 +15,26 @@ from neumann_jax.checkpoint import hf_layout
 from neumann_jax.checkpoint.hf_layout import Path
 from neumann_jax.checkpoint.new_folder import new_folder
 from neumann_jax.checkpoint.params import flat_params, with_params
-from neumann_jax.foreign_files import json_file, tensor_file
+from neumann_jax.foreign_files import tensor_file
 from neumann_jax.foreign_files.folder import own_file
-from neumann_jax.foreign_files.messages import clean, shown
+from neumann_jax.foreign_files.messages import clean
 from neumann_jax.model.language_model import LanguageModel
-from neumann_jax.tuning.lora import LoraSpec, adapters, add_adapters
+from neumann_jax.tuning.lora import adapters, add_adapters
+from neumann_jax.tuning.peft_config import (
+  CONFIG,
+  check_settings,
+  read_config,
+  spec_of,
+  targets_of,
+)
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 # A model of transformers inside PEFT's.
 _PREFIX = "base_model.model."
 _NAME = re.compile(
   r"base_model\.model\.model\.layers\.(\d+)\.([\w.]+)\.lora_([AB])\.weight"
 )
-# PEFT takes these names among the target modules of Qwen3-Next for its routed
-# experts', of which transformers 5 makes two parameters, and leaves the shared
-# expert as it was. Named as parameters the linear maps are taken at their word.
-_TAKEN_FOR_EXPERTS = {"qwen3_next": ("gate_proj", "up_proj", "down_proj")}
 _EXPERTS = ".mlp.experts."
-# Keys of PEFT's file that change nothing of what tensors, r and alpha compute,
-# and what they may say; None: anything. PEFT grows by switches that do change
-# it, so that what is not here is refused unless it is absent or off.
-_HARMLESS: dict[str, tuple[Any, ...] | None] = {
-  "peft_type": None,  # checked by itself
-  "r": None,
-  "lora_alpha": None,
-  "use_rslora": None,
-  "task_type": None,
-  "auto_mapping": None,
-  "base_model_name_or_path": None,
-  "revision": None,
-  "peft_version": None,
-  "inference_mode": None,
-  # The tensors say which maps are adapted.
-  "target_modules": None,
-  "target_parameters": None,
-  "exclude_modules": None,
-  "layers_to_transform": None,
-  "layers_pattern": None,
-  # Of training alone.
-  "lora_dropout": None,
-  "eva_config": None,
-  # PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take something off the base, so that
-  # their adapters belong to another one.
-  "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),
-  # Values that PEFT writes where what they are options of is off.
-  "bias": ("none",),
-  "megatron_core": ("megatron.core",),
-  "qalora_group_size": None,
-}
-_OFF: tuple[Any, ...] = (None, False, [], {})
 
 
 def save_adapters(
@@ -104,7 +74,7 @@ def save_adapters(
   for name, value in tensors.items():
     tensor_file.check_finite("model", name, value)
   spec = found[0].spec
-  modules, parameters = _targets(tensors, model.config.model_type)
+  modules, parameters = targets_of(tensors, model.config.model_type)
   config = {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",
@@ -148,10 +118,10 @@ def load_adapters(
       not fit `r` or the model; all before an adapter is allocated.
   """
   path = pathlib.Path(path)
-  config = _read_config(path)
+  config = read_config(path)
   tensors = _read_tensors(path)
   _check_no_experts(path, tensors)
-  _check_settings(path, config)
+  check_settings(path, config)
   places = {name: _NAME.fullmatch(name) for name in tensors}
   for name, match in places.items():
     if match is None:
@@ -160,7 +130,7 @@ def load_adapters(
         f"got {clean(name, most=120)}"
       )
   names = {match[2].split(".")[-1] for match in places.values() if match}
-  spec = _spec(path, config, tuple(sorted(names)))
+  spec = spec_of(path, config, tuple(sorted(names)))
   _check_rank(path, spec.rank, tensors)
   # Of shapes: a file must not have anything allocated before all of it fits.
   adapted = nnx.eval_shape(
@@ -185,43 +155,6 @@ def _check_rank(
       )
 
 
-def _spec(
-  path: pathlib.Path, config: dict[str, Any], targets: tuple[str, ...]
-) -> LoraSpec:
-  try:
-    return LoraSpec(
-      json_file.typed(config.get("r"), int, name="r"),
-      json_file.typed(config.get("lora_alpha"), float, name="lora_alpha"),
-      targets,
-      json_file.typed(config.get("use_rslora", False), bool, name="use_rslora"),
-    )
-  except ValueError as error:
-    raise ValueError(f"{path / CONFIG}: {error}") from None
-
-
-def _read_config(path: pathlib.Path) -> dict[str, Any]:
-  file = own_file(path, CONFIG)
-  try:
-    config = json_file.typed(json_file.read(file), dict[str, Any])
-  except ValueError as error:
-    raise ValueError(f"{file} is no readable JSON ({error})") from None
-  if config.get("peft_type") != "LORA":
-    raise ValueError(
-      f"{file} must have peft_type LORA, got {shown(config.get('peft_type'))}"
-    )
-  return config
-
-
-def _check_settings(path: pathlib.Path, config: dict[str, Any]) -> None:
-  for name, value in config.items():
-    harmless = _HARMLESS.get(name, ())
-    if harmless is not None and value not in (*_OFF, *harmless):
-      raise ValueError(
-        f"{path / CONFIG} has {clean(name)} {shown(value)}, which is not "
-        "computed here"
-      )
-
-
 def _check_no_experts(
   path: pathlib.Path, tensors: dict[str, np.ndarray]
 ) -> None:
@@ -233,23 +166,6 @@ def _check_no_experts(
       "computed here: merge it in PEFT (merge_and_unload) and load the "
       "checkpoint, or adapt other linear maps"
     )
-
-
-def _targets(
-  names: Iterable[str], model_type: str
-) -> tuple[list[str], list[str]]:
-  """What PEFT is told to adapt: linear maps, or weights by themselves."""
-  misread = _TAKEN_FOR_EXPERTS.get(model_type, ())
-  modules: set[str] = set()
-  parameters: set[str] = set()
-  for name in names:
-    *_, owner, target, _, _ = name.split(".")
-    if target in misread:
-      # With the owner, or it would name those of single experts as well.
-      parameters.add(f"{owner}.{target}.weight")
-    else:
-      modules.add(target)
-  return sorted(modules), sorted(parameters)
 
 
 def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
