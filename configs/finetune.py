@@ -51,6 +51,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
       },
       "adapters": "",
       "merged": False,
+      "text_only": False,
       "balance": 0.001,
       "vocab_block": 8192,
       "mesh": {"data": 1 if debug else 0, "fsdp": 1, "tensor": 1},

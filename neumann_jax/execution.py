@@ -105,6 +105,15 @@ class Execution:
     return self.rule.sequence_axis
 
 
+def check_execution(execution: Execution) -> None:
+  """Raises TypeError unless it is one."""
+  if not isinstance(execution, Execution):
+    raise TypeError(
+      'execution must be an Execution, as Execution(param_dtype="bfloat16"), '
+      f"got {execution!r}"
+    )
+
+
 def changed(execution: Execution, changes: Mapping[str, Any]) -> Execution:
   """An execution with other values of what a model can change.
 

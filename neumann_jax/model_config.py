@@ -56,6 +56,8 @@ class ModelConfig:
     tie_word_embeddings: whether the embedding is the output matrix too.
     max_position_embeddings: longest sequence of training; not enforced.
     initializer_range: standard deviation of fresh weights.
+    vision_language: whether the checkpoint's class is a vision-language one,
+      inside of which this is the text model: adapters are named for it.
 
   Raises:
     ValueError: for a size out of range, or sizes that do not fit each other.
@@ -101,6 +103,7 @@ class ModelConfig:
   tie_word_embeddings: bool = False
   max_position_embeddings: int = 32768
   initializer_range: float = 0.02
+  vision_language: bool = False
 
   def __post_init__(self) -> None:
     """Fills in what is empty; raises ValueError for what does not fit."""
@@ -121,6 +124,8 @@ class ModelConfig:
         f"model_type of these feed-forward layers must be one of "
         f"{', '.join(possible)}, got {shown(self.model_type)}"
       )
+    if self.vision_language and self.model_type == "qwen3_next":
+      raise ValueError("vision_language must be False for qwen3_next, got True")
 
   @property
   def rotary_dim(self) -> int:

@@ -13,6 +13,7 @@ from neumann_jax import (
   LanguageModel,
   ModelCache,
   RuleOptions,
+  gated_delta_rule,
   sharding,
 )
 from neumann_jax.checkpoint.params import abstract_model
@@ -60,6 +61,61 @@ def test_a_step_in_xla_is_exported_for_every_platform(kind, length):
   with oracles.on_a_gpu():
     exported = jax.export.export(jax.jit(step), platforms=platforms)
     assert exported(flat, tokens, cache).platforms == platforms
+
+
+def test_a_prefill_is_exported_for_any_batch():
+  """Of a fixed length; a mesh, which asks for numbers, is not in use."""
+  pytest.importorskip("flatbuffers")
+  rule = RuleOptions(chunk_size=8, implementation="xla")
+  model = models.make("dense", Execution(rule=rule))
+  graph, params = nnx.split(model)
+  flat, tree = jax.tree.flatten(params)
+
+  @oracles.quick_jit
+  def forward(flat, tokens):
+    model = nnx.merge(graph, jax.tree.unflatten(tree, flat))
+    return model(tokens)[0]
+
+  (batch,) = jax.export.symbolic_shape("b")
+  tokens = jax.ShapeDtypeStruct((batch, 12), jnp.int32)
+  program = jax.export.deserialize(
+    jax.export.export(forward)(flat, tokens).serialize()
+  )
+  for rows in (1, 3):
+    tokens = np.arange(12 * rows, dtype=np.int32).reshape(rows, 12)
+    want = forward(flat, tokens)
+    oracles.assert_close(program.call(flat, tokens), want, oracles.PARITY)
+
+
+def test_a_rule_is_exported_for_any_batch():
+  """With documents and a state to begin with."""
+  (batch,) = jax.export.symbolic_shape("b")
+  shape = lambda *axes: jax.ShapeDtypeStruct((batch, *axes), jnp.float32)  # noqa: E731
+  keys, values, gates = shape(12, 1, 4), shape(12, 2, 4), shape(12, 2)
+  rule = functools.partial(gated_delta_rule, chunk_size=8, implementation="xla")
+  program = jax.export.export(jax.jit(rule))(
+    *(keys, keys, values, gates, gates),
+    initial_state=shape(2, 4, 4),
+    segment_ids=jax.ShapeDtypeStruct((batch, 12), jnp.int32),
+  )
+  assert [x.shape[0] for x in program.out_avals] == [batch, batch]
+
+
+@pytest.mark.parametrize(
+  "kind, words", [("dense", "axis T must be a num"), ("sparse", "with experts")]
+)
+def test_what_must_be_a_number_in_an_exported_program(kind, words):
+  graph, params = nnx.split(abstract_model(models.CONFIGS[kind], Execution()))
+  flat, tree = jax.tree.flatten(params)
+  axis = jax.export.symbolic_shape("n")
+  shape = (1, *axis) if kind == "dense" else (*axis, 12)
+
+  def forward(flat, tokens):
+    return nnx.merge(graph, jax.tree.unflatten(tree, flat))(tokens)[0]
+
+  tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
+  with oracles.refused(ValueError, words):
+    jax.export.export(jax.jit(forward))(flat, tokens)
 
 
 @pytest.mark.parametrize("scanned", [False, True])

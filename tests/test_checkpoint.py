@@ -22,7 +22,11 @@ from safetensors.numpy import load_file, save_file
 
 from neumann_jax import Execution, ModelConfig, Yarn, checkpoint
 from neumann_jax.checkpoint import hf_layout, safetensors_io
-from neumann_jax.checkpoint.hf_config import from_json, to_json
+from neumann_jax.checkpoint.hf_config import (
+  from_json,
+  to_json,
+  to_whole_json,
+)
 from neumann_jax.checkpoint.params import (
   abstract_model,
   flat_params,
@@ -250,7 +254,20 @@ def test_vision_language_directories(tmp_path, name, outer):
   for key in ("mtp.fc.weight", "model.visual.patch.weight", "visual.norm"):
     tensors[key] = np.ones((2, 2), np.float32)
   rewrite(path, tensors)
-  assert_same(checkpoint.load(path), model_of(name))
+  inside = dataclasses.replace(CONFIGS[name], vision_language=True)
+  want = abstract_model(inside, Execution())
+  want = with_params(want, flat_params(model_of(name)))
+  assert_same(checkpoint.load(path), want)
+  # A text model's class can have the config of the whole.
+  nested["architectures"] = ["Qwen3_5ForCausalLM"]
+  (path / "config.json").write_text(json.dumps(nested))
+  assert not checkpoint.read_config(path).vision_language
+  # Orbax keeps which it was.
+  assert from_json(to_whole_json(inside, np.dtype("float32"))) == inside
+  with oracles.refused(
+    ValueError, "vision_language must be False for qwen3_ne"
+  ):
+    dataclasses.replace(inside, model_type="qwen3_next")
 
 
 def test_tied_output_matrix_may_be_stored(tmp_path):
@@ -565,6 +582,12 @@ def test_configs_refused(tmp_path, changes, sentence):
 
 
 def test_config_files_refused(tmp_path):
+  with oracles.refused(FileNotFoundError, "names on a hub are not fetched"):
+    checkpoint.load("Qwen/Qwen3.5-0.8B")
+  with oracles.refused(TypeError, "execution must be an Execution, .* 'bf16'"):
+    checkpoint.load(tmp_path, "bf16")
+  with oracles.refused(TypeError, "execution must be an Execution, .* 'bf16'"):
+    checkpoint.restore_orbax(tmp_path, "bf16")
   with oracles.refused(FileNotFoundError, r"path must hold a config\.json"):
     checkpoint.load(tmp_path)
   (tmp_path / "config.json").write_text('{"model_type": ')

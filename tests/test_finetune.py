@@ -269,6 +269,7 @@ def test_places_that_are_none(tmp_path):
       "execution.param_dtype must be float32 where all parameters are tuned",
     ),
     ({"tuning": "full", "merged": True}, "need tuning='lora', got 'full'"),
+    ({"tuning": "full", "text_only": True}, "text_only needs tuning='lora'"),
     ({"rows": 3, "mesh.data": 2}, "rows must be a whole multiple of mesh.data"),
     ({"lora.rank": 0}, "rank must be at least 1, got 0"),
     ({"execution.remat": "some"}, "remat must be one of none, names, dots"),

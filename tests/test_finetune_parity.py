@@ -9,6 +9,7 @@ the nightly workflow, they fail.
 import importlib
 import json
 import os
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -265,6 +266,93 @@ def test_adapters_beside_experts(packages, experts, tmp_path, targets):
   oracles.assert_close(our_logits(again), found, oracles.PARITY)
   merged = logits_of(torch, theirs.merge_and_unload())
   oracles.assert_close(found, merged, oracles.PARITY)
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe"])
+def test_adapters_of_a_vision_language_folder(packages, family, tmp_path):
+  """As Qwen3.5 is published: the class that the folder names, and the other."""
+  torch, transformers, peft = packages
+  folder = tmp_path / "base"
+  _vision_language(transformers, family).save_pretrained(folder)
+  base = checkpoint.load(folder, Execution(rule=RuleOptions(chunk_size=16)))
+  spec = tuning.LoraSpec(rank=3, alpha=6.0)
+  ours = tuning.add_adapters(base, spec, rngs=nnx.Rngs(0))
+  rng = np.random.default_rng(0)
+  for each in tuning.adapters(ours):  # zeros as they are made
+    each.lora_b[...] = jnp.float32(0.3 * rng.normal(size=each.lora_b.shape))
+  found = our_logits(ours)
+  assert np.abs(found - our_logits(base)).max() > 0.1
+  for kind, text_only in (("ImageTextToText", False), ("CausalLM", True)):
+    path = tmp_path / kind
+    tuning.save_adapters(ours, path, text_only=text_only)
+    load = getattr(transformers, f"AutoModelFor{kind}").from_pretrained
+    with warnings.catch_warnings(record=True) as said:
+      warnings.simplefilter("always")
+      theirs = peft.PeftModel.from_pretrained(load(folder), path)
+    assert not [x for x in said if "adapter keys" in str(x.message)]
+    oracles.assert_close(found, logits_of(torch, theirs), oracles.PARITY)
+    theirs.save_pretrained(tmp_path / f"{kind}-theirs")
+    again = tuning.load_adapters(base, tmp_path / f"{kind}-theirs")
+    oracles.assert_close(our_logits(again), found, oracles.PARITY)
+
+
+def _vision_language(transformers, family):
+  from tests import make_qwen_fixtures
+
+  text = make_qwen_fixtures.random_model(f"{family}_text").config.to_dict()
+  for name in ("architectures", "dtype", "transformers_version"):
+    text.pop(name, None)
+  text["rope_parameters"] |= {
+    "mrope_section": [1, 1, 0],
+    "mrope_interleaved": True,
+  }
+  config = transformers.AutoConfig.for_model(
+    family,
+    text_config=text,
+    vision_config={
+      "depth": 1,
+      "hidden_size": 32,
+      "num_heads": 2,
+      "intermediate_size": 32,
+      "out_hidden_size": text["hidden_size"],
+    },
+    tie_word_embeddings=text["tie_word_embeddings"],
+    image_token_id=44,
+    video_token_id=45,
+    vision_start_token_id=46,
+    vision_end_token_id=47,
+  )
+  model = transformers.AutoModelForImageTextToText.from_config(config)
+  for name, param in model.named_parameters():
+    param.data.copy_(make_qwen_fixtures._draw(name, param))
+  return model.float().eval()
+
+
+def test_adapters_of_one_layer(packages, folder, tmp_path):
+  """Written by PEFT for some of the layers, read and written again."""
+  torch, transformers, peft = packages
+  load = transformers.AutoModelForCausalLM.from_pretrained
+  base = checkpoint.load(folder, Execution(rule=RuleOptions(chunk_size=16)))
+  for name, targets in (
+    ("few", {"target_modules": ["up_proj"], "layers_to_transform": [1]}),
+    ("pattern", {"target_modules": r".*layers\.0\.mlp\.up_proj"}),
+  ):
+    theirs = peft.get_peft_model(
+      load(folder),
+      peft.LoraConfig(
+        r=4, init_lora_weights=False, task_type="CAUSAL_LM", **targets
+      ),
+    )
+    theirs.save_pretrained(tmp_path / name)
+    ours = tuning.load_adapters(base, tmp_path / name)
+    want = logits_of(torch, theirs)
+    oracles.assert_close(our_logits(ours), want, oracles.PARITY)
+    tuning.save_adapters(ours, tmp_path / f"{name}-ours")
+    again = peft.PeftModel.from_pretrained(
+      load(folder), tmp_path / f"{name}-ours"
+    )
+    oracles.assert_close(logits_of(torch, again), want, oracles.PARITY)
+    assert np.abs(want - our_logits(base)).max() > 0.1
 
 
 @pytest.mark.parametrize("experts", ["qwen3_next"], indirect=True)

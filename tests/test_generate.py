@@ -211,7 +211,7 @@ def test_rows_end_with_a_stop_token():
   model = model_of()
   whole = generate(model)
   stops = (whole.tokens[0, 2],)
-  found = generate(model, stop_tokens=stops, pad_token=60)
+  found = generate(model, stop_tokens=set(stops), pad_token=60)
   for row, tokens in enumerate(whole.tokens):
     hits = np.flatnonzero(np.isin(tokens, stops))
     length = hits[0] + 1 if hits.size else NEW
@@ -390,6 +390,9 @@ FOUR = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("data",))
       "prefill_chunk must be an integer, g",
     ),
     ({"max_new_tokens": 2.5}, TypeError, "max_new_tokens must be an integer"),
+    ({"stop_tokens": 5}, TypeError, "stop_tokens must be a sequence or a set"),
+    ({"stop_tokens": None}, TypeError, "set of integers, .* got None"),
+    ({"spec": None}, TypeError, "spec must be a SamplingSpec .* got None"),
     ({"stop_tokens": (1.0,)}, TypeError, "stop_tokens must be an integer, got"),
     (
       {"sharding": NamedSharding(FOUR, PartitionSpec("data"))},

@@ -99,10 +99,53 @@ def test_read_again_it_is_the_same_model(tmp_path, scan):
   name = f"base_model.model.model.layers.{depth - 1}.self_attn.q_proj"
   assert stored[f"{name}.lora_A.weight"].shape == (3, 64)
   assert stored[f"{name}.lora_B.weight"].shape == (128, 3)
-  plain = _without_adapters(model, kind, scan)
+  plain = _without_adapters(model, base(kind, scan_layers=scan))
   again = tuning.load_adapters(plain, tmp_path / "adapter")
   for path, x in param_place.flat_params(model).items():
     np.testing.assert_array_equal(param_place.flat_params(again)[path], x)
+
+
+def test_named_for_the_class_of_the_checkpoint(tmp_path):
+  """PEFT passes over names of another class with a warning."""
+  inside = dataclasses.replace(ATTENTION, vision_language=True)
+  plain = param_place.abstract_model(inside, Execution())
+  spec = tuning.LoraSpec(rank=2, targets=("o_proj",))
+  model = filled(
+    nnx.eval_shape(
+      lambda m: tuning.add_adapters(m, spec, rngs=nnx.Rngs(0)), plain
+    )
+  )
+  tuning.save_adapters(model, tmp_path / "whole")
+  tuning.save_adapters(model, tmp_path / "text", text_only=True)
+  layers = {"whole": "model.language_model.layers", "text": "model.layers"}
+  for name, begin in layers.items():
+    names = load_file(tmp_path / name / "adapter_model.safetensors")
+    assert names
+    assert all(x.startswith(f"base_model.model.{begin}.") for x in names)
+    again = tuning.load_adapters(
+      _without_adapters(model, plain), tmp_path / name
+    )
+    for path, x in param_place.flat_params(model).items():
+      np.testing.assert_array_equal(param_place.flat_params(again)[path], x)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_map_that_a_file_leaves_out_stays_as_it_is(tmp_path, scan):
+  """PEFT writes so with layers_to_transform, or a pattern of one layer."""
+  kind = "deep" if scan else "dense"
+  model = filled(adapted_shapes(kind, scan_layers=scan))
+  tuning.save_adapters(model, tmp_path / "all")
+  tensors = load_file(tmp_path / "all/adapter_model.safetensors")
+  kept = {name: x for name, x in tensors.items() if ".layers.1." in name}
+  assert 0 < len(kept) < len(tensors)
+  path = _changed(tmp_path / "all", tmp_path, tensors=kept)
+  again = tuning.load_adapters(base(kind, scan_layers=scan), path)
+  tuning.save_adapters(again, tmp_path / "again")
+  found = load_file(tmp_path / "again/adapter_model.safetensors")
+  targets = {name.split(".")[-3] for name in kept}
+  assert found.keys() == {x for x in tensors if x.split(".")[-3] in targets}
+  for name, x in found.items():
+    np.testing.assert_array_equal(x, kept.get(name, np.zeros_like(x)))
 
 
 def test_a_shared_expert_is_named_by_its_weights(tmp_path):
@@ -128,8 +171,7 @@ def test_a_shared_expert_is_named_by_its_weights(tmp_path):
   assert {"down_proj", "q_proj"} <= set(config["target_modules"])
 
 
-def _without_adapters(model, kind, scan):
-  plain = base(kind, scan_layers=scan)
+def _without_adapters(model, plain):
   params = param_place.flat_params(model)
   return param_place.with_params(
     plain, {path: params[path] for path in param_place.flat_params(plain)}

@@ -169,6 +169,13 @@ def test_half_precision_logits_are_drawn_from_in_float32():
     ({"temperature": math.inf}, "temperature must be finite"),
     ({"top_k": 0}, "top_k must be an integer of at least 1, got 0"),
     ({"top_k": 2.0}, "top_k must be an integer of at least 1, got 2.0"),
+    ({"top_k": True}, "top_k must be an integer of at least 1, got True"),
+    ({"top_k": "5"}, "top_k must be an integer of at least 1, got '5'"),
+    ({"temperature": "1"}, "temperature must be a number, got '1'"),
+    ({"temperature": None}, "temperature must be a number, got None"),
+    ({"top_p": "0.9"}, "top_p must be a number, got '0.9'"),
+    ({"min_p": None}, "min_p must be a number, got None"),
+    ({"presence_penalty": True}, "presence_penalty must be a number, got True"),
     ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
     ({"top_p": 1.1}, r"top_p must be in \(0, 1\], got 1.1"),
     ({"top_p": math.nan}, r"top_p must be in \(0, 1\], got nan"),
@@ -184,6 +191,11 @@ def test_half_precision_logits_are_drawn_from_in_float32():
 def test_spec_refusals(fields, pattern):
   with oracles.refused(ValueError, pattern):
     SamplingSpec(**fields)
+
+
+def test_numbers_of_numpy_are_numbers():
+  spec = SamplingSpec(np.float32(0.5), np.int64(5), np.float64(0.5))
+  assert spec == SamplingSpec(0.5, 5, 0.5)
 
 
 def test_refusals():

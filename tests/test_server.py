@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments.harness import record
-from neumann_jax import generation
+from neumann_jax import SamplingSpec, generation
 from neumann_jax.generation import decoding
 from tests.faults import server, server_plot
 from tests.faults.server import counting, requests
@@ -41,6 +41,27 @@ def test_a_server_compiles_three_programs(model):
     for request in asked:
       generation.generate(model, **request, **room)
       assert programs == ["start", "prefill", "decode"]
+
+
+def test_any_number_of_stop_tokens_and_any_threefry_key(model):
+  """One program, and the old form of a key draws what the new one does."""
+  room = {"prefill_chunk": 8, "capacity": 64, "max_new_tokens": 4}
+  spec, keys = SamplingSpec(), (jax.random.key(7), jax.random.PRNGKey(7))
+  generation.generate(model, [[1, 2]], spec=spec, key=keys[0], **room)
+  with counting() as programs:
+    for count in (0, 8, 9, 17, 60):
+      stops = range(61 - count, 61)
+      new, old = (
+        generation.generate(
+          model, [[1, 2]], spec=spec, key=key, stop_tokens=stops, **room
+        )
+        for key in keys
+      )
+      np.testing.assert_array_equal(new.tokens, old.tokens)
+      tokens = new.tokens[0, : new.lengths[0]]
+      ends = np.isin(tokens, stops)
+      assert not ends[:-1].any() and ends[-1] == new.finished[0]
+  assert not programs
 
 
 def test_an_equal_model_meets_the_same_programs(model):

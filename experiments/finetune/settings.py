@@ -51,6 +51,9 @@ class Settings(LoopSettings):
   lora: LoraSpec  # of fresh adapters
   adapters: str  # a PEFT folder whose adapters are tuned on; "" for fresh ones
   merged: bool  # whether adapters are written into a copy of the checkpoint too
+  # whether adapters have the names of AutoModelForCausalLM where the
+  # checkpoint's own class is a vision-language one
+  text_only: bool
   # weight of the router's balance loss; 0 for none
   balance: float = setting(at_least=0)
   vocab_block: int = setting(
@@ -69,6 +72,8 @@ class Settings(LoopSettings):
       )
     if self.tuning == "full" and (self.adapters or self.merged):
       raise ValueError("adapters and merged need tuning='lora', got 'full'")
+    if self.tuning == "full" and self.text_only:
+      raise ValueError("text_only needs tuning='lora', got 'full'")
     shape = self.mesh.mesh().shape
     if jax.process_count() > 1 and math.prod(shape.values()) < (
       jax.device_count()

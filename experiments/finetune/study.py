@@ -254,7 +254,12 @@ def _save(params: Params, plan: Plan, task: Task, run: record.Run) -> None:
   folder = task.source.folder
   if task.settings.tuning == "lora":
     with writing.in_place_of(run.folder / ADAPTER) as path:
-      tuning.save_adapters(model, path, base=task.settings.checkpoint)
+      tuning.save_adapters(
+        model,
+        path,
+        base=task.settings.checkpoint,
+        text_only=task.settings.text_only,
+      )
     print(f"adapters: {shown(run.folder / ADAPTER)}")
     if not task.settings.merged:
       return

@@ -19,7 +19,7 @@ from neumann_jax.checkpoint import (
 )
 from neumann_jax.checkpoint import params as param_place
 from neumann_jax.checkpoint.new_folder import new_folder
-from neumann_jax.execution import Execution
+from neumann_jax.execution import Execution, check_execution
 from neumann_jax.model.language_model import LanguageModel
 from neumann_jax.weight_quantization.quantized_model import is_quantized
 
@@ -51,7 +51,8 @@ def load(
       `jax.sharding.Sharding`; None: all go to the default device, uncommitted.
 
   Raises:
-    FileNotFoundError: if a file is missing.
+    FileNotFoundError: if a file is missing: names on a hub are not fetched.
+    TypeError: if execution is no `Execution`.
     ValueError: for a config that this package does not compute, for a file
       that is truncated or corrupt or lies outside of the directory, and for
       tensors that are missing, surplus or misshapen; all before anything is
@@ -70,6 +71,7 @@ def load(
     >>> again.config == config
     True
   """
+  check_execution(execution)
   path = pathlib.Path(path)
   config = hf_config.read_config(path)
   files = safetensors_io.Files(path, hf_config.read_block_size(path))

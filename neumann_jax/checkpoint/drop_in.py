@@ -6,6 +6,7 @@ A safetensors file is copied and the bytes of its text tensors are written over:
 the header stays true, because neither dtype nor shape of a tensor changes.
 """
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -64,6 +65,8 @@ def check(config: ModelConfig, like: pathlib.Path) -> list[pathlib.Path]:
       that leads out, or tensors of a dtype that weights are not written in.
   """
   found = hf_config.read_config(like)
+  # A text model saved by itself goes back into the class that it came from.
+  config = dataclasses.replace(config, vision_language=found.vision_language)
   if found != config:
     raise ValueError(
       f"like must hold a model of the same architecture, but the config.json "
@@ -92,7 +95,7 @@ def _check_file(path: pathlib.Path, homes: dict[str, _Home]) -> None:
       f"{path} is truncated or not safetensors ({error})"
     ) from None
   for name in opened.keys():
-    home = homes.get(_plain(name))
+    home = homes.get(hf_layout.text_name(name))
     if home is None:
       continue
     found, where = opened.get_slice(name), f"{clean(name)} in {path.name}"
@@ -162,7 +165,7 @@ def _overwrite(
   newest: tuple[str, np.ndarray] | None = None
   with path.open("r+b") as file:
     for name, entry, place in _entries(file):
-      home = homes.get(_plain(name))
+      home = homes.get(hf_layout.text_name(name))
       if home is None:
         continue
       # Experts that lie apart follow each other, and are parts of one array.
@@ -173,11 +176,6 @@ def _overwrite(
       stored = np.ascontiguousarray(value, _DTYPES[entry["dtype"]])
       file.seek(place)
       file.write(stored.reshape(-1).view(np.uint8).data)
-
-
-def _plain(name: str) -> str:
-  """The name of a tensor in a text model."""
-  return name.replace("model.language_model.", "model.", 1)
 
 
 def _entries(file: Any) -> Iterator[tuple[str, dict[str, Any], int]]:

@@ -93,6 +93,11 @@ def read_block_size(path: str | pathlib.Path) -> tuple[int, int] | None:
 
 def _read(path: str | pathlib.Path, of: Callable[[dict[str, Any]], T]) -> T:
   file = folder.own_file(pathlib.Path(path), "config.json")
+  if not pathlib.Path(path).exists():
+    raise FileNotFoundError(
+      f"path must hold a config.json, got {path}, which is no folder here: "
+      "names on a hub are not fetched (`hf download` makes a folder of one)"
+    )
   if not file.is_file():
     raise FileNotFoundError(f"path must hold a config.json, got {path}")
   try:
@@ -138,6 +143,7 @@ def from_json(found: Mapping[str, Any]) -> ModelConfig:
     {
       "model_type": family,
       "tie_word_embeddings": tied or False,
+      "vision_language": outer in _NESTED and not _is_text_class(found),
       **_sizes(text, family),
       **_options(text, family),
       **hf_rope.read(text),
@@ -146,6 +152,14 @@ def from_json(found: Mapping[str, Any]) -> ModelConfig:
   )
   check_layer_types(config.layer_types)
   return config
+
+
+def _is_text_class(found: Mapping[str, Any]) -> bool:
+  """Whether `architectures` names a text model's class."""
+  classes = found.get("architectures")
+  return isinstance(classes, list) and any(
+    x in classes for x in _CLASSES.values()
+  )
 
 
 def to_json(config: ModelConfig, dtype: jnp.dtype) -> dict[str, Any]:
@@ -169,6 +183,16 @@ def to_json(config: ModelConfig, dtype: jnp.dtype) -> dict[str, Any]:
     **({_EXTENSION: True} if config.allow_neg_eigval else {}),
     **hf_rope.write(config),
   }
+
+
+def to_whole_json(config: ModelConfig, dtype: jnp.dtype) -> dict[str, Any]:
+  """`to_json`, inside of what `from_json` knows a vision-language model by."""
+  text = to_json(config, dtype)
+  if not config.vision_language:
+    return text
+  outer = {inner: outer for outer, inner in _NESTED.items()}[config.model_type]
+  tied = config.tie_word_embeddings
+  return {"model_type": outer, "text_config": text, "tie_word_embeddings": tied}
 
 
 def check_held(

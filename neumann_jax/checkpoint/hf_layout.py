@@ -17,6 +17,18 @@ from neumann_jax.model.language_model import LanguageModel
 from neumann_jax.model_config import ModelConfig
 
 Path = tuple[Any, ...]  # keys of modules, indices of layers
+# What names of layers begin with: in a text model, in a vision-language one.
+_TEXT, _INSIDE = "model.", "model.language_model."
+
+
+def text_name(name: str) -> str:
+  """The name in a text model of what either kind of model has."""
+  return name.replace(_INSIDE, _TEXT, 1)
+
+
+def inside_name(name: str) -> str:
+  """The name in a vision-language model of what a text model has."""
+  return _INSIDE + name.removeprefix(_TEXT)
 
 
 class Piece(NamedTuple):

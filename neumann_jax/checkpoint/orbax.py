@@ -19,7 +19,7 @@ from neumann_jax.checkpoint.params import (
   on_default_device,
   with_params,
 )
-from neumann_jax.execution import Execution
+from neumann_jax.execution import Execution, check_execution
 from neumann_jax.model.language_model import LanguageModel
 from neumann_jax.model.scan_layers import stack_layers, unstack_layers
 
@@ -48,7 +48,9 @@ def save_orbax(model: LanguageModel, path: str | pathlib.Path) -> None:
   if path.exists():
     raise FileExistsError(f"path must be new, got {path}")
   metadata = {
-    "config": hf_config.to_json(model.config, model.execution.param_dtype),
+    "config": hf_config.to_whole_json(
+      model.config, model.execution.param_dtype
+    ),
     "scan_layers": model.execution.scan_layers,
   }
   params = {_name(key): x for key, x in flat_params(model).items()}
@@ -74,9 +76,11 @@ def restore_orbax(
 
   Raises:
     FileNotFoundError: if there is no such folder.
+    TypeError: if execution is no `Execution`.
     ValueError: if it was not written by `save_orbax`, a file in it is not as it
       was then, or a parameter holds a NaN or an infinity.
   """
+  check_execution(execution)
   path = pathlib.Path(path).absolute()
   if not path.is_dir():
     raise FileNotFoundError(f"path must be a folder of save_orbax, got {path}")

@@ -9,6 +9,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
+from neumann_jax.checkpoint import hf_layout
 from neumann_jax.checkpoint.hf_layout import Tensor
 from neumann_jax.foreign_files import folder, json_file, tensor_file
 from neumann_jax.foreign_files.messages import clean, shown
@@ -211,7 +212,7 @@ class Files:
     return stored
 
   def _enter(self, file: str, opened: safetensors.safe_open, key: str) -> None:
-    name = key.replace("model.language_model.", "model.", 1)
+    name = hf_layout.text_name(key)
     found = opened.get_slice(key)
     if found.get_dtype() == _CODES:
       self._code_files[name] = file

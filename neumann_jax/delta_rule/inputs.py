@@ -205,6 +205,12 @@ def _check_axes(
 
 
 def _check_sizes(sizes: dict[str, int]) -> None:
+  # Before it is compared, which a symbol of `jax.export` may refuse.
+  if not isinstance(sizes.get("T", 1), int):
+    raise ValueError(
+      f"axis T must be a number, as chunks are cut from it, got {sizes['T']}: "
+      "the rows alone may be symbolic in jax.export"
+    )
   for axis, size in sizes.items():
     if size < 1:
       raise ValueError(f"axis {axis} must have at least one entry, got {size}")

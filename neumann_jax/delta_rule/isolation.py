@@ -92,7 +92,7 @@ def isolate_documents(
     As `isolate`; the taint of states is [B, M, Hv].
   """
   bad = ~jnp.isfinite(states).all(axis=(-2, -1))  # [B, M, Hv]
-  row = jnp.arange(len(bad))[:, None]
+  row = jnp.arange(bad.shape[0])[:, None]
   entering = bad.at[row, number].get(mode="fill", fill_value=False)
   arrays, taint, out = _isolate(
     arrays, lambda bad: spread(bad | entering, segment_ids), segment_ids

@@ -6,7 +6,7 @@ every row's tokens stay at its own places 0, 1, 2, ..., so that a row is what it
 would be alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import jax
 
@@ -25,7 +25,7 @@ def generate(
   *,
   max_new_tokens: int,
   spec: SamplingSpec | Sequence[SamplingSpec] = SamplingSpec(),  # noqa: B008
-  stop_tokens: Sequence[int] = (),
+  stop_tokens: Collection[int] = (),
   key: jax.Array | None = None,
   pad_token: int = 0,
   prefill_chunk: int | None = None,
@@ -74,7 +74,8 @@ def generate(
     the cache.
 
   Raises:
-    TypeError: if tokens or counts are not integers, or key is no key.
+    TypeError: if tokens or counts are not integers, spec is no SamplingSpec, or
+      key is no key.
     ValueError: for a value out of range, a sharding that does not fit the
       prompts, a cache of another model, or a model that has a sequence_axis.
 
@@ -127,7 +128,7 @@ def stream(
   every: int,
   max_new_tokens: int,
   spec: SamplingSpec | Sequence[SamplingSpec] = SamplingSpec(),  # noqa: B008
-  stop_tokens: Sequence[int] = (),
+  stop_tokens: Collection[int] = (),
   key: jax.Array | None = None,
   pad_token: int = 0,
   prefill_chunk: int | None = None,

@@ -67,7 +67,7 @@ class Request(NamedTuple):
 
   Attributes:
     draws: how each row is drawn.
-    stops: [K] int32, tokens that end a row, -1 for none.
+    stops: [V] bool, tokens that end a row.
     key: for the draws.
     limit: [] int32, tokens of each row after which the loop ends.
   """
@@ -183,7 +183,7 @@ def _append(
     tokens.at[:, step].set(token),
     logprobs.at[:, step].set(jnp.where(live, logprob, 0)),
     lengths + live.astype(jnp.int32),
-    finished | (live & jnp.isin(token, request.stops)),
+    finished | (live & jnp.asarray(request.stops)[token]),
     seen.at[row, place].set(GENERATED, mode="drop"),
   )
   return new, token

@@ -1,10 +1,11 @@
 """A call of `generate`: what is checked, and what its programs read."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from neumann_jax.generation import sampling
@@ -22,7 +23,6 @@ from neumann_jax.model.language_model import LanguageModel
 # of the largest published text models, and prompts of 1 to 2000 tokens then
 # share their programs.
 _SHARED_ROOM = 4096
-_STOPS = 8  # stop tokens of most checkpoints: one or two
 
 
 class Job(NamedTuple):
@@ -57,7 +57,7 @@ def prepare(
   *,
   max_new_tokens: int,
   spec: SamplingSpec | Sequence[SamplingSpec],
-  stop_tokens: Sequence[int],
+  stop_tokens: Collection[int],
   key: jax.Array | None,
   pad_token: int,
   prefill_chunk: int | None,
@@ -94,6 +94,7 @@ def prepare(
   specs = _as_list(spec, len(prompts))
   for one in specs:
     check_draws(one, key, vocab_size)
+  stop_tokens = _as_tokens(stop_tokens)
   _check_ids(vocab_size, stop_tokens=stop_tokens, pad_token=[pad_token])
   rows = check_prompts(prompts, vocab_size)
   longest = max(map(len, rows))
@@ -102,8 +103,8 @@ def prepare(
   capacity = _room(model, rows, max_new_tokens, cache, capacity)
   request = Request(
     sampling.as_draws(specs, vocab_size),
-    _as_stops(stop_tokens),
-    sampling.unused_key() if key is None else key,
+    _as_stops(stop_tokens, vocab_size),
+    sampling.unused_key() if key is None else _as_key(key),
     np.int32(max_new_tokens),
   )
   known = rows
@@ -122,7 +123,9 @@ def _as_list(
   """One spec for each prompt."""
   if isinstance(spec, SamplingSpec):
     return [spec] * max(count, 1)
-  if not all(isinstance(one, SamplingSpec) for one in spec):
+  if not isinstance(spec, Sequence) or not all(
+    isinstance(one, SamplingSpec) for one in spec
+  ):
     raise TypeError(
       f"spec must be a SamplingSpec or one for each prompt, got {spec!r}"
     )
@@ -147,11 +150,28 @@ def _with_context(
   return [np.concatenate(pair) for pair in zip(before, rows)]
 
 
-def _as_stops(stop_tokens: Sequence[int]) -> np.ndarray:
-  """Stop tokens with room for more, so that their number is no shape."""
-  stops = np.full(_power_above(max(len(stop_tokens), _STOPS)), -1, np.int32)
-  stops[: len(stop_tokens)] = stop_tokens
+def _as_tokens(stop_tokens: Collection[int]) -> list[int]:
+  """Stop tokens of any collection, a set too."""
+  if not isinstance(stop_tokens, Iterable):
+    raise TypeError(
+      "stop_tokens must be a sequence or a set of integers, () for none, got "
+      f"{stop_tokens!r}"
+    )
+  return list(stop_tokens)
+
+
+def _as_stops(stop_tokens: list[int], vocab_size: int) -> np.ndarray:
+  """[V] bool: the number of stop tokens is no shape, and costs no step."""
+  stops = np.zeros(vocab_size, bool)
+  stops[stop_tokens] = True
   return stops
+
+
+def _as_key(key: jax.Array) -> jax.Array:
+  """A typed key: one of `jax.random.PRNGKey` is another type to a program."""
+  if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    return key
+  return jax.random.wrap_key_data(key)
 
 
 def _nothing(rows: list[np.ndarray], vocab_size: int, width: int) -> Written:

@@ -2,9 +2,18 @@
 
 import dataclasses
 import math
+from numbers import Real
 
 import jax
 import numpy as np
+
+_NUMBERS = (
+  "temperature",
+  "top_p",
+  "min_p",
+  "repetition_penalty",
+  "presence_penalty",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +38,8 @@ class SamplingSpec:
       finite; 0 for none.
 
   Raises:
-    ValueError: for a value out of range, or one without effect.
+    ValueError: for what is no number, a value out of range, or one without
+      effect.
 
   Example:
     >>> import neumann_jax as nj
@@ -48,15 +58,10 @@ class SamplingSpec:
 
   def __post_init__(self) -> None:
     """Raises ValueError for a field out of range or without effect."""
+    self._check_types()
     if not (math.isfinite(self.temperature) and self.temperature >= 0):
       raise ValueError(
         f"temperature must be finite and at least 0, got {self.temperature}"
-      )
-    if self.top_k is not None and not (
-      isinstance(self.top_k, int) and self.top_k >= 1
-    ):
-      raise ValueError(
-        f"top_k must be an integer of at least 1, got {self.top_k!r}"
       )
     if self.top_p is not None and not 0 < self.top_p <= 1:
       raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
@@ -77,6 +82,21 @@ class SamplingSpec:
       )
     if self.greedy and self.min_p:
       raise ValueError("min_p has no effect at temperature 0, which is greedy")
+
+  def _check_types(self) -> None:
+    for name in _NUMBERS:
+      value = getattr(self, name)
+      if name == "top_p" and value is None:
+        continue
+      if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    if self.top_k is None:
+      return
+    whole = isinstance(self.top_k, int | np.integer)
+    if isinstance(self.top_k, bool) or not whole or self.top_k < 1:
+      raise ValueError(
+        f"top_k must be an integer of at least 1, got {self.top_k!r}"
+      )
 
   @property
   def greedy(self) -> bool:

@@ -140,7 +140,7 @@ class GatedAttention(nnx.Module):
     within = self._within_call(q, k, packed, documents and cache is None)
     if cache is not None:
       document = None
-      if documents_a_row(cache.keys.shape[-4], len(x), segment_ids):
+      if documents_a_row(cache.keys.shape[-4], x.shape[0], segment_ids):
         assert segment_ids is not None
         document = layout.numbers(segment_ids)
         within = None

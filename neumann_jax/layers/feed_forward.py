@@ -117,7 +117,16 @@ class Experts(nnx.Module):
 
     Returns:
       [M, hidden] in x's dtype.
+
+    Raises:
+      ValueError: if M is a symbol of `jax.export`.
     """
+    if not isinstance(x.shape[0], int):
+      raise ValueError(
+        "rows of a model with experts must be a number, as the blocks of its "
+        f"products depend on it, got {x.shape[0]} tokens: no axis may be "
+        "symbolic in jax.export"
+      )
     graph, state = nnx.split(self)
     mesh = on_mesh.mesh_of(x, *jax.tree.leaves(state))
     free = on_mesh.free_axes(mesh)

@@ -214,7 +214,7 @@ class GatedDeltaNet(nnx.Module):
     if cache is None:
       cache = self.init_cache(x.shape[0])
     x, mask = self._masked(x, mask)
-    count = documents_a_row(len(cache.conv_state), len(x), segment_ids)
+    count = documents_a_row(cache.conv_state.shape[0], x.shape[0], segment_ids)
     if x.shape[1] == 1 and self.rule.sequence_axis is None and count is None:
       # A chunk of one token has nothing to invert, and padding it to C tokens
       # would make a step of decoding C times as dear. It is of the document
@@ -230,7 +230,9 @@ class GatedDeltaNet(nnx.Module):
       return self._out(y), cache
     before = cache
     if count is not None:  # [B M, ...] -> [B, M, ...]
-      before = Cache(*(y.reshape(len(x), count, *y.shape[1:]) for y in cache))
+      before = Cache(
+        *(y.reshape(x.shape[0], count, *y.shape[1:]) for y in cache)
+      )
     inputs, z, conv_state = self._operands(
       x, before.conv_state, segment_ids, mask
     )

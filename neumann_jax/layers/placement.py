@@ -58,14 +58,16 @@ def gathered(
       matrices; with fewer, as in decoding, the module is as it was.
     dtype: in which it multiplies; parameters that are gathered have it.
   """
-  if tokens < least:
-    return module
   graph, state = nnx.split(module)
+  known = [(path, x, logical(path)) for path, x in nnx.to_flat_state(state)]
+  meshes = [_mesh(x[...]) if "embed" in axes else None for _, x, axes in known]
+  # First, as a program that is exported for any batch has no number of tokens.
+  if not any(meshes) or tokens < least:
+    return module
   found = []
-  for path, variable in nnx.to_flat_state(state):
-    x, axes = variable[...], logical(path)
-    mesh = _mesh(x) if "embed" in axes else None
+  for (path, variable, axes), mesh in zip(known, meshes):
     if mesh is not None:
+      x = variable[...]
       free: tuple = (P.UNCONSTRAINED,) * (x.ndim - len(axes))
       free += tuple(None if a == "embed" else P.UNCONSTRAINED for a in axes)
       # Rounded before it is sent, as the layer would round it after; codes and

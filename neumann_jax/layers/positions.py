@@ -56,7 +56,7 @@ def positions(
     mask: [B, T] bool, True at real tokens, or None.
   """
   if stored is not None and start is not None and segment_ids is not None:
-    if len(stored) != batch:
+    if stored.shape[0] != batch:
       return _of_documents(stored, start, segment_ids)
   none = jnp.zeros(batch, jnp.int32)
   stored = none if stored is None else stored
@@ -83,7 +83,7 @@ def _of_documents(
 ) -> Positions:
   """Places in the cache of a document; padding for those that have none."""
   batch, length = segment_ids.shape
-  count = len(stored) // batch
+  count = stored.shape[0] // batch
   number = layout.numbers(segment_ids)  # [B, T]
   starts = inputs.segment_starts(segment_ids)
   here = jnp.arange(length, dtype=jnp.int32)

@@ -14,7 +14,7 @@ from flax import nnx
 
 from neumann_jax import checks
 from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices
-from neumann_jax.execution import Execution, changed
+from neumann_jax.execution import Execution, changed, check_execution
 from neumann_jax.layers import placement
 from neumann_jax.layers.caches.cache import (
   ModelCache,
@@ -70,6 +70,7 @@ class LanguageModel(nnx.Module):
     *,
     rngs: nnx.Rngs,
   ) -> None:
+    check_execution(execution)
     self.config, self.execution = config, execution
     keys: Any = InitialKeys(rngs)
     init = nnx.initializers.normal(config.initializer_range)

@@ -1,10 +1,9 @@
-"""Adapters in the files of PEFT: `adapter_config.json`, `adapter_model...`."""
+"""Adapters in the folders of PEFT, from and to models."""
 
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -12,59 +11,30 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save
 
+from neumann_jax.checkpoint import hf_layout
 from neumann_jax.checkpoint.hf_layout import Path
 from neumann_jax.checkpoint.new_folder import new_folder
 from neumann_jax.checkpoint.params import flat_params, with_params
-from neumann_jax.foreign_files import json_file, tensor_file
+from neumann_jax.foreign_files import tensor_file
 from neumann_jax.foreign_files.folder import own_file
-from neumann_jax.foreign_files.messages import clean, shown
+from neumann_jax.foreign_files.messages import clean
 from neumann_jax.model.language_model import LanguageModel
-from neumann_jax.tuning.lora import LoraSpec, adapters, add_adapters
+from neumann_jax.tuning.lora import adapters, add_adapters
+from neumann_jax.tuning.peft_config import (
+  CONFIG,
+  check_settings,
+  read_config,
+  spec_of,
+  targets_of,
+)
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 # A model of transformers inside PEFT's.
 _PREFIX = "base_model.model."
 _NAME = re.compile(
-  r"base_model\.model\.model\.(?:language_model\.)?"
-  r"layers\.(\d+)\.([\w.]+)\.lora_([AB])\.weight"
+  r"base_model\.model\.model\.layers\.(\d+)\.([\w.]+)\.lora_([AB])\.weight"
 )
-# PEFT takes these names among the target modules of Qwen3-Next for its routed
-# experts', of which transformers 5 makes two parameters, and leaves the shared
-# expert as it was. Named as parameters the linear maps are taken at their word.
-_TAKEN_FOR_EXPERTS = {"qwen3_next": ("gate_proj", "up_proj", "down_proj")}
 _EXPERTS = ".mlp.experts."
-# Keys of PEFT's file that change nothing of what tensors, r and alpha compute,
-# and what they may say; None: anything. PEFT grows by switches that do change
-# it, so that what is not here is refused unless it is absent or off.
-_HARMLESS: dict[str, tuple[Any, ...] | None] = {
-  "peft_type": None,  # checked by itself
-  "r": None,
-  "lora_alpha": None,
-  "use_rslora": None,
-  "task_type": None,
-  "auto_mapping": None,
-  "base_model_name_or_path": None,
-  "revision": None,
-  "peft_version": None,
-  "inference_mode": None,
-  # The tensors say which maps are adapted.
-  "target_modules": None,
-  "target_parameters": None,
-  "exclude_modules": None,
-  "layers_to_transform": None,
-  "layers_pattern": None,
-  # Of training alone.
-  "lora_dropout": None,
-  "eva_config": None,
-  # PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take something off the base, so that
-  # their adapters belong to another one.
-  "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),
-  # Values that PEFT writes where what they are options of is off.
-  "bias": ("none",),
-  "megatron_core": ("megatron.core",),
-  "qalora_group_size": None,
-}
-_OFF: tuple[Any, ...] = (None, False, [], {})
 
 
 def save_adapters(
@@ -72,14 +42,22 @@ def save_adapters(
   path: str | pathlib.Path,
   *,
   base: str = "",
+  text_only: bool = False,
 ) -> None:
   """Writes a folder that `PeftModel.from_pretrained` reads.
+
+  Its names are those of the class that the checkpoint's `architectures` names:
+  for one that was published with vision, as Qwen3.5 is, the vision-language
+  class, which `AutoModelForImageTextToText` loads and servers run. In another
+  class PEFT finds none of its names, warns of missing keys and adapts nothing.
 
   Args:
     model: of `add_adapters`, with separate or scanned layers.
     path: a new or empty folder, in one that exists. It is there complete or
       not at all.
     base: the name of the model that was adapted, for the reader's use.
+    text_only: whether the names are those of the text model alone, which
+      `AutoModelForCausalLM` loads from any of these checkpoints.
 
   Raises:
     FileExistsError: if something is at `path`; it stays as it was.
@@ -90,11 +68,13 @@ def save_adapters(
   found = adapters(model)
   if not found:
     raise ValueError("model has no adapters: add_adapters makes them")
-  tensors = dict(_tensors(model))
+  inside = model.config.vision_language and not text_only
+  named = hf_layout.inside_name if inside else str
+  tensors = {_PREFIX + named(name): x for name, x in _tensors(model)}
   for name, value in tensors.items():
     tensor_file.check_finite("model", name, value)
   spec = found[0].spec
-  modules, parameters = _targets(tensors, model.config.model_type)
+  modules, parameters = targets_of(tensors, model.config.model_type)
   config = {
     "peft_type": "LORA",
     "task_type": "CAUSAL_LM",
@@ -120,6 +100,10 @@ def load_adapters(
 ) -> LanguageModel:
   """The model with the adapters of a folder that PEFT or `save_adapters` wrote.
 
+  It may be one of a text model or of a vision-language one. A map that it
+  leaves out beside others of its name, as PEFT does with `layers_to_transform`,
+  has an adapter of zeros, which changes nothing and stays zero when tuned on.
+
   Args:
     model: the base, of linear maps as trained.
     path: the folder.
@@ -134,10 +118,10 @@ def load_adapters(
       not fit `r` or the model; all before an adapter is allocated.
   """
   path = pathlib.Path(path)
-  config = _read_config(path)
+  config = read_config(path)
   tensors = _read_tensors(path)
   _check_no_experts(path, tensors)
-  _check_settings(path, config)
+  check_settings(path, config)
   places = {name: _NAME.fullmatch(name) for name in tensors}
   for name, match in places.items():
     if match is None:
@@ -146,7 +130,7 @@ def load_adapters(
         f"got {clean(name, most=120)}"
       )
   names = {match[2].split(".")[-1] for match in places.values() if match}
-  spec = _spec(path, config, tuple(sorted(names)))
+  spec = spec_of(path, config, tuple(sorted(names)))
   _check_rank(path, spec.rank, tensors)
   # Of shapes: a file must not have anything allocated before all of it fits.
   adapted = nnx.eval_shape(
@@ -171,43 +155,6 @@ def _check_rank(
       )
 
 
-def _spec(
-  path: pathlib.Path, config: dict[str, Any], targets: tuple[str, ...]
-) -> LoraSpec:
-  try:
-    return LoraSpec(
-      json_file.typed(config.get("r"), int, name="r"),
-      json_file.typed(config.get("lora_alpha"), float, name="lora_alpha"),
-      targets,
-      json_file.typed(config.get("use_rslora", False), bool, name="use_rslora"),
-    )
-  except ValueError as error:
-    raise ValueError(f"{path / CONFIG}: {error}") from None
-
-
-def _read_config(path: pathlib.Path) -> dict[str, Any]:
-  file = own_file(path, CONFIG)
-  try:
-    config = json_file.typed(json_file.read(file), dict[str, Any])
-  except ValueError as error:
-    raise ValueError(f"{file} is no readable JSON ({error})") from None
-  if config.get("peft_type") != "LORA":
-    raise ValueError(
-      f"{file} must have peft_type LORA, got {shown(config.get('peft_type'))}"
-    )
-  return config
-
-
-def _check_settings(path: pathlib.Path, config: dict[str, Any]) -> None:
-  for name, value in config.items():
-    harmless = _HARMLESS.get(name, ())
-    if harmless is not None and value not in (*_OFF, *harmless):
-      raise ValueError(
-        f"{path / CONFIG} has {clean(name)} {shown(value)}, which is not "
-        "computed here"
-      )
-
-
 def _check_no_experts(
   path: pathlib.Path, tensors: dict[str, np.ndarray]
 ) -> None:
@@ -221,23 +168,6 @@ def _check_no_experts(
     )
 
 
-def _targets(
-  names: Iterable[str], model_type: str
-) -> tuple[list[str], list[str]]:
-  """What PEFT is told to adapt: linear maps, or weights by themselves."""
-  misread = _TAKEN_FOR_EXPERTS.get(model_type, ())
-  modules: set[str] = set()
-  parameters: set[str] = set()
-  for name in names:
-    *_, owner, target, _, _ = name.split(".")
-    if target in misread:
-      # With the owner, or it would name those of single experts as well.
-      parameters.add(f"{owner}.{target}.weight")
-    else:
-      modules.add(target)
-  return sorted(modules), sorted(parameters)
-
-
 def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
   file = own_file(path, WEIGHTS)
   try:
@@ -248,20 +178,26 @@ def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     ) from None
   for name, value in tensors.items():
     tensor_file.check_finite(str(path), name, value)
-  return tensors
+  named = {hf_layout.text_name(name): x for name, x in tensors.items()}
+  if len(named) < len(tensors):
+    raise ValueError(
+      f"{file} has adapters of a map of a text model and of a vision-language "
+      "one at once"
+    )
+  return named
 
 
 def _filled(
-  model: LanguageModel, tensors: dict[str, np.ndarray], path: pathlib.Path
+  model: LanguageModel, found: dict[str, np.ndarray], path: pathlib.Path
 ) -> dict[Path, jax.Array]:
   """The adapters of a model of shapes, from the tensors of a file."""
-  wanted = {name: place for name, place in _places(model)}
-  # Files of models with towers name the text model inside of them.
-  found = {
-    name.replace(".language_model.", ".", 1): x for name, x in tensors.items()
-  }
+  wanted = {_PREFIX + name: place for name, place in _places(model)}
+  maps = {_map(name) for name in found}
+  lacking = [
+    name for name in wanted.keys() - found.keys() if _map(name) in maps
+  ]
   for words, few in (
-    ("lack", sorted(wanted.keys() - found.keys())),
+    ("lack", sorted(lacking)),  # one matrix of a pair
     ("have", sorted(found.keys() - wanted.keys())),
   ):
     if few:
@@ -271,8 +207,8 @@ def _filled(
         "model's linear maps of these names"
       )
   params = flat_params(model)
-  for name, (key, _) in wanted.items():
-    shape = params[key].shape[:-3:-1]  # transposed in the file
+  for name in found:
+    shape = params[wanted[name][0]].shape[:-3:-1]  # transposed in the file
     if found[name].shape != shape:
       raise ValueError(
         f"{clean(name, most=120)} in {path} must have shape {shape}, got "
@@ -281,14 +217,20 @@ def _filled(
   filled: dict[Path, np.ndarray] = {}
   for name, (key, row) in wanted.items():
     if key not in filled:
-      filled[key] = np.empty(params[key].shape, np.float32)
-    whole = filled[key]
-    (whole if row is None else whole[row])[...] = found[name].T
+      filled[key] = np.zeros(params[key].shape, np.float32)
+    if name in found:
+      whole = filled[key]
+      (whole if row is None else whole[row])[...] = found[name].T
   return {key: jnp.asarray(value) for key, value in filled.items()}
 
 
+def _map(name: str) -> str:
+  """Name of the linear map that a matrix of a file belongs to."""
+  return name.rpartition(".lora_")[0]
+
+
 def _tensors(model: LanguageModel) -> Iterator[tuple[str, np.ndarray]]:
-  """Names and values in a file: [r, in] and [out, r]."""
+  """Names in a text model and values in a file: [r, in] and [out, r]."""
   params, host = flat_params(model), {}
   for name, (key, row) in _places(model):
     if not params[key].is_fully_addressable and not (
@@ -307,7 +249,7 @@ def _tensors(model: LanguageModel) -> Iterator[tuple[str, np.ndarray]]:
 def _places(
   model: LanguageModel,
 ) -> Iterator[tuple[str, tuple[Path, int | None]]]:
-  """Name in a file, path and row of a scanned stack of every adapter."""
+  """Name in a text model, path and row of a scanned stack, by adapter."""
   depth, period = model.config.num_hidden_layers, model.config.period
   for key in flat_params(model):
     if key[-1] not in ("lora_a", "lora_b"):
@@ -317,5 +259,5 @@ def _places(
     rows = range(depth // period) if scanned else (None,)
     for row in rows:
       number = int(key[1]) if row is None else row * period + int(key[1])
-      name = f"{_PREFIX}model.layers.{number}.{inner}.lora_{letter}.weight"
+      name = f"model.layers.{number}.{inner}.lora_{letter}.weight"
       yield name, (key, row)

@@ -182,7 +182,7 @@ def check_room(
   # In numpy: the sentence must come before anything is staged or compiled.
   real = np.ones(shape, bool) if mask is None else np.asarray(mask) != 0
   added = real.sum(axis=1)  # [B]
-  count = documents_a_row(len(cache.stored), shape[0], segment_ids)
+  count = documents_a_row(cache.stored.shape[0], shape[0], segment_ids)
   if count is not None:
     added = _tokens_of_documents(np.asarray(segment_ids), count)
   total = (np.asarray(cache.stored) + added).max()

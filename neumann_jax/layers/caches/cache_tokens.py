@@ -34,7 +34,7 @@ def added(
     The cache, and [B, 1 or T] bool, tokens whose row, or document,
     has outgrown the cache.
   """
-  count = documents_a_row(len(cache.stored), shape[0], segment_ids)
+  count = documents_a_row(cache.stored.shape[0], shape[0], segment_ids)
   if count is None:
     # int32 under x64 too, as a cache has it.
     new = shape[1] if mask is None else jnp.sum(mask, axis=1, dtype=jnp.int32)

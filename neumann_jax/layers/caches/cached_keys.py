@@ -41,7 +41,7 @@ def store(
   """
   row = jnp.arange(k.shape[0])[:, None]  # [B, 1]
   if document is not None:
-    row = row * (cache.keys.shape[-4] // len(k)) + document  # [B, T]
+    row = row * (cache.keys.shape[-4] // k.shape[0]) + document  # [B, T]
   at: tuple[jax.Array, ...] = (row, slot)
   if isinstance(cache, KeyValuesOfPeriod):
     at = (cache.period, row, slot)
@@ -112,7 +112,7 @@ def _over(
     if document is not None:
       # One row of keys, those of each document after those of the one before:
       # slots then say whose they are.
-      rows = (len(q), -1, *keys.shape[2:])
+      rows = (q.shape[0], -1, *keys.shape[2:])
       keys, values = keys.reshape(rows), values.reshape(rows)
       positions = positions._replace(
         slot=positions.slot + document * size,
