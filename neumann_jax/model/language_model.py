@@ -277,7 +277,8 @@ class LanguageModel(nnx.Module):
       mask: [B, T] or None.
 
     Returns:
-      For each such layer a [B, Hv, N, C, C] and its gates [B, Hv, N, C].
+      For each such layer a [B, Hv, N, C, C], its gates [B, Hv, N, C] and the
+      longest key of each chunk [B, Hv, N].
 
     Raises:
       TypeError: if tokens are not integers.
