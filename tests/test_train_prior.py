@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import PIL.Image
 import pytest
+import safetensors.numpy
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -234,12 +235,27 @@ def test_planned_steps_fill_the_minutes(monkeypatch):
   assert plan((100, 105.0), 150) == 150 + round((300 * 0.97 - 60) / 0.5)
 
 
+@pytest.mark.parametrize("bits, dtype", [(16, np.float16), (8, np.int8)])
+def test_weights_are_stored_in_the_bits_asked_for(
+  bits, dtype, tmp_path, folder
+):
+  settings = _settings(folder, bits=bits)
+  with record.Run(tmp_path / "run", command=["python"]) as run:
+    study.save(_start(NETWORK), [], settings, run)
+  stored = safetensors.numpy.load_file(run.folder / "photo_prior.safetensors")
+  assert stored["enter.kernel"].dtype == dtype
+  assert priors.load_prior(run.folder / "photo_prior.json").config == NETWORK
+  said = json.loads((run.folder / "photo_prior.json").read_text())
+  assert said["settings"]["bits"] == bits
+
+
 def test_large_network_fits_a_file_of_eight_bits():
   """One byte a weight, below the 16 MB that a file of the package may have."""
   large = command_line.to_settings(study.Settings, config.get_config("large"))
   shapes = learned.param_shapes(large.network)
   count = sum(math.prod(shape) for shape in shapes.values())
   assert 10e6 < count < 15.5e6
+  assert large.bits == 8
   with pytest.raises(ValueError, match="the forms large and debug, not 'huge'"):
     config.get_config("huge")
 
@@ -247,5 +263,7 @@ def test_large_network_fits_a_file_of_eight_bits():
 def test_refused_settings(folder):
   with pytest.raises(ValueError, match="one of minutes and steps"):
     _settings(folder, minutes=1.0)
+  with pytest.raises(ValueError, match="bits must be 8 or 16, got 4"):
+    _settings(folder, bits=4)
   with pytest.raises(ValueError, match="sizes must be divisible"):
     _settings(folder, sizes=(20, 31))

@@ -48,6 +48,7 @@ class Settings(LoopSettings):
   sizes: tuple[int, ...]  # sides of the crops, one a step, in turn
   pixels: int  # of a batch
   dtype: str  # of the network's arithmetic
+  bits: int = setting(16, among=(8, 16))  # of a stored weight
   leaf_images: int = setting(at_least=1)  # how many dead leaves are drawn
   samples: int  # draws of each size at the end
   sample_steps: int  # of their ODE
@@ -185,5 +186,9 @@ def save(
   }
   with writing.beside(run.folder, f"{NAME}.safetensors", f"{NAME}.json") as to:
     priors.save_prior(
-      to / f"{NAME}.json", state.average, settings.network, about
+      to / f"{NAME}.json",
+      state.average,
+      settings.network,
+      about,
+      bits=settings.bits,
     )
