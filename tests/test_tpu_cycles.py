@@ -319,12 +319,12 @@ backend_config={"estimated_cycles":"5"}
 ENTRY %main.4 (x: f32[2]) -> f32[2] {
   %f.2 = f32[2] fusion(%x), metadata={op_name="jit(f)/dot_general"}, \
 backend_config={"estimated_cycles":"100"}
-  %f.3 = f32[2] fusion(%x), metadata={op_name="jit(f)/_by_chunks/dot_general"},\
- backend_config={"estimated_cycles":"40"}
+  %f.3 = f32[2] fusion(%x), metadata={op_name="jit(f)/RULE/dot_general"}, \
+backend_config={"estimated_cycles":"40"}
   %c = f32[2] copy(%x), backend_config={"estimated_cycles":"7"}
   %w = f32[2] while(%x), condition=%cond.2, body=%body.3, metadata={}
 }
-"""
+""".replace("RULE", layers.TRACED_RULE)
 
 
 def test_a_layers_cycles_by_part():
@@ -405,3 +405,6 @@ def test_a_layer_holds_the_kernels_of_its_form(form, kernels):
   traced = jax.jit(call).trace(*arguments)
   assert traced.out_info.shape == (1, 128, layers.WIDE)
   assert [name for name, _ in rules.kernels(traced.jaxpr.jaxpr)] == kernels
+  # By this name `layers.cycles` finds operations of the rule.
+  lowered = traced.lower(lowering_platforms=("tpu",))
+  assert f"/{layers.TRACED_RULE}" in lowered.as_text(debug_info=True)

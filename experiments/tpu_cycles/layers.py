@@ -6,6 +6,7 @@ their scheduled bundles, from `compile_one.measure` and `measure_rule`.
 """
 
 import collections
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from flax import nnx
 from experiments.rule_speed.problems import Shape
 from experiments.tpu_cycles import rules, schedule
 from neumann_jax import Execution, InverseSpec, ModelConfig, RuleOptions
+from neumann_jax.delta_rule.by_chunks import by_chunks
 from neumann_jax.layers.positions import positions
 from neumann_jax.model.decoder import DecoderLayer, Tokens
 
@@ -25,6 +27,8 @@ INVERSE, RULE = "inverse in a kernel", "all between projections in kernels"
 # convolution and norms of heads in kernels beside it.
 FORMS = {INVERSE: False, RULE: True}
 PRODUCTS, AROUND, REST = "products with weights", "rule around it", "the rest"
+# In the names of all operations that were traced in the rule.
+TRACED_RULE = f"jit({inspect.unwrap(by_chunks).__name__})"
 WIDE, FEED_FORWARD = 4096, 12288  # of Qwen3.5-9B
 UNKNOWN = 2**62  # libtpu's infinity is 2^63 - 1
 # Of what runs on a SparseCore, as copies on a 7x would, libtpu states that
@@ -119,6 +123,6 @@ def cycles(text: str, chunks: int) -> dict[str, int]:
 
 def _part(name: str, looped: bool) -> str:
   """Where an operation belongs by the functions that it was traced in."""
-  if looped or "_by_chunks" in name:
+  if looped or TRACED_RULE in name:
     return AROUND
   return PRODUCTS if name.endswith("dot_general") else REST
