@@ -89,6 +89,54 @@ def test_the_inverse(spec, gradient):
   assert inner(g, tangent) == pytest.approx(want, rel=1e-4)
 
 
+def layer_beside_no_kernel():
+  """Documents with states of their own, and matrices without the rule."""
+  config = neumann_jax.ModelConfig(
+    hidden_size=16,
+    linear_num_key_heads=1,
+    linear_num_value_heads=1,
+    linear_key_head_dim=128,
+    linear_value_head_dim=128,
+  )
+  rule = neumann_jax.RuleOptions(fused=True)
+  execution = neumann_jax.Execution(rule=rule)
+  layer = neumann_jax.GatedDeltaNet(config, execution, rngs=nnx.Rngs(0))
+  graph, state = nnx.split(layer)
+  ids = jnp.asarray([[0] * 5 + [1] * 4])
+
+  def run(x):
+    block = nnx.merge(graph, state)
+    cache = block.init_cache(2)  # a row for each document
+    out, _ = block(x, cache=cache, segment_ids=ids)
+    return out, block.chunk_matrices(x, segment_ids=ids).a
+
+  return run, along(jnp.zeros((1, 9, 16)), seed=7)
+
+
+def test_a_layer_beside_a_rule_that_is_no_kernel_has_tangents():
+  run, x = layer_beside_no_kernel()
+  call = jax.jit(lambda x: jax.jvp(run, (x,), (x,)))
+  # What has no tangent is refused when it is lowered, not when it is traced.
+  values, tangents = call.lower(x).out_info
+  assert tangents == values
+
+
+@pytest.mark.slow
+def test_a_layer_beside_a_rule_that_is_no_kernel():
+  run, x = layer_beside_no_kernel()
+  direction = along(x)
+
+  @oracles.quick_jit
+  def both(x):
+    values, tangents = jax.jvp(run, (x,), (direction,))
+    g = along(values, seed=6)
+    return g, tangents, jax.vjp(run, x)[1](g)[0]
+
+  g, tangents, gradient = both(x)
+  want = inner(gradient, direction)
+  assert inner(g, tangents) == pytest.approx(want, rel=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
 def test_a_model(kind):

@@ -233,11 +233,15 @@ class GatedDeltaNet(nnx.Module):
       before = Cache(
         *(y.reshape(x.shape[0], count, *y.shape[1:]) for y in cache)
       )
+    # A state for each document is of no kernel of the whole rule.
+    kernels = count is None and head_columns.takes(
+      self.rule, self._block(), self._weights(), x
+    )
     inputs, z, conv_state = self._operands(
-      x, before.conv_state, segment_ids, mask
+      x, before.conv_state, segment_ids, mask, kernels=kernels
     )
     out, state = self._rule(inputs, before.recurrent_state, segment_ids)
-    if head_columns.takes(self.rule, self._block(), self._weights(), x):
+    if kernels:
       weight = self.norm.weight[...]
       y = head_norm.gated(self.rule, out, z, weight, self.norm.eps)
     else:
@@ -289,7 +293,7 @@ class GatedDeltaNet(nnx.Module):
     self._check_inputs(x, None, segment_ids, mask)
     x, mask = self._masked(x, mask)
     history = self.init_cache(x.shape[0]).conv_state
-    inputs, _, _ = self._operands(x, history, segment_ids, mask)
+    inputs, _, _ = self._operands(x, history, segment_ids, mask, kernels=False)
     return chunk_matrix.chunk_matrices(
       inputs.k,
       inputs.log_decay,
@@ -320,6 +324,8 @@ class GatedDeltaNet(nnx.Module):
     history: jax.Array,
     segment_ids: jax.Array | None,
     mask: jax.Array | None,
+    *,
+    kernels: bool,
   ) -> tuple[Operands, jax.Array, jax.Array]:
     """What the rule takes, the gate of its outputs and the new history."""
     return rule_operands.operands(
@@ -329,6 +335,7 @@ class GatedDeltaNet(nnx.Module):
       block=self._block(),
       weights=self._weights(),
       rule=self.rule,
+      kernels=kernels,
     )
 
   def _masked(

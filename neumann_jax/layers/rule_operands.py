@@ -36,6 +36,7 @@ def operands(
   block: Block,
   weights: Weights,
   rule: RuleOptions,
+  kernels: bool,
 ) -> tuple[Operands, jax.Array, jax.Array]:
   """What the rule takes, the gate of its outputs and the new history.
 
@@ -51,14 +52,16 @@ def operands(
     block: how many key heads, and how strong a write.
     weights: of the block besides its matrices.
     rule: the options of the rule.
+    kernels: whether the rule that takes them is a kernel on a TPU, see
+      `head_columns.takes`. Beside any other the convolution is XLA's, which has
+      forward-mode derivatives too.
   """
   counts = block.key_heads, weights.a_log.shape[0]
   axis = placement.split_of_heads(x, rule.head_axis, *counts)
   # An adapter or codes are no plain matrix, whose parts could be sent.
   by_heads = axis is not None and type(qkv) is nnx.Linear
-  ready = mask is None and history.ndim == 3
+  ready = kernels and mask is None
   ready = ready and (by_heads or not head_columns.are_split(rule, x))
-  ready = ready and head_columns.takes(rule, block, weights, x)
   convolve: Convolve
   found: Sequence[jax.Array]
   if ready:
