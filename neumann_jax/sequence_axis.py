@@ -187,6 +187,16 @@ def continues(
   return first | (before == segment_ids[:, 0])
 
 
+def unbroken(same: jax.Array) -> jax.Array:
+  """The run of True that each row of [B, W] ends with.
+
+  Args:
+    same: whether a token is of the document after it. An id that comes back is
+      of another document.
+  """
+  return lax.cummin(same.astype(jnp.int32), axis=1, reverse=True) > 0
+
+
 def conv_history(
   x: jax.Array,
   history: jax.Array,
@@ -218,6 +228,6 @@ def conv_history(
   if segment_ids is not None:
     ids = from_previous(segment_ids[:, -width:], axis_name)
     same = ids == segment_ids[:, :1]
-    columns = jnp.where(same[..., None], columns, 0)
+    columns = jnp.where(unbroken(same)[..., None], columns, 0)
   first = lax.axis_index(axis_name) == 0
   return jnp.where(first, history.astype(x.dtype), columns.swapaxes(1, 2))

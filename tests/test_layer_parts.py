@@ -57,6 +57,15 @@ def test_short_conv_in_two_calls():
     chex.assert_trees_all_close(found, whole, rtol=0, atol=TOLERANCE)
 
 
+def test_short_conv_history_is_of_the_last_document_alone():
+  """Not of one before it whose id comes back, as padding's may."""
+  x, kernel, history = normal(1, 4, 5), normal(3, 5), normal(1, 5, 3)
+  ids = jnp.asarray([[0, 2, 1, 2]])
+  _, kept = short_conv(x, kernel, history=history, segment_ids=ids)
+  want = np.stack([0 * x[:, 3], 0 * x[:, 3], x[:, 3]], axis=2)
+  np.testing.assert_array_equal(kept, np.float32(want))
+
+
 def test_short_conv_history_ends_at_the_last_real_token():
   x, kernel, history = normal(4, 6, 5), normal(4, 5), normal(4, 5, 4)
   sizes = np.array([6, 5, 1, 0])

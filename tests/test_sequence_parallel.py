@@ -19,6 +19,7 @@ import neumann_jax
 from neumann_jax import InverseSpec, QuantSpec, backends, sequence_axis
 from neumann_jax.delta_rule.sequence_parallel import sharded_delta_rule
 from neumann_jax.delta_rule.tpu import rule as tpu_rule
+from neumann_jax.layers import head_columns
 from neumann_jax.layers.convolution.short_conv import short_conv
 from tests import models, oracles
 from tests.oracles import FAMILY_COUNT, Problem, assert_close
@@ -475,6 +476,43 @@ def test_convolution_reaches_into_the_shard_before(width, shards, packed):
   assert_close(found, one, 1e-6)
   y, kept = oracles.causal_conv(x, taps, ids, history.swapaxes(1, 2))
   assert_close(found[0], (y, kept.swapaxes(1, 2)), 1e-6)
+
+
+def test_columns_of_heads_by_kernels_reach_into_the_shard_before():
+  """As the convolution does, and no document's into another's shard."""
+  rng = np.random.default_rng(0)
+  parts = (head_columns.Part(1, normed=True),)
+  x, taps, history, g = (
+    jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    for shape in ((2, 32, 128), (4, 128), (2, 128, 4), (2, 32, 1, 128))
+  )
+  # The second row comes back to 0 right before a shard's border.
+  ids = [[0] * 7 + [1] * 12 + [2] * 13, [0] * 6 + [1] + [0] * 9 + [1] * 16]
+  ids = jnp.asarray(ids)
+  g = (g,), jnp.ones_like(history)
+
+  def columns(axis, x, taps, history, ids):
+    how = neumann_jax.RuleOptions(
+      fused=True, implementation="interpret", sequence_axis=axis
+    )
+    return head_columns.columns(
+      how, parts, x, taps, history=history, segment_ids=ids, axis=None
+    )
+
+  @functools.partial(oracles.quick_jit, static_argnums=0)
+  def run(form, *arrays):
+    values, pull = jax.vjp(lambda *arrays: form(*arrays, ids), *arrays)
+    return values, pull(g)
+
+  split = over(
+    4,
+    functools.partial(columns, "tokens"),
+    (TOKENS, P(), P(), TOKENS),
+    ((TOKENS,), P()),
+  )
+  found = run(split, x, taps, history)
+  one = run(functools.partial(columns, None), x, taps, history)
+  assert_close(found, one, 2e-6)
 
 
 # --- The block ---------------------------------------------------------------

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 import neumann_jax
 from neumann_jax import InverseSpec, RuleOptions, sharding
 from neumann_jax.layers import head_columns, head_norm
+from neumann_jax.layers.convolution import short_conv
 from neumann_jax.layers.head_columns import Part
 from tests import oracles, tpu_compiler
 
@@ -32,11 +33,11 @@ def normal(*shape, seed=0):
 
 
 @functools.cache
-def problem(parts, length, packed, rows=2):
+def problem(parts, length, packed, width=TAPS, rows=2):
   """Columns, taps, history, documents and cotangents."""
   channels = WIDTH * sum(part.heads for part in parts)
   x = normal(rows, length, channels)
-  taps, history = normal(TAPS, channels), normal(rows, channels, TAPS)
+  taps, history = normal(width, channels), normal(rows, channels, width)
   ids = oracles.documents(length)[:rows] if packed else None
   d_out = [normal(rows, length, p.heads, WIDTH, seed=1) for p in parts]
   return x, taps, history, ids, d_out
@@ -45,12 +46,12 @@ def problem(parts, length, packed, rows=2):
 def exact(parts, x, taps, history, ids):
   """In float64, a document and a tap at a time."""
   padded = jnp.concatenate([jnp.swapaxes(history, 1, 2), x], 1)
-  length = x.shape[1]
+  length, width = x.shape[1], len(taps)
   if ids is None:
     ids = np.zeros(x.shape[:2], int)
-  padded_ids = np.concatenate([ids[:, :1].repeat(TAPS, 1), ids], 1)
+  padded_ids = np.concatenate([ids[:, :1].repeat(width, 1), ids], 1)
   y = 0.0
-  for tap in range(TAPS):
+  for tap in range(width):
     window = slice(tap + 1, tap + 1 + length)
     same = jnp.asarray(padded_ids[:, window] == ids)[..., None]
     y = y + taps[tap] * jnp.where(same, padded[:, window], 0)
@@ -64,9 +65,9 @@ def exact(parts, x, taps, history, ids):
   return tuple(found)
 
 
-def truth(parts, length, packed, dtype):
+def truth(parts, length, packed, dtype, width=TAPS):
   """Outputs and gradients in float64, of operands that dtype holds."""
-  x, taps, history, ids, d_out = problem(parts, length, packed)
+  x, taps, history, ids, d_out = problem(parts, length, packed, width)
   x, history, *d_out = (
     np.asarray(jnp.asarray(y, dtype).astype(jnp.float32), np.float64)
     for y in (x, history, *d_out)
@@ -77,8 +78,8 @@ def truth(parts, length, packed, dtype):
     return jax.tree.map(np.asarray, (out, pull(tuple(d_out))))
 
 
-def narrow(parts, length, packed, dtype):
-  x, taps, history, ids, d_out = problem(parts, length, packed)
+def narrow(parts, length, packed, dtype, width=TAPS):
+  x, taps, history, ids, d_out = problem(parts, length, packed, width)
   cast = lambda y: jnp.asarray(y, dtype)  # noqa: E731
   taps = jnp.asarray(taps, jnp.float32)
   return cast(x), taps, cast(history), ids, tuple(map(cast, d_out))
@@ -110,6 +111,41 @@ def test_columns_and_gradients_against_float64(parts, length, packed, dtype):
     assert error <= (FLOAT32 if dtype == "float32" else NARROW)
 
 
+@pytest.mark.parametrize(
+  "width", [1, 8, pytest.param(2, marks=pytest.mark.slow)]
+)
+def test_fewer_and_more_taps(width):
+  """One reaches no history: its cotangent is 0."""
+  given = (Part(1, True),)
+  found = kernels(given, *narrow(given, 19, True, "float32", width))
+  want = truth(given, 19, True, "float32", width)
+  for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+    size = np.abs(y).max() or 1.0
+    assert np.abs(np.float64(x) - y).max() <= FLOAT32 * size
+
+
+def test_an_id_that_comes_back_is_of_another_document():
+  """As padding's may on both sides, under `jax.jit`: NaN stays there too."""
+  ids = jnp.asarray([[1, 2, 1, 1, 2, 3]])
+  since = short_conv.tokens_since(ids, TAPS)
+  assert since.tolist() == [[3, 0, 0, 1, 0, 0]]
+  parts = (Part(1, True),)
+  x, taps, history, _, d_out = narrow(parts, 6, False, "float32")
+  x = x.at[:, 1].set(jnp.nan)
+  given = x, taps, history, jnp.broadcast_to(ids, (2, 6)), d_out
+
+  @oracles.quick_jit
+  def in_xla(*given):
+    out = head_columns._in_xla(parts, *given[:-1])
+    return out, head_columns._gradients_in_xla(parts, *given)
+
+  (found,), (d_found, *_) = kernels(parts, *given)
+  (want,), (d_want, *_) = in_xla(*given)
+  for x, y in (found, want), (d_found, d_want):
+    assert np.isfinite(np.delete(x, 1, axis=1)).all()
+    np.testing.assert_allclose(x, y, rtol=0, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_a_simulated_tpu_reads_nothing_that_was_not_written():
   """There memory is NaN at first, and an end beyond the array too."""
@@ -121,12 +157,18 @@ def test_a_simulated_tpu_reads_nothing_that_was_not_written():
 
 def test_nan_stays_in_its_document():
   x, taps, history, ids, d_out = narrow(PARTS, 70, True, "float32")
-  bad = np.asarray(ids) == np.asarray(ids)[:, :1]
+  # With documents before it and after it: gradients flow the other way.
+  bad = np.asarray(ids) == np.asarray(ids)[:, 35:36]
   x = jnp.where(bad[..., None], jnp.nan, x)
-  out, _ = kernels(PARTS, x, taps, history, ids, d_out)
+  out, (d_x, _, _) = kernels(PARTS, x, taps, history, ids, d_out)
   for y in out:
     finite = np.isfinite(np.asarray(y)).all((2, 3))
     assert (finite == ~bad).all()
+  clean = problem(PARTS, 70, True)[0]
+  _, (want, _, _) = kernels(
+    PARTS, jnp.float32(clean), taps, history, ids, d_out
+  )
+  np.testing.assert_array_equal(d_x[~bad], want[~bad])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

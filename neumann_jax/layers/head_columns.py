@@ -20,14 +20,15 @@ from neumann_jax.delta_rule import layout, on_mesh
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.options import RuleOptions
 from neumann_jax.delta_rule.tpu import rule as tpu_rule
-from neumann_jax.layers.convolution.short_conv import last_columns, short_conv
+from neumann_jax.layers.convolution.short_conv import (
+  last_columns,
+  short_conv,
+  tokens_since,
+)
 from neumann_jax.layers.kernels import conv_gradients_tpu, conv_tpu
 from neumann_jax.layers.kernels.conv_tpu import LANES
 from neumann_jax.layers.norms import unit_norm
 from neumann_jax.layers.token_step import Block, Weights
-
-# A kernel reads so many tokens of the history, see `conv_tpu`.
-_MOST_TAPS = 8
 
 
 class Part(NamedTuple):
@@ -67,7 +68,7 @@ def takes(
   value: Any = jax.ShapeDtypeStruct((*x.shape[:2], hv, dv), x.dtype)
   gate: Any = jax.ShapeDtypeStruct((*x.shape[:2], hv), jnp.float32)
   rule = Operands(key, key, value, gate, gate)
-  return taps <= _MOST_TAPS and tpu_rule.takes(rule, how)
+  return taps <= conv_tpu.ROWS and tpu_rule.takes(rule, how)
 
 
 def are_split(how: RuleOptions, x: jax.Array) -> bool:
@@ -144,21 +145,6 @@ def _in_xla(
   return tuple(found)
 
 
-def _since(segment_ids: jax.Array, width: int) -> jax.Array:
-  """Tokens of its document before each, at most W - 1: [B, T] int32.
-
-  The history is of the first document.
-  """
-  before = jnp.pad(segment_ids, [(0, 0), (width - 1, 0)], mode="edge")
-  length = segment_ids.shape[1]
-  count = jnp.zeros(segment_ids.shape, jnp.int32)
-  for back in range(width - 1, 0, -1):
-    at = width - 1 - back
-    same = before[:, at : at + length] == segment_ids
-    count = jnp.where(same, jnp.maximum(count, back), count)
-  return count
-
-
 def _given(
   x: jax.Array,
   taps: jax.Array,
@@ -171,7 +157,7 @@ def _given(
   history = jnp.pad(history, [(0, 0), (before, 0), (0, 0)])
   since = None
   if segment_ids is not None:
-    since = _since(jnp.asarray(segment_ids), len(taps))
+    since = tokens_since(jnp.asarray(segment_ids), len(taps))
     since = layout.varying_as(since, (x,))
   return x, taps, history, since
 
@@ -216,9 +202,10 @@ def _gradients(
   **options: Any,
 ) -> tuple[jax.Array, ...]:
   """Cotangents of x, taps and history by the kernels."""
-  length, reach = x.shape[1], len(taps) - 1
+  # The history reaches the first W - 1 tokens only; of one tap none, whose
+  # cotangent is then 0 of one token as well.
+  length, reach = x.shape[1], max(len(taps) - 1, 1)
   start = slice(0, min(reach, length))
-  # The history reaches the first W - 1 tokens only.
   ids = None if segment_ids is None else segment_ids[:, start]
   _, pull = jax.vjp(
     lambda h: _in_xla(parts, x[:, start], taps, h, ids), history

@@ -23,8 +23,9 @@ def short_conv(
     history: [B, D, W], the W columns before x, oldest first; zeros at a start.
     segment_ids: [B, T] integers or None; taps do not cross documents, and the
       history belongs to the first.
-    mask: [B, T] bool or None, True at real tokens. The history comes right
-      before a row's first real token, the new one ends at its last.
+    mask: [B, T] bool or None, True at real tokens, not with segment_ids. The
+      history comes right before a row's first real token, the new one ends at
+      its last.
     axis_name: mesh axis that splits the tokens, inside `jax.shard_map`, or
       None. x is one shard's then; the history comes before the first and the
       new one, the same in all, ends with the last.
@@ -56,13 +57,14 @@ def short_conv(
   # W shifted products instead of `lax.conv`: W is 4, a depthwise convolution is
   # bound by memory, and XLA fuses these with the mask of the documents and the
   # activation that follows.
+  since = None if segment_ids is None else tokens_since(segment_ids, width)
   y = jnp.zeros(x.shape, jnp.float32)
   for tap in range(width):
     window = slice(tap + 1, tap + 1 + length)
     # Summed in float32: four bfloat16 roundings would cost two bits.
     column = columns[:, window].astype(jnp.float32)  # [B, T, D]
-    if documents is not None and segment_ids is not None:
-      same = documents[:, window] == segment_ids
+    if since is not None:
+      same = since >= width - 1 - tap
       # By selection, because 0 times a NaN of another document is NaN.
       column = jnp.where(same[..., None], column, 0)
     y = y + kernel[tap].astype(jnp.float32) * column
@@ -70,6 +72,26 @@ def short_conv(
   if axis_name is not None:
     kept = sequence_axis.from_last(kept, axis_name)
   return y, kept
+
+
+def tokens_since(segment_ids: jax.Array, width: int) -> jax.Array:
+  """Tokens of its document right before each, at most W - 1: [B, T] int32.
+
+  As in the rule a document is an unbroken run: an id that comes back, as that
+  of padding on both sides may, begins another one.
+
+  Args:
+    segment_ids: [B, T] integers; the history is of the first document.
+    width: W.
+  """
+  before = jnp.pad(segment_ids, [(0, 0), (width - 1, 0)], mode="edge")
+  length = segment_ids.shape[1]
+  count = jnp.zeros(segment_ids.shape, jnp.int32)
+  for back in range(1, width):
+    at = width - 1 - back
+    same = before[:, at : at + length] == segment_ids
+    count = jnp.where(same & (count == back - 1), back, count)
+  return count
 
 
 def last_columns(
@@ -116,10 +138,6 @@ def _last_columns(
   width: int,
 ) -> jax.Array:
   """The W columns up to the last real token: [B, W + T, D] -> [B, D, W]."""
-  if documents is not None:
-    # What comes next goes on with the last document and must not see others.
-    last = jnp.equal(documents[:, -1:], documents)
-    columns = jnp.where(last[..., None], columns, 0)
   if mask is None:
     kept = columns[:, -width:]
   else:
@@ -127,4 +145,8 @@ def _last_columns(
     end = jnp.max(jnp.where(mask, position, 0), axis=1)  # [B], 0 if none
     index = end[:, None] + jnp.arange(width, dtype=jnp.int32)  # [B, W]
     kept = jnp.take_along_axis(columns, index[..., None], axis=1)
+  if documents is not None:
+    # What comes next goes on with the last document and must not see others.
+    last = documents[:, -width:] == documents[:, -1:]
+    kept = jnp.where(sequence_axis.unbroken(last)[..., None], kept, 0)
   return jnp.swapaxes(kept, 1, 2)

@@ -19,10 +19,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from neumann_jax.layers.kernels import conv_tpu
-from neumann_jax.layers.kernels.conv_tpu import BEFORE, LANES
+from neumann_jax.layers.kernels.conv_tpu import BEFORE, LANES, ROWS
 from neumann_jax.layers.norms import UNIT_EPS
-
-_ROWS = 8  # of a register, which is more than a convolution reaches
 
 
 def gradients(
@@ -74,13 +72,13 @@ def gradients(
   shaped = functools.partial(
     jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(x).manual_axis_type
   )
-  sums = (b, width * _ROWS, heads * LANES)
+  sums = (b, width * ROWS, heads * LANES)
   scratch = [
     pltpu.VMEM((count, BEFORE + tokens, LANES), jnp.float32),
-    pltpu.VMEM((count, tokens + _ROWS, LANES), jnp.float32),
+    pltpu.VMEM((count, tokens + ROWS, LANES), jnp.float32),
   ]
   if since is not None:
-    scratch.append(pltpu.VMEM((tokens + _ROWS, LANES), jnp.int32))
+    scratch.append(pltpu.VMEM((tokens + ROWS, LANES), jnp.int32))
   d_x, d_taps = pl.pallas_call(
     functools.partial(
       _kernel,
@@ -103,7 +101,7 @@ def gradients(
     interpret=interpret,
     name=f"neumann_conv_{first}_backward",
   )(*arrays)
-  parts = d_taps.reshape(b, width, _ROWS, heads * LANES)
+  parts = d_taps.reshape(b, width, ROWS, heads * LANES)
   return d_x, jnp.sum(parts, axis=(0, 2))
 
 
@@ -121,12 +119,12 @@ def _kernel(
   @pl.when(step == 0)
   def _enter():
     d_taps_ref[...] = jnp.zeros_like(d_taps_ref)
-    behind_ref[:, :_ROWS] = jnp.zeros_like(behind_ref[:, :_ROWS])
+    behind_ref[:, :ROWS] = jnp.zeros_like(behind_ref[:, :ROWS])
     for ref in since_behind:
-      ref[:_ROWS] = jnp.zeros_like(ref[:_ROWS])
+      ref[:ROWS] = jnp.zeros_like(ref[:ROWS])
 
   for ref, count in zip(since_behind, since):
-    ref[tokens:] = ref[:_ROWS]
+    ref[tokens:] = ref[:ROWS]
     ref[:tokens] = jnp.broadcast_to(count, (tokens, LANES))
   for head in range(columns_ref.shape[0]):
     at = slice(head * LANES, (head + 1) * LANES)
@@ -137,14 +135,14 @@ def _kernel(
     d_out = cotangent_ref[0, :, at].astype(jnp.float32)
     dtype = d_x_ref.dtype
     d_y = _through_activation(y, d_out, dtype, normed)
-    behind[tokens:] = behind[:_ROWS]
+    behind[tokens:] = behind[:ROWS]
     behind[:tokens] = d_y
     d_x = jnp.zeros((tokens, LANES), jnp.float32)
     for tap in range(len(taps_ref)):
       back = len(taps_ref) - 1 - tap
       column = conv_tpu.shifted(columns, back, since)
-      rows = (d_y * column).reshape(-1, _ROWS, LANES)
-      d_taps_ref[0, tap * _ROWS : (tap + 1) * _ROWS, at] += jnp.sum(rows, 0)
+      rows = (d_y * column).reshape(-1, ROWS, LANES)
+      d_taps_ref[0, tap * ROWS : (tap + 1) * ROWS, at] += jnp.sum(rows, 0)
       later = behind[pl.ds(back, tokens)]
       for ref in since_behind if back else []:
         later = jnp.where(ref[pl.ds(back, tokens)] >= back, later, 0.0)

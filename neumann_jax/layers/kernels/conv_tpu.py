@@ -20,6 +20,9 @@ from neumann_jax.layers.norms import UNIT_EPS
 LANES = 128
 # Rows of the tokens before a block that it reads: a whole register of bfloat16.
 BEFORE = 16
+# Of a float32 register, which holds what the backward kernel keeps of the
+# tokens after a block: a convolution has no more taps.
+ROWS = 8
 _TOKENS, _HEADS = 256, 8  # of a grid step, at most
 
 
