@@ -77,7 +77,10 @@ def _leaves_of(
 
 
 class _Settings(NamedTuple):
-  """What of jax's configuration changes how a kernel is traced."""
+  """What of jax's configuration changes how a kernel is traced.
+
+  The abstract mesh is not here: jax lowers under that of the trace by itself.
+  """
 
   x64: bool
   promotion: str

@@ -289,6 +289,29 @@ def test_a_kernel_is_traced_where_a_program_is_lowered_for_it():
     traced.clear()
 
 
+@pytest.mark.parametrize("form", [lambda f: f, jax.vmap])
+def test_a_kernel_is_lowered_for_the_device_of_the_trace(form):
+  """An abstract one that is named when a program is lowered is too late."""
+  found = []
+
+  def launch(static, x):
+    found.append(jax.sharding.get_abstract_mesh().abstract_device)
+    return x
+
+  operation = backends.Operation(
+    lambda static, x: x, {"gpu": backends.Kernel(lambda *_: None, launch)}
+  )
+  f = jax.jit(form(lambda x: backends.run(operation, "auto", None, x)))
+  with oracles.on_a_gpu():
+    program = f.trace(jnp.zeros(3))
+    device = jax.sharding.get_abstract_mesh().abstract_device
+  program.lower(lowering_platforms=("cuda",))
+  program = f.trace(jnp.zeros(3))
+  with oracles.on_a_gpu():
+    program.lower(lowering_platforms=("cuda",))
+  assert found == [device, None] and device.platform == "cuda"
+
+
 @pytest.mark.parametrize(
   "form",
   [
