@@ -49,16 +49,22 @@ def by_platform(
   form, like = default
   leaves, tree = jax.tree.flatten(arrays)
   types, settings = tuple(form.out_avals), _Settings.now()
+  plain = jaxpr_as_fun(form)
 
   def branch(platform: str) -> Callable[..., list[jax.Array]]:
     launch = functools.partial(_leaves_of, kernels[platform], tree)
     return lambda *leaves: _launched.bind(
-      *leaves, launch=launch, types=types, platform=platform, settings=settings
+      *leaves,
+      launch=launch,
+      plain=plain,
+      types=types,
+      platform=platform,
+      settings=settings,
     )
 
   out = lax.platform_dependent(
     *leaves,
-    default=jaxpr_as_fun(form),
+    default=plain,
     **{platform: branch(platform) for platform in kernels},
   )
   return jax.tree.unflatten(jax.tree.structure(like), out)
@@ -71,7 +77,10 @@ def _leaves_of(
 
 
 class _Settings(NamedTuple):
-  """What of jax's configuration changes how a kernel is traced."""
+  """What of jax's configuration changes how a kernel is traced.
+
+  The abstract mesh is not here: jax lowers under that of the trace by itself.
+  """
 
   x64: bool
   promotion: str
@@ -93,14 +102,15 @@ _launched.multiple_results = True
 _launched.def_abstract_eval(lambda *_, types, **__: types)
 
 
-def _batch_launched(arrays, axes, *, launch, types, **params):
+def _batch_launched(arrays, axes, *, launch, plain, types, **params):
   del types
-  mapped = jax.vmap(launch, in_axes=tuple(axes))
-  many = jax.make_jaxpr(mapped)(*arrays)
+  launch, plain = (jax.vmap(f, in_axes=tuple(axes)) for f in (launch, plain))
+  # The default tells the types: the kernel is not to be traced for them.
   out = _launched.bind(
     *arrays,
-    launch=jaxpr_as_fun(many),
-    types=tuple(many.out_avals),
+    launch=launch,
+    plain=plain,
+    types=tuple(jax.make_jaxpr(plain)(*arrays).out_avals),
     **params,
   )
   return out, [0] * len(out)
@@ -130,7 +140,8 @@ def _check_types(platform: str, out: Sequence[Any], types: tuple) -> None:
 
 
 def _lower_launched(own: str | None) -> Callable:
-  def call(*arrays, launch, types, platform, settings):
+  def call(*arrays, launch, plain, types, platform, settings):
+    del plain
     if platform != own:
       # Of a platform that never takes this branch: `lax.platform_dependent`
       # lowers each of its branches for all that a program is exported for.

@@ -289,6 +289,64 @@ def test_a_kernel_is_traced_where_a_program_is_lowered_for_it():
     traced.clear()
 
 
+@pytest.mark.parametrize("form", [lambda f: f, jax.vmap])
+def test_a_kernel_is_lowered_for_the_device_of_the_trace(form):
+  """An abstract one that is named when a program is lowered is too late."""
+  found = []
+
+  def launch(static, x):
+    found.append(jax.sharding.get_abstract_mesh().abstract_device)
+    return x
+
+  operation = backends.Operation(
+    lambda static, x: x, {"gpu": backends.Kernel(lambda *_: None, launch)}
+  )
+  f = jax.jit(form(lambda x: backends.run(operation, "auto", None, x)))
+  with oracles.on_a_gpu():
+    program = f.trace(jnp.zeros(3))
+    device = jax.sharding.get_abstract_mesh().abstract_device
+  program.lower(lowering_platforms=("cuda",))
+  program = f.trace(jnp.zeros(3))
+  with oracles.on_a_gpu():
+    program.lower(lowering_platforms=("cuda",))
+  assert found == [device, None] and device.platform == "cuda"
+
+
+@pytest.mark.parametrize(
+  "form",
+  [
+    jax.vmap,
+    lambda f: jax.vmap(f, in_axes=1, out_axes=1),
+    lambda f: jax.vmap(jax.vmap(f)),
+  ],
+)
+def test_no_kernel_of_another_platform_is_traced_under_vmap(form):
+  traced, x = [], jnp.arange(6, dtype=jnp.float32).reshape(2, 3)
+  operation = _doubling(traced)
+  double = jax.jit(form(lambda x: backends.run(operation, "auto", None, x)))
+  np.testing.assert_array_equal(double(x), 2 * x)
+  program = double.trace(x)
+  assert not traced
+  for platform, name in (("tpu", "tpu"), ("cuda", "gpu")):
+    text = program.lower(lowering_platforms=(platform,)).as_text()
+    assert [found for found, _ in traced] == [name]
+    assert "multiply" in text and "stablehlo.add" not in text
+    traced.clear()
+
+
+def test_a_kernel_gets_what_vmap_does_not_map():
+  kernel = backends.Kernel(lambda *_: None, lambda static, x, y: x * y)
+  operation = backends.Operation(lambda static, x, y: x + y, {"tpu": kernel})
+  run = functools.partial(backends.run, operation, "auto", None)
+  x, y = jnp.zeros((3, 2)), jnp.zeros(3)
+  for axes in ((1, None), (None, 1)):
+    arrays = (x, y) if axes[0] else (y, x)
+    mapped = jax.jit(jax.vmap(run, in_axes=axes))
+    assert mapped(*arrays).shape == (2, 3)
+    text = mapped.trace(*arrays).lower(lowering_platforms=("tpu",)).as_text()
+    assert "multiply" in text
+
+
 def test_a_kernel_of_other_shapes_is_refused_when_it_is_lowered():
   kernel = backends.Kernel(lambda *_: None, lambda static, x: x[:1])
   operation = backends.Operation(lambda static, x: x, {"tpu": kernel})

@@ -20,7 +20,8 @@ from neumann_jax.layers.gates import Gates
 from neumann_jax.layers.linear import linear
 from neumann_jax.layers.mixer import Axes
 from neumann_jax.layers.positions import positions
-from neumann_jax.model import decoder, scan_layers
+from neumann_jax.model import decoder, layer_stack, scan_layers
+from neumann_jax.model.initial_keys import InitialKeys
 from neumann_jax.weight_quantization.matrix import PRESETS
 from neumann_jax.weight_quantization.quantized_model import (
   QuantizedLinear,
@@ -94,6 +95,21 @@ class RunningSum(nnx.Module):
     return None
 
 
+class Drawing(RunningSum):
+  """Whatever else of `nnx.Rngs` the maker of a mixer may ask for."""
+
+  def __init__(self, config, execution, *, rngs):
+    super().__init__(config, execution, rngs=rngs)
+    self.dropout = nnx.Dropout(0.5, rngs=rngs)
+    self.start = nnx.Param(jax.random.normal(rngs(), (config.hidden_size,)))
+    self.other = nnx.Param(rngs.normal((config.hidden_size,)))
+    self.forked, self.split = rngs.fork(), rngs.split(2)
+    self.kept = rngs
+
+  def __call__(self, x, **known):
+    return super().__call__(self.dropout(x) + self.start[...], **known)
+
+
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
   """The one row that a new mixer needs."""
@@ -101,15 +117,17 @@ def known(monkeypatch):
   monkeypatch.setitem(decoder.MIXERS, "running_sum", kind)
 
 
+CONFIG = dataclasses.replace(
+  models.CONFIGS["dense"],
+  num_hidden_layers=len(KINDS),
+  layer_types=KINDS,
+  initializer_range=0.3,
+)
+
+
 def model_of(**options):
-  config = dataclasses.replace(
-    models.CONFIGS["dense"],
-    num_hidden_layers=len(KINDS),
-    layer_types=KINDS,
-    initializer_range=0.3,
-  )
   execution = neumann_jax.Execution(**options)
-  return neumann_jax.LanguageModel(config, execution, rngs=nnx.Rngs(0))
+  return neumann_jax.LanguageModel(CONFIG, execution, rngs=nnx.Rngs(0))
 
 
 def tokens(batch=2):
@@ -236,6 +254,51 @@ def test_checkpoints_shardings_and_codes(tmp_path):
   assert specs[*start, "decay", "kernel"] == P(None, None)
   codes = quantize_weights(model, PRESETS["W8"])
   assert isinstance(codes.layers[0].mixer.value, QuantizedLinear)
+
+
+@pytest.fixture
+def drawing(monkeypatch):
+  kind = decoder.MixerKind("summed", Drawing)
+  monkeypatch.setitem(decoder.MIXERS, "running_sum", kind)
+
+
+@pytest.mark.parametrize("streams", [("default",), ("default", "params")])
+def test_what_a_mixer_draws_is_what_flax_gives(drawing, streams):
+  """Dropout, `rngs()`, `fork` and `split`, with the keys of `nnx.Rngs`."""
+  ours, plain = (nnx.Rngs({s: i for i, s in enumerate(streams)}) for _ in "ab")
+  counted, execution = InitialKeys(ours), neumann_jax.Execution()
+  found, want = (
+    layer_stack.make_layers(CONFIG, execution, rngs=rngs)
+    for rngs in (counted, plain)
+  )
+  counted.returned()
+  chex.assert_trees_all_equal(nnx.state(found), nnx.state(want))
+  chex.assert_trees_all_equal(nnx.state(ours), nnx.state(plain))
+  # In a compiled call, too, where what Python counts would be a constant.
+  keys = [_two_keys(layers[0].mixer.kept) for layers in (found, want)]
+  np.testing.assert_array_equal(*keys)
+
+
+def _two_keys(rngs):
+  graph, state = nnx.split(rngs)
+
+  @jax.jit
+  def draw(state):
+    rngs = nnx.merge(graph, state)
+    return jax.random.key_data(rngs()), nnx.state(rngs)
+
+  key, state = draw(state)
+  return np.stack([key, draw(state)[0]])
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_a_mixer_that_draws_is_made_and_run(drawing, scanned):
+  model = model_of(scan_layers=scanned)
+  drawn = [np.asarray(x.mixer.start[...]) for x in model.layers[::2]]
+  drawn = np.concatenate([np.reshape(x, (-1, 64)) for x in drawn])
+  assert len(np.unique(drawn)) == 2 * 64  # each layer's are its own
+  found = nnx.eval_shape(lambda m, t: m(t)[0], model, tokens())
+  assert found.shape == (2, LENGTH, models.VOCABULARY)
 
 
 def test_another_name_is_refused():

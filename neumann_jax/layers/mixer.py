@@ -25,8 +25,10 @@ C = TypeVar("C", bound=LayerCache)
 class Mixer(Protocol[C]):
   """An `nnx.Module` that mixes tokens, [B, T, hidden] -> [B, T, hidden].
 
-  It is made by `Class(config, execution, rngs=rngs)`, from a `ModelConfig` and
-  an `Execution`. C is the kind of its cache.
+  It is made by `Class(config, execution, rngs=rngs)`, from a `ModelConfig`, an
+  `Execution` and an `nnx.Rngs`. C is the kind of its cache. Under `scan_layers`
+  or `remat` what a call changes in it is lost: an `nnx.Dropout` that keeps its
+  stream draws the same mask in every call.
 
   Attributes:
     logical_axes: of its parameters by their path in the mixer, as

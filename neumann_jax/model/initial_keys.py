@@ -13,26 +13,61 @@ import numpy as np
 from flax import nnx
 
 
-class InitialKeys:
-  """The keys that a stream would give, in their order.
+class InitialKeys(nnx.Rngs):
+  """The keys that `nnx.Rngs` would give, stream by stream, in their order.
 
   Args:
-    rngs: whose stream "params" is drawn from; it must not be used before
-      `returned`.
+    rngs: whose streams are drawn from; it must not be used before `returned`.
   """
 
   def __init__(self, rngs: nnx.Rngs) -> None:
-    self._stream: Any = rngs.params
-    self._key = self._stream.key[...]
-    self._first = self._stream.count[...]
-    self._drawn = 0
-
-  def params(self) -> jax.Array:
-    """The next key."""
-    count = self._first + np.uint32(self._drawn)
-    self._drawn += 1
-    return jax.random.fold_in(self._key, count)
+    for name, stream in rngs.items():
+      setattr(self, name, _Counted(stream))
 
   def returned(self) -> None:
-    """Tells the stream how many of its keys were drawn."""
-    self._stream.count[...] = self._first + np.uint32(self._drawn)
+    """Tells the streams how many of their keys were drawn.
+
+    From then on they count as flax does: a module that kept them may draw in
+    a compiled call, where what Python counts would be a constant.
+    """
+    for _, stream in self.items():
+      stream.returned()
+
+
+class _Counted(nnx.RngStream):
+  """A stream with the key and the count of another, which it counts for."""
+
+  def __init__(self, stream: nnx.RngStream) -> None:
+    self.tag, self.key, self.count = stream.tag, stream.key, stream.count
+    self._drawn: int | None = 0
+
+  def __call__(self) -> jax.Array:
+    if self._drawn is None:
+      return super().__call__()
+    count = self.count[...] + np.uint32(self._drawn)
+    self._drawn += 1
+    return jax.random.fold_in(self.key[...], count)
+
+  def returned(self) -> None:
+    self._told()
+    self._drawn = None
+
+  # What a module keeps of these is flax's own stream, as under `scan_layers`.
+
+  def split(self, k: int | tuple[int, ...]) -> nnx.RngStream:
+    return self._told().split(k)
+
+  def fork(self, **how: Any) -> nnx.RngStream:
+    return self._told().fork(**how)
+
+  def broadcast(self, k: int | tuple[int, ...]) -> nnx.RngStream:
+    return self._told().broadcast(k)
+
+  def _told(self) -> nnx.RngStream:
+    """The stream as flax has it, told what was drawn so far."""
+    if self._drawn:
+      self.count[...] += np.uint32(self._drawn)
+      self._drawn = 0
+    plain = nnx.RngStream(self.key[...], tag=self.tag)
+    plain.key, plain.count = self.key, self.count
+    return plain

@@ -72,7 +72,7 @@ class LanguageModel(nnx.Module):
   ) -> None:
     check_execution(execution)
     self.config, self.execution = config, execution
-    keys: Any = InitialKeys(rngs)
+    keys = InitialKeys(rngs)
     init = nnx.initializers.normal(config.initializer_range)
     self.embed_tokens = nnx.Embed(
       config.vocab_size,

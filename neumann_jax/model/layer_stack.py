@@ -63,13 +63,18 @@ def make_layers(
       "of this config do: give scan_layers=False"
     )
   # One layer of a period is made as many times as there are periods by `vmap`
-  # over keys: one compilation, and the parameters are born stacked.
+  # over keys: one compilation, and the parameters are born stacked. Every
+  # stream is split, for a mixer may draw from others than "params".
   stacks = []
   for i in range(period):
-    build = lambda key, i=i: make(i, rngs=nnx.Rngs(params=key))  # noqa: E731
-    keys = jax.random.split(rngs.params(), depth // period)
-    state = jax.vmap(lambda key, build=build: nnx.state(build(key)))(keys)
-    graph = nnx.graphdef(nnx.eval_shape(build, keys[0]))
+    build = lambda keys, i=i: make(i, rngs=nnx.Rngs(keys))  # noqa: E731
+    keys = {
+      name: jax.random.split(stream(), depth // period)
+      for name, stream in rngs.items()
+    }
+    state = jax.vmap(lambda keys, build=build: nnx.state(build(keys)))(keys)
+    first = jax.tree.map(lambda key: key[0], keys)
+    graph = nnx.graphdef(nnx.eval_shape(build, first))
     stacks.append(nnx.merge(graph, state))
   return stacks
 
