@@ -34,8 +34,11 @@ def test_it_shows_what_pillow_decodes(quality, chroma, channels):
   expected = np.asarray(PIL.Image.open(file), float).reshape(whole.shape)
   operator = operators.jpeg(whole.shape, quality=quality, chroma=chroma)
   found = _levels(operator.forward(jnp.asarray(whole / 127.5 - 1, jnp.float32)))
-  error = np.abs(found - expected)
-  assert np.mean(error <= 1.01) > 0.87
+  signed = found - expected
+  # No channel drifts: colour differences are rounded on libjpeg's side.
+  assert np.abs(signed.mean((0, 1))).max() < 0.05  # levels
+  error = np.abs(signed)
+  assert np.mean(error <= 1.01) > 0.95
   assert error.mean() < 0.1 * np.abs(found - whole).mean()
 
 
