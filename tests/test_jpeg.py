@@ -42,6 +42,17 @@ def test_it_shows_what_pillow_decodes(quality, chroma, channels):
   assert error.mean() < 0.1 * np.abs(found - whole).mean()
 
 
+def test_halves_of_a_colour_difference_go_down():
+  """As of a flat picture whose blue is a level above its grey."""
+  whole = np.broadcast_to(np.array([100, 100, 101], np.uint8), (16, 16, 3))
+  file = io.BytesIO()
+  PIL.Image.fromarray(whole).save(file, "JPEG", quality=100, subsampling=0)
+  expected = np.asarray(PIL.Image.open(file), float)
+  operator = operators.jpeg(whole.shape, quality=100, chroma=1)
+  found = _levels(operator.forward(jnp.asarray(whole / 127.5 - 1, jnp.float32)))
+  np.testing.assert_allclose(found, expected, atol=0.01)
+
+
 @pytest.mark.parametrize("chroma", [1, 2])
 def test_its_tangent_takes_rounding_for_the_identity(chroma):
   operator = operators.jpeg((16, 16, 3), quality=5, chroma=chroma)

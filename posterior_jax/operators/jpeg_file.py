@@ -8,6 +8,7 @@ a step of the table is moved by that step.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -140,12 +141,12 @@ class _Coded:
     )
     steps = jnp.asarray(_steps(table, self.quality), part.dtype)  # [8, 8]
     blocks = part.reshape(height // BLOCK, BLOCK, width // BLOCK, BLOCK)
-    form = {"precision": jax.lax.Precision.HIGHEST}
-    found = jnp.einsum("ui,aibj,vj->abuv", cosines, blocks, cosines, **form)
+    einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    found = einsum("ui,aibj,vj->abuv", cosines, blocks, cosines)
     # libjpeg has eighths of a coefficient, as whole numbers.
     found = _up(8 * found) / 8
     found = steps * _from_zero(found / steps)
-    blocks = jnp.einsum("ui,abuv,vj->aibj", cosines, found, cosines, **form)
+    blocks = einsum("ui,abuv,vj->aibj", cosines, found, cosines)
     return _up(jnp.clip(blocks.reshape(height, width), -128, 127))
 
 
