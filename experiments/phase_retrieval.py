@@ -9,6 +9,7 @@ have the same amplitudes and count as one.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.data import degradations, photographs
-from experiments.harness import prior_files, record, runner
+from experiments.harness import prior_files, record, runner, writing
 from experiments.harness.progress import Progress
 from experiments.harness.settings import Checked, setting
 from posterior_jax import (
@@ -134,10 +135,16 @@ def prepare(settings: Settings) -> Problem:
   """Reads photographs and prior.
 
   Raises:
-    ValueError: the folder holds no pictures, or the prior cannot be read.
+    ValueError: the folder holds fewer pictures, or the prior cannot be read.
   """
   if not settings.folder:
     raise ValueError("folder must hold photographs, as --config.folder=FOLDER")
+  files = photographs.files_in(settings.folder)
+  if len(files) < settings.pictures:
+    raise ValueError(
+      f"pictures must be at most {len(files)}, as many as folder holds; got "
+      f"{settings.pictures}"
+    )
   known = degradations.build_prior(settings.size)
   denoise = known.denoise
   if settings.prior != prior_files.GAUSSIAN:
@@ -146,6 +153,16 @@ def prepare(settings: Settings) -> Problem:
   names = tuple(found)[: settings.pictures]
   truth = jnp.asarray(np.stack([found[name] for name in names]))
   return Problem(settings, names, truth, denoise, known.spectrum)
+
+
+def inputs(problem: Problem) -> dict[str, str]:
+  """SHA-256 of the photographs and of a prior of one's own."""
+  settings = problem.settings
+  found = prior_files.digests(settings.prior)
+  folder = pathlib.Path(settings.folder)
+  return found | writing.digests(
+    "photograph", [folder / name for name in problem.names]
+  )
 
 
 def retrieved(problem: Problem, method: str) -> tuple[np.ndarray, np.ndarray]:
@@ -213,4 +230,6 @@ def summary(rows: list[dict[str, Any]], success: float) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-  runner.main("phase_retrieval", Settings, study, prepare=prepare)
+  runner.main(
+    "phase_retrieval", Settings, study, prepare=prepare, inputs=inputs
+  )

@@ -1,5 +1,7 @@
 """The study of phase retrieval: its scores, its summary, a small run."""
 
+import dataclasses
+import hashlib
 import json
 
 import jax
@@ -61,6 +63,7 @@ def test_every_method_restarts_on_every_photograph(tmp_path, capsys):
       f"--workdir={tmp_path / 'run'}",
     ],
     prepare=study.prepare,
+    inputs=study.inputs,
   )
   lines = (tmp_path / "run/phase_retrieval.jsonl").read_text().splitlines()
   rows = [json.loads(line) for line in lines]
@@ -91,6 +94,26 @@ def test_a_method_finds_what_is_all_but_known():
   psnr, residual = study.retrieved(problem, "NFC spectrum")
   assert psnr.shape == residual.shape == (settings.restarts, 1)
   assert psnr.min() > 20 and residual.max() < 2
+
+
+def test_the_record_names_the_photographs_and_the_prior(tmp_path):
+  """Those that are used, by their hashes; and too few are refused."""
+  small = photographs.as_png(photographs.load("chelsea", 16))
+  for name in "ab":
+    (tmp_path / f"{name}.png").write_bytes(small)
+  debug = config.get_config("debug")
+  debug.folder = str(tmp_path)
+  problem = study.prepare(command_line.to_settings(study.Settings, debug))
+  expected = {"photograph a.png": hashlib.sha256(small).hexdigest()}
+  assert study.inputs(problem) == expected
+  prior = tmp_path / "prior.pt"
+  prior.write_bytes(b"weights")
+  own = dataclasses.replace(problem.settings, prior=str(prior))
+  expected["prior prior.pt"] = hashlib.sha256(b"weights").hexdigest()
+  assert study.inputs(problem._replace(settings=own)) == expected
+  debug.pictures = 3
+  with refused(ValueError, "pictures must be at most 2, .* got 3"):
+    study.prepare(command_line.to_settings(study.Settings, debug))
 
 
 def test_what_is_not_there_is_refused():

@@ -76,7 +76,7 @@ def test_a_suspicious_residual_gets_a_second_opinion(blurred, monkeypatch):
     (line,) = doubt.about(given, np.zeros(1), {"residual": 1.5})
     assert words in line and f"{reached:.2f}" in line
   assert doubt.about(given, np.zeros(1), {"residual": 1.05}) == []
-  with refused(ValueError, "must be finite, its residual is nan"):
+  with refused(doubt.NotFinite, "must be finite, its residual is nan"):
     doubt.about(given, np.zeros(1), {"residual": float("nan")})
 
 

@@ -1,5 +1,6 @@
 """A folder of pictures: all restored, one report, and no file takes another."""
 
+import concurrent.futures
 import dataclasses
 import json
 import threading
@@ -12,8 +13,10 @@ import pytest
 from configs import restore as config
 from experiments.data import photographs
 from experiments.harness import command_line, prior_files, runner
+from experiments.harness.progress import Progress, silent
 from experiments.restore import common as shared
 from experiments.restore import (
+  degradation,
   doubt,
   drawing,
   folder,
@@ -150,6 +153,140 @@ def test_an_image_that_is_not_finite_is_left_out(
   said = capsys.readouterr()
   assert "a.png is left out: the restored picture must be finite" in said.err
   assert "1 of 3 pictures are restored" in said.out
+
+
+def test_a_picture_too_large_for_the_device_is_left_out(
+  pictures, tmp_path, capsys, drawn, monkeypatch
+):
+  whole = kept.draw
+
+  def draw(given, *more):
+    def one(key):
+      raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 TB\na table")
+
+    large = given.settings.image.endswith("a.png")
+    return one if large else whole(given, *more)
+
+  monkeypatch.setattr(kept, "draw", draw)
+  fields = {"image": pictures, "task": "denoising", "samples": 0}
+  _run(tmp_path / "run", noise_std=0.1, **fields)
+  said = capsys.readouterr()
+  assert "a.png is left out: RESOURCE_EXHAUSTED: 9 TB\n" in said.err
+  assert "1 of 3 pictures are restored" in said.out
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError])
+def test_a_fault_of_the_program_ends_the_folder(
+  pictures, tmp_path, monkeypatch, capsys, error
+):
+  """At once: a.png is under way, what follows c.png is not begun."""
+  (pictures / SAID).unlink()
+  for name in "defg":
+    (pictures / f"{name}.png").write_bytes((pictures / "c.png").read_bytes())
+  begun, both = [], threading.Barrier(2, timeout=60)
+
+  def draw(given, sampler, label, tick, pace):
+    def one(key):
+      begun.append(given.settings.image[-5:])
+      both.wait()
+      if given.settings.image.endswith("c.png"):
+        raise error("a bug")
+      for _ in range(500):
+        tick(label)
+        time.sleep(0.01)
+      raise AssertionError("it was not ended")
+
+    return one
+
+  monkeypatch.setattr(kept, "draw", draw)
+  batch = folder.prepare(_settings(pictures))
+  two = jax.local_devices()[:2]
+  monkeypatch.setattr(jax, "local_devices", lambda: two)
+  with pytest.raises(error, match="a bug"):
+    list(
+      side_by_side.computed(batch.settings, batch.files, batch.common, tmp_path)
+    )
+  assert sorted(begun) == ["a.png", "c.png"]
+
+
+def test_few_pictures_wait_to_be_written(pictures, tmp_path, monkeypatch):
+  """Behind the first one, which takes until the others have come to a stop."""
+  whole = (pictures / "c.png").read_bytes()
+  (pictures / SAID).unlink()
+  for i in range(6):
+    (pictures / f"d{i}.png").write_bytes(whole)
+  two = jax.local_devices()[:2]
+  monkeypatch.setattr(jax, "local_devices", lambda: two)
+  done, most = [], []
+
+  def compute(job, *_, **__):
+    if job.settings.image.endswith("a.png"):
+      for _ in range(500):
+        if len(done) == 3:
+          break
+        time.sleep(0.01)
+      time.sleep(0.3)  # for others to come, which may not
+      most.append(len(done))
+    else:
+      done.append(job)
+    return job
+
+  monkeypatch.setattr(study, "compute", compute)
+  batch = folder.prepare(_settings(pictures))
+  found = list(
+    side_by_side.computed(batch.settings, batch.files, batch.common, tmp_path)
+  )
+  assert len(found) == 8 and most == [3]  # and a.png: two a device
+
+
+def test_a_run_that_goes_on_counts_what_is_left(tmp_path, monkeypatch):
+  """Neither steps nor time of what is kept; no later step is shown there."""
+  file = tmp_path / "a.png"
+  file.write_bytes(photographs.as_png(photographs.load("chelsea", 64)))
+  given = job.prepare(_settings(file, samples=3))
+  steps, left = [], []
+
+  def draw(one, sampler, label, tick, pace):
+    left.append(pace.left)
+    shape = one.given.observation.operator.image_shape
+    return lambda key: drawing.Drawn(np.zeros(shape, np.float32), 1, 0)
+
+  def progress(total):
+    steps.append(total)
+    return Progress(total, label="a.png")
+
+  monkeypatch.setattr(kept, "draw", draw)
+  kept.draw_all(given, tmp_path / "drawn", progress)
+  assert given.common.heartbeat.show is silent
+  for name in ("image", "sample_2"):
+    (tmp_path / f"drawn/{name}.npz").unlink()
+  kept.draw_all(given, tmp_path / "drawn", progress)
+  kept.draw_all(given, tmp_path / "drawn", progress)
+  image, sample = given.best.num_steps, given.drawn.num_steps
+  assert steps == [image + 3 * sample, image + sample, 0]
+  expected = [
+    i * image * given.evaluations(given.best)
+    + s * sample * given.evaluations(given.drawn)
+    for i, s in ((1, 3), (1, 1), (0, 0))
+  ]
+  assert left[::2] == pytest.approx(expected)
+
+
+def test_threads_share_an_operator_of_ones_own(tmp_path):
+  """Also where they ask for it together."""
+  file = tmp_path / "operator.py"
+  file.write_text(
+    "import time\n"
+    "import numpy as np\n"
+    "from posterior_jax import operators\n"
+    "def operator(shape):\n"
+    "  time.sleep(0.1)\n"
+    "  return operators.inpainting(shape, np.ones(shape[:2], np.float32))\n"
+  )
+  build = degradation.load_operator(str(file))
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    found = list(pool.map(build, [(8, 8, 3)] * 4))
+  assert all(each is found[0] for each in found)
 
 
 def test_where_none_can_be_restored_the_reason_is_told(
@@ -295,7 +432,7 @@ def test_devices_restore_side_by_side_what_one_does(
 
 
 def test_pictures_under_way_end_with_their_step(
-  pictures, tmp_path, monkeypatch
+  pictures, tmp_path, monkeypatch, capsys
 ):
   """As on Ctrl-C; a stand-in draws c.png for ever."""
   (pictures / SAID).unlink()
@@ -320,7 +457,12 @@ def test_pictures_under_way_end_with_their_step(
   )
   first, _ = next(computed)
   assert first.name == "a.png"
+  while not steps:
+    time.sleep(0.01)
   computed.close()
+  said = capsys.readouterr().err
+  assert "waiting for a picture under way; what is drawn is kept\n" in said
+  assert "2 of 2, c.png 0/" in said
   count = len(steps)
   time.sleep(0.05)
   assert len(steps) == count

@@ -394,6 +394,8 @@ def test_progress_is_plain_without_a_terminal():
     for name in "abc":
       tick(name)
   text = "".join(stream)
+  # A line is one write, which no other thread's comes between.
+  assert all(each.count("\n") == 1 for each in stream)
   assert "\r" not in text and "\x1b" not in text
   assert [line.split(" (")[0] for line in text.splitlines()] == [
     "job 0/3 a",

@@ -29,7 +29,7 @@ from experiments.blurred_photographs.settings import (
   Settings,
 )
 from experiments.data import photographs
-from experiments.harness import prior_files, record
+from experiments.harness import prior_files, record, writing
 from experiments.restore import kernel_file
 from posterior_jax import uncertain
 
@@ -60,6 +60,13 @@ def prepare(settings: Settings) -> tuple[Settings, list[pathlib.Path]]:
   for file in files:
     scene(file, settings, widest)
   return settings, files
+
+
+def inputs(given: tuple[Settings, list[pathlib.Path]]) -> dict[str, str]:
+  """SHA-256 of the photographs and of a prior of one's own."""
+  settings, files = given
+  found = prior_files.digests(settings.prior)
+  return found | writing.digests("photograph", files)
 
 
 def little_noise(

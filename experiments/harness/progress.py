@@ -93,4 +93,6 @@ class Progress:
     if not hosts.is_first():
       return
     count = f"{self._count}/{self.total}" if self.total else f"{self._count}"
-    print(f"{self._label} {count} {words}", file=self._stream, flush=True)
+    # In one write: several threads may show their progress.
+    self._stream.write(f"{self._label} {count} {words}\n")
+    self._stream.flush()

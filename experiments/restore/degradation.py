@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import pathlib
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -110,7 +111,8 @@ def load_operator(file: str) -> Callable[[Shape], Operator]:
   Args:
     file: defines operator(shape), from the shape of the image file to an
       `Operator`: the restored picture's (H, W, C) where that is clean and to be
-      degraded, else the measurement's (h, w, c).
+      degraded, else the measurement's (h, w, c). It may be called from a
+      thread, by one at a time.
 
   Raises:
     ValueError: there is no such file, or it does not define one.
@@ -139,4 +141,11 @@ def load_operator(file: str) -> Callable[[Shape], Operator]:
       )
     return found
 
-  return checked
+  # A cache alone lets threads that miss it together build one each.
+  lock = threading.Lock()
+
+  def built(shape: Shape) -> Operator:
+    with lock:
+      return checked(shape)
+
+  return built

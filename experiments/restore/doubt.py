@@ -34,6 +34,10 @@ LEVELS, START, LEAST = 8, 0.3, 0.005  # of the second opinion, and its noise
 FLIPPED = 0.995
 
 
+class NotFinite(ValueError):
+  """The prior or the method has failed on a picture."""
+
+
 def about(job: Job, scene: np.ndarray, row: Mapping[str, Any]) -> list[str]:
   """What to say about a result, a sentence each.
 
@@ -43,11 +47,11 @@ def about(job: Job, scene: np.ndarray, row: Mapping[str, Any]) -> list[str]:
     row: with its residual.
 
   Raises:
-    ValueError: the residual is no number.
+    NotFinite: the residual is no number.
   """
   residual = row["residual"]
   if not np.isfinite(residual):
-    raise ValueError(
+    raise NotFinite(
       f"the restored picture must be finite, its residual is {residual}: the "
       "prior or the method has failed"
     )

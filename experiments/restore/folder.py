@@ -96,7 +96,9 @@ def restore(given: Job | Batch, run: record.Run) -> None:
         refused[name] = one
         why = {"image": str(file), "why": one}
         run.write_once(REFUSED, why, tuple(why))
-        print(f"{name} is left out: {one}", file=sys.stderr)
+        said = f"{name} is left out: {one}\n"
+        # In one piece, between the lines of pictures under way.
+        print(said, end="", file=sys.stderr, flush=True)
       else:
         written = study.write(
           one, run, run.folder / name, say=side_by_side.said_of(name)

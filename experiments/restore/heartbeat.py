@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 
+from experiments.harness.progress import silent
 from posterior_jax.base import Denoiser
 
 
@@ -17,7 +18,7 @@ class Heartbeat:
 
   def __init__(self) -> None:
     """Shows nothing until it is told where."""
-    self.show: Callable[[str], None] = lambda words: None
+    self.show: Callable[[str], None] = silent
     self._label = ""
     self._expected = 0.0
     self._count = 0

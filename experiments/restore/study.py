@@ -88,7 +88,7 @@ def compute(
     say: takes a hint before it is begun.
 
   Raises:
-    ValueError: the image is not finite.
+    NotFinite: the image is not.
   """
   if not job.settings.degrade:
     hint = doubt.flip_hint(job.given.observation)
