@@ -25,7 +25,11 @@ from neumann_jax.layers.convolution.short_conv import (
   short_conv,
   tokens_since,
 )
-from neumann_jax.layers.kernels import conv_gradients_tpu, conv_tpu
+from neumann_jax.layers.kernels import (
+  both_passes,
+  conv_gradients_tpu,
+  conv_tpu,
+)
 from neumann_jax.layers.kernels.conv_tpu import LANES
 from neumann_jax.layers.norms import unit_norm
 from neumann_jax.layers.token_step import Block, Weights
@@ -137,11 +141,10 @@ def _in_xla(
 ) -> tuple[jax.Array, ...]:
   y, _ = short_conv(x, taps, history=history, segment_ids=segment_ids)
   y = nnx.silu(y).astype(x.dtype).reshape(*x.shape[:2], -1, LANES)
-  found, first = [], 0
-  for part in parts:
+  found = []
+  for first, part in _firsts(parts):
     some = y[:, :, first : first + part.heads]
     found.append(unit_norm(some).astype(x.dtype) if part.normed else some)
-    first += part.heads
   return tuple(found)
 
 
@@ -236,42 +239,4 @@ def _gradients(
   return d_x[:, :length], jnp.concatenate(d_taps, axis=1), d_history
 
 
-def _gradients_in_xla(
-  parts: tuple[Part, ...],
-  x: jax.Array,
-  taps: jax.Array,
-  history: jax.Array,
-  segment_ids: jax.Array | None,
-  cotangents: tuple[jax.Array, ...],
-) -> tuple[jax.Array, ...]:
-  def form(x, taps, history):
-    return _in_xla(parts, x, taps, history, segment_ids)
-
-  return jax.vjp(form, x, taps, history)[1](cotangents)
-
-
-def _forward(implementation, parts, *arrays):
-  return backends.run(_OPERATION, implementation, parts, *arrays), arrays
-
-
-def _backward(implementation, parts, arrays, cotangents):
-  given = layout.varying_alike((*arrays, tuple(cotangents)))
-  found = backends.run(_BACKWARD, implementation, parts, *given)
-  return (*found, None)
-
-
-def _refusal(*given: Any) -> None:
-  """`takes` has asked already."""
-  del given
-
-
-_OPERATION = backends.Operation(
-  in_xla=_in_xla,
-  kernels={"tpu": backends.Kernel(_refusal, _launch)},
-  fwd=_forward,
-  bwd=_backward,
-)
-_BACKWARD = backends.Operation(
-  in_xla=_gradients_in_xla,
-  kernels={"tpu": backends.Kernel(_refusal, _gradients)},
-)
+_OPERATION = both_passes.operation(_in_xla, _launch, _gradients, floats=3)

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 from neumann_jax import backends
 from neumann_jax.delta_rule import layout, on_mesh
 from neumann_jax.delta_rule.options import RuleOptions
-from neumann_jax.layers.kernels import conv_tpu, norm_tpu
+from neumann_jax.layers.kernels import both_passes, conv_tpu, norm_tpu
 from neumann_jax.layers.norms import gated_rms_norm
 
 
@@ -76,32 +76,4 @@ def _gradients(eps: float, x, z, weight, cotangent, **options: Any):
   return d_x[:, :length], d_z[:, :length], d_weight.astype(weight.dtype)
 
 
-def _gradients_in_xla(eps: float, x, z, weight, cotangent):
-  _, pull = jax.vjp(lambda *floats: _in_xla(eps, *floats), x, z, weight)
-  return pull(cotangent)
-
-
-def _forward(implementation, eps, *arrays):
-  return backends.run(_OPERATION, implementation, eps, *arrays), arrays
-
-
-def _backward(implementation, eps, arrays, cotangent):
-  given = layout.varying_alike((*arrays, cotangent))
-  return tuple(backends.run(_BACKWARD, implementation, eps, *given))
-
-
-def _refusal(*given: Any) -> None:
-  """`head_columns.takes` has asked already."""
-  del given
-
-
-_OPERATION = backends.Operation(
-  in_xla=_in_xla,
-  kernels={"tpu": backends.Kernel(_refusal, _launch)},
-  fwd=_forward,
-  bwd=_backward,
-)
-_BACKWARD = backends.Operation(
-  in_xla=_gradients_in_xla,
-  kernels={"tpu": backends.Kernel(_refusal, _gradients)},
-)
+_OPERATION = both_passes.operation(_in_xla, _launch, _gradients, floats=3)
