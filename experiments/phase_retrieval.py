@@ -179,13 +179,14 @@ def retrieved(problem: Problem, method: str) -> tuple[np.ndarray, np.ndarray]:
     key_run,
     num_samples=settings.restarts,
   )
-  return up_to_a_turn(x, truth), np.asarray(info.residual[-1])
+  psnr = np.asarray(up_to_a_turn(x, truth))
+  return psnr, np.asarray(info.residual[-1])
 
 
-def up_to_a_turn(x: jax.Array, truth: jax.Array) -> np.ndarray:
-  """PSNR of images [..., S, S, 3], of each or of its turn by 180 degrees."""
+def up_to_a_turn(x: jax.Array, truth: jax.Array) -> jax.Array:
+  """PSNR of images [..., H, W, C], of each or of its turn by 180 degrees."""
   ways = jnp.stack([x, x[..., ::-1, ::-1, :]])
-  return np.asarray(metrics.psnr(ways, truth).max(0))
+  return metrics.psnr(ways, truth).max(0)
 
 
 def study(problem: Problem, run: record.Run) -> None:

@@ -26,11 +26,11 @@ from typing import Any
 
 from absl import app
 
-from experiments.harness import (
+from experiments.harness import writing
+from experiments.harness.packages import (
   deb_archives,
   pip_archives,
   qt_resources,
-  writing,
 )
 
 _DATA = pathlib.Path(__file__).parent / "data"

@@ -19,7 +19,7 @@ import safetensors.numpy
 from absl import app
 
 from experiments import prior_sources
-from experiments.harness import pip_archives
+from experiments.harness.packages import pip_archives
 from experiments.perceptual_weights import __main__ as command
 from experiments.perceptual_weights import convert, legacy_torch
 from posterior_jax import metrics

@@ -15,7 +15,7 @@ import pytest
 from absl import app
 
 from experiments import prior_sources
-from experiments.harness import deb_archives, qt_resources
+from experiments.harness.packages import deb_archives, qt_resources
 from posterior_jax.priors import photo
 from tests.oracles import refused
 

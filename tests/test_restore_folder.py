@@ -14,7 +14,6 @@ from configs import restore as config
 from experiments.data import photographs
 from experiments.harness import command_line, prior_files, runner
 from experiments.harness.progress import Progress, silent
-from experiments.restore import common as shared
 from experiments.restore import (
   degradation,
   doubt,
@@ -26,6 +25,7 @@ from experiments.restore import (
   side_by_side,
   study,
 )
+from experiments.restore import shared_inputs as shared
 from posterior_jax import priors
 from tests.oracles import refused
 

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.continuation.photographs import Pictures
-from posterior_jax import NFCConfig, Observation, metrics, noise, operators, run
+from experiments.phase_retrieval import up_to_a_turn
+from posterior_jax import NFCConfig, Observation, noise, operators, run
 from posterior_jax.base import Denoiser, Operator, normalised_residual
 from posterior_jax.nfc_sampler import (
   Exact,
@@ -143,7 +144,6 @@ def nearest(
   """
   left = normalised_residual(observation, x)  # [B, N]
   chosen = jnp.argmin(left, axis=0)[None]
-  turned = x[..., ::-1, ::-1, :]
-  psnr = jnp.maximum(metrics.psnr(x, truth), metrics.psnr(turned, truth))
+  psnr = up_to_a_turn(x, truth)
   psnr, left = (jnp.take_along_axis(a, chosen, axis=0)[0] for a in (psnr, left))
   return psnr, left

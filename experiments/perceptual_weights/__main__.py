@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from absl import app
 
-from experiments.harness import pip_archives
+from experiments.harness.packages import pip_archives
 from experiments.perceptual_weights import convert
 
 

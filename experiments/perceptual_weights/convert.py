@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import safetensors.numpy
 
-from experiments.harness import pip_archives, writing
+from experiments.harness import writing
+from experiments.harness.packages import pip_archives
 from experiments.perceptual_weights import legacy_torch
 from posterior_jax.metrics import load_dists, load_lpips
 from posterior_jax.metrics.classifier import FORMS, Network

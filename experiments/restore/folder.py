@@ -19,11 +19,11 @@ from experiments.harness.command_line import UsageError
 from experiments.harness.reporting import pictures
 from experiments.harness.reporting import report as reports
 from experiments.harness.reporting.report import Report
-from experiments.restore import common as shared
 from experiments.restore import job, side_by_side, study
-from experiments.restore.common import Common
+from experiments.restore import shared_inputs as shared
 from experiments.restore.job import Job
 from experiments.restore.settings import Settings
+from experiments.restore.shared_inputs import SharedInputs
 from experiments.restore.study import Written
 
 REFUSED = "refused"  # table of pictures that could not be restored
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
   settings: Settings
   files: tuple[pathlib.Path, ...]
-  common: Common
+  common: SharedInputs
 
 
 def prepare(settings: Settings) -> Job | Batch:

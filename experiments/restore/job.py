@@ -11,9 +11,8 @@ import posterior_jax
 from experiments.data import degradations
 from experiments.harness import samplers
 from experiments.harness.samplers import CALIBRATED, TUNED
-from experiments.restore import common as shared
 from experiments.restore import degradation, image_settings, noise, observed
-from experiments.restore.common import Common
+from experiments.restore import shared_inputs as shared
 from experiments.restore.mask import about_mask, mask_of
 from experiments.restore.observed import Given
 from experiments.restore.picture import (
@@ -22,6 +21,7 @@ from experiments.restore.picture import (
   read_picture,
 )
 from experiments.restore.settings import Settings
+from experiments.restore.shared_inputs import SharedInputs
 from posterior_jax import uncertain
 from posterior_jax.base import Denoiser
 from posterior_jax.nfc_sampler import Probed, Spectrum
@@ -42,7 +42,7 @@ class Job(NamedTuple):
   denoise: Denoiser  # of the prior, on the picture's size
   best: posterior_jax.Sampler  # the sampler of the one image
   drawn: posterior_jax.Sampler  # the sampler of posterior samples
-  common: Common  # with other pictures
+  common: SharedInputs  # with other pictures
 
   def evaluations(self, sampler: posterior_jax.Sampler) -> float:
     """Of the network in a step of one of the two, as far as is known before."""
@@ -67,7 +67,7 @@ class Job(NamedTuple):
 
 
 def prepare(
-  settings: Settings, common: Common | None = None, *, say: Say = print
+  settings: Settings, common: SharedInputs | None = None, *, say: Say = print
 ) -> Job:
   """Reads picture, mask, kernel and prior; nothing is compiled.
 
@@ -128,7 +128,7 @@ def _configs(
 
 
 def _observed(
-  settings: Settings, picture: Picture, common: Common, say: Say
+  settings: Settings, picture: Picture, common: SharedInputs, say: Say
 ) -> tuple[Settings, Given]:
   """The settings with the noise that was found, and the observation."""
   mask = _mask(settings, picture, say)

@@ -18,10 +18,10 @@ import jax
 
 from experiments.harness.progress import Progress
 from experiments.restore import job, study
-from experiments.restore.common import Common
 from experiments.restore.doubt import NotFinite
 from experiments.restore.job import Say
 from experiments.restore.settings import Settings
+from experiments.restore.shared_inputs import SharedInputs
 from experiments.restore.study import Found
 
 AHEAD = 2  # pictures a device that are begun or wait to be written, at most
@@ -34,7 +34,7 @@ class _Stopped(Exception):
 def computed(
   settings: Settings,
   files: Sequence[pathlib.Path],
-  common: Common,
+  common: SharedInputs,
   folder: pathlib.Path,
 ) -> Generator[tuple[pathlib.Path, Found | str], None, None]:
   """Restores pictures on all devices of this process.
@@ -57,7 +57,7 @@ def computed(
     Exception: whatever else is no fault of one picture.
   """
   devices = jax.local_devices()[: len(files)]
-  free: queue.SimpleQueue[Common] = queue.SimpleQueue()
+  free: queue.SimpleQueue[SharedInputs] = queue.SimpleQueue()
   for device in devices:
     free.put(common if len(devices) == 1 else common.on(device))
   # Whole pictures wait in memory for a slow one that is written before them.
@@ -135,7 +135,7 @@ class _Watched(Progress):
 
 def _computed(
   settings: Settings,
-  common: Common,
+  common: SharedInputs,
   folder: pathlib.Path,
   progress: "functools.partial[_Watched]",
 ) -> Found | str:

@@ -24,7 +24,7 @@ from posterior_jax.base import Denoiser
 TURN = 2.5  # degrees between the kernels of a family, at most
 
 
-class Common(NamedTuple):
+class SharedInputs(NamedTuple):
   """Kernel, operator and prior, on the device that pictures are restored on."""
 
   device: jax.Device
@@ -35,7 +35,7 @@ class Common(NamedTuple):
   # of the tiles of a large picture; part of the program, and so one for all
   heartbeat: Heartbeat
 
-  def on(self, device: jax.Device) -> "Common":
+  def on(self, device: jax.Device) -> "SharedInputs":
     """The same on another device, for pictures side by side."""
     # Put there, parameters take along whatever meets them.
     return self._replace(
@@ -45,7 +45,7 @@ class Common(NamedTuple):
     )
 
 
-def read(settings: Settings) -> Common:
+def read(settings: Settings) -> SharedInputs:
   """Reads what any picture would need: kernel, mask, operator and prior.
 
   Raises:
@@ -63,7 +63,7 @@ def read(settings: Settings) -> Common:
   if settings.prior != prior_files.GAUSSIAN:
     prior = prior_files.load(settings.prior, dtype=settings.dtype)
   device = jax.local_devices()[0]
-  return Common(device, kernel, family, build, prior, Heartbeat())
+  return SharedInputs(device, kernel, family, build, prior, Heartbeat())
 
 
 def _kernels(
@@ -83,7 +83,10 @@ def _kernels(
 
 
 def denoiser(
-  common: Common, settings: Settings, known: Denoiser, size: tuple[int, int]
+  common: SharedInputs,
+  settings: Settings,
+  known: Denoiser,
+  size: tuple[int, int],
 ) -> Denoiser:
   """The prior's denoiser for pictures of a size.
 

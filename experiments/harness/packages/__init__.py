@@ -1,0 +1,1 @@
+"""Archives of packages: photographs and weights are taken out of them."""
