@@ -113,10 +113,8 @@ def runs(
     reason = operation.kernels[name].refusal(static, *arrays)
     if reason is None:
       found[name] = operation.kernels[name]
-    elif implementation == "auto":
-      _log_fallback(name, reason)
     else:
-      _warn_of_fallback(implementation, reason)
+      say_fallback(implementation, name, reason)
   return found
 
 
@@ -201,14 +199,23 @@ run_with_backward.defvjp(
 
 
 @functools.cache
-def _log_fallback(name: str, reason: str) -> None:
-  logging.info("implementation 'auto' takes XLA on a %s: %s", name, reason)
+def say_fallback(
+  implementation: str, name: str, reason: str, instead: str = "XLA"
+) -> None:
+  """Says once that kernels do not run: a warning to who named them.
 
-
-@functools.cache
-def _warn_of_fallback(implementation: str, reason: str) -> None:
-  logging.warning(
-    "implementation %r takes XLA for a part of the rule: %s",
+  Args:
+    implementation: that was asked for, "auto" among them.
+    name: of the kernels, "tpu" or "gpu".
+    reason: why they cannot run, as a clause.
+    instead: what runs.
+  """
+  # "interpret" runs the kernels of a TPU, for tests: it is warned as well.
+  log = logging.info if implementation == "auto" else logging.warning
+  log(
+    "implementation %r takes %s on a %s: %s",
     implementation,
+    instead,
+    name,
     reason,
   )

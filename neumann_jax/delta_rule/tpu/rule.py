@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 from jax.experimental.pallas import tpu as pltpu
 
 from neumann_jax import backends, lowering, target
@@ -35,26 +34,30 @@ from neumann_jax.delta_rule.tpu.grid_plan import CHUNK, LANES, Plan
 # (how, operands, scale, initial_state, segment_ids) -> out, final state.
 Rule = Callable[..., tuple[jax.Array, jax.Array]]
 
+# What runs where the rule is no kernel as a whole.
+PARTS = "a kernel and a scan"
 # dbeta divides by beta; a smaller one writes nothing that float32 adds.
 _LEAST_BETA = 2.0**-40
 
 
 def takes(arrays: Operands, how: RuleOptions) -> bool:
   """Whether the kernels may compute the rule; says why not, once."""
+  if not asked(how):
+    return False
+  reason = refusal(how, arrays)
+  if reason is not None:
+    backends.say_fallback(how.implementation, "tpu", reason, PARTS)
+  return reason is None
+
+
+def asked(how: RuleOptions) -> bool:
+  """Whether options ask for the rule, and what is around it, as TPU kernels."""
   if not how.fused or how.implementation not in ("auto", "tpu", "interpret"):
     return False
   # A GPU's own kernels keep more for the backward pass than what stands for
   # these elsewhere. A CPU may stand for a TPU that a program is lowered for.
-  if how.implementation == "auto" and target.platform() in (
-    "gpu",
-    "cuda",
-    "rocm",
-  ):
-    return False
-  reason = refusal(how, arrays)
-  if reason is not None:
-    _log_fallback(reason)
-  return reason is None
+  on_gpu = target.platform() in ("gpu", "cuda", "rocm")
+  return how.implementation != "auto" or not on_gpu
 
 
 def refusal(how: RuleOptions, arrays: Operands, *rest: Any) -> str | None:
@@ -87,11 +90,6 @@ def refusal(how: RuleOptions, arrays: Operands, *rest: Any) -> str | None:
   return tpu.refusal(how.inverse, CHUNK) or tpu.too_large(
     plan.bytes(k.dtype.itemsize)
   )
-
-
-@functools.cache
-def _log_fallback(reason: str) -> None:
-  logging.info("the rule is a kernel and a scan on a TPU: %s", reason)
 
 
 def rule(

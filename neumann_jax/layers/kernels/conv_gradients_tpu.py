@@ -69,9 +69,6 @@ def gradients(
   if into is not None:
     arrays.append(into)
     specs.append(pl.BlockSpec(memory_space=pl.ANY))
-  shaped = functools.partial(
-    jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(x).manual_axis_type
-  )
   sums = (b, width * ROWS, heads * LANES)
   scratch = [
     pltpu.VMEM((count, BEFORE + tokens, LANES), jnp.float32),
@@ -86,7 +83,10 @@ def gradients(
       documents=since is not None,
       unread=into is not None,
     ),
-    out_shape=[shaped(x.shape, x.dtype), shaped(sums, jnp.float32)],
+    out_shape=[
+      conv_tpu.shaped(x, x.shape, x.dtype),
+      conv_tpu.shaped(x, sums, jnp.float32),
+    ],
     grid=(b, heads // count, last + 1),
     in_specs=specs,
     out_specs=[
