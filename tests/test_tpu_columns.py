@@ -281,6 +281,14 @@ def test_the_layer_lowers_with_its_kernels():
   assert lowered("tpu", call, state, TOKENS, IDS) == [3, 3, 1, 1]
 
 
+@pytest.mark.slow
+def test_the_layer_lowers_where_integers_have_64_bits():
+  graph, state = nnx.split(layer("auto", "bfloat16"))
+  call = functools.partial(step, graph)
+  with jax.enable_x64(True):
+    assert lowered("tpu", call, state, TOKENS, IDS) == [3, 3, 1, 1]
+
+
 @pytest.mark.parametrize(
   "platform, calls", [("tpu", [0, 0, 1, 0]), ("cuda", [0, 0, 0, 0])]
 )
@@ -324,6 +332,13 @@ def test_a_mesh_gives_each_device_its_rows_and_heads(sizes):
   calls = [y for y in text.splitlines() if '"neumann_norm_forward"' in y]
   size = f"tensor<2x128x{heads * WIDTH}xbf16>"
   assert calls and all(size in call for call in calls)
+
+
+def test_a_step_of_decoding_has_gradients_in_the_simulator():
+  graph, state = nnx.split(layer("interpret"))
+  x = jax.ShapeDtypeStruct((2, 1, 32), jnp.float32)
+  (_, d_x), _ = jax.eval_shape(functools.partial(step, graph), state, x)
+  assert d_x.shape == x.shape
 
 
 # --- Who names the kernels is told where they do not run ----------------------

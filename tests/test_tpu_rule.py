@@ -301,6 +301,43 @@ def test_lowers_on_meshes_with_its_own_rows_and_heads(names, rows, heads):
   assert all(f"tensor<{rows}x64x{heads * WIDTH}xbf16>" in x for x in calls)
 
 
+def test_lowers_where_integers_have_64_bits():
+  """Also those in the kernels: a TPU has none of 64."""
+  with jax.enable_x64(True):
+    module = oracles.exported(step, "tpu", *shapes(1, 64, 1, 2)).mlir_module()
+  assert '"neumann_rule_backward"' in module
+
+
+def test_scales_are_batched():
+  def scaled(scale, *arrays):
+    return step(*arrays, scale=scale)
+
+  over = jax.vmap(scaled, in_axes=(0, *[None] * 5))
+  scale = jax.ShapeDtypeStruct((3,), jnp.float32)
+  module = oracles.exported(over, "tpu", scale, *shapes(1, 64, 1, 2))
+  assert '"neumann_rule_backward"' in module.mlir_module()
+
+
+@pytest.mark.parametrize("implementation", ["auto", "tpu"])
+@pytest.mark.parametrize("outer", ["reverse", "forward"])
+def test_second_derivatives_are_refused_in_a_sentence(implementation, outer):
+  q, *rest = shapes(1, 64, 1, 2)
+
+  def first(q, *rest):
+    return step(q, *rest, implementation=implementation)[1][0]
+
+  def reverse(q, *rest):
+    return jax.grad(lambda q: first(q, *rest).astype(jnp.float32).sum())(q)
+
+  def forward(q, *rest):
+    return jax.jvp(lambda q: first(q, *rest), (q,), (q,))
+
+  second = reverse if outer == "reverse" else forward
+  sentence = "first derivatives in reverse mode only: for second ones"
+  with oracles.refused(NotImplementedError, sentence):
+    jax.eval_shape(second, q, *rest)
+
+
 @pytest.mark.parametrize(
   "given, options, reason",
   [

@@ -120,7 +120,8 @@ def gradients(
     interpret=interpret,
     name="neumann_rule_backward",
   )(
-    scale.reshape(1).astype(jnp.float32),
+    # Whole in its last two axes, also where `jax.vmap` puts one before.
+    scale.reshape(1, 1).astype(jnp.float32),
     *(x.reshape(b, length, -1) for x in (q, k, v, d_out)),
     *(gates, t, states, d_final),
   )

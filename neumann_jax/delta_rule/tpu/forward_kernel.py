@@ -112,7 +112,8 @@ def forward(
     interpret=interpret,
     name="neumann_rule_forward",
   )(
-    scale.reshape(1).astype(jnp.float32),
+    # Whole in its last two axes, also where `jax.vmap` puts one before.
+    scale.reshape(1, 1).astype(jnp.float32),
     *(x.reshape(b, t, -1) for x in (q, k, v)),
     packs.pack_gates(log_decay, beta, how),
     state,
@@ -156,7 +157,7 @@ def _kernel(
         at_state = (0, chunk // how.kept_every, head)
         kept[1][at_state] = state_ref[0, head].astype(k_ref.dtype)
     return _advance(
-      chunk, pair, gates[chunk], t, p_ref[at], scale_ref[0], *refs
+      chunk, pair, gates[chunk], t, p_ref[at], scale_ref[0, 0], *refs
     )
 
   for chunk in range(how.chunks):

@@ -161,16 +161,21 @@ def operation(plain: Rule) -> backends.Operation:
 
 def _on(implementation: str, kernels: Callable, elsewhere: Callable, *args):
   """One of two computations, as `backends.run` chooses."""
-  if implementation == "interpret":
-    return kernels(*args, interpret=pltpu.InterpretParams())
-  if implementation == "tpu":
-    return kernels(*lowering.bound_to(implementation, args))
-  plain = layout.gives_varying(elsewhere)
-  return lowering.by_platform(
-    jax.make_jaxpr(plain, return_shape=True)(*args),
-    {"tpu": layout.gives_varying(kernels)},
-    *args,
-  )
+
+  @lowering.differentiated_once
+  def chosen(*args):
+    if implementation == "interpret":
+      return kernels(*args, interpret=pltpu.InterpretParams())
+    if implementation == "tpu":
+      return kernels(*lowering.bound_to(implementation, args))
+    plain = layout.gives_varying(elsewhere)
+    return lowering.by_platform(
+      jax.make_jaxpr(plain, return_shape=True)(*args),
+      {"tpu": layout.gives_varying(kernels)},
+      *args,
+    )
+
+  return chosen(*args)
 
 
 def launch(
