@@ -7,7 +7,9 @@ that a request and the platform call for, and differentiates it. Names are
 
 The choice is made from the arguments and, for `auto`, from the platform that a
 program is lowered for; never from an environment variable or the default
-device, so that a CPU host compiles and exports for the others.
+device, so that a CPU host compiles and exports for the others. The fused rule
+alone asks what accelerator the host has, see `target`: on that of a GPU "auto"
+gives a TPU its kernel and scan.
 """
 
 import dataclasses

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 from jax import lax
+from jax.experimental import pallas as pl
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
@@ -68,6 +69,25 @@ def by_platform(
     **{platform: branch(platform) for platform in kernels},
   )
   return jax.tree.unflatten(jax.tree.structure(like), out)
+
+
+def pallas_call(kernel: Callable[..., Any], **options: Any) -> Callable:
+  """`pl.pallas_call` whose body and index maps are traced without x64.
+
+  There an int is 64 bits wide, which Mosaic and Triton mix with none of 32, and
+  which no TPU has.
+
+  Args:
+    kernel: as of `pl.pallas_call`, like the options.
+    **options: likewise.
+  """
+  call = pl.pallas_call(kernel, **options)
+
+  def in_32_bits(*arrays: jax.Array) -> Any:
+    with jax.enable_x64(False):
+      return call(*arrays)
+
+  return in_32_bits
 
 
 def _leaves_of(

@@ -169,10 +169,9 @@ def test_where_the_kernels_are_lowered(platform, length, hidden, want):
   assert [bool(n) for n in calls(text)] == [bool(n) for n in want]
 
 
-@pytest.mark.parametrize("sizes", [{"data": 2, "tensor": 2}, {"fsdp": 4}])
-def test_a_mesh_gives_each_device_its_rows(sizes):
-  mesh = sharding.make_mesh(**sizes)
-  graph, state = layer("auto", "bfloat16")
+def on_mesh(mesh, implementation):
+  """A training step and its arguments as shapes."""
+  graph, state = layer(implementation, "bfloat16")
   shardings = sharding.param_shardings(nnx.merge(graph, state), mesh)
   state = jax.tree.map(
     lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
@@ -181,8 +180,13 @@ def test_a_mesh_gives_each_device_its_rows(sizes):
   )
   where = sharding.batch_sharding(mesh)
   tokens = jax.ShapeDtypeStruct((8, 128), jnp.int32, sharding=where)
-  call = functools.partial(step, graph)
-  text = oracles.exported(call, "tpu", state, tokens).mlir_module()
+  return functools.partial(step, graph), state, tokens
+
+
+@pytest.mark.parametrize("sizes", [{"data": 2, "tensor": 2}, {"fsdp": 4}])
+def test_a_mesh_gives_each_device_its_rows(sizes):
+  call, *given = on_mesh(sharding.make_mesh(**sizes), "auto")
+  text = oracles.exported(call, "tpu", *given).mlir_module()
   rows = 8 // sizes.get("data", sizes.get("fsdp"))
   for name in ("forward", "backward"):
     found = [y for y in text.splitlines() if f'"neumann_rms_{name}"' in y]
@@ -213,13 +217,24 @@ COMPILED = {
   "narrow": ("bfloat16", (1, 7), 128),
   "widest": ("float32", (1, 40), rms_tpu.WIDEST),
 }
+# Of four chips.
+MESHES = ({"data": 2, "tensor": 2}, {"fsdp": 2, "tensor": 2}, {"data": 4})
 
 
 def compile_all(topology, names):
   """Prints what became of every case: runs in a process of its own."""
-  device = topologies.get_topology_desc(topology, "tpu").devices[0]
-  where = jax.sharding.SingleDeviceSharding(device)
+  devices = topologies.get_topology_desc(topology, "tpu").devices
+  where = jax.sharding.SingleDeviceSharding(devices[0])
   said = {}
+
+  def compiled(name, function, *given, **placed):
+    try:
+      text = jax.jit(function, **placed).lower(*given).compile().as_text()
+      kernels = ("neumann_rms_forward", "neumann_rms_backward")
+      found = all(kernel in text for kernel in kernels)
+      said[name] = "" if found else "no kernel"
+    except Exception as error:
+      said[name] = str(error)[:500]
 
   def both(norm, x):
     how = RuleOptions(fused=True, implementation="tpu")
@@ -232,13 +247,10 @@ def compile_all(topology, names):
     dtype, lead, width = COMPILED[name]
     graph, state = nnx.split(RMSNorm(width, param_dtype=dtype))
     x = jax.ShapeDtypeStruct((*lead, width), jnp.dtype(dtype))
-    try:
-      compiled = jax.jit(both, in_shardings=where).lower(state, x).compile()
-      names = ("neumann_rms_forward", "neumann_rms_backward")
-      found = all(kernel in compiled.as_text() for kernel in names)
-      said[name] = "" if found else "no kernel"
-    except Exception as error:
-      said[name] = str(error)[:500]
+    compiled(name, both, state, x, in_shardings=where)
+  for sizes in MESHES:
+    mesh = sharding.make_mesh(**sizes, devices=devices)
+    compiled(str(sizes), *on_mesh(mesh, "tpu"))
   print(json.dumps(said))
 
 
@@ -246,4 +258,4 @@ def compile_all(topology, names):
 @pytest.mark.parametrize("kind", tpu_compiler.KINDS)
 def test_compiles_for_every_kind_of_tpu(kind):
   found = tpu_compiler.run("tests.test_residual_norm", kind, list(COMPILED))
-  assert found == dict.fromkeys(COMPILED, "")
+  assert found == dict.fromkeys([*COMPILED, *map(str, MESHES)], "")

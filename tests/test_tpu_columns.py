@@ -19,7 +19,7 @@ from neumann_jax import InverseSpec, RuleOptions, backends, sharding
 from neumann_jax.layers import head_columns, head_norm
 from neumann_jax.layers.convolution import short_conv
 from neumann_jax.layers.head_columns import Part
-from tests import oracles, tpu_compiler
+from tests import oracles, tpu_compiler, wide_kernels
 
 WIDTH, TAPS = 128, 4
 PARTS = Part(1, True), Part(2, False)
@@ -282,11 +282,11 @@ def test_the_layer_lowers_with_its_kernels():
 
 
 @pytest.mark.slow
-def test_the_layer_lowers_where_integers_have_64_bits():
-  graph, state = nnx.split(layer("auto", "bfloat16"))
-  call = functools.partial(step, graph)
+def test_the_layers_kernels_have_no_integers_of_64_bits():
+  graph, state = nnx.split(layer("tpu", "bfloat16"))
   with jax.enable_x64(True):
-    assert lowered("tpu", call, state, TOKENS, IDS) == [3, 3, 1, 1]
+    made = jax.make_jaxpr(functools.partial(step, graph))(state, TOKENS, IDS)
+  assert wide_kernels.wide(made.jaxpr) == set()
 
 
 @pytest.mark.parametrize(

@@ -242,6 +242,27 @@ def test_what_is_predicted_is_that_of_the_attached_kind(
   assert said.endswith(f"; predicted for {kind}")
 
 
+@pytest.mark.parametrize(
+  "end, how",
+  [("sys.exit('no such chip')", "no such"), ("os.abort()", "signal")],
+)
+def test_a_compiling_process_that_dies_leaves_what_is_measured(
+  end, how, monkeypatch
+):
+  """It says so, and nothing is predicted; by a signal as by itself."""
+  code = f'import os, sys; print(\'{{"begin": "r"}}\', flush=True); {end}'
+
+  def schedules(kind, *given):
+    return schedule._said(kind, [sys.executable, "-c", code], dict(os.environ))
+
+  monkeypatch.setattr(schedule, "schedules", schedules)
+  monkeypatch.setattr(timing, "device_name", lambda: "TPU7x")
+  monkeypatch.setattr(schedule, "has_compiler", lambda: True)
+  found = attached.predict(Shape(1, 64, 1, 2))
+  assert found[:3] == ("7x", None, None)
+  assert found.note.startswith(f"compiling for 7x stopped: {how}")
+
+
 def test_nothing_is_predicted_without_a_compiler(monkeypatch):
   monkeypatch.setattr(timing, "device_name", lambda: "TPU7x")
   monkeypatch.setattr(schedule, "has_compiler", lambda: False)

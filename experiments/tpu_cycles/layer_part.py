@@ -21,6 +21,7 @@ LADDER = "ladder bfloat16"
 INVERSES = ("substitution, rows in lanes", TOKAMAX, LADDER)
 WHOLE = f"{LADDER}, all between projections in kernels"
 WHOLE_RULE = f"{LADDER}, between projections, {rules.FORWARD}"
+BESIDE = (WHOLE_RULE, rules.NORM)
 NUMBERS = ("products", "around", "rest", "kernels", "share", "saved")
 NORMS = 2  # of the residual stream, in kernels where the rule is one
 BATCH = 32  # matrices a grid step of an inverse of its own
@@ -48,7 +49,7 @@ def rows(
       dump = pathlib.Path(folder) / "dump"
       dump.mkdir()
       for said in schedule.schedules(
-        kind, INVERSES, (BATCH,), dump, (WHOLE_RULE, rules.NORM), shape
+        kind, INVERSES, (BATCH,), dump, BESIDE, shape
       ):
         key = "rule" if "rule" in said else "kernel"
         _note(said, key, kind, kernels, tick)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from neumann_jax import lowering
 from neumann_jax.delta_rule.tpu import pack_gradients, packs
 from neumann_jax.delta_rule.tpu.grid_plan import CHUNK, LANES, Blocks, Plan
 from neumann_jax.delta_rule.tpu.packs import iota, lanes, rows
@@ -77,7 +78,7 @@ def gradients(
     jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(k).manual_axis_type
   )
   gates = packs.pack_gates(log_decay, beta, how)
-  out = pl.pallas_call(
+  out = lowering.pallas_call(
     functools.partial(_kernel, how=how),
     out_shape=[
       shaped((b, length, hk * dk), q.dtype),

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from neumann_jax import lowering
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
 from neumann_jax.chunk_inverse.kernels import products
 from neumann_jax.delta_rule.tpu import packs
@@ -90,7 +91,7 @@ def forward(
       (shaped(layout.states_shape(hv), v.dtype), layout.states()),
     ]
   out_shape, out_specs = zip(*results)
-  out, *rest = pl.pallas_call(
+  out, *rest = lowering.pallas_call(
     functools.partial(_kernel, spec=spec, how=how),
     out_shape=out_shape,
     grid=layout.grid,

@@ -85,8 +85,7 @@ def gates(x: jax.Array, values: int) -> Gates:
 
   def both(x: jax.Array) -> jax.Array:
     """The coarse part and the fine one, where the coarse one is."""
-    # By a number of 32 bits, which an int is not under x64.
-    return x + pltpu.roll(x, jnp.int32(LANES - values), 1)
+    return x + pltpu.roll(x, LANES - values, 1)
 
   enter, leave = jnp.exp(both(cols)), jnp.exp(both(last - cols))
   return Gates(cols, cols.T, enter, leave, values)

@@ -56,8 +56,13 @@ def asked(how: RuleOptions) -> bool:
     return False
   # A GPU's own kernels keep more for the backward pass than what stands for
   # these elsewhere. A CPU may stand for a TPU that a program is lowered for.
+  if how.implementation != "auto":
+    return True
   on_gpu = target.platform() in ("gpu", "cuda", "rocm")
-  return how.implementation != "auto" or not on_gpu
+  if on_gpu:
+    reason = "it is traced for this host's GPU; 'tpu' lowers it for a TPU"
+    backends.say_fallback(how.implementation, "tpu", reason, PARTS)
+  return not on_gpu
 
 
 def refusal(how: RuleOptions, arrays: Operands, *rest: Any) -> str | None:

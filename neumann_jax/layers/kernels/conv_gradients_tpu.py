@@ -18,6 +18,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from neumann_jax import lowering
 from neumann_jax.layers.kernels import conv_tpu
 from neumann_jax.layers.kernels.conv_tpu import BEFORE, LANES, ROWS
 from neumann_jax.layers.norms import UNIT_EPS
@@ -76,7 +77,7 @@ def gradients(
   ]
   if since is not None:
     scratch.append(pltpu.VMEM((tokens + ROWS, LANES), jnp.int32))
-  d_x, d_taps = pl.pallas_call(
+  d_x, d_taps = lowering.pallas_call(
     functools.partial(
       _kernel,
       normed=normed,

@@ -15,6 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from neumann_jax import lowering
 from neumann_jax.layers.norms import UNIT_EPS
 
 LANES = 128
@@ -68,7 +69,7 @@ def forward(
   b, length, _ = x.shape
   tokens, count = block(length, first, heads)
   specs, arrays = operands(x, taps, history, since, first=first, heads=heads)
-  return pl.pallas_call(
+  return lowering.pallas_call(
     functools.partial(_kernel, normed=normed),
     out_shape=shaped(x, (b, length, heads * LANES), x.dtype),
     grid=(b, heads // count, pl.cdiv(length, tokens)),

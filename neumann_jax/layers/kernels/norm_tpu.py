@@ -16,6 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from neumann_jax import lowering
 from neumann_jax.layers.kernels import conv_tpu
 from neumann_jax.layers.kernels.conv_tpu import LANES, shaped
 
@@ -43,7 +44,7 @@ def forward(
     [B, T, heads 128] of x's type.
   """
   grid, tokens, one = _blocks(x)
-  return pl.pallas_call(
+  return lowering.pallas_call(
     functools.partial(_kernel, eps=eps),
     out_shape=shaped(x, x.shape, x.dtype),
     grid=grid,
@@ -81,7 +82,7 @@ def gradients(
   b, length, width = x.shape
   count = conv_tpu.block(length, 0, width // LANES)[1]
   like = shaped(x, x.shape, x.dtype)
-  d_x, d_z, sums = pl.pallas_call(
+  d_x, d_z, sums = lowering.pallas_call(
     functools.partial(_gradient_kernel, eps=eps),
     out_shape=[like, like, shaped(x, (b, _ROWS, width), jnp.float32)],
     grid=grid,

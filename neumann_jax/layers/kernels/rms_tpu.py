@@ -16,6 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from neumann_jax import lowering
 from neumann_jax.layers.kernels.conv_tpu import shaped
 
 WIDEST = 2**15  # of a token, with whose block the vector memory is not full
@@ -45,7 +46,7 @@ def forward(
     [B, T, D] of x's type.
   """
   grid, tokens, one = _blocks(x)
-  return pl.pallas_call(
+  return lowering.pallas_call(
     functools.partial(_kernel, eps=eps),
     out_shape=shaped(x, x.shape, x.dtype),
     grid=grid,
@@ -78,7 +79,7 @@ def gradients(
   """
   grid, tokens, one = _blocks(x)
   b, _, width = x.shape
-  d_x, sums = pl.pallas_call(
+  d_x, sums = lowering.pallas_call(
     functools.partial(_gradient_kernel, eps=eps),
     out_shape=[
       shaped(x, x.shape, x.dtype),
