@@ -179,9 +179,10 @@ def _run_jvp(operation, implementation, static, arrays, tangents):
   out = run(operation, implementation, static, *arrays)
   # A kernel has no derivative of its own. Under `jax.checkpoint` reverse mode
   # keeps the arrays alone and computes the XLA form for the backward pass.
-  form = functools.partial(operation.in_xla, static)
+  form: Callable[..., Any] = functools.partial(operation.in_xla, static)
   # The simulator's kernels have effects, which a remat refuses.
-  form = form if implementation == "interpret" else jax.checkpoint(form)
+  if implementation != "interpret":
+    form = jax.checkpoint(form)
   return out, jax.jvp(form, arrays, tangents)[1]
 
 
