@@ -7,7 +7,9 @@ that a request and the platform call for, and differentiates it. Names are
 
 The choice is made from the arguments and, for `auto`, from the platform that a
 program is lowered for; never from an environment variable or the default
-device, so that a CPU host compiles and exports for the others.
+device, so that a CPU host compiles and exports for the others. The fused rule
+alone asks what accelerator the host has, see `target`: on that of a GPU "auto"
+gives a TPU its kernel and scan.
 """
 
 import dataclasses
@@ -113,10 +115,8 @@ def runs(
     reason = operation.kernels[name].refusal(static, *arrays)
     if reason is None:
       found[name] = operation.kernels[name]
-    elif implementation == "auto":
-      _log_fallback(name, reason)
     else:
-      _warn_of_fallback(implementation, reason)
+      say_fallback(implementation, name, reason)
   return found
 
 
@@ -179,7 +179,10 @@ def _run_jvp(operation, implementation, static, arrays, tangents):
   out = run(operation, implementation, static, *arrays)
   # A kernel has no derivative of its own. Under `jax.checkpoint` reverse mode
   # keeps the arrays alone and computes the XLA form for the backward pass.
-  form = jax.checkpoint(functools.partial(operation.in_xla, static))
+  form: Callable[..., Any] = functools.partial(operation.in_xla, static)
+  # The simulator's kernels have effects, which a remat refuses.
+  if implementation != "interpret":
+    form = jax.checkpoint(form)
   return out, jax.jvp(form, arrays, tangents)[1]
 
 
@@ -201,14 +204,23 @@ run_with_backward.defvjp(
 
 
 @functools.cache
-def _log_fallback(name: str, reason: str) -> None:
-  logging.info("implementation 'auto' takes XLA on a %s: %s", name, reason)
+def say_fallback(
+  implementation: str, name: str, reason: str, instead: str = "XLA"
+) -> None:
+  """Says once that kernels do not run: a warning to who named them.
 
-
-@functools.cache
-def _warn_of_fallback(implementation: str, reason: str) -> None:
-  logging.warning(
-    "implementation %r takes XLA for a part of the rule: %s",
+  Args:
+    implementation: that was asked for, "auto" among them.
+    name: of the kernels, "tpu" or "gpu".
+    reason: why they cannot run, as a clause.
+    instead: what runs.
+  """
+  # "interpret" runs the kernels of a TPU, for tests: it is warned as well.
+  log = logging.info if implementation == "auto" else logging.warning
+  log(
+    "implementation %r takes %s on a %s: %s",
     implementation,
+    instead,
+    name,
     reason,
   )

@@ -44,8 +44,9 @@ class Execution:
       "names" (everything but the rule, which does not run forward again: its
       outputs are kept and, by kernels that give them, inverses of chunks, in
       XLA and on a TPU the states before chunks; what needs no state is computed
-      again in XLA and by Triton), "dots" (everything but products with weights)
-      or "full".
+      again in XLA and by Triton; where a `sequence_axis` splits the tokens of a
+      mesh with other axes the rule does run again), "dots" (everything but
+      products with weights) or "full".
 
   Raises:
     TypeError: for an option of another type.

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 from jax import lax
+from jax.experimental import pallas as pl
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
@@ -70,6 +71,25 @@ def by_platform(
   return jax.tree.unflatten(jax.tree.structure(like), out)
 
 
+def pallas_call(kernel: Callable[..., Any], **options: Any) -> Callable:
+  """`pl.pallas_call` whose body and index maps are traced without x64.
+
+  There an int is 64 bits wide, which Mosaic and Triton mix with none of 32, and
+  which no TPU has.
+
+  Args:
+    kernel: as of `pl.pallas_call`, like the options.
+    **options: likewise.
+  """
+  call = pl.pallas_call(kernel, **options)
+
+  def in_32_bits(*arrays: jax.Array) -> Any:
+    with jax.enable_x64(False):
+      return call(*arrays)
+
+  return in_32_bits
+
+
 def _leaves_of(
   kernel: Callable[..., Any], tree: Any, *leaves: jax.Array
 ) -> list[jax.Array]:
@@ -117,6 +137,20 @@ def _batch_launched(arrays, axes, *, launch, plain, types, **params):
 
 
 batching.primitive_batchers[_launched] = _batch_launched
+
+
+def differentiated_once(f: Callable[..., Any]) -> Callable[..., Any]:
+  """f of either pass of a kernel, which refuses a derivative in a sentence."""
+  once = jax.custom_jvp(f)
+  once.defjvp(_refuse_tangents)
+  return once
+
+
+def _refuse_tangents(*_: Any, **__: Any) -> Any:
+  raise NotImplementedError(
+    "a fused rule has first derivatives in reverse mode only: for second ones "
+    "and for tangents use fused=False, or implementation='xla'"
+  )
 
 
 @functools.cache

@@ -155,7 +155,7 @@ def test_an_integer_spec_without_bits_is_refused(bits):
 
 def test_auto_logs_a_fallback_once(caplog):
   spec = InverseSpec(precision="tf32")
-  backends._log_fallback.cache_clear()
+  backends.say_fallback.cache_clear()
   a = jnp.asarray(problem()[0])
   with caplog.at_level(logging.INFO, logger="absl"):
     for _ in range(2):
@@ -243,7 +243,7 @@ def test_nan_survives_integers(implementation, bits, scale):
 
 def test_a_named_back_end_says_what_it_leaves_to_xla(caplog):
   """The scan over chunks has a kernel for 16 bits alone."""
-  backends._warn_of_fallback.cache_clear()
+  backends.say_fallback.cache_clear()
   k, gate = (
     jax.ShapeDtypeStruct((1, 70, 2, *d), jnp.float32) for d in ((64,), ())
   )
@@ -252,8 +252,7 @@ def test_a_named_back_end_says_what_it_leaves_to_xla(caplog):
     oracles.exported(f, "cuda", k, k, k, gate, gate)
   said = [r.getMessage() for r in caplog.records]
   assert any(
-    "'gpu' takes XLA for a part of the rule" in one and "float32" in one
-    for one in said
+    "'gpu' takes XLA on a gpu" in one and "float32" in one for one in said
   ), said
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import re
 
 import jax
@@ -14,11 +15,11 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
 import neumann_jax
-from neumann_jax import InverseSpec, RuleOptions, sharding
+from neumann_jax import InverseSpec, RuleOptions, backends, sharding
 from neumann_jax.layers import head_columns, head_norm
 from neumann_jax.layers.convolution import short_conv
 from neumann_jax.layers.head_columns import Part
-from tests import oracles, tpu_compiler
+from tests import oracles, tpu_compiler, wide_kernels
 
 WIDTH, TAPS = 128, 4
 PARTS = Part(1, True), Part(2, False)
@@ -205,7 +206,7 @@ def test_the_gated_norm_against_float64(dtype):
 # --- In the layer -------------------------------------------------------------
 
 
-def layer(implementation, dtype="float32", **sizes):
+def layer(implementation, dtype="float32", chunk_size=64, **sizes):
   sizes = {"linear_num_key_heads": 1, "linear_num_value_heads": 2} | sizes
   config = neumann_jax.ModelConfig(
     hidden_size=32,
@@ -214,6 +215,7 @@ def layer(implementation, dtype="float32", **sizes):
     **sizes,
   )
   rule = RuleOptions(
+    chunk_size=chunk_size,
     fused=True,
     spec=InverseSpec(precision=dtype),
     implementation=implementation,
@@ -279,6 +281,14 @@ def test_the_layer_lowers_with_its_kernels():
   assert lowered("tpu", call, state, TOKENS, IDS) == [3, 3, 1, 1]
 
 
+@pytest.mark.slow
+def test_the_layers_kernels_have_no_integers_of_64_bits():
+  graph, state = nnx.split(layer("tpu", "bfloat16"))
+  with jax.enable_x64(True):
+    made = jax.make_jaxpr(functools.partial(step, graph))(state, TOKENS, IDS)
+  assert wide_kernels.wide(made.jaxpr) == set()
+
+
 @pytest.mark.parametrize(
   "platform, calls", [("tpu", [0, 0, 1, 0]), ("cuda", [0, 0, 0, 0])]
 )
@@ -322,6 +332,56 @@ def test_a_mesh_gives_each_device_its_rows_and_heads(sizes):
   calls = [y for y in text.splitlines() if '"neumann_norm_forward"' in y]
   size = f"tensor<2x128x{heads * WIDTH}xbf16>"
   assert calls and all(size in call for call in calls)
+
+
+def test_a_step_of_decoding_has_gradients_in_the_simulator():
+  graph, state = nnx.split(layer("interpret"))
+  x = jax.ShapeDtypeStruct((2, 1, 32), jnp.float32)
+  (_, d_x), _ = jax.eval_shape(functools.partial(step, graph), state, x)
+  assert d_x.shape == x.shape
+
+
+# --- Who names the kernels is told where they do not run ----------------------
+
+LEFT = {
+  "padding": ({}, "the convolution of rows with padding has no kernel"),
+  "taps": ({"linear_conv_kernel_dim": 9}, "may have 8 taps there, got 9"),
+  "mesh": ({}, "mesh axis 'tensor' splits q|k|v of the convolution"),
+  "states": ({}, "one state a row, not one for each document"),
+  "chunks": ({"chunk_size": 32}, "a kernel and a scan on a tpu: chunk size 32"),
+}
+
+
+def traced(case, block):
+  """A call that kernels cannot run, as far as it is traced."""
+  # A shape of its own: what was traced before says nothing again.
+  x = jax.ShapeDtypeStruct((2, 136, 32), jnp.float32)
+  ids = jax.ShapeDtypeStruct(x.shape[:2], jnp.int32)
+  given = {}
+  if case == "mesh":
+    # One key head, which the axis does not divide.
+    where = jax.NamedSharding(sharding.make_mesh(tensor=2), P())
+    x = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+  if case == "padding":
+    given = {"mask": ids}
+  if case == "states":
+    cache = jax.eval_shape(lambda: block.init_cache(4))
+    given = {"segment_ids": ids, "cache": cache}
+  jax.jit(lambda x, given: block(x, **given)[0]).trace(x, given)
+
+
+@pytest.mark.parametrize(
+  "case, name, level",
+  [*((case, "tpu", "WARNING") for case in LEFT), ("taps", "auto", "INFO")],
+)
+def test_what_is_left_to_xla_is_said(case, name, level, caplog):
+  sizes, words = LEFT[case]
+  backends.say_fallback.cache_clear()
+  with caplog.at_level(logging.INFO, logger="absl"):
+    traced(case, layer(name, **sizes))
+  said = [r for r in caplog.records if words in r.getMessage()]
+  assert [r.levelname for r in said] == [level], caplog.text
+  assert f"implementation {name!r} takes " in said[0].getMessage()
 
 
 # --- Compiled without a TPU, by libtpu ----------------------------------------

@@ -242,6 +242,27 @@ def test_what_is_predicted_is_that_of_the_attached_kind(
   assert said.endswith(f"; predicted for {kind}")
 
 
+@pytest.mark.parametrize(
+  "end, how",
+  [("sys.exit('no such chip')", "no such"), ("os.abort()", "signal")],
+)
+def test_a_compiling_process_that_dies_leaves_what_is_measured(
+  end, how, monkeypatch
+):
+  """It says so, and nothing is predicted; by a signal as by itself."""
+  code = f'import os, sys; print(\'{{"begin": "r"}}\', flush=True); {end}'
+
+  def schedules(kind, *given):
+    return schedule._said(kind, [sys.executable, "-c", code], dict(os.environ))
+
+  monkeypatch.setattr(schedule, "schedules", schedules)
+  monkeypatch.setattr(timing, "device_name", lambda: "TPU7x")
+  monkeypatch.setattr(schedule, "has_compiler", lambda: True)
+  found = attached.predict(Shape(1, 64, 1, 2))
+  assert found[:3] == ("7x", None, None)
+  assert found.note.startswith(f"compiling for 7x stopped: {how}")
+
+
 def test_nothing_is_predicted_without_a_compiler(monkeypatch):
   monkeypatch.setattr(timing, "device_name", lambda: "TPU7x")
   monkeypatch.setattr(schedule, "has_compiler", lambda: False)
@@ -359,7 +380,8 @@ def test_the_share_of_the_inverse_and_what_the_layer_saves():
     slow: {"bundles": 4000},
     tokamax: {"reason": "tokamax is not installed"},
     fast: {"bundles": 400},
-    layer_part.WHOLE_RULE: {"bundles": 250},
+    layer_part.WHOLE_RULE: {"bundles": 210},
+    rules.NORM: {"bundles": 20},
   }
   shape = Shape(1, 128, 2, 4)
   found = list(layer_part.compare("v6e", xla, kernels, shape))
@@ -392,9 +414,11 @@ def test_the_share_of_the_inverse_and_what_the_layer_saves():
     (
       layers.RULE,
       [
+        "neumann_rms_forward",
         *(f"neumann_conv_{first}_forward" for first in (0, 1, 2)),
         "neumann_rule_forward",
         "neumann_norm_forward",
+        "neumann_rms_forward",
       ],
     ),
   ],

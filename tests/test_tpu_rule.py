@@ -17,7 +17,7 @@ from neumann_jax import InverseSpec, QuantSpec, RuleOptions
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.tpu import grid_plan
 from neumann_jax.delta_rule.tpu import rule as tpu_rule
-from tests import oracles, tpu_compiler
+from tests import oracles, tpu_compiler, wide_kernels
 
 FLOAT32, BF16 = InverseSpec(), InverseSpec(precision="bfloat16")
 WIDTH = 128
@@ -299,6 +299,46 @@ def test_lowers_on_meshes_with_its_own_rows_and_heads(names, rows, heads):
   assert any("neumann_rule_backward" in x for x in calls)
   rows, heads = 8 // size[0], 4 // size[-1] if heads else 4
   assert all(f"tensor<{rows}x64x{heads * WIDTH}xbf16>" in x for x in calls)
+
+
+@pytest.mark.parametrize("chunk_size", [64, 32])
+def test_kernels_have_no_integers_of_64_bits(chunk_size):
+  """A TPU has none: Mosaic refuses some and dies of others."""
+  how = {"implementation": "tpu", "chunk_size": chunk_size}
+  with jax.enable_x64(True):
+    given = shapes(1, 64, 1, 2)
+    made = jax.make_jaxpr(functools.partial(step, **how))(*given)
+  assert wide_kernels.wide(made.jaxpr) == set()
+
+
+def test_scales_are_batched():
+  def scaled(scale, *arrays):
+    return step(*arrays, scale=scale)
+
+  over = jax.vmap(scaled, in_axes=(0, *[None] * 5))
+  scale = jax.ShapeDtypeStruct((3,), jnp.float32)
+  module = oracles.exported(over, "tpu", scale, *shapes(1, 64, 1, 2))
+  assert '"neumann_rule_backward"' in module.mlir_module()
+
+
+@pytest.mark.parametrize("implementation", ["auto", "tpu"])
+@pytest.mark.parametrize("outer", ["reverse", "forward"])
+def test_second_derivatives_are_refused_in_a_sentence(implementation, outer):
+  q, *rest = shapes(1, 64, 1, 2)
+
+  def first(q, *rest):
+    return step(q, *rest, implementation=implementation)[1][0]
+
+  def reverse(q, *rest):
+    return jax.grad(lambda q: first(q, *rest).astype(jnp.float32).sum())(q)
+
+  def forward(q, *rest):
+    return jax.jvp(lambda q: first(q, *rest), (q,), (q,))
+
+  second = reverse if outer == "reverse" else forward
+  sentence = "first derivatives in reverse mode only: for second ones"
+  with oracles.refused(NotImplementedError, sentence):
+    jax.eval_shape(second, q, *rest)
 
 
 @pytest.mark.parametrize(

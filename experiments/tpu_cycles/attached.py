@@ -65,7 +65,12 @@ def predict(shape: Shape) -> Prediction:
     return Prediction(None, None, None, f"no TPU among {known} is attached")
   if not schedule.has_compiler():
     return Prediction(kind, None, None, "libtpu is not installed here")
-  said = _compiled(kind, shape)
+  try:
+    said = _compiled(kind, shape)
+  except schedule.ScheduleError as error:
+    # On the host of a TPU libtpu may refuse a second process: what is measured
+    # is worth having without a prediction.
+    return Prediction(kind, None, None, str(error))
   if "bundles" not in said:
     return Prediction(kind, None, None, said["reason"])
   slow, fast = (1e3 * said["bundles"] / rate for rate in rules.RATES)

@@ -21,7 +21,9 @@ LADDER = "ladder bfloat16"
 INVERSES = ("substitution, rows in lanes", TOKAMAX, LADDER)
 WHOLE = f"{LADDER}, all between projections in kernels"
 WHOLE_RULE = f"{LADDER}, between projections, {rules.FORWARD}"
+BESIDE = (WHOLE_RULE, rules.NORM)
 NUMBERS = ("products", "around", "rest", "kernels", "share", "saved")
+NORMS = 2  # of the residual stream, in kernels where the rule is one
 BATCH = 32  # matrices a grid step of an inverse of its own
 
 
@@ -47,7 +49,7 @@ def rows(
       dump = pathlib.Path(folder) / "dump"
       dump.mkdir()
       for said in schedule.schedules(
-        kind, INVERSES, (BATCH,), dump, (WHOLE_RULE,), shape
+        kind, INVERSES, (BATCH,), dump, BESIDE, shape
       ):
         key = "rule" if "rule" in said else "kernel"
         _note(said, key, kind, kernels, tick)
@@ -96,9 +98,10 @@ def compare(
   for name in (*INVERSES, WHOLE):
     form = layers.RULE if name == WHOLE else layers.INVERSE
     own = kernels[LADDER if name == WHOLE else name]
-    run = kernels[WHOLE_RULE] if name == WHOLE else own
+    run = [kernels[WHOLE_RULE], *[kernels[rules.NORM]] * NORMS]
+    run = run if name == WHOLE else []
     reason = next(
-      (x["reason"] for x in (xla[form], own, run) if "reason" in x), ""
+      (x["reason"] for x in (xla[form], own, *run) if "reason" in x), ""
     )
     row = {"kind": kind, "inverse": name, **dict.fromkeys(NUMBERS)}
     if reason:
@@ -106,7 +109,7 @@ def compare(
       continue
     parts = xla[form]["cycles"]
     inverse = own["bundles"] / BATCH * matrices
-    total = run["bundles"] if name == WHOLE else inverse
+    total = sum(x["bundles"] for x in run) if run else inverse
     everything = sum(parts.values()) + total
     first = everything if name == INVERSES[0] else first
     yield {

@@ -24,12 +24,12 @@ from neumann_jax.model.decoder import DecoderLayer, Tokens
 
 INVERSE, RULE = "inverse in a kernel", "all between projections in kernels"
 # form of the layer: whether u, w, state and output are in a kernel as well, and
-# convolution and norms of heads in kernels beside it.
+# convolution and all norms in kernels beside it.
 FORMS = {INVERSE: False, RULE: True}
 PRODUCTS, AROUND, REST = "products with weights", "rule around it", "the rest"
 # In the names of all operations that were traced in the rule.
 TRACED_RULE = f"jit({inspect.unwrap(by_chunks).__name__})"
-WIDE, FEED_FORWARD = 4096, 12288  # of Qwen3.5-9B
+WIDE, FEED_FORWARD = rules.WIDE, 12288  # of Qwen3.5-9B
 UNKNOWN = 2**62  # libtpu's infinity is 2^63 - 1
 # Of what runs on a SparseCore, as copies on a 7x would, libtpu states that
 # infinity: here they stay on the TensorCore, as they do on the other kinds.

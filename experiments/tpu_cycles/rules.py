@@ -26,9 +26,10 @@ from neumann_jax.delta_rule import one_token
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.tpu import rule as tpu_rule
 from neumann_jax.delta_rule.tpu import token_kernel
-from neumann_jax.layers import head_columns, head_norm
+from neumann_jax.layers import head_columns, head_norm, residual_norm
 from neumann_jax.layers.gates import log_decay
 from neumann_jax.layers.head_columns import Part
+from neumann_jax.layers.norms import RMSNorm
 
 CHUNK_SIZE = 64
 WIDTH = 128
@@ -64,6 +65,9 @@ TOKENS = {
   for dtype in ("float32", "bfloat16")
 }
 NAMES = (*RULES, *COLUMNS, *TOKENS, *peers.NAMES)
+# What a layer has twice besides, which is no rule and has no row of its own.
+NORM = f"norm of the residual stream, {FORWARD}"
+WIDE = 4096  # of the residual stream of Qwen3.5-9B
 
 
 class Program(NamedTuple):
@@ -170,7 +174,7 @@ def program(name: str, shape: Shape) -> Program:
   """The program of a name.
 
   Args:
-    name: one of NAMES.
+    name: one of NAMES, or NORM.
     shape: rows, tokens, key heads and value heads; of one token, the heads.
 
   Raises:
@@ -181,6 +185,9 @@ def program(name: str, shape: Shape) -> Program:
   chunks = b * hv * -(-t // CHUNK_SIZE)
   if name in TOKENS:
     return _one_token(jnp.dtype(TOKENS[name]), hk, hv)
+  if name == NORM:
+    x = jax.ShapeDtypeStruct((b, t, WIDE), jnp.bfloat16)
+    return Program(_norm, (x,), chunks)
   if name in COLUMNS:
     return _with_columns(*COLUMNS[name], shape, chunks)
   if name in peers.NAMES:
@@ -242,6 +249,11 @@ def _with_columns(
   if which == FORWARD:
     return Program(rule, tuple(shapes), chunks)
   return Program(both, (*shapes, wide), chunks)
+
+
+def _norm(x: jax.Array) -> jax.Array:
+  how = RuleOptions(fused=True, implementation="tpu")
+  return residual_norm.normed(how, RMSNorm(WIDE), x)
 
 
 def _one_token(dtype: jnp.dtype, hk: int, hv: int) -> Program:

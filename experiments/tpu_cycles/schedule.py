@@ -243,11 +243,15 @@ def _said(
         for line in child.stdout:
           if line.startswith("{"):
             yield json.loads(line)
+        # Else it is stopped below while it ends by itself.
+        child.wait()
       finally:
         child.terminate()
-    if child.returncode > 0:
+    if child.returncode:
       log.seek(0)
-      said = log.read().strip().splitlines() or [f"exit {child.returncode}"]
+      how = "exit" if child.returncode > 0 else "signal"
+      ended = f"{how} {abs(child.returncode)}"
+      said = log.read().strip().splitlines() or [ended]
       raise ScheduleError(f"compiling for {kind} stopped: {said[-1]}")
 
 

@@ -131,7 +131,8 @@ def _rules(settings: Settings, run: record.Run, report: Report) -> None:
 
 
 def _layers(settings: Settings, run: record.Run, report: Report) -> None:
-  each = len(layers.FORMS) + len(layer_part.INVERSES) + 1
+  each = len(layers.FORMS) + len(layer_part.INVERSES)
+  each += len(layer_part.BESIDE)
   with Progress(each * len(settings.kinds), label="tpu_cycles") as tick:
     for row in layer_part.rows(settings.kinds, Shape(*settings.shape), tick):
       run.write("tpu_layers", row)

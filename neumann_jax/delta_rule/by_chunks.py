@@ -43,6 +43,9 @@ def with_states(
   A kernel of all of the rule, or of the scan over chunks, has one state a row:
   u and w may come from a kernel, the scan is that of XLA.
   """
+  if tpu_rule.asked(how):
+    reason = "the kernels have one state a row, not one for each document"
+    backends.say_fallback(how.implementation, "tpu", reason, tpu_rule.PARTS)
 
   def terms(arrays: Operands) -> tuple[Terms, jax.Array]:
     chunks, factor = split(arrays, scale, None, how.chunk_size)

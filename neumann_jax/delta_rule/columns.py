@@ -37,12 +37,13 @@ def columns(
     What the tokens read, [B, T, Hv, Dv + Dk], and the state after the last one,
     as `start`. By kernels the first has v's type.
   """
+  pairs, state = arrays, start
   if arrays.k.shape[-1] == arrays.v.shape[-1]:
     pairs, state = _as_heads(arrays, start)
-    rest = (scale, state, segment_ids, how)
-    if tpu_rule.takes(pairs, how):
-      found = tpu_rule.rule(_ON_TPU, pairs, *rest)
-      return _as_columns(*found, start.shape)
+  # Of other widths they refuse them, which is said where they were named.
+  if tpu_rule.takes(pairs, how):
+    found = tpu_rule.rule(_ON_TPU, pairs, scale, state, segment_ids, how)
+    return _as_columns(*found, start.shape)
   return _by_scan(arrays, scale, start, segment_ids, how)
 
 

@@ -27,8 +27,11 @@ class RuleOptions:
     spec: method and arithmetic of the chunk inverse.
     fused: takes u and w from one kernel that never writes A or T, see
       `gated_delta_rule`. Where all of the rule is a kernel on a TPU, so are a
-      layer's convolution, unit norms and gated norm.
-    implementation: "auto", "tpu", "gpu", "xla" or "interpret".
+      layer's convolution, unit norms and gated norm; of any model, the norms
+      of the residual stream.
+    implementation: "auto", "tpu", "gpu", "xla" or "interpret", which runs the
+      kernels of a TPU in jax's simulator of one: for tests, of one device and
+      without rematerialisation.
     gradient: of the inverse, "implicit" or "truncated", see
       `neumann_jax.inverse`; a fused rule has the implicit one only.
     sequence_axis: name of the mesh axis that the tokens are split over, inside

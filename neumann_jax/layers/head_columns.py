@@ -58,6 +58,8 @@ def takes(
 ) -> bool:
   """Whether the rule's own kernels run on a TPU, and these before and after.
 
+  Where only these do not, it says why, once.
+
   Args:
     how: the options of the rule.
     block: of the layer.
@@ -72,14 +74,36 @@ def takes(
   value: Any = jax.ShapeDtypeStruct((*x.shape[:2], hv, dv), x.dtype)
   gate: Any = jax.ShapeDtypeStruct((*x.shape[:2], hv), jnp.float32)
   rule = Operands(key, key, value, gate, gate)
-  return taps <= conv_tpu.ROWS and tpu_rule.takes(rule, how)
+  if not tpu_rule.takes(rule, how):
+    return False
+  most = conv_tpu.ROWS
+  if taps > most:
+    reason = f"a convolution may have {most} taps there, got {taps}"
+    backends.say_fallback(how.implementation, "tpu", reason)
+  return taps <= most
 
 
-def are_split(how: RuleOptions, x: jax.Array) -> bool:
-  """Whether a mesh splits q|k|v as one block: XLA alone can compute that."""
+def can_read(
+  how: RuleOptions, x: jax.Array, mask: jax.Array | None, *, by_heads: bool
+) -> bool:
+  """Whether `columns` may compute this call; says why not, once.
+
+  Args:
+    how: the options of the rule, which `takes` allows.
+    x: [B, T, hidden].
+    mask: [B, T] of padding, or None.
+    by_heads: whether q, k and v are projections of their own.
+  """
   mesh = on_mesh.mesh_of(x)
   axis = on_mesh.head_axis(mesh, how.head_axis)
-  return axis is not None and mesh.shape[axis] > 1
+  reason = None
+  if mask is not None:
+    reason = "the convolution of rows with padding has no kernel"
+  elif not by_heads and axis is not None and mesh.shape[axis] > 1:
+    reason = f"mesh axis {axis!r} splits q|k|v of the convolution as one block"
+  if reason is not None:
+    backends.say_fallback(how.implementation, "tpu", reason)
+  return reason is None
 
 
 def columns(

@@ -75,10 +75,19 @@ class RMSNorm(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """[..., dim] -> [..., dim] in x's dtype; everything in float32."""
-    # The weight is stored about 0, so that weight decay pulls the scale to 1;
-    # 1 + weight in bfloat16 would lose all of it below 2^-8.
-    scale = 1.0 + self.weight[...].astype(jnp.float32)
-    return (_over_rms(x, self.eps) * scale).astype(x.dtype)
+    return rms_norm(x, self.weight[...], self.eps)
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+  """`RMSNorm` as a function of its weight [dim]."""
+  return (_over_rms(x, eps) * from_zero(weight)).astype(x.dtype)
+
+
+def from_zero(weight: jax.Array) -> jax.Array:
+  """1 + weight in float32, what `RMSNorm` multiplies by."""
+  # The weight is stored about 0, so that weight decay pulls the scale to 1;
+  # 1 + weight in bfloat16 would lose all of it below 2^-8.
+  return 1.0 + weight.astype(jnp.float32)
 
 
 def _over_rms(x: jax.Array, eps: float) -> jax.Array:

@@ -60,8 +60,7 @@ def operands(
   axis = placement.split_of_heads(x, rule.head_axis, *counts)
   # An adapter or codes are no plain matrix, whose parts could be sent.
   by_heads = axis is not None and type(qkv) is nnx.Linear
-  ready = kernels and mask is None
-  ready = ready and (by_heads or not head_columns.are_split(rule, x))
+  ready = kernels and head_columns.can_read(rule, x, mask, by_heads=by_heads)
   convolve: Convolve
   found: Sequence[jax.Array]
   if ready:

@@ -10,6 +10,7 @@ from flax import nnx
 from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices
 from neumann_jax.execution import Execution
 from neumann_jax.foreign_files.messages import shown
+from neumann_jax.layers import residual_norm
 from neumann_jax.layers.attention import GatedAttention
 from neumann_jax.layers.caches.cache import LayerCache
 from neumann_jax.layers.feed_forward import Routing, SparseExperts, SwiGLU
@@ -91,6 +92,7 @@ class DecoderLayer(nnx.Module):
       eps=config.rms_norm_eps,
       param_dtype=execution.param_dtype,
     )
+    self.rule = execution.rule
     self.input_layernorm = norm()
     kind = MIXERS[config.layer_types[index]]
     self.mixer_name = kind.name
@@ -111,6 +113,7 @@ class DecoderLayer(nnx.Module):
 
   def set_execution(self, execution: Execution) -> None:
     """Changes how the layer is computed; see `Mixer`."""
+    self.rule = execution.rule
     self.mixer.set_execution(execution)
     self.mlp.set_execution(execution)
 
@@ -139,11 +142,10 @@ class DecoderLayer(nnx.Module):
       counted: [B, T] float32, 1 at tokens whose routing is asked for; None: of
         none.
     """
-    mixed, new = self.mixer(
-      self.input_layernorm(x), cache=cache, **tokens._asdict()
-    )
+    inner = residual_norm.normed(self.rule, self.input_layernorm, x)
+    mixed, new = self.mixer(inner, cache=cache, **tokens._asdict())
     x = x + mixed
-    inner = self.post_attention_layernorm(x)
+    inner = residual_norm.normed(self.rule, self.post_attention_layernorm, x)
     routing = None
     if counted is not None and isinstance(self.mlp, SparseExperts):
       routing = self.mlp.routing(inner, counted)

@@ -15,7 +15,7 @@ from flax import nnx
 from neumann_jax import checks
 from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices
 from neumann_jax.execution import Execution, changed, check_execution
-from neumann_jax.layers import placement
+from neumann_jax.layers import placement, residual_norm
 from neumann_jax.layers.caches.cache import (
   ModelCache,
 )
@@ -233,7 +233,7 @@ class LanguageModel(nnx.Module):
     x, caches, routing = run_layers(
       self.layers, self.execution, x, known, layers, counted
     )
-    x = self.norm(x)  # [B, T, hidden]
+    x = residual_norm.normed(self.execution.rule, self.norm, x)
     if cache is None:
       return x, None, routing
     # A compiled program cannot refuse a row that outgrows its cache: NaN is

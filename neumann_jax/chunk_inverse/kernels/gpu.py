@@ -16,6 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from neumann_jax import lowering
 from neumann_jax.chunk_inverse import integer, methods
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
 from neumann_jax.chunk_inverse.kernels import products
@@ -61,7 +62,7 @@ def invert(
     scale = integer.fixed_scale(bound, bits=spec.quant.bits)
     arrays.append(jnp.broadcast_to(scale, (*lead, 1, 1)).reshape(-1))
     in_specs.append(pl.BlockSpec((1,), lambda n: (n,)))
-  out = pl.pallas_call(
+  out = lowering.pallas_call(
     functools.partial(_kernel, spec=spec, interpret=interpret),
     out_shape=jax.ShapeDtypeStruct(
       a.shape, a.dtype, manual_axis_type=jax.typeof(a).manual_axis_type

@@ -14,6 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from neumann_jax import lowering
 from neumann_jax.chunk_inverse.kernels import gpu, products
 from neumann_jax.delta_rule import precision
 
@@ -92,7 +93,7 @@ def recurrence(
   values = tokens(width, lambda i, h, b: (b, 0, h, i))
   columns = pl.BlockSpec((1, 1, dk, width), lambda i, h, b: (b, h, 0, i))
   vma = jax.typeof(k).manual_axis_type
-  return pl.pallas_call(
+  return lowering.pallas_call(
     functools.partial(_kernel, c=chunk_size, interpret=interpret),
     out_shape=[
       jax.ShapeDtypeStruct(u.shape, u.dtype, manual_axis_type=vma),

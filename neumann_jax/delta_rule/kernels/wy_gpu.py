@@ -15,6 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from neumann_jax import lowering
 from neumann_jax.chunk_inverse import methods, tiles
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
 from neumann_jax.chunk_inverse.kernels import gpu, products
@@ -81,7 +82,7 @@ def wy(
 
   gate = pl.BlockSpec((1, chunk_size, 1), lambda h, n, b: (b, n, h))
   vma = jax.typeof(k).manual_axis_type
-  return pl.pallas_call(
+  return lowering.pallas_call(
     functools.partial(_kernel, spec=spec, interpret=interpret),
     out_shape=[
       jax.ShapeDtypeStruct((b, t, hv, d), v.dtype, manual_axis_type=vma)
@@ -132,7 +133,7 @@ def inverse(
     (1, 1, chunk_size, chunk_size), lambda h, n, b: (b, h, n, 0)
   )
   vma = jax.typeof(k).manual_axis_type
-  return pl.pallas_call(
+  return lowering.pallas_call(
     functools.partial(_inverse_kernel, spec=spec, interpret=interpret),
     out_shape=jax.ShapeDtypeStruct(
       (b, hv, t, chunk_size), k.dtype, manual_axis_type=vma

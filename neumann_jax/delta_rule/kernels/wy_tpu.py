@@ -12,6 +12,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from neumann_jax import lowering
 from neumann_jax.chunk_inverse import methods
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
 from neumann_jax.chunk_inverse.kernels import products, tpu
@@ -62,7 +63,7 @@ def wy(
     )
 
   vma = jax.typeof(k).manual_axis_type
-  u, w = pl.pallas_call(
+  u, w = lowering.pallas_call(
     functools.partial(_kernel, spec=spec, c=chunk_size),
     out_shape=[
       jax.ShapeDtypeStruct((b, hv, t, d), v.dtype, manual_axis_type=vma)

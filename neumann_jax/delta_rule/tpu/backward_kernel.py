@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from neumann_jax import lowering
 from neumann_jax.delta_rule.tpu import pack_gradients, packs
 from neumann_jax.delta_rule.tpu.grid_plan import CHUNK, LANES, Blocks, Plan
 from neumann_jax.delta_rule.tpu.packs import iota, lanes, rows
@@ -77,7 +78,7 @@ def gradients(
     jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(k).manual_axis_type
   )
   gates = packs.pack_gates(log_decay, beta, how)
-  out = pl.pallas_call(
+  out = lowering.pallas_call(
     functools.partial(_kernel, how=how),
     out_shape=[
       shaped((b, length, hk * dk), q.dtype),
@@ -120,7 +121,8 @@ def gradients(
     interpret=interpret,
     name="neumann_rule_backward",
   )(
-    scale.reshape(1).astype(jnp.float32),
+    # Whole in its last two axes, also where `jax.vmap` puts one before.
+    scale.reshape(1, 1).astype(jnp.float32),
     *(x.reshape(b, length, -1) for x in (q, k, v, d_out)),
     *(gates, t, states, d_final),
   )

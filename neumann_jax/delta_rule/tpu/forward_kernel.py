@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from neumann_jax import lowering
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
 from neumann_jax.chunk_inverse.kernels import products
 from neumann_jax.delta_rule.tpu import packs
@@ -90,7 +91,7 @@ def forward(
       (shaped(layout.states_shape(hv), v.dtype), layout.states()),
     ]
   out_shape, out_specs = zip(*results)
-  out, *rest = pl.pallas_call(
+  out, *rest = lowering.pallas_call(
     functools.partial(_kernel, spec=spec, how=how),
     out_shape=out_shape,
     grid=layout.grid,
@@ -112,7 +113,8 @@ def forward(
     interpret=interpret,
     name="neumann_rule_forward",
   )(
-    scale.reshape(1).astype(jnp.float32),
+    # Whole in its last two axes, also where `jax.vmap` puts one before.
+    scale.reshape(1, 1).astype(jnp.float32),
     *(x.reshape(b, t, -1) for x in (q, k, v)),
     packs.pack_gates(log_decay, beta, how),
     state,
@@ -156,7 +158,7 @@ def _kernel(
         at_state = (0, chunk // how.kept_every, head)
         kept[1][at_state] = state_ref[0, head].astype(k_ref.dtype)
     return _advance(
-      chunk, pair, gates[chunk], t, p_ref[at], scale_ref[0], *refs
+      chunk, pair, gates[chunk], t, p_ref[at], scale_ref[0, 0], *refs
     )
 
   for chunk in range(how.chunks):

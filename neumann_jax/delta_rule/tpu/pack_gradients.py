@@ -40,7 +40,7 @@ class Refs(NamedTuple):
   """The references of the kernel, in the order of its arguments.
 
   Attributes:
-    scale: [1], in scalar memory.
+    scale: [1, 1], in scalar memory.
     q: [1, T, keys 128], heads side by side, like all that has tokens.
     k: likewise.
     v: [1, T, values 128].
@@ -206,7 +206,7 @@ def gradients(
     d_keys: of q and k, one above the other, by key head; added to.
     d_gates: gets, by their lane, what stands in columns of those of the gates.
   """
-  ref, scale, place = pack.ref, pack.ref.scale[0], rows(pack.chunk)
+  ref, scale, place = pack.ref, pack.ref.scale[0, 0], rows(pack.chunk)
   if ref.again is None or pack.chunk:
     reads, new = yield from _forward(pack)
   else:
@@ -292,7 +292,7 @@ def _weights(
   found = pack.dot(both, apart(pack.narrowed(new)), (1, 1))  # [2 C, 2 C]
   row, lane = iota((CHUNK, LANES), 0), iota((CHUNK, LANES), 1)
   strictly = row > (lane & CHUNK - 1)
-  w = pack.ref.scale[0] * found[:CHUNK] * decay
+  w = pack.ref.scale[0, 0] * found[:CHUNK] * decay
   return w, jnp.where(strictly, -found[CHUNK:] * decay, 0.0)
 
 
@@ -308,7 +308,7 @@ def _through_keys(
   leaving = pack.narrowed(leaving)
   # The weight of the state in a token's output, and in its error.
   reading = [
-    above(ref.scale[0] * e * x.astype(jnp.float32), -e * y)
+    above(ref.scale[0, 0] * e * x.astype(jnp.float32), -e * y)
     for e, x, y in zip(pack.enter, pack.d_out, dv)
   ]
   reading = pack.narrowed(reading)
@@ -346,7 +346,7 @@ def _through_gates(
   new: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   """What columns hold of the gradients of G and of beta: [C, 1] each."""
-  head, scale = pack.heads[i], pack.ref.scale[0]
+  head, scale = pack.heads[i], pack.ref.scale[0, 0]
   d_out = pack.d_out[i].astype(jnp.float32)
 
   def total(x: jax.Array) -> jax.Array:

@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 from jax.experimental.pallas import tpu as pltpu
 
 from neumann_jax import backends, lowering, target
@@ -35,26 +34,35 @@ from neumann_jax.delta_rule.tpu.grid_plan import CHUNK, LANES, Plan
 # (how, operands, scale, initial_state, segment_ids) -> out, final state.
 Rule = Callable[..., tuple[jax.Array, jax.Array]]
 
+# What runs where the rule is no kernel as a whole.
+PARTS = "a kernel and a scan"
 # dbeta divides by beta; a smaller one writes nothing that float32 adds.
 _LEAST_BETA = 2.0**-40
 
 
 def takes(arrays: Operands, how: RuleOptions) -> bool:
   """Whether the kernels may compute the rule; says why not, once."""
+  if not asked(how):
+    return False
+  reason = refusal(how, arrays)
+  if reason is not None:
+    backends.say_fallback(how.implementation, "tpu", reason, PARTS)
+  return reason is None
+
+
+def asked(how: RuleOptions) -> bool:
+  """Whether options ask for the rule, and what is around it, as TPU kernels."""
   if not how.fused or how.implementation not in ("auto", "tpu", "interpret"):
     return False
   # A GPU's own kernels keep more for the backward pass than what stands for
   # these elsewhere. A CPU may stand for a TPU that a program is lowered for.
-  if how.implementation == "auto" and target.platform() in (
-    "gpu",
-    "cuda",
-    "rocm",
-  ):
-    return False
-  reason = refusal(how, arrays)
-  if reason is not None:
-    _log_fallback(reason)
-  return reason is None
+  if how.implementation != "auto":
+    return True
+  on_gpu = target.platform() in ("gpu", "cuda", "rocm")
+  if on_gpu:
+    reason = "it is traced for this host's GPU; 'tpu' lowers it for a TPU"
+    backends.say_fallback(how.implementation, "tpu", reason, PARTS)
+  return not on_gpu
 
 
 def refusal(how: RuleOptions, arrays: Operands, *rest: Any) -> str | None:
@@ -87,11 +95,6 @@ def refusal(how: RuleOptions, arrays: Operands, *rest: Any) -> str | None:
   return tpu.refusal(how.inverse, CHUNK) or tpu.too_large(
     plan.bytes(k.dtype.itemsize)
   )
-
-
-@functools.cache
-def _log_fallback(reason: str) -> None:
-  logging.info("the rule is a kernel and a scan on a TPU: %s", reason)
 
 
 def rule(
@@ -163,16 +166,21 @@ def operation(plain: Rule) -> backends.Operation:
 
 def _on(implementation: str, kernels: Callable, elsewhere: Callable, *args):
   """One of two computations, as `backends.run` chooses."""
-  if implementation == "interpret":
-    return kernels(*args, interpret=pltpu.InterpretParams())
-  if implementation == "tpu":
-    return kernels(*lowering.bound_to(implementation, args))
-  plain = layout.gives_varying(elsewhere)
-  return lowering.by_platform(
-    jax.make_jaxpr(plain, return_shape=True)(*args),
-    {"tpu": layout.gives_varying(kernels)},
-    *args,
-  )
+
+  @lowering.differentiated_once
+  def chosen(*args):
+    if implementation == "interpret":
+      return kernels(*args, interpret=pltpu.InterpretParams())
+    if implementation == "tpu":
+      return kernels(*lowering.bound_to(implementation, args))
+    plain = layout.gives_varying(elsewhere)
+    return lowering.by_platform(
+      jax.make_jaxpr(plain, return_shape=True)(*args),
+      {"tpu": layout.gives_varying(kernels)},
+      *args,
+    )
+
+  return chosen(*args)
 
 
 def launch(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from neumann_jax import lowering
 from neumann_jax.chunk_inverse.kernels import tpu
 from neumann_jax.delta_rule.tpu.grid_plan import LANES
 
@@ -123,7 +124,7 @@ def step(
 
   values = by_group(v)
   kind = jax.typeof(state).manual_axis_type
-  out, state = pl.pallas_call(
+  out, state = lowering.pallas_call(
     functools.partial(_kernel, how=how),
     out_shape=[
       jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=kind)

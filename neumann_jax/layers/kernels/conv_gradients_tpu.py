@@ -18,6 +18,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from neumann_jax import lowering
 from neumann_jax.layers.kernels import conv_tpu
 from neumann_jax.layers.kernels.conv_tpu import BEFORE, LANES, ROWS
 from neumann_jax.layers.norms import UNIT_EPS
@@ -69,9 +70,6 @@ def gradients(
   if into is not None:
     arrays.append(into)
     specs.append(pl.BlockSpec(memory_space=pl.ANY))
-  shaped = functools.partial(
-    jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(x).manual_axis_type
-  )
   sums = (b, width * ROWS, heads * LANES)
   scratch = [
     pltpu.VMEM((count, BEFORE + tokens, LANES), jnp.float32),
@@ -79,14 +77,17 @@ def gradients(
   ]
   if since is not None:
     scratch.append(pltpu.VMEM((tokens + ROWS, LANES), jnp.int32))
-  d_x, d_taps = pl.pallas_call(
+  d_x, d_taps = lowering.pallas_call(
     functools.partial(
       _kernel,
       normed=normed,
       documents=since is not None,
       unread=into is not None,
     ),
-    out_shape=[shaped(x.shape, x.dtype), shaped(sums, jnp.float32)],
+    out_shape=[
+      conv_tpu.shaped(x, x.shape, x.dtype),
+      conv_tpu.shaped(x, sums, jnp.float32),
+    ],
     grid=(b, heads // count, last + 1),
     in_specs=specs,
     out_specs=[

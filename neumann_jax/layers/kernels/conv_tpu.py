@@ -15,6 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from neumann_jax import lowering
 from neumann_jax.layers.norms import UNIT_EPS
 
 LANES = 128
@@ -68,13 +69,9 @@ def forward(
   b, length, _ = x.shape
   tokens, count = block(length, first, heads)
   specs, arrays = operands(x, taps, history, since, first=first, heads=heads)
-  return pl.pallas_call(
+  return lowering.pallas_call(
     functools.partial(_kernel, normed=normed),
-    out_shape=jax.ShapeDtypeStruct(
-      (b, length, heads * LANES),
-      x.dtype,
-      manual_axis_type=jax.typeof(x).manual_axis_type,
-    ),
+    out_shape=shaped(x, (b, length, heads * LANES), x.dtype),
     grid=(b, heads // count, pl.cdiv(length, tokens)),
     in_specs=specs,
     out_specs=pl.BlockSpec(
@@ -87,6 +84,12 @@ def forward(
     interpret=interpret,
     name=f"neumann_conv_{first}_forward",
   )(*arrays)
+
+
+def shaped(x: jax.Array, shape, dtype) -> jax.ShapeDtypeStruct:
+  """Of a kernel's result, which varies over mesh axes as x does."""
+  kind = jax.typeof(x).manual_axis_type
+  return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=kind)
 
 
 def operands(

@@ -16,8 +16,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from neumann_jax import lowering
 from neumann_jax.layers.kernels import conv_tpu
-from neumann_jax.layers.kernels.conv_tpu import LANES
+from neumann_jax.layers.kernels.conv_tpu import LANES, shaped
 
 _ROWS = 8
 
@@ -43,9 +44,9 @@ def forward(
     [B, T, heads 128] of x's type.
   """
   grid, tokens, one = _blocks(x)
-  return pl.pallas_call(
+  return lowering.pallas_call(
     functools.partial(_kernel, eps=eps),
-    out_shape=_shaped(x, x.shape, x.dtype),
+    out_shape=shaped(x, x.shape, x.dtype),
     grid=grid,
     in_specs=[tokens, tokens, one],
     out_specs=tokens,
@@ -80,10 +81,10 @@ def gradients(
   grid, tokens, one = _blocks(x)
   b, length, width = x.shape
   count = conv_tpu.block(length, 0, width // LANES)[1]
-  like = _shaped(x, x.shape, x.dtype)
-  d_x, d_z, sums = pl.pallas_call(
+  like = shaped(x, x.shape, x.dtype)
+  d_x, d_z, sums = lowering.pallas_call(
     functools.partial(_gradient_kernel, eps=eps),
-    out_shape=[like, like, _shaped(x, (b, _ROWS, width), jnp.float32)],
+    out_shape=[like, like, shaped(x, (b, _ROWS, width), jnp.float32)],
     grid=grid,
     in_specs=[tokens, tokens, one, tokens],
     out_specs=[
@@ -100,11 +101,6 @@ def gradients(
     name="neumann_norm_backward",
   )(x, z, _row(weight), cotangent)
   return d_x, d_z, jnp.sum(sums.reshape(-1, LANES), axis=0)
-
-
-def _shaped(x: jax.Array, shape, dtype) -> jax.ShapeDtypeStruct:
-  kind = jax.typeof(x).manual_axis_type
-  return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=kind)
 
 
 def _row(weight: jax.Array) -> jax.Array:

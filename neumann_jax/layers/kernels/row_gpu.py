@@ -14,6 +14,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from neumann_jax import lowering
+
 # A tile is 16 KB of bfloat16, 128 bytes of each row; two of them are under way
 # at a time in each program. On one H200 tiles that are all asked for at once,
 # and other shapes of a tile, were no faster.
@@ -74,7 +76,7 @@ def products(
     jax.ShapeDtypeStruct((shares * size,), jnp.float32, manual_axis_type=vma)
     for size in sizes
   ]
-  found = pl.pallas_call(
+  found = lowering.pallas_call(
     functools.partial(_kernel, len(inputs), starts, sizes, tiles // shares),
     out_shape=out_shape,
     grid=(starts[-1], shares),

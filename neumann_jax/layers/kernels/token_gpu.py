@@ -14,6 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from neumann_jax import lowering
 from neumann_jax.layers import gates
 
 # A state of 128 x 128 is 64 registers a thread at 8 warps. On one H200 4 warps
@@ -112,7 +113,7 @@ def step(
   states = pl.BlockSpec((1, group, dk, dv), lambda h, b: (b, h, 0, 0))
   whole = pl.BlockSpec(history.shape, lambda h, b: (0, 0, 0))
   vma = jax.typeof(state).manual_axis_type
-  return pl.pallas_call(
+  return lowering.pallas_call(
     functools.partial(_kernel, beta_max=beta_max, eps=eps),
     out_shape=[
       jax.ShapeDtypeStruct(x.shape, x.dtype, manual_axis_type=vma)
