@@ -26,6 +26,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
       "seed": 0,
       "folder": "",
       "pictures": 2 if debug else 24,
+      "tuned_on": "",
       "size": 32 if debug else 96,
       "noise_std": 0.05,
       "prior": "",

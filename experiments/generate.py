@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import record, runner, text_model
+from experiments.harness import record, runner, text_model, writing
 from experiments.harness.settings import Checked, setting
 from neumann_jax import (
   Execution,
@@ -131,6 +131,12 @@ def prepare(settings: Settings) -> Writer:
   return Writer(settings, tokenizer, tokenizer.encode(prompt), looks)
 
 
+def inputs(writer: Writer) -> dict[str, str]:
+  """SHA-256 of the checkpoint's files."""
+  source = text_model.find(writer.settings.checkpoint)
+  return writing.digests("checkpoint", text_model.files(source))
+
+
 def generate(writer: Writer, run: record.Run) -> None:
   """Writes the text to stdout and, with its times, to `generation.jsonl`."""
   settings = writer.settings
@@ -195,4 +201,4 @@ def _speed(row: dict, part: str) -> str:
 
 
 if __name__ == "__main__":
-  runner.main("generate", Settings, generate, prepare=prepare)
+  runner.main("generate", Settings, generate, prepare=prepare, inputs=inputs)

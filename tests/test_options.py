@@ -67,6 +67,7 @@ OPTIONS = {
       "passes": 2,
       "start": "measurement",
       "renewal": 0.5,
+      "momentum": 0.5,
     },
   ),
   Denoise: (PLAIN, {"discrepancy": 0.5}),

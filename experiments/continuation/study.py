@@ -19,6 +19,7 @@ intervals.
 """
 
 import itertools
+import pathlib
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -38,7 +39,7 @@ from experiments.continuation.photographs import Pictures
 from experiments.continuation.settings import MIXTURES, Settings
 from experiments.data import degradations
 from experiments.data import photographs as pictures
-from experiments.harness import prior_files, progress, record
+from experiments.harness import prior_files, progress, record, writing
 from experiments.harness.reporting import report as reports
 from experiments.harness.threads import in_threads
 
@@ -71,9 +72,14 @@ def mixture_rows(settings: Settings) -> Iterator[Row]:
         }
 
 
+def files_of(settings: Settings) -> list[pathlib.Path]:
+  """The photographs; ValueError where there are none."""
+  return pictures.files_in(settings.folder)[: settings.pictures]
+
+
 def read(settings: Settings) -> Pictures:
   """Photographs and prior; ValueError where they are not there."""
-  files = pictures.files_in(settings.folder)[: settings.pictures]
+  files = files_of(settings)
   size, denoise = settings.crop, prior_files.load(settings.prior).denoise
   return Pictures(
     [file.name for file in files],
@@ -106,6 +112,15 @@ def phase_rows(settings: Settings, given: Pictures) -> Iterator[Row]:
 def prepare(settings: Settings) -> tuple[Settings, Pictures | None]:
   """What the study is called with."""
   return settings, read(settings) if settings.folder else None
+
+
+def inputs(given: tuple[Settings, Pictures | None]) -> dict[str, str]:
+  """SHA-256 of the photographs and of a prior of one's own."""
+  settings, photos = given
+  if photos is None:
+    return {}
+  found = prior_files.digests(settings.prior)
+  return found | writing.digests("photograph", files_of(settings))
 
 
 def continuation(

@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.data import photographs
 from experiments.denoise import report
-from experiments.harness import prior_files, record
+from experiments.harness import prior_files, record, writing
 from experiments.harness.progress import Progress, Tick
 from experiments.harness.settings import Checked, setting
 from experiments.peers import denoisers
@@ -64,6 +64,14 @@ class Task(NamedTuple):
 def prepare(settings: Settings) -> Task:
   """Reads the prior."""
   return Task(settings, prior_files.load(settings.prior, dtype=settings.dtype))
+
+
+def inputs(task: Task) -> dict[str, str]:
+  """SHA-256 of the photographs and of a prior of one's own."""
+  settings = task.settings
+  files = map(photographs.path, (*settings.photographs, settings.other))
+  found = prior_files.digests(settings.prior)
+  return found | writing.digests("photograph", files)
 
 
 def denoise(task: Task, run: record.Run) -> None:

@@ -59,10 +59,8 @@ def inputs(evaluation: Evaluation) -> dict[str, str]:
   """SHA-256 of the text and of the checkpoint's files."""
   settings = evaluation.settings
   found = writing.digests("text", text_windows.files(settings.text))
-  folder = text_model.find(settings.checkpoint).folder
-  files = [] if folder is None else sorted(folder.iterdir())
-  files = [path for path in files if path.is_file()]
-  return found | writing.digests("checkpoint", files)
+  source = text_model.find(settings.checkpoint)
+  return found | writing.digests("checkpoint", text_model.files(source))
 
 
 def evaluate_lm(evaluation: Evaluation, run: record.Run) -> None:

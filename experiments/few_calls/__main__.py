@@ -4,5 +4,9 @@ from experiments.few_calls import settings, study
 from experiments.harness import runner
 
 runner.main(
-  "few_calls", settings.Settings, study.compare, prepare=settings.prepare
+  "few_calls",
+  settings.Settings,
+  study.compare,
+  prepare=settings.prepare,
+  inputs=settings.inputs,
 )

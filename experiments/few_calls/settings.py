@@ -1,18 +1,28 @@
 """What is compared, and the pictures and the prior that it names."""
 
 import dataclasses
+import pathlib
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from experiments import prior_sources
 from experiments.data import degradations, photographs
 from experiments.few_calls import variants
 from experiments.few_calls.methods import METHODS
-from experiments.harness import prior_files
+from experiments.harness import prior_files, writing
 from experiments.harness.settings import Checked, setting
 from experiments.restoration import setup
 from posterior_jax.base import Denoiser
+
+# Of `prior_debian.json`: what was photographed as the Kodak set was, and is as
+# detailed. Every third by name is tuned on.
+ACTIVITIES = (
+  "explore_farm_animals",
+  "explore_monuments",
+  "explore_world_animals",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,6 +33,9 @@ class Settings(Checked):
     seed: of noise and samplers.
     folder: of the pictures.
     pictures: how many, the first by name.
+    tuned_on: folder that `prior_sources` filled, whose photographs of animals
+      and buildings (`tuning_files`) are tuned on; "" for the smooth ones of
+      `photographs.TUNING`, which need no download.
     size: side of the crops.
     noise_std: of the measurements.
     prior: a file of `prior_files.load`, "" for the shipped one.
@@ -30,7 +43,7 @@ class Settings(Checked):
     calls: network evaluations of a run, VJPs counted; a method whose level
       takes more is left out there.
     methods: of METHODS, () for all.
-    crops: of every photograph that is tuned on.
+    crops: of every photograph that is tuned on; one of `tuned_on`.
     most: points that a search tries.
     workers: programs compiled at a time.
   """
@@ -38,6 +51,7 @@ class Settings(Checked):
   seed: int
   folder: str
   pictures: int = setting(at_least=2)
+  tuned_on: str
   size: int = setting(at_least=32, multiple_of=8)
   noise_std: float = setting(above=0)
   prior: str
@@ -70,9 +84,44 @@ class Task(NamedTuple):
   tuning: np.ndarray  # [N, size, size, 3]
 
 
+def files_of(settings: Settings) -> list[pathlib.Path]:
+  """The pictures; ValueError where there are none."""
+  return photographs.files_in(settings.folder)[: settings.pictures]
+
+
+def tuning_files(settings: Settings) -> list[pathlib.Path]:
+  """What is tuned on: neither the prior learned from it nor is it reported."""
+  if not settings.tuned_on:
+    return [photographs.path(name) for name in photographs.TUNING]
+  names = sorted(
+    name
+    for name in prior_sources.names()
+    if any(f"/{activity}/" in name for activity in ACTIVITIES)
+  )
+  files = [pathlib.Path(settings.tuned_on, name) for name in names[::3]]
+  missing = [file.name for file in files if not file.is_file()]
+  if missing:
+    raise ValueError(
+      f"tuned_on {settings.tuned_on!r} must be a folder that "
+      f"`experiments.prior_sources` filled, it has no {missing[0]}"
+    )
+  return files
+
+
+def inputs(task: Task) -> dict[str, str]:
+  """SHA-256 of all pictures and of a prior of one's own."""
+  settings = task.settings
+  return (
+    prior_files.digests(settings.prior)
+    | writing.digests("picture", files_of(settings))
+    | writing.digests("tuned on", tuning_files(settings))
+  )
+
+
 def prepare(settings: Settings) -> Task:
   """Reads pictures and prior; ValueError where they are not there."""
-  files = photographs.files_in(settings.folder)[: settings.pictures]
+  files = files_of(settings)
+  crops = 1 if settings.tuned_on else settings.crops
   return Task(
     settings,
     prior_files.load(settings.prior, dtype="float32").denoise,
@@ -80,8 +129,8 @@ def prepare(settings: Settings) -> Task:
     {file.name: photographs.crops(file, settings.size, 1)[0] for file in files},
     np.concatenate(
       [
-        photographs.crops(photographs.path(name), settings.size, settings.crops)
-        for name in photographs.TUNING
+        photographs.crops(file, settings.size, crops)
+        for file in tuning_files(settings)
       ]
     ),
   )

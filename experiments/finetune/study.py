@@ -111,16 +111,14 @@ def _counted(found: documents.Read, length: int) -> str:
 
 def inputs(task: Task) -> dict[str, str]:
   """SHA-256 of the texts, of the checkpoint's files and of the adapters."""
-  settings, folder = task.settings, task.source.folder
+  settings = task.settings
   found = writing.digests("data", documents.files(settings.data))
   if settings.held_out:
     files = documents.files(settings.held_out)
     found |= writing.digests("held out", files)
   if settings.adapters:
     found |= writing.digests("adapters", [settings.adapters])
-  files = [] if folder is None else sorted(folder.iterdir())
-  files = [path for path in files if path.is_file()]
-  return found | writing.digests("checkpoint", files)
+  return found | writing.digests("checkpoint", text_model.files(task.source))
 
 
 def finetune(task: Task, run: record.Run) -> None:

@@ -42,6 +42,13 @@ def find(name: str) -> Source:
   return Source(folder, checkpoint.read_config(folder))
 
 
+def files(source: Source) -> list[pathlib.Path]:
+  """Of the checkpoint, by name; none of random weights."""
+  if source.folder is None:
+    return []
+  return [path for path in sorted(source.folder.iterdir()) if path.is_file()]
+
+
 def load(source: Source, execution: Execution, seed: int) -> LanguageModel:
   """The model with its weights.
 

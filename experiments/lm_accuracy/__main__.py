@@ -4,5 +4,9 @@ from experiments.harness import runner
 from experiments.lm_accuracy import study
 
 runner.main(
-  "lm_accuracy", study.Settings, study.lm_accuracy, prepare=study.prepare
+  "lm_accuracy",
+  study.Settings,
+  study.lm_accuracy,
+  prepare=study.prepare,
+  inputs=study.inputs,
 )

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.data import text_data
-from experiments.harness import record, text_model
+from experiments.harness import record, text_model, writing
 from experiments.harness.progress import Progress, Tick
 from experiments.lm_accuracy import (
   capture,
@@ -60,6 +60,16 @@ def prepare(settings: Settings) -> Study:
     stream, answers=settings.answers, window=settings.window, seed=settings.seed
   )
   return Study(settings, _model(settings), text, tasks)
+
+
+def inputs(study: Study) -> dict[str, str]:
+  """SHA-256 of the held-out text and of a model of one's own."""
+  settings = study.settings
+  text = text_data.fingerprint(text_data.held_out_text(settings.data))
+  known = settings.model in (text_model.RANDOM, "shipped")
+  files = [] if known else [settings.model]
+  found = {"held-out text": str(text["sha256"])}
+  return found | writing.digests("model", files)
 
 
 def _model(settings: Settings) -> LanguageModel:

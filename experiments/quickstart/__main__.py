@@ -4,5 +4,9 @@ from experiments.harness import runner
 from experiments.quickstart import study
 
 runner.main(
-  "quickstart", study.Settings, study.quickstart, prepare=study.prepare
+  "quickstart",
+  study.Settings,
+  study.quickstart,
+  prepare=study.prepare,
+  inputs=study.inputs,
 )

@@ -10,8 +10,8 @@ under a prior that is known. The last line printed names the report.
 import dataclasses
 from typing import NamedTuple
 
-from experiments.data import degradations
-from experiments.harness import record, writing
+from experiments.data import degradations, photographs
+from experiments.harness import prior_files, record, writing
 from experiments.harness.progress import Progress
 from experiments.harness.reporting import report as reports
 from experiments.inverse_accuracy import study as inverse_accuracy
@@ -43,6 +43,14 @@ class Task(NamedTuple):
 def prepare(settings: Settings) -> Task:
   """Reads the prior."""
   return Task(settings, restoration.read_prior(settings.restoration))
+
+
+def inputs(task: Task) -> dict[str, str]:
+  """SHA-256 of the photograph and of a prior of one's own."""
+  about = task.settings.restoration
+  files = [photographs.path(about.photograph)]
+  found = prior_files.digests(about.prior)
+  return found | writing.digests("photograph", files)
 
 
 def quickstart(task: Task, run: record.Run) -> None:

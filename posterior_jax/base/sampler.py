@@ -35,12 +35,15 @@ class SamplerState(NamedTuple):
       None where no level is held.
     misfit: [B, N], normalised residual of the last prediction; None where the
       sampler does not heed it.
+    predicted: [B, N, H, W, C], the last prediction; None where the sampler
+      does not go on from it.
   """
 
   x: jax.Array
   level: jax.Array
   average: jax.Array | None = None
   misfit: jax.Array | None = None
+  predicted: jax.Array | None = None
 
 
 class Info(NamedTuple):

@@ -63,6 +63,7 @@ def parts_of(config: NFCConfig, spectrum: jax.Array | None = None) -> Parts:
     probes=isinstance(config.width, Probed) + _inflates(config.width),
     averages=config.held_levels > 0,
     heed=_heed(config.predictor),
+    lead=states.leading if _acts(config.schedule.momentum) else None,
     # Updates ask for the tangent wherever they are.
     linearisations=config.linearisations
     if isinstance(config.inner, Exact | Mean)
@@ -116,11 +117,14 @@ def _heed(
 ) -> Callable[[Level, jax.Array], Level] | None:
   if not isinstance(record, Denoise):
     return None
-  q = record.discrepancy
-  # One that is traced may be 0 only when it runs.
-  if not isinstance(q, jax.core.Tracer) and q == 0:
+  if not _acts(record.discrepancy):
     return None
-  return functools.partial(states.heeding, discrepancy=q)
+  return functools.partial(states.heeding, discrepancy=record.discrepancy)
+
+
+def _acts(value: jax.Array | float) -> bool:
+  # One that is traced may be 0 only when it runs.
+  return isinstance(value, jax.core.Tracer) or value != 0
 
 
 def _width(

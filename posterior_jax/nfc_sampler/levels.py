@@ -1,6 +1,6 @@
 """What changes from level to level of noise-frequency continuation."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,8 @@ class Level(NamedTuple):
     step_size: of Langevin updates.
     share: weight of the level's image in the running average, 0 where the
       level is not held.
+    pace: share of the way from the last level's prediction to this one's that
+      is added to it, m log(sigma' / sigma); 0 at the first level of a pass.
   """
 
   sigma: jax.Array
@@ -41,6 +43,7 @@ class Level(NamedTuple):
   details: jax.Array
   step_size: jax.Array
   share: jax.Array
+  pace: jax.Array
 
 
 def levels_of(config: NFCConfig) -> Level:
@@ -73,6 +76,7 @@ def levels_of(config: NFCConfig) -> Level:
     _tied(nodes, how.renewal),
     *(np.concatenate([part] * how.passes) for part in each_pass),
     share.ravel(),
+    _paces(nodes[:-1], how.momentum),
   )
   # Ramps are made in float64 and rounded once.
   return Level(*(jnp.asarray(part, jnp.float32) for part in parts))
@@ -86,6 +90,12 @@ def _tied(nodes: np.ndarray, renewal: float) -> np.ndarray:
   # After the last level there is nothing that its image could be tied for.
   following = np.where(following > 0, following, sigma)
   return np.sqrt(renewal**2 * sigma**2 + (1 - renewal**2) * following**2)
+
+
+def _paces(sigma: np.ndarray, momentum: jax.Array | float) -> Any:
+  """Of every level, [K]: m log(sigma' / sigma), where the noise falls."""
+  fallen = np.log(sigma[:-1] / sigma[1:])
+  return momentum * np.append(0.0, np.maximum(fallen, 0))
 
 
 def _opening(

@@ -95,6 +95,8 @@ class Parts(NamedTuple):
     averages: whether `hold` keeps an average.
     heed: (level, misfit) -> the level for `predict`, given the normalised
       residual of the last prediction, [B, N]; None: the level as it is.
+    lead: (x0, before, level) -> the image that is moved to the measurement in
+      the place of the prediction x0, given the last level's; None: x0 itself.
     linearisations: of a nonlinear measurement at every level; 0: `likelihood`
       takes it as it is.
   """
@@ -119,4 +121,5 @@ class Parts(NamedTuple):
   probes: int = 0
   averages: bool = False
   heed: Callable[[Level, jax.Array], Level] | None = None
+  lead: Callable[[jax.Array, jax.Array, Level], jax.Array] | None = None
   linearisations: int = 1

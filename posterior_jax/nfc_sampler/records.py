@@ -46,6 +46,10 @@ class Schedule:
       image: 1 as published; with 0 the run is plug-and-play restoration, whose
       levels are strengths of the denoiser, and the widths `Sigma` and
       `Spectrum` are those of the next level (`Level.tied`).
+    momentum: m, 0 to 5, of x0 + m log(sigma' / sigma) (x0 - x0'), which is
+      moved to the measurement in the place of a level's prediction x0; x0' is
+      that of the level before, at sigma'. Few levels come short of what each
+      could move; 0 as published.
   """
 
   sigma_max: float = 100.0
@@ -56,10 +60,11 @@ class Schedule:
   passes: int = 1
   start: Literal["noise", "measurement"] = "noise"
   renewal: float = 1.0
+  momentum: float = 0.0
 
   def __post_init__(self) -> None:
     ranges = {"passes": _COUNT, "held": (0.0, 0.99), "rho": (1e-3, 100.0)}
-    fields.check(self, ranges | {"renewal": _SHARE})
+    fields.check(self, ranges | {"renewal": _SHARE, "momentum": (0.0, 5.0)})
     if not 0 < self.sigma_min < self.sigma_max:
       raise ValueError(
         f"sigma_min must lie in (0, sigma_max), got {self.sigma_min} with "

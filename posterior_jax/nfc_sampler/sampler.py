@@ -107,7 +107,9 @@ def compose(parts: Parts, levels: Level) -> Sampler:
     average = jnp.zeros_like(x) if parts.averages else None
     # Nothing was predicted yet that could have left too much.
     misfit = jnp.ones(shape[:2]) if parts.heed else None
-    return SamplerState(x, jnp.zeros((), jnp.int32), average, misfit)
+    # The first level goes on from nothing: its pace is 0.
+    before = jnp.zeros_like(x) if parts.lead else None
+    return SamplerState(x, jnp.zeros((), jnp.int32), average, misfit, before)
 
   def step(
     state: SamplerState,
@@ -128,18 +130,22 @@ def compose(parts: Parts, levels: Level) -> Sampler:
     if parts.heed is not None:
       # Of the noise as it is, whatever the likelihood assumes.
       misfit = normalised_residual(observation, predicted.x0)
-    local = assumed.linearised(predicted.x0)
+    x0, before = predicted.x0, None
+    if parts.lead is not None:
+      assert state.predicted is not None  # as above
+      x0, before = parts.lead(x0, state.predicted, level), x0
+    local = assumed.linearised(x0)
     width = parts.width(probes, local, predicted, level)  # C
     given = local if parts.linearisations else assumed
     banded = parts.band(given, level)  # B in y and A
-    refined = parts.likelihood(key_inner, banded, predicted.x0, width, level)
+    refined = parts.likelihood(key_inner, banded, x0, width, level)
     if not assumed.operator.is_linear:
       # Gauss-Newton: the same draw again, about the image that it led to.
       for _ in range(parts.linearisations - 1):
         banded = parts.band(assumed.linearised(refined.z), level)
-        again = parts.likelihood(key_inner, banded, predicted.x0, width, level)
+        again = parts.likelihood(key_inner, banded, x0, width, level)
         refined = again._replace(products=refined.products + again.products)
-    fused = parts.fuse(predicted.x0, refined.z, level)
+    fused = parts.fuse(x0, refined.z, level)
     image, average = parts.hold(state.average, predicted.x0, fused, level)
     x = parts.renoise(key_noise, image, level)
 
@@ -151,7 +157,7 @@ def compose(parts: Parts, levels: Level) -> Sampler:
       calls=predicted.calls,
       products=width.products + refined.products,
     )
-    return SamplerState(x, state.level + 1, average, misfit), info
+    return SamplerState(x, state.level + 1, average, misfit, before), info
 
   return Sampler(init, step, len(levels.sigma))
 

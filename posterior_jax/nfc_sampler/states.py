@@ -102,8 +102,20 @@ def heeding(
     misfit: r of every image's last prediction, [..., N].
     discrepancy: q of sigma r^-q.
   """
+  return level._replace(sigma=heeded(level.sigma, misfit, discrepancy))
+
+
+def heeded(
+  sigma: jax.Array, misfit: jax.Array, discrepancy: jax.Array | float
+) -> jax.Array:
+  """sigma r^-q of every image, [..., N, 1, 1, 1]; as for `heeding`."""
   ratio = jnp.clip(misfit, *_BELIEVED)[..., None, None, None]
-  return level._replace(sigma=level.sigma * ratio**-discrepancy)
+  return sigma * ratio**-discrepancy
+
+
+def leading(x0: jax.Array, before: jax.Array, level: Level) -> jax.Array:
+  """x0 + pace (x0 - before): as far again as the prediction has just moved."""
+  return x0 + level.pace * (x0 - before)
 
 
 def renoise(key: chex.PRNGKey, image: jax.Array, level: Level) -> jax.Array:
