@@ -95,7 +95,8 @@ class Settings(Checked):
     ):
       needed = self.task in tasks and name != "mask"  # its image may have holes
       if needed and not getattr(self, name):
-        raise ValueError(f"{name} must name a file for {self.task}")
+        frozen = ", or be short, medium or long" if name == "kernel" else ""
+        raise ValueError(f"{name} must name a file for {self.task}{frozen}")
       if self.task not in tasks and getattr(self, name):
         raise ValueError(f"{name} must be left out: {self.task} reads none")
     if self.kernel_degrees and self.task not in BLURRED:
