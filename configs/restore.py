@@ -19,11 +19,13 @@ Command: python -m experiments.restore --config.image=photo.jpg
   prior: "" for the shipped one, NAME.json of train_prior, a diffusers
   directory, NAME.pt or NAME.safetensors of guided-diffusion, or "gaussian".
   method: any of `experiments/harness/samplers.py`; levels: denoiser calls an
-  image, at least 20 with NFC, which takes at most 30 for a blur of noise below
-  0.015, or 40 with kernel_degrees; tile: 128 to 4096, a longer side is denoised
-  in tiles; sample_levels: those of NFC's samples, each with a Jacobian product
-  of about a call's time; tie="spectrum" saves it but draws too wide on smooth
-  pictures.
+  image. With NFC 5 to 19 are one call of the network each, for large pictures
+  and slow machines, and 20 or more up to five and a little better; a blur of
+  noise below 0.015 (0.0087 of a grey picture) takes at most 30, or 20 to 40
+  with kernel_degrees, of one call. tile: 128 to 4096, a longer side is denoised
+  in tiles of at most that; sample_levels: those of NFC's samples, each with a
+  Jacobian product of about a call's time; tie="spectrum" saves it but draws too
+  wide on smooth pictures.
 Time: 3 minutes for 256 x 256 on 2 CPU cores, in proportion to the pixels;
 `:debug`, a known prior at few levels, 20 seconds.
 Expected: restored.png, sample_1.png and so on, mean.png, uncertainty.png and

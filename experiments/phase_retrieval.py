@@ -100,12 +100,17 @@ def _daps(settings: Settings, spectrum: jax.Array) -> Sampler:
 
 
 def _spectrum(settings: Settings, spectrum: jax.Array) -> Sampler:
-  """Draws under the spectrum's width, about a tangent a level."""
+  """Draws under the spectrum's width about three tangents a level, averaged.
+
+  Two levels of one call where DAPS has one of five. Once no picture, the draws
+  of a level do not come back from phases that a single tangent led to.
+  """
   config = NFCConfig(
-    levels=CALLS * settings.levels,
+    levels=2 * settings.levels,
+    schedule=Schedule(held=0.1),
     width=Spectrum(),
     inner=Exact(tolerance=1e-2, max_iterations=10),
-    linearisations=1,
+    linearisations=3,
   )
   return nfc(config, spectrum=spectrum)
 

@@ -48,6 +48,10 @@ class _OfPixels(Operator):
     """Of A."""
     return self.operator.margin
 
+  def interior(self, x: jax.Array) -> jax.Array:
+    """Of A."""
+    return self.operator.interior(x)
+
   @property
   def observed(self) -> jax.Array:
     """Of A."""
@@ -186,7 +190,9 @@ def poisson(
     `operators.nonlinear` for who takes it.
 
   Raises:
-    ValueError: for a negative count, or a peak that is not positive.
+    TypeError: if the operator is none.
+    ValueError: for counts of another shape or below 0, or a peak that is not
+      positive.
 
   Example:
     >>> import jax.numpy as jnp
@@ -197,9 +203,20 @@ def poisson(
     1.0
   """
   fields.positive("peak", peak)
+  if not isinstance(operator, Operator):
+    raise TypeError(
+      f"operator must be an Operator, got {type(operator).__name__}"
+    )
   if not isinstance(counts, jax.core.Tracer):
-    if not (np.isfinite(counts) & (np.asarray(counts) >= 0)).all():
+    values = fields.array("counts", counts)
+    if not (np.isfinite(values) & (values >= 0)).all():
       raise ValueError("counts must be finite and not negative")
+  measured = operator.measurement_shape
+  if np.ndim(counts) != 4 or np.shape(counts)[1:] != measured:
+    raise ValueError(
+      f"counts must have shape [N, {', '.join(map(str, measured))}], got "
+      f"{list(np.shape(counts))}"
+    )
   y = 2 * jnp.sqrt(jnp.asarray(counts, jnp.float32) + 0.375)
   link = _Anscombe(jnp.asarray(peak, jnp.float32))
   return Observation(y, Linked(operator, link), 1.0)

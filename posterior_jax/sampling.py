@@ -128,9 +128,16 @@ def _check_finite(samples: jax.Array, info: Any) -> None:
   """Refuses a result that one wrong weight has spread through."""
   if isinstance(samples, jax.core.Tracer) or not samples.is_fully_addressable:
     return
-  if bool(_all_finite(samples)):
+  residuals = info.residual if isinstance(info, Info) else samples
+  finite, measured = map(bool, _all_finite(samples, residuals))
+  if finite and measured:
     return
   step = ""
+  if finite:
+    raise FloatingPointError(
+      "the residual is not finite: what the operator measures of the "
+      "samples is NaN or infinite"
+    )
   if isinstance(info, Info):
     residual = np.asarray(info.residual)
     bad = ~np.isfinite(residual).all(tuple(range(1, residual.ndim)))
@@ -142,8 +149,10 @@ def _check_finite(samples: jax.Array, info: Any) -> None:
 
 
 @jax.jit  # one program of a server's few, not two
-def _all_finite(samples: jax.Array) -> jax.Array:
-  return jnp.isfinite(samples).all()
+def _all_finite(
+  samples: jax.Array, residuals: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  return jnp.isfinite(samples).all(), jnp.isfinite(residuals[-1:]).all()
 
 
 @functools.partial(jax.jit, static_argnums=(5, 6))

@@ -114,8 +114,9 @@ def test_the_study_without_its_sampler(folder, tmp_path, capsys, monkeypatch):
 
   def draw(given, *_):
     y = np.asarray(given.given.observation.y[0])
-    margin = given.given.observation.operator.margin
-    image = np.pad(y, ((margin,) * 2,) * 2 + ((0, 0),), "edge")
+    operator = given.given.observation.operator
+    beyond = [n - m for n, m in zip(operator.image_shape, y.shape)]
+    image = np.pad(y, [(n // 2, -(-n // 2)) for n in beyond], "edge")
     return lambda key: drawing.Drawn(image, 1, 0)
 
   monkeypatch.setattr(drawing, "draw", draw)

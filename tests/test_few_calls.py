@@ -127,6 +127,26 @@ def test_a_start_shows_what_was_measured(kind):
       assert 0 < np.abs(found[1, 0][~seen]).max() < np.abs(y).max()
 
 
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_start_of_a_scene_continues_its_edge(factor):
+  """No solve, which takes hundreds of iterations where a margin is hidden."""
+  shape, margin = {1: ((12, 14, 1), 2), 2: ((14, 18, 1), 3)}[factor]
+  operator = (
+    pj.operators.gaussian_blur(shape, size=5, std=1.0, boundary="valid")
+    if factor == 1
+    else pj.operators.super_resolution(shape, factor=2, boundary="valid")
+  )
+  y = jax.random.normal(jax.random.key(0), (1, *operator.measurement_shape))
+  observation = pj.Observation(y, operator, jnp.float32(NOISE))
+  found = states.shown(observation, jnp.nan, (2, 1, *shape))
+  inside = tuple(n - 2 * margin for n in shape[:2])
+  picture = jax.image.resize(y, (1, *inside, 1), "cubic")
+  border = ((0, 0), (margin, margin), (margin, margin), (0, 0))
+  np.testing.assert_allclose(
+    found[1], np.pad(picture, border, mode="edge"), atol=1e-6
+  )
+
+
 @pytest.mark.parametrize("levels", [2, 5, 10, 20, 100])
 def test_fast_holds_its_last_level_alone(levels):
   assert pj.NFCConfig.fast(levels=levels).held_levels == 1

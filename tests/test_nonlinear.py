@@ -219,6 +219,8 @@ def test_who_needs_a_matrix_says_so(sampler):
       ValueError,
       "function must have derivatives in JAX operations",
     ),
+    (jnp.round, ValueError, "a derivative that is not 0 everywhere"),
+    (jnp.sqrt, ValueError, "function must have finite values and derivatives"),
   ],
 )
 def test_bad_functions_are_one_sentence(function, error, words):

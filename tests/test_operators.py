@@ -32,6 +32,9 @@ def build(name, shape=SHAPE):
     "blur": lambda: operators.blur(shape, LOPSIDED),
     "circular": lambda: operators.blur(shape, LOPSIDED, boundary="circular"),
     "scene blur": lambda: operators.blur(shape, LOPSIDED, boundary="valid"),
+    "wide scene": lambda: operators.blur(
+      shape, LOPSIDED, boundary="valid", seen=(shape[0] - 9, shape[1] - 8)
+    ),
     "scene resize": lambda: operators.super_resolution(
       shape, factor=4, boundary="valid"
     ),
@@ -63,6 +66,9 @@ def define(name, shape):
   if name == "scene blur":
     # No mode: every pixel that is used lies in the scene.
     return lambda x: scipy.ndimage.correlate(x, LOPSIDED)[3:-3, 3:-3]
+  if name == "wide scene":
+    # In the middle; the odd pixel lies below.
+    return lambda x: scipy.ndimage.correlate(x, LOPSIDED)[4:-5, 4:-4]
   mode = {"blur": "mirror", "circular": "wrap"}[name]
   return lambda x: scipy.ndimage.correlate(x, LOPSIDED, mode=mode)
 
@@ -70,13 +76,15 @@ def define(name, shape):
 SCENES = ("scene blur", "scene resize")
 NAMES = ("resize", "box", "random", "blur", "circular", *SCENES)
 every_operator = pytest.mark.parametrize("name", NAMES)
+# Its solves are those of "scene blur" under another mask.
+wide_ones_too = pytest.mark.parametrize("name", (*NAMES, "wide scene"))
 
 
 def normal(shape, seed=0):
   return np.random.default_rng(seed).standard_normal(shape)
 
 
-@every_operator
+@wide_ones_too
 def test_adjoint_float64(name):
   with jax.enable_x64(True):
     operator = build(name)
@@ -88,7 +96,7 @@ def test_adjoint_float64(name):
     np.testing.assert_allclose(left, right, rtol=1e-12)
 
 
-@every_operator
+@wide_ones_too
 def test_forward_is_the_definition(name):
   x = normal((2, *SHAPE)).clip(-1, 1)
   forward = define(name, SHAPE)
@@ -128,6 +136,32 @@ def test_a_scene_has_no_border(name):
   found = around.forward(larger)[cut:-cut, cut:-cut]
   np.testing.assert_allclose(
     found, operator.forward(x), rtol=0, atol=oracles.FLOAT32_FFT
+  )
+
+
+@pytest.mark.parametrize(
+  ("seen", "sides"),
+  [
+    ((1600, 2560), (1680, 2592)),
+    ((18, 26), (24, 32)),
+    ((19, 250), (32, 256)),
+  ],
+)
+def test_a_scene_of_fast_sides_holds_the_same_picture(seen, sides):
+  image_shape = (seen[0] + 6, seen[1] + 6, 1)
+  exact = operators.blur(image_shape, LOPSIDED, boundary="valid")
+  fast = exact.on_fast_sides()
+  assert fast.image_shape == (*sides, 1)
+  assert fast.measurement_shape == exact.measurement_shape
+  if max(seen) > 100:
+    return
+  x = jnp.asarray(normal(image_shape), jnp.float32)
+  border = [
+    ((n - m) // 2, -(-(n - m) // 2)) for n, m in zip(sides, image_shape)
+  ]
+  around = jnp.pad(x, (*border, (0, 0)), constant_values=100)
+  np.testing.assert_allclose(
+    fast.forward(around), exact.forward(x), rtol=0, atol=2e-4
   )
 
 
@@ -422,6 +456,14 @@ def test_image_shape_may_be_any_sequence():
     (
       lambda s: operators.gaussian_blur((16, 16, 1), boundary="valid"),
       "must be that of the scene, at least the kernel's 61 pixels",
+    ),
+    (
+      lambda s: operators.blur(s, LOPSIDED, seen=(8, 8)),
+      'seen must be None unless boundary is "valid"',
+    ),
+    (
+      lambda s: operators.blur(s, LOPSIDED, boundary="valid", seen=(35, 26)),
+      r"seen must be positive and at most \(34, 26\)",
     ),
     (
       lambda s: operators.super_resolution(s, boundary="circular"),

@@ -13,6 +13,7 @@ import posterior_jax as pj
 from posterior_jax import operators
 from posterior_jax.likelihood import gaussian
 from tests import oracles
+from tests.oracles import refused
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -186,6 +187,12 @@ SHAPE = (8, 8, 1)
     (lambda x: jnp.abs(x), lambda y: y, "forward must be linear"),
     (lambda x: jnp.clip(x, -1, 1), lambda y: y, "forward must be linear"),
     (lambda x: x / 0, lambda y: y, "forward must return finite numbers"),
+    (lambda x: 0 * x, lambda y: y, "forward must not be 0 of every image"),
+    (
+      lambda x: x,
+      lambda y: jax.lax.complex(y, y),
+      "adjoint must return real numbers",
+    ),
   ],
 )
 def test_what_is_wrong_is_named(forward, adjoint, sentence):
@@ -241,9 +248,21 @@ def test_operators_of_the_package_pass(operator):
     (lambda x: jnp.fft.fft2(x), ValueError, r"operators\.real_view"),
     (lambda x: x**2, ValueError, "function must be linear in JAX operations"),
     (lambda x: jnp.abs(x), ValueError, "function must be linear in JAX"),
+    (lambda x: jnp.where(x > 0, x, 2 * x), ValueError, "it has no transpose"),
+    (lambda x: x + 1, ValueError, "of an image of zeros it returns up to 1;"),
+    (lambda x: x[:0], ValueError, r"a real array \[h, w, c\]"),
+    (lambda x: x.astype(jnp.bfloat16), ValueError, "must return float32"),
+    (lambda x: jnp.nan * x, ValueError, "function must be linear: of an imag"),
   ],
 )
 def test_bad_functions_are_one_sentence(function, error, sentence):
   with pytest.raises(error, match=sentence) as caught:
     operators.linear(function, SHAPE)
   assert "\n" not in str(caught.value)
+
+
+def test_an_adjoint_of_another_shape_is_named():
+  with refused(
+    ValueError, r"adjoint must return \[8, 8, 1\] .* got \(4, 8, 1\)"
+  ):
+    operators.linear(lambda x: x, SHAPE, adjoint=lambda y: y[:4])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import posterior_jax as pj
-from posterior_jax.base import check_observation
+from posterior_jax import sampling
+from posterior_jax.base import Info, check_observation
 from posterior_jax.nfc_sampler import Sigma, levels_of
 from tests.oracles import refused
 
@@ -102,3 +103,12 @@ def test_a_denoiser_that_fails_is_an_error():
 
   with refused(FloatingPointError, "are not finite from step 2 on: denoise"):
     pj.run(pj.nfc(config), failing, _observed(PHOTOGRAPH), jax.random.key(0))
+
+
+def test_a_residual_that_is_none_is_an_error():
+  """An operator may fail where the prior's samples are fine."""
+  info = Info(*[None] * len(Info._fields))._replace(
+    residual=jnp.array([[1.0], [jnp.nan]])
+  )
+  with refused(FloatingPointError, "the residual is not finite: what the oper"):
+    sampling._check_finite(jnp.zeros((1, *SHAPE)), info)

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 import posterior_jax as pj
+from configs import restore as config
 from experiments.restore import kernel_file
+from experiments.restore.degradation import degradation
+from experiments.restore.observed import observe
 from posterior_jax import operators
 from tests.oracles import refused
 
@@ -57,3 +60,48 @@ def test_a_mask_may_have_any_size(name):
   seen = jnp.broadcast_to(operator.mask, shape) > 0
   assert jnp.mean(error[:, seen]) < 0.1
   assert jnp.mean(error[:, ~seen]) < 0.75 * jnp.mean(jnp.abs(truth))
+
+
+def test_a_picture_that_is_degraded_already_is_measured_as_it_is():
+  """wyhuai/DDNM#63, #70: one's own small picture was made smaller first."""
+  picture = np.random.default_rng(0).uniform(-1, 1, (32, 40, 3))
+  how = degradation("super_resolution", factor=4)
+  given = observe(
+    picture.astype(np.float32),
+    how.build,
+    enlarge=how.enlarge,
+    noise_std=0.02,
+    degrade=config.get_config().degrade,  # what a command leaves out
+    seed=0,
+    margin=how.margin,
+  )
+  assert given.truth is None
+  np.testing.assert_array_equal(
+    given.observation.y[0], picture.astype(np.float32)
+  )
+  operator = given.observation.operator
+  inside = operator.interior(jnp.zeros(operator.image_shape))
+  assert inside.shape == (128, 160, 3)
+
+
+@pytest.mark.parametrize(
+  "task",
+  ["gaussian_blur", pytest.param("super_resolution", marks=pytest.mark.slow)],
+)
+def test_noise_does_not_ruin_ddnm(task):
+  """wyhuai/DDNM#82: below 10 dB with noise of 0.05, or not implemented."""
+  shape = (16, 16, 3)
+  prior = pj.priors.gaussian_prior(pj.priors.power_law_spectrum(*shape[:2]))
+  operator = {
+    "gaussian_blur": operators.gaussian_blur(shape, size=5, std=1.0),
+    "super_resolution": operators.super_resolution(shape),
+  }[task]
+  truth = prior.sample(jax.random.key(0), (1,), channels=3)
+  clean = operator.forward(truth)
+  noise = 0.05 * jax.random.normal(jax.random.key(1), clean.shape)
+  given = pj.Observation(clean + noise, operator, 0.05)
+  sampler = pj.baselines.ddnm(pj.baselines.DDNMConfig.tuned(levels=10))
+  x, _ = pj.run(sampler, prior.denoise, given, jax.random.key(2))
+  exact, _ = pj.priors.posterior_mean(prior, given)
+  error, least = (float(jnp.mean((a - truth) ** 2)) for a in (x[0], exact))
+  assert error < 3 * least

@@ -30,6 +30,7 @@ def files(tmp_path_factory):
   (folder / "grey.png").write_bytes(photographs.as_png(cat[:40, :45, :1]))
   (folder / "small.png").write_bytes(photographs.as_png(cat[:20, :45]))
   clear = PIL.Image.open(folder / "odd.png").convert("RGBA")
+  clear.putpixel((0, 0), (*clear.getpixel((0, 0))[:3], 128))
   clear.save(folder / "clear.png")
   mask = np.full((40, 45), 255, np.uint8)
   mask[10:20, 5:30] = 0
@@ -283,6 +284,10 @@ def test_scores_against_numpy():
     ({"noise_std": float("nan")}, "noise_std must lie in"),
     ({"tie": "jacobian"}, "tie must be spectrum or probed, got"),
     ({"levels": 0}, "levels must lie in"),
+    (
+      {"levels": 19, "kernel_degrees": 9.0},
+      r"levels must lie in \[20, 10000\] with NFC and kernel_degrees, got 19",
+    ),
     ({"samples": 0, "method": "DPS"}, "samples must lie in"),
     ({"kernel": ""}, "kernel must name a file for motion_blur"),
     ({"kernel": "k.png"}, "kernel must be one of short, medium, long, or name"),

@@ -12,8 +12,17 @@ import posterior_jax as pj
 from configs import restore as config
 from experiments.data import photographs
 from experiments.harness import command_line, runner
-from experiments.restore import doubt, drawing, job, kernel_file, report, study
+from experiments.restore import (
+  doubt,
+  drawing,
+  job,
+  kernel_file,
+  report,
+  shared_inputs,
+  study,
+)
 from experiments.restore.heartbeat import Heartbeat
+from experiments.restore.settings import OVERLAP
 from posterior_jax.operators import frozen
 from tests.oracles import refused
 
@@ -123,6 +132,22 @@ def test_expected_evaluations_are_those_of_a_step(blurred):
   assert ticks[0] == "image, compiling and first step"
   assert all(re.fullmatch(r"image, \d+ s left", tick) for tick in ticks[1:])
   assert drawn == 2
+
+
+@pytest.mark.parametrize(
+  ("side", "most"), [(2592, 512), (1680, 512), (700, 128), (512, 512)]
+)
+def test_tiles_are_no_longer_than_their_overlap_needs(side, most):
+  count, tile = shared_inputs.tiles_of(side, most, 8)
+
+  def fewest(tile):
+    return 1 + max(0, -(-(side - tile) // (tile - OVERLAP)))
+
+  assert count == fewest(tile) == fewest(most)
+  assert tile % 8 == 0 and tile <= most
+  assert fewest(tile - 8) > count
+  # A side below the overlap is mirrored up to a tile that still has one.
+  assert shared_inputs.tiles_of(40, most, 8) == (1, OVERLAP + 8)
 
 
 def test_tiles_are_counted_inside_a_step():

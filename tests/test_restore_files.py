@@ -279,6 +279,12 @@ def test_a_scene_is_larger_than_its_picture():
   )
   np.testing.assert_array_equal(given.truth[0], picture[2:-2, 2:-2])
   assert given.observation.y.shape == given.truth.shape
+  # What is solved for has sides whose FFTs are fast, around the same picture.
+  fast = given.on_fast_sides()
+  operator = fast.observation.operator
+  assert operator.image_shape == (64, 72, 3)
+  assert operator.measurement_shape == (56, 66, 3)
+  assert fast.observation.y is given.observation.y
 
 
 def test_factors_of_super_resolution():

@@ -69,7 +69,8 @@ def test_it_is_above_tikhonov_that_was_told_the_truth(tmp_path, noise_std):
   given, truth = _blurred(tmp_path, noise_std)
   prepared = _prepared(tmp_path, noise_std)
   drawn = _drawn(prepared)
-  found = given.operator.interior(jnp.asarray(drawn.image))
+  operator = prepared.given.observation.operator
+  found = operator.interior(jnp.asarray(drawn.image))
   psnr = float(pj.metrics.psnr(found, truth))
   least = _tikhonov(given, truth)
   print(f"noise {noise_std}: {psnr:.2f} dB, Tikhonov {least:.2f}")
@@ -131,6 +132,17 @@ def test_settings_follow_noise_and_operator(tmp_path):
     assert image_settings.config(one, 40).width == Jacobian(factor=2.0)
     assert image_settings.config(one, 40).stop.max_iterations == iterations
     assert image_settings.evaluations(one) == 2 + iterations
+  # What is seen stays as it was measured.
+  seen = image_settings.config(pj.Observation(y, holes, 0.01), 40).schedule
+  assert seen.averaged == "refined"
+  seen = image_settings.config(pj.Observation(y, holes, 0.05), 40).schedule
+  assert seen.averaged == "predicted"
+  # Few levels are plug-and-play ones whatever the noise.
+  for one, last in ((noisy, 0.08), (pj.Observation(y, whole, 0.01), 0.02)):
+    few = image_settings.config(one, 10)
+    assert few == pj.NFCConfig.fast(schedule={"sigma_min": last})
+    assert image_settings.evaluations(one, 10) == 1
+  assert image_settings.config(given, 10) == little.replace(levels=10)
   for noise_std, a_level in ((0.01, 1), (0.05, 5)):
     prepared = _prepared(tmp_path, noise_std, "debug")
     assert prepared.evaluations(prepared.best) == a_level

@@ -59,11 +59,13 @@ def as_image(observation: posterior_jax.Observation) -> jax.Array:
   """The measurement at the picture's size, [N, H, W, 3].
 
   Small ones are enlarged by cubic interpolation; dropped pixels become grey.
-  What is no picture is shown as A^T y, scaled to fit.
+  What is no picture is shown as A^T y, scaled to fit, of the tangent at grey
+  where A is not linear.
   """
   y, operator = observation.y, observation.operator
   if not operator.pictorial:
-    back = operator.interior(operator.adjoint(y))
+    grey = jnp.zeros((len(y), *operator.image_shape), y.dtype)
+    back = operator.interior(operator.tangent(grey).adjoint(y))
     return back / jnp.maximum(jnp.abs(back).max(), 1e-30)
   picture = jax.eval_shape(
     operator.interior, jax.ShapeDtypeStruct(operator.image_shape, y.dtype)

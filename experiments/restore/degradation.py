@@ -1,10 +1,11 @@
 """How a picture was degraded: the operator of a task, its margin, its scale."""
 
+import contextlib
 import functools
 import importlib.util
 import pathlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -105,6 +106,18 @@ def _gaussian(shape: Shape, wide: int, std: float, boundary: str) -> Operator:
   return operators.gaussian_blur(shape, size=wide, std=std)
 
 
+@contextlib.contextmanager
+def _told(file: str) -> Iterator[None]:
+  """What a user's file raises, or where it would exit, as a sentence."""
+  try:
+    yield
+  except (Exception, SystemExit) as error:
+    kind = type(error).__name__
+    raise ValueError(
+      f"operator {file!r} cannot be run: {kind}, {error}"
+    ) from error
+
+
 def load_operator(file: str) -> Callable[[Shape], Operator]:
   """The function `operator` of a Python file of one's own, which is run.
 
@@ -114,8 +127,11 @@ def load_operator(file: str) -> Callable[[Shape], Operator]:
       degraded, else the measurement's (h, w, c). It may be called from a
       thread, by one at a time.
 
+  It is checked as `operators.check_operator` does, once for every shape.
+
   Raises:
-    ValueError: there is no such file, or it does not define one.
+    ValueError: there is no such file, it cannot be run, or does not define one
+      whose adjoint and solves are those of a linear map.
   """
   path = pathlib.Path(file)
   if not path.is_file():
@@ -124,7 +140,8 @@ def load_operator(file: str) -> Callable[[Shape], Operator]:
   if spec is None or spec.loader is None:
     raise ValueError(f"operator {file!r} must be a Python file, NAME.py")
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  with _told(file):
+    spec.loader.exec_module(module)
   build = getattr(module, "operator", None)
   if not callable(build):
     raise ValueError(f"operator {file!r} must define operator(shape)")
@@ -133,12 +150,20 @@ def load_operator(file: str) -> Callable[[Shape], Operator]:
   # compiled program.
   @functools.cache
   def checked(shape: Shape) -> Operator:
-    found = build(shape)
+    with _told(file):
+      found = build(shape)
     if not isinstance(found, Operator) or found.image_shape[2] != 3:
       raise ValueError(
         f"operator(shape) of {file!r} must return an Operator of colour images "
         f"(H, W, 3), got {found!r:.80}"
       )
+    if found.is_linear:
+      try:
+        operators.check_operator(found)
+      except ValueError as error:
+        raise ValueError(
+          f"the operator of {file!r} is wrong: {error}"
+        ) from None
     return found
 
   # A cache alone lets threads that miss it together build one each.

@@ -19,7 +19,7 @@ from experiments.harness.command_line import UsageError
 from experiments.harness.reporting import pictures
 from experiments.harness.reporting import report as reports
 from experiments.harness.reporting.report import Report
-from experiments.restore import job, side_by_side, study
+from experiments.restore import job, picture_file, side_by_side, study
 from experiments.restore import shared_inputs as shared
 from experiments.restore.job import Job
 from experiments.restore.settings import Settings
@@ -28,6 +28,11 @@ from experiments.restore.study import Written
 
 REFUSED = "refused"  # table of pictures that could not be restored
 SUFFIXES = (*photographs.SUFFIXES, ".npy")
+# Pictures, too: those that are not read are left out by name and not silently.
+OTHER_SUFFIXES = (
+  *(".jfif", ".jpe", ".gif", ".avif", ".jxl", ".jp2", ".psd", ".tga"),
+  *picture_file.UNREAD,
+)
 THUMBNAIL = 160  # pixels of a side in the report of all, at most
 
 
@@ -51,7 +56,8 @@ def prepare(settings: Settings) -> Job | Batch:
   files = tuple(
     file
     for file in sorted(folder.iterdir())
-    if file.suffix.lower() in SUFFIXES and file.is_file()
+    if file.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES)
+    and (file.is_file() or file.is_symlink())  # which may lead nowhere
   )
   if not files:
     raise ValueError(

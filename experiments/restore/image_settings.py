@@ -5,7 +5,7 @@ noise a blur has detail that only a near-exact solve brings out, and the system
 A C A^T + s^2 is then so badly conditioned that a level takes tens of VJPs.
 Under a width that Fourier space diagonalises a blur's solve costs no network at
 all: plug-and-play levels (`NFCConfig.fast`) follow the noise, down to LEAST, in
-one call each.
+one call each. They are also what fewer than FEWEST levels are for any picture.
 """
 
 import math
@@ -15,6 +15,7 @@ import numpy as np
 
 from experiments.harness import samplers
 from experiments.harness.samplers import TUNED
+from experiments.restore.settings import FEWEST
 from posterior_jax import NFCConfig, Observation
 from posterior_jax.operators import Inpainting
 from posterior_jax.operators.scene import Correlation
@@ -47,14 +48,21 @@ def config(
     levels: denoiser calls at most.
     kernel_known: False where the kernel of a blur is drawn with the picture.
   """
-  if not plug_and_play(given):
+  schedule: dict[str, Any] = {}
+  if follows_noise(given):
+    schedule = {"sigma_min": last_level(float(given.noise_std))}
+  elif isinstance(given.operator, Inpainting) and _little(given):
+    # The prediction of a held level takes from what is seen as well what a
+    # denoiser takes out at its noise.
+    schedule = {"averaged": "refined"}
+  if not plug_and_play(given, levels):
     changes = solves(given)
-    if _noisy_alone(given) and float(given.noise_std) < LITTLE_NOISE:
-      changes |= {"schedule.sigma_min": last_level(float(given.noise_std))}
+    changes |= {f"schedule.{name}": value for name, value in schedule.items()}
     found = samplers.config("NFC", TUNED, evaluations=levels, **changes)
     assert isinstance(found, NFCConfig)  # as NFC's is
     return found
-  schedule = {"sigma_min": last_level(float(given.noise_std))}
+  if not (_blurred(given) and follows_noise(given)):
+    return NFCConfig.fast(levels=levels, schedule=schedule)
   most = MOST_LEVELS
   if not kernel_known:
     most = SEARCH_LEVELS
@@ -64,18 +72,30 @@ def config(
   )
 
 
-def evaluations(given: Observation) -> float:
-  """Of the network in a level, as far as is known before."""
-  if plug_and_play(given):
+def evaluations(given: Observation, levels: int = FEWEST) -> float:
+  """Of the network in one of so many levels, as far as is known before."""
+  if plug_and_play(given, levels):
     return 1
   # A call, the product that moves the image, and the most iterations.
   return 2 + solves(given)["inner.max_iterations"]
 
 
-def plug_and_play(given: Observation) -> bool:
-  """Whether the levels are those of plug-and-play restoration."""
-  blurred = isinstance(given.operator, Correlation)
-  return blurred and float(given.noise_std) < LITTLE_NOISE
+def plug_and_play(given: Observation, levels: int = FEWEST) -> bool:
+  """Whether so many levels are those of plug-and-play restoration."""
+  return levels < FEWEST or (_blurred(given) and follows_noise(given))
+
+
+def follows_noise(given: Observation) -> bool:
+  """Whether the last levels do: of a blur, or noise alone, if it is little."""
+  return _little(given) and (_blurred(given) or _noisy_alone(given))
+
+
+def _little(given: Observation) -> bool:
+  return float(given.noise_std) < LITTLE_NOISE
+
+
+def _blurred(given: Observation) -> bool:
+  return isinstance(given.operator, Correlation)
 
 
 def last_level(noise_std: float) -> float:

@@ -1,6 +1,7 @@
 """What is to be restored, read and checked before anything is compiled."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from experiments.harness import samplers
 from experiments.harness.samplers import CALIBRATED, TUNED
 from experiments.restore import degradation, image_settings, noise, observed
 from experiments.restore import shared_inputs as shared
-from experiments.restore.mask import about_mask, mask_of
+from experiments.restore.mask import about_mask, mask_of, soft_share
 from experiments.restore.observed import Given
 from experiments.restore.picture import (
   Picture,
@@ -28,6 +29,7 @@ from posterior_jax.nfc_sampler import Probed, Spectrum
 from posterior_jax.operators.scene import Correlation
 
 ASSUMED = 0.05  # noise of a clean picture that is to be degraded
+FAR = 4.0  # times less noise than was said is asked about
 TOLERANCE = 1e-2  # relative residual of a sample's linear solves
 
 Say = Callable[[str], None]
@@ -52,7 +54,8 @@ class Job(NamedTuple):
       return self.settings.levels / sampler.num_steps + more
     if sampler is self.drawn:
       return 1 + (self.settings.tie == "probed") + more
-    return image_settings.evaluations(self.given.coloured()) + more
+    levels = self.settings.levels
+    return image_settings.evaluations(self.given.coloured(), levels) + more
 
   def turned(self, degrees: float) -> "Job":
     """The same with the kernel of its family that is turned so far."""
@@ -94,10 +97,13 @@ def prepare(
       found = uncertain.uncertain(
         found, common.family, spectrum=degradations.build_prior(*grid).spectrum
       )
-    jax.eval_shape(
-      lambda key: posterior_jax.run(found, denoise, given.coloured(), key)[0],
-      jax.random.key(0),
-    )
+    with warnings.catch_warnings():
+      # The range of a file's pixels is known: bright ones are no mistake.
+      warnings.filterwarnings("ignore", "y looks as if its pixels were")
+      jax.eval_shape(
+        lambda key: posterior_jax.run(found, denoise, given.coloured(), key)[0],
+        jax.random.key(0),
+      )
     return found
 
   best, drawn = _configs(settings, given, kernel_known=common.family is None)
@@ -162,7 +168,7 @@ def _observed(
   height, width, _ = given.observation.operator.image_shape
   if settings.degrade and (height, width) != picture.pixels.shape[:2]:
     say(f"the picture is cut to {width} x {height}, divisible by {how.enlarge}")
-  return settings, given
+  return settings, given.on_fast_sides()
 
 
 def _mask(settings: Settings, picture: Picture, say: Say) -> np.ndarray | None:
@@ -170,11 +176,17 @@ def _mask(settings: Settings, picture: Picture, say: Say) -> np.ndarray | None:
 
   The transparency of a picture, which others drop, is part of it.
   """
-  if settings.task not in degradation.MASKED:
-    if picture.said:
-      say(picture.said)
+  holes = settings.task in degradation.MASKED
+  if line := picture.kept if holes else picture.said:
+    say(line)
+  if not holes:
     return None
   mask = mask_of(picture, settings.mask)
+  if settings.mask and (share := soft_share(settings.mask)) > 0.001:
+    say(
+      f"{100 * share:.1f} % of the mask is grey: from half of white on it "
+      "counts as observed"
+    )
   for line in about_mask(mask, None if settings.degrade else picture.pixels):
     say(line)
   return mask
@@ -195,6 +207,8 @@ def _noise(
 ) -> float:
   """The noise level, with a word on where it comes from."""
   if settings.noise_std:
+    if line := _too_much(settings, picture, mask):
+      say(line)
     return settings.noise_std
   least = noise.rounding(picture.bits)
   if settings.noise_std is not None:
@@ -202,9 +216,35 @@ def _noise(
     return least
   if settings.degrade:
     return ASSUMED
-  found = max(noise.estimate(picture.pixels, mask), least)
+  lost = noise.rounding_of_jpeg(picture.steps)
+  found = max(noise.estimate(picture.pixels, mask), least, lost)
+  if picture.steps:
+    say(
+      "JPEG takes noise away and leaves errors of its own, "
+      f"{noise.UNIT * lost:.1f} levels of 255 at least: give noise_std if the "
+      "picture was noisier"
+    )
   say(
     f"noise_std is estimated from the picture: {found:.4f}, "
     f"{noise.UNIT * found:.1f} levels of 255"
   )
   return found
+
+
+def _too_much(
+  settings: Settings, picture: Picture, mask: np.ndarray | None
+) -> str:
+  """A question where a picture looks far less noisy than is said, else ""."""
+  assert settings.noise_std is not None
+  if settings.degrade or settings.task == degradation.CUSTOM:
+    return ""
+  try:
+    found = noise.estimate(picture.pixels, mask)
+  except ValueError:  # too few patches to tell
+    return ""
+  if picture.steps or FAR * max(found, noise.rounding(8)) > settings.noise_std:
+    return ""
+  return (
+    f"the picture looks less noisy than noise_std says: {found:.4f} against "
+    f"{settings.noise_std:.4f}"
+  )

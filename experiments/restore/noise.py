@@ -31,6 +31,19 @@ def rounding(bits: int) -> float:
   return 2 / (2 ** min(bits, 16) - 1) / 12**0.5
 
 
+def rounding_of_jpeg(steps: tuple[int, ...]) -> float:
+  """What JPEG's rounding leaves at least, in pixels of [-1, 1].
+
+  Coefficients of high frequencies are mostly dropped whole; the nine finest
+  steps are of those that a photograph fills, and are rounded.
+
+  Args:
+    steps: in levels of 255, ascending; none for other files.
+  """
+  finest = np.asarray(steps[:9], np.float64)
+  return float(np.sqrt((finest**2).mean() / 12)) / UNIT if len(finest) else 0.0
+
+
 def estimate(picture: np.ndarray, observed: np.ndarray | None = None) -> float:
   """Standard deviation of white noise.
 
@@ -44,6 +57,8 @@ def estimate(picture: np.ndarray, observed: np.ndarray | None = None) -> float:
   Raises:
     ValueError: too few patches of the picture are whole.
   """
+  if min(picture.shape[:2]) < PATCH:
+    raise _too_few(0)
   whole = np.lib.stride_tricks.sliding_window_view
   keep = np.ones(1, bool)
   if observed is not None:
@@ -53,15 +68,25 @@ def estimate(picture: np.ndarray, observed: np.ndarray | None = None) -> float:
     patches = whole(channel, (PATCH, PATCH))
     chosen = np.arange(patches.shape[0] * patches.shape[1])
     chosen = chosen[np.broadcast_to(keep, chosen.shape)]
+    # Where a picture is burnt out or black its noise is clipped away, and the
+    # flattest patches are there.
+    within = whole(np.abs(channel) < 1, (PATCH, PATCH)).all((2, 3))
+    unclipped = within.ravel()[chosen]
+    if unclipped.sum() >= FEWEST:
+      chosen = chosen[unclipped]
     if len(chosen) < FEWEST:
-      raise ValueError(
-        f"noise_std must be given: only {len(chosen)} patches of {PATCH} x "
-        f"{PATCH} pixels are whole, fewer than {FEWEST}"
-      )
+      raise _too_few(len(chosen))
     chosen = chosen[:: -(-len(chosen) // MOST)]
     row, column = np.divmod(chosen, patches.shape[1])
     variances.append(_variance(patches[row, column]))
   return float(np.sqrt(np.mean(variances)))
+
+
+def _too_few(count: int) -> ValueError:
+  return ValueError(
+    f"noise_std must be given: only {count} patches of {PATCH} x {PATCH} "
+    f"pixels are whole, fewer than {FEWEST}"
+  )
 
 
 def _variance(patches: np.ndarray) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 from experiments.restore.degradation import Shape
 from experiments.restore.picture_file import MOST_SIDE
 from posterior_jax import Observation, Operator
+from posterior_jax.operators import SceneBlur
 
 LEAST = 32  # pixels of a side of what is restored
 
@@ -41,6 +42,15 @@ class Given(NamedTuple):
       _of_shape(self.observation.operator, shape),
       3**0.5 * self.observation.noise_std,
     )
+
+  def on_fast_sides(self) -> "Given":
+    """The same, the scene of a blur of sides whose FFTs are fast."""
+    operator = self.observation.operator
+    if not isinstance(operator, SceneBlur):
+      return self
+    operator = operator.on_fast_sides()
+    observation = dataclasses.replace(self.observation, operator=operator)
+    return self._replace(observation=observation)
 
 
 def observe(
@@ -79,6 +89,11 @@ def observe(
     )
   else:
     height, width = height * enlarge, width * enlarge
+  if margin > max(height, width):
+    raise ValueError(
+      f"the blur must reach no further than the picture's {width} x {height} "
+      f"pixels, it reaches {margin} to every side"
+    )
   operator = build((height + 2 * margin, width + 2 * margin, channels))
   height, width = (n - 2 * margin for n in operator.image_shape[:2])
   if not (LEAST <= min(height, width) and max(height, width) <= MOST_SIDE):

@@ -8,6 +8,8 @@ import numpy as np
 from experiments.restore import picture_file
 from posterior_jax.foreign_files import array_file
 
+DIM = 1 / 8  # of white; no photograph that was exposed is darker throughout
+
 
 class Picture(NamedTuple):
   """A picture of one's own.
@@ -18,6 +20,8 @@ class Picture(NamedTuple):
     hidden: [H, W], 1 where it is transparent, 0 elsewhere; None: nowhere.
     bits: 8 or 16, of an integer; 32 of a floating-point number.
     profile: ICC profile of its colours.
+    kept: what to tell where its transparency is not dropped.
+    steps: of JPEG's brightness, in levels of 255 and ascending.
   """
 
   pixels: np.ndarray
@@ -25,6 +29,8 @@ class Picture(NamedTuple):
   hidden: np.ndarray | None = None
   bits: int = 8
   profile: bytes | None = None
+  kept: str = ""
+  steps: tuple[int, ...] = ()
 
 
 def read_picture(file: str) -> Picture:
@@ -43,7 +49,14 @@ def read_picture(file: str) -> Picture:
       not finite or out of range.
   """
   stored = picture_file.read("image", file)
-  values, said = 2 * stored.values - 1, []
+  values = 2 * stored.values - 1
+  said = [f"{file}: {stored.said}"] if stored.said else []
+  brightest = stored.values.max(initial=0.0)
+  if stored.bits < 32 and brightest < DIM:
+    said.append(
+      f"the brightest pixel of {file} is {100 * brightest:.2g} % of white: "
+      "counts of fewer bits must be scaled up first"
+    )
   if stored.bits == 32:
     values = stored.values
     if not np.isfinite(values).all():
@@ -61,10 +74,20 @@ def read_picture(file: str) -> Picture:
       said.append(f"the pixels of {file} are taken to lie in [0, 1]")
   hidden = None
   if stored.alpha is not None:
-    said.append(f"the transparency of {file} is dropped")
     hidden = (stored.alpha < 1).astype(np.float32)
+  kept = "; ".join(said)
+  if hidden is not None:
+    said.append(f"the transparency of {file} is dropped")
   pixels = values.astype(np.float32)
-  return Picture(pixels, "; ".join(said), hidden, stored.bits, stored.profile)
+  return Picture(
+    pixels,
+    "; ".join(said),
+    hidden,
+    stored.bits,
+    stored.profile,
+    kept,
+    stored.steps,
+  )
 
 
 def read_measurement(file: str) -> Picture:

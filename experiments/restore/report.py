@@ -177,9 +177,11 @@ def _caption(row: Mapping[str, Any], given: Given) -> str:
   how = f"the mean of {row['samples']} samples of {row['method']}, tuned"
   if row["method"] == "NFC":
     samples = "; samples by its calibrated() setting" if row["samples"] else ""
-    setting = "restoration() setting"
-    if image_settings.plug_and_play(given.coloured()):
-      setting = "fast() setting with last levels that follow the noise"
+    coloured = given.coloured()
+    fast = image_settings.plug_and_play(coloured, row["levels"])
+    setting = ("fast" if fast else "restoration") + "() setting"
+    if image_settings.follows_noise(coloured):
+      setting += " with last levels that follow the noise"
     how = f"NFC's {setting}{samples}"
   return (
     f"{row['task'].replace('_', ' ')}, noise {row['noise_std']:g} on pixels in "

@@ -8,7 +8,9 @@ from experiments.restore.degradation import BLURRED, CUSTOM, KINDS, MASKED
 from experiments.restore.picture_file import MOST_SIDE
 
 OVERLAP = 64  # pixels that tiles of a large picture share
-FEWEST = 20  # levels of NFC's one image, whose solves go on over the levels
+# Levels of NFC's one image: below FEWEST those of `NFCConfig.fast`, for solves
+# that go on over the levels, and kernels that are drawn with it, need more.
+FEWEST, FEWEST_FAST = 20, 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,10 +36,10 @@ class Settings(Checked):
       rounding to the file's levels leaves.
     degrade: whether the picture is clean, and to be degraded first.
     method: of `samplers.METHODS`, in its tuned setting.
-    levels: denoiser calls that an image may take; with NFC at least 20, and up
-      to four VJPs on top of each, more where there is little noise. For a blur
-      of little noise NFC takes at most 30, and 40 with kernel_degrees, without
-      VJPs (`image_settings`).
+    levels: denoiser calls that an image may take. With NFC up to four VJPs come
+      on top of each, more where there is little noise; 5 to 19 are without, by
+      `NFCConfig.fast`. For a blur of little noise NFC takes at most 30, and 20
+      to 40 with kernel_degrees, without VJPs (`image_settings`).
     samples: posterior samples, with NFC maybe none; its by its calibrated
       setting.
     sample_levels: denoiser calls of each of NFC's samples.
@@ -77,9 +79,12 @@ class Settings(Checked):
     super().__post_init__()
     if self.noise_std is not None and not 0 <= self.noise_std <= 2:
       raise ValueError(f"noise_std must lie in [0, 2], got {self.noise_std}")
-    if self.method == "NFC" and self.levels < FEWEST:
+    least = FEWEST if self.kernel_degrees else FEWEST_FAST
+    if self.method == "NFC" and self.levels < least:
+      drawn = " and kernel_degrees" if self.kernel_degrees else ""
       raise ValueError(
-        f"levels must lie in [{FEWEST}, 10000] with NFC, got {self.levels}"
+        f"levels must lie in [{least}, 10000] with NFC{drawn}, got "
+        f"{self.levels}"
       )
     if self.method != "NFC" and not self.samples:
       raise ValueError(f"samples must lie in [1, 64] with {self.method}, got 0")
@@ -90,7 +95,8 @@ class Settings(Checked):
     ):
       needed = self.task in tasks and name != "mask"  # its image may have holes
       if needed and not getattr(self, name):
-        raise ValueError(f"{name} must name a file for {self.task}")
+        frozen = ", or be short, medium or long" if name == "kernel" else ""
+        raise ValueError(f"{name} must name a file for {self.task}{frozen}")
       if self.task not in tasks and getattr(self, name):
         raise ValueError(f"{name} must be left out: {self.task} reads none")
     if self.kernel_degrees and self.task not in BLURRED:

@@ -109,10 +109,21 @@ def denoiser(
       f"tile must be divisible by {unit}, the network's unit; got "
       f"{settings.tile}"
     )
-  # As `tiled` lays them: as few as overlap enough.
-  tiles = math.prod(
-    1 + max(0, -(-(side - settings.tile) // (settings.tile - OVERLAP)))
-    for side in size
+  height, width = (tiles_of(side, settings.tile, unit) for side in size)
+  share = 1 / (height[0] * width[0])
+  watched = common.heartbeat.watched(denoise, share)
+  return posterior_jax.tiled(
+    watched, tile=(height[1], width[1]), overlap=OVERLAP
   )
-  watched = common.heartbeat.watched(denoise, 1 / tiles)
-  return posterior_jax.tiled(watched, tile=settings.tile, overlap=OVERLAP)
+
+
+def tiles_of(side: int, most: int, unit: int) -> tuple[int, int]:
+  """How many tiles cover a side, and how long they are.
+
+  As few as overlap enough at `most` pixels, and then as short as still do:
+  tiles of 512 for 2592 x 1680 pixels would work on a sixth more of them.
+  """
+  count = 1 + max(0, -(-(side - most) // (most - OVERLAP)))
+  needed = -(-(side + (count - 1) * OVERLAP) // count)
+  needed = max(needed, OVERLAP + 1)  # as `tiled` asks of either side
+  return count, min(-(-needed // unit) * unit, most)

@@ -154,4 +154,4 @@ def _computed(
   except jax.errors.JaxRuntimeError as error:
     # Of a picture that is too large for the device, for one; the next line on
     # are tables of what lies in its memory.
-    return str(error).splitlines()[0]
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -17,6 +17,7 @@ import numpy as np
 
 from experiments.data import degradations
 from experiments.harness import prior_files, record, scores, writing
+from experiments.harness.command_line import UsageError
 from experiments.harness.progress import Progress
 from experiments.harness.reporting import report as reports
 from experiments.restore import doubt, picture_file, report
@@ -49,8 +50,16 @@ def inputs(settings: Settings) -> dict[str, str]:
 
 
 def restore(job: Job, run: record.Run) -> None:
-  """Restores the picture; writes images, row and report."""
-  path = write(compute(job, run.folder), run, run.folder).report
+  """Restores the picture; writes images, row and report.
+
+  Raises:
+    UsageError: the image is not finite.
+  """
+  try:
+    found = compute(job, run.folder)
+  except doubt.NotFinite as error:
+    raise UsageError(str(error)) from error
+  path = write(found, run, run.folder).report
   print(f"report: {reports.shown(path)}")
 
 
@@ -165,7 +174,8 @@ def evaluate(given: Given, restored: Restored) -> dict[str, Score]:
     images["_sample"] = restored.samples[0]
   if several:
     images["_mean"] = restored.samples.mean(0)
-  if given.truth is not None:
+  # What is no picture has no quality of one.
+  if given.truth is not None and given.observation.operator.pictorial:
     images["_given"] = np.asarray(degradations.as_image(given.observation)[0])
   found: dict[str, Score] = {}
   for name in report.ROWS:
@@ -180,7 +190,9 @@ def evaluate(given: Given, restored: Restored) -> dict[str, Score]:
         numbers["ssim"] = float(metrics.ssim(x, given.truth).mean())
     for score in ("residual", "psnr", "ssim"):
       found[score + name] = numbers[score]
-  spread = restored.samples.std(0, ddof=1) if several else None
+  # Of the picture alone, as the map of it: a scene's margin is less sure.
+  shown = restored.within(given.observation.operator)
+  spread = shown.samples.std(0, ddof=1) if several else None
   return found | {
     "spread": None if spread is None else float(np.sqrt((spread**2).mean()))
   }

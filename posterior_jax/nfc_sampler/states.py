@@ -1,12 +1,14 @@
 """The states between levels: where a run starts, and how it is renoised."""
 
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from posterior_jax.base import Observation
+from posterior_jax.base import Observation, Operator
 from posterior_jax.likelihood import gaussian
 from posterior_jax.nfc_sampler.levels import Level
 from posterior_jax.nfc_sampler.records import Schedule, Spectrum, Width
@@ -33,24 +35,46 @@ def shown(
   """What the measurement shows of an image, of a shape [..., N, H, W, C].
 
   The measurement itself where it has the pixel, enlarged where several pixels
-  of the image share one of it. Dropped pixels, the borders of a scene and what
-  is measured in another unit than pixels come from the minimiser of
+  of the image share one of it; its edge goes on where the image is a scene
+  larger than its picture. Dropped pixels and what is measured in another unit
+  than pixels come from the minimiser of
 
     |y - A z|^2 / s^2 + z^T S^-1 z
 
   which takes an image to be periodic. That shows at the borders of a blurred
-  one, so it stands only where nothing else does.
+  one, and takes hundreds of iterations where a margin is hidden, so it stands
+  only where nothing else does.
   """
   y, operator = observation.y, observation.operator
   image, measured = operator.image_shape, operator.measurement_shape
-  if operator.pictorial and _shares(image, measured):
-    enlarged = jax.image.resize(y, (len(y), *image), "cubic")
-    return jnp.broadcast_to(enlarged, shape)
+  border = _border(operator)
+  inside = (
+    *(n - sum(sides) for n, sides in zip(image[:2], border, strict=True)),
+    image[2],
+  )
+  scene = inside != image and inside == measured
+  if operator.pictorial and (scene or _shares(inside, measured)):
+    enlarged = jax.image.resize(y, (len(y), *inside), "cubic")
+    wide = jnp.pad(enlarged, ((0, 0), *border, (0, 0)), mode="edge")
+    return jnp.broadcast_to(wide, shape)
   target = gaussian.Target(observation, jnp.zeros(shape), spectrum)
   likely, _ = gaussian.mean(target, tolerance=1e-4, max_iterations=500)
   if not operator.pictorial or measured != image:
     return likely
   return operator.observed * y + (1 - operator.observed) * likely
+
+
+def _border(operator: Operator) -> tuple[tuple[int, int], tuple[int, int]]:
+  """Pixels of the image (above, below), (left, right) of the picture."""
+  height, width, _ = operator.image_shape
+  # Of NumPy, so that it is known where a program is traced.
+  places: Any = np.moveaxis(np.mgrid[:height, :width], 0, -1)  # [H, W, 2]
+  inside = np.asarray(operator.interior(places))
+  (top, left), (bottom, right) = inside[0, 0], inside[-1, -1]
+  return (int(top), int(height - 1 - bottom)), (
+    int(left),
+    int(width - 1 - right),
+  )
 
 
 def _shares(image: tuple[int, ...], measured: tuple[int, ...]) -> bool:

@@ -25,21 +25,24 @@ def blur(
   kernel: np.ndarray | jax.Array,
   *,
   boundary: Boundary = "reflect",
+  seen: tuple[int, int] | None = None,
 ) -> Correlation:
   """Blur with a kernel of one's own.
 
   Args:
-    image_shape: (H, W, C); for "valid" that of the scene, k // 2 larger than
-      the picture at every side.
+    image_shape: (H, W, C); for "valid" that of the scene, at least k // 2
+      larger than the picture at every side (`SceneBlur.on_fast_sides`).
     kernel: [k, k], k odd, non-negative, sum 1 within 1e-3.
     boundary: "reflect" mirrors, "circular" wraps around, and "valid" assumes
       nothing: the scene goes on beyond the picture, as it does for a camera.
+    seen: for "valid" (h, w), sides of the picture in the middle of the scene;
+      None: the scene less k // 2 at every side.
 
   Kernels that differ in whether they are separable compile anew.
 
   Raises:
-    ValueError: for a kernel that is not such, one too wide for the mirror, or
-      an unknown boundary.
+    ValueError: for a kernel that is not such, one too wide for the mirror, a
+      picture that does not fit into the scene, or an unknown boundary.
 
   Example:
     >>> import numpy as np
@@ -74,7 +77,14 @@ def blur(
       f"{image_shape[:2]}; its half must be below the image size"
     )
   if boundary == "valid":
-    return SceneBlur(jnp.asarray(values, jnp.float32), image_shape)
+    border = 2 * (values.shape[0] // 2)
+    height, width = (n - border for n in image_shape[:2])
+    seen = _seen(seen, (height, width))
+    return SceneBlur(jnp.asarray(values, jnp.float32), image_shape, seen)
+  if seen is not None:
+    raise ValueError(
+      f'seen must be None unless boundary is "valid", got {seen}'
+    )
   # A product of its margins, to the rounding of a float32 kernel.
   factors = np.outer(values.sum(1), values.sum(0)) / values.sum()
   separable = bool(np.abs(factors - values).max() <= 1e-6 * values.max())
@@ -83,12 +93,28 @@ def blur(
   )
 
 
+def _seen(
+  seen: tuple[int, int] | None, most: tuple[int, int]
+) -> tuple[int, int]:
+  """Sides of the picture, checked; None: the most that the scene leaves."""
+  if seen is None:
+    return most
+  height, width = (fields.whole("seen", n) for n in seen)
+  if not (0 < height <= most[0] and 0 < width <= most[1]):
+    raise ValueError(
+      f"seen must be positive and at most {most}, the scene less k // 2 at "
+      f"every side; got {seen}"
+    )
+  return height, width
+
+
 def gaussian_blur(
   image_shape: tuple[int, int, int],
   *,
   size: int = 61,
   std: float = 3.0,
   boundary: Boundary = "reflect",
+  seen: tuple[int, int] | None = None,
 ) -> Correlation:
   """Gaussian blur, 61 wide with standard deviation 3 in the benchmark.
 
@@ -100,6 +126,7 @@ def gaussian_blur(
     size: k, odd.
     std: in pixels, > 0.
     boundary: as of `blur`.
+    seen: as of `blur`.
 
   Raises:
     ValueError: for values out of range.
@@ -119,7 +146,7 @@ def gaussian_blur(
   impulse = np.zeros((size, size))
   impulse[size // 2, size // 2] = 1
   kernel = scipy.ndimage.gaussian_filter(impulse, std)
-  return blur(image_shape, kernel / kernel.sum(), boundary=boundary)
+  return blur(image_shape, kernel / kernel.sum(), boundary=boundary, seen=seen)
 
 
 def motion_blur(

@@ -63,6 +63,10 @@ def check_operator(operator: Operator, *, seed: int = 0) -> OperatorErrors:
     jax.random.normal(key, (2, 1, *operator.image_shape)) for key in keys[:2]
   )
   image = _of_shape("forward", forward(x), operator.measurement_shape)
+  if not _norm(image) > 0:
+    raise ValueError(
+      "forward must not be 0 of every image, it measured nothing"
+    )
   linearity = _relative(
     forward(x + 2 * other) - image - 2 * forward(other), image
   )
@@ -117,6 +121,8 @@ def _of_shape(
       f"{name} must return [2, 1, {', '.join(map(str, shape))}] for a batch of "
       f"[2, 1], got {list(found.shape)}"
     )
+  if jnp.iscomplexobj(found):
+    raise ValueError(f"{name} must return real numbers, got {found.dtype}")
   if not bool(jnp.isfinite(found).all()):
     raise ValueError(f"{name} must return finite numbers, it does not")
   return found

@@ -86,12 +86,20 @@ def returned(
   """
   found = jax.eval_shape(function, image)
   shape = tuple(getattr(found, "shape", ()))
-  if len(shape) != 3 or not jnp.issubdtype(found.dtype, jnp.floating):
+  real = len(shape) == 3 and jnp.issubdtype(found.dtype, jnp.floating)
+  if not real or not all(shape):
     raise ValueError(
       f"function must return a real array [h, w, c], got {found}; reshape it, "
       "and give a complex one as operators.real_view"
     )
+  if jnp.finfo(found.dtype).bits < 32:
+    raise ValueError(f"function must return float32, got {found.dtype}")
   return found
+
+
+def first_line(error: Exception) -> str:
+  """What an error says first; its kind where it says nothing."""
+  return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def linear(
@@ -113,8 +121,9 @@ def linear(
 
   Raises:
     TypeError: if `function` is not callable.
-    ValueError: if it does not return a real array of three axes, or JAX cannot
-      transpose it, as it can all that is linear in its operations.
+    ValueError: if it does not return a real array of three axes, JAX cannot
+      transpose it, as it can all that is linear in its operations, it has a
+      constant, or its adjoint returns another shape.
 
   Example:
     >>> import jax.numpy as jnp
@@ -139,8 +148,15 @@ def linear(
     if adjoint is None:
       raise ValueError(
         f"function must be linear in JAX operations, it has no transpose: "
-        f"{str(error).splitlines()[0]}"
+        f"{first_line(error)}"
       ) from error
+  if adjoint is not None:
+    back = getattr(jax.eval_shape(adjoint, found), "shape", None)
+    if back != image_shape:
+      raise ValueError(
+        f"adjoint must return {list(image_shape)} for a measurement "
+        f"{list(shape)}, got {back}"
+      )
   operator = Function(
     as_pytree(function),
     None if adjoint is None else as_pytree(adjoint),
@@ -161,11 +177,25 @@ def probed_gain(operator: Operator, seed: int = 0) -> jax.Array:
   Args:
     operator: with forward and adjoint.
     seed: of the probes.
+
+  Raises:
+    ValueError: of an image of zeros the operator measures something else.
   """
   height, width, _ = operator.image_shape
   shape = (_PROBES, *operator.image_shape)
   probes = jax.random.normal(jax.random.key(seed), shape)
-  images = jax.jit(lambda x: operator.adjoint(operator.forward(x)))(probes)
+
+  @jax.jit
+  def measured(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    constant = jnp.abs(operator.forward(jnp.zeros_like(x[0]))).max()
+    return operator.adjoint(operator.forward(x)), constant
+
+  images, constant = measured(probes)
+  if constant != 0:
+    raise ValueError(
+      "function must be linear: of an image of zeros it returns up to "
+      f"{float(constant):.3g}; subtract that from function and measurement"
+    )
   f, g = (np.fft.fft2(np.asarray(a), axes=(1, 2)) for a in (probes, images))
   found, size = (f.conj() * g).real.sum(-1), (np.abs(f) ** 2).sum(-1)
   gain = found.sum(0) / size.sum(0)  # [H, W]

@@ -8,6 +8,7 @@ a torus and M the cut to the picture, where K never wraps around.
 """
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ from posterior_jax.base import Operator, SolveInfo
 from posterior_jax.linalg import fourier, solve
 from posterior_jax.linalg.svd import Svd
 from posterior_jax.operators.shapes import widened
+
+UNIT = 8  # of fast sides: what a U-Net of three halvings divides
 
 
 class Correlation(Operator):
@@ -31,25 +34,28 @@ class SceneBlur(Correlation):
 
   Attributes:
     kernel: [k, k], k odd; correlated as it is, not flipped.
-    image_shape: (H, W, C) of the scene, k // 2 larger than the picture at every
-      side.
+    image_shape: (H, W, C) of the scene, at least k // 2 larger than the picture
+      at every side.
+    seen: (h, w), sides of the picture in the middle of the scene.
   """
 
   kernel: jax.Array
   image_shape: tuple[int, int, int] = dataclasses.field(
     metadata={"static": True}
   )
+  seen: tuple[int, int] = dataclasses.field(metadata={"static": True})
 
   @property
   def margin(self) -> int:
-    """k // 2."""
-    return self.kernel.shape[0] // 2
+    """Of the side where it is smallest, at least k // 2."""
+    return min(
+      (n - m) // 2 for n, m in zip(self.image_shape, self.seen, strict=False)
+    )
 
   @property
   def measurement_shape(self) -> tuple[int, int, int]:
-    """(H - k + 1, W - k + 1, C)."""
-    height, width, channels = self.image_shape
-    return (height - 2 * self.margin, width - 2 * self.margin, channels)
+    """(h, w, C)."""
+    return (*self.seen, self.image_shape[2])
 
   @property
   def pictorial(self) -> bool:
@@ -110,7 +116,47 @@ class SceneBlur(Correlation):
       max_iterations=max_iterations,
     )
 
+  def interior(self, x: jax.Array) -> jax.Array:
+    """The picture's part of the scene, [..., H, W, C] to [..., h, w, C]."""
+    (top, bottom), (left, right) = self._border()
+    height, width, _ = self.image_shape
+    return x[..., top : height - bottom, left : width - right, :]
+
+  def on_fast_sides(self) -> "SceneBlur":
+    """The same picture in a scene whose FFTs are fast.
+
+    Its sides are the smallest multiples of 8 that hold picture and blur and
+    have no prime factor above 7. An FFT of 2588 = 4 x 647 takes longer than one
+    of 2592, and a network whose sides have a unit would fill them up as well.
+    """
+    border = 2 * (self.kernel.shape[0] // 2)
+    height, width = (
+      UNIT * _smooth(-(-(n + border) // UNIT)) for n in self.seen
+    )
+    return dataclasses.replace(
+      self, image_shape=(height, width, self.image_shape[2])
+    )
+
   def _framed(self, y: jax.Array) -> jax.Array:
     """Zeros around the picture: the transpose of `interior`."""
-    border = ((self.margin, self.margin),) * 2
-    return jnp.pad(y, ((0, 0),) * (y.ndim - 3) + border + ((0, 0),))
+    border = (*self._border(), (0, 0))
+    return jnp.pad(y, ((0, 0),) * (y.ndim - 3) + border)
+
+  def _border(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Pixels (above, below), (left, right) of the picture."""
+    down, across = (
+      n - m for n, m in zip(self.image_shape, self.seen, strict=False)
+    )
+    return (down // 2, -(-down // 2)), (across // 2, -(-across // 2))
+
+
+def _smooth(least: int) -> int:
+  """The smallest number from `least` on whose prime factors are at most 7."""
+  for n in itertools.count(least):
+    rest = n
+    for prime in (2, 3, 5, 7):
+      while rest % prime == 0:
+        rest //= prime
+    if rest == 1:
+      return n
+  raise AssertionError  # itertools.count has no end

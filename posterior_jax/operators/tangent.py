@@ -17,7 +17,12 @@ import numpy as np
 from posterior_jax import fields
 from posterior_jax.base import Linear, Operator, SolveInfo
 from posterior_jax.linalg import fourier, solve
-from posterior_jax.operators.function import as_pytree, each, returned
+from posterior_jax.operators.function import (
+  as_pytree,
+  each,
+  first_line,
+  returned,
+)
 from posterior_jax.operators.shapes import check_image_shape, widened
 
 
@@ -213,8 +218,8 @@ def nonlinear(function: Linear, image_shape: tuple[int, int, int]) -> Nonlinear:
 
   Raises:
     TypeError: if `function` is not callable.
-    ValueError: if it does not return a real array of three axes, or JAX cannot
-      differentiate it.
+    ValueError: if it does not return a real array of three axes, or its
+      derivative does not exist, is not finite or is 0 everywhere.
 
   Example:
     >>> import jax.numpy as jnp
@@ -243,9 +248,28 @@ def nonlinear(function: Linear, image_shape: tuple[int, int, int]) -> Nonlinear:
   except Exception as error:  # of any kind, from inside the function
     raise ValueError(
       f"function must have derivatives in JAX operations: "
-      f"{str(error).splitlines()[0].split('. ')[0]}"
+      f"{first_line(error).split('. ')[0]}"
     ) from error
+  _check_derivative(both, image_shape)
   return operator
+
+
+def _check_derivative(both: Linear, image_shape: tuple[int, int, int]) -> None:
+  """Refuses a function whose tangent says nothing of any image."""
+  x = 0.9 * jax.random.uniform(jax.random.key(0), image_shape, minval=-1)
+  found = jax.jit(both)(x)
+  if isinstance(found, jax.core.Tracer):
+    return
+  size = float(jnp.abs(found).max())
+  if not math.isfinite(size):
+    raise ValueError(
+      "function must have finite values and derivatives at images in [-1, 1]"
+    )
+  if size == 0:
+    raise ValueError(
+      "function must have a derivative that is not 0 everywhere, as that of "
+      "rounding and of thresholds is: give it one by jax.custom_jvp"
+    )
 
 
 def phase_retrieval(
