@@ -21,7 +21,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from neumann_jax import Execution, ModelConfig, Yarn, checkpoint
-from neumann_jax.checkpoint import hf_layout, safetensors_io
+from neumann_jax.checkpoint import (
+  hf_layout,
+  safetensors_io,
+  safetensors_shards,
+)
 from neumann_jax.checkpoint.hf_config import (
   from_json,
   to_json,
@@ -878,7 +882,7 @@ def test_a_save_that_stops_between_shards_leaves_nothing(tmp_path, monkeypatch):
     if len(written) == 2:
       raise KeyboardInterrupt
 
-  monkeypatch.setattr(safetensors_io, "save_file", stop)
+  monkeypatch.setattr(safetensors_shards, "save_file", stop)
   with pytest.raises(KeyboardInterrupt):
     checkpoint.save(model_of("dense"), tmp_path / "x", max_shard_bytes=20_000)
   assert not list(tmp_path.iterdir())

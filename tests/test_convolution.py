@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 from posterior_jax.priors.nets.convolution import convolve
-from tests.oracles import FLOAT32_OPERATOR
+from tests.oracles import FLOAT32_OPERATOR, quick_jit
 
 lax_convolution = lax.conv_general_dilated
 NAMES = ("NHWC", "HWIO", "NHWC")
@@ -63,9 +63,10 @@ def test_is_the_convolution_of_jax_with_its_derivatives(form):
 
 
 def test_second_derivatives_and_batches():
-  x, kernel, dx = _arrays((1, 5, 4, 4), (3, 3), 1)
+  arrays = _arrays((1, 5, 4, 4), (3, 3), 1)
 
-  def results(conv):
+  @functools.partial(quick_jit, static_argnums=0)
+  def results(conv, x, kernel, dx):
     def energy(x, kernel):
       y = conv(x, kernel, (1, 1), "SAME", dimension_numbers=NAMES)
       return jnp.sum(jnp.tanh(y) ** 2)
@@ -86,8 +87,8 @@ def test_second_derivatives_and_batches():
     )
 
   for ours, theirs in zip(
-    jax.tree.leaves(results(convolve)),
-    jax.tree.leaves(results(lax_convolution)),
+    jax.tree.leaves(results(convolve, *arrays)),
+    jax.tree.leaves(results(lax_convolution, *arrays)),
   ):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-3)
 

@@ -54,7 +54,7 @@ def test_band_energy_is_the_residual_by_frequency(name):
   operator = observation.operator
   x = np.random.default_rng(1).standard_normal((3, 2, *SHAPE))
   x = jnp.asarray(x, jnp.float32)
-  found = diagnostics.band_energy(observation, x)
+  found = jax.jit(diagnostics.band_energy)(observation, x)
   height, width, _ = operator.measurement_shape
   index = fourier.radial_bands(height, width, diagnostics.BANDS)
   observed = np.broadcast_to(operator.observed, operator.measurement_shape)

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import neumann_jax
 from neumann_jax.delta_rule import layout
+from neumann_jax.delta_rule.hopper import passes as hopper_passes
 from neumann_jax.delta_rule.hopper import pieces as hopper_pieces
 from neumann_jax.delta_rule.hopper import rule as hopper_rule
 from neumann_jax.delta_rule.hopper.tiles import CHUNK
@@ -57,7 +58,8 @@ def kernels(monkeypatch):
     "initial_cotangent": initial_cotangent,
   }
   for name, form in played.items():
-    monkeypatch.setattr(hopper_rule, name, form)
+    home = hopper_rule if hasattr(hopper_rule, name) else hopper_passes
+    monkeypatch.setattr(home, name, form)
 
 
 @pytest.mark.parametrize("check_vma", [True, False])

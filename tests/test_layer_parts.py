@@ -27,6 +27,11 @@ def normal(*shape, seed=0):
 # --- Convolution -------------------------------------------------------------
 
 
+# One program each, where all of their operations would be one.
+conv = oracles.quick_jit(short_conv)
+unit_norm = oracles.quick_jit(norms.unit_norm)
+
+
 def conv_truth(x, kernel, history, segment_ids=None):
   before = np.swapaxes(history, 1, 2)
   y, kept = oracles.causal_conv(x, kernel, segment_ids, before)
@@ -43,16 +48,16 @@ def test_short_conv_is_the_sum(length, width, packed):
   if packed:
     rng = np.random.default_rng([length, width])
     ids = np.cumsum(rng.integers(0, 2, (3, length)), 1).astype(np.int32)
-  found = short_conv(x, kernel, history=history, segment_ids=ids)
+  found = conv(x, kernel, history=history, segment_ids=ids)
   assert_close(found, conv_truth(x, kernel, history, ids), TOLERANCE)
 
 
 def test_short_conv_in_two_calls():
   x, kernel, history = normal(2, 9, 5), normal(4, 5), normal(2, 5, 4)
-  whole = short_conv(x, kernel, history=history)
+  whole = conv(x, kernel, history=history)
   for cut in (1, 2, 5, 8):
-    first, kept = short_conv(x[:, :cut], kernel, history=history)
-    second, kept = short_conv(x[:, cut:], kernel, history=kept)
+    first, kept = conv(x[:, :cut], kernel, history=history)
+    second, kept = conv(x[:, cut:], kernel, history=kept)
     found = jnp.concatenate([first, second], 1), kept
     chex.assert_trees_all_close(found, whole, rtol=0, atol=TOLERANCE)
 
@@ -61,7 +66,7 @@ def test_short_conv_history_is_of_the_last_document_alone():
   """Not of one before it whose id comes back, as padding's may."""
   x, kernel, history = normal(1, 4, 5), normal(3, 5), normal(1, 5, 3)
   ids = jnp.asarray([[0, 2, 1, 2]])
-  _, kept = short_conv(x, kernel, history=history, segment_ids=ids)
+  _, kept = conv(x, kernel, history=history, segment_ids=ids)
   want = np.stack([0 * x[:, 3], 0 * x[:, 3], x[:, 3]], axis=2)
   np.testing.assert_array_equal(kept, np.float32(want))
 
@@ -70,7 +75,7 @@ def test_short_conv_history_ends_at_the_last_real_token():
   x, kernel, history = normal(4, 6, 5), normal(4, 5), normal(4, 5, 4)
   sizes = np.array([6, 5, 1, 0])
   mask = np.arange(6) < sizes[:, None]
-  y, kept = short_conv(x, kernel, history=history, mask=mask)
+  y, kept = conv(x, kernel, history=history, mask=mask)
   for row, size in enumerate(sizes):
     one = slice(row, row + 1)
     if size == 0:
@@ -87,7 +92,7 @@ def test_short_conv_sums_narrow_columns_in_float32():
     jnp.asarray(a, jnp.bfloat16) for a in (normal(2, 9, 5), normal(4, 5))
   )
   history = jnp.zeros((2, 5, 4), jnp.bfloat16)
-  y, kept = short_conv(x, kernel, history=history)
+  y, kept = conv(x, kernel, history=history)
   assert y.dtype == jnp.float32 and kept.dtype == jnp.bfloat16
   wide = (np.asarray(a, np.float64) for a in (x, kernel, history))
   assert_close(y, conv_truth(*wide)[0], TOLERANCE)
@@ -102,18 +107,18 @@ def test_unit_norm(size):
   x = np.float32(size) * normal(7, 16)
   wide = np.float64(x)
   want = wide / np.sqrt((wide**2).sum(-1, keepdims=True) + 1e-6)
-  found = norms.unit_norm(x)
+  found = unit_norm(x)
   assert_close(found, want, TOLERANCE)
   assert np.linalg.norm(np.float64(found), axis=-1).max() <= 1 + TOLERANCE
   larger = wide / np.sqrt((wide**2).sum(-1, keepdims=True) + 0.25)
-  assert_close(norms.unit_norm(x, eps=0.25), larger, TOLERANCE)
+  assert_close(unit_norm(x, eps=0.25), larger, TOLERANCE)
 
 
 def test_unit_norm_of_nothing():
   """Padding has zero keys: zero, and a gradient that is not NaN."""
   zero = jnp.zeros((2, 8))
-  assert not np.asarray(norms.unit_norm(zero)).any()
-  gradient = jax.jacobian(norms.unit_norm)(zero[0])
+  assert not np.asarray(unit_norm(zero)).any()
+  gradient = oracles.quick_jit(jax.jacobian(norms.unit_norm))(zero[0])
   # d x / sqrt(eps) at zero.
   assert_close(gradient, 1e3 * np.eye(8), TOLERANCE)
 

@@ -115,7 +115,10 @@ def test_chunk_matrices_are_those_of_the_block():
   ids = np.tile((np.arange(32) >= 11).astype(np.int32), (2, 1))
   _, k, _, log_decay, beta = truth_of(layer, x, ids).operands
   found = matrices(layer, x, ids)
-  want = neumann_jax.chunk_matrices(
+  alone = oracles.quick_jit(
+    neumann_jax.chunk_matrices, static_argnames="chunk_size"
+  )
+  want = alone(
     *(np.float32(a) for a in (k, log_decay, beta)),
     segment_ids=ids,
     chunk_size=16,

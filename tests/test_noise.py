@@ -75,7 +75,7 @@ def test_noise_of_every_pixel_has_the_dense_mean():
     pj.noise.Weighted(BLUR, given.operator.weight[:1])
   )
   np.testing.assert_allclose(jnp.mean(given.operator.weight**2), 1, rtol=1e-5)
-  mean, _ = pj.priors.posterior_mean(PRIOR, given)
+  mean, _ = jax.jit(pj.priors.posterior_mean)(PRIOR, given)
   for i, std in enumerate(_levels_of_noise()):
     expected, _ = _dense(y[i], std)
     np.testing.assert_allclose(np.ravel(mean[i]), expected, atol=2e-4)

@@ -281,6 +281,14 @@ def normal_matrix(name, precision):
   return a.T @ a / NOISE**2 + oracles.fourier_diagonal(grid)
 
 
+@functools.partial(
+  oracles.quick_jit, static_argnames=("tolerance", "max_iterations")
+)
+def solve(operator, rhs, **options):
+  """One program: eagerly, all around the iterations compiles its own."""
+  return operator.normal_solve(rhs, **options)
+
+
 @every_operator
 @pytest.mark.parametrize("case", CASES)
 def test_normal_solve_float64(name, case):
@@ -289,7 +297,8 @@ def test_normal_solve_float64(name, case):
   matrix = normal_matrix(name, precision)
   rhs = normal((2, *SOLVED))
   with jax.enable_x64(True):
-    x, info = build(name, SOLVED).normal_solve(
+    x, info = solve(
+      build(name, SOLVED),
       jnp.asarray(rhs),
       precision=jnp.asarray(precision),
       noise_std=jnp.asarray(NOISE),
@@ -309,7 +318,8 @@ def test_normal_solve_float32_reports_the_truth(name, case):
   _, precision = list(precisions())[case]
   matrix = normal_matrix(name, precision)
   rhs = normal((2, *SOLVED)).astype(np.float32)
-  x, info = build(name, SOLVED).normal_solve(
+  x, info = solve(
+    build(name, SOLVED),
     jnp.asarray(rhs),
     precision=jnp.asarray(precision, jnp.float32),
     noise_std=jnp.float32(NOISE),

@@ -25,6 +25,7 @@ from experiments.tpu_cycles import (
   kernels,
   layer_part,
   layers,
+  rule_errors,
   rules,
   schedule,
   study,
@@ -130,7 +131,8 @@ def test_one_token_of_many_rows_is_a_program(name):
 
 def test_errors_of_one_token_after_the_other():
   wide, narrow = (
-    rules.errors(name, tokens=3, beta_max=2.0, seed=0) for name in rules.TOKENS
+    rule_errors.errors(name, tokens=3, beta_max=2.0, seed=0)
+    for name in rules.TOKENS
   )
   assert 0 < wide < narrow < oracles.NARROW_RULE_ANY["bfloat16"]
 
@@ -147,7 +149,7 @@ def test_a_package_that_is_missing_is_named(name, monkeypatch, tmp_path):
   assert found["reason"].startswith(f"No module named '{package}")
   two = compile_one.measure_rule(name, one._replace(rows=2), None, tmp_path)
   assert two["reason"] == f"{name} is compiled for one row, not 2"
-  assert rules.errors(name, tokens=64, beta_max=1.0, seed=0) is None
+  assert rule_errors.errors(name, tokens=64, beta_max=1.0, seed=0) is None
 
 
 def test_packages_find_the_kind_of_tpu_that_is_compiled_for():

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiments.peers import torch_unet
 from posterior_jax import priors
 from posterior_jax.priors import edm, eight_bits
-from posterior_jax.priors.learned import REACH
+from posterior_jax.priors.learned import REACH, param_shapes
 from tests.oracles import FLOAT32_OPERATOR, quick_jit, refused
 
 # Two scales, one block each way: sees 12 pixels to either side.
@@ -205,6 +206,31 @@ def test_same_key_same_parameters():
   for name, value in first.items():
     np.testing.assert_array_equal(value, again[name])
   assert any((value != other[name]).any() for name, value in first.items())
+
+
+class _Gain(nnx.Module):
+  """Draws as networks of others may: by any stream, forked or of itself."""
+
+  def __init__(self, rngs):
+    assert isinstance(rngs, nnx.Rngs)
+    start = rngs.fork().start.normal((3,)) + rngs.normal((3,))
+    self.gain = nnx.Param(start + jax.random.normal(rngs(), (3,)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Own:
+  channels: int = 3
+  unit: int = 1
+  parametrisation: object = CONFIG.parametrisation
+
+  def build(self, *, dtype, rngs):
+    return _Gain(rngs)
+
+
+def test_own_networks_are_built_with_streams_of_flax():
+  made = priors.initial_params(_Own(), jax.random.key(0))
+  found = param_shapes(_Own())
+  assert found == {name: p.shape for name, p in made.items()} == {"gain": (3,)}
 
 
 def test_new_weights_do_not_retrace(prior):

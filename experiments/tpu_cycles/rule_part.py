@@ -9,7 +9,7 @@ import pandas as pd
 
 from experiments.harness.reporting import tables
 from experiments.harness.reporting.report import Report
-from experiments.tpu_cycles import rules, schedule
+from experiments.tpu_cycles import rule_errors, rules, schedule
 
 ERROR_TOKENS = 192  # three chunks: a state enters, is changed and leaves
 BETAS = (1.0, 2.0)
@@ -45,7 +45,7 @@ def rows(
   for name in names:
     tick(f"error of {name}")
     errors[name] = [
-      rules.errors(name, tokens=ERROR_TOKENS, beta_max=beta, seed=seed)
+      rule_errors.errors(name, tokens=ERROR_TOKENS, beta_max=beta, seed=seed)
       for beta in BETAS
     ]
   for kind in kinds:

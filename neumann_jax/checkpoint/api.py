@@ -16,6 +16,7 @@ from neumann_jax.checkpoint import (
   hf_config,
   hf_layout,
   safetensors_io,
+  safetensors_shards,
 )
 from neumann_jax.checkpoint import params as param_place
 from neumann_jax.checkpoint.new_folder import new_folder
@@ -153,7 +154,9 @@ def save(
       return
     config = hf_config.to_json(model.config, model.execution.param_dtype)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    safetensors_io.write(folder, _named(model), max_shard_bytes=max_shard_bytes)
+    safetensors_shards.write(
+      folder, _named(model), max_shard_bytes=max_shard_bytes
+    )
 
 
 def _named(model: LanguageModel) -> Iterator[tuple[str, np.ndarray]]:

@@ -123,6 +123,13 @@ def certify(a: jax.Array, t: jax.Array, envelope: jax.Array) -> jax.Array:
     '0.250 0.375'
   """
   _check_same(a=a, t=t, envelope=envelope)
+  return _certified(a, t, envelope)
+
+
+# One program: eagerly each of its 40 operations compiles its own, and passes
+# over the matrices.
+@jax.jit
+def _certified(a: jax.Array, t: jax.Array, envelope: jax.Array) -> jax.Array:
   c = a.shape[-1]
   eye = jnp.eye(c, dtype=jnp.float32)
   a = jnp.where(masks.strictly_lower(c), a, 0).astype(jnp.float32)

@@ -136,8 +136,14 @@ def ssim(
       f"images must be at least {width} pixels wide and high for ssim, got "
       f"{x.shape[-3:-1]}"
     )
-  # Centred at grey: variances do not change and lose less to cancellation.
   truth = _in_range(truth, data_range)
+  return _similarity(x, truth, tuple(data_range))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _similarity(x: jax.Array, truth: jax.Array, data_range: Range) -> jax.Array:
+  """Of images [..., H, W, C], one program: eagerly there are 40."""
+  # Centred at grey: variances do not change and lose less to cancellation.
   a, b = (_unit(image, data_range) - 0.5 for image in (x, truth))
   mean_a, mean_b = _window(a), _window(b)
   var_a = _window(a * a) - mean_a**2

@@ -52,26 +52,26 @@ class _Structure(NamedTuple):
   shapes: dict[str, tuple[int, ...]]
 
 
-class _OneKey:
-  """In place of `nnx.Rngs`, where only shapes are asked for.
+class _OneKey(nnx.RngStream):
+  """A stream that gives one key at every draw, where only shapes are asked for.
 
-  That one counts its draws in an array, and flax looks for the sharding of a
+  That of flax counts its draws in an array, and looks for the sharding of a
   traced count, which jax denies in a sentence that it searches all equations
   of the trace for: more than half of the time that a network's shapes take.
   """
 
-  def params(self) -> jax.Array:
-    """The same key for every draw."""
-    return jax.random.key(0)
+  def __call__(self) -> jax.Array:
+    return self.key[...]
 
 
 @functools.cache
 def _structure(config: NetworkConfig, dtype: str) -> _Structure:
-  rngs: Any = _OneKey()
-  model = nnx.eval_shape(
-    lambda: config.build(dtype=jnp.dtype(dtype), rngs=rngs)
-  )
-  graph, state = nnx.split(model)
+  def build() -> Any:
+    rngs = nnx.Rngs(0)
+    rngs.default = _OneKey(0, tag="default")
+    return config.build(dtype=jnp.dtype(dtype), rngs=rngs)
+
+  graph, state = nnx.split(nnx.eval_shape(build))
   flat = {_name(path): (path, leaf) for path, leaf in nnx.to_flat_state(state)}
   return _Structure(
     graph,

@@ -179,8 +179,18 @@ def mixture_posterior(
     raise ValueError(f"y must have shape {matrix.shape[:1]}, got {y.shape}")
   if not noise_std > 0:
     raise ValueError(f"noise_std must be positive, got {noise_std}")
+  return _posterior(prior, matrix, y, jnp.asarray(noise_std, means.dtype))
+
+
+@jax.jit
+def _posterior(
+  prior: GaussianMixture, matrix: jax.Array, y: jax.Array, noise_std: jax.Array
+) -> MixturePosterior:
+  """One program: eagerly, each of its 40 operations compiles its own."""
+  means = prior.means.reshape(prior.means.shape[0], -1)  # [K, D]
+  size = means.shape[1]
   left, values, right = jnp.linalg.svd(matrix)  # [m, m], [min], [D, D]
-  noise = jnp.asarray(noise_std, means.dtype) ** 2
+  noise = noise_std**2
   seen = jnp.pad(values, (0, y.size - values.size))  # [m]
   known = jnp.pad(values, (0, size - values.size))  # [D]
 

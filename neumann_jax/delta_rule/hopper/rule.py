@@ -12,7 +12,6 @@ for the policies of `jax.checkpoint`, see `kept_names`.
 """
 
 import functools
-import math
 from collections.abc import Callable
 
 import jax
@@ -21,10 +20,10 @@ from absl import logging
 from jax import lax
 
 from neumann_jax import lowering, target
-from neumann_jax.chunk_inverse.inverse_spec import InverseSpec, resolve
+from neumann_jax.chunk_inverse.inverse_spec import resolve
 from neumann_jax.delta_rule import gates as decays
 from neumann_jax.delta_rule import kept_names, layout
-from neumann_jax.delta_rule.hopper import gradients, pieces, reverse, scan
+from neumann_jax.delta_rule.hopper import passes
 from neumann_jax.delta_rule.hopper.tiles import CHUNK, WIDTH
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.kernels import wy_gpu
@@ -32,10 +31,6 @@ from neumann_jax.delta_rule.options import RuleOptions
 
 # The rule by other means, of the same arguments.
 Plain = Callable[..., tuple[jax.Array, jax.Array]]
-
-# dbeta divides by beta; a smaller one writes nothing that bfloat16 adds.
-_LEAST_BETA = 2.0**-40
-
 
 # Offsets into an array are 32-bit numbers.
 _LARGEST = 2**31
@@ -136,8 +131,8 @@ def _rule_fwd(arrays, scale, state, segment_ids, how, plain):
 
   def kernels(arrays, scale, state, segment_ids):
     del segment_ids  # its documents have become decays
-    t = inverse(arrays, resolve(how.spec, CHUNK))
-    return outputs(arrays, scale, state, t), t
+    t = passes.inverse(arrays, resolve(how.spec, CHUNK))
+    return passes.outputs(arrays, scale, state, t), t
 
   args = (arrays, scale, state, segment_ids)
   out, t = on_hopper(how, kernels, elsewhere, *args)
@@ -154,7 +149,7 @@ def _rule_bwd(how, plain, residuals, given):
 
   def kernels(arrays, scale, state, segment_ids, *rest):
     del segment_ids
-    return cotangents(arrays, scale, state, *rest)
+    return passes.cotangents(arrays, scale, state, *rest)
 
   out = on_hopper(how, kernels, elsewhere, *residuals, *given)
   return (*out, None)
@@ -183,119 +178,3 @@ def no_inverse(arrays: Operands) -> jax.Array:
   b, length, hv, _ = arrays.v.shape
   shape = (b, hv, length + -length % CHUNK, CHUNK)
   return jnp.zeros(shape, arrays.k.dtype)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def inverse(arrays: Operands, spec: InverseSpec) -> jax.Array:
-  """R = T - I of every chunk, [B, Hv, N C, C]; `spec` is resolved."""
-  _, k, _, log_decay, beta = _padded(arrays)
-  return wy_gpu.inverse(k, log_decay, beta, spec=spec, chunk_size=CHUNK)
-
-
-@jax.jit
-def outputs(
-  arrays: Operands, scale: jax.Array, state: jax.Array, t: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """The outputs and the final state, from an initial state and R."""
-  out, final = _scan(arrays, scale, state, t, pieces.starts)
-  return out[:, : arrays.v.shape[1]], final
-
-
-@jax.jit
-def final_state(
-  arrays: Operands, scale: jax.Array, state: jax.Array, t: jax.Array
-) -> jax.Array:
-  """The final state alone, by the chunks at the end that it depends on."""
-  return _scan(arrays, scale, state, t, pieces.to_the_end)[1]
-
-
-def _scan(arrays, scale, state, t, cut):
-  q, k, v, gates, beta, scale = _for_kernels(arrays, scale)
-  out, final = scan.outputs(
-    q, k, v, t, gates, beta, scale, cut(gates), _flip(state)
-  )
-  return out, _flip(final)
-
-
-@jax.jit
-def cotangents(
-  arrays: Operands,
-  scale: jax.Array,
-  state: jax.Array,
-  t: jax.Array,
-  do: jax.Array,
-  dfinal: jax.Array,
-) -> tuple[Operands, jax.Array, jax.Array]:
-  """Cotangents of the operands, the scale and the initial state."""
-  length, do = arrays.v.shape[1], layout.padded(do, CHUNK)
-  given = q, k, v, gates, beta, scale = _for_kernels(arrays, scale)
-  dv, dh, dstate = _reverse(given, t, do, dfinal, pieces.stops)
-  y, h = scan.states(k, v, t, gates, beta, pieces.starts(gates), _flip(state))
-  dq, dk, dg, dbeta = gradients.gradients(
-    q, k, y, do, dv, gates, beta, scale, h, dh
-  )
-  # The outputs are linear in q, so that this is <dO, o> as well.
-  dscale = jnp.sum(q.astype(jnp.float32) * dq.astype(jnp.float32)) / scale[0]
-  # A token's gate is in the sum of every later token of its chunk.
-  dg = lax.cumsum(dg.reshape(*dg.shape[:2], -1, CHUNK), axis=3, reverse=True)
-  dg, dbeta = (jnp.swapaxes(y.reshape(dbeta.shape), 1, 2) for y in (dg, dbeta))
-  operands = Operands(dq, dk, dv, dg, dbeta)
-  operands = Operands(
-    *(y[:, :length].astype(x.dtype) for x, y in zip(arrays, operands))
-  )
-  return operands, dscale, dstate
-
-
-@jax.jit
-def initial_cotangent(
-  arrays: Operands,
-  scale: jax.Array,
-  t: jax.Array,
-  do: jax.Array,
-  dfinal: jax.Array,
-) -> jax.Array:
-  """Of the initial state alone, by the chunks that depend on it."""
-  given, do = _for_kernels(arrays, scale), layout.padded(do, CHUNK)
-  return _reverse(given, t, do, dfinal, pieces.to_the_start)[2]
-
-
-def _reverse(given, t, do, dfinal, cut):
-  q, k, _, gates, beta, scale = given
-  dv, dh, dstate = reverse.reverse(
-    q, k, do, t, gates, beta, scale, cut(gates), _flip(dfinal)
-  )
-  return dv, dh, _flip(dstate)
-
-
-def _for_kernels(arrays: Operands, scale: jax.Array) -> tuple[jax.Array, ...]:
-  """q, k, v, gates, beta and scale, as every kernel but the inverse's takes."""
-  q, k, v, log_decay, beta = _padded(arrays)
-  return q, k, v, _gates(log_decay), _by_head(beta), _one(scale)
-
-
-def _padded(arrays: Operands) -> Operands:
-  """Whole chunks; padding, and a beta of 0, writes next to nothing."""
-  padded = Operands(*(layout.padded(x, CHUNK) for x in arrays))
-  beta = jnp.maximum(padded.beta.astype(jnp.float32), _LEAST_BETA)
-  return padded._replace(beta=beta)
-
-
-def _gates(log_decay):
-  """Base-2 exponents summed within a chunk: [B, T, Hv] -> [B, Hv, T]."""
-  x = _by_head(log_decay)
-  total = jnp.cumsum(x.reshape(*x.shape[:2], -1, CHUNK), axis=-1)
-  return total.reshape(x.shape) * math.log2(math.e)
-
-
-def _by_head(x):
-  return jnp.swapaxes(x.astype(jnp.float32), 1, 2)
-
-
-def _one(scale):
-  """[1] float32; the backward pass divides by it, so that 0 is nearly 0."""
-  scale = jnp.reshape(scale, (1,)).astype(jnp.float32)
-  return jnp.where(scale == 0, 1e-30, scale)
-
-
-def _flip(state):
-  return jnp.swapaxes(state, 2, 3)

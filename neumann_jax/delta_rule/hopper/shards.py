@@ -18,6 +18,7 @@ from jax import lax
 
 from neumann_jax.chunk_inverse.inverse_spec import resolve
 from neumann_jax.delta_rule import kept_names, layout, shard_maps
+from neumann_jax.delta_rule.hopper import passes
 from neumann_jax.delta_rule.hopper import rule as one_device
 from neumann_jax.delta_rule.hopper.rule import Plain
 from neumann_jax.delta_rule.hopper.tiles import CHUNK
@@ -98,23 +99,23 @@ _rule.defvjp(_rule_fwd, _rule_bwd)
 def _forward(arrays, scale, first, reads, how):
   """(out, last state), R, and the entering state with M."""
   axis_name = how.sequence_axis
-  t = one_device.inverse(arrays, resolve(how.spec, CHUNK))
+  t = passes.inverse(arrays, resolve(how.spec, CHUNK))
   identity = jnp.eye(first.shape[-1], dtype=first.dtype)
   identity = jnp.broadcast_to(identity, first.shape)
   nothing = arrays._replace(v=jnp.zeros_like(arrays.v))
-  m = one_device.final_state(nothing, scale, identity, t)
+  m = passes.final_state(nothing, scale, identity, t)
   m = _where(reads, m)
-  b = one_device.final_state(arrays, scale, jnp.zeros_like(first), t)
+  b = passes.final_state(arrays, scale, jnp.zeros_like(first), t)
   state = _where(reads, shard_maps.entering(first, b, m, axis_name))
-  return one_device.outputs(arrays, scale, state, t), t, (state, m)
+  return passes.outputs(arrays, scale, state, t), t, (state, m)
 
 
 def _backward(how, arrays, scale, reads, t, maps, do, dlast):
   """Cotangents of the operands, the scale and the state before all shards."""
   state, m = maps
-  begin = one_device.initial_cotangent(arrays, scale, t, do, dlast)
+  begin = passes.initial_cotangent(arrays, scale, t, do, dlast)
   behind = shard_maps.leaving(_where(reads, begin), m, how.sequence_axis)
-  operands, dscale, dstate = one_device.cotangents(
+  operands, dscale, dstate = passes.cotangents(
     arrays, scale, state, t, do, dlast + behind
   )
   first = lax.axis_index(how.sequence_axis) == 0

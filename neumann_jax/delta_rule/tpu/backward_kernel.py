@@ -25,7 +25,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from neumann_jax import lowering
-from neumann_jax.delta_rule.tpu import pack_gradients, packs
+from neumann_jax.delta_rule.tpu import gradient_pack, pack_gradients, packs
 from neumann_jax.delta_rule.tpu.grid_plan import CHUNK, LANES, Blocks, Plan
 from neumann_jax.delta_rule.tpu.packs import iota, lanes, rows
 
@@ -158,10 +158,10 @@ def _unpacked(d_columns, d_rows, how: Plan) -> tuple[jax.Array, jax.Array]:
 
 
 def _kernel(*refs: Any, how: Plan) -> None:
-  again, count = None, len(pack_gradients.Refs._fields) - 1
+  again, count = None, len(gradient_pack.Refs._fields) - 1
   if how.chunks == 2:
-    again = pack_gradients.Again(*refs[count:])
-  ref = pack_gradients.Refs._make([*refs[:count], again])
+    again = gradient_pack.Again(*refs[count:])
+  ref = gradient_pack.Refs._make([*refs[:count], again])
 
   @pl.when(pl.program_id(2) == 0)
   def _enter():
@@ -172,7 +172,7 @@ def _kernel(*refs: Any, how: Plan) -> None:
   if how.chunks == 2:
     packs.interleave(
       pack_gradients.enter(
-        pack_gradients.load(ref, at, 0, pair, gates[0], how.ratio)
+        gradient_pack.load(ref, at, 0, pair, gates[0], how.ratio)
       )
       for at, own, pair in places
       if own == 0
@@ -182,7 +182,7 @@ def _kernel(*refs: Any, how: Plan) -> None:
     d_gates: dict[int, jax.Array] = {}
     packs.interleave(
       pack_gradients.gradients(
-        pack_gradients.load(ref, at, chunk, pair, gates[chunk], how.ratio),
+        gradient_pack.load(ref, at, chunk, pair, gates[chunk], how.ratio),
         d_keys,
         d_gates,
       )
