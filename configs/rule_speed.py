@@ -3,6 +3,9 @@
 Command: python -m experiments.rule_speed
   --config=configs/rule_speed.py:debug runs everything tiny, in XLA, on a CPU,
   for the tests only. Without a rule: --config.skip="('FlashQLA',)".
+  configs/rule_speed.py:fla has fla's own shapes, beside fla; its other two are
+  --config.dim=64 --config.shapes="((8, 1024, 8, 8),)" and
+  --config.dim=256 --config.shapes="((8, 2048, 32, 32),)".
 Time: not run whole since it sweeps; half an hour on one H200 is to be expected
 with every rule, since FlashQLA compiles for 4 minutes, and so does fla's
 backward pass where tilelang is installed. Seconds on a machine without a GPU,
@@ -28,10 +31,19 @@ FLA = (
 
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
-  """The settings; `form` "debug" shrinks them and stays in XLA."""
-  if form not in ("", "debug"):
-    raise ValueError(f"configs/rule_speed.py has the form debug, not {form!r}")
+  """The settings.
+
+  Args:
+    form: "debug" shrinks them and stays in XLA; "fla" has the shapes of fla's
+      benchmark alone, beside fla, and errors of one kind of keys.
+  """
+  if form not in ("", "debug", "fla"):
+    raise ValueError(
+      f"configs/rule_speed.py has the forms debug and fla, not {form!r}"
+    )
   debug = form == "debug"
+  if form == "fla":
+    return _beside_fla()
   shapes = ((1, 8192, 16, 32), (1, 32768, 16, 32), (4, 4096, 16, 16), *FLA)
   return ml_collections.ConfigDict(
     {
@@ -52,3 +64,18 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
       "hard_calls": 2 if debug else 100,
     }
   )
+
+
+def _beside_fla() -> ml_collections.ConfigDict:
+  config = get_config()
+  config.update(
+    # Kernels where a width has them; the Hopper ones are of 128.
+    implementation="auto",
+    shapes=FLA,
+    gates=("usual",),
+    families=HARD[:1],
+    beta_max=(1.0,),
+    skip=("jax-linear-attention", "FlashQLA"),
+    hard_sequences=0,
+  )
+  return config

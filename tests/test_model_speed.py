@@ -85,14 +85,21 @@ def test_a_training_step_counts_its_attention(monkeypatch):
 
 def test_a_decoded_row_counts_its_products_alone(monkeypatch):
   """Also where as many rows as there are tokens in the cache."""
-  for name in ("start", "prefill", "decode"):
+  for name in ("start", "prefill"):
     monkeypatch.setattr(passes.decoding, name, lambda *_: (0,))
+  asked = []
+  monkeypatch.setattr(
+    passes.decoding, "decode", lambda *args: asked.append(args[-1])
+  )
   config, options = shapes.MODELS["tiny"], {"repeats": 1, "seed": 0}
   found = passes.decode(
     config, Execution(), rows=2, tokens=1, prompt=1, capacity=2, **options
   )
   weights = shapes.size(shapes.model(config, Execution(), 0)).weights
   assert found.flops == 2 * weights * 2
+  # As `generate` asks: of every token whether it ends a row.
+  stops = asked[0].stops
+  assert (stops.shape, stops.dtype) == ((config.vocab_size,), bool)
 
 
 def test_layers_are_scanned_by_the_depth_of_the_model_itself():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs import rule_speed as config
+from experiments.harness import command_line
 from experiments.rule_speed import contenders, problems, study, sweep
 from neumann_jax import InverseSpec
 from tests import oracles
@@ -51,6 +52,14 @@ def test_the_full_config_says_that_there_is_no_gpu(tmp_path, capsys):
   study.main(["rule_speed", f"--workdir={tmp_path / 'run'}"])
   assert "jax finds no GPU here" in capsys.readouterr().out
   assert not list(tmp_path.rglob("speed.*"))
+
+
+def test_the_form_fla_has_its_shapes_and_fla_alone():
+  given = config.get_config("fla")
+  settings = command_line.to_settings(study.Settings, given)
+  assert settings.shapes == config.FLA
+  timed = [rule.name for rule in settings.rules()]
+  assert [n for n in timed if n not in settings.skip] == ["neumann_jax", "fla"]
 
 
 def test_errors_see_a_wrong_gradient():

@@ -124,9 +124,8 @@ def decode(
   draws = sampling.as_draws(
     [SamplingSpec(temperature=0)] * rows, config.vocab_size
   )
-  request = Request(
-    draws, np.full(8, -1, np.int32), sampling.unused_key(), np.int32(tokens)
-  )
+  nothing = np.zeros(config.vocab_size, bool)  # that ends a row
+  request = Request(draws, nothing, sampling.unused_key(), np.int32(tokens))
 
   def once() -> float:
     empty = decoding.start(graph, params, rows, capacity)

@@ -129,6 +129,29 @@ class GatedAttention(nnx.Module):
       y [B, T, hidden], and the cache with the tokens added (None for None).
       A token past the capacity of the cache is lost: the model checks.
     """
+    mixed, cache = self.before_output(
+      x,
+      positions=positions,
+      cache=cache,
+      segment_ids=segment_ids,
+      mask=mask,
+    )
+    return self.output(mixed), cache
+
+  def output(self, mixed: jax.Array) -> jax.Array:
+    """The last projection, [B, T, H D] -> [B, T, hidden]."""
+    return row_products.project(self.rows, mixed, [self.o_proj])[0]
+
+  def before_output(
+    self,
+    x: jax.Array,
+    *,
+    positions: Positions,
+    cache: KeyValues | None = None,
+    segment_ids: jax.Array | None = None,
+    mask: jax.Array | None = None,
+  ) -> tuple[jax.Array, KeyValues | None]:
+    """A call without its last projection: [B, T, H D] and the cache."""
     q, gate, k, v = self._heads(x, positions)
     packed = segment_ids is not None
     documents = packed or mask is not None
@@ -167,8 +190,7 @@ class GatedAttention(nnx.Module):
       out = attend(q, k, v, positions, key_slot)
     out = out.reshape(*x.shape[:2], -1)  # [B, T, H D]
     # The sigmoid in float32: near 1 bfloat16 has steps of 2^-8.
-    gated = out * nnx.sigmoid(gate.astype(jnp.float32)).astype(out.dtype)
-    return row_products.project(self.rows, gated, [self.o_proj])[0], cache
+    return out * nnx.sigmoid(gate.astype(jnp.float32)).astype(out.dtype), cache
 
   def _within_call(
     self, q: jax.Array, k: jax.Array, packed: bool, documents: bool

@@ -221,9 +221,9 @@ class GatedDeltaNet(nnx.Module):
       # that the cache enters, whatever its number.
       y, cache = token_step.step(
         self.rule,
-        self._block(),
+        self.block(),
         Projected(*self._projected(x, "qkv", "z", "b", "a")),
-        self._weights(),
+        self.between(),
         cache,
         mask,
       )
@@ -235,7 +235,7 @@ class GatedDeltaNet(nnx.Module):
       )
     # A state for each document is of no kernel of the whole rule.
     kernels = count is None and head_columns.takes(
-      self.rule, self._block(), self._weights(), x
+      self.rule, self.block(), self.between(), x
     )
     inputs, z, conv_state = self._operands(
       x, before.conv_state, segment_ids, mask, kernels=kernels
@@ -306,11 +306,13 @@ class GatedDeltaNet(nnx.Module):
     layers = [getattr(self, f"in_proj_{name}") for name in names]
     return row_products.project(self.rule.implementation, x, layers)
 
-  def _weights(self) -> Weights:
+  def between(self) -> Weights:
+    """The parameters between the projections."""
     named = self.conv1d, self.A_log, self.dt_bias, self.norm.weight
     return Weights(*(x[...] for x in named))
 
-  def _block(self) -> Block:
+  def block(self) -> Block:
+    """What is static between the projections."""
     config = self.config
     return Block(
       config.linear_num_key_heads,
@@ -332,8 +334,8 @@ class GatedDeltaNet(nnx.Module):
       *(x, history, segment_ids, mask),
       project=self._projected,
       qkv=self.in_proj_qkv,
-      block=self._block(),
-      weights=self._weights(),
+      block=self.block(),
+      weights=self.between(),
       rule=self.rule,
       kernels=kernels,
     )

@@ -67,11 +67,12 @@ def _one_row(
   return backends.run(_OPERATION, implementation, None, *operands)
 
 
-def _in_xla(
+def in_xla(
   static: None,
   inputs: tuple[jax.Array, ...],
   kernels: tuple[jax.Array, ...],
 ) -> tuple[jax.Array, ...]:
+  """x times each kernel; of two inputs x is silu(first) * second."""
   del static
   x = inputs[0] if len(inputs) == 1 else nnx.silu(inputs[0]) * inputs[1]
   contract = (((x.ndim - 1,), (0,)), ((), ()))
@@ -93,7 +94,7 @@ def _launch(
 
 
 _OPERATION = backends.Operation(
-  in_xla=_in_xla,
+  in_xla=in_xla,
   kernels={
     "gpu": backends.Kernel(
       lambda static, inputs, kernels: row_gpu.refusal(inputs, kernels), _launch

@@ -151,13 +151,14 @@ def step(
   return backends.run(_OPERATION, implementation, (how, block), *args)
 
 
-def _in_xla(
+def in_xla(
   static: tuple[RuleOptions, Block],
   token: Projected,
   weights: Weights,
   cache: Cache,
   mask: jax.Array | None,
 ) -> tuple[jax.Array, Cache]:
+  """`step` without a kernel of its own; static: the options and the block."""
   how, block = static
   columns, history = short_conv(
     token.qkv, weights.conv, history=cache.conv_state, mask=mask
@@ -211,5 +212,5 @@ def _launch(
 
 
 _OPERATION = backends.Operation(
-  in_xla=_in_xla, kernels={"gpu": backends.Kernel(_refusal, _launch)}
+  in_xla=in_xla, kernels={"gpu": backends.Kernel(_refusal, _launch)}
 )

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 from flax import nnx
@@ -10,7 +10,7 @@ from flax import nnx
 from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices
 from neumann_jax.execution import Execution
 from neumann_jax.foreign_files.messages import shown
-from neumann_jax.layers import residual_norm
+from neumann_jax.layers import residual_norm, row_layer
 from neumann_jax.layers.attention import GatedAttention
 from neumann_jax.layers.caches.cache import LayerCache
 from neumann_jax.layers.feed_forward import Routing, SparseExperts, SwiGLU
@@ -142,8 +142,23 @@ class DecoderLayer(nnx.Module):
       counted: [B, T] float32, 1 at tokens whose routing is asked for; None: of
         none.
     """
+    mixer, kept = self.mixer, cast(Any, cache)
+    second = self.post_attention_layernorm, self.mlp
+    # Where one kernel computes the layer, or what follows its attention.
+    alone = counted is None and tokens.segment_ids is None
+    if alone and tokens.mask is None:
+      step = row_layer.whole(x, self.input_layernorm, mixer, *second, kept)
+      if step is not None:
+        return Ran(*step, None)
     inner = residual_norm.normed(self.rule, self.input_layernorm, x)
-    mixed, new = self.mixer(inner, cache=cache, **tokens._asdict())
+    if alone and type(mixer) is GatedAttention:
+      heads, new = mixer.before_output(inner, cache=kept, **tokens._asdict())
+      end = row_layer.after_mixer(x, heads, mixer.o_proj, *second)
+      if end is not None:
+        return Ran(end, None if cache is None else new, None)
+      mixed = mixer.output(heads)
+    else:
+      mixed, new = mixer(inner, cache=kept, **tokens._asdict())
     x = x + mixed
     inner = residual_norm.normed(self.rule, self.post_attention_layernorm, x)
     routing = None

@@ -7,6 +7,7 @@ are read once and written in place.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -199,7 +200,7 @@ def _kernel(
     v = convolved(v_ref[0, at], taps(v_conv_ref, at), first)
     beta = beta_max * lax.logistic(_wide(b_ref[0, n]))
     a = _wide(a_ref[0, n]) + dt_ref[n]
-    state = jnp.exp(_log_decay(a_log_ref[n], a)) * old[n]
+    state = jnp.exp(log_decay(a_log_ref[n], a)) * old[n]
     delta = beta * (v - jnp.sum(k[:, None] * state, axis=0))
     state = state + k[:, None] * delta[None, :]
     out = _wide(jnp.sum(q[:, None] * state, axis=0).astype(dtype))
@@ -219,8 +220,8 @@ def _wide(x):
   return x.astype(jnp.float32)
 
 
-def _log_decay(a_log, a):
-  """`gates.log_decay` in operations that Triton has."""
+def log_decay(a_log: Any, a: Any) -> Any:
+  """`gates.log_decay` in operations that Triton has, of scalars or arrays."""
   near = jnp.maximum(a, gates.LINEAR)
   softplus = jnp.maximum(near, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(near)))
   log_step = jnp.where(a < gates.LINEAR, a, jnp.log(softplus))

@@ -1,0 +1,235 @@
+"""A layer's step of one row as one kernel, its body in interpret mode.
+
+On a card see `experiments.model_speed`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import neumann_jax
+from neumann_jax.layers.caches.cache import Cache
+from neumann_jax.layers.kernels import layer_gpu, layer_plan, stages
+from neumann_jax.model.decoder import DecoderLayer, Tokens
+from tests import oracles
+
+CONFIG = neumann_jax.ModelConfig(
+  vocab_size=64,
+  hidden_size=128,
+  num_hidden_layers=1,
+  layer_types=("linear_attention",),
+  intermediate_size=256,
+  head_dim=64,
+  num_attention_heads=2,
+  num_key_value_heads=1,
+  linear_num_key_heads=1,
+  linear_num_value_heads=1,
+  linear_key_head_dim=64,
+  linear_value_head_dim=128,
+)
+LARGER = dataclasses.replace(
+  CONFIG,
+  hidden_size=512,
+  intermediate_size=768,
+  linear_num_key_heads=2,
+  linear_num_value_heads=4,
+  linear_key_head_dim=128,
+)
+IN_XLA = neumann_jax.Execution(
+  dtype="bfloat16",
+  param_dtype="bfloat16",
+  rule=neumann_jax.RuleOptions(implementation="xla"),
+)
+NO_TOKENS = Tokens(None, None, None)
+# Between two forms that round to 8 bits at the same places.
+LIMIT = 1e-2
+
+
+def layer_of(config, execution=IN_XLA):
+  """With norms that do something."""
+  layer = DecoderLayer(config, execution, 0, rngs=nnx.Rngs(0))
+  rng = np.random.default_rng(0)
+  for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+    size = norm.weight[...].shape
+    norm.weight[...] = jnp.asarray(
+      0.3 * rng.standard_normal(size), jnp.bfloat16
+    )
+  # Else the sum of the second half is the input but for rounding.
+  for name in ("gate", "up", "down"):
+    kernel = getattr(layer.mlp, f"{name}_proj").kernel
+    kernel[...] = 4 * kernel[...]
+  return layer
+
+
+def operands(layer):
+  mixer, mlp = layer.mixer, layer.mlp
+  weights = layer_plan.FeedForward(
+    layer.post_attention_layernorm.weight[...],
+    *(getattr(mlp, f"{n}_proj").kernel[...] for n in ("gate", "up", "down")),
+  )
+  projections = [
+    getattr(mixer, f"in_proj_{n}").kernel[...] for n in ("qkv", "z", "b", "a")
+  ]
+  first = layer_plan.Mixer(
+    layer.input_layernorm.weight[...],
+    *projections,
+    *mixer.between(),
+    mixer.out_proj.kernel[...],
+  )
+  return weights, first
+
+
+def drawn(layer):
+  rng = np.random.default_rng(1)
+  normal = lambda like: jnp.asarray(rng.standard_normal(like.shape), like.dtype)  # noqa: E731
+  x = normal(jnp.zeros(layer.mixer.config.hidden_size, jnp.bfloat16))
+  return x, Cache(*map(normal, layer.mixer.init_cache(1)))
+
+
+def static(config):
+  return layer_plan.Static(
+    config.linear_num_key_heads, 1.0, config.rms_norm_eps
+  )
+
+
+def launched(config, *arrays):
+  call = lambda *arrays: layer_gpu.launched(  # noqa: E731
+    static(config), *arrays, interpret=True
+  )
+  return jax.jit(call)(*arrays)
+
+
+def check_waits(counters, unused=()):
+  """Every program found exactly what it waited for, and all counts are used."""
+  assert counters[stages.WRONG] == 0
+  found = counters.reshape(-1, stages._LINE)[:, 0]
+  assert set(np.flatnonzero(found == 0)) == set(unused)
+
+
+@pytest.mark.parametrize(
+  "config", [CONFIG, pytest.param(LARGER, marks=pytest.mark.slow)]
+)
+def test_the_kernel_is_the_layer(config):
+  layer = layer_of(config)
+  x, cache = drawn(layer)
+  y, counters, history, state, *_ = launched(
+    config, x, *operands(layer), *cache
+  )
+  run = nnx.jit(lambda layer, x, cache: layer(x, NO_TOKENS, cache))
+  want, new = run(layer, x[None, None], cache)
+  oracles.assert_close(np.float32(y)[None], np.float32(want[0]), LIMIT)
+  # Columns are rounded after sums whose order differs.
+  oracles.assert_close(np.float32(history), np.float32(new.conv_state), LIMIT)
+  np.testing.assert_array_equal(history[..., :-1], cache.conv_state[..., 1:])
+  oracles.assert_close(state, new.recurrent_state, LIMIT)
+  check_waits(counters)
+
+
+def test_the_kernel_is_the_second_half():
+  layer = layer_of(CONFIG)
+  weights, first = operands(layer)
+  x, _ = drawn(layer)
+  row = jnp.asarray(
+    np.random.default_rng(2).standard_normal(first.out.shape[0]), jnp.bfloat16
+  )
+  left = layer_plan.Mixed(row, first.out)
+  y, counters, *_ = launched(CONFIG, x, weights, left, None, None)
+  middle = x[None] + row[None] @ first.out
+  want = middle + layer.mlp(layer.post_attention_layernorm(middle))
+  oracles.assert_close(np.float32(y)[None], np.float32(want), LIMIT)
+  check_waits(counters, unused=[1])  # nothing is projected
+
+
+@pytest.mark.parametrize("kind", ["linear_attention", "full_attention"])
+def test_a_layer_of_one_row_is_one_kernel_on_cuda(kind):
+  """And on a CPU what it is in XLA, but for where fusions round."""
+  config = dataclasses.replace(CONFIG, layer_types=(kind,))
+  execution = dataclasses.replace(IN_XLA, rule=neumann_jax.RuleOptions())
+  model = neumann_jax.LanguageModel(config, execution, rngs=nnx.Rngs(0))
+  graph, state = nnx.split(model)
+  plain = neumann_jax.LanguageModel(config, IN_XLA, rngs=nnx.Rngs(0))
+  xla = nnx.graphdef(plain)
+  token = jnp.ones((1, 1), jnp.int32)
+  cache = model.init_cache(1, 8)
+
+  def step(graph, state, token, cache):
+    return nnx.merge(graph, state)(token, cache=cache)
+
+  auto = lambda *args: step(graph, *args)  # noqa: E731
+  found = jax.jit(auto)(state, token, cache)
+  want = jax.jit(lambda *args: step(xla, *args))(state, token, cache)
+  wide = lambda tree: jax.tree.map(np.float32, tree)  # noqa: E731
+  oracles.assert_close(wide(found), wide(want), LIMIT)
+  name = {
+    "linear_attention": "neumann_layer",
+    "full_attention": "neumann_feed_forward",
+  }[kind]
+  module = oracles.exported(auto, "cuda", state, token, cache).mlir_module()
+  assert module.count(f'name = "{name}"') == 1
+  # Rows that are no single one, and layers with other parts, keep theirs.
+  two = jnp.ones((2, 1), jnp.int32), model.init_cache(2, 8)
+  module = oracles.exported(auto, "cuda", state, *two).mlir_module()
+  assert name not in module
+
+
+@pytest.mark.parametrize(
+  ("change", "sentence"),
+  [
+    (lambda x, w, m, h, s: (jnp.stack([x, x]), w, m, h, s), "one row, got 2"),
+    (
+      lambda x, w, m, h, s: (x.astype(jnp.float32), w, m, h, s),
+      "bfloat16 and float16, got float32",
+    ),
+    (
+      lambda x, w, m, h, s: (
+        x,
+        w._replace(up=w.up.astype(jnp.float32)),
+        m,
+        h,
+        s,
+      ),
+      "weights must be bfloat16",
+    ),
+    (
+      lambda x, w, m, h, s: (x, w._replace(down=w.down[:200]), m, h, s),
+      "200 rows are not a multiple of 128",
+    ),
+    (
+      lambda x, w, m, h, s: (
+        x,
+        w._replace(
+          gate=jax.ShapeDtypeStruct((2560, 9216), x.dtype),
+          up=jax.ShapeDtypeStruct((2560, 9216), x.dtype),
+        ),
+        m,
+        h,
+        s,
+      ),
+      "5760 programs of a product are more than 1100",
+    ),
+    (
+      lambda x, w, m, h, s: (x, w, m, h, s[..., :64]),
+      "values must have 128 entries, got 64",
+    ),
+    (
+      lambda x, w, m, h, s: (
+        x,
+        w,
+        layer_plan.Mixed(x.astype(jnp.float32), m.out),
+        None,
+        None,
+      ),
+      "what a mixer left must be bfloat16, got float32",
+    ),
+  ],
+)
+def test_what_the_kernel_refuses(change, sentence):
+  layer = layer_of(CONFIG)
+  x, cache = drawn(layer)
+  arrays = change(x, *operands(layer), *cache)
+  assert layer_plan.refusal(static(CONFIG), *arrays) is not None
+  assert sentence in layer_plan.refusal(static(CONFIG), *arrays)
