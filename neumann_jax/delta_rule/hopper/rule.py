@@ -23,7 +23,7 @@ from jax import lax
 from neumann_jax import lowering, target
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec, resolve
 from neumann_jax.delta_rule import gates as decays
-from neumann_jax.delta_rule import kept_names, layout
+from neumann_jax.delta_rule import kept_names, layout, precision
 from neumann_jax.delta_rule.hopper import gradients, pieces, reverse, scan
 from neumann_jax.delta_rule.hopper.tiles import CHUNK, WIDTH
 from neumann_jax.delta_rule.inputs import Operands
@@ -228,6 +228,7 @@ def cotangents(
 ) -> tuple[Operands, jax.Array, jax.Array]:
   """Cotangents of the operands, the scale and the initial state."""
   length, do = arrays.v.shape[1], layout.padded(do, CHUNK)
+  scale = precision.nonzero(scale)
   given = q, k, v, gates, beta, scale = _for_kernels(arrays, scale)
   dv, dh, dstate = _reverse(given, t, do, dfinal, pieces.stops)
   y, h = scan.states(k, v, t, gates, beta, pieces.starts(gates), _flip(state))
@@ -255,7 +256,8 @@ def initial_cotangent(
   dfinal: jax.Array,
 ) -> jax.Array:
   """Of the initial state alone, by the chunks that depend on it."""
-  given, do = _for_kernels(arrays, scale), layout.padded(do, CHUNK)
+  given = _for_kernels(arrays, precision.nonzero(scale))
+  do = layout.padded(do, CHUNK)
   return _reverse(given, t, do, dfinal, pieces.to_the_start)[2]
 
 
