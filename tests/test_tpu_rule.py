@@ -132,12 +132,12 @@ def check_gradients(p, ids, dtype, tolerance, error, kept=None, forgets=-50):
   scale = jnp.float32(WIDTH**-0.5)
 
   @oracles.quick_jit
-  def gradient(p):
+  def gradient(p, scale):
     operands = (Operands(*p[:5]), scale, p[5], ids)
     cotangents = (d_out, d_state)
     return tpu_rule.backward(how, operands, kept, cotangents, interpret=True)
 
-  arrays, d_scale, d_initial = gradient(p)
+  arrays, d_scale, d_initial = gradient(p, scale)
   truth = wide.under(
     functools.partial(
       oracles.delta_rule_adjoint,
@@ -149,10 +149,11 @@ def check_gradients(p, ids, dtype, tolerance, error, kept=None, forgets=-50):
   for found, want in zip((*arrays, d_initial), truth, strict=True):
     errors = error(found.astype(jnp.float32), want)
     assert np.all(errors <= tolerance), errors
-  # The outputs are linear in the scale.
+  # The outputs are linear in the scale, also where it is 0.
   out = oracles.delta_rule(wide, ids)[0] * np.asarray(d_out, np.float64)
   size = np.sqrt((out**2).sum())
-  assert abs(float(d_scale) * scale - out.sum()) <= np.min(tolerance) * size
+  for found in (d_scale, gradient(p, jnp.float32(0))[1]):
+    assert abs(float(found) * scale - out.sum()) <= np.min(tolerance) * size
 
 
 def test_gradients_of_one_chunk():

@@ -59,6 +59,11 @@ def einsum(
   )
 
 
+def nonzero(scale: jax.Array) -> jax.Array:
+  """The scale, 2^-60 for 0: kernels find its gradient from q's, by division."""
+  return jnp.where(scale == 0, 2.0**-60, scale)
+
+
 def output_scale(scale: float | None, q: jax.Array) -> float:
   """The factor on the output: Dk^-0.5 unless given."""
   return q.shape[-1] ** -0.5 if scale is None else scale

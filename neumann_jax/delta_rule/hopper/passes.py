@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
-from neumann_jax.delta_rule import layout
+from neumann_jax.delta_rule import layout, precision
 from neumann_jax.delta_rule.hopper import gradients, pieces, reverse, scan
 from neumann_jax.delta_rule.hopper.tiles import CHUNK
 from neumann_jax.delta_rule.inputs import Operands
@@ -66,6 +66,7 @@ def cotangents(
 ) -> tuple[Operands, jax.Array, jax.Array]:
   """Cotangents of the operands, the scale and the initial state."""
   length, do = arrays.v.shape[1], layout.padded(do, CHUNK)
+  scale = precision.nonzero(scale)
   given = q, k, v, gates, beta, scale = _for_kernels(arrays, scale)
   dv, dh, dstate = _reverse(given, t, do, dfinal, pieces.stops)
   y, h = scan.states(k, v, t, gates, beta, pieces.starts(gates), _flip(state))
@@ -93,7 +94,8 @@ def initial_cotangent(
   dfinal: jax.Array,
 ) -> jax.Array:
   """Of the initial state alone, by the chunks that depend on it."""
-  given, do = _for_kernels(arrays, scale), layout.padded(do, CHUNK)
+  given = _for_kernels(arrays, precision.nonzero(scale))
+  do = layout.padded(do, CHUNK)
   return _reverse(given, t, do, dfinal, pieces.to_the_start)[2]
 
 
@@ -130,9 +132,8 @@ def _by_head(x):
 
 
 def _one(scale):
-  """[1] float32; the backward pass divides by it, so that 0 is nearly 0."""
-  scale = jnp.reshape(scale, (1,)).astype(jnp.float32)
-  return jnp.where(scale == 0, 1e-30, scale)
+  """[1] float32."""
+  return jnp.reshape(scale, (1,)).astype(jnp.float32)
 
 
 def _flip(state):

@@ -21,7 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from neumann_jax import backends, lowering, target
 from neumann_jax.chunk_inverse.kernels import tpu
-from neumann_jax.delta_rule import gates, kept_names, layout
+from neumann_jax.delta_rule import gates, kept_names, layout, precision
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.options import RuleOptions
 from neumann_jax.delta_rule.tpu import (
@@ -265,6 +265,7 @@ def backward(
   # fill, and twice as much would compile twice as long.
   one = plan._replace(chunks=plan.kept_every)
   q, k, v, decay, beta, scale, _ = args
+  scale = precision.nonzero(scale)
   found = backward_kernel.gradients(
     *(q, k, v, decay, beta, scale, t, states, d_out, d_final),
     how=one,
@@ -283,7 +284,7 @@ def backward(
   (d_decay,) = pull(d_arrays.log_decay.astype(jnp.float32))
   # The outputs are linear in q, so that this is <dO, o> as well.
   d_scale = jnp.sum(q.astype(jnp.float32) * found.q.astype(jnp.float32))
-  d_scale = d_scale / jnp.where(scale == 0, 1e-30, scale)
+  d_scale = d_scale / scale
   d_state = None
   if initial_state is not None:
     d_state = found.state.astype(initial_state.dtype)
