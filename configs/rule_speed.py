@@ -69,8 +69,6 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
 def _beside_fla() -> ml_collections.ConfigDict:
   config = get_config()
   config.update(
-    # Kernels where a width has them; the Hopper ones are of 128.
-    implementation="auto",
     shapes=FLA,
     gates=("usual",),
     families=HARD[:1],

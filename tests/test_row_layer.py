@@ -44,6 +44,7 @@ IN_XLA = neumann_jax.Execution(
   param_dtype="bfloat16",
   rule=neumann_jax.RuleOptions(implementation="xla"),
 )
+AUTO = neumann_jax.RuleOptions()
 NO_TOKENS = Tokens(None, None, None)
 # Between two forms that round to 8 bits at the same places.
 LIMIT = 1e-2
@@ -148,7 +149,7 @@ def test_the_kernel_is_the_second_half():
 def test_a_layer_of_one_row_is_one_kernel_on_cuda(kind):
   """And on a CPU what it is in XLA, but for where fusions round."""
   config = dataclasses.replace(CONFIG, layer_types=(kind,))
-  execution = dataclasses.replace(IN_XLA, rule=neumann_jax.RuleOptions())
+  execution = dataclasses.replace(IN_XLA, rule=AUTO)
   model = neumann_jax.LanguageModel(config, execution, rngs=nnx.Rngs(0))
   graph, state = nnx.split(model)
   plain = neumann_jax.LanguageModel(config, IN_XLA, rngs=nnx.Rngs(0))
@@ -233,3 +234,12 @@ def test_what_the_kernel_refuses(change, sentence):
   arrays = change(x, *operands(layer), *cache)
   assert layer_plan.refusal(static(CONFIG), *arrays) is not None
   assert sentence in layer_plan.refusal(static(CONFIG), *arrays)
+
+
+def test_a_cache_of_another_layer_is_refused():
+  """Before a kernel that goes by its shapes, on any platform."""
+  layer = layer_of(CONFIG, dataclasses.replace(IN_XLA, rule=AUTO))
+  x, cache = drawn(layer)
+  wrong = cache._replace(conv_state=cache.conv_state[:, :-1])
+  with pytest.raises(ValueError, match=r"cache\.conv_state must be"):
+    layer(x[None, None], NO_TOKENS, wrong)

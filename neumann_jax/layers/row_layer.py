@@ -15,7 +15,7 @@ from neumann_jax import backends
 from neumann_jax.delta_rule import layout, on_mesh
 from neumann_jax.delta_rule.options import RuleOptions
 from neumann_jax.layers import row_products, token_step
-from neumann_jax.layers.caches.cache import Cache
+from neumann_jax.layers.caches.cache import Cache, check_cache
 from neumann_jax.layers.feed_forward import SwiGLU
 from neumann_jax.layers.gated_delta_net import GatedDeltaNet
 from neumann_jax.layers.kernels import layer_gpu, layer_plan
@@ -44,11 +44,16 @@ def whole(
     inner_norm: of the input of the second half.
     feed_forward: any second half.
     cache: of the mixer, or None.
+
+  Raises:
+    ValueError: for a cache of another layer.
   """
   if type(mixer) is not GatedDeltaNet or not isinstance(cache, Cache):
     return None
   if x.shape[:2] != (1, 1) or cache.conv_state.shape[0] != 1:
     return None
+  # The kernel goes by these shapes, and the mixer is not asked any more.
+  check_cache(cache, jax.eval_shape(lambda: mixer.init_cache(1)))
   projections = [
     getattr(mixer, f"in_proj_{name}") for name in ("qkv", "z", "b", "a")
   ]
