@@ -4,8 +4,7 @@ Command: python -m experiments.continuation
   --config.levels="(3,5,10)" asks for other numbers of levels;
   --config.mixtures=0 leaves the mixtures out;
   --config.folder=PICTURES --config.levels="(5,10,20,50)" adds photographs, for
-  a GPU; --config.phase_levels="()" leaves out their phase retrieval, which has
-  been run in the debug form alone;
+  a GPU; --config.phase_levels="()" leaves out their phase retrieval;
   --config=configs/continuation.py:debug takes small images, for tests.
 Time: seconds on a CPU for what is in closed form, 5 minutes for the mixtures.
 Expected: report.html. With the width sigma^2 a band by the prior's spectrum is

@@ -8,13 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from experiments import generate
+from experiments import generate, prior_sources
 from experiments.continuation import study as continuation
 from experiments.data import photographs
 from experiments.denoise import study as denoise
 from experiments.few_calls import settings as few_calls
 from experiments.lm_accuracy import study as lm_accuracy
 from experiments.quickstart import study as quickstart
+from tests import oracles
 
 ROOT = pathlib.Path(photographs.__file__).parents[1]
 
@@ -99,3 +100,26 @@ def test_language_experiments_hash_text_and_weights(files, monkeypatch):
   monkeypatch.setattr(generate.text_model, "find", lambda _: source)
   found = generate.inputs(SimpleNamespace(settings=settings))
   assert found == {"checkpoint config.json": weights}
+
+
+def test_what_is_tuned_on_is_neither_learned_from_nor_reported(tmp_path):
+  """Every third photograph of animals and buildings, by name."""
+  settings = SimpleNamespace(tuned_on=str(tmp_path))
+  with oracles.refused(ValueError, "filled, it has no cat.webp"):
+    few_calls.tuning_files(settings)
+  known = sorted(prior_sources.names())
+  shown = [
+    name
+    for name in known
+    if any(f"/{activity}/" in name for activity in few_calls.ACTIVITIES)
+  ]
+  assert len(shown) == 72
+  for name in shown:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(name.encode())
+  files = few_calls.tuning_files(settings)
+  assert [file.read_bytes().decode() for file in files] == shown[::3]
+  # Of the 69 that the shipped prior learned from none is Debian's.
+  assert all(
+    file.is_relative_to(tmp_path / "gcompris-qt-data-3.1-2") for file in files
+  )

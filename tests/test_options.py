@@ -70,7 +70,7 @@ OPTIONS = {
       "momentum": 0.5,
     },
   ),
-  Denoise: (PLAIN, {"discrepancy": 0.5}),
+  Denoise: (PLAIN, {"discrepancy": 0.5, "turned": True}),
   Ode: (
     PLAIN.replace(predictor=Ode()),
     {"solver": "heun", "steps": 4, "sigma_end": 0.02},

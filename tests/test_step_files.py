@@ -66,7 +66,12 @@ def _entered(config):
 
 @pytest.mark.parametrize("preset", ADDED)
 def test_a_step_enters_few_files(preset):
-  """Six; two more for the band and the wavelets of the published setting."""
+  """Six; two more for the band and the wavelets of the published setting.
+
+  It has six verbs (predict, width, band, likelihood, fuse, renoise) with a file
+  for each, beside the file that composes them and the one that chooses them:
+  with fewer one would hold two of them.
+  """
   config = getattr(pj.NFCConfig, preset)(levels=3)
   found = _entered(config)
   assert found == COMMON | ADDED[preset]

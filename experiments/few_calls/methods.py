@@ -1,6 +1,5 @@
 """All methods by name: `fast()`, its variants, the baselines, a slow one."""
 
-import functools
 from typing import Any
 
 import posterior_jax as pj
@@ -10,10 +9,10 @@ from experiments.few_calls.contenders import BASELINES, Contender, scanned
 FAST, SLOW = "NFC, fast()", "NFC, restoration()"
 
 
-def _fast(evaluations: int, **changes: Any) -> Any:
+def _fast(evaluations: int) -> Any:
   def run(operands, denoise, observation, key, spectrum):
     del operands
-    config = pj.NFCConfig.fast(levels=evaluations, **changes)
+    config = pj.NFCConfig.fast(levels=evaluations)
     sampler = pj.nfc(config, spectrum=spectrum)
     return scanned(sampler, denoise, observation, key)
 
@@ -39,9 +38,6 @@ def _fixed(restore: Any, *, shared: bool = False) -> Contender:
 # there is to gain.
 METHODS: dict[str, Contender] = {
   FAST: _fixed(_fast),
-  f"{FAST}, discrepancy 1": _fixed(
-    functools.partial(_fast, predictor={"discrepancy": 1.0})
-  ),
   **variants.VARIANTS,
   **BASELINES,
   SLOW: _fixed(_restoration, shared=True),

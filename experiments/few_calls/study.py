@@ -3,7 +3,7 @@
   python -m experiments.few_calls --config.folder=PICTURES
 
 Settings: `configs/few_calls.py`. Every baseline is tuned for every task and
-number of evaluations by `search`, on crops of `photographs.TUNING`, which
+number of evaluations by `search`, on photographs (`settings.tuning_files`) that
 neither the prior learned from nor a report restores; `fast()` is one setting
 for all tasks. Forms that `fast()` could have (`variants`) are tuned on the same
 crops, once over all tasks and once for each. Pictures are cut from the middle,

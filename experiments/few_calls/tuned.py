@@ -1,10 +1,11 @@
 """What the search found for baselines, by task and number of evaluations.
 
 `tuned.json` holds the points, `trials.csv` every point that was tried and its
-mean PSNR on the crops that are tuned on (`docs/benchmarks/restoration.md` says
-where): of all baselines at 5 and at 20 evaluations, of DPIR on blurs and
-super-resolution at 10 as well. A search starts from them: `--config.most=1`
-makes the table without one.
+mean PSNR on the crops that are tuned on, those of `settings.tuning_files` with
+`tuned_on` (`docs/benchmarks/restoration.md` says where): of all baselines at 5
+and at 20 evaluations, of DPIR at 10 as well. At 5 MMPS, DPS and, on inpainting,
+PiGDM are tuned on the crops without `tuned_on`. A search starts from them:
+`--config.most=1` makes the table without one.
 """
 
 import functools

@@ -1,11 +1,11 @@
 """Forms that `NFCConfig.fast()` could have, as contenders with knobs.
 
 The first stays free of Jacobians and adds what few levels might gain from: an
-average over held levels, a momentum between levels, noise that is added and
-taken away in turns, and a share of the last image after it was moved to the
-measurement. The others change the width of the tie: by a spectrum on a torus
-or mirrored at the borders, wider where the image has edges, or by the
-denoiser's Jacobian, whose products count as evaluations.
+average over held levels, noise that is added and taken away in turns, and a
+share of the last image after it was moved to the measurement. The others change
+the width of the tie: by a spectrum on a torus or mirrored at the borders, wider
+where the image has edges, or by the denoiser's Jacobian, whose products count
+as evaluations.
 """
 
 import functools
@@ -21,10 +21,11 @@ from jax import lax
 from experiments.few_calls.contenders import Contender, Restore, scanned
 from experiments.few_calls.search import Knob, Point
 from posterior_jax import NFCConfig, Observation
-from posterior_jax.base import Denoiser
+from posterior_jax.base import Denoiser, normalised_residual
 from posterior_jax.denoising import predictor
 from posterior_jax.likelihood import gaussian
 from posterior_jax.nfc_sampler import (
+  Denoise,
   Jacobian,
   Mean,
   Probed,
@@ -33,6 +34,7 @@ from posterior_jax.nfc_sampler import (
   compose,
   levels_of,
   parts_of,
+  states,
 )
 from posterior_jax.nfc_sampler.levels import Level
 from posterior_jax.nfc_sampler.parts import Parts, Prediction, Probes, Width
@@ -41,25 +43,31 @@ from posterior_jax.nfc_sampler.parts import Parts, Prediction, Probes, Width
 # program.
 MOST = 20
 _SOLVE: dict[str, Any] = {"tolerance": 1e-4, "max_iterations": 300}
+_FEW = NFCConfig.fast()
+assert isinstance(_FEW.predictor, Denoise) and isinstance(_FEW.width, Sigma)
+_PREDICTOR, _WIDTH = _FEW.predictor, _FEW.width
 _LEVELS = (
-  Knob("sigma_max", 0.4, factor=1.5),
-  Knob("sigma_min", 0.08, factor=1.5),
+  Knob("sigma_max", _FEW.schedule.sigma_max, factor=1.5),
+  Knob("sigma_min", _FEW.schedule.sigma_min, factor=1.5),
 )
 
 
 def _knobs(evaluations: int) -> tuple[Knob, ...]:
+  held = _FEW.replace(levels=evaluations).held_levels
   return (
     *_LEVELS,
-    Knob("factor", 5.0),
-    Knob("held", 1, None, step=1, low=1, high=evaluations - 1),
-    Knob("momentum", 0.0, None, step=0.25, low=-1.0, high=1.0),
+    Knob("factor", _WIDTH.factor),
+    Knob("held", held, None, step=1, low=1, high=evaluations - 1),
+    Knob("momentum", _FEW.schedule.momentum, None, step=0.3, high=5.0),
+    Knob("discrepancy", _PREDICTOR.discrepancy, None, step=0.25, high=2.0),
     Knob("refined", 0.0, None, step=0.25, high=1.0),
     Knob("renewal", 0.0, None, step=0.25, high=1.0),
   )
 
 
 def _levels(config: NFCConfig, levels: int, point: Point) -> Level:
-  schedule = {name: point[name] for name in ("sigma_max", "sigma_min")}
+  numbers = "sigma_max", "sigma_min", "momentum"
+  schedule = {name: point[name] for name in numbers if name in point}
   if "held" in point:
     schedule["held"] = point["held"] / levels
   return levels_of(config.replace(levels=levels, schedule=schedule))
@@ -67,7 +75,7 @@ def _levels(config: NFCConfig, levels: int, point: Point) -> Level:
 
 def _operands(evaluations: int, point: Point) -> dict[str, Any]:
   """Of `_plug_and_play`: an entry per level, padded to MOST."""
-  found = _levels(NFCConfig.fast(), evaluations, point)
+  found = _levels(_FEW, evaluations, point)
   share, renewal = point["renewal"] ** 2, point["renewal"]
   tied = share * found.sigma**2 + (1 - share) * found.tied**2
   # The same noise comes and goes: what is linear in it leaves the average.
@@ -77,6 +85,8 @@ def _operands(evaluations: int, point: Point) -> dict[str, Any]:
     "variance": point["factor"] * tied,
     "noise": renewal * signs * found.following,
     "share": found.share,
+    "pace": found.pace,
+    "way": found.way * float(_PREDICTOR.turned),
   }
   room = (0, MOST - evaluations)
   return {
@@ -86,14 +96,14 @@ def _operands(evaluations: int, point: Point) -> dict[str, Any]:
     },
     "first": jax.tree.map(lambda entry: entry[0], found),
     "count": evaluations,
-    "momentum": point["momentum"],
+    "discrepancy": point["discrepancy"],
     "refined": point["refined"],
     "factor": point["factor"],
   }
 
 
 def _plug_and_play(evaluations: int) -> Restore:
-  """`fast()` with four more numbers; the same program for every count."""
+  """`fast()` with three more numbers; the same program for every count."""
   del evaluations
 
   def run(
@@ -112,18 +122,18 @@ def _plug_and_play(evaluations: int) -> Restore:
     noise = jax.random.normal(along, shape)
 
     def body(number: jax.Array, carry: tuple) -> tuple:
-      x, before, average, _ = carry
+      x, before, misfit, average, _ = carry
       level = jax.tree.map(lambda entry: entry[number], operands["levels"])
-      x0 = predictor.clean(denoise, x, level["sigma"])
+      taken = states.heeded(level["sigma"], misfit, operands["discrepancy"])
+      x0 = predictor.clean(predictor.turned(denoise, level["way"]), x, taken)
+      misfit = normalised_residual(observation, x0)
       average = average + level["share"] * (x0 - average)
-      pace = jnp.where(number > 0, operands["momentum"], 0.0)
-      target = gaussian.Target(
-        observation, x0 + pace * (x0 - before), level["variance"]
-      )
+      ahead = x0 + level["pace"] * (x0 - before)
+      target = gaussian.Target(observation, ahead, level["variance"])
       z, _ = gaussian.mean(target, **_SOLVE)
-      return z + level["noise"] * noise, x0, average, z
+      return z + level["noise"] * noise, x0, misfit, average, z
 
-    carry = (x, x, jnp.zeros_like(x), x)
+    carry = (x, x, jnp.ones(shape[:2]), jnp.zeros_like(x), x)
     *_, average, z = lax.fori_loop(0, operands["count"], body, carry)
     return (average + operands["refined"] * (z - average))[0]
 
@@ -228,7 +238,6 @@ def _edges(image: jax.Array) -> jax.Array:
 
 
 _FACTOR = Knob("factor", 2.0)
-_FEW = NFCConfig.fast()
 _RENEWED = {"renewal": 1.0, "held": 0.6}
 PLAIN = "plug and play"
 VARIANTS: dict[str, Contender] = {

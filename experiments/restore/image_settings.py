@@ -31,6 +31,9 @@ MOST_LEVELS = 30  # of them
 # they are chosen again by that.
 SEARCH_LEVELS, SEARCH_START, SEARCH_RENEWAL = 40, 3.0, 0.5
 WIDTH = 4.0  # their tie, on sigma^2
+# First noise of the others, no momentum, and the last prediction for result:
+# more levels need less help than the few of `fast`.
+PLUG_AND_PLAY = {"sigma_max": 0.4, "momentum": 0.0, "held": 0.01}
 LAST, LEAST = 2.0, 0.01  # last noise, of the measurement's
 # What follows the noise is part of the compiled program. It goes in steps of an
 # octave's share, so that pictures whose noise was estimated to be nearly the
@@ -63,12 +66,16 @@ def config(
     return found
   if not (_blurred(given) and follows_noise(given)):
     return NFCConfig.fast(levels=levels, schedule=schedule)
+  schedule = PLUG_AND_PLAY | schedule
   most = MOST_LEVELS
   if not kernel_known:
     most = SEARCH_LEVELS
     schedule |= {"sigma_max": SEARCH_START, "renewal": SEARCH_RENEWAL}
   return NFCConfig.fast(
-    levels=min(levels, most), schedule=schedule, width={"factor": WIDTH}
+    levels=min(levels, most),
+    schedule=schedule,
+    predictor={"discrepancy": 0.0, "turned": False},
+    width={"factor": WIDTH},
   )
 
 

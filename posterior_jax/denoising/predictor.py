@@ -42,6 +42,31 @@ def clean(denoise: Denoiser, x: jax.Array, sigma: jax.Array) -> jax.Array:
   return found.astype(jnp.float32).reshape(x.shape)
 
 
+def turned(denoise: Denoiser, way: jax.Array) -> Denoiser:
+  """D of the image turned, turned back: a network errs in another way.
+
+  Args:
+    denoise: D.
+    way: scalar, 0 to 7: 1 mirrors rows, 2 columns, 4 transposes, which an image
+      that is not square is not.
+  """
+  way = jnp.asarray(way, jnp.int32)
+
+  # One call between two choices: eight branches would be eight networks.
+  def mirrored(x: jax.Array) -> jax.Array:
+    x = jnp.where(way & 1, jnp.flip(x, -3), x)
+    return jnp.where(way & 2, jnp.flip(x, -2), x)
+
+  def transposed(x: jax.Array) -> jax.Array:
+    square = x.shape[-3] == x.shape[-2]
+    return jnp.where(way & 4, jnp.swapaxes(x, -3, -2), x) if square else x
+
+  def answer(x: jax.Array, sigma: jax.Array) -> jax.Array:
+    return transposed(mirrored(denoise(mirrored(transposed(x)), sigma)))
+
+  return answer
+
+
 def clean_with_vjp(
   denoise: Denoiser, x: jax.Array, sigma: jax.Array, *, clip: bool = False
 ) -> tuple[jax.Array, Linear]:

@@ -84,15 +84,21 @@ def _assume(config: NFCConfig) -> Callable[[Observation], Observation]:
 
 def _predict(config: NFCConfig) -> Callable[..., Prediction]:
   ode, calls = config.predictor, config.predictor.calls
+  turned = isinstance(ode, Denoise) and ode.turned
+
+  def shown(denoise: Denoiser, level: Level) -> Denoiser:
+    return predictor.turned(denoise, level.way) if turned else denoise
 
   def differentiated(
     denoise: Denoiser, x: jax.Array, level: Level
   ) -> Prediction:
-    x0, product = predictor.linearise(denoise, x, level.sigma)
+    own = shown(denoise, level)
+    x0, product = predictor.linearise(own, x, level.sigma)
     return Prediction(x0, 1, product)
 
   def once(denoise: Denoiser, x: jax.Array, level: Level) -> Prediction:
-    return Prediction(predictor.clean(denoise, x, level.sigma), 1)
+    own = shown(denoise, level)
+    return Prediction(predictor.clean(own, x, level.sigma), 1)
 
   def flow(denoise: Denoiser, x: jax.Array, level: Level) -> Prediction:
     assert isinstance(ode, Ode)  # the other of two

@@ -11,6 +11,9 @@ from posterior_jax.nfc_sampler.config import NFCConfig
 from posterior_jax.nfc_sampler.records import Inner, Langevin
 from posterior_jax.nfc_sampler.weights import Band, Exponential, Power, Radial
 
+# Neighbours differ in two or all of: mirrored rows, columns, transposed.
+_WAYS = 0, 3, 5, 6, 1, 2, 4, 7
+
 
 class Level(NamedTuple):
   """Everything of one noise level that is a number, float32.
@@ -33,6 +36,8 @@ class Level(NamedTuple):
       level is not held.
     pace: share of the way from the last level's prediction to this one's that
       is added to it, m log(sigma' / sigma); 0 at the first level of a pass.
+    way: in which of eight the image is turned for the denoiser; 0, as it is, at
+      the last level.
   """
 
   sigma: jax.Array
@@ -44,6 +49,7 @@ class Level(NamedTuple):
   step_size: jax.Array
   share: jax.Array
   pace: jax.Array
+  way: jax.Array
 
 
 def levels_of(config: NFCConfig) -> Level:
@@ -77,6 +83,7 @@ def levels_of(config: NFCConfig) -> Level:
     *(np.concatenate([part] * how.passes) for part in each_pass),
     share.ravel(),
     _paces(nodes[:-1], how.momentum),
+    np.array(_WAYS)[np.arange(1 - len(nodes[:-1]), 1) % len(_WAYS)],
   )
   # Ramps are made in float64 and rounded once.
   return Level(*(jnp.asarray(part, jnp.float32) for part in parts))

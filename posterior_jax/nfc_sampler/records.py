@@ -82,9 +82,13 @@ class Denoise:
       image, kept within [1/2, 4]: where r is above 1 the last one took out
       what was measured (Morozov's discrepancy principle). 0 takes sigma, which
       is right where noise is added anew at every level.
+    turned: whether every level shows the denoiser the image mirrored or
+      transposed in another of eight ways, as DPIR's code does: a network's
+      errors are not the same for all. An image that is not square is mirrored.
   """
 
   discrepancy: float = 0.0
+  turned: bool = False
 
   def __post_init__(self) -> None:
     fields.check(self, {"discrepancy": (0.0, 2.0)})
