@@ -172,6 +172,9 @@ def test_code_in_tables_breaks_at_its_joints():
   )
   assert "tests/<wbr>test_<wbr>docs.py " in found
   assert '<span class="whole">--config</span>.<wbr>kernel_<wbr>flip' in found
+  command = '<div class="language-bash highlight"><code>a --b=c -d</code></div>'
+  whole = '<code>a <span class="whole">--b</span>=c -d</code>'
+  assert whole in hook(command) and hook("a --b") == "a --b"
 
 
 def test_statements_of_a_formula_stand_apart():

@@ -68,7 +68,8 @@ class _OneKey(nnx.RngStream):
 def _structure(config: NetworkConfig, dtype: str) -> _Structure:
   def build() -> Any:
     rngs = nnx.Rngs(0)
-    rngs.default = _OneKey(0, tag="default")
+    for name, _ in list(rngs.items()):
+      setattr(rngs, name, _OneKey(0, tag=name))
     return config.build(dtype=jnp.dtype(dtype), rngs=rngs)
 
   graph, state = nnx.split(nnx.eval_shape(build))
