@@ -139,6 +139,7 @@ def test_config_says_command_time_and_expected(name):
 
 # What an experiment cannot do without and its user must give.
 GIVEN = {
+  "equal_tuning": {"folder": str(ROOT / "notebooks/figures")},
   "few_calls": {"folder": str(ROOT / "notebooks/figures")},
   "restore": {
     "image": str(ROOT / "notebooks/figures/restoration.jpg"),

@@ -1,0 +1,232 @@
+"""Equal tuning: the search in rounds, the slots, the methods, the cells."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+import posterior_jax as pj
+from configs import equal_tuning as configs
+from experiments import prior_sources
+from experiments.equal_tuning import methods, study, tables
+from experiments.equal_tuning.rounds import Rounds
+from experiments.equal_tuning.settings import TUNED_ON, Given, Settings
+from experiments.equal_tuning.slots import Program, Slot, measured
+from experiments.few_calls.search import Knob
+from experiments.harness import command_line
+from posterior_jax.priors import photo
+from tests import oracles
+
+NUMBER = Knob("factor", 1.0)
+SHARE = Knob("share", 0.5, factor=None, step=0.2, low=0.0, high=1.0)
+
+
+def searched(knobs, score, *, rounds, count):
+  start = tuple(knob.start for knob in knobs)
+  search = Rounds(knobs, [start, start])
+  for left in reversed(range(rounds)):
+    for point in search.propose(count, closing=left < 2):
+      search.add(point, score(point))
+  return search
+
+
+def test_rounds_find_both_winners_inside_of_what_was_tried():
+  def score(point):
+    near = math.log2(point[0])
+    return -((near - 2) ** 2) - (point[1] - 2) ** 2, -((near + 1) ** 2)
+
+  search = searched((NUMBER, SHARE), score, rounds=6, count=6)
+  assert len(search.tried) == 36
+  first, second = search.best(0), search.best(1)
+  assert first == (4.0, 1.0)  # the second knob ends at 1
+  assert second[0] == 0.5
+  assert search.interior(first) and search.interior(second)
+  line = [p[0] for p in search.tried if p[1] == first[1]]
+  assert min(line) < first[0] < max(line)
+
+
+@pytest.mark.parametrize("knobs", [(NUMBER,), (NUMBER, SHARE, NUMBER)])
+def test_a_round_has_as_many_points_for_one_knob_as_for_three(knobs):
+  search = searched(knobs, lambda p: (sum(p), -sum(p)), rounds=4, count=6)
+  assert len(search.tried) == 24
+
+
+def test_a_side_is_open_until_something_was_tried_beyond():
+  search = Rounds((NUMBER, SHARE), [(1.0, 0.5), (1.0, 0.5)])
+  search.add((1.0, 0.5), (1.0, 1.0))
+  assert not search.interior((1.0, 0.5))
+  # On other lines they say nothing of this point.
+  search.add((2.0, 0.7), (0.0, 0.0))
+  search.add((0.5, 0.3), (0.0, 0.0))
+  assert not search.interior((1.0, 0.5))
+  for point in ((2.0, 0.5), (0.5, 0.5), (1.0, 0.3), (1.0, 0.7)):
+    assert not search.interior((1.0, 0.5))
+    search.add(point, (math.nan, 0.0))
+  assert search.interior((1.0, 0.5)) and search.best(0) == (1.0, 0.5)
+
+
+def test_every_method_keeps_to_its_evaluations():
+  """Calls and VJPs of a run, as its own diagnostics count them."""
+  for calls in (20, 100, 1000):
+    made = {
+      "fast": methods.fast(calls).levels,
+      "restoration": 5 * methods.restoration(calls).levels,
+      "calibrated": 2 * methods.calibrated(calls).levels,
+      "Jacobian": 3 * methods.by_jacobian(calls).levels,
+      "ODE": methods.by_ode(calls).levels
+      * methods.by_ode(calls).predictor.calls,
+      "DAPS": methods.daps(calls).levels * methods.daps(calls).predictor_steps,
+      "SITCOM": 2 * methods.sitcom(calls).levels * methods.sitcom(calls).steps,
+      "DiffPIR": methods.diffpir(calls).levels,
+    }
+    assert max(made.values()) <= calls
+    assert min(v for k, v in made.items() if k != "DiffPIR") > calls - 5
+
+
+@pytest.fixture(scope="module")
+def given():
+  prior = pj.priors.gaussian_prior(pj.priors.power_law_spectrum(32, 32))
+  config = configs.get_config("debug")
+  settings = command_line.to_settings(Settings, config)
+  truth = prior.sample(jax.random.key(0), (2,), channels=3)
+  images = np.asarray(jnp.clip(truth, -1, 1))
+  return Given(
+    settings, prior.denoise, prior.spectrum, None, ("a", "b"), images, images
+  )
+
+
+def test_a_slot_is_a_run_of_its_own_point(given):
+  task = study.kinds("super_resolution")[0]
+  pictures = measured(task, given.truth, 0.1, 0)
+  contender = methods.METHODS["DiffPIR"]
+  program = Program(contender, 10, 4, given.denoise, given.spectrum, 7)
+  points = [{"weight": 0.5, "renewal": 0.6}, {"weight": 2.0, "renewal": 1.0}]
+  program.compile(points[0], pictures)
+  found = program([Slot(points[0], 0), Slot(points[1], 1)], pictures)
+  for number, point in enumerate(points):
+    config = dataclasses.replace(methods.diffpir(10), **point)
+    expected, _ = pj.run(
+      pj.baselines.diffpir(config),
+      given.denoise,
+      pj.Observation(pictures.y[number : number + 1], pictures.operator, 0.1),
+      jax.random.fold_in(jax.random.key(7), number),
+    )
+    # The first level's noise is 157: its rounding is 1e-5.
+    np.testing.assert_allclose(found[number], expected[0, 0], atol=5e-4)
+  assert np.abs(found[0] - found[1]).max() > 0.1
+
+
+def test_cells_are_tuned_alike_and_each_is_done_once(given, tmp_path):
+  rows = [*study.work(given, tmp_path, lambda words: None)]
+  trials = [row for name, row in rows if name == study.TRIALS]
+  table = [row for name, row in rows if name == study.TABLE]
+  for calls, count in ((10, 4), (20, 2)):
+    for method in given.settings.methods:
+      own = [
+        row
+        for row in trials
+        if (row["method"], row["evaluations"]) == (method, calls)
+      ]
+      assert len(own) == count
+      best = max(own, key=lambda row: row["psnr"])
+      tuned = [
+        row
+        for row in table
+        if (row["method"], row["evaluations"], row["chains"])
+        == (method, calls, 1)
+        and row["tuned for"] == "PSNR"
+      ]
+      assert len(tuned) == 2
+      assert {row["point"] for row in tuned} == {best["point"]}
+  assert {row["chains"] for row in table} == {1, 2}
+  # A second process finds everything begun.
+  assert not [*study.work(given, tmp_path, lambda words: None)]
+
+
+def test_numbers_that_do_not_go_together_are_refused():
+  settings = command_line.to_settings(Settings, configs.get_config("debug"))
+  for changes, words in (
+    ({"rounds": (2,)}, "rounds and tuned_on must have a number"),
+    ({"chains": (3,)}, "chains times evaluations must be the next"),
+    ({"side": 16}, "side must be"),
+  ):
+    with oracles.refused(ValueError, words):
+      dataclasses.replace(settings, **changes)
+
+
+def test_the_prior_has_seen_nothing_that_is_tuned_on():
+  listed = {
+    name: said["sha256"]
+    for package in prior_sources.DEBIAN.values()
+    for name, said in package["photographs"].items()
+  }
+  seen = json.loads(photo.SHIPPED.read_text())["photographs"].values()
+  assert len(seen) == 69
+  for picture in TUNED_ON:
+    (name,) = (n for n in listed if n.endswith(f"/activities/{picture}"))
+    assert listed[name] not in seen
+
+
+def rows_of(psnr):
+  """Two pictures under two operators, by method; LPIPS falls as PSNR rises."""
+  return tables.named(
+    pd.DataFrame(
+      [
+        {
+          "method": method,
+          "evaluations": 20,
+          "task": task,
+          "kernel": kernel,
+          "tuned for": criterion,
+          "chains": 1,
+          "picture": picture,
+          "psnr": value + number,
+          "lpips": 1 - (value + number) / 100,
+          "point": "a=1",
+          "interior": True,
+          "seconds": 0.5,
+        }
+        for method, value in psnr.items()
+        for criterion in tables.SCORES
+        for task, kernel in (("motion_blur", "short"), ("box_inpainting", ""))
+        for number, picture in enumerate(("01", "02"))
+      ]
+    )
+  )
+
+
+def test_standing_is_paired_and_positive_where_nfc_is_better():
+  rows = rows_of({"NFC, a": 27.0, "NFC, b": 26.0, "X": 25.0, "Y": 24.0})
+  for criterion, lead in (("PSNR", 2.0), ("LPIPS", 0.02)):
+    found = tables.standing(tables.chosen(rows, criterion, 20), criterion)
+    assert list(found.index) == ["motion, short", "box"]
+    np.testing.assert_allclose(found["lead"], lead)
+    assert set(found["best of NFC"]) == {"NFC, a"}
+    assert set(found["best other"]) == {"X"}
+    assert set(found["NFC is"]) == {tables.AHEAD}
+  behind = tables.chosen(rows_of({"NFC, a": 20.0, "X": 25.0}), "LPIPS", 20)
+  assert set(tables.standing(behind, "LPIPS")["NFC is"]) == {tables.BEHIND}
+
+
+def test_quality_has_wins_and_ranks_of_what_is_whole():
+  rows = rows_of({"NFC, a": 27.0, "X": 25.0, "Y": 28.0})
+  rows = rows[(rows["method"] != "Y") | (rows["operator"] != "box")]
+  found = tables.quality(tables.chosen(rows, "PSNR", 20), "PSNR")
+  np.testing.assert_allclose(found.loc["NFC, a", "wins"], 100)
+  assert found.loc["X", "median rank"] == 2
+  assert math.isnan(found.loc["Y", "median rank"])
+  assert math.isnan(found.loc["Y", "box"])
+
+
+def test_committed_rows_are_packed_and_read_again(tmp_path):
+  rows = rows_of({"NFC, a": 27.0, "X": 25.0})
+  tables.packed(rows).to_csv(tmp_path / "rows.csv", index=False)
+  found = tables.read(tmp_path / "rows.csv")
+  pd.testing.assert_frame_equal(
+    found[list(rows)], rows, check_dtype=False, rtol=1e-5
+  )
