@@ -13,12 +13,12 @@ import pytest
 import posterior_jax as pj
 from configs import equal_tuning as configs
 from experiments import prior_sources
-from experiments.equal_tuning import methods, study, tables
+from experiments.equal_tuning import methods, page, report, study, tables
 from experiments.equal_tuning.rounds import Rounds
 from experiments.equal_tuning.settings import TUNED_ON, Given, Settings
 from experiments.equal_tuning.slots import Program, Slot, measured
 from experiments.few_calls.search import Knob
-from experiments.harness import command_line
+from experiments.harness import command_line, record
 from posterior_jax.priors import photo
 from tests import oracles
 
@@ -78,8 +78,8 @@ def test_every_method_keeps_to_its_evaluations():
       "restoration": 5 * methods.restoration(calls).levels,
       "calibrated": 2 * methods.calibrated(calls).levels,
       "Jacobian": 3 * methods.by_jacobian(calls).levels,
-      "ODE": methods.by_ode(calls).levels
-      * methods.by_ode(calls).predictor.calls,
+      "perceptual": methods.perceptual(calls).levels
+      * methods.perceptual(calls).predictor.calls,
       "DAPS": methods.daps(calls).levels * methods.daps(calls).predictor_steps,
       "SITCOM": 2 * methods.sitcom(calls).levels * methods.sitcom(calls).steps,
       "DiffPIR": methods.diffpir(calls).levels,
@@ -123,8 +123,8 @@ def test_a_slot_is_a_run_of_its_own_point(given):
 
 def test_cells_are_tuned_alike_and_each_is_done_once(given, tmp_path):
   rows = [*study.work(given, tmp_path, lambda words: None)]
-  trials = [row for name, row in rows if name == study.TRIALS]
-  table = [row for name, row in rows if name == study.TABLE]
+  trials = [row for name, row in rows if name == tables.TRIED]
+  table = [row for name, row in rows if name == tables.TABLE]
   for calls, count in ((10, 4), (20, 2)):
     for method in given.settings.methods:
       own = [
@@ -230,3 +230,69 @@ def test_committed_rows_are_packed_and_read_again(tmp_path):
   pd.testing.assert_frame_equal(
     found[list(rows)], rows, check_dtype=False, rtol=1e-5
   )
+
+
+def test_the_report_begins_with_the_plane_of_both_scores(tmp_path):
+  rows = rows_of({"NFC, a": 27.0, "X": 25.0})
+  trials = rows[["method", "evaluations", "task", "psnr"]]
+  with record.Run(tmp_path / "run", command=["here"], config={}) as run:
+    report.write(run, rows, trials, "two pictures")
+  text = (tmp_path / "run/report.html").read_text()
+  assert text.index("<img") < text.index("<table")
+  found = tables.plane(rows, "LPIPS")
+  np.testing.assert_allclose(found.loc[("X", 20)], [25.5, 0.745])
+
+
+def test_what_is_committed_is_tied_to_the_best_point_that_was_tried():
+  """Every winner is the best of its log; inside says what the log says."""
+  trials = pd.read_csv(tables.TRIALS)
+  rows = tables.read()
+  about = ["method", "evaluations", "task"]
+  logs = {key: own for key, own in trials.groupby(about)}
+  single = rows[rows["chains"] == 1]
+  winners = single.drop_duplicates([*about, "kernel", "tuned for"])
+  assert len(winners) > 500
+  for _, row in winners.iterrows():
+    log = logs[tuple(row[about])]
+    column, _, high = tables.SCORES[row["tuned for"]]
+    best = log[column].max() if high else log[column].min()
+    own = log[log["point"] == row["point"]]
+    np.testing.assert_allclose(own[column], best, atol=1e-9)
+    assert bool(row["interior"]) == inside(row, log), tuple(row[about])
+
+
+def inside(row, log):
+  """Whether the log has points on both sides of a winner, or a knob ends."""
+  knobs = methods.METHODS[row["method"]].knobs(row["evaluations"])
+  tried = np.array([numbers(point) for point in log["point"]])
+  winner = numbers(row["point"])
+  for i, knob in enumerate(knobs):
+    others = np.delete(tried == winner, i, axis=1)
+    line = tried[others.all(axis=1), i]
+    for side in (-1, 1):
+      beyond = (side * (line - winner[i]) > 0).any()
+      ends = math.isclose(knob._replace(start=winner[i]).at(side), winner[i])
+      if not (beyond or ends):
+        return False
+  return True
+
+
+def numbers(point):
+  return [float(part.split("=")[1]) for part in point.split(", ")]
+
+
+def test_methods_were_tuned_by_as_many_points():
+  """MMPS has fewer: its one knob has no more values."""
+  counts = pd.read_csv(tables.TRIALS).groupby(["method", "evaluations", "task"])
+  sizes = counts.size().drop("MMPS").groupby("evaluations").unique()
+  assert {calls: [*n] for calls, n in sizes.items()} == {
+    20: [36],
+    100: [24],
+    1000: [24],
+  }
+
+
+def test_the_page_is_made_of_the_committed_rows():
+  text = page.PAGE.read_text()
+  block = text.split(page.BEGIN)[1].split(page.END)[0]
+  assert block.strip() == page.block(tables.read()).strip()

@@ -25,7 +25,6 @@ from posterior_jax.nfc_sampler import (
   Mean,
   Ode,
   Schedule,
-  Sigma,
   compose,
   levels_of,
   parts_of,
@@ -158,15 +157,11 @@ def by_jacobian(evaluations: int) -> NFCConfig:
   )
 
 
-def by_ode(evaluations: int) -> NFCConfig:
-  """Means about the end of the probability-flow ODE, noise drawn anew."""
+def perceptual(evaluations: int) -> NFCConfig:
+  """`perceptual()`: two Euler steps for each level, or five."""
   steps = 2 if evaluations < _FEW else 5
-  return NFCConfig(
-    levels=evaluations // steps,
-    schedule=_SHORT,
-    predictor=Ode("euler", steps),
-    width=Sigma(),
-    inner=Mean(),
+  return NFCConfig.perceptual(
+    levels=evaluations // steps, predictor=Ode("euler", steps)
   )
 
 
@@ -193,7 +188,7 @@ METHODS: dict[str, Contender] = {
     fast, Knob("factor", 5.0), _share("renewal", 0.4), Knob("sigma_min", 0.08)
   ),
   "NFC, by Jacobian": nfc(by_jacobian, Knob("factor", 2.0), *_ends(1.0, 0.05)),
-  "NFC, by ODE": nfc(by_ode, Knob("factor", 1.0), *_ends(1.0, 0.05)),
+  "NFC, perceptual()": nfc(perceptual, Knob("factor", 1.0), *_ends(1.0, 0.05)),
   "DAPS": _built(
     baselines.daps, daps, Knob("noise_std", 0.014), Knob("step_size", 1e-4)
   ),

@@ -37,12 +37,12 @@ from experiments.equal_tuning.slots import (
   measured,
   scores,
 )
+from experiments.equal_tuning.tables import TABLE, TRIED
 from experiments.few_calls.search import Point
 from experiments.harness import record
 from experiments.harness.progress import Progress
 from posterior_jax.baselines import TASKS
 
-TRIALS, TABLE = "trials", "equal"
 CRITERIA = ("PSNR", "LPIPS")
 _AHEAD = 3  # of the longest cells, that one process may have begun
 _MEDIUM = "medium"  # of the motion kernels, the one that is tuned on
@@ -88,7 +88,7 @@ def compare(given: Given, run: record.Run) -> None:
     f"{settings.noise_std:g}, tuned on {len(given.tuning)} others."
   )
   rows = tables.named(run.frame(TABLE))
-  report.write(run, rows, run.frame(TRIALS), about)
+  report.write(run, rows, run.frame(TRIED), about)
 
 
 def work(
@@ -222,7 +222,7 @@ class Bench:
     search = self._searched(cell, program)
     for point, means in search.tried.items():
       yield (
-        TRIALS,
+        TRIED,
         about
         | {
           "point": _shown(self._named(cell, point)),

@@ -11,6 +11,8 @@ import pandas as pd
 
 from experiments.harness import paired
 
+# Of a run: its tables of pictures and of points.
+TABLE, TRIED = "equal", "trials"
 ROWS = pathlib.Path(__file__).with_name("rows.csv")
 TRIALS = pathlib.Path(__file__).with_name("trials.csv")
 OWN = "NFC"  # how the names of its settings begin
@@ -94,8 +96,18 @@ def quality(rows: pd.DataFrame, criterion: str) -> pd.DataFrame:
   return wide.sort_values("median rank")
 
 
+def comparable(rows: pd.DataFrame) -> set[str]:
+  """Operators that at most one method other than NFC's lacks."""
+  others = rows[~rows["method"].str.startswith(OWN)]
+  count = others.groupby("operator")["method"].nunique()
+  return set(count.index[count + 1 >= count.max()])
+
+
 def standing(rows: pd.DataFrame, criterion: str) -> pd.DataFrame:
   """The best setting of NFC against the best other method, by operator.
+
+  Operators that are not `comparable` are left out: nobody knows who would be
+  the best there.
 
   Returns:
     By operator both names and means, the mean lead (positive where NFC is
@@ -104,7 +116,10 @@ def standing(rows: pd.DataFrame, criterion: str) -> pd.DataFrame:
   """
   column, _, high = SCORES[criterion]
   found = []
+  known = comparable(rows)
   for operator, own in rows.groupby("operator", sort=False):
+    if operator not in known:
+      continue
     wide = own.pivot_table(column, "picture", "method").dropna(axis=1)
     means = wide.mean() if high else -wide.mean()
     ours = [name for name in wide if name.startswith(OWN)]
