@@ -100,18 +100,47 @@ def given():
   )
 
 
-def test_a_slot_is_a_run_of_its_own_point(given):
+def diffpir(point):
+  return pj.baselines.diffpir(dataclasses.replace(methods.diffpir(10), **point))
+
+
+def daps(point):
+  return pj.baselines.daps(dataclasses.replace(methods.daps(10), **point))
+
+
+def renewing(point, spectrum):
+  schedule = {name: point[name] for name in ("sigma_min", "renewal")}
+  config = methods.fast(10).replace(
+    width={"factor": point["factor"]}, schedule=schedule
+  )
+  return pj.nfc(config, spectrum=spectrum)
+
+
+@pytest.mark.parametrize(
+  "name, made, points",
+  [
+    ("DiffPIR", diffpir, ((0.5, 0.6), (2.0, 1.0))),
+    pytest.param(
+      *("DAPS", daps, ((0.02, 1e-4), (0.05, 5e-4))), marks=pytest.mark.slow
+    ),
+    ("NFC, by renewal", renewing, ((5.0, 0.4, 0.08), (2.0, 1.0, 0.1))),
+  ],
+  ids=["DiffPIR", "DAPS", "renewal"],
+)
+def test_a_slot_is_a_run_of_its_own_point(given, name, made, points):
+  """Knobs are traced, a share of noise and a likelihood's noise among them."""
   task = study.kinds("super_resolution")[0]
   pictures = measured(task, given.truth, 0.1, 0)
-  contender = methods.METHODS["DiffPIR"]
+  contender = methods.METHODS[name]
   program = Program(contender, 10, 4, given.denoise, given.spectrum, 7)
-  points = [{"weight": 0.5, "renewal": 0.6}, {"weight": 2.0, "renewal": 1.0}]
+  knobs = [knob.name for knob in contender.knobs(10)]
+  points = [dict(zip(knobs, point)) for point in points]
   program.compile(points[0], pictures)
   found = program([Slot(points[0], 0), Slot(points[1], 1)], pictures)
   for number, point in enumerate(points):
-    config = dataclasses.replace(methods.diffpir(10), **point)
+    needed = (given.spectrum,) if made is renewing else ()
     expected, _ = pj.run(
-      pj.baselines.diffpir(config),
+      made(point, *needed),
       given.denoise,
       pj.Observation(pictures.y[number : number + 1], pictures.operator, 0.1),
       jax.random.fold_in(jax.random.key(7), number),

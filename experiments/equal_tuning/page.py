@@ -2,9 +2,10 @@
 
     python -m experiments.equal_tuning.page [RUN ...]
 
-Everything between its two `equal tuning` comments is made anew from the
-committed rows. Given the folders of finished runs, of one or of several that
-shared their cells, it first takes their rows into `rows.csv` and `trials.csv`.
+Everything between its two `equal tuning` comments, and the picture of the
+plane, is made anew from the committed rows. Given the folders of finished runs,
+of one or of several that shared their cells, it first takes their rows into
+`rows.csv` and `trials.csv`.
 """
 
 import pathlib
@@ -14,6 +15,7 @@ import pandas as pd
 from absl import app
 
 from experiments.equal_tuning import tables
+from experiments.equal_tuning.plane import CAPTION, plane
 from experiments.equal_tuning.tables import (
   NAMES,
   OWN,
@@ -23,8 +25,10 @@ from experiments.equal_tuning.tables import (
   TRIED,
 )
 from experiments.harness import writing
+from experiments.harness.reporting.report import render
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+PICTURE = "notebooks/figures/plane.png"
 PAGE = ROOT / "docs/benchmarks/restoration.md"
 BEGIN = (
   "<!-- equal tuning: written by `python -m experiments.equal_tuning.page` -->"
@@ -34,7 +38,7 @@ END = "<!-- end of equal tuning -->"
 
 def block(rows: pd.DataFrame) -> str:
   """The Markdown between the comments, from the committed rows."""
-  parts = []
+  parts = [f"![{CAPTION}](../figures/plane.png)", CAPTION]
   for calls in sorted(set(rows["evaluations"])):
     parts += [
       f"**{calls} evaluations**, PSNR / LPIPS of one sample:",
@@ -171,9 +175,11 @@ def main(argv: Sequence[str]) -> None:
     tables.packed(rows).to_csv(ROWS, index=False)
     trials = pd.concat(pd.read_csv(run / f"{TRIED}.csv") for run in runs)
     trials.to_csv(TRIALS, index=False, float_format="%.4f")
+  rows = tables.read()
+  writing.write(ROOT / PICTURE, render(plane(rows), "png"))
   before, rest = PAGE.read_text().split(BEGIN)
   _, after = rest.split(END)
-  words = f"{before}{BEGIN}\n\n{block(tables.read())}\n\n{END}{after}"
+  words = f"{before}{BEGIN}\n\n{block(rows)}\n\n{END}{after}"
   writing.write(PAGE, words)
   print(f"wrote {PAGE}")
 

@@ -1,10 +1,9 @@
 """The report of equal tuning: the plane of both scores first, then tables."""
 
-from typing import Any
-
 import pandas as pd
 
 from experiments.equal_tuning import tables
+from experiments.equal_tuning.plane import CAPTION, plane
 from experiments.equal_tuning.tables import OWN, SCORES
 from experiments.harness import record
 from experiments.harness.reporting.report import Report
@@ -31,12 +30,7 @@ def write(
   """
   report = Report("Restoration, every method tuned alike", run.origin())
   report.section("Perception and distortion")
-  report.figure(
-    plane(rows),
-    "Mean PSNR and LPIPS over all operators, a curve for each method over its "
-    "budgets, larger marks for larger ones; tuned for PSNR and for LPIPS. "
-    "Better is up and to the right.",
-  )
+  report.figure(plane(rows), CAPTION)
   report.text(ABOUT)
   for calls in sorted(set(rows["evaluations"])):
     report.section(f"{calls} evaluations")
@@ -87,38 +81,3 @@ def _add(
     measured_on=about,
     name=caption.replace(", ", "-").replace(" ", "-"),
   )
-
-
-def plane(rows: pd.DataFrame) -> Any:
-  """PSNR against LPIPS, a panel for each of what is tuned for."""
-  import matplotlib.pyplot as plt
-
-  figure, axes = plt.subplots(
-    1, len(SCORES), figsize=(11, 4.6), sharey=True, layout="constrained"
-  )
-  colours = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
-  names = list(dict.fromkeys(rows["method"]))
-  for axis, criterion in zip(axes, SCORES):
-    found = tables.plane(rows, criterion)
-    for method, own in found.groupby("method", sort=False):
-      number = names.index(method)
-      ours = str(method).startswith(OWN)
-      axis.plot(
-        own["psnr"],
-        own["lpips"],
-        color=colours[number % len(colours)],
-        linewidth=2.2 if ours else 1,
-        linestyle="-" if ours else "--",
-        label=method,
-      )
-      sizes = [12 + 18 * i for i in range(len(own))]
-      axis.scatter(
-        own["psnr"], own["lpips"], sizes, [colours[number % len(colours)]]
-      )
-    axis.set(title=f"tuned for {criterion}", xlabel="PSNR [dB]")
-    axis.grid(alpha=0.3)
-  axes[0].set_ylabel("LPIPS (alex)")
-  axes[0].invert_yaxis()
-  handles, labels = axes[-1].get_legend_handles_labels()
-  figure.legend(handles, labels, loc="outside right center", fontsize=8)
-  return figure
