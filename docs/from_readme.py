@@ -2,7 +2,8 @@
 
 README's accuracy table and picture are written by `experiments.readme`. This
 hook of MkDocs puts the table where a page says `README_TABLE` and adds the
-picture to the site's files as `figures/restoration.jpg`.
+picture to the site's files as `figures/restoration.jpg`; beside it
+`figures/plane.png`, which `experiments.equal_tuning.page` writes.
 """
 
 import pathlib
@@ -13,16 +14,15 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = pathlib.Path(__file__).parents[1]
-PICTURE = "notebooks/figures/restoration.jpg"
+PICTURES = ("restoration.jpg", "plane.png")
 MARK = "README_TABLE"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
   """Called by MkDocs with the files of the site."""
-  picture = File.generated(
-    config, "figures/restoration.jpg", abs_src_path=str(ROOT / PICTURE)
-  )
-  files.append(picture)
+  for name in PICTURES:
+    source = str(ROOT / "notebooks/figures" / name)
+    files.append(File.generated(config, f"figures/{name}", abs_src_path=source))
   return files
 
 

@@ -91,7 +91,7 @@ def test_other_public_names():
   fields = ("spec", "products", "truncation", "rounding", "reason")
   assert plan._fields == fields
   assert posterior_jax.Sampler._fields[:2] == ("init", "step")
-  for name in ("paper", "restoration", "fast", "calibrated"):
+  for name in ("paper", "restoration", "fast", "perceptual", "calibrated"):
     assert isinstance(
       getattr(posterior_jax.NFCConfig, name)(), posterior_jax.NFCConfig
     )
@@ -139,6 +139,7 @@ def test_config_says_command_time_and_expected(name):
 
 # What an experiment cannot do without and its user must give.
 GIVEN = {
+  "equal_tuning": {"folder": str(ROOT / "notebooks/figures")},
   "few_calls": {"folder": str(ROOT / "notebooks/figures")},
   "restore": {
     "image": str(ROOT / "notebooks/figures/restoration.jpg"),

@@ -32,6 +32,7 @@ ADDED = {
   },
   "restoration": {"likelihood/covariance.py"},
   "fast": {"likelihood/gaussian.py"},
+  "perceptual": {"likelihood/gaussian.py"},
   "calibrated": {"likelihood/gaussian.py"},
 }
 

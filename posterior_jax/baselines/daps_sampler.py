@@ -152,7 +152,8 @@ def daps(config: DAPSConfig = DAPSConfig.published()) -> Sampler:  # noqa: B008
       rho=config.rho,
     )
     # The published tau is the method's, not the measurement's noise.
-    noise_std = config.noise_std or observation.noise_std
+    tau = config.noise_std
+    noise_std = observation.noise_std if tau is None else tau
     assumed = Observation(observation.y, observation.operator, noise_std)
     target = gaussian.Target(assumed, centre, level.sigma**2)
     if config.inner == "exact":

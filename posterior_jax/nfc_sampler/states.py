@@ -159,5 +159,7 @@ def renoising(renewal: float) -> Callable[..., jax.Array]:
     following = level._replace(following=renewal * level.following)
     return renoise(key, image, following)
 
-  # A factor of 1 would be one more rounding of every state.
-  return renoise if renewal == 1 else part
+  # A factor of 1 would be one more rounding of every state; one that is traced
+  # is known only when it runs.
+  whole = not isinstance(renewal, jax.core.Tracer) and renewal == 1
+  return renoise if whole else part

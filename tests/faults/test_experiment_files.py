@@ -88,6 +88,10 @@ CASES = {
   ("continuation", "folder"): _pictures,
   ("continuation", "prior"): _prior,
   ("denoise", "prior"): _prior,
+  ("equal_tuning", "folder"): _pictures,
+  ("equal_tuning", "lpips"): _broken(".npz"),
+  ("equal_tuning", "prior"): _prior,
+  ("equal_tuning", "photographs"): _pictures,
   ("evaluate_lm", "checkpoint"): _checkpoint,
   ("evaluate_lm", "text"): _broken(".txt"),
   ("few_calls", "folder"): _pictures,
@@ -130,6 +134,10 @@ def _options(name, field, place):
     *("blurred_photographs", "continuation", "few_calls", "phase_retrieval"),
     "restore",
   )
+  if name == "equal_tuning":
+    kinds.pictures(sound)
+    others = {"folder", "photographs"} - {field}
+    return [f"--config.{other}={sound}" for other in sorted(others)]
   if name in reads and field not in ("folder", "image"):
     kinds.pictures(sound)
     shutil.copy(sound / "p.png", sound / "q.png")

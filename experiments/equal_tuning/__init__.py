@@ -1,0 +1,1 @@
+"""Every method tuned alike for the same number of network evaluations."""

@@ -1,0 +1,188 @@
+"""Puts the tables of equal tuning into docs/benchmarks/restoration.md.
+
+    python -m experiments.equal_tuning.page [RUN ...]
+
+Everything between its two `equal tuning` comments, and the picture of the
+plane, is made anew from the committed rows. Given the folders of finished runs,
+of one or of several that shared their cells, it first takes their rows into
+`rows.csv` and `trials.csv`.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+import pandas as pd
+from absl import app
+
+from experiments.equal_tuning import tables
+from experiments.equal_tuning.plane import CAPTION, plane
+from experiments.equal_tuning.tables import (
+  NAMES,
+  OWN,
+  ROWS,
+  TABLE,
+  TRIALS,
+  TRIED,
+)
+from experiments.harness import writing
+from experiments.harness.reporting.report import render
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PICTURE = "notebooks/figures/plane.png"
+PAGE = ROOT / "docs/benchmarks/restoration.md"
+BEGIN = (
+  "<!-- equal tuning: written by `python -m experiments.equal_tuning.page` -->"
+)
+END = "<!-- end of equal tuning -->"
+
+
+def block(rows: pd.DataFrame) -> str:
+  """The Markdown between the comments, from the committed rows."""
+  parts = [f"![{CAPTION}](../figures/plane.png)", CAPTION]
+  for calls in sorted(set(rows["evaluations"])):
+    parts += [
+      f"**{calls} evaluations**, PSNR / LPIPS of one sample:",
+      _wide(_both(rows, calls)),
+      f"The best of {OWN} less the best other method, paired by picture:",
+      _wide(_leads(rows, calls)),
+    ]
+    means = tables.chosen(rows, "PSNR", calls, mean=True)
+    if len(means):
+      chains = means["chains"].iloc[0]
+      parts += [
+        f"PSNR of the mean of {chains} chains of {calls // chains} "
+        "evaluations each:",
+        _wide(_means(means)),
+      ]
+  inside = rows[rows["chains"] == 1].drop_duplicates(
+    ["method", "evaluations", "task", "tuned for"]
+  )
+  count = inside["interior"].astype(bool).sum()
+  parts.append(
+    f"Of the {len(inside)} winners {count} lie inside of what was tried; "
+    "beside the others a knob has an open side."
+  )
+  return "\n\n".join(parts)
+
+
+def _wide(table: str) -> str:
+  return f'<div class="numbers" markdown>\n\n{table}\n\n</div>'
+
+
+def _both(rows: pd.DataFrame, calls: int) -> str:
+  found = {
+    criterion: _pivot(tables.chosen(rows, criterion, calls), column)
+    for criterion, (column, _, _) in tables.SCORES.items()
+  }
+  psnr, lpips = found["PSNR"], found["LPIPS"]
+  known = tables.comparable(tables.chosen(rows, "PSNR", calls))
+  order = psnr.mean(axis=1, skipna=False).sort_values(ascending=False).index
+  lines = []
+  for method in order:
+    cells = []
+    for name in psnr:
+      value, distance = psnr.loc[method, name], lpips.loc[method, name]
+      if value != value:
+        cells.append(_absent(method, name))
+        continue
+      most = name in known and value == psnr[name].max()
+      least = name in known and distance == lpips[name].min()
+      cells.append(
+        f"{_bold(f'{value:.2f}', most)} / {_bold(f'{distance:.3f}'[1:], least)}"
+      )
+    lines.append([_code(method), *cells])
+  return _table(["method", *psnr], lines)
+
+
+def _means(rows: pd.DataFrame) -> str:
+  psnr = _pivot(rows, "psnr")
+  order = psnr.mean(axis=1, skipna=False).sort_values(ascending=False).index
+  lines = [
+    [
+      _code(method),
+      *(
+        _absent(method, name)
+        if value != value
+        else _bold(f"{value:.2f}", value == psnr[name].max())
+        for name, value in psnr.loc[method].items()
+      ),
+    ]
+    for method in order
+  ]
+  return _table(["method", *psnr], lines)
+
+
+def _leads(rows: pd.DataFrame, calls: int) -> str:
+  lines = []
+  for criterion, (_, digits, _) in tables.SCORES.items():
+    standing = tables.standing(tables.chosen(rows, criterion, calls), criterion)
+    for operator, own in standing.iterrows():
+      lead, low, high = (
+        f"{own[name]:+.{digits}f}" for name in ("lead", "from", "to")
+      )
+      lines.append(
+        [
+          criterion,
+          operator,
+          f"{_code(own['best of NFC'])} {own['its mean']:.{digits}f}",
+          f"{own['best other']} {own['other mean']:.{digits}f}",
+          f"{lead} ({low}, {high})",
+          _bold(own["NFC is"], own["NFC is"] == tables.AHEAD),
+        ]
+      )
+  head = ["score", "operator", OWN, "best other", "lead", f"{OWN} is"]
+  return _table(head, lines)
+
+
+def _pivot(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+  found = rows.pivot_table(column, "method", "operator")
+  return found.reindex(columns=[n for n in NAMES.values() if n in found])
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+  rows = [f"| {' | '.join(line)} |" for line in (head, *lines)]
+  return "\n".join([rows[0], f"|{'---|' * len(head)}", *rows[1:]])
+
+
+def _absent(method: str, operator: str) -> str:
+  """Why there is no number: DDRM has no form, others were not run."""
+  none = method == "DDRM" and operator.startswith("motion")
+  return "refused" if none else "-"
+
+
+def _bold(words: str, best: bool) -> str:
+  return f"**{words}**" if best else words
+
+
+def _code(method: str) -> str:
+  name = method.removeprefix(f"{OWN}, ")
+  return f"`{name}`" if name.endswith(")") else method
+
+
+def main(argv: Sequence[str]) -> None:
+  """Takes the rows of runs in, then rewrites the page's block."""
+  runs = [pathlib.Path(each) for each in argv[1:]]
+  for run in runs:
+    if not (run / f"{TABLE}.csv").is_file():
+      raise app.UsageError(f"{run} is no finished run: no {TABLE}.csv in it")
+  if runs:
+    # "01" is a name.
+    text = {"picture": str}
+    rows = pd.concat(
+      pd.read_csv(run / f"{TABLE}.csv", dtype=text, keep_default_na=False)
+      for run in runs
+    )
+    tables.packed(rows).to_csv(ROWS, index=False)
+    trials = pd.concat(pd.read_csv(run / f"{TRIED}.csv") for run in runs)
+    trials.to_csv(TRIALS, index=False, float_format="%.4f")
+  rows = tables.read()
+  writing.write(ROOT / PICTURE, render(plane(rows), "png"))
+  before, rest = PAGE.read_text().split(BEGIN)
+  _, after = rest.split(END)
+  words = f"{before}{BEGIN}\n\n{block(rows)}\n\n{END}{after}"
+  writing.write(PAGE, words)
+  print(f"wrote {PAGE}")
+
+
+if __name__ == "__main__":
+  app.run(main)

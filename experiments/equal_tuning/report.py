@@ -1,0 +1,83 @@
+"""The report of equal tuning: the plane of both scores first, then tables."""
+
+import pandas as pd
+
+from experiments.equal_tuning import tables
+from experiments.equal_tuning.plane import CAPTION, plane
+from experiments.equal_tuning.tables import OWN, SCORES
+from experiments.harness import record
+from experiments.harness.reporting.report import Report
+
+ABOUT = (
+  "Every method was tuned by as many points for every task and budget, on "
+  "pictures that no report restores, once for PSNR and once for LPIPS (alex). "
+  "A budget is in evaluations of the network, a product with its Jacobian "
+  "counted as one. Leads are paired by picture, with 95 % intervals by 10,000 "
+  "resamples."
+)
+
+
+def write(
+  run: record.Run, rows: pd.DataFrame, trials: pd.DataFrame, about: str
+) -> None:
+  """Writes `report.html` and prints its path.
+
+  Args:
+    run: its folder takes the report.
+    rows: of the pictures, by `tables.named`.
+    trials: of the search.
+    about: the pictures and the noise.
+  """
+  report = Report("Restoration, every method tuned alike", run.origin())
+  report.section("Perception and distortion")
+  report.figure(plane(rows), CAPTION)
+  report.text(ABOUT)
+  for calls in sorted(set(rows["evaluations"])):
+    report.section(f"{calls} evaluations")
+    for criterion, (column, digits, _) in SCORES.items():
+      own = tables.chosen(rows, criterion, calls).dropna(subset=column)
+      _add(report, f"{criterion}, {calls}, one sample", own, criterion, about)
+      if len(own):
+        report.table(
+          f"{criterion}, {calls}: the best of {OWN} and the best other method",
+          tables.standing(own, criterion),
+          digits=digits + 1,
+          measured_on=about,
+          name=f"standing-{criterion}-{calls}",
+        )
+    mean = tables.chosen(rows, "PSNR", calls, mean=True)
+    _add(report, f"PSNR, {calls}, mean of chains", mean, "PSNR", about)
+  report.section("Tuning")
+  report.table(
+    "Points that were tried",
+    tables.trial_counts(trials),
+    measured_on=about,
+    name="trials",
+    digits=0,
+  )
+  report.table(
+    "Winners with nothing tried on one side",
+    tables.on_edges(rows),
+    measured_on=about,
+    name="edges",
+  )
+  report.leave(run.folder)
+
+
+def _add(
+  report: Report, caption: str, rows: pd.DataFrame, criterion: str, about: str
+) -> None:
+  if not len(rows):
+    return
+  _, digits, high = SCORES[criterion]
+  table = tables.quality(rows, criterion)
+  best = {name: "max" if high else "min" for name in table}
+  best |= {"wins": "max", "median rank": "min"}
+  report.table(
+    caption,
+    table,
+    digits=dict.fromkeys(table, digits) | {"wins": 0, "median rank": 1},
+    best=best,
+    measured_on=about,
+    name=caption.replace(", ", "-").replace(" ", "-"),
+  )

@@ -1,0 +1,139 @@
+"""What is tuned alike, and the pictures and the prior that it names."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.data import degradations, photographs
+from experiments.equal_tuning.methods import METHODS
+from experiments.harness import prior_files
+from experiments.harness.settings import Checked, setting
+from posterior_jax import metrics
+from posterior_jax.base import Denoiser
+from posterior_jax.baselines import TASKS
+
+# The pictures that the committed rows were tuned on, of gcompris-qt-data as
+# `python -m experiments.prior_sources` fetches it; the shipped prior has seen
+# none of them.
+TUNED_ON = (
+  "explore_world_animals/resource/animals/bison.webp",
+  "explore_farm_animals/resource/animals/cat.webp",
+  "explore_farm_animals/resource/animals/chicken.webp",
+  "explore_monuments/resource/wonders/greatWallofChina.webp",
+  "explore_world_animals/resource/animals/jaguar.webp",
+  "explore_monuments/resource/india/mysorePalace.webp",
+  "explore_monuments/resource/france/pontduGard.webp",
+  "explore_monuments/resource/france/reimsCathedral.webp",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Checked):
+  """Settings of the comparison.
+
+  Attributes:
+    seed: of noise and samplers.
+    folder: of the pictures that are reported on, which are cropped as they are.
+    photographs: a folder of those that are tuned on; of the committed rows
+      TUNED_ON.
+    side: that their middle squares are averaged down to before they are
+      cropped.
+    pictures: how many are reported on, the first by name.
+    size: side of the crops.
+    noise_std: of the measurements.
+    prior: a file of `prior_files.load`, "" for the shipped one.
+    dtype: of the network's arithmetic.
+    lpips: a file of `metrics.load_lpips`.
+    tasks: of `baselines.TASKS`; motion blur is tuned on the medium kernel and
+      reported on all three.
+    methods: of METHODS, () for all.
+    evaluations: of the network, each a budget of its own; from the second one
+      on a search begins where that of the budget before it ended.
+    rounds: of every budget's search.
+    tuned_on: pictures of every budget's search, the first by name.
+    chains: whose mean is reported at the next budget, one number for each
+      budget but the last, so that chains times budget is the next one.
+    slots: images that a program restores at once.
+    workers: programs compiled at a time.
+  """
+
+  seed: int
+  folder: str
+  photographs: str
+  side: int = setting(at_least=32)
+  pictures: int = setting(at_least=2)
+  size: int = setting(at_least=32, multiple_of=8)
+  noise_std: float = setting(above=0)
+  prior: str
+  dtype: str
+  lpips: str
+  tasks: tuple[str, ...] = setting(among=TASKS)
+  methods: tuple[str, ...] = setting(among=METHODS)
+  evaluations: tuple[int, ...] = setting(at_least=10, some=True)
+  rounds: tuple[int, ...] = setting(at_least=1)
+  tuned_on: tuple[int, ...] = setting(at_least=1)
+  chains: tuple[int, ...] = setting(at_least=2)
+  slots: int = setting(at_least=1)
+  workers: int = setting(at_least=1)
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.side < self.size:
+      raise ValueError(
+        f"side must be at least size {self.size}, got {self.side}"
+      )
+    count = len(self.evaluations)
+    if not count == len(self.rounds) == len(self.tuned_on):
+      raise ValueError(
+        "rounds and tuned_on must have a number for each of evaluations, got "
+        f"{self.rounds} and {self.tuned_on} for {self.evaluations}"
+      )
+    for few, many, chains in zip(
+      self.evaluations, self.evaluations[1:], self.chains, strict=False
+    ):
+      if few * chains != many:
+        raise ValueError(
+          "chains times evaluations must be the next of evaluations, got "
+          f"{chains} times {few} for {many}"
+        )
+
+
+class Given(NamedTuple):
+  """The settings and what they name."""
+
+  settings: Settings
+  denoise: Denoiser
+  spectrum: jax.Array  # [size, size]
+  lpips: metrics.LPIPS | None
+  names: tuple[str, ...]  # of the pictures that are reported on
+  truth: np.ndarray  # they, [N, size, size, 3] in [-1, 1]
+  tuning: np.ndarray  # [M, size, size, 3]
+
+
+def prepare(settings: Settings) -> Given:
+  """Reads pictures, prior and LPIPS; ValueError where they are not there."""
+  size = settings.size
+  files = photographs.files_in(settings.folder)[: settings.pictures]
+  whole = photographs.from_folder(settings.photographs, settings.side)
+  known = degradations.build_prior(size)
+  denoise: Denoiser = known.denoise
+  if settings.prior != prior_files.GAUSSIAN:
+    denoise = prior_files.load(settings.prior, dtype=settings.dtype).denoise
+  lpips = metrics.load_lpips(settings.lpips) if settings.lpips else None
+  return Given(
+    settings,
+    denoise,
+    known.spectrum,
+    lpips,
+    tuple(file.stem for file in files),
+    np.stack([photographs.crops(file, size, 1)[0] for file in files]),
+    np.stack([middle(image, size) for image in whole.values()]),
+  )
+
+
+def middle(image: np.ndarray, size: int) -> np.ndarray:
+  """The middle square of an image."""
+  top, left = ((extent - size) // 2 for extent in image.shape[:2])
+  return image[top : top + size, left : left + size]

@@ -1,0 +1,178 @@
+"""Tables of equal tuning, from the rows of a run or from those committed.
+
+`rows.csv` has what every winner restored, a row for each picture; `trials.csv`
+every point that was tried and its mean scores on the pictures that are tuned
+on.
+"""
+
+import pathlib
+
+import pandas as pd
+
+from experiments.harness import paired
+
+# Of a run: its tables of pictures and of points.
+TABLE, TRIED = "equal", "trials"
+ROWS = pathlib.Path(__file__).with_name("rows.csv")
+TRIALS = pathlib.Path(__file__).with_name("trials.csv")
+OWN = "NFC"  # how the names of its settings begin
+# By what is tuned for: its column, digits, and whether high is good.
+SCORES = {"PSNR": ("psnr", 2, True), "LPIPS": ("lpips", 3, False)}
+NAMES = {
+  "motion_blur short": "motion, short",
+  "motion_blur medium": "motion, medium",
+  "motion_blur long": "motion, long",
+  "super_resolution": "super-resolution x4",
+  "gaussian_blur": "Gaussian blur",
+  "random_inpainting": "random 70 %",
+  "box_inpainting": "box",
+}
+_LISTS = ("picture", "psnr", "lpips")
+AHEAD, LEVEL, BEHIND = "ahead", "level", "behind"
+
+
+def read(path: pathlib.Path = ROWS) -> pd.DataFrame:
+  """The committed rows, one for each picture again.
+
+  In the file the pictures of a run share a line, their numbers one after the
+  other.
+  """
+  text = {"point": str, **dict.fromkeys(_LISTS, str)}
+  found = pd.read_csv(path, dtype=text, keep_default_na=False)
+  for name in _LISTS:
+    found[name] = found[name].str.split()
+  found = found.explode(list(_LISTS), ignore_index=True)
+  return named(found.astype({"psnr": float, "lpips": float}))
+
+
+def packed(rows: pd.DataFrame) -> pd.DataFrame:
+  """What `read` reads: a line for each run, in the order of the rows."""
+  about = [name for name in rows if name not in (*_LISTS, "operator")]
+  shown = rows.assign(
+    psnr=rows["psnr"].map("{:.3f}".format),
+    lpips=rows["lpips"].map("{:.4f}".format),
+  )
+  lists = {name: " ".join for name in _LISTS}
+  return shown.groupby(about, sort=False, as_index=False).agg(lists)
+
+
+def named(rows: pd.DataFrame) -> pd.DataFrame:
+  """Rows with the operator's name in a column of its own."""
+  joined = (rows["task"] + " " + rows["kernel"].fillna("")).str.strip()
+  return rows.assign(operator=joined.map(NAMES))
+
+
+def chosen(
+  rows: pd.DataFrame, criterion: str, evaluations: int, *, mean: bool = False
+) -> pd.DataFrame:
+  """One budget's rows by what was tuned for: one sample, or means of chains."""
+  several = (rows["chains"] > 1) == mean
+  return rows[
+    several
+    & (rows["tuned for"] == criterion)
+    & (rows["evaluations"] == evaluations)
+  ]
+
+
+def scores(rows: pd.DataFrame, criterion: str) -> pd.DataFrame:
+  """(operator, picture) x method, without operators that a method lacks."""
+  column = SCORES[criterion][0]
+  return rows.pivot_table(column, ["operator", "picture"], "method", sort=False)
+
+
+def quality(rows: pd.DataFrame, criterion: str) -> pd.DataFrame:
+  """By method: mean score for every operator, share of wins, median rank.
+
+  Wins and ranks are over all pictures and operators, among the methods that
+  have all of those.
+  """
+  column, _, high = SCORES[criterion]
+  wide = rows.pivot_table(column, "method", "operator")
+  wide = wide[[name for name in NAMES.values() if name in wide]]
+  wide = wide.rename_axis(columns=None)
+  whole = scores(rows, criterion).dropna(axis=1)
+  wide["wins"] = 100 * paired.wins(whole, high_is_good=high)
+  wide["median rank"] = paired.median_ranks(whole, high_is_good=high)
+  return wide.sort_values("median rank")
+
+
+def comparable(rows: pd.DataFrame) -> set[str]:
+  """Operators that at most one method other than NFC's lacks."""
+  others = rows[~rows["method"].str.startswith(OWN)]
+  count = others.groupby("operator")["method"].nunique()
+  return set(count.index[count + 1 >= count.max()])
+
+
+def standing(rows: pd.DataFrame, criterion: str) -> pd.DataFrame:
+  """The best setting of NFC against the best other method, by operator.
+
+  Operators that are not `comparable` are left out: nobody knows who would be
+  the best there.
+
+  Returns:
+    By operator both names and means, the mean lead (positive where NFC is
+    better) with its 95 % interval over pictures, and whether that lies above
+    zero (ahead), below (behind) or about it (level).
+  """
+  column, _, high = SCORES[criterion]
+  found = []
+  known = comparable(rows)
+  for operator, own in rows.groupby("operator", sort=False):
+    if operator not in known:
+      continue
+    wide = own.pivot_table(column, "picture", "method").dropna(axis=1)
+    means = wide.mean() if high else -wide.mean()
+    ours = [name for name in wide if name.startswith(OWN)]
+    theirs = [name for name in wide if not name.startswith(OWN)]
+    if not ours or not theirs:
+      continue
+    best, other = means[ours].idxmax(), means[theirs].idxmax()
+    lead = (wide[best] - wide[other]).to_numpy() * (1 if high else -1)
+    value, low, high_end = paired.interval(lead)
+    found.append(
+      {
+        "operator": operator,
+        "best of NFC": best,
+        "its mean": wide[best].mean(),
+        "best other": other,
+        "other mean": wide[other].mean(),
+        "lead": value,
+        "from": low,
+        "to": high_end,
+        "NFC is": _verdict(low, high_end),
+      }
+    )
+  order = [n for n in NAMES.values() if n in {f["operator"] for f in found}]
+  return pd.DataFrame(found).set_index("operator").loc[order]
+
+
+def _verdict(low: float, high: float) -> str:
+  if low > 0:
+    return AHEAD
+  return BEHIND if high < 0 else LEVEL
+
+
+def plane(rows: pd.DataFrame, criterion: str) -> pd.DataFrame:
+  """By method and evaluations: PSNR and LPIPS over all operators.
+
+  Methods without a form for one of the operators are left out.
+  """
+  single = rows[(rows["chains"] == 1) & (rows["tuned for"] == criterion)]
+  by = ["method", "evaluations"]
+  count = single.groupby(by)["operator"].nunique()
+  means = single.groupby([*by, "operator"])[["psnr", "lpips"]].mean()
+  found = means.groupby(by).mean()[count == count.max()]
+  return found.dropna()
+
+
+def trial_counts(trials: pd.DataFrame) -> pd.DataFrame:
+  """How many points were tried, by method, evaluations and task."""
+  found = trials.groupby(["method", "evaluations", "task"], sort=False).size()
+  return found.unstack("task").reset_index()
+
+
+def on_edges(rows: pd.DataFrame) -> pd.DataFrame:
+  """Winners with an open side: method, evaluations, task, tuned for, point."""
+  about = ["method", "evaluations", "task", "tuned for", "point"]
+  edge = rows[(rows["chains"] == 1) & ~rows["interior"].astype(bool)]
+  return edge[about].drop_duplicates().reset_index(drop=True)

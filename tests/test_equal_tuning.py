@@ -1,0 +1,327 @@
+"""Equal tuning: the search in rounds, the slots, the methods, the cells."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+import posterior_jax as pj
+from configs import equal_tuning as configs
+from experiments import prior_sources
+from experiments.equal_tuning import methods, page, report, study, tables
+from experiments.equal_tuning.rounds import Rounds
+from experiments.equal_tuning.settings import TUNED_ON, Given, Settings
+from experiments.equal_tuning.slots import Program, Slot, measured
+from experiments.few_calls.search import Knob
+from experiments.harness import command_line, record
+from posterior_jax.priors import photo
+from tests import oracles
+
+NUMBER = Knob("factor", 1.0)
+SHARE = Knob("share", 0.5, factor=None, step=0.2, low=0.0, high=1.0)
+
+
+def searched(knobs, score, *, rounds, count):
+  start = tuple(knob.start for knob in knobs)
+  search = Rounds(knobs, [start, start])
+  for left in reversed(range(rounds)):
+    for point in search.propose(count, closing=left < 2):
+      search.add(point, score(point))
+  return search
+
+
+def test_rounds_find_both_winners_inside_of_what_was_tried():
+  def score(point):
+    near = math.log2(point[0])
+    return -((near - 2) ** 2) - (point[1] - 2) ** 2, -((near + 1) ** 2)
+
+  search = searched((NUMBER, SHARE), score, rounds=6, count=6)
+  assert len(search.tried) == 36
+  first, second = search.best(0), search.best(1)
+  assert first == (4.0, 1.0)  # the second knob ends at 1
+  assert second[0] == 0.5
+  assert search.interior(first) and search.interior(second)
+  line = [p[0] for p in search.tried if p[1] == first[1]]
+  assert min(line) < first[0] < max(line)
+
+
+@pytest.mark.parametrize("knobs", [(NUMBER,), (NUMBER, SHARE, NUMBER)])
+def test_a_round_has_as_many_points_for_one_knob_as_for_three(knobs):
+  search = searched(knobs, lambda p: (sum(p), -sum(p)), rounds=4, count=6)
+  assert len(search.tried) == 24
+
+
+def test_a_side_is_open_until_something_was_tried_beyond():
+  search = Rounds((NUMBER, SHARE), [(1.0, 0.5), (1.0, 0.5)])
+  search.add((1.0, 0.5), (1.0, 1.0))
+  assert not search.interior((1.0, 0.5))
+  # On other lines they say nothing of this point.
+  search.add((2.0, 0.7), (0.0, 0.0))
+  search.add((0.5, 0.3), (0.0, 0.0))
+  assert not search.interior((1.0, 0.5))
+  for point in ((2.0, 0.5), (0.5, 0.5), (1.0, 0.3), (1.0, 0.7)):
+    assert not search.interior((1.0, 0.5))
+    search.add(point, (math.nan, 0.0))
+  assert search.interior((1.0, 0.5)) and search.best(0) == (1.0, 0.5)
+
+
+def test_every_method_keeps_to_its_evaluations():
+  """Calls and VJPs of a run, as its own diagnostics count them."""
+  for calls in (20, 100, 1000):
+    made = {
+      "fast": methods.fast(calls).levels,
+      "restoration": 5 * methods.restoration(calls).levels,
+      "calibrated": 2 * methods.calibrated(calls).levels,
+      "Jacobian": 3 * methods.by_jacobian(calls).levels,
+      "perceptual": methods.perceptual(calls).levels
+      * methods.perceptual(calls).predictor.calls,
+      "DAPS": methods.daps(calls).levels * methods.daps(calls).predictor_steps,
+      "SITCOM": 2 * methods.sitcom(calls).levels * methods.sitcom(calls).steps,
+      "DiffPIR": methods.diffpir(calls).levels,
+    }
+    assert max(made.values()) <= calls
+    assert min(v for k, v in made.items() if k != "DiffPIR") > calls - 5
+
+
+@pytest.fixture(scope="module")
+def given():
+  prior = pj.priors.gaussian_prior(pj.priors.power_law_spectrum(32, 32))
+  config = configs.get_config("debug")
+  settings = command_line.to_settings(Settings, config)
+  truth = prior.sample(jax.random.key(0), (2,), channels=3)
+  images = np.asarray(jnp.clip(truth, -1, 1))
+  return Given(
+    settings, prior.denoise, prior.spectrum, None, ("a", "b"), images, images
+  )
+
+
+def diffpir(point):
+  return pj.baselines.diffpir(dataclasses.replace(methods.diffpir(10), **point))
+
+
+def daps(point):
+  return pj.baselines.daps(dataclasses.replace(methods.daps(10), **point))
+
+
+def renewing(point, spectrum):
+  schedule = {name: point[name] for name in ("sigma_min", "renewal")}
+  config = methods.fast(10).replace(
+    width={"factor": point["factor"]}, schedule=schedule
+  )
+  return pj.nfc(config, spectrum=spectrum)
+
+
+@pytest.mark.parametrize(
+  "name, made, points",
+  [
+    ("DiffPIR", diffpir, ((0.5, 0.6), (2.0, 1.0))),
+    pytest.param(
+      *("DAPS", daps, ((0.02, 1e-4), (0.05, 5e-4))), marks=pytest.mark.slow
+    ),
+    ("NFC, by renewal", renewing, ((5.0, 0.4, 0.08), (2.0, 1.0, 0.1))),
+  ],
+  ids=["DiffPIR", "DAPS", "renewal"],
+)
+def test_a_slot_is_a_run_of_its_own_point(given, name, made, points):
+  """Knobs are traced, a share of noise and a likelihood's noise among them."""
+  task = study.kinds("super_resolution")[0]
+  pictures = measured(task, given.truth, 0.1, 0)
+  contender = methods.METHODS[name]
+  program = Program(contender, 10, 4, given.denoise, given.spectrum, 7)
+  knobs = [knob.name for knob in contender.knobs(10)]
+  points = [dict(zip(knobs, point)) for point in points]
+  program.compile(points[0], pictures)
+  found = program([Slot(points[0], 0), Slot(points[1], 1)], pictures)
+  for number, point in enumerate(points):
+    needed = (given.spectrum,) if made is renewing else ()
+    expected, _ = pj.run(
+      made(point, *needed),
+      given.denoise,
+      pj.Observation(pictures.y[number : number + 1], pictures.operator, 0.1),
+      jax.random.fold_in(jax.random.key(7), number),
+    )
+    # The first level's noise is 157: its rounding is 1e-5.
+    np.testing.assert_allclose(found[number], expected[0, 0], atol=5e-4)
+  assert np.abs(found[0] - found[1]).max() > 0.1
+
+
+def test_cells_are_tuned_alike_and_each_is_done_once(given, tmp_path):
+  rows = [*study.work(given, tmp_path, lambda words: None)]
+  trials = [row for name, row in rows if name == tables.TRIED]
+  table = [row for name, row in rows if name == tables.TABLE]
+  for calls, count in ((10, 4), (20, 2)):
+    for method in given.settings.methods:
+      own = [
+        row
+        for row in trials
+        if (row["method"], row["evaluations"]) == (method, calls)
+      ]
+      assert len(own) == count
+      best = max(own, key=lambda row: row["psnr"])
+      tuned = [
+        row
+        for row in table
+        if (row["method"], row["evaluations"], row["chains"])
+        == (method, calls, 1)
+        and row["tuned for"] == "PSNR"
+      ]
+      assert len(tuned) == 2
+      assert {row["point"] for row in tuned} == {best["point"]}
+  assert {row["chains"] for row in table} == {1, 2}
+  # A second process finds everything begun.
+  assert not [*study.work(given, tmp_path, lambda words: None)]
+
+
+def test_numbers_that_do_not_go_together_are_refused():
+  settings = command_line.to_settings(Settings, configs.get_config("debug"))
+  for changes, words in (
+    ({"rounds": (2,)}, "rounds and tuned_on must have a number"),
+    ({"chains": (3,)}, "chains times evaluations must be the next"),
+    ({"side": 16}, "side must be"),
+  ):
+    with oracles.refused(ValueError, words):
+      dataclasses.replace(settings, **changes)
+
+
+def test_the_prior_has_seen_nothing_that_is_tuned_on():
+  listed = {
+    name: said["sha256"]
+    for package in prior_sources.DEBIAN.values()
+    for name, said in package["photographs"].items()
+  }
+  seen = json.loads(photo.SHIPPED.read_text())["photographs"].values()
+  assert len(seen) == 69
+  for picture in TUNED_ON:
+    (name,) = (n for n in listed if n.endswith(f"/activities/{picture}"))
+    assert listed[name] not in seen
+
+
+def rows_of(psnr):
+  """Two pictures under two operators, by method; LPIPS falls as PSNR rises."""
+  return tables.named(
+    pd.DataFrame(
+      [
+        {
+          "method": method,
+          "evaluations": 20,
+          "task": task,
+          "kernel": kernel,
+          "tuned for": criterion,
+          "chains": 1,
+          "picture": picture,
+          "psnr": value + number,
+          "lpips": 1 - (value + number) / 100,
+          "point": "a=1",
+          "interior": True,
+          "seconds": 0.5,
+        }
+        for method, value in psnr.items()
+        for criterion in tables.SCORES
+        for task, kernel in (("motion_blur", "short"), ("box_inpainting", ""))
+        for number, picture in enumerate(("01", "02"))
+      ]
+    )
+  )
+
+
+def test_standing_is_paired_and_positive_where_nfc_is_better():
+  rows = rows_of({"NFC, a": 27.0, "NFC, b": 26.0, "X": 25.0, "Y": 24.0})
+  for criterion, lead in (("PSNR", 2.0), ("LPIPS", 0.02)):
+    found = tables.standing(tables.chosen(rows, criterion, 20), criterion)
+    assert list(found.index) == ["motion, short", "box"]
+    np.testing.assert_allclose(found["lead"], lead)
+    assert set(found["best of NFC"]) == {"NFC, a"}
+    assert set(found["best other"]) == {"X"}
+    assert set(found["NFC is"]) == {tables.AHEAD}
+  behind = tables.chosen(rows_of({"NFC, a": 20.0, "X": 25.0}), "LPIPS", 20)
+  assert set(tables.standing(behind, "LPIPS")["NFC is"]) == {tables.BEHIND}
+
+
+def test_quality_has_wins_and_ranks_of_what_is_whole():
+  rows = rows_of({"NFC, a": 27.0, "X": 25.0, "Y": 28.0})
+  rows = rows[(rows["method"] != "Y") | (rows["operator"] != "box")]
+  found = tables.quality(tables.chosen(rows, "PSNR", 20), "PSNR")
+  np.testing.assert_allclose(found.loc["NFC, a", "wins"], 100)
+  assert found.loc["X", "median rank"] == 2
+  assert math.isnan(found.loc["Y", "median rank"])
+  assert math.isnan(found.loc["Y", "box"])
+
+
+def test_committed_rows_are_packed_and_read_again(tmp_path):
+  rows = rows_of({"NFC, a": 27.0, "X": 25.0})
+  tables.packed(rows).to_csv(tmp_path / "rows.csv", index=False)
+  found = tables.read(tmp_path / "rows.csv")
+  pd.testing.assert_frame_equal(
+    found[list(rows)], rows, check_dtype=False, rtol=1e-5
+  )
+
+
+def test_the_report_begins_with_the_plane_of_both_scores(tmp_path):
+  rows = rows_of({"NFC, a": 27.0, "X": 25.0})
+  trials = rows[["method", "evaluations", "task", "psnr"]]
+  with record.Run(tmp_path / "run", command=["here"], config={}) as run:
+    report.write(run, rows, trials, "two pictures")
+  text = (tmp_path / "run/report.html").read_text()
+  assert text.index("<img") < text.index("<table")
+  found = tables.plane(rows, "LPIPS")
+  np.testing.assert_allclose(found.loc[("X", 20)], [25.5, 0.745])
+
+
+def test_what_is_committed_is_tied_to_the_best_point_that_was_tried():
+  """Every winner is the best of its log; inside says what the log says."""
+  trials = pd.read_csv(tables.TRIALS)
+  rows = tables.read()
+  about = ["method", "evaluations", "task"]
+  logs = {key: own for key, own in trials.groupby(about)}
+  single = rows[rows["chains"] == 1]
+  winners = single.drop_duplicates([*about, "kernel", "tuned for"])
+  assert len(winners) > 500
+  for _, row in winners.iterrows():
+    log = logs[tuple(row[about])]
+    column, _, high = tables.SCORES[row["tuned for"]]
+    best = log[column].max() if high else log[column].min()
+    own = log[log["point"] == row["point"]]
+    np.testing.assert_allclose(own[column], best, atol=1e-9)
+    assert bool(row["interior"]) == inside(row, log), tuple(row[about])
+
+
+def inside(row, log):
+  """Whether the log has points on both sides of a winner, or a knob ends."""
+  knobs = methods.METHODS[row["method"]].knobs(row["evaluations"])
+  tried = np.array([numbers(point) for point in log["point"]])
+  winner = numbers(row["point"])
+  for i, knob in enumerate(knobs):
+    others = np.delete(tried == winner, i, axis=1)
+    line = tried[others.all(axis=1), i]
+    for side in (-1, 1):
+      beyond = (side * (line - winner[i]) > 0).any()
+      ends = math.isclose(knob._replace(start=winner[i]).at(side), winner[i])
+      if not (beyond or ends):
+        return False
+  return True
+
+
+def numbers(point):
+  return [float(part.split("=")[1]) for part in point.split(", ")]
+
+
+def test_methods_were_tuned_by_as_many_points():
+  """MMPS has fewer: its one knob has no more values."""
+  counts = pd.read_csv(tables.TRIALS).groupby(["method", "evaluations", "task"])
+  sizes = counts.size().drop("MMPS").groupby("evaluations").unique()
+  assert {calls: [*n] for calls, n in sizes.items()} == {
+    20: [36],
+    100: [24],
+    1000: [24],
+  }
+
+
+def test_the_page_is_made_of_the_committed_rows():
+  text = page.PAGE.read_text()
+  block = text.split(page.BEGIN)[1].split(page.END)[0]
+  assert block.strip() == page.block(tables.read()).strip()
