@@ -240,9 +240,10 @@ def test_mixture_jacobian_is_the_posterior_covariance():
   expected += np.einsum("k,ki,kj->ij", share, centres, centres)
   with jax.enable_x64(True):
     prior = priors.gaussian_mixture(*map(jnp.asarray, parts))
-    jacobian = jax.jacobian(
+    derivative = jax.jacobian(
       lambda z: prior.denoise(z[None], jnp.array([sigma]))[0]
-    )(jnp.asarray(x))
+    )
+    jacobian = jax.jit(derivative)(jnp.asarray(x))
   found = sigma**2 * np.asarray(jacobian).reshape(DIM, DIM)
   np.testing.assert_allclose(found, expected, atol=1e-12)
 
