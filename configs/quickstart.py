@@ -32,7 +32,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         "photograph": "astronaut",
         "size": 64 if debug else 128,
         "noise_std": 0.05,
-        "calls": 2 if debug else 10,
+        "calls": 5 if debug else 10,
         "baselines": (
           ("DPIR",) * 5
           if debug

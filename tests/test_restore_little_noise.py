@@ -138,7 +138,7 @@ def test_settings_follow_noise_and_operator(tmp_path):
   seen = image_settings.config(pj.Observation(y, holes, 0.05), 40).schedule
   assert seen.averaged == "predicted"
   # Few levels are plug-and-play ones whatever the noise.
-  for one, last in ((noisy, 0.08), (pj.Observation(y, whole, 0.01), 0.02)):
+  for one, last in ((noisy, 0.0493), (pj.Observation(y, whole, 0.01), 0.02)):
     few = image_settings.config(one, 10)
     assert few == pj.NFCConfig.fast(schedule={"sigma_min": last})
     assert image_settings.evaluations(one, 10) == 1

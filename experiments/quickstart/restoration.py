@@ -38,7 +38,7 @@ BEST_BASELINES = (DPIR, "DiffPIR", "DiffPIR", DPIR, DPIR)
 
 # Each program runs once. At this level LLVM takes a quarter less time over it
 # (3.7 s for 5.1), and the network's convolutions are library calls, as fast.
-_QUICK = {"xla_backend_optimization_level": 1}
+_QUICK: dict[str, str | bool] = {"xla_backend_optimization_level": "1"}
 
 Restore = Callable[[Denoiser, Observation], Drawn]
 

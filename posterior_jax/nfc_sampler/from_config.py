@@ -130,7 +130,7 @@ def _heed(
 
 def _acts(value: jax.Array | float) -> bool:
   # One that is traced may be 0 only when it runs.
-  return isinstance(value, jax.core.Tracer) or value != 0
+  return isinstance(value, jax.core.Tracer) or bool(value != 0)
 
 
 def _width(
