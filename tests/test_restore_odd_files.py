@@ -440,6 +440,18 @@ def operator(shape):
   )
 """
 
+LATE = """
+from posterior_jax import Operator
+class Own(Operator):
+  is_linear, gram_gain, adjoint, normal_solve = True, 1.0, None, None
+  def __init__(self, shape):
+    self.image_shape = self.measurement_shape = shape
+  measurement_shape = None
+  def forward(self, x):
+    raise KeyError("later")
+operator = Own
+"""
+
 
 @pytest.mark.parametrize(
   ("text", "words"),
@@ -448,6 +460,8 @@ def operator(shape):
     ("def operator(shape): return 1 / 0", "cannot be run: ZeroDivisionError"),
     ("raise SystemExit(3)", "cannot be run: SystemExit, 3"),
     ("def operator(shape:", "cannot be run: SyntaxError"),
+    (LATE, "cannot be run: KeyError, 'later'"),
+    (LATE.replace("True", "False"), "cannot be run: KeyError, 'later'"),
   ],
 )
 def test_an_operator_of_ones_own_is_checked(tmp_path, text, words):
@@ -455,6 +469,22 @@ def test_an_operator_of_ones_own_is_checked(tmp_path, text, words):
   file.write_text(text)
   with refused(ValueError, f"own.py' {words}"):
     load_operator(str(file))((8, 8, 3))
+
+
+def test_grey_under_an_operator_of_ones_own_has_no_profile_of_grey(tmp_path):
+  """What is restored is colour."""
+  file = tmp_path / "a.png"
+  pixels = RNG.integers(0, 255, (32, 32), np.uint8)
+  PIL.Image.fromarray(pixels).save(file, icc_profile=_profile(b"GRAY"))
+  debug = config.get_config("debug")
+  debug.update(image=str(file), task="denoising")
+  settings = command_line.to_settings(job.Settings, debug)
+  assert job._read_picture(settings).profile is not None
+  debug.update(task="custom", operator="own.py")
+  for degrade in (False, True):
+    debug.degrade = degrade
+    settings = command_line.to_settings(job.Settings, debug)
+    assert job._read_picture(settings).profile is None
 
 
 def test_bright_pictures_are_not_accused(tmp_path):
