@@ -71,6 +71,7 @@ def _check(workdir, said):
     assert (workdir / name / "report.html").is_file()
   assert "broken.png is left out" in said.err and "truncated" in said.err
   assert "2 of 3 pictures are restored" in said.out
+  assert "passed over as no pictures: notes.txt\n" in said.err
   text = (workdir / "report.html").read_text()
   assert all(name in text for name in ("a.png", "c.png", "Left out", SAID))
   assert "notes.txt" not in text
@@ -336,6 +337,24 @@ def test_thumbnails_of_strips_keep_both_sides():
   assert found.given.shape == (1, 1365, 3)
   np.testing.assert_allclose(found.given[0, 1], strip[:, 3:6].mean((0, 1)))
   assert found.best.shape == (1, 80, 3)
+
+
+def test_no_file_of_a_folder_vanishes(pictures):
+  """Pictures by name or by how they begin; other files are named."""
+  whole = (pictures / "c.png").read_bytes()
+  (pictures / "IMG_0012").write_bytes(whole)
+  for name in ("b.gif", "e.HEIC", "f.dng", "a file", ".hidden", "g.xcf"):
+    (pictures / name).write_bytes(b"no picture")
+  (pictures / "h.png").symlink_to(pictures / "nothing")
+  (pictures / "inside.png").mkdir()
+  batch = folder.prepare(_settings(pictures))
+  names = ["IMG_0012", "a.png", "b.gif", SAID, "c.png", "e.HEIC", "f.dng"]
+  assert [file.name for file in batch.files] == [*names, "h.png"]
+  assert batch.passed == ("a file", "g.xcf", "notes.txt")
+  said = folder._passed_over(batch.passed)
+  assert said == "passed over as no pictures: a file, g.xcf, notes.txt\n"
+  assert folder._passed_over(()) == ""
+  assert folder._passed_over(tuple("abcdefg")).endswith("e and 2 more\n")
 
 
 def test_folders_of_no_pictures_are_refused(pictures, tmp_path):

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from experiments.restore import kernel_file
@@ -112,10 +113,23 @@ def _told(file: str) -> Iterator[None]:
   try:
     yield
   except (Exception, SystemExit) as error:
-    kind = type(error).__name__
+    # What JAX says goes on for lines.
+    first = next(iter(str(error).splitlines()), "")
     raise ValueError(
-      f"operator {file!r} cannot be run: {kind}, {error}"
+      f"operator {file!r} cannot be run: {type(error).__name__}, {first}"
     ) from error
+
+
+def _wrong(operator: Operator) -> str:
+  """What is wrong with an operator that can be run, "" for nothing."""
+  image = jax.ShapeDtypeStruct((1, *operator.image_shape), np.float32)
+  jax.eval_shape(operator.forward, image)
+  if operator.is_linear:
+    try:
+      operators.check_operator(operator)
+    except ValueError as error:
+      return str(error)
+  return ""
 
 
 def load_operator(file: str) -> Callable[[Shape], Operator]:
@@ -157,13 +171,10 @@ def load_operator(file: str) -> Callable[[Shape], Operator]:
         f"operator(shape) of {file!r} must return an Operator of colour images "
         f"(H, W, 3), got {found!r:.80}"
       )
-    if found.is_linear:
-      try:
-        operators.check_operator(found)
-      except ValueError as error:
-        raise ValueError(
-          f"the operator of {file!r} is wrong: {error}"
-        ) from None
+    with _told(file):
+      wrong = _wrong(found)
+    if wrong:
+      raise ValueError(f"the operator of {file!r} is wrong: {wrong}")
     return found
 
   # A cache alone lets threads that miss it together build one each.

@@ -7,7 +7,7 @@ given, takes no other with it: the report names it and says why.
 import contextlib
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +33,7 @@ OTHER_SUFFIXES = (
   *(".jfif", ".jpe", ".gif", ".avif", ".jxl", ".jp2", ".psd", ".tga"),
   *picture_file.UNREAD,
 )
+NAMED = 5  # files that are no pictures, at most
 THUMBNAIL = 160  # pixels of a side in the report of all, at most
 
 
@@ -42,6 +43,7 @@ class Batch(NamedTuple):
   settings: Settings
   files: tuple[pathlib.Path, ...]
   common: SharedInputs
+  passed: tuple[str, ...] = ()  # names of files that are no pictures
 
 
 def prepare(settings: Settings) -> Job | Batch:
@@ -53,19 +55,40 @@ def prepare(settings: Settings) -> Job | Batch:
   folder = pathlib.Path(settings.image)
   if not folder.is_dir():
     return job.prepare(settings)
-  files = tuple(
+  given = [
     file
     for file in sorted(folder.iterdir())
-    if file.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES)
-    and (file.is_file() or file.is_symlink())  # which may lead nowhere
-  )
+    if not (file.is_dir() or file.name.startswith("."))
+  ]
+  files = tuple(filter(_is_picture, given))
   if not files:
     raise ValueError(
       f"image {settings.image!r} must be a picture or a folder of some: it "
       f"holds no {', '.join(SUFFIXES)}"
     )
   # First of all: else every picture would be refused for a mistake in it.
-  return Batch(settings, files, shared.read(settings))
+  passed = tuple(sorted(file.name for file in {*given} - {*files}))
+  return Batch(settings, files, shared.read(settings), passed)
+
+
+def _is_picture(file: pathlib.Path) -> bool:
+  """By its name, or where that says nothing by how it begins."""
+  if file.suffix.lower() in (*SUFFIXES, *OTHER_SUFFIXES):
+    return file.is_file() or file.is_symlink()  # which may lead nowhere
+  if file.suffix or not file.is_file():
+    return False
+  try:
+    return picture_file.begins(file)
+  except OSError:
+    return False
+
+
+def _passed_over(names: Sequence[str]) -> str:
+  """What to say of files that are no pictures, "" for none."""
+  if not names:
+    return ""
+  more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+  return f"passed over as no pictures: {', '.join(names[:NAMED])}{more}\n"
 
 
 def inputs(given: Job | Batch) -> dict[str, str]:
@@ -91,6 +114,7 @@ def restore(given: Job | Batch, run: record.Run) -> None:
   if not isinstance(given, Batch):
     study.restore(given, run)
     return
+  print(_passed_over(given.passed), end="", file=sys.stderr, flush=True)
   found: dict[str, Written] = {}
   refused: dict[str, str] = {}
   with contextlib.closing(

@@ -195,9 +195,13 @@ def _mask(settings: Settings, picture: Picture, say: Say) -> np.ndarray | None:
 def _read_picture(settings: Settings) -> Picture:
   if settings.task != degradation.CUSTOM:
     return read_picture(settings.image)
+  read = read_picture if settings.degrade else read_measurement
+  picture = read(settings.image)
+  if picture.pixels.shape[-1] == 1:
+    # What is restored is colour, which a profile of grey does not describe.
+    picture = picture._replace(profile=None)
   if not settings.degrade:
-    return read_measurement(settings.image)
-  picture = read_picture(settings.image)
+    return picture
   pixels = np.broadcast_to(picture.pixels, (*picture.pixels.shape[:2], 3))
   return picture._replace(pixels=pixels)
 

@@ -8,6 +8,9 @@ from experiments.restore.picture import Picture
 # Shares of a picture: fewer observed pixels, or fewer hidden ones, are a slip
 # more often than a task.
 FEW = 0.02
+# Levels of 255: JPEG of quality 50 leaves one colour as even, and that of 75
+# mostly thin strokes.
+EVEN = 6
 
 
 def read_mask(file: str, size: tuple[int, int]) -> np.ndarray:
@@ -31,9 +34,13 @@ def read_mask(file: str, size: tuple[int, int]) -> np.ndarray:
 
 
 def soft_share(file: str) -> float:
-  """The share of a mask that is neither nearly black nor nearly white."""
-  grey, _ = _read(file)
-  return float(((grey > 0.1) & (grey < 0.9)).mean())
+  """The share of a mask that is neither nearly black nor nearly white.
+
+  Nor nearly transparent or opaque.
+  """
+  grey, alpha = _read(file)
+  shown = grey if alpha is None else np.minimum(grey, alpha)
+  return float(((shown > 0.1) & (shown < 0.9)).mean())
 
 
 def _read(file: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -68,12 +75,27 @@ def mask_of(picture: Picture, file: str) -> np.ndarray:
   return mask if picture.hidden is None else mask * (1 - picture.hidden)
 
 
-def _flat(pixels: np.ndarray) -> float:
-  """The share of pixels [K, C] that have the commonest colour, or nearly."""
-  # Not their spread: JPEG rings at the edge of a hole, and masks may be a pixel
-  # off.
-  off = np.abs(pixels - np.median(pixels, axis=0)).max(-1)
-  return float((off <= 10 / 127.5).mean())
+def _inside(region: np.ndarray) -> np.ndarray:
+  """Pixels [H, W] of a region that are not at its edge, where it has such.
+
+  JPEG rings at the edge of a hole, and a mask may be a pixel off.
+  """
+  for width in (2, 1):
+    padded = np.pad(region, width, mode="edge")
+    sides = (2 * width + 1, 2 * width + 1)
+    near = np.lib.stride_tricks.sliding_window_view(padded, sides)
+    inner = np.asarray(near.all((2, 3)))
+    if inner.sum() > 0.1 * region.sum():
+      return inner
+  return region
+
+
+def _spread(brightness: np.ndarray, region: np.ndarray) -> float:
+  """How far the nearest 60 % of its pixels are from their median, in levels."""
+  # Of brightness alone: JPEG halves the resolution of colours.
+  values = brightness[_inside(region)]
+  off = np.abs(values - np.median(values))
+  return 127.5 * float(np.quantile(off, 0.6))
 
 
 def about_mask(mask: np.ndarray, pixels: np.ndarray | None) -> list[str]:
@@ -91,8 +113,10 @@ def about_mask(mask: np.ndarray, pixels: np.ndarray | None) -> list[str]:
       f"the mask hides {much}: white must stand where it is observed"
     )
   elif pixels is not None:
-    # A hole is filled with one colour; a photograph never is.
-    if _flat(pixels[mask > 0]) > 0.75 and _flat(pixels[mask == 0]) < 0.5:
+    # A hole is filled with one colour; a photograph is less even by far.
+    brightness = pixels.mean(-1)
+    seen, hole = (_spread(brightness, mask == one) for one in (1, 0))
+    if seen < EVEN and hole > 3 * max(seen, 1):
       lines.append(
         "the mask looks inverted: what it calls observed is one colour, what "
         "it hides is not; white must stand where the picture is observed"

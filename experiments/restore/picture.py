@@ -8,7 +8,9 @@ import numpy as np
 from experiments.restore import picture_file
 from posterior_jax.foreign_files import array_file
 
-DIM = 1 / 8  # of white; no photograph that was exposed is darker throughout
+# Of white, by bits: no photograph that was exposed is darker throughout, and a
+# camera's 14 bits reach 1/4 of 16.
+DIM = {8: 1 / 8, 16: 0.251}
 
 
 class Picture(NamedTuple):
@@ -52,7 +54,7 @@ def read_picture(file: str) -> Picture:
   values = 2 * stored.values - 1
   said = [f"{file}: {stored.said}"] if stored.said else []
   brightest = stored.values.max(initial=0.0)
-  if stored.bits < 32 and brightest < DIM:
+  if brightest < DIM.get(stored.bits, 0):
     said.append(
       f"the brightest pixel of {file} is {100 * brightest:.2g} % of white: "
       "counts of fewer bits must be scaled up first"

@@ -18,11 +18,19 @@ from posterior_jax.foreign_files import picture_file as foreign
 # Pixels of a picture, numbers of an array: sides of 4096, and three channels.
 MOST_SIDE = 4096
 MOST_PIXELS = MOST_SIDE**2
-# What cameras and phones write and Pillow alone does not read.
+# What cameras and phones write and Pillow does not read, or only a preview of.
+_RAW = tuple(
+  ".3fr .arw .cr2 .cr3 .crw .dng .erf .iiq .kdc .mrw .nef .nrw .orf .pef .raf "
+  ".raw .rw2 .rwl .sr2 .srw .x3f".split()
+)
 UNREAD = {
   **dict.fromkeys((".heic", ".heif", ".hif"), "HEIC"),
-  **dict.fromkeys((".cr2", ".cr3", ".nef", ".arw", ".raf"), "a raw file"),
+  **dict.fromkeys(_RAW, "a raw file"),
 }
+_BEGINNINGS = (
+  *(b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"BM"),
+  *(b"II*\0", b"MM\0*"),  # of TIFF
+)
 _CUT_SHORT = ("truncated", "broken data stream", "unexpected end")
 _COLOUR_TYPE = {1: 0, 3: 2}  # of PNG, by channels
 
@@ -59,14 +67,26 @@ def read(name: str, file: str) -> Stored:
       if _ends(path):
         what = "damaged: what it holds is no whole picture"
       raise ValueError(f"{name} {file!r} is {what}") from None
+    if "decoder object" in said:  # of WebP, which is read whole or not
+      raise ValueError(f"{name} {file!r} is truncated or damaged") from None
     if "cannot identify" in said:
       raise ValueError(
         f"{name} {file!r} cannot be read as a picture: PNG, JPEG, WebP, BMP, "
-        "TIFF (floating point in grey only) and arrays .npy are"
+        "TIFF (of floating point 32 bits in grey) and arrays .npy are"
       ) from None
     raise ValueError(
       f"{name} {file!r} cannot be read as a picture ({error})"
     ) from None
+
+
+def begins(path: pathlib.Path) -> bool:
+  """Whether a file begins as a picture does, whatever it is called."""
+  with path.open("rb") as file:
+    head = file.read(12)
+  container = (
+    head[8:] == b"WEBP" if head[:4] == b"RIFF" else head[4:8] == b"ftyp"
+  )
+  return container or head.startswith(_BEGINNINGS)
 
 
 def _ends(path: pathlib.Path) -> bool:

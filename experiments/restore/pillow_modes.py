@@ -1,18 +1,27 @@
 """Pillow's pictures as numbers: modes that it reduces without a word.
 
 It keeps the high bytes of colour of 16 bits and of grey with alpha, compares a
-transparent colour of 16 bits with the 8 that it keeps, and takes inks for
-colours whatever their profile says. What it drops is read in a second pass.
+transparent colour of 16 bits with the 8 that it keeps, one of 2 or 4 bits with
+the 8 that it makes of them, and takes inks for colours whatever their profile
+says. What it drops is read in a second pass, what it gets wrong is refused.
 """
 
 import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from posterior_jax.foreign_files import picture_file as foreign
+
+# As short as messages of foreign files are kept.
+_SIGNED = "signed or above 16 bits; give uint8, uint16 or floats in [0, 1]"
+# Tags of TIFF.
+_REDUCED, _BITS, _COLOURS, _PLANES = 254, 258, 262, 284
+_INNER, _KIND, _RAW_VERSION = 330, 339, 50706
+# Of grey in 2 and 4 bits, the factor to 8.
+_SHALLOW = {"L;2": 85, "L;4": 17}
 
 
 class Stored(NamedTuple):
@@ -37,20 +46,55 @@ class Stored(NamedTuple):
 
 
 def stored(picture: Any) -> Stored:
-  """Of an opened Pillow image."""
+  """Of an opened Pillow image.
+
+  Raises:
+    ValueError: Pillow would read other numbers than it holds; a clause.
+  """
+  _check_tiff(picture)
+  held = max(_tags(picture).get(_BITS, (8,)))
   frames = getattr(picture, "n_frames", 1)
   said = [f"of {frames} frames the first is taken"] if frames > 1 else []
   profile = picture.info.get("icc_profile")
   if picture.mode == "CMYK":
     picture, profile = _in_srgb(picture, profile)
-    said.append("its printing colours are converted to sRGB")
+    how = "" if profile else ", nearly: there is no profile of them"
+    said.append("its printing colours are converted to sRGB" + how)
   steps = sorted(getattr(picture, "quantization", {}).get(0, ()))
   found = _grey(picture) if picture.mode[0] in "IF" else _coloured(picture)
   if found.alpha is not None and found.alpha.min() == 1:
     found = found._replace(alpha=None)  # opaque, as screenshots are
+  if found.bits < held:
+    said.append(f"of its {held} bits {found.bits} are read")
+  kinds = (b"RGB ",) if found.values.shape[-1] == 3 else (b"GRAY", b"RGB ")
+  if profile and profile[16:20] not in kinds:
+    profile = None
+    said.append("its colour profile is of other colours and is left out")
   return found._replace(
     profile=profile, said="; ".join(said), steps=tuple(steps)
   )
+
+
+def _tags(picture: Any) -> Mapping[int, Any]:
+  """Of a TIFF file."""
+  return getattr(picture, "tag_v2", {})
+
+
+def _check_tiff(picture: Any) -> None:
+  """Refuses what Pillow decodes to other numbers than the file holds."""
+  tags = _tags(picture)
+  bits, reduced = tags.get(_BITS, (1,)), tags.get(_REDUCED, 0) & 1
+  if _RAW_VERSION in tags or (reduced and _INNER in tags):
+    raise ValueError(
+      "it holds a preview, as raw files do; develop it to PNG or TIFF"
+    )
+  # Its 32 bits go on to `_grey`, which looks at the numbers first.
+  if 2 in tags.get(_KIND, (1,)) and max(bits) == 8:
+    raise ValueError(_SIGNED)
+  if tags.get(_PLANES, 1) == 2 and len(bits) > 1 and max(bits) > 8:
+    raise ValueError(
+      "16 bits a channel in planes; store its channels interleaved"
+    )
 
 
 def _grey(picture: Any) -> Stored:
@@ -66,10 +110,14 @@ def _grey(picture: Any) -> Stored:
       f"holds numbers from {values.min():.0f} to {values.max():.0f}, more than "
       "16 bits"
     )
+  if picture.mode == "I" and _tags(picture):
+    raise ValueError(_SIGNED)
   alpha = None if key is None else (values != key).astype(np.float64)
-  if getattr(picture, "tag_v2", {}).get(262) == 0:  # of a scanner: 0 is white
-    values = 65535 - values
-  return Stored(values[..., None] / 65535, alpha, 16, None)
+  # Of TIFF 12 bits are packed; their white is not that of 16.
+  white = 4095 if _tags(picture).get(_BITS) == (12,) else 65535
+  if _tags(picture).get(_COLOURS) == 0:  # of a scanner: 0 is white
+    values = white - values
+  return Stored(values[..., None] / white, alpha, 16, None)
 
 
 def _coloured(picture: Any) -> Stored:
@@ -77,13 +125,15 @@ def _coloured(picture: Any) -> Stored:
   raw = [_raw_mode(tile) for tile in getattr(picture, "tile", ()) if tile.args]
   if "LA;16B" in raw:
     return _deep_grey(picture.filename)
-  deep = any(one[:-1] in ("RGB;16", "RGBA;16") for one in raw)
+  deep = any(one[:-1] in ("RGB;16", "RGBA;16", "RGBX;16") for one in raw)
   white, bits = (65535, 16) if deep else (255, 8)
   mode, key = picture.mode, None
   if deep:
     file = picture.filename  # of another pass over it
     # Pillow compares a colour of 16 bits with the 8 that it keeps.
     key = picture.info.pop("transparency", None)
+  elif raw and raw[0] in _SHALLOW and "transparency" in picture.info:
+    picture.info["transparency"] *= _SHALLOW[raw[0]]
   grey = mode in ("1", "L", "LA", "La")
   clear = mode[-1] in "Aa" or "transparency" in picture.info
   numbers = _turned(picture, grey=grey, clear=clear)
