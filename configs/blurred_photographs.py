@@ -28,7 +28,8 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
       "height": 48 if debug else 128,
       "width": 56 if debug else 160,
       "noise": (0.01,) if debug else (0.0023, 0.01),
-      "turn": 15.0,
+      # 13.75 lies between two of the kernels that are drawn from.
+      "turn": 15.0 if debug else 13.75,
       "levels": 20 if debug else 60,
       "prior": "gaussian" if debug else "",
       "seed": 0,

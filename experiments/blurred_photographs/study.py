@@ -36,6 +36,7 @@ from posterior_jax import uncertain
 MOTION, GAUSSIAN, NARROW = "motion, medium", "Gaussian, std 1.6", "Gaussian"
 OUTER = 16  # pixels that lie at the border
 LINE = 15  # pixels of the kernel that is turned
+DRAWN = 25.0  # degrees to either side that are drawn from, every 2.5
 
 
 def prepare(settings: Settings) -> tuple[Settings, list[pathlib.Path]]:
@@ -101,7 +102,7 @@ def turned_kernel(
   row: dict[str, str | float] = {"photograph": file.name}
   for name, kernel, degrees in (
     ("believed", line, 0.0),
-    ("drawn", line, settings.turn + 10),
+    ("drawn", line, DRAWN),
     ("known", true, 0.0),
   ):
     image, turn = restored(one, kernel, settings, folder, degrees)
