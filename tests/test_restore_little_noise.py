@@ -142,6 +142,10 @@ def test_settings_follow_noise_and_operator(tmp_path):
     few = image_settings.config(one, 10)
     assert few == pj.NFCConfig.fast(schedule={"sigma_min": last})
     assert image_settings.evaluations(one, 10) == 1
+    # A network of faces is not shown them upside down.
+    upright = image_settings.config(one, 10, any_way_up=False)
+    assert upright == few.replace(predictor={"turned": False}) != few
+    assert upright.predictor.discrepancy == few.predictor.discrepancy
   assert image_settings.config(given, 10) == little.replace(levels=10)
   for noise_std, a_level in ((0.01, 1), (0.05, 5)):
     prepared = _prepared(tmp_path, noise_std, "debug")

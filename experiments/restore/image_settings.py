@@ -42,7 +42,11 @@ STEPS = 4
 
 
 def config(
-  given: Observation, levels: int, *, kernel_known: bool = True
+  given: Observation,
+  levels: int,
+  *,
+  kernel_known: bool = True,
+  any_way_up: bool = True,
 ) -> NFCConfig:
   """Settings for an observation in so many denoiser calls, or in fewer.
 
@@ -50,6 +54,8 @@ def config(
     given: y, A and s.
     levels: denoiser calls at most.
     kernel_known: False where the kernel of a blur is drawn with the picture.
+    any_way_up: whether the prior has learned pictures mirrored and transposed
+      too, as the shipped one has; a network of faces has not.
   """
   schedule: dict[str, Any] = {}
   if follows_noise(given):
@@ -65,7 +71,8 @@ def config(
     assert isinstance(found, NFCConfig)  # as NFC's is
     return found
   if not (_blurred(given) and follows_noise(given)):
-    return NFCConfig.fast(levels=levels, schedule=schedule)
+    turned = {"turned": any_way_up}
+    return NFCConfig.fast(levels=levels, schedule=schedule, predictor=turned)
   schedule = PLUG_AND_PLAY | schedule
   most = MOST_LEVELS
   if not kernel_known:

@@ -120,7 +120,10 @@ def _configs(
     tuned = samplers.config(settings.method, TUNED, evaluations=settings.levels)
     return tuned, tuned
   best = image_settings.config(
-    given.coloured(), settings.levels, kernel_known=kernel_known
+    given.coloured(),
+    settings.levels,
+    kernel_known=kernel_known,
+    any_way_up=not settings.prior,
   )
   # Solves to 1e-6 would take ten times as long as the network does.
   tie = Probed if settings.tie == "probed" else Spectrum

@@ -234,7 +234,9 @@ class NFCConfig:
     blurs, and 0.01 to 5.9 dB worse elsewhere. A width by the spectrum, which
     takes images to be periodic, cost up to 0.5. Dropped pixels are filled by
     the prior's spectrum first, which the run needs for this. It knows no
-    spread: draw samples by `calibrated`.
+    spread: draw samples by `calibrated`. A prior of pictures that have one way
+    up, such as a network of faces, takes `predictor={"turned": False}`, which
+    costs 0.02 to 0.1 dB where they have none.
 
     Args:
       **changes: as of `replace`.

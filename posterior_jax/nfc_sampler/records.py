@@ -85,6 +85,9 @@ class Denoise:
     turned: whether every level shows the denoiser the image mirrored or
       transposed in another of eight ways, as DPIR's code does: a network's
       errors are not the same for all. An image that is not square is mirrored.
+      For a prior that knows pictures any way up alone: a network of upright
+      faces, or a spectrum that is not the same along rows and columns, predicts
+      worse or wrongly.
   """
 
   discrepancy: float = 0.0
