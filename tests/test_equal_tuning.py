@@ -13,7 +13,14 @@ import pytest
 import posterior_jax as pj
 from configs import equal_tuning as configs
 from experiments import prior_sources
-from experiments.equal_tuning import methods, page, report, study, tables
+from experiments.equal_tuning import (
+  cells,
+  methods,
+  page,
+  report,
+  study,
+  tables,
+)
 from experiments.equal_tuning.rounds import Rounds
 from experiments.equal_tuning.settings import TUNED_ON, Given, Settings
 from experiments.equal_tuning.slots import Program, Slot, measured
@@ -129,7 +136,7 @@ def renewing(point, spectrum):
 )
 def test_a_slot_is_a_run_of_its_own_point(given, name, made, points):
   """Knobs are traced, a share of noise and a likelihood's noise among them."""
-  task = study.kinds("super_resolution")[0]
+  task = cells.kinds("super_resolution")[0]
   pictures = measured(task, given.truth, 0.1, 0)
   contender = methods.METHODS[name]
   program = Program(contender, 10, 4, given.denoise, given.spectrum, 7)
