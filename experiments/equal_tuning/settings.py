@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.data import degradations, photographs
 from experiments.equal_tuning.methods import METHODS
-from experiments.harness import prior_files
+from experiments.harness import prior_files, writing
 from experiments.harness.settings import Checked, setting
 from posterior_jax import metrics
 from posterior_jax.base import Denoiser
@@ -130,6 +130,19 @@ def prepare(settings: Settings) -> Given:
     tuple(file.stem for file in files),
     np.stack([photographs.crops(file, size, 1)[0] for file in files]),
     np.stack([middle(image, size) for image in whole.values()]),
+  )
+
+
+def inputs(given: Given) -> dict[str, str]:
+  """SHA-256 of all pictures, of a prior of one's own and of LPIPS' weights."""
+  settings = given.settings
+  pictures = photographs.files_in(settings.folder)[: settings.pictures]
+  tuned_on = photographs.files_in(settings.photographs)
+  return (
+    prior_files.digests(settings.prior)
+    | writing.digests("picture", pictures)
+    | writing.digests("tuned on", tuned_on)
+    | writing.digests("lpips", [settings.lpips] if settings.lpips else [])
   )
 
 

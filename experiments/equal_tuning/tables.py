@@ -97,7 +97,11 @@ def quality(rows: pd.DataFrame, criterion: str) -> pd.DataFrame:
 
 
 def comparable(rows: pd.DataFrame) -> set[str]:
-  """Operators that at most one method other than NFC's lacks."""
+  """Operators that at most one method of the rows other than NFC's lacks.
+
+  A method that has no rows at all, as of a budget that was cut short, is not
+  counted.
+  """
   others = rows[~rows["method"].str.startswith(OWN)]
   count = others.groupby("operator")["method"].nunique()
   return set(count.index[count + 1 >= count.max()])

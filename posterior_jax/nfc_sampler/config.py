@@ -277,7 +277,7 @@ class NFCConfig:
 
     Of NFC's settings, each tuned alike for every task
     (`experiments.equal_tuning`), it has the lowest LPIPS at 20 and at 100
-    evaluations but on random pixels, and 0.8 to 2.5 dB less PSNR than the best
+    evaluations but on random pixels, and 0.7 to 2.5 dB less PSNR than the best
     method for PSNR. It is not the lowest of all: on blurs and super-resolution
     DDNM+ is, by 0.01 to 0.09. The numbers here are one point for all tasks; at
     20 evaluations that costs 0.01 to 0.08 of LPIPS beside the best point of
