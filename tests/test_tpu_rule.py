@@ -152,7 +152,9 @@ def check_gradients(p, ids, dtype, tolerance, error, kept=None, forgets=-50):
   # The outputs are linear in the scale, also where it is 0.
   out = oracles.delta_rule(wide, ids)[0] * np.asarray(d_out, np.float64)
   size = np.sqrt((out**2).sum())
-  for found in (d_scale, gradient(p, jnp.float32(0))[1]):
+  of_zero, d_of_zero, _ = gradient(p, jnp.float32(0))
+  assert not np.any(np.asarray(of_zero.q, np.float32))
+  for found in (d_scale, d_of_zero):
     assert abs(float(found) * scale - out.sum()) <= np.min(tolerance) * size
 
 

@@ -264,8 +264,8 @@ def backward(
   # The chunks of one state: without an inverse there is no group of packs to
   # fill, and twice as much would compile twice as long.
   one = plan._replace(chunks=plan.kept_every)
-  q, k, v, decay, beta, scale, _ = args
-  scale = precision.nonzero(scale)
+  q, k, v, decay, beta, given_scale, _ = args
+  scale = precision.nonzero(given_scale)
   found = backward_kernel.gradients(
     *(q, k, v, decay, beta, scale, t, states, d_out, d_final),
     how=one,
@@ -287,5 +287,6 @@ def backward(
   d_scale = d_scale / scale
   d_state = None
   if initial_state is not None:
+  d_q = precision.of_scaled(d_arrays.q, given_scale)
     d_state = found.state.astype(initial_state.dtype)
-  return d_arrays._replace(log_decay=d_decay), d_scale, d_state
+  return d_arrays._replace(q=d_q, log_decay=d_decay), d_scale, d_state
