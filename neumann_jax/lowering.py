@@ -139,20 +139,6 @@ def _batch_launched(arrays, axes, *, launch, plain, types, **params):
 batching.primitive_batchers[_launched] = _batch_launched
 
 
-def differentiated_once(f: Callable[..., Any]) -> Callable[..., Any]:
-  """f of either pass of a kernel, which refuses a derivative in a sentence."""
-  once = jax.custom_jvp(f)
-  once.defjvp(_refuse_tangents)
-  return once
-
-
-def _refuse_tangents(*_: Any, **__: Any) -> Any:
-  raise NotImplementedError(
-    "a fused rule has first derivatives in reverse mode only: for second ones "
-    "and for tangents use fused=False, or implementation='xla'"
-  )
-
-
 @functools.cache
 def _warn_of_triton() -> None:
   logging.warning(_OF_TRITON)

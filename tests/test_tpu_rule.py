@@ -344,6 +344,23 @@ def test_second_derivatives_are_refused_in_a_sentence(implementation, outer):
     jax.eval_shape(second, q, *rest)
 
 
+@pytest.mark.parametrize("argument", [0, 3])  # q and the decay
+def test_tangents_are_refused_in_a_sentence(argument):
+  given = shapes(1, 64, 1, 2)
+
+  def forward(*given):
+    def rule(x):
+      operands = [*given[:argument], x, *given[argument + 1 :]]
+      return neumann_jax.gated_delta_rule(*operands[:5], fused=True)
+
+    x = given[argument]
+    return jax.jvp(rule, (x,), (jnp.ones_like(x),))
+
+  sentence = "first derivatives in reverse mode only: for second ones"
+  with oracles.refused(NotImplementedError, sentence):
+    jax.jit(forward).lower(*given)
+
+
 @pytest.mark.parametrize(
   "given, options, reason",
   [

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
-from neumann_jax import backends, lowering, target
+from neumann_jax import backends, lowering, reverse_mode, target
 from neumann_jax.chunk_inverse.kernels import tpu
 from neumann_jax.delta_rule import gates, kept_names, layout, precision
 from neumann_jax.delta_rule.inputs import Operands
@@ -167,7 +167,7 @@ def operation(plain: Rule) -> backends.Operation:
 def _on(implementation: str, kernels: Callable, elsewhere: Callable, *args):
   """One of two computations, as `backends.run` chooses."""
 
-  @lowering.differentiated_once
+  @reverse_mode.differentiated_once
   def chosen(*args):
     if implementation == "interpret":
       return kernels(*args, interpret=pltpu.InterpretParams())
