@@ -17,7 +17,7 @@ from neumann_jax import InverseSpec, QuantSpec, RuleOptions
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.tpu import grid_plan
 from neumann_jax.delta_rule.tpu import rule as tpu_rule
-from tests import oracles, tpu_compiler, wide_kernels
+from tests import kernel_bodies, oracles, tpu_compiler
 
 FLOAT32, BF16 = InverseSpec(), InverseSpec(precision="bfloat16")
 WIDTH = 128
@@ -311,7 +311,7 @@ def test_kernels_have_no_integers_of_64_bits(chunk_size):
   with jax.enable_x64(True):
     given = shapes(1, 64, 1, 2)
     made = jax.make_jaxpr(functools.partial(step, **how))(*given)
-  assert wide_kernels.wide(made.jaxpr) == set()
+  assert kernel_bodies.wide(made.jaxpr) == set()
 
 
 def test_scales_are_batched():
