@@ -36,6 +36,8 @@ Rule = Callable[..., tuple[jax.Array, jax.Array]]
 
 # What runs where the rule is no kernel as a whole.
 PARTS = "a kernel and a scan"
+# What runs where neither it nor what is around it is one.
+_UNFUSED = "what is not fused"
 # dbeta divides by beta; a smaller one writes nothing that float32 adds.
 _LEAST_BETA = 2.0**-40
 
@@ -61,7 +63,7 @@ def asked(how: RuleOptions) -> bool:
   on_gpu = target.platform() in ("gpu", "cuda", "rocm")
   if on_gpu:
     reason = "it is traced for this host's GPU; 'tpu' lowers it for a TPU"
-    backends.say_fallback(how.implementation, "tpu", reason, PARTS)
+    backends.say_fallback(how.implementation, "tpu", reason, _UNFUSED)
   return not on_gpu
 
 
@@ -285,8 +287,8 @@ def backward(
   # The outputs are linear in q, so that this is <dO, o> as well.
   d_scale = jnp.sum(q.astype(jnp.float32) * found.q.astype(jnp.float32))
   d_scale = d_scale / scale
+  d_q = precision.of_scaled(d_arrays.q, given_scale)
   d_state = None
   if initial_state is not None:
-  d_q = precision.of_scaled(d_arrays.q, given_scale)
     d_state = found.state.astype(initial_state.dtype)
   return d_arrays._replace(q=d_q, log_decay=d_decay), d_scale, d_state
