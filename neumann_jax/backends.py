@@ -21,6 +21,7 @@ import jax
 from absl import logging
 from jax.experimental.pallas import tpu as pltpu
 
+from neumann_jax import reverse_mode
 from neumann_jax.lowering import PLATFORMS, bound_to, by_platform
 
 IMPLEMENTATIONS = ("auto", "tpu", "gpu", "xla", "interpret")
@@ -186,18 +187,23 @@ def _run_jvp(operation, implementation, static, arrays, tangents):
   return out, jax.jvp(form, arrays, tangents)[1]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def run_with_backward(
   operation: Operation, implementation: str, static: Hashable, *arrays: Any
 ) -> Any:
   """`run` of an operation whose backward pass is a kernel as well.
 
-  It has reverse-mode derivatives only.
+  It has reverse-mode derivatives only, and refuses a tangent in a sentence.
   """
+  arrays = reverse_mode.marked(arrays)
+  return _with_backward(operation, implementation, static, *arrays)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _with_backward(operation, implementation, static, *arrays):
   return run(operation, implementation, static, *arrays)
 
 
-run_with_backward.defvjp(
+_with_backward.defvjp(
   lambda operation, *given: operation.fwd(*given),
   lambda operation, *given: operation.bwd(*given),
 )

@@ -2,7 +2,8 @@
 
 `by_platform` takes one of several computations by them, `bound_to` refuses all
 but one of them. Tracing, exporting and compiling for a platform work from any
-host.
+host. Every kernel is traced in 32 bits: those of TPUs and Triton's by
+`pallas_call`, those of Mosaic GPU by `in_32_bits`.
 """
 
 import functools
@@ -74,20 +75,28 @@ def by_platform(
 def pallas_call(kernel: Callable[..., Any], **options: Any) -> Callable:
   """`pl.pallas_call` whose body and index maps are traced without x64.
 
-  There an int is 64 bits wide, which Mosaic and Triton mix with none of 32, and
-  which no TPU has.
-
   Args:
     kernel: as of `pl.pallas_call`, like the options.
     **options: likewise.
   """
-  call = pl.pallas_call(kernel, **options)
+  return in_32_bits(pl.pallas_call(kernel, **options))
 
-  def in_32_bits(*arrays: jax.Array) -> Any:
+
+def in_32_bits(call: Callable[..., Any]) -> Callable[..., Any]:
+  """The call of a kernel, traced without x64.
+
+  With it an int is 64 bits wide, which Mosaic and Triton mix with none of 32,
+  and which no TPU has.
+
+  Args:
+    call: of arrays.
+  """
+
+  def narrow(*arrays: jax.Array) -> Any:
     with jax.enable_x64(False):
       return call(*arrays)
 
-  return in_32_bits
+  return narrow
 
 
 def _leaves_of(
@@ -137,20 +146,6 @@ def _batch_launched(arrays, axes, *, launch, plain, types, **params):
 
 
 batching.primitive_batchers[_launched] = _batch_launched
-
-
-def differentiated_once(f: Callable[..., Any]) -> Callable[..., Any]:
-  """f of either pass of a kernel, which refuses a derivative in a sentence."""
-  once = jax.custom_jvp(f)
-  once.defjvp(_refuse_tangents)
-  return once
-
-
-def _refuse_tangents(*_: Any, **__: Any) -> Any:
-  raise NotImplementedError(
-    "a fused rule has first derivatives in reverse mode only: for second ones "
-    "and for tangents use fused=False, or implementation='xla'"
-  )
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.kernels import wy_gpu
 from neumann_jax.delta_rule.options import RuleOptions
 from neumann_jax.delta_rule.recurrent import gated_delta_recurrent
-from tests import oracles
+from tests import kernel_bodies, oracles
 
 C, D = 64, 128
 FUSED = RuleOptions(fused=True, spec=InverseSpec(precision="float16"))
@@ -263,6 +263,16 @@ def test_all_of_a_training_step_is_kernels(heads, packed):
   for name in KERNELS:
     assert f"delta_rule_{name}" in module
   assert "stablehlo.dot_general" not in module  # no product is left to XLA
+
+
+@needs_mosaic
+def test_kernels_have_no_numbers_of_64_bits():
+  def rule(*x):
+    return neumann_jax.gated_delta_rule(*x, spec=FUSED.spec, fused=True)
+
+  with jax.enable_x64(True), on():
+    made = jax.make_jaxpr(functools.partial(gradient, rule))(*operands())
+  assert kernel_bodies.wide(made.jaxpr, least=5) == set()
 
 
 @needs_mosaic

@@ -18,6 +18,7 @@ from neumann_jax.delta_rule.hopper import passes as hopper_passes
 from neumann_jax.delta_rule.hopper import pieces as hopper_pieces
 from neumann_jax.delta_rule.hopper import rule as hopper_rule
 from neumann_jax.delta_rule.hopper.tiles import CHUNK
+from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.sequence_parallel import sharded_delta_rule
 from tests import oracles
 from tests.oracles import FAMILY_COUNT, Problem, assert_close
@@ -46,9 +47,11 @@ def kernels(monkeypatch):
     # Any state: the rule is affine in it.
     return cotangents(arrays, scale, state, t, do, dfinal)[2]
 
-  played = {
+  of_rule = {
     "takes": lambda arrays, how: how.sequence_axis is not None,
     "on_hopper": lambda how, kernels, elsewhere, *args: kernels(*args),
+  }
+  of_passes = {
     "inverse": lambda arrays, spec: jnp.zeros(()),
     "outputs": lambda arrays, scale, state, t: one_device(arrays, scale, state),
     "final_state": lambda arrays, scale, state, t: one_device(
@@ -57,9 +60,9 @@ def kernels(monkeypatch):
     "cotangents": cotangents,
     "initial_cotangent": initial_cotangent,
   }
-  for name, form in played.items():
-    home = hopper_rule if hasattr(hopper_rule, name) else hopper_passes
-    monkeypatch.setattr(home, name, form)
+  for home, played in ((hopper_rule, of_rule), (hopper_passes, of_passes)):
+    for name, form in played.items():
+      monkeypatch.setattr(home, name, form)
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
@@ -95,6 +98,55 @@ def test_values_and_gradients_are_those_of_one_device(
   assert_close(values, oracles.delta_rule(p, ids), oracles.FLOAT32_RULE)
   truth = Problem(*p.under(adjoint, ids))
   assert_close(gradients, truth, oracles.FLOAT32_RULE_GRADIENT)
+
+
+def test_the_gradient_of_a_scale_of_zero(monkeypatch):
+  """Of outputs without it; the kernels, which divide by it, get another."""
+  rng = np.random.default_rng(4)
+  p = oracles.problem(CHUNK, dk=16, dv=16)
+  arrays = Operands(*(jnp.asarray(x[:1]) for x in p[:5]))
+  state = jnp.asarray(p.initial_state[:1])
+  do = jnp.asarray(rng.standard_normal(arrays.v.shape), jnp.float32)
+  dfinal = jnp.asarray(rng.standard_normal(state.shape), jnp.float32)
+
+  @oracles.quick_jit
+  def pulled(scale):
+    return jax.vjp(one_device, arrays, scale, state)[1]((do, dfinal))
+
+  def reverse(*given):
+    scale = given[-3]
+    assert scale.shape == (1,) and scale[0] != 0
+    found, _, dstate = pulled(scale[0])
+    return found.v, None, jnp.swapaxes(dstate, 2, 3)
+
+  def gradients(*given):
+    scale = given[-3]
+    assert scale.shape == (1,) and scale[0] != 0
+    found = pulled(scale[0])[0]
+    decay, beta = (jnp.swapaxes(x, 1, 2) for x in (found.log_decay, found.beta))
+    # Of the sums within the chunk, which `cotangents` adds up.
+    decay = -jnp.diff(decay, append=0.0)
+    return found.q, found.k, decay, beta
+
+  monkeypatch.setattr(hopper_passes.scan, "states", lambda *_: (None, None))
+  monkeypatch.setattr(hopper_passes.reverse, "reverse", reverse)
+  monkeypatch.setattr(hopper_passes.gradients, "gradients", gradients)
+  given = arrays, jnp.float32(0), state, None, do, dfinal
+  # Without `jax.jit`, whose cache would keep what is played here.
+  found, dscale, dstate = hopper_passes.cotangents.__wrapped__(*given)
+  want, want_dscale, want_dstate = pulled(jnp.float32(0))
+  assert not found.q.any()
+  for x, y in zip(
+    (*found[1:], dscale, dstate),
+    (*want[1:], want_dscale, want_dstate),
+    strict=True,
+  ):
+    assert oracles.whole_error(x, y) <= oracles.FLOAT32_RULE_GRADIENT
+  given = arrays, jnp.float32(0), None, do, dfinal
+  first = hopper_passes.initial_cotangent.__wrapped__(*given)
+  assert oracles.whole_error(first, want_dstate) <= (
+    oracles.FLOAT32_RULE_GRADIENT
+  )
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.05, 40.0])

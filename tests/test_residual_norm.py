@@ -20,10 +20,11 @@ from neumann_jax import InverseSpec, RuleOptions, backends, sharding
 from neumann_jax.layers import residual_norm
 from neumann_jax.layers.kernels import rms_tpu
 from neumann_jax.layers.norms import RMSNorm
-from tests import oracles, tpu_compiler
+from tests import kernel_bodies, oracles, tpu_compiler
 
-WIDE, EPS = 256, 1e-3
-# At most 256 terms of a float32 sum; half a step of bfloat16.
+# Of five parts of lanes, of one in models.
+WIDE, HIDDEN, EPS = 640, 256, 1e-3
+# At most 640 terms of a float32 sum; half a step of bfloat16.
 ERRORS = {"float32": 2e-6, "bfloat16": 3e-3}
 
 
@@ -37,8 +38,8 @@ def problem(length, dtype):
   return 3 * x, drawn(WIDE, seed=2, dtype=dtype) / 4, d_out
 
 
-def truth(x, weight, d_out):
-  """In float64, the norm and its gradients."""
+def truth(x, weight, d_out, step=0.0):
+  """In float64, the norm and its gradients, at x + step d_out."""
 
   def form(x, weight):
     return x / jnp.sqrt((x**2).mean(-1, keepdims=True) + EPS) * (1 + weight)
@@ -46,7 +47,7 @@ def truth(x, weight, d_out):
   with jax.enable_x64(True):
     given = (np.asarray(y.astype(jnp.float32)) for y in (x, weight, d_out))
     x, weight, d_out = (jnp.asarray(y, jnp.float64) for y in given)
-    out, pull = jax.vjp(form, x, weight)
+    out, pull = jax.vjp(form, x + step * d_out, weight)
     return [np.asarray(y) for y in (out, *pull(d_out))]
 
 
@@ -70,7 +71,7 @@ def test_values_and_gradients_against_float64(monkeypatch, dtype, interpret):
     assert error <= ERRORS[dtype]
 
 
-def layer(implementation, dtype="float32", hidden=WIDE):
+def layer(implementation, dtype="float32", hidden=HIDDEN):
   """A model of one layer: in float32 of attention, which is quick to run."""
   kind = "full_attention" if dtype == "float32" else "linear_attention"
   config = neumann_jax.ModelConfig(
@@ -153,10 +154,10 @@ def calls(text):
 @pytest.mark.parametrize(
   "platform, length, hidden, want",
   [
-    ("tpu", 128, WIDE, [3, 3]),
-    ("tpu", 1, WIDE, [0, 0]),
+    ("tpu", 128, HIDDEN, [3, 3]),
+    ("tpu", 1, HIDDEN, [0, 0]),
     ("tpu", 128, 192, [0, 0]),
-    ("cuda", 128, WIDE, [0, 0]),
+    ("cuda", 128, HIDDEN, [0, 0]),
   ],
 )
 def test_where_the_kernels_are_lowered(platform, length, hidden, want):
@@ -167,6 +168,46 @@ def test_where_the_kernels_are_lowered(platform, length, hidden, want):
   text = oracles.exported(call, platform, state, tokens).mlir_module()
   # Equal kernels of a layer are one function, which is called.
   assert [bool(n) for n in calls(text)] == [bool(n) for n in want]
+
+
+def test_all_norms_of_a_layer_are_kernels():
+  """Before the mixer, before the second half, and the last one."""
+  graph, state = layer("tpu", "bfloat16")
+  tokens = jax.ShapeDtypeStruct((2, 128), jnp.int32)
+  made = jax.make_jaxpr(functools.partial(step, graph))(state, tokens)
+  found = kernel_bodies.names(made.jaxpr)
+  assert found.count("neumann_rms_forward") == 3
+  assert found.count("neumann_rms_backward") == 3
+
+
+def test_tangents_are_refused_in_a_sentence():
+  how = RuleOptions(fused=True)
+  x = drawn(1, 16, 128)
+
+  def forward(x):
+    norm = functools.partial(residual_norm.normed, how, RMSNorm(128))
+    return jax.jvp(norm, (x,), (x,))
+
+  sentence = "first derivatives in reverse mode only: for second ones"
+  for call in (forward, jax.jit(forward)):
+    with oracles.refused(NotImplementedError, sentence):
+      call(x)
+
+
+def test_gradients_of_the_xla_form_have_tangents():
+  """As on a CPU in training: the sum of squares of a gradient, in float64."""
+  x, weight, d_out = problem(16, "float32")
+  norm = RMSNorm(WIDE, eps=EPS)
+  norm.weight[...] = weight
+
+  def along(x):
+    found = residual_norm.normed(RuleOptions(fused=True), norm, x)
+    return jnp.sum(found * d_out)
+
+  run = oracles.quick_jit(lambda x: jax.jvp(jax.grad(along), (x,), (d_out,))[1])
+  step = 1e-4
+  ends = [truth(x, weight, d_out, s * step)[1] for s in (1, -1)]
+  assert oracles.whole_error(run(x), (ends[0] - ends[1]) / (2 * step)) <= 1e-5
 
 
 def on_mesh(mesh, implementation):
@@ -190,7 +231,7 @@ def test_a_mesh_gives_each_device_its_rows(sizes):
   rows = 8 // sizes.get("data", sizes.get("fsdp"))
   for name in ("forward", "backward"):
     found = [y for y in text.splitlines() if f'"neumann_rms_{name}"' in y]
-    size = f"tensor<{rows}x128x{WIDE}xbf16>"
+    size = f"tensor<{rows}x128x{HIDDEN}xbf16>"
     assert found and all(size in one for one in found)
 
 

@@ -4,22 +4,27 @@ On a card see `experiments.model_speed`.
 """
 
 import dataclasses
+import functools
+import logging
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 import neumann_jax
+from neumann_jax import backends, sharding
 from neumann_jax.layers.caches.cache import Cache
 from neumann_jax.layers.kernels import layer_gpu, layer_plan, stages
+from neumann_jax.layers.positions import Positions
 from neumann_jax.model.decoder import DecoderLayer, Tokens
-from tests import oracles
+from tests import kernel_bodies, oracles
 
 CONFIG = neumann_jax.ModelConfig(
   vocab_size=64,
-  hidden_size=128,
+  hidden_size=256,
   num_hidden_layers=1,
   layer_types=("linear_attention",),
   intermediate_size=256,
@@ -27,9 +32,10 @@ CONFIG = neumann_jax.ModelConfig(
   num_attention_heads=2,
   num_key_value_heads=1,
   linear_num_key_heads=1,
-  linear_num_value_heads=1,
-  linear_key_head_dim=64,
+  linear_num_value_heads=2,
+  linear_key_head_dim=128,
   linear_value_head_dim=128,
+  allow_neg_eigval=True,
 )
 LARGER = dataclasses.replace(
   CONFIG,
@@ -37,7 +43,6 @@ LARGER = dataclasses.replace(
   intermediate_size=768,
   linear_num_key_heads=2,
   linear_num_value_heads=4,
-  linear_key_head_dim=128,
 )
 IN_XLA = neumann_jax.Execution(
   dtype="bfloat16",
@@ -93,7 +98,9 @@ def drawn(layer):
 
 def static(config):
   return layer_plan.Static(
-    config.linear_num_key_heads, 1.0, config.rms_norm_eps
+    config.linear_num_key_heads,
+    2.0 if config.allow_neg_eigval else 1.0,
+    config.rms_norm_eps,
   )
 
 
@@ -143,6 +150,16 @@ def test_the_kernel_is_the_second_half():
   want = middle + layer.mlp(layer.post_attention_layernorm(middle))
   oracles.assert_close(np.float32(y)[None], np.float32(want), LIMIT)
   check_waits(counters, unused=[1])  # nothing is projected
+
+
+def test_the_kernel_has_no_numbers_of_64_bits():
+  layer = layer_of(CONFIG)
+  x, cache = drawn(layer)
+  weights, first = operands(layer)
+  step = functools.partial(layer_gpu.step, static(CONFIG))
+  with jax.enable_x64(True):
+    made = jax.make_jaxpr(step)(x, weights, first, *cache)
+  assert kernel_bodies.wide(made.jaxpr) == set()
 
 
 @pytest.mark.parametrize("kind", ["linear_attention", "full_attention"])
@@ -234,6 +251,86 @@ def test_what_the_kernel_refuses(change, sentence):
   arrays = change(x, *operands(layer), *cache)
   assert layer_plan.refusal(static(CONFIG), *arrays) is not None
   assert sentence in layer_plan.refusal(static(CONFIG), *arrays)
+
+
+def test_key_heads_need_as_many_programs():
+  layer = layer_of(CONFIG)
+  x, cache = drawn(layer)
+  many = static(CONFIG)._replace(key_heads=9)
+  found = layer_plan.refusal(many, x, *operands(layer), *cache)
+  assert found == "16 programs are too few for 9 key heads"
+
+
+# --- Who names the kernel is told where it does not run -----------------------
+
+LEFT = {
+  "float32": "one kernel takes bfloat16 and float16, got float32",
+  "bias": "dense projections without bias or adapters",
+  "eps": "its norms must have one eps",
+  "large": "programs of a product are more than 15",
+  "mesh": "it runs on one device, and there is a mesh",
+}
+
+
+def left(case, kind, name, monkeypatch):
+  """A step of one row that is several kernels, as far as it is traced."""
+  config = dataclasses.replace(CONFIG, layer_types=(kind,))
+  rule = neumann_jax.RuleOptions(implementation=name)
+  execution = dataclasses.replace(IN_XLA, rule=rule)
+  if case == "float32":
+    execution = dataclasses.replace(execution, dtype=case, param_dtype=case)
+  layer = DecoderLayer(config, execution, 0, rngs=nnx.Rngs(0))
+  x = jax.ShapeDtypeStruct((1, 1, CONFIG.hidden_size), execution.dtype)
+  if case == "bias":
+    kinds = {"dtype": x.dtype, "param_dtype": x.dtype}
+    layer.mlp.up_proj = nnx.Linear(256, 256, **kinds, rngs=nnx.Rngs(0))
+  if case == "eps":
+    layer.post_attention_layernorm.eps = 1e-3
+  if case == "large":
+    monkeypatch.setattr(layer_plan, "_MOST", 15)
+  if case == "mesh":
+    where = jax.NamedSharding(sharding.make_mesh(tensor=2), P())
+    x = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+  cache = jax.eval_shape(lambda: layer.mixer.init_cache(1, 8))
+  first = Positions(*[jnp.zeros((1, 1), jnp.int32)] * 3)
+  tokens = NO_TOKENS._replace(positions=first)
+  jax.jit(lambda x, cache: layer(x, tokens, cache)[0]).trace(x, cache)
+
+
+@pytest.mark.parametrize(
+  "case, kind, name, level",
+  [
+    *((case, "linear_attention", "gpu", "WARNING") for case in LEFT),
+    ("large", "linear_attention", "auto", "INFO"),
+    ("large", "linear_attention", "xla", None),
+    ("large", "full_attention", "gpu", "WARNING"),
+    ("bias", "full_attention", "gpu", "WARNING"),
+    ("bias", "full_attention", "xla", None),
+  ],
+)
+def test_a_step_of_several_kernels_is_said(
+  case, kind, name, level, caplog, monkeypatch
+):
+  backends.say_fallback.cache_clear()
+  with caplog.at_level(logging.INFO, logger="absl"):
+    left(case, kind, name, monkeypatch)
+  said = [r for r in caplog.records if LEFT[case] in r.getMessage()]
+  assert [r.levelname for r in said] == ([level] if level else []), caplog.text
+  begins = f"implementation {name!r} takes kernels of a layer's parts on a gpu"
+  assert all(r.getMessage().startswith(begins) for r in said)
+
+
+def test_rows_that_are_no_single_one_are_not_spoken_of(caplog, monkeypatch):
+  backends.say_fallback.cache_clear()
+  rule = neumann_jax.RuleOptions(implementation="gpu")
+  layer = layer_of(CONFIG, dataclasses.replace(IN_XLA, rule=rule))
+  monkeypatch.setattr(layer_plan, "_MOST", 15)
+  cache = jax.eval_shape(lambda: layer.mixer.init_cache(2))
+  for shape in ((2, 1), (2, 3)):
+    x = jax.ShapeDtypeStruct((*shape, CONFIG.hidden_size), jnp.bfloat16)
+    with caplog.at_level(logging.INFO, logger="absl"):
+      jax.jit(lambda x, cache: layer(x, NO_TOKENS, cache)[0]).trace(x, cache)
+  assert "a layer's parts" not in caplog.text
 
 
 def test_a_cache_of_another_layer_is_refused():

@@ -19,7 +19,7 @@ from neumann_jax import InverseSpec, RuleOptions, backends, sharding
 from neumann_jax.layers import head_columns, head_norm
 from neumann_jax.layers.convolution import short_conv
 from neumann_jax.layers.head_columns import Part
-from tests import oracles, tpu_compiler, wide_kernels
+from tests import kernel_bodies, oracles, tpu_compiler
 
 WIDTH, TAPS = 128, 4
 PARTS = Part(1, True), Part(2, False)
@@ -286,7 +286,7 @@ def test_the_layers_kernels_have_no_integers_of_64_bits():
   graph, state = nnx.split(layer("tpu", "bfloat16"))
   with jax.enable_x64(True):
     made = jax.make_jaxpr(functools.partial(step, graph))(state, TOKENS, IDS)
-  assert wide_kernels.wide(made.jaxpr) == set()
+  assert kernel_bodies.wide(made.jaxpr) == set()
 
 
 @pytest.mark.parametrize(

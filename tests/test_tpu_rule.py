@@ -17,7 +17,7 @@ from neumann_jax import InverseSpec, QuantSpec, RuleOptions
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.tpu import grid_plan
 from neumann_jax.delta_rule.tpu import rule as tpu_rule
-from tests import oracles, tpu_compiler, wide_kernels
+from tests import kernel_bodies, oracles, tpu_compiler
 
 FLOAT32, BF16 = InverseSpec(), InverseSpec(precision="bfloat16")
 WIDTH = 128
@@ -152,7 +152,9 @@ def check_gradients(p, ids, dtype, tolerance, error, kept=None, forgets=-50):
   # The outputs are linear in the scale, also where it is 0.
   out = oracles.delta_rule(wide, ids)[0] * np.asarray(d_out, np.float64)
   size = np.sqrt((out**2).sum())
-  for found in (d_scale, gradient(p, jnp.float32(0))[1]):
+  of_zero, d_of_zero, _ = gradient(p, jnp.float32(0))
+  assert not np.any(np.asarray(of_zero.q, np.float32))
+  for found in (d_scale, d_of_zero):
     assert abs(float(found) * scale - out.sum()) <= np.min(tolerance) * size
 
 
@@ -309,7 +311,7 @@ def test_kernels_have_no_integers_of_64_bits(chunk_size):
   with jax.enable_x64(True):
     given = shapes(1, 64, 1, 2)
     made = jax.make_jaxpr(functools.partial(step, **how))(*given)
-  assert wide_kernels.wide(made.jaxpr) == set()
+  assert kernel_bodies.wide(made.jaxpr) == set()
 
 
 def test_scales_are_batched():
@@ -340,6 +342,23 @@ def test_second_derivatives_are_refused_in_a_sentence(implementation, outer):
   sentence = "first derivatives in reverse mode only: for second ones"
   with oracles.refused(NotImplementedError, sentence):
     jax.eval_shape(second, q, *rest)
+
+
+@pytest.mark.parametrize("argument", [0, 3])  # q and the decay
+def test_tangents_are_refused_in_a_sentence(argument):
+  given = shapes(1, 64, 1, 2)
+
+  def forward(*given):
+    def rule(x):
+      operands = [*given[:argument], x, *given[argument + 1 :]]
+      return neumann_jax.gated_delta_rule(*operands[:5], fused=True)
+
+    x = given[argument]
+    return jax.jvp(rule, (x,), (jnp.ones_like(x),))
+
+  sentence = "first derivatives in reverse mode only: for second ones"
+  with oracles.refused(NotImplementedError, sentence):
+    jax.jit(forward).lower(*given)
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,16 @@ def einsum(
 
 
 def nonzero(scale: jax.Array) -> jax.Array:
-  """The scale, 2^-60 for 0: kernels find its gradient from q's, by division."""
+  """The scale, 2^-60 for 0: kernels find its gradient from q's, by division.
+
+  Then `of_scaled` has that of q.
+  """
   return jnp.where(scale == 0, 2.0**-60, scale)
+
+
+def of_scaled(cotangent: jax.Array, scale: jax.Array) -> jax.Array:
+  """That of q, found with `nonzero` of the scale: 0 for a scale of 0."""
+  return jnp.where(scale == 0, jnp.zeros_like(cotangent), cotangent)
 
 
 def output_scale(scale: float | None, q: jax.Array) -> float:

@@ -1,4 +1,7 @@
-"""The norm of the residual stream, in a kernel where the rule is one."""
+"""The norm of the residual stream, in a TPU kernel where `fused` asks for them.
+
+That is in layers of any mixer and for any chunk size.
+"""
 
 from typing import Any
 

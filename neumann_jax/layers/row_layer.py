@@ -23,6 +23,14 @@ from neumann_jax.layers.kernels.layer_plan import FeedForward, Mixed, Mixer
 from neumann_jax.layers.norms import RMSNorm, rms_norm
 from neumann_jax.layers.token_step import Block, Projected, Weights
 
+# That ask for the kernel, and what runs where it does not.
+_NAMES = ("auto", "gpu")
+_PARTS = "kernels of a layer's parts"
+_NOT_PLAIN = (
+  "one kernel takes layers of RMSNorm, SwiGLU and dense projections without "
+  "bias or adapters"
+)
+
 
 def whole(
   x: jax.Array,
@@ -60,33 +68,44 @@ def whole(
   plain = _plain([*projections, mixer.out_proj])
   second = _weights(inner_norm, feed_forward)
   if not plain or second is None or type(norm) is not RMSNorm:
+    _say(mixer.rule.implementation, _NOT_PLAIN)
     return None
   given: Any = [norm.weight[...]]
   given += [layer.kernel[...] for layer in projections]
   given += [*mixer.between(), mixer.out_proj.kernel[...]]
   block = mixer.block()
   if norm.eps != block.eps or inner_norm.eps != block.eps:
+    _say(mixer.rule.implementation, "its norms must have one eps")
     return None
   return _run(mixer.rule, block, x, second, Mixer(*given), cache)
 
 
 def after_mixer(
-  x: jax.Array, mixed: jax.Array, out: Any, norm: Any, feed_forward: Any
+  implementation: str,
+  x: jax.Array,
+  mixed: jax.Array,
+  out: Any,
+  norm: Any,
+  feed_forward: Any,
 ) -> jax.Array | None:
   """y + feed_forward(norm(y)) of y = x + out(mixed), or None as of `whole`.
 
   Args:
+    implementation: as of `RuleOptions`.
     x: [B, T, K].
     mixed: [B, T, R], of a mixer, before its last projection.
     out: that projection.
     norm: of the second half.
     feed_forward: any second half.
   """
+  if x.shape[:2] != (1, 1):
+    return None
   weights = _weights(norm, feed_forward)
-  if weights is None or x.shape[:2] != (1, 1) or not _plain([out]):
+  if weights is None or not _plain([out]):
+    _say(implementation, _NOT_PLAIN)
     return None
   left = Mixed(mixed.reshape(-1), out.kernel[...])
-  how = RuleOptions(implementation=feed_forward.rows)
+  how = RuleOptions(implementation=implementation)
   found = _run(how, Block(0, 1.0, norm.eps), x, weights, left, None)
   return None if found is None else found[0]
 
@@ -115,19 +134,28 @@ def _run(
   mixer: Mixer | Mixed,
   cache: Cache | None,
 ) -> Any:
-  if how.implementation not in ("auto", "gpu") or how.sequence_axis is not None:
+  if how.implementation not in _NAMES:
     return None
   arrays = x, weights, mixer, cache
-  # Asked here, and not left to the operation: most calls are no step of one
-  # row, and "gpu" need not warn of them.
-  if _refusal((how, block), *arrays) is not None:
-    return None
+  # Asked here, and not left to the operation: instead of the kernel run those
+  # of the layer's parts, and not the XLA form.
+  reason = _refusal((how, block), *arrays)
   mesh = on_mesh.mesh_of(*jax.tree.leaves(arrays))
-  if mesh.size > 1 and on_mesh.free_axes(mesh):
+  if how.sequence_axis is not None:
+    reason = "tokens are split over devices"
+  elif mesh.size > 1 and on_mesh.free_axes(mesh):
+    reason = "it runs on one device, and there is a mesh"
+  if reason is not None:
+    _say(how.implementation, reason)
     return None
   # Inside `jax.shard_map` a kernel says of its results what of its operands.
   arrays = layout.varying_alike(arrays)
   return backends.run(_OPERATION, how.implementation, (how, block), *arrays)
+
+
+def _say(implementation: str, reason: str) -> None:
+  if implementation in _NAMES:
+    backends.say_fallback(implementation, "gpu", reason, _PARTS)
 
 
 def _in_xla(
@@ -143,8 +171,8 @@ def _in_xla(
     x = x + multiply((mixer.row.reshape(1, 1, -1),), (mixer.out,))[0]
   elif cache is not None:
     inner = rms_norm(x, mixer.norm, block.eps)
-    token = Projected(*multiply((inner,), mixer[1:5]))
-    between = Weights(*mixer[5:9])
+    token = Projected(*multiply((inner,), mixer.projections))
+    between = Weights(*mixer.between)
     y, cache = token_step.in_xla(static, token, between, cache, None)
     x = x + multiply((y,), (mixer.out,))[0]
   inner = rms_norm(x, weights.norm, block.eps)

@@ -153,7 +153,9 @@ class DecoderLayer(nnx.Module):
     inner = residual_norm.normed(self.rule, self.input_layernorm, x)
     if alone and type(mixer) is GatedAttention:
       heads, new = mixer.before_output(inner, cache=kept, **tokens._asdict())
-      end = row_layer.after_mixer(x, heads, mixer.o_proj, *second)
+      end = row_layer.after_mixer(
+        self.rule.implementation, x, heads, mixer.o_proj, *second
+      )
       if end is not None:
         return Ran(end, None if cache is None else new, None)
       mixed = mixer.output(heads)

@@ -66,15 +66,16 @@ def cotangents(
 ) -> tuple[Operands, jax.Array, jax.Array]:
   """Cotangents of the operands, the scale and the initial state."""
   length, do = arrays.v.shape[1], layout.padded(do, CHUNK)
-  scale = precision.nonzero(scale)
-  given = q, k, v, gates, beta, scale = _for_kernels(arrays, scale)
+  nonzero = precision.nonzero(scale)
+  given = q, k, v, gates, beta, factor = _for_kernels(arrays, nonzero)
   dv, dh, dstate = _reverse(given, t, do, dfinal, pieces.stops)
   y, h = scan.states(k, v, t, gates, beta, pieces.starts(gates), _flip(state))
   dq, dk, dg, dbeta = gradients.gradients(
-    q, k, y, do, dv, gates, beta, scale, h, dh
+    q, k, y, do, dv, gates, beta, factor, h, dh
   )
   # The outputs are linear in q, so that this is <dO, o> as well.
-  dscale = jnp.sum(q.astype(jnp.float32) * dq.astype(jnp.float32)) / scale[0]
+  dscale = jnp.sum(q.astype(jnp.float32) * dq.astype(jnp.float32)) / factor[0]
+  dq = precision.of_scaled(dq, scale)
   # A token's gate is in the sum of every later token of its chunk.
   dg = lax.cumsum(dg.reshape(*dg.shape[:2], -1, CHUNK), axis=3, reverse=True)
   dg, dbeta = (jnp.swapaxes(y.reshape(dbeta.shape), 1, 2) for y in (dg, dbeta))

@@ -37,8 +37,8 @@ def starts(gates: jax.Array) -> jax.Array:
   before, at = total[..., None, :], total[..., begin, None]
   first = jnp.sum(before >= at + _FORGOTTEN, -1, dtype=jnp.int32) - 1
   first = jnp.maximum(first, 0)  # [B, Hv, P]
-  piece = jnp.arange(len(begin))
-  last = jnp.sum(first == 0, -1, keepdims=True) - 1
+  piece = jnp.arange(len(begin), dtype=jnp.int32)
+  last = jnp.sum(first == 0, -1, keepdims=True, dtype=jnp.int32) - 1
   own = jnp.where(piece == last, 0, begin)
   return _shared_out(piece < last, first, own, end)
 
@@ -49,8 +49,8 @@ def stops(gates: jax.Array) -> jax.Array:
   total, begin, end = _pieces(gates)
   before, at = total[..., None, :-1], total[..., end, None]
   stop = jnp.sum(before > at - _FORGOTTEN, -1, dtype=jnp.int32)
-  piece, count = jnp.arange(len(begin)), end[-1]
-  first = jnp.sum(stop < count, -1, keepdims=True)
+  piece, count = jnp.arange(len(begin), dtype=jnp.int32), end[-1]
+  first = jnp.sum(stop < count, -1, keepdims=True, dtype=jnp.int32)
   own = jnp.where(piece == first, count, end)
   return _shared_out(piece > first, stop, own, begin)
 
@@ -79,6 +79,7 @@ def to_the_start(gates: jax.Array) -> jax.Array:
 def _alone(run, end):
   """One piece, or two of half of its columns where a card has room for both."""
   programs = run.shape[0] * run.shape[1]
+  end = np.int32(end)
   halves = np.array([1, 2] if 2 * programs <= _PROGRAMS else [3], np.int32)
   parts = jnp.broadcast_arrays(run[..., None], end, end, halves)
   return jnp.stack(parts, axis=-1).astype(jnp.int32)
@@ -108,8 +109,9 @@ def _pieces(gates):
   count = length // CHUNK
   pieces = max(1, min(_PROGRAMS // (b * hv), count // _PIECE))
   size = -(-count // pieces)
-  begin = np.arange(0, count, size)
-  return _totals(gates), begin, np.append(begin[1:], count)
+  # Not of 64 bits, which they would be under x64.
+  begin = np.arange(0, count, size, dtype=np.int32)
+  return _totals(gates), begin, np.append(begin[1:], np.int32(count))
 
 
 def _totals(gates):

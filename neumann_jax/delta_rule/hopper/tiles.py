@@ -17,6 +17,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.typing import DTypeLike
 
+from neumann_jax import lowering
+
 CHUNK = 64
 WIDTH = 128  # of keys and of values
 HALF = 64  # columns of values that one warpgroup carries
@@ -117,7 +119,7 @@ def launch(
   interpret: Any = None,
 ) -> Callable:
   """`plgpu.kernel` with the options that every kernel here has."""
-  return plgpu.kernel(
+  call = plgpu.kernel(
     functools.partial(_together, body),
     out_type=out_type,
     scratch_types={**scratch, "done": plgpu.Barrier(num_arrivals=warpgroups)},
@@ -129,6 +131,7 @@ def launch(
     interpret=interpret,
     kernel_name=name,
   )
+  return lowering.in_32_bits(call)
 
 
 def _together(body, *refs, done, **scratch):

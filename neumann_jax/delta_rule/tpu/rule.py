@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
-from neumann_jax import backends, lowering, target
+from neumann_jax import backends, lowering, reverse_mode, target
 from neumann_jax.chunk_inverse.kernels import tpu
 from neumann_jax.delta_rule import gates, kept_names, layout, precision
 from neumann_jax.delta_rule.inputs import Operands
@@ -36,6 +36,8 @@ Rule = Callable[..., tuple[jax.Array, jax.Array]]
 
 # What runs where the rule is no kernel as a whole.
 PARTS = "a kernel and a scan"
+# What runs where neither it nor what is around it is one.
+_UNFUSED = "what is not fused"
 # dbeta divides by beta; a smaller one writes nothing that float32 adds.
 _LEAST_BETA = 2.0**-40
 
@@ -61,7 +63,7 @@ def asked(how: RuleOptions) -> bool:
   on_gpu = target.platform() in ("gpu", "cuda", "rocm")
   if on_gpu:
     reason = "it is traced for this host's GPU; 'tpu' lowers it for a TPU"
-    backends.say_fallback(how.implementation, "tpu", reason, PARTS)
+    backends.say_fallback(how.implementation, "tpu", reason, _UNFUSED)
   return not on_gpu
 
 
@@ -167,7 +169,7 @@ def operation(plain: Rule) -> backends.Operation:
 def _on(implementation: str, kernels: Callable, elsewhere: Callable, *args):
   """One of two computations, as `backends.run` chooses."""
 
-  @lowering.differentiated_once
+  @reverse_mode.differentiated_once
   def chosen(*args):
     if implementation == "interpret":
       return kernels(*args, interpret=pltpu.InterpretParams())
@@ -264,8 +266,8 @@ def backward(
   # The chunks of one state: without an inverse there is no group of packs to
   # fill, and twice as much would compile twice as long.
   one = plan._replace(chunks=plan.kept_every)
-  q, k, v, decay, beta, scale, _ = args
-  scale = precision.nonzero(scale)
+  q, k, v, decay, beta, given_scale, _ = args
+  scale = precision.nonzero(given_scale)
   found = backward_kernel.gradients(
     *(q, k, v, decay, beta, scale, t, states, d_out, d_final),
     how=one,
@@ -285,7 +287,8 @@ def backward(
   # The outputs are linear in q, so that this is <dO, o> as well.
   d_scale = jnp.sum(q.astype(jnp.float32) * found.q.astype(jnp.float32))
   d_scale = d_scale / scale
+  d_q = precision.of_scaled(d_arrays.q, given_scale)
   d_state = None
   if initial_state is not None:
     d_state = found.state.astype(initial_state.dtype)
-  return d_arrays._replace(log_decay=d_decay), d_scale, d_state
+  return d_arrays._replace(q=d_q, log_decay=d_decay), d_scale, d_state

@@ -17,7 +17,7 @@ def operation(
   *,
   floats: int,
 ) -> Operation:
-  """For `backends.run_with_backward`, where `head_columns.takes` has agreed.
+  """For `backends.run_with_backward`, where the caller knows that kernels run.
 
   Args:
     in_xla: (static, *arrays) to arrays; the defining semantics.
@@ -56,5 +56,5 @@ def operation(
 
 
 def _refusal(*given: Any) -> None:
-  """`head_columns.takes` has asked already."""
+  """None: the caller has asked already."""
   del given

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from neumann_jax import lowering
 from neumann_jax.delta_rule import layout
 from neumann_jax.layers.kernels import layer_plan, layer_stages, stages
 from neumann_jax.layers.kernels.layer_plan import (
@@ -29,11 +30,9 @@ def step(
   static: Static,
   x: jax.Array,
   weights: FeedForward,
-  mixer: Mixer | Mixed | None,
+  mixer: Mixer | Mixed,
   history: jax.Array | None,
   state: jax.Array | None,
-  *,
-  interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
   """The layer's output, the history and the state after the token.
 
@@ -41,18 +40,14 @@ def step(
     static: what is static.
     x: [K].
     weights: of the second half.
-    mixer: of the first half, or what another left of it; None where x comes
-      from a mixer already.
+    mixer: of the first half, or what another left of it.
     history: [1, 2 Hk Dk + Hv Dv, W], or None.
     state: [1, Hv, Dk, Dv] float32, or None.
-    interpret: runs the body on the CPU instead.
 
   Returns:
     [K], and the last two as they came.
   """
-  y, _, *kept = launched(
-    static, x, weights, mixer, history, state, interpret=interpret
-  )
+  y, _, *kept = launched(static, x, weights, mixer, history, state)
   return y, *(kept[:2] if isinstance(mixer, Mixer) else (None, None))
 
 
@@ -60,31 +55,41 @@ def launched(
   static: Static,
   x: jax.Array,
   weights: FeedForward,
-  mixer: Mixer | Mixed | None,
+  mixer: Mixer | Mixed,
   history: jax.Array | None,
   state: jax.Array | None,
   *,
-  interpret: bool,
+  interpret: bool = False,
 ) -> list[jax.Array]:
-  """What `step` gives, behind its first the counters, and sums at the end."""
+  """What `step` gives, behind its first the counters, and sums at the end.
+
+  Args:
+    static: as of `step`, like all others but the last.
+    x: likewise.
+    weights: likewise.
+    mixer: likewise.
+    history: likewise.
+    state: likewise.
+    interpret: runs the body on the CPU instead, one program after the other.
+  """
   plan = layer_plan.planned(weights, mixer, state)
   size = weights.gate.shape[0]
   vma = jax.typeof(x).manual_axis_type
   shape = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=vma)
-  sums = lambda cut: [  # noqa: E731
-    shape((cut.shares * n,), jnp.float32) for n in cut.sizes
-  ]
+
+  def sums(cut):
+    return [shape((cut.shares * n,), jnp.float32) for n in cut.sizes]
+
   zeros = layout.varying_as(stages.counters(plan.counters), [x])
   kept: list[Any] = [zeros] if state is None else [zeros, history, state]
-  given = [x, *weights, *(() if mixer is None else mixer)]
+  given = [x, *weights, *mixer]
   results = [shape((size,), x.dtype)]
   scratch = [*sums(plan.inner), *sums(plan.down)]
-  if plan.out:
-    scratch += [*sums(plan.out), shape((size,), x.dtype)]
+  scratch += [*sums(plan.out), shape((size,), x.dtype)]
   if plan.projections:
     values = shape((plan.heads * ROWS,), x.dtype)
     scratch += [*sums(plan.projections), values]
-  return pl.pallas_call(
+  return lowering.pallas_call(
     functools.partial(_kernel, static, plan, interpret),
     out_shape=[
       *results,
@@ -101,18 +106,22 @@ def launched(
 
 def _kernel(static, plan, interpret, *refs):
   left = list(refs)
-  take = lambda n: [left.pop(0) for _ in range(n)]  # noqa: E731
+
+  def take(count):
+    return [left.pop(0) for _ in range(count)]
+
   whole = plan.projections is not None
-  x, weights = take(1)[0], FeedForward(*take(4))
-  mixer = None
-  if plan.out:
-    mixer = Mixer(*take(10)) if whole else Mixed(*take(2))
+  x, weights = take(1)[0], FeedForward(*take(len(FeedForward._fields)))
+  kind: Any = Mixer if whole else Mixed
+  mixer = kind(*take(len(kind._fields)))
   take(3 if whole else 1)  # what is aliased, by its name as an input
   out, zeros = take(2)
   history, state = take(2) if whole else (None, None)
   inner, down = take(2), take(1)
-  mixed, middle = (take(1), take(1)[0]) if plan.out else (None, x)
-  projected, heads = (take(4), take(1)[0]) if whole else (None, None)
+  mixed, middle = take(1), take(1)[0]
+  projected, heads = None, None
+  if plan.projections:
+    projected, heads = take(len(plan.projections.sizes)), take(1)[0]
   found = layer_stages.Refs(
     *(x, weights, mixer, out, history, state, inner, down),
     *(projected, mixed, heads, middle),

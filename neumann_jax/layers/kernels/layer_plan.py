@@ -60,6 +60,16 @@ class Mixer(NamedTuple):
   out_norm: Any
   out: Any
 
+  @property
+  def projections(self) -> tuple[Any, Any, Any, Any]:
+    """Those of the normed row."""
+    return self.qkv, self.z, self.b, self.a
+
+  @property
+  def between(self) -> tuple[Any, Any, Any, Any]:
+    """What lies between the projections, as `token_step.Weights`."""
+    return self.conv, self.a_log, self.dt_bias, self.out_norm
+
 
 class Mixed(NamedTuple):
   """What another mixer leaves, in a layer of one.
@@ -91,7 +101,7 @@ def refusal(
   static: Static,
   x: jax.Array,
   weights: FeedForward,
-  mixer: Mixer | Mixed | None,
+  mixer: Mixer | Mixed,
   history: jax.Array | None,
   state: jax.Array | None,
 ) -> str | None:
@@ -101,21 +111,21 @@ def refusal(
     static: what is static.
     x: [..., K], only shapes and types are read.
     weights: of the second half.
-    mixer: of the first half, or what another left of it, or None.
+    mixer: of the first half, or what another left of it.
     history: [B, 2 Hk Dk + Hv Dv, W], or None.
     state: [B, Hv, Dk, Dv] float32, or None.
   """
   if x.size != x.shape[-1]:
-    return f"it takes one row, got {x.size // x.shape[-1]}"
+    return f"one kernel takes one row, got {x.size // x.shape[-1]}"
   if x.dtype not in (jnp.bfloat16, jnp.float16):
-    return f"it takes bfloat16 and float16, got {x.dtype}"
+    return f"one kernel takes bfloat16 and float16, got {x.dtype}"
   matrices = [weights.gate, weights.up, weights.down]
   if isinstance(mixer, Mixed):
     matrices += [mixer.out]
     if mixer.row.dtype != x.dtype:
       return f"what a mixer left must be {x.dtype}, got {mixer.row.dtype}"
-  elif mixer is not None:
-    matrices += [mixer.qkv, mixer.z, mixer.b, mixer.a, mixer.out]
+  else:
+    matrices += [*mixer.projections, mixer.out]
   if any(matrix.dtype != x.dtype for matrix in matrices):
     return f"weights must be {x.dtype} as the activations"
   for size in {matrix.shape[0] for matrix in matrices}:
@@ -142,7 +152,7 @@ class Plan(NamedTuple):
     heads: Hv.
     parts: programs of a head.
     projections: of the mixer's input, or None.
-    out: of the mixer's output, or None.
+    out: of the mixer's output.
     inner: gate and up.
     down: the last.
   """
@@ -150,7 +160,7 @@ class Plan(NamedTuple):
   heads: int
   parts: int
   projections: Cut | None
-  out: Cut | None
+  out: Cut
   inner: Cut
   down: Cut
 
@@ -182,32 +192,31 @@ class Plan(NamedTuple):
   @property
   def summed(self) -> int:
     """Counts, for each block of the output, its shares; the first."""
-    return self.told + (self.out.shares if self.projections and self.out else 0)
+    return self.told + (self.out.shares if self.projections else 0)
 
   @property
   def counters(self) -> int:
     """How many."""
-    return self.summed + (self.out.starts[-1] if self.out else 0) - 1
+    return self.summed + self.out.starts[-1] - 1
 
   @property
   def units(self) -> list[int]:
     """Programs of each stage."""
-    cuts = self.projections, self.out, self.inner, self.down
-    first, *rest = (one.units if one else 0 for one in cuts)
+    first = self.projections.units if self.projections else 0
+    rest = (cut.units for cut in (self.out, self.inner, self.down))
     return [first, self.heads * self.parts, *rest]
 
 
 def planned(
-  weights: FeedForward, mixer: Mixer | Mixed | None, state: jax.Array | None
+  weights: FeedForward, mixer: Mixer | Mixed, state: jax.Array | None
 ) -> Plan:
   """By the sizes of the weights and of the state."""
   size, width = weights.gate.shape
   inner, down = stages.cut(size, (width, width)), stages.cut(width, (size,))
   if not isinstance(mixer, Mixer) or state is None:
-    out = stages.cut(mixer.out.shape[0], (size,)) if mixer else None
+    out = stages.cut(mixer.out.shape[0], (size,))
     return Plan(0, 0, None, out, inner, down)
   heads, dv = state.shape[1], state.shape[3]
-  matrices = mixer.qkv, mixer.z, mixer.b, mixer.a
-  projections = stages.cut(size, [x.shape[1] for x in matrices])
+  projections = stages.cut(size, [x.shape[1] for x in mixer.projections])
   out = stages.cut(heads * dv, (size,))
   return Plan(heads, dv // PART, projections, out, inner, down)

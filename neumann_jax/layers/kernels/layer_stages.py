@@ -27,14 +27,14 @@ class Refs(NamedTuple):
   Attributes:
     x: the row.
     weights: of the second half.
-    mixer: of the first half, what another left of it, or None.
+    mixer: of the first half, or what another left of it.
     out: the result.
     history: columns of the convolution, or None.
     state: of the rule, or None.
     inner: sums of gate and up.
     down: sums of down.
     projected: sums of q|k|v, z, b and a, or None.
-    mixed: sums of the output's projection, or None.
+    mixed: sums of the output's projection.
     heads: outputs of the rule [Hv Dv], or None.
     middle: the sum after the mixer [K].
   """
@@ -59,7 +59,7 @@ def projections(
   """The normed row times columns of q|k|v, z, b and a."""
   assert plan.projections
   stages.product(
-    *(unit, plan.projections, refs.mixer[1:5], refs.projected),
+    *(unit, plan.projections, refs.mixer.projections, refs.projected),
     ready=functools.partial(stages.normed, refs.x, refs.mixer.norm, static.eps),
     done=lambda _: counters.add(plan.projected),
   )
@@ -69,7 +69,7 @@ def token(
   static: Static, plan: Plan, counters: Counters, refs: Refs, unit: Any
 ) -> None:
   """The rule on some columns of the state of a head."""
-  assert plan.projections and plan.out
+  assert plan.projections
   mixer, dtype = refs.mixer, refs.x.dtype
   head, part = unit // plan.parts, unit % plan.parts
   key = head // (plan.heads // static.key_heads)
@@ -138,7 +138,6 @@ def output(
   static: Static, plan: Plan, counters: Counters, refs: Refs, unit: Any
 ) -> None:
   """Columns of the output's projection; the last one adds them to x."""
-  assert plan.out
   mixer, cut = refs.mixer, plan.out
 
   def ready(tile):
@@ -153,7 +152,7 @@ def output(
 
     @pl.when(last)
     def finish():
-      _added(refs.mixed[0], cut, block, refs.x, refs.middle)
+      _sum_onto(refs.mixed[0], cut, block, refs.x, refs.middle)
       counters.add(plan.mixed)
 
   stages.product(unit, cut, [mixer.out], refs.mixed, ready, done)
@@ -172,7 +171,7 @@ def _gated(static, shares, refs, head):
   return wide((scaled * stages.silu(wide(z))).astype(dtype))
 
 
-def _added(part, cut, block, x, out):
+def _sum_onto(part, cut, block, x, out):
   """Adds what all shares of a block of columns have summed to x."""
   at = pl.ds(block * stages.COLUMNS, stages.COLUMNS)
   total = added(part, cut.shares, block * stages.COLUMNS, stages.COLUMNS)
@@ -186,8 +185,7 @@ def gate_and_up(
   weights = refs.weights
 
   def ready(tile):
-    if plan.out:
-      counters.wait(plan.mixed, plan.out.starts[-1])
+    counters.wait(plan.mixed, plan.out.starts[-1])
     return stages.normed(refs.middle, weights.norm, static.eps, tile)
 
   def done(block):
@@ -231,7 +229,7 @@ def down(
   def done(block):
     last = counters.add(plan.ended + block) == cut.shares - 1
     end = functools.partial(
-      _added, refs.down[0], cut, block, refs.middle, refs.out
+      _sum_onto, refs.down[0], cut, block, refs.middle, refs.out
     )
     pl.when(last)(end)
 

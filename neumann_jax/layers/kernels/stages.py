@@ -88,7 +88,10 @@ class Counters(NamedTuple):
 
   def wait(self, counter: Any, count: int) -> None:
     """Until a count is reached; what was written before can then be read."""
-    look = lambda _: self._add(counter * _LINE, 0)  # noqa: E731
+
+    def look(_):
+      return self._add(counter * _LINE, 0)
+
     if self.interpret:
       # Programs run one after the other: it is reached, or it is another.
       wrong = (look(None) != count).astype(jnp.int32)
