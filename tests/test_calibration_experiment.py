@@ -123,7 +123,7 @@ def test_a_method_that_cannot_run_leaves_a_note():
   trial = next(trials.trials(chosen))._replace(changes=(("nothing", 1),))
   rows = study.measure(trial, chosen, threading.Lock())
   assert len(rows) == 1 and rows[0]["calls"] is None
-  assert "failed, TypeError" in rows[0]["note"]
+  assert "failed, ValueError: nothing is no field of" in rows[0]["note"]
   table, bad = report.gaussian(frame(rows))
   (line,) = table.to_numpy().tolist()
   assert "TypeError" in line[0] and np.isnan(line[1:]).all()

@@ -23,12 +23,15 @@ from posterior_jax import (
 from posterior_jax.base import Operator, SolveInfo
 from posterior_jax.nfc_sampler import (
   Band,
+  Denoise,
   Fusion,
   Gradient,
   Jacobian,
   Ode,
+  Schedule,
   Sigma,
   Snr,
+  Spectrum,
 )
 
 SIZE = (8, 8, 1)
@@ -115,6 +118,11 @@ EVERY_PART = {
   "calibrated": NFCConfig.calibrated(levels=2),
   "jacobian": NFCConfig.calibrated(levels=2, width=Jacobian()),
   "restoration": NFCConfig.restoration(levels=4),
+  "fast": NFCConfig.fast(levels=5),
+  "perceptual": NFCConfig.perceptual(levels=2),
+  "heeding": NFCConfig(levels=2, predictor=Denoise(discrepancy=0.5)),
+  "led": NFCConfig(levels=2, schedule=Schedule(momentum=0.5)),
+  "inflated": NFCConfig(levels=2, width=Spectrum(inflation=1.5)),
   "bands": NFCConfig(
     levels=2,
     inner=Gradient(steps=2),
@@ -122,6 +130,12 @@ EVERY_PART = {
     predictor=Ode("heun"),
     fusion=Fusion("db2", high=(0.3, 0.2, 0.1)),
   ),
+}
+# What a start from the measurement shows of an image: the measurement, the
+# minimiser, or both. No blur with an SVD, which is made in float64 on purpose.
+MEASURED = {
+  "blur": operators.blur(SIZE, np.eye(3) / 3),
+  "random": operators.random_inpainting(SIZE, seed=0, fraction=0.5),
 }
 
 
@@ -135,9 +149,10 @@ def avals(jaxpr):
 
 
 @pytest.mark.parametrize("name", EVERY_PART)
-def test_nothing_is_float64_within_a_run(name):
+@pytest.mark.parametrize("measured", MEASURED)
+def test_nothing_is_float64_within_a_run(measured, name):
   """A scalar of NumPy in a step would double everything that it meets."""
-  operator = operators.gaussian_blur(SIZE, size=3, std=1.0)
+  operator = MEASURED[measured]
   sampler = nfc(EVERY_PART[name], spectrum=SPECTRUM)
   denoise = priors.gaussian_prior(SPECTRUM).denoise
   with jax.enable_x64(True):

@@ -65,10 +65,31 @@ def test_changes_reach_the_parts():
   assert config.stop == (1e-2, 20)
   few = samplers.config("NFC", "tuned", **{"inner.max_iterations": 7})
   assert few.stop == (1e-2, 7)
-  with refused(TypeError, "unexpected keyword argument 'inflation'"):
-    samplers.config("NFC", "tuned", **{"width.inflation": 2.0})
-  with refused(TypeError, "unexpected keyword argument 'tie"):
-    samplers.config("NFC", "tuned", **{"tie.factor": 2.0})
+  # Neither goes with the setting without the other.
+  kept = {"schedule.held": 0.0, "schedule.averaged": "refined"}
+  for changes in (kept, dict(reversed(kept.items()))):
+    ramp = samplers.config("NFC", "tuned", **changes)
+    assert (ramp.held_levels, ramp.schedule.averaged) == (0, "refined")
+
+
+@pytest.mark.parametrize(
+  "method, changes, sentence",
+  [
+    ("NFC", {"width.inflation": 2.0}, "inflation is no field of Jacobian, wh"),
+    ("NFC", {"tie.factor": 2.0}, "tie is no field of NFCConfig, which has"),
+    ("NFC", {"band.blend_start": 0.2}, "band is None here, which has no"),
+    ("NFC", {"levels.few": 2}, "levels is 200 here, which has no fields"),
+    ("DPS", {"band.power": 2}, "band is no field of DPSConfig, which has"),
+    (
+      "NFC",
+      {"width": Jacobian(), "width.factor": 2.0},
+      "width.factor must be left out, since width is given",
+    ),
+  ],
+)
+def test_changes_that_nothing_has_are_one_sentence(method, changes, sentence):
+  with refused(ValueError, sentence):
+    samplers.config(method, "tuned", **changes)
 
 
 @pytest.mark.parametrize("method", samplers.METHODS)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import posterior_jax
-from posterior_jax import NFCConfig, baselines
+from posterior_jax import NFCConfig, baselines, fields
 from posterior_jax.base import Denoiser
 from posterior_jax.baselines import Task, pnpdm_sampler
 
@@ -156,8 +156,8 @@ def config(
       record of NFC's.
 
   Raises:
-    ValueError: for an unknown method or setting, or too few evaluations.
-    TypeError: for a field that the method does not have.
+    ValueError: for an unknown method or setting, a field that the method does
+      not have, or too few evaluations.
   """
   if method not in METHODS:
     raise ValueError(
@@ -169,9 +169,7 @@ def config(
       f"setting of {method} must be one of {', '.join(settings)}; got "
       f"{setting!r}"
     )
-  found = settings[setting](task)
-  for path, value in changes.items():
-    found = _changed(found, path, value)
+  found = fields.changed(settings[setting](task), _nested(changes))
   if evaluations is None:
     return found
   if evaluations < 1:
@@ -179,12 +177,19 @@ def config(
   return METHODS[method].spend(found, evaluations)
 
 
-def _changed(config: Any, path: str, value: Any) -> Any:
-  """A frozen config with one field changed, which may be a record's."""
-  name, _, rest = path.partition(".")
-  if rest and hasattr(config, name):
-    value = _changed(getattr(config, name), rest, value)
-  return dataclasses.replace(config, **{name: value})
+def _nested(changes: Mapping[str, Any]) -> dict[str, Any]:
+  """{"part": {"field": value}} of {"part.field": value}."""
+  # All at once: one field alone may not go with what another is still to be.
+  made: dict[str, Any] = {}
+  for path, value in changes.items():
+    *parts, name = path.split(".")
+    inner = made
+    for part in parts:
+      inner = inner.setdefault(part, {})
+      if not isinstance(inner, dict):
+        raise ValueError(f"{path} must be left out, since {part} is given")
+    inner[name] = value
+  return made
 
 
 class Drawn(NamedTuple):

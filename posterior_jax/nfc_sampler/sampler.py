@@ -106,7 +106,7 @@ def compose(parts: Parts, levels: Level) -> Sampler:
     x = parts.start(key, parts.assume(observation), shape, first)
     average = jnp.zeros_like(x) if parts.averages else None
     # Nothing was predicted yet that could have left too much.
-    misfit = jnp.ones(shape[:2]) if parts.heed else None
+    misfit = jnp.ones(shape[:2], jnp.float32) if parts.heed else None
     # The first level goes on from nothing: its pace is 0.
     before = jnp.zeros_like(x) if parts.lead else None
     return SamplerState(x, jnp.zeros((), jnp.int32), average, misfit, before)

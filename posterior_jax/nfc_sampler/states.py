@@ -57,7 +57,8 @@ def shown(
     enlarged = jax.image.resize(y, (len(y), *inside), "cubic")
     wide = jnp.pad(enlarged, ((0, 0), *border, (0, 0)), mode="edge")
     return jnp.broadcast_to(wide, shape)
-  target = gaussian.Target(observation, jnp.zeros(shape), spectrum)
+  nothing = jnp.zeros(shape, jnp.float32)
+  target = gaussian.Target(observation, nothing, spectrum)
   likely, _ = gaussian.mean(target, tolerance=1e-4, max_iterations=500)
   if not operator.pictorial or measured != image:
     return likely
