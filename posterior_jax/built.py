@@ -43,7 +43,8 @@ def from_settings(build: Callable[P, Sampler]) -> Callable[P, Sampler]:
 
   Returns:
     The builder. `init` and `step` of its samplers are pytrees of the arrays:
-    where settings are equal, and shapes of arrays, `run` compiles once.
+    where settings are equal, and shapes of arrays, `run` compiles once. Those
+    of traced settings are part of the program that traces them.
   """
   signature = inspect.signature(build)
 
@@ -51,6 +52,10 @@ def from_settings(build: Callable[P, Sampler]) -> Callable[P, Sampler]:
   def built(*given: P.args, **named: P.kwargs) -> Sampler:
     # Once as it is: what is refused is refused here, before any tracing.
     sampler = build(*given, **named)
+    if any(map(_traced, (*given, *named.values()))):
+      # Equal to itself alone: a comparison of traced numbers has no answer, and
+      # `jax.jit` would compare all that come later with these.
+      return sampler
     bound = signature.bind(*given, **named)
     bound.apply_defaults()
     settings, *values = bound.arguments.values()
@@ -62,3 +67,11 @@ def from_settings(build: Callable[P, Sampler]) -> Callable[P, Sampler]:
     return Sampler(init, step, sampler.num_steps)
 
   return built
+
+
+def _traced(settings: Any) -> bool:
+  """Whether a record, or one inside of it, holds a traced number."""
+  if dataclasses.is_dataclass(settings):
+    values = (getattr(settings, f.name) for f in dataclasses.fields(settings))
+    return any(map(_traced, values))
+  return isinstance(settings, jax.core.Tracer)

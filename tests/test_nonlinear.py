@@ -228,6 +228,18 @@ def test_bad_functions_are_one_sentence(function, error, words):
     operators.nonlinear(function, SHAPE)
 
 
+@pytest.mark.parametrize(
+  "function",
+  [
+    lambda x: jnp.maximum(jnp.abs(x) - 0.95, 0),
+    lambda x: jax.nn.relu(x.mean(keepdims=True) - 0.5) * x,
+  ],
+  ids=["near the ends", "of bright images"],
+)
+def test_a_function_may_be_flat_at_most_images(function):
+  assert operators.nonlinear(function, (8, 8, 1)).output_shape == (8, 8, 1)
+
+
 def test_phases_are_lost():
   operator = operators.phase_retrieval((16, 16, 1), oversampling=2.0)
   assert operator.measurement_shape == (24, 24, 1)

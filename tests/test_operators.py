@@ -475,6 +475,15 @@ def test_image_shape_may_be_any_sequence():
       lambda s: operators.blur(s, LOPSIDED, boundary="valid", seen=(35, 26)),
       r"seen must be positive and at most \(34, 26\)",
     ),
+    *(
+      (
+        lambda s, seen=seen: operators.blur(
+          s, LOPSIDED, boundary="valid", seen=seen
+        ),
+        r"seen must be \(h, w\) or None, got",
+      )
+      for seen in (20, (20,))
+    ),
     (
       lambda s: operators.super_resolution(s, boundary="circular"),
       'boundary must be "reflect" or "valid"',

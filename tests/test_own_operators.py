@@ -1,5 +1,6 @@
 """Operators from a function alone: the examples of the guide, the checks."""
 
+import dataclasses
 import functools
 import pathlib
 import re
@@ -12,6 +13,8 @@ import pytest
 import posterior_jax as pj
 from posterior_jax import operators
 from posterior_jax.likelihood import gaussian
+from posterior_jax.nfc_sampler import states
+from posterior_jax.operators import scene
 from tests import oracles
 from tests.oracles import refused
 
@@ -266,3 +269,23 @@ def test_an_adjoint_of_another_shape_is_named():
     ValueError, r"adjoint must return \[8, 8, 1\] .* got \(4, 8, 1\)"
   ):
     operators.linear(lambda x: x, SHAPE, adjoint=lambda y: y[:4])
+
+
+def test_the_interior_may_be_written_in_jax():
+  """A start from the measurement asks for it while it is traced."""
+
+  @jax.tree_util.register_dataclass
+  @dataclasses.dataclass(frozen=True)
+  class Sliced(scene.SceneBlur):
+    def interior(self, x):
+      rows = jax.lax.slice_in_dim(x, 1, 7, axis=-3)
+      return jax.lax.slice_in_dim(rows, 1, 7, axis=-2)
+
+  operator = Sliced(jnp.full((3, 3), 1 / 9), (8, 8, 1), (6, 6))
+  y = jax.random.normal(jax.random.key(0), (1, 6, 6, 1))
+
+  def shown(y):
+    observation = pj.Observation(y, operator, NOISE)
+    return states.shown(observation, _spectrum(operator), (1, 8, 8, 1))
+
+  np.testing.assert_array_equal(jax.jit(shown)(y)[:, 1:7, 1:7], y)

@@ -10,7 +10,7 @@ import pytest
 
 import posterior_jax as pj
 from posterior_jax import baselines, sampling
-from posterior_jax.nfc_sampler import compose, levels_of, parts_of
+from posterior_jax.nfc_sampler import Sigma, compose, levels_of, parts_of
 from posterior_jax.priors import GaussianPrior
 from tests.oracles import refused
 
@@ -109,3 +109,27 @@ def test_what_a_builder_refuses_is_refused_at_once():
     pj.nfc(pj.NFCConfig.calibrated(levels=3))
   with refused(ValueError, "must be positive and finite"):
     pj.nfc(pj.NFCConfig.calibrated(levels=3), spectrum=jnp.zeros((8, 8)))
+
+
+def _by_width(value):
+  return pj.nfc(pj.NFCConfig(levels=2, width=Sigma(factor=value)))
+
+
+def _dps(value):
+  return baselines.dps(baselines.DPSConfig(levels=2, scale=value))
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("build", [_by_width, _dps])
+def test_traced_settings_leave_nothing_behind(build):
+  """Two programs that trace a setting, and runs by plain numbers after them."""
+  case = _prior().denoise, _observation(0), jax.random.key(0)
+
+  def last(value):
+    return pj.run(build(value), *case)[0]
+
+  first = jax.jit(last)(0.5)
+  second = jax.jit(lambda value: last(2 * value))(0.5)
+  np.testing.assert_allclose(last(0.5), first, atol=1e-5)
+  np.testing.assert_allclose(last(1.0), second, atol=1e-5)
+  assert np.abs(np.asarray(first - second)).max() > 1e-3

@@ -1,7 +1,6 @@
 """The states between levels: where a run starts, and how it is renoised."""
 
 from collections.abc import Callable
-from typing import Any
 
 import chex
 import jax
@@ -68,9 +67,10 @@ def shown(
 def _border(operator: Operator) -> tuple[tuple[int, int], tuple[int, int]]:
   """Pixels of the image (above, below), (left, right) of the picture."""
   height, width, _ = operator.image_shape
-  # Of NumPy, so that it is known where a program is traced.
-  places: Any = np.moveaxis(np.mgrid[:height, :width], 0, -1)  # [H, W, 2]
-  inside = np.asarray(operator.interior(places))
+  # Known where a program is traced, whatever `interior` is written in.
+  with jax.ensure_compile_time_eval():
+    places = jnp.stack(jnp.mgrid[:height, :width], axis=-1)  # [H, W, 2]
+    inside = np.asarray(operator.interior(places))
   (top, left), (bottom, right) = inside[0, 0], inside[-1, -1]
   return (int(top), int(height - 1 - bottom)), (
     int(left),

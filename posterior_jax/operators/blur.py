@@ -99,6 +99,8 @@ def _seen(
   """Sides of the picture, checked; None: the most that the scene leaves."""
   if seen is None:
     return most
+  if not isinstance(seen, list | tuple) or len(seen) != 2:
+    raise ValueError(f"seen must be (h, w) or None, got {seen!r}")
   height, width = (fields.whole("seen", n) for n in seen)
   if not (0 < height <= most[0] and 0 < width <= most[1]):
     raise ValueError(
