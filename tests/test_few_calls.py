@@ -77,8 +77,8 @@ def test_fast_is_one_call_a_level_and_the_last_prediction(problem):
   pull = np.conj(gain) / (np.abs(gain) ** 2 + NOISE**2 / wide)
   z = (1 + pull * (1 - gain)) * f  # from the blurred image itself
   q, momentum = config.predictor.discrepancy, config.schedule.momentum
-  # A stationary prior is the same whichever way an image is turned.
-  assert q > 0 and momentum > 0 and config.predictor.turned
+  # Not every prior is the same whichever way an image is turned.
+  assert q > 0 and momentum > 0 and not config.predictor.turned
   r, before, last = 1.0, 0.0, sigmas[0]
   for sigma, following in zip(sigmas, [*sigmas[1:], sigmas[-1]]):
     taken = sigma * np.clip(r, 0.5, 4) ** -q

@@ -140,7 +140,9 @@ def test_settings_follow_noise_and_operator(tmp_path):
   # Few levels are plug-and-play ones whatever the noise.
   for one, last in ((noisy, 0.0493), (pj.Observation(y, whole, 0.01), 0.02)):
     few = image_settings.config(one, 10)
-    assert few == pj.NFCConfig.fast(schedule={"sigma_min": last})
+    assert few == pj.NFCConfig.fast(
+      schedule={"sigma_min": last}, predictor={"turned": True}
+    )
     assert image_settings.evaluations(one, 10) == 1
     # A network of faces is not shown them upside down.
     upright = image_settings.config(one, 10, any_way_up=False)

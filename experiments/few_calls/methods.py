@@ -12,7 +12,9 @@ FAST, SLOW = "NFC, fast()", "NFC, restoration()"
 def _fast(evaluations: int) -> Any:
   def run(operands, denoise, observation, key, spectrum):
     del operands
-    config = pj.NFCConfig.fast(levels=evaluations)
+    config = pj.NFCConfig.fast(
+      levels=evaluations, predictor=variants.ANY_WAY_UP
+    )
     sampler = pj.nfc(config, spectrum=spectrum)
     return scanned(sampler, denoise, observation, key)
 

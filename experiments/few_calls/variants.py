@@ -43,7 +43,9 @@ from posterior_jax.nfc_sampler.parts import Parts, Prediction, Probes, Width
 # program.
 MOST = 20
 _SOLVE: dict[str, Any] = {"tolerance": 1e-4, "max_iterations": 300}
-_FEW = NFCConfig.fast()
+# The shipped prior, which the tables are of, has learned pictures so.
+ANY_WAY_UP = {"turned": True}
+_FEW = NFCConfig.fast(predictor=ANY_WAY_UP)
 assert isinstance(_FEW.predictor, Denoise) and isinstance(_FEW.width, Sigma)
 _PREDICTOR, _WIDTH = _FEW.predictor, _FEW.width
 _LEVELS = (
@@ -114,7 +116,7 @@ def _plug_and_play(evaluations: int) -> Restore:
     spectrum: jax.Array,
   ) -> jax.Array:
     start, along = jax.random.split(key)
-    config = NFCConfig.fast(width=Sigma(operands["factor"]))
+    config = _FEW.replace(width=Sigma(operands["factor"]))
     shape = (1, len(observation.y), *observation.operator.image_shape)
     x = parts_of(config, spectrum).start(
       start, observation, shape, operands["first"]

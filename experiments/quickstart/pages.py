@@ -136,7 +136,8 @@ def _prior(settings: RestorationSettings) -> str:
   if settings.prior == prior_files.SHIPPED:
     return (
       "the photo prior that ships with the package, a network that learned "
-      "from 69 other photographs"
+      "from 69 other photographs and is shown this one another way round "
+      "every time"
     )
   if settings.prior == prior_files.GAUSSIAN:
     return "a Gaussian prior with the spectrum of other photographs"

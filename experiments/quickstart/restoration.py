@@ -177,7 +177,9 @@ def _methods(
     config = samplers.config(name, TUNED, evaluations=settings.calls)
     return drawn(samplers.build(name, config, spectrum=spectrum))
 
-  fast = NFCConfig.fast(levels=settings.calls)
+  # The shipped network has learned pictures any way up.
+  turned = {"turned": settings.prior == prior_files.SHIPPED}
+  fast = NFCConfig.fast(levels=settings.calls, predictor=turned)
   # Few levels: noise starts where pictures begin to show, and the width by the
   # spectrum alone saves a VJP per level.
   calibrated = NFCConfig.calibrated(
