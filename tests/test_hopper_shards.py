@@ -19,6 +19,7 @@ from neumann_jax.delta_rule.hopper import pieces as hopper_pieces
 from neumann_jax.delta_rule.hopper import rule as hopper_rule
 from neumann_jax.delta_rule.hopper.tiles import CHUNK
 from neumann_jax.delta_rule.inputs import Operands
+from neumann_jax.delta_rule.options import RuleOptions
 from neumann_jax.delta_rule.sequence_parallel import sharded_delta_rule
 from tests import oracles
 from tests.oracles import FAMILY_COUNT, Problem, assert_close
@@ -98,6 +99,29 @@ def test_values_and_gradients_are_those_of_one_device(
   assert_close(values, oracles.delta_rule(p, ids), oracles.FLOAT32_RULE)
   truth = Problem(*p.under(adjoint, ids))
   assert_close(gradients, truth, oracles.FLOAT32_RULE_GRADIENT)
+
+
+@pytest.mark.parametrize("over", ["one_device", "shards"])
+def test_tangents_are_refused_in_a_sentence(kernels, over):
+  p = oracles.problem(64, dk=16, dv=16)
+  arrays = Operands(*map(jnp.asarray, p[:5]))
+  how = RuleOptions(fused=True)
+
+  def alone(arrays):
+    return hopper_rule.rule(arrays, jnp.float32(1), None, None, how, None)
+
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("tokens",))
+  shards = jax.shard_map(
+    lambda arrays: sharded_delta_rule(*arrays, axis_name="tokens"),
+    mesh=mesh,
+    in_specs=(Operands(*[TOKENS] * 5),),
+    out_specs=(TOKENS, P()),
+  )
+  rule = shards if over == "shards" else alone
+  forward = jax.jit(lambda x: jax.jvp(rule, (x,), (x,)))
+  sentence = "first derivatives in reverse mode only: for second ones"
+  with oracles.refused(NotImplementedError, sentence):
+    forward.lower(arrays)
 
 
 def test_the_gradient_of_a_scale_of_zero(monkeypatch):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from absl import logging
 from jax import lax
 
-from neumann_jax import lowering, target
+from neumann_jax import lowering, reverse_mode, target
 from neumann_jax.chunk_inverse.inverse_spec import resolve
 from neumann_jax.delta_rule import gates as decays
 from neumann_jax.delta_rule import kept_names, layout
@@ -109,7 +109,8 @@ def rule(
   state = layout.grouped_state(initial_state, arrays.k, arrays.v)
   state = layout.flat_state(state)
   args = (*prepared(arrays, scale, segment_ids), state)
-  return _rule(*layout.varying_alike(args), segment_ids, how, plain)
+  args = reverse_mode.marked(layout.varying_alike(args))
+  return _rule(*args, segment_ids, how, plain)
 
 
 def prepared(

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from neumann_jax import reverse_mode
 from neumann_jax.chunk_inverse.inverse_spec import resolve
 from neumann_jax.delta_rule import kept_names, layout, shard_maps
 from neumann_jax.delta_rule.hopper import passes
@@ -50,7 +51,7 @@ def rule(
     The outputs, and the state that leaves this shard.
   """
   arrays, scale = one_device.prepared(arrays, scale, segment_ids)
-  args = layout.varying_alike((arrays, scale, state))
+  args = reverse_mode.marked(layout.varying_alike((arrays, scale, state)))
   return _rule(*args, reads, segment_ids, how, plain)
 
 
