@@ -75,8 +75,8 @@ def _assume(config: NFCConfig) -> Callable[[Observation], Observation]:
   unit = 1.0 if config.halved_misfit else 2**0.5
 
   def assume(observation: Observation) -> Observation:
-    noise = config.inner_noise_std
-    noise = observation.noise_std if noise is None else noise
+    own = config.inner_noise_std
+    noise = observation.noise_std if own is None else own
     return Observation(observation.y, observation.operator, noise / unit)
 
   return assume
