@@ -6,6 +6,8 @@ Command: python -m experiments.few_calls --config.folder=PICTURES
   `experiments.prior_sources DIR` fetched;
   --config.tasks="('gaussian blur',)" --config.calls="(5,)": one case.
   --config=configs/few_calls.py:debug: two crops of 32 x 32.
+  prior: "" for the shipped one, or a file; of pictures that it knows any way
+  up, since `fast()` and its other forms turn them.
 Time: on one H200 `fast()` and all baselines took 90 s at 5 evaluations and
 115 s at 20, of which 75 went into compiling, where DPIR starts from its best
 points; the first other form of `fast()` took 330 s. On a CPU a method takes

@@ -222,7 +222,7 @@ def _levels(config: NFCConfig) -> np.ndarray:
   return schedules.karras(
     config.levels,
     sigma_max=config.schedule.sigma_max,
-    sigma_min=config.schedule.sigma_min,
+    sigma_min=config.sigma_min,
     rho=config.schedule.rho,
   )
 

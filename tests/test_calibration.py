@@ -203,7 +203,7 @@ def test_every_transition_keeps_the_exact_marginal(name, changes, bias, every):
   levels = 30
   config = NFCConfig.calibrated(levels=levels, **changes)
   sampler = nfc(config, spectrum=p.prior.spectrum)
-  sigmas = schedule.karras(levels, sigma_min=config.schedule.sigma_min)
+  sigmas = schedule.karras(levels, sigma_min=config.sigma_min)
 
   @jax.jit
   def step(x, level, key):

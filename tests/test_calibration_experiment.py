@@ -126,7 +126,7 @@ def test_a_method_that_cannot_run_leaves_a_note():
   assert "failed, ValueError: nothing is no field of" in rows[0]["note"]
   table, bad = report.gaussian(frame(rows))
   (line,) = table.to_numpy().tolist()
-  assert "TypeError" in line[0] and np.isnan(line[1:]).all()
+  assert "ValueError" in line[0] and np.isnan(line[1:]).all()
   assert len(line) == 10 and not bad.to_numpy().any()
 
 

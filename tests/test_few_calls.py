@@ -17,7 +17,14 @@ from experiments.few_calls.search import Knob, search
 from experiments.few_calls.settings import Settings
 from experiments.harness import command_line
 from experiments.peers.dpir import dpir
-from posterior_jax.nfc_sampler import states
+from posterior_jax.nfc_sampler import (
+  Denoise,
+  Mean,
+  Sigma,
+  levels_of,
+  parts_of,
+  states,
+)
 from tests import oracles
 
 SIZE = (8, 8)
@@ -57,9 +64,10 @@ def test_dpir_is_half_quadratic_splitting(problem):
   np.testing.assert_allclose(found[0, ..., 0], expected, atol=1e-4)
 
 
-def test_fast_is_one_call_a_level_and_the_last_prediction(problem):
+@pytest.mark.parametrize("levels", [1, 4])
+def test_fast_is_one_call_a_level_and_the_last_prediction(problem, levels):
   prior, observation = problem
-  config = pj.NFCConfig.fast(levels=4)
+  config = pj.NFCConfig.fast(levels=levels)
   sampler = pj.nfc(config, spectrum=POWER)
   run = oracles.quick_jit(
     lambda key: pj.run(sampler, prior.denoise, observation, key)
@@ -67,8 +75,8 @@ def test_fast_is_one_call_a_level_and_the_last_prediction(problem):
   x, info = run(jax.random.key(1))
   again, _ = run(jax.random.key(2))
   np.testing.assert_array_equal(x, again)  # nothing is drawn
-  np.testing.assert_array_equal(info.calls, np.ones(4))
-  np.testing.assert_array_equal(info.products, np.zeros(4))
+  np.testing.assert_array_equal(info.calls, np.ones(levels))
+  np.testing.assert_array_equal(info.products, np.zeros(levels))
   gain = gain_of(observation)
   power = np.asarray(POWER, np.float64)
   f = np.fft.fft2(np.asarray(observation.y[0, ..., 0], np.float64))
@@ -156,12 +164,52 @@ def test_a_start_of_a_scene_continues_its_edge(factor):
   )
 
 
-@pytest.mark.parametrize("levels", [2, 5, 10, 20, 100])
+@pytest.mark.parametrize("levels", [1, 2, 5, 10, 20, 100])
 def test_fast_holds_a_fifth_of_its_levels(levels):
   """The last level at least: what it predicts is the result then."""
-  held = {2: 1, 5: 1, 10: 2, 20: 4, 100: 20}[levels]
+  held = {1: 1, 2: 1, 5: 1, 10: 2, 20: 4, 100: 20}[levels]
   assert pj.NFCConfig.fast(levels=levels).held_levels == held
   assert pj.NFCConfig.fast().replace(levels=levels).held_levels == held
+
+
+def test_a_start_adds_its_share_of_the_noise(problem):
+  _, observation = problem
+  key, found = jax.random.key(3), []
+  for renewal in (0.0, 0.5):
+    config = pj.NFCConfig.perceptual(schedule={"renewal": renewal})
+    first = jax.tree.map(lambda entry: entry[0], levels_of(config))
+    start = parts_of(config, POWER).start
+    found.append(start(key, observation, (2, 1, *SIZE, 1), first))
+  added = 0.5 * jax.random.normal(key, found[0].shape)
+  np.testing.assert_allclose(found[1] - found[0], added, atol=1e-5)
+  np.testing.assert_array_equal(found[0][0], found[0][1])
+
+
+def test_the_numbers_of_fast_are_those_that_results_are_quoted_for():
+  config = pj.NFCConfig.fast()
+  schedule = config.schedule
+  assert (schedule.sigma_max, schedule.sigma_min) == (0.845, 0.0493)
+  assert (schedule.held, schedule.momentum, schedule.renewal) == (0.2, 0.5, 0)
+  assert (schedule.averaged, schedule.start) == ("predicted", "measurement")
+  assert config.predictor == Denoise(discrepancy=0.5, turned=True)
+  assert (config.levels, config.inner) == (10, Mean())
+  assert config.width == Sigma(factor=4.35)
+
+
+def test_few_levels_leave_no_image_worse_than_it_came():
+  """A single one too, which is held: what it predicts is the result."""
+  prior = pj.priors.gaussian_prior(POWER)
+  operator = pj.operators.gaussian_blur((*SIZE, 1), size=5, std=1.0)
+  truth = prior.sample(jax.random.key(1), (20,), channels=1)
+  y = operator.forward(truth)
+  y += 0.05 * jax.random.normal(jax.random.key(2), y.shape)
+  given = pj.Observation(y, operator, 0.05)
+  for levels in (1, 5):
+    sampler = pj.nfc(pj.NFCConfig.fast(levels=levels), spectrum=POWER)
+    x, info = pj.run(sampler, prior.denoise, given, jax.random.key(0))
+    assert float(info.sigma[-1]) == pytest.approx(0.0493)
+    gain = pj.metrics.psnr(x[0], truth) - pj.metrics.psnr(y, truth)
+    assert float(gain.mean()) > 0.3, levels
 
 
 def test_differences_are_paired_by_picture():

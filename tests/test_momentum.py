@@ -8,6 +8,7 @@ import numpy as np
 
 import posterior_jax as pj
 from posterior_jax.nfc_sampler import (
+  Fusion,
   Mean,
   Schedule,
   Sigma,
@@ -66,6 +67,22 @@ def test_a_run_by_hand():
     state = step(state)
     np.testing.assert_allclose(state.predicted[0], x0, atol=1e-5)
     np.testing.assert_allclose(state.x[0], x, atol=1e-5)
+  assert added[0] == 0 and min(added[1:]) > 0.01
+
+
+def test_fusion_is_with_what_lies_ahead():
+  """Weights of 0 leave it as it is, whatever was measured."""
+  config = CONFIG.replace(fusion=Fusion(low=0.0, high=0.0))
+  observation = _observation()
+  sampler = compose(parts_of(config), levels_of(config))
+  state = sampler.init(jax.random.key(0), observation, 1)
+  before, added = state.predicted, []
+  for pace in np.asarray(levels_of(config).pace):
+    state, _ = sampler.step(state, _denoise, observation, jax.random.key(1))
+    ahead = state.predicted + pace * (state.predicted - before)
+    np.testing.assert_allclose(state.x, ahead, atol=1e-6)
+    added.append(float(jnp.abs(ahead - state.predicted).max()))
+    before = state.predicted
   assert added[0] == 0 and min(added[1:]) > 0.01
 
 

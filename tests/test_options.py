@@ -31,7 +31,9 @@ from posterior_jax.nfc_sampler import (
   Sigma,
   Snr,
   Spectrum,
+  levels_of,
 )
+from tests.oracles import refused
 
 SIZE = 8
 POWER = priors.power_law_spectrum(SIZE, SIZE)
@@ -134,6 +136,80 @@ OPTIONS = {
     },
   ),
 }
+
+
+# By what is wrong: what would have been written, and what it says.
+IDLE = {
+  "predictions of no level": (
+    lambda: PLAIN.replace(schedule={"averaged": "predicted"}),
+    "averaged must be refined where held is 0, which averages nothing, got p",
+  ),
+  "predictions, with no level held after all": (
+    lambda: NFCConfig.fast(schedule={"held": 0.0}),
+    "averaged must be refined where held is 0, which averages nothing, got p",
+  ),
+  "passes": (
+    lambda: HELD.replace(levels=1, schedule={"passes": 2}),
+    "passes must be 1 unless levels are held, got 2 with held 0.5 of 1 levels",
+  ),
+  "linearisations of updates": (
+    lambda: NFCConfig.paper(linearisations=5),
+    "inner must be Exact or Mean with linearisations, got Langevin",
+  ),
+  "linearisations of a descent": (
+    lambda: PLAIN.replace(linearisations=3, inner=Gradient()),
+    "inner must be Exact or Mean with linearisations, got Gradient",
+  ),
+  "a delay that ends before it starts": (
+    lambda: Fusion(unlock="delay", unlock_start=0.9, unlock_end=0.1),
+    'unlock_end must be at least unlock_start with unlock "delay", got 0.1 '
+    "with unlock_start 0.9",
+  ),
+  "an ODE that ends above all levels": (
+    lambda: NFCConfig(predictor=Ode(sigma_end=100.0)),
+    "sigma_end must lie below the noise of the first level, 100.0, got 100.0",
+  ),
+  "an ODE that ends above the level that is held": (
+    lambda: NFCConfig.fast(
+      levels=1, predictor=Ode(sigma_end=0.05), schedule={"momentum": 0.0}
+    ),
+    "sigma_end must lie below the noise of the first level, 0.0493, got 0.05",
+  ),
+  "a first level below the last": (
+    lambda: NFCConfig.calibrated(
+      width=Jacobian(), schedule={"sigma_max": 0.05}
+    ),
+    "sigma_max must lie above 0.1, where the levels of this width end, got 0.0",
+  ),
+}
+
+
+@pytest.mark.parametrize("case", IDLE)
+def test_what_would_be_idle_is_refused(case):
+  made, sentence = IDLE[case]
+  with refused(ValueError, sentence):
+    made()
+
+
+@pytest.mark.parametrize(
+  "width, last",
+  [
+    (Sigma(), 0.1),
+    (Spectrum(inflation=1.5), 0.02),
+    (Probed(), 0.02),
+    (Jacobian(), 0.1),
+  ],
+)
+def test_what_follows_the_width_follows_it_however_it_was_set(width, last):
+  at_once = NFCConfig.calibrated(width=width, levels=4)
+  assert at_once.sigma_min == last
+  for before in (Jacobian(), Probed(inflation=1.5)):
+    later = NFCConfig.calibrated(width=before).replace(levels=4)
+    assert later.replace(width=width) == at_once
+  made = levels_of(at_once.replace(schedule={"held": 0.3}))
+  assert float(made.sigma[-1]) == np.float32(last)
+  own = at_once.replace(schedule={"sigma_min": 0.05})
+  assert own.sigma_min == own.replace(width=Sigma()).sigma_min == 0.05
 
 
 def where(config, record):

@@ -138,6 +138,13 @@ def test_spread_is_that_of_the_known_posterior(finished):
   assert published[-1]["ratio"] > 2
 
 
+def test_the_control_differs_by_centre_and_width_alone():
+  ours, published = known._configs(20).values()
+  assert ours.sigma_min == published.sigma_min == 0.02
+  changed = {"predictor": ours.predictor, "width": ours.width}
+  assert published.replace(**changed, schedule=ours.schedule) == ours
+
+
 def test_readme_block_comes_from_the_run(finished):
   block = readme.block(finished[0])
   rows = _rows(finished[0], "families")
@@ -178,6 +185,13 @@ def test_settings_refuse_in_one_sentence():
   ):
     with pytest.raises(ValueError, match=sentence):
       build()
+
+
+@pytest.mark.parametrize("prior, turned", [("", True), ("a.json", False)])
+def test_a_prior_of_ones_own_is_shown_nothing_turned(prior, turned):
+  """It may be one of faces, which it has learned one way up."""
+  settings = restoration.RestorationSettings(prior=prior)
+  assert restoration.fast(settings).predictor.turned == turned
 
 
 def test_study_measures_the_error_it_says():

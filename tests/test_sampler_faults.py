@@ -33,6 +33,7 @@ from posterior_jax.nfc_sampler import (
   Snr,
   Spectrum,
 )
+from tests.oracles import refused
 
 SIZE = (8, 8, 1)
 SPECTRUM = priors.power_law_spectrum(*SIZE[:2])
@@ -131,6 +132,36 @@ EVERY_PART = {
     fusion=Fusion("db2", high=(0.3, 0.2, 0.1)),
   ),
 }
+
+
+@pytest.mark.parametrize(
+  "made, stepped, words",
+  [
+    ("calibrated", "restoration", "without its field average"),
+    ("restoration", "calibrated", "with its field average"),
+    ("calibrated", "heeding", "without its field misfit"),
+    ("heeding", "calibrated", "with its field misfit"),
+    ("calibrated", "led", "without its field predicted"),
+    ("led", "calibrated", "with its field predicted"),
+  ],
+)
+def test_a_state_of_another_sampler_is_refused(made, stepped, words):
+  one, other = (nfc(EVERY_PART[n], spectrum=SPECTRUM) for n in (made, stepped))
+  given = Observation(jnp.zeros((1, *SIZE)), MEASURED["random"], 0.1)
+  key = jax.random.key(0)
+  state = jax.eval_shape(lambda key: one.init(key, given, 1), key)
+  with refused(ValueError, f"state must be from init of the same .* {words}"):
+    jax.eval_shape(lambda s: other.step(s, never, given, key), state)
+
+
+def test_arguments_of_init_in_another_order_are_refused():
+  given = Observation(jnp.zeros((1, *SIZE)), MEASURED["random"], 0.1)
+  for name in ("paper", "fast"):
+    sampler = nfc(EVERY_PART[name], spectrum=SPECTRUM)
+    with refused(TypeError, "init takes a key, an Observation and a batch, go"):
+      sampler.init(given, jax.random.key(0), 1)
+
+
 # What a start from the measurement shows of an image: the measurement, the
 # minimiser, or both. No blur with an SVD, which is made in float64 on purpose.
 MEASURED = {

@@ -1,5 +1,7 @@
 """The table of samplers that studies compare: settings, budgets, refusals."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -42,6 +44,25 @@ def test_a_run_spends_its_budget(problem, method):
   assert 0 < calls <= BUDGET
   assert calls > BUDGET / 2 or method == "SITCOM"
   assert np.isfinite(x).all()
+
+
+@pytest.mark.parametrize("blurred", [True, False])
+@pytest.mark.parametrize("method", samplers.METHODS)
+def test_float64_mode_leaves_float32(problem, method, blurred):
+  """Whatever a sampler makes without a dtype would widen its images."""
+  prior, observation = problem
+  if blurred:
+    operator = pj.operators.gaussian_blur(SHAPE, size=3, std=1.0)
+    observation = dataclasses.replace(observation, operator=operator)
+  config = samplers.config(method, samplers.TUNED, evaluations=BUDGET)
+  sampler = samplers.build(method, config, spectrum=prior.spectrum)
+  with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+    made = jax.eval_shape(
+      lambda key: pj.run(sampler, prior.denoise, observation, key),
+      jax.random.key(1),
+    )
+  wide = [x for x in jax.tree.leaves(made) if x.dtype == np.float64]
+  assert not wide, wide
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,9 @@ def test_every_level_turns_another_way(width):
   parts, levels = parts_of(config), levels_of(config)
   ways = np.asarray(levels.way).astype(int)
   assert sorted(ways) == list(range(8)) and ways[-1] == 0
+  # Of rows, columns and transposition neighbours differ in two or all.
+  apart = [int(a ^ b).bit_count() for a, b in zip(ways, np.roll(ways, 1))]
+  assert min(apart) == 2
   x = np.random.default_rng(1).normal(size=(SIDE, SIDE, 1))
   image = jnp.asarray(x, jnp.float32)[None, None]
   for number, way in enumerate(ways):

@@ -50,7 +50,7 @@ assert isinstance(_FEW.predictor, Denoise) and isinstance(_FEW.width, Sigma)
 _PREDICTOR, _WIDTH = _FEW.predictor, _FEW.width
 _LEVELS = (
   Knob("sigma_max", _FEW.schedule.sigma_max, factor=1.5),
-  Knob("sigma_min", _FEW.schedule.sigma_min, factor=1.5),
+  Knob("sigma_min", _FEW.sigma_min, factor=1.5),
 )
 
 

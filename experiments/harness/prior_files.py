@@ -40,6 +40,15 @@ def load(prior: str, *, dtype: str = "float32") -> priors.UNetPrior[Any]:
   return found
 
 
+def any_way_up(prior: str) -> bool:
+  """Whether it knows pictures mirrored and transposed: the shipped one does.
+
+  A prior of one's own may have learned what has one way up, such as faces, so
+  that `NFCConfig.fast` must not turn its pictures.
+  """
+  return prior == SHIPPED
+
+
 def digests(prior: str) -> dict[str, str]:
   """SHA-256 of the files of `load`; none for priors that come with the package.
 

@@ -157,6 +157,12 @@ def study(
   return rows, answers
 
 
+def fast(settings: RestorationSettings) -> NFCConfig:
+  """The preset, which turns pictures for the prior that ships alone."""
+  turned = {"turned": prior_files.any_way_up(settings.prior)}
+  return NFCConfig.fast(levels=settings.calls, predictor=turned)
+
+
 def _methods(
   settings: RestorationSettings, spectrum: jax.Array
 ) -> dict[str, Restore]:
@@ -177,9 +183,6 @@ def _methods(
     config = samplers.config(name, TUNED, evaluations=settings.calls)
     return drawn(samplers.build(name, config, spectrum=spectrum))
 
-  # The shipped network has learned pictures any way up.
-  turned = {"turned": settings.prior == prior_files.SHIPPED}
-  fast = NFCConfig.fast(levels=settings.calls, predictor=turned)
   # Few levels: noise starts where pictures begin to show, and the width by the
   # spectrum alone saves a VJP per level.
   calibrated = NFCConfig.calibrated(
@@ -188,7 +191,7 @@ def _methods(
     schedule={"sigma_max": 5.0},
   )
   return {
-    FAST: drawn(posterior_jax.nfc(fast, spectrum=spectrum)),
+    FAST: drawn(posterior_jax.nfc(fast(settings), spectrum=spectrum)),
     **{name: baseline(name) for name in dict.fromkeys(settings.baselines)},
     SAMPLE: drawn(
       posterior_jax.nfc(calibrated, spectrum=spectrum), settings.num_samples

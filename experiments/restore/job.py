@@ -10,7 +10,7 @@ import numpy as np
 
 import posterior_jax
 from experiments.data import degradations
-from experiments.harness import samplers
+from experiments.harness import prior_files, samplers
 from experiments.harness.samplers import CALIBRATED, TUNED
 from experiments.restore import degradation, image_settings, noise, observed
 from experiments.restore import shared_inputs as shared
@@ -123,7 +123,7 @@ def _configs(
     given.coloured(),
     settings.levels,
     kernel_known=kernel_known,
-    any_way_up=not settings.prior,
+    any_way_up=prior_files.any_way_up(settings.prior),
   )
   # Solves to 1e-6 would take ten times as long as the network does.
   tie = Probed if settings.tie == "probed" else Spectrum

@@ -204,7 +204,7 @@ def correction(
   shift, solve = operator.normal_solve(
     operator.adjoint(data),
     precision=c**2,
-    noise_std=jnp.ones(()),
+    noise_std=jnp.ones((), x.dtype),
     tolerance=config.tolerance,
     max_iterations=config.max_iterations,
   )

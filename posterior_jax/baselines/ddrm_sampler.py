@@ -149,7 +149,8 @@ def spectral_sampler(
     key: jax.Array, observation: Observation, batch: int
   ) -> SpectralState:
     svd = decomposed(name, observation.operator)
-    noise = diffusion.start(key, observation, batch, jnp.ones(()))
+    one = jnp.ones((), jnp.float32)
+    noise = diffusion.start(key, observation, batch, one)
     x = start(svd, observation, noise, nodes[0], threshold)
     return SpectralState(x, jnp.zeros((), jnp.int32), svd)
 

@@ -150,7 +150,7 @@ def pnpdm(config: PnPDMConfig = PnPDMConfig.published()) -> Sampler:  # noqa: B0
   def init(
     key: jax.Array, observation: Observation, batch: int
   ) -> SamplerState:
-    x = diffusion.start(key, observation, batch, jnp.ones(()))
+    x = diffusion.start(key, observation, batch, jnp.ones((), jnp.float32))
     return SamplerState(x, jnp.zeros((), jnp.int32))
 
   def step(

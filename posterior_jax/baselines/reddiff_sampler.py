@@ -120,7 +120,7 @@ def reddiff(config: REDDiffConfig = REDDiffConfig.published()) -> Sampler:  # no
     noise = jnp.asarray(observation.noise_std, jnp.float32)
     x, _ = operator.normal_solve(
       operator.adjoint(observation.y) / noise**2,
-      precision=jnp.ones(()),
+      precision=jnp.ones((), jnp.float32),
       noise_std=noise,
     )
     # All samples start at one image: they differ by the noises of the steps.

@@ -2,19 +2,27 @@
 
 from typing import Any, NamedTuple
 
+import jax
+
 from posterior_jax.nfc_sampler.records import (
   Denoise,
   Exact,
   Inner,
   Jacobian,
   Mean,
+  Ode,
   Predictor,
   Probed,
+  Schedule,
+  Spectrum,
   Width,
 )
 
 # Fewer levels than this cannot make up for what few iterations leave out.
 _FEW_LEVELS = 20
+# Noise at which the levels end where the settings leave it open: a width that
+# knows the prior's spectrum stays right at less noise than others.
+_SIGMA_MIN_BY_SPECTRUM, _SIGMA_MIN = 0.02, 0.1
 
 
 class Stop(NamedTuple):
@@ -34,9 +42,9 @@ def check(width: Width, predictor: Predictor, inner: Inner) -> None:
   # A Jacobian is of one denoiser call at the level's own image: an ODE's end
   # point has another.
   if isinstance(width, Probed | Jacobian):
-    _need("predictor", predictor, (Denoise,), name)
+    _need("predictor", predictor, (Denoise,), f"width {name}")
   if isinstance(width, Jacobian):
-    _need("inner", inner, (Exact, Mean), name)
+    _need("inner", inner, (Exact, Mean), f"width {name}")
   elif isinstance(inner, Exact) and inner.root_steps is not None:
     raise ValueError(
       f"root_steps must be None unless width is Jacobian, got "
@@ -44,12 +52,60 @@ def check(width: Width, predictor: Predictor, inner: Inner) -> None:
     )
 
 
-def _need(name: str, value: Any, kinds: tuple[type, ...], width: str) -> None:
+def check_levels(
+  schedule: Schedule, levels: int, held: int, sigma_min: float
+) -> None:
+  """Refuses a schedule that so many levels, of which some are held, leave idle.
+
+  Raises:
+    ValueError: naming the field, what it is and what it must be.
+  """
+  if not sigma_min < schedule.sigma_max:
+    raise ValueError(
+      f"sigma_max must lie above {sigma_min}, where the levels of this width "
+      f"end, got {schedule.sigma_max}"
+    )
+  if schedule.passes > 1 and not held:
+    raise ValueError(
+      f"passes must be 1 unless levels are held, got {schedule.passes} with "
+      f"held {schedule.held} of {levels} levels"
+    )
+
+
+def check_end(predictor: Predictor, first_sigma: float) -> None:
+  """Refuses an ODE that takes a step at no level, or ValueError."""
+  # One that is traced is known only when it runs.
+  if not isinstance(predictor, Ode) or isinstance(
+    predictor.sigma_end, jax.core.Tracer
+  ):
+    return
+  if not predictor.sigma_end < first_sigma:
+    raise ValueError(
+      "sigma_end must lie below the noise of the first level, "
+      f"{first_sigma}, got {predictor.sigma_end}"
+    )
+
+
+def check_linearisations(inner: Inner, linearisations: int | None) -> None:
+  """Refuses linearisations that an inner method does not make."""
+  if linearisations is not None:
+    _need("inner", inner, (Exact, Mean), "linearisations")
+
+
+def _need(name: str, value: Any, kinds: tuple[type, ...], beside: str) -> None:
   if not isinstance(value, kinds):
     raise ValueError(
       f"{name} must be {' or '.join(kind.__name__ for kind in kinds)} with "
-      f"width {width}, got {type(value).__name__}"
+      f"{beside}, got {type(value).__name__}"
     )
+
+
+def sigma_min_of(schedule: Schedule, width: Width) -> float:
+  """Noise at which levels end, as `NFCConfig.sigma_min` says."""
+  if schedule.sigma_min is not None:
+    return schedule.sigma_min
+  by_spectrum = isinstance(width, Spectrum)
+  return _SIGMA_MIN_BY_SPECTRUM if by_spectrum else _SIGMA_MIN
 
 
 def stop_of(width: Width, inner: Inner, levels: int) -> Stop:

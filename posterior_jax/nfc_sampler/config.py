@@ -1,7 +1,6 @@
 """The settings of noise-frequency continuation, and five named ones."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -48,8 +47,9 @@ class NFCConfig:
       leaves out the 2, as the code of DAPS does.
     linearisations: how often `Exact` and `Mean` linearise a nonlinear
       measurement at a level, 1 to 100 (Gauss-Newton): at the prediction, then
-      at the image that it was moved to. `Langevin` and `Gradient` go through a
-      level once, by the measurement itself and its tangent at every update.
+      at the image that it was moved to; None: 3. `Langevin` and `Gradient` have
+      none: they go through a level once, by the measurement itself and its
+      tangent at every update.
 
   Raises:
     ValueError: for a value out of range, by name, or parts that do not go
@@ -76,17 +76,16 @@ class NFCConfig:
   fusion: Fusion | None = None
   inner_noise_std: float | None = None
   halved_misfit: bool = True
-  linearisations: int = 3
+  linearisations: int | None = None
 
   def __post_init__(self) -> None:
     fields.check(self, {"levels": (1, 10_000), "linearisations": (1, 100)})
-    passes = self.schedule.passes
-    if passes > 1 and not self.held_levels:
-      raise ValueError(
-        f"passes must be 1 unless levels are held, got {passes} with held "
-        f"{self.schedule.held} of {self.levels} levels"
-      )
     combinations.check(self.width, self.predictor, self.inner)
+    combinations.check_levels(
+      self.schedule, self.levels, self.held_levels, self.sigma_min
+    )
+    combinations.check_end(self.predictor, self.first_sigma)
+    combinations.check_linearisations(self.inner, self.linearisations)
 
   @property
   def stop(self) -> Stop:
@@ -96,6 +95,21 @@ class NFCConfig:
     those were set.
     """
     return combinations.stop_of(self.width, self.inner, self.levels)
+
+  @property
+  def sigma_min(self) -> float:
+    """Noise at which the ramp ends and levels are held.
+
+    The schedule's; one that it leaves open follows the width, however that was
+    set: 0.02 with `Spectrum` and `Probed`, 0.1 with others.
+    """
+    return combinations.sigma_min_of(self.schedule, self.width)
+
+  @property
+  def first_sigma(self) -> float:
+    """Noise of the first level."""
+    all_held = self.held_levels == self.levels
+    return self.sigma_min if all_held else self.schedule.sigma_max
 
   def detail_weights(self, progress: np.ndarray) -> np.ndarray:
     """Weight of the refined details by step, [K] to [K] or [K, 3]."""
@@ -114,7 +128,10 @@ class NFCConfig:
     """How many levels stay at sigma_min."""
     if self.schedule.held == 0:
       return 0
-    # One level is left for the ramp: the chain must come down to sigma_min.
+    # One level is left for the ramp: the chain must come down to sigma_min. A
+    # single one that starts from the measurement begins there.
+    if self.levels == 1:
+      return int(self.schedule.start == "measurement")
     wanted = max(round(self.schedule.held * self.levels), 1)
     return min(wanted, self.levels - 1)
 
@@ -320,7 +337,7 @@ class NFCConfig:
     The inflation of 1.5 lets a misfit that is too large to be chance widen an
     image's width by up to a half. On measurements of the prior itself that
     moves the variance by about 1 %; with 1 every level is exact. Noise ends at
-    0.02 with these two widths and at 0.1 with others.
+    0.02 with these two widths and at 0.1 with others, unless sigma_min is set.
 
     width=Jacobian() takes the width from the denoiser and needs no spectrum: at
     most 27 VJPs per level.
@@ -334,10 +351,8 @@ class NFCConfig:
       >>> config.width
       Probed(factor=1.0, inflation=1.5)
     """
-    width = changes.get("width", {})
-    by_spectrum = isinstance(width, Mapping | Spectrum)
     samples = cls(
-      schedule=Schedule(sigma_min=0.02 if by_spectrum else 0.1),
+      schedule=Schedule(sigma_min=None),
       width=Probed(inflation=1.5),
       inner=Exact(),
     )

@@ -31,6 +31,8 @@ from posterior_jax.nfc_sampler.weights import Band, Fusion, Snr
 # Products for the square root of a width that is known by them (`krylov.root`):
 # a Jacobian's spread is small at all levels but the first, which are forgotten.
 _ROOT_STEPS = 6
+# Of a nonlinear measurement at every level, where the settings leave it open.
+_LINEARISATIONS = 3
 
 
 def parts_of(config: NFCConfig, spectrum: jax.Array | None = None) -> Parts:
@@ -64,10 +66,7 @@ def parts_of(config: NFCConfig, spectrum: jax.Array | None = None) -> Parts:
     averages=config.held_levels > 0,
     heed=_heed(config.predictor),
     lead=states.leading if _acts(config.schedule.momentum) else None,
-    # Updates ask for the tangent wherever they are.
-    linearisations=config.linearisations
-    if isinstance(config.inner, Exact | Mean)
-    else 0,
+    linearisations=_linearisations(config),
   )
 
 
@@ -76,7 +75,8 @@ def _assume(config: NFCConfig) -> Callable[[Observation], Observation]:
   unit = 1.0 if config.halved_misfit else 2**0.5
 
   def assume(observation: Observation) -> Observation:
-    noise = config.inner_noise_std or observation.noise_std
+    own = config.inner_noise_std
+    noise = observation.noise_std if own is None else own
     return Observation(observation.y, observation.operator, noise / unit)
 
   return assume
@@ -126,6 +126,12 @@ def _heed(
   if not _acts(record.discrepancy):
     return None
   return functools.partial(states.heeding, discrepancy=record.discrepancy)
+
+
+def _linearisations(config: NFCConfig) -> int:
+  if isinstance(config.inner, Exact | Mean):
+    return config.linearisations or _LINEARISATIONS
+  return 0  # updates ask for the tangent wherever they are
 
 
 def _acts(value: jax.Array | float) -> bool:

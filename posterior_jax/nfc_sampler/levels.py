@@ -55,15 +55,12 @@ class Level(NamedTuple):
 def levels_of(config: NFCConfig) -> Level:
   """Every level of a run, each entry [passes * config.levels, ...]."""
   held, how = config.held_levels, config.schedule
-  ramp_down = schedule.karras(
-    config.levels - held,
-    sigma_max=how.sigma_max,
-    sigma_min=how.sigma_min,
-    rho=how.rho,
-  )
-  sigma = np.concatenate(
-    [ramp_down[:-1], np.full(held, how.sigma_min), ramp_down[-1:]]
-  )  # [levels + 1]
+  sigma = np.full(config.levels + 1, config.sigma_min)
+  ramp = config.levels - held
+  if ramp:
+    ends = {"sigma_max": how.sigma_max, "sigma_min": config.sigma_min}
+    sigma[:ramp] = schedule.karras(ramp, rho=how.rho, **ends)[:-1]
+  sigma[-1] = 0.0
   # Only the last pass ends in 0: the others go on at the first level's noise.
   nodes = np.append(np.tile(sigma[:-1], how.passes), sigma[-1])
   # Weights 1, 1/2, 1/3, ... make a running mean of all held levels so far.

@@ -27,17 +27,21 @@ class Schedule:
   Attributes:
     sigma_max: first level.
     sigma_min: where the polynomial ramp would end; the node itself is replaced
-      by 0 (`schedule.karras`).
+      by 0 (`schedule.karras`). None: by the width (`NFCConfig.sigma_min`).
     rho: exponent of the ramp, and of an `Ode`'s.
     held: share of the levels, the last ones, that stay at sigma_min and whose
       images are averaged into the result, 0 to 0.99; 0: the ramp ends in 0.
+      Above 0 it is one level at least and all but one at most; a single level
+      is held where it starts from the measurement, and not from noise.
       Held levels are a Gibbs sampler of p(x0, x_sigma | y) at one noise, so
       that the average of their refined images goes to the posterior mean.
     averaged: which images of held levels: "predicted", the denoiser's answer
-      before it is moved towards the measurement, or "refined", after that.
+      before it is moved towards the measurement, or "refined", after that, as
+      it must be where held is 0.
     passes: how often all levels are gone through, 1 to 1000; each later pass
-      starts from the last one's image under the noise of the first level, which
-      all but hides it, and adds its held levels to one average. 1 unless held.
+      starts from the last one's image under `renewal` of the noise of the first
+      level, which all but hides it as published, and adds its held levels to
+      one average. 1 unless held.
     start: first state: "noise" at sigma_max alone, as published, or
       "measurement": what it shows of the image (`states.shown`), moved to it
       under the width, and under `renewal` of that noise. Few levels need no
@@ -49,11 +53,13 @@ class Schedule:
     momentum: m, 0 to 5, of x0 + m log(sigma' / sigma) (x0 - x0'), which is
       moved to the measurement in the place of a level's prediction x0; x0' is
       that of the level before, at sigma'. Few levels come short of what each
-      could move; 0 as published.
+      could move, and five levels of `fast` lose by any m above 1; 0 as
+      published. A first level has none before it, so a single one is as it is
+      without.
   """
 
   sigma_max: float = 100.0
-  sigma_min: float = 0.1
+  sigma_min: float | None = 0.1
   rho: float = 7.0
   held: float = 0.0
   averaged: Literal["refined", "predicted"] = "refined"
@@ -65,7 +71,14 @@ class Schedule:
   def __post_init__(self) -> None:
     ranges = {"passes": _COUNT, "held": (0.0, 0.99), "rho": (1e-3, 100.0)}
     fields.check(self, ranges | {"renewal": _SHARE, "momentum": (0.0, 5.0)})
-    if not 0 < self.sigma_min < self.sigma_max:
+    if self.averaged == "predicted" and self.held == 0:
+      raise ValueError(
+        "averaged must be refined where held is 0, which averages nothing, got "
+        "predicted"
+      )
+    if self.sigma_min is None:
+      return  # `NFCConfig` knows it
+    if not self.sigma_min < self.sigma_max:
       raise ValueError(
         f"sigma_min must lie in (0, sigma_max), got {self.sigma_min} with "
         f"sigma_max {self.sigma_max}"
@@ -86,8 +99,8 @@ class Denoise:
       transposed in another of eight ways, as DPIR's code does: a network's
       errors are not the same for all. An image that is not square is mirrored.
       For a prior that knows pictures any way up alone: a network of upright
-      faces, or a spectrum that is not the same along rows and columns, predicts
-      worse or wrongly.
+      faces predicts wrongly, which costs several dB, and a spectrum that is not
+      the same along rows and columns worse.
   """
 
   discrepancy: float = 0.0
@@ -109,7 +122,8 @@ class Ode:
   Attributes:
     solver: "euler", "heun" or "dpm_solver_2m".
     steps: per level.
-    sigma_end: where it stops, > 0.
+    sigma_end: where it stops, > 0 and below the noise of the first level; a
+      level that is already below it takes no step.
   """
 
   solver: Literal["euler", "heun", "dpm_solver_2m"] = "euler"

@@ -32,7 +32,8 @@ def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
   one's own in its place, see there.
 
   Args:
-    config: see `NFCConfig`, its `paper`, `restoration`, `calibrated`, `fast`.
+    config: see `NFCConfig`, its `paper`, `restoration`, `fast`, `perceptual`,
+      `calibrated`.
     spectrum: the prior's power spectrum on the image grid, [H, W] or
       [H, W, C], > 0, as in `priors.GaussianPrior`; needed by the widths
       `Spectrum` and `Probed`, by the mask `Snr` and by a start from the
@@ -100,6 +101,11 @@ def compose(parts: Parts, levels: Level) -> Sampler:
   def init(
     key: jax.Array, observation: Observation, batch: int
   ) -> SamplerState:
+    if not isinstance(observation, Observation):
+      raise TypeError(
+        "init takes a key, an Observation and a batch, got "
+        f"{type(observation).__name__} for the Observation"
+      )
     parts.check(observation.operator)
     shape = (batch, observation.y.shape[0], *observation.operator.image_shape)
     first = jax.tree.map(lambda entry: entry[0], levels)
@@ -117,6 +123,7 @@ def compose(parts: Parts, levels: Level) -> Sampler:
     observation: Observation,
     key: jax.Array,
   ) -> tuple[SamplerState, Info]:
+    _check_state(state, parts)
     key_inner, key_noise = jax.random.split(key)
     key_inner, probes = _split_off(key_inner, parts.probes)
     level = jax.tree.map(lambda entry: entry[state.level], levels)
@@ -124,7 +131,7 @@ def compose(parts: Parts, levels: Level) -> Sampler:
 
     heeded, misfit = level, None
     if parts.heed is not None:
-      assert state.misfit is not None  # from `init` of the same parts
+      assert state.misfit is not None  # `_check_state` refused that
       heeded = parts.heed(level, state.misfit)
     predicted = parts.predict(denoise, state.x, heeded)  # x0
     if parts.heed is not None:
@@ -132,7 +139,7 @@ def compose(parts: Parts, levels: Level) -> Sampler:
       misfit = normalised_residual(observation, predicted.x0)
     x0, before = predicted.x0, None
     if parts.lead is not None:
-      assert state.predicted is not None  # as above
+      assert state.predicted is not None  # likewise
       x0, before = parts.lead(x0, state.predicted, level), x0
     local = assumed.linearised(x0)
     width = parts.width(probes, local, predicted, level)  # C
@@ -160,6 +167,21 @@ def compose(parts: Parts, levels: Level) -> Sampler:
     return SamplerState(x, state.level + 1, average, misfit, before), info
 
   return Sampler(init, step, len(levels.sigma))
+
+
+def _check_state(state: SamplerState, parts: Parts) -> None:
+  """Refuses a state that another sampler made, which would go on unaveraged."""
+  kept = {
+    "average": parts.averages,
+    "misfit": parts.heed is not None,
+    "predicted": parts.lead is not None,
+  }
+  for name, needed in kept.items():
+    if (getattr(state, name) is not None) != needed:
+      raise ValueError(
+        "state must be from init of the same sampler, got one "
+        f"{'without' if needed else 'with'} its field {name}"
+      )
 
 
 def _split_off(key: chex.PRNGKey, count: int) -> tuple[chex.PRNGKey, Probes]:

@@ -117,7 +117,7 @@ class Fusion:
       sets that weight: "product" w_H u (w_H is where it ends), "clip"
       min(u, w_H), "base" w_H + (1 - w_H) u (w_H is where it starts), or
       "delay", w_H until the share unlock_start of the steps is done and then
-      linearly to 1 at unlock_end (`fusion.unlocked`).
+      linearly to 1 at unlock_end, which is no earlier (`fusion.unlocked`).
     unlock_start: u at the first level.
     unlock_end: u at the last level.
   """
@@ -133,3 +133,8 @@ class Fusion:
   def __post_init__(self) -> None:
     shares = ("low", "high", "unlock_start", "unlock_end")
     fields.check(self, {"levels": (1, 3)} | dict.fromkeys(shares, _SHARE))
+    if self.unlock == "delay" and self.unlock_end < self.unlock_start:
+      raise ValueError(
+        'unlock_end must be at least unlock_start with unlock "delay", got '
+        f"{self.unlock_end} with unlock_start {self.unlock_start}"
+      )

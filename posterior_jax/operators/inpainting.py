@@ -89,7 +89,7 @@ class Inpainting(Operator):
     stop: dict = {"tolerance": tolerance, "max_iterations": max_iterations}
     if self.contiguous:
       return solve.masked_convolution(
-        jnp.ones(()),
+        jnp.ones((), rhs.dtype),
         self.mask,
         rhs,
         precision=precision,
