@@ -281,3 +281,27 @@ def test_what_is_tuned_is_the_best_of_the_log_and_inside_of_it():
             beside[number] = knob._replace(start=beside[number]).at(side)
             near = np.isclose(tried, beside, rtol=1e-3, atol=0).all(axis=1)
             assert near.any(), (method, calls, task, knob.name, side)
+
+
+def test_the_best_point_that_is_committed_is_fast():
+  """Leads beyond 0.5 dB count as 0.5; `fast` has the numbers of the best."""
+  points = pd.read_csv(study.__file__.replace("study.py", "fast_points.csv"))
+  leads = points.iloc[:, 3:]
+  assert leads.shape == (38, 10)
+  np.testing.assert_allclose(
+    leads.clip(upper=0.5).mean(axis=1), points["score"], atol=6e-4
+  )
+  best = points.loc[points["score"].idxmax()]
+  words = dict(part.split("=") for part in best["point"].split(", "))
+  config = pj.NFCConfig.fast()
+  schedule, predictor = config.schedule, config.predictor
+  assert best["found"] == "search" and float(words.pop("growth")) == 0
+  assert {name: float(value) for name, value in words.items()} == {
+    "sigma_max": schedule.sigma_max,
+    "sigma_min": schedule.sigma_min,
+    "factor": config.width.factor,
+    "momentum": schedule.momentum,
+    "held": schedule.held,
+    "discrepancy": predictor.discrepancy,
+    "turned": predictor.turned,
+  }
