@@ -2,8 +2,8 @@
 
 Command: python -m experiments.equal_tuning --config.folder=PICTURES
   --config.photographs=OTHERS --config.lpips=FILE
-  --config.methods="('NFC, fast()','DPIR')" --config.tasks="('gaussian_blur',)":
-  a part of it;
+  --config.methods="('NFC, perceptual()','DPIR')"
+  --config.tasks="('gaussian_blur',)": a part of it;
   --config=configs/equal_tuning.py:debug: crops of 32 x 32, a known prior.
 Time: about 8 minutes on four H200s, by as many processes that share the cells.
 Expected: two tables, of all points that were tried and of the pictures of the
@@ -41,7 +41,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         "random_inpainting",
         "box_inpainting",
       ),
-      "methods": ("NFC, fast()", "DPIR") if debug else (),
+      "methods": ("NFC, fast(), first form", "DPIR") if debug else (),
       "evaluations": (10, 20) if debug else (20, 100, 1000),
       "rounds": (2, 1) if debug else (6, 4, 2),
       "tuned_on": (2, 2) if debug else (8, 8, 4),

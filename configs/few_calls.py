@@ -8,10 +8,9 @@ Command: python -m experiments.few_calls --config.folder=PICTURES
   --config=configs/few_calls.py:debug: two crops of 32 x 32.
   prior: "" for the shipped one, or a file; of pictures that it knows any way
   up, since `fast()` and its other forms turn them.
-Time: on one H200 `fast()` and all baselines took 90 s at 5 evaluations and
-115 s at 20, of which 75 went into compiling, where DPIR starts from its best
-points; the first other form of `fast()` took 330 s. On a CPU a method takes
-minutes for every task and number of evaluations.
+Time: with the search of `fast()` 290 s on two H200s for all baselines at 5, 10
+and 20 evaluations, most of it compiling. On a CPU a method takes minutes for
+every task and number of evaluations.
 Expected: the paired differences: on 23 photographs of the Kodak set `fast()` is
 0.05 dB below to 0.16 above DPIR on blurs, and 0.4 dB or more above all others.
 """

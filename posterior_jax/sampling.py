@@ -58,7 +58,7 @@ def run(
       that spectrum or Haar levels do not fit, or a denoiser that returns
       another shape; before any compilation.
     FloatingPointError: if the samples are not finite, naming the first step
-      that was not.
+      that was not, or what the operator measures of them is not.
 
   Example:
     >>> import jax
@@ -132,12 +132,12 @@ def _check_finite(samples: jax.Array, info: Any) -> None:
   finite, measured = map(bool, _all_finite(samples, residuals))
   if finite and measured:
     return
-  step = ""
   if finite:
     raise FloatingPointError(
       "the residual is not finite: what the operator measures of the "
       "samples is NaN or infinite"
     )
+  step = ""
   if isinstance(info, Info):
     residual = np.asarray(info.residual)
     bad = ~np.isfinite(residual).all(tuple(range(1, residual.ndim)))

@@ -1,8 +1,10 @@
 """Equal tuning: the search in rounds, the slots, the methods, the cells."""
 
+import concurrent.futures
 import dataclasses
 import json
 import math
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,9 @@ import pytest
 import posterior_jax as pj
 from configs import equal_tuning as configs
 from experiments import prior_sources
+from experiments.data.degradations import FROZEN
 from experiments.equal_tuning import (
+  bench,
   cells,
   methods,
   page,
@@ -23,7 +27,8 @@ from experiments.equal_tuning import (
 )
 from experiments.equal_tuning.rounds import Rounds
 from experiments.equal_tuning.settings import TUNED_ON, Given, Settings
-from experiments.equal_tuning.slots import Program, Slot, measured
+from experiments.equal_tuning.slots import SAMPLERS, Program, Slot, measured
+from experiments.few_calls import contenders
 from experiments.few_calls.search import Knob
 from experiments.harness import command_line, record
 from posterior_jax.priors import photo
@@ -78,7 +83,7 @@ def test_a_side_is_open_until_something_was_tried_beyond():
 
 
 def test_every_method_keeps_to_its_evaluations():
-  """Calls and VJPs of a run, as its own diagnostics count them."""
+  """By levels and what one takes, at every budget."""
   for calls in (20, 100, 1000):
     made = {
       "fast": methods.fast(calls).levels,
@@ -93,6 +98,50 @@ def test_every_method_keeps_to_its_evaluations():
     }
     assert max(made.values()) <= calls
     assert min(v for k, v in made.items() if k != "DiffPIR") > calls - 5
+
+
+# A run of each takes 1 to 3 s to compile.
+QUICK = ("NFC, by Jacobian", "NFC, perceptual()", "PiGDM")
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+    for name in methods.METHODS
+    if name != contenders.DPIR  # which is no sampler and counts nothing
+  ],
+)
+def test_a_run_takes_the_evaluations_of_its_budget(name, monkeypatch):
+  """Calls and VJPs as the diagnostics of its steps count them."""
+
+  def counted(sampler, denoise, observation, key):
+    _, info = pj.run(sampler, denoise, observation, key)
+    return np.sum(np.broadcast_to(info.evaluations, sampler.num_steps))
+
+  for module in (methods, contenders):
+    monkeypatch.setattr(module, "scanned", counted)
+  prior = pj.priors.gaussian_prior(pj.priors.power_law_spectrum(16, 16))
+  operator = pj.operators.gaussian_blur(
+    (16, 16, 1), size=5, std=1.0, boundary="circular"
+  )
+  truth = prior.sample(jax.random.key(0), (1,), channels=1)
+  y = operator.forward(truth) + 0.05 * jax.random.normal(
+    jax.random.key(1), truth.shape
+  )
+  given = pj.Observation(y, operator, 0.05)
+  contender = methods.METHODS[name]
+  point = {knob.name: knob.start for knob in contender.knobs(20)}
+  found = contender.restore(20)(
+    contender.operands(20, point),
+    prior.denoise,
+    given,
+    jax.random.key(2),
+    prior.spectrum,
+  )
+  # Three evaluations a level do not make 20.
+  assert found == (18 if name in ("NFC, by Jacobian", "MMPS") else 20)
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +192,7 @@ def test_a_slot_is_a_run_of_its_own_point(given, name, made, points):
   knobs = [knob.name for knob in contender.knobs(10)]
   points = [dict(zip(knobs, point)) for point in points]
   program.compile(points[0], pictures)
+  own = jax.random.fold_in(jax.random.key(7), SAMPLERS)
   found = program([Slot(points[0], 0), Slot(points[1], 1)], pictures)
   for number, point in enumerate(points):
     needed = (given.spectrum,) if made is renewing else ()
@@ -150,11 +200,23 @@ def test_a_slot_is_a_run_of_its_own_point(given, name, made, points):
       made(point, *needed),
       given.denoise,
       pj.Observation(pictures.y[number : number + 1], pictures.operator, 0.1),
-      jax.random.fold_in(jax.random.key(7), number),
+      jax.random.fold_in(own, number),
     )
     # The first level's noise is 157: its rounding is 1e-5.
     np.testing.assert_allclose(found[number], expected[0, 0], atol=5e-4)
   assert np.abs(found[0] - found[1]).max() > 0.1
+
+
+def test_no_sampler_shares_a_key_with_a_measurement(given):
+  pictures = measured(cells.kinds("super_resolution")[0], given.truth, 0.1, 0)
+  contender = methods.METHODS["DiffPIR"]
+  program = Program(contender, 10, 4, given.denoise, given.spectrum, 0)
+  point = {knob.name: knob.start for knob in contender.knobs(10)}
+  keys = program._arguments([Slot(point, 0), Slot(point, 1)], pictures)[5]
+  key = jax.random.key(0)
+  noise = [jax.random.fold_in(key, number) for number in range(len(FROZEN))]
+  known = {tuple(jax.random.key_data(key).tolist()) for key in noise}
+  assert not known & {tuple(key) for key in jax.random.key_data(keys).tolist()}
 
 
 def test_cells_are_tuned_alike_and_each_is_done_once(given, tmp_path):
@@ -180,8 +242,69 @@ def test_cells_are_tuned_alike_and_each_is_done_once(given, tmp_path):
       assert len(tuned) == 2
       assert {row["point"] for row in tuned} == {best["point"]}
   assert {row["chains"] for row in table} == {1, 2}
+  # The winners by LPIPS, which has no weights here, are the first points.
+  assert tables.unlinked(pd.DataFrame(trials)) == []
   # A second process finds everything begun.
   assert not [*study.work(given, tmp_path, lambda words: None)]
+
+
+class Bench(bench.Bench):
+  """Compiles nothing, leaves winners after a while, yields its starts."""
+
+  def program(self, cell):
+    if (cell.budget, cell.method) == (0, "DPIR"):
+      raise ValueError("too long")
+    time.sleep(0.1 * (cell.budget == 0))  # the later ones are ready first
+    return super().program(cell)
+
+  def done(self, cell, program):
+    time.sleep(0.1)
+    self._keep(cell, [(2.0, 0.1), (3.0, 0.2)], [True, True])
+    yield tables.TRIED, {"starts": self._starts(cell)}
+
+  def means(self, cell, program):
+    yield from ()
+
+
+def test_a_search_begins_from_the_winners_of_the_budget_before(
+  given, tmp_path, monkeypatch
+):
+  """Of another process too, and not at all where those failed."""
+  monkeypatch.setattr(study, "Bench", Bench)
+  monkeypatch.setattr(bench, "Program", lambda *_: Compiled())
+  rows = [*study.work(given, tmp_path, lambda words: None)]
+  starts = [row["starts"] for name, row in rows if name == tables.TRIED]
+  assert starts == [[(5.0, 0.08)] * 2, [(2.0, 0.1), (3.0, 0.2)]]
+  failed = [row for name, row in rows if name == tables.FAILED]
+  assert [(row["method"], row["evaluations"]) for row in failed] == [
+    ("DPIR", 10),
+    ("DPIR", 20),
+  ]
+  assert failed[0]["error"] == "ValueError: too long"
+  assert "left no winners" in failed[1]["error"]
+
+
+def test_a_search_waits_for_another_process(given, tmp_path, monkeypatch):
+  monkeypatch.setattr(study, "Bench", Bench)
+  monkeypatch.setattr(study, "_QUIET", 0.2)
+  monkeypatch.setattr(bench, "Program", lambda *_: Compiled())
+  (one, *_) = cells.cells(given.settings)
+  assert cells.begun(tmp_path / "0")
+
+  def other():
+    time.sleep(1.0)
+    Bench(given, tmp_path)._keep(one, [(7.0, 0.3)] * 2, [True, True])
+
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    pool.submit(other)
+    rows = [*study.work(given, tmp_path, lambda words: None)]
+  starts = [row["starts"] for name, row in rows if name == tables.TRIED]
+  assert starts == [[(7.0, 0.3)] * 2]
+
+
+class Compiled:
+  def compile(self, point, pictures):
+    del point, pictures
 
 
 def test_numbers_that_do_not_go_together_are_refused():
@@ -259,8 +382,18 @@ def test_quality_has_wins_and_ranks_of_what_is_whole():
   assert math.isnan(found.loc["Y", "box"])
 
 
+@pytest.mark.parametrize("method", ["NFC, a", "X"])
+def test_a_part_without_nfc_or_without_others_has_a_report(method, tmp_path):
+  rows = rows_of({method: 27.0})
+  trials = rows[["method", "evaluations", "task", "psnr"]]
+  with record.Run(tmp_path / "run", command=["here"], config={}) as run:
+    report.write(run, rows, trials, pd.DataFrame(), "two pictures")
+  assert "27.50" in (tmp_path / "run/report.html").read_text()
+
+
 def test_committed_rows_are_packed_and_read_again(tmp_path):
   rows = rows_of({"NFC, a": 27.0, "X": 25.0})
+  rows["picture"] = rows["picture"].replace("02", "a b's")
   tables.packed(rows).to_csv(tmp_path / "rows.csv", index=False)
   found = tables.read(tmp_path / "rows.csv")
   pd.testing.assert_frame_equal(
@@ -272,9 +405,11 @@ def test_the_report_begins_with_the_plane_of_both_scores(tmp_path):
   rows = rows_of({"NFC, a": 27.0, "X": 25.0})
   trials = rows[["method", "evaluations", "task", "psnr"]]
   with record.Run(tmp_path / "run", command=["here"], config={}) as run:
-    report.write(run, rows, trials, "two pictures")
+    failed = pd.DataFrame([{"method": "Y", "error": "ValueError: too long"}])
+    report.write(run, rows, trials, failed, "two pictures")
   text = (tmp_path / "run/report.html").read_text()
   assert text.index("<img") < text.index("<table")
+  assert "ValueError: too long" in text
   found = tables.plane(rows, "LPIPS")
   np.testing.assert_allclose(found.loc[("X", 20)], [25.5, 0.745])
 
@@ -295,6 +430,26 @@ def test_what_is_committed_is_tied_to_the_best_point_that_was_tried():
     own = log[log["point"] == row["point"]]
     np.testing.assert_allclose(own[column], best, atol=1e-9)
     assert bool(row["interior"]) == inside(row, log), tuple(row[about])
+
+
+def test_the_searches_that_began_anew_are_named():
+  found = set(tables.unlinked(pd.read_csv(tables.TRIALS)))
+  assert found == {
+    ("DPIR", 100, "gaussian_blur"),
+    ("NFC, fast(), first form", 100, "gaussian_blur"),
+    ("DDNM+", 100, "motion_blur"),
+    ("MMPS", 100, "motion_blur"),
+  }
+  marked = [
+    line for line in page.PAGE.read_text().split("\n") if "\\* |" in line
+  ]
+  # PSNR on Gaussian blur, LPIPS on motion blur by three kernels.
+  assert [line.split(" | ")[1] for line in marked] == [
+    "Gaussian blur",
+    "motion, short",
+    "motion, medium",
+    "motion, long",
+  ]
 
 
 def inside(row, log):
@@ -328,7 +483,17 @@ def test_methods_were_tuned_by_as_many_points():
   }
 
 
+def test_points_without_a_score_are_as_many_as_the_page_says():
+  trials = pd.read_csv(tables.TRIALS)
+  lost = trials[~np.isfinite(trials[["psnr", "lpips"]]).all(axis=1)]
+  daps = lost[lost["method"] == "DAPS"].groupby("evaluations").size()
+  assert daps.to_dict() == {20: 42, 100: 32, 1000: 16}
+  ours = lost["method"].str.startswith(tables.OWN)
+  assert ours.sum() == 34 and (ours | (lost["method"] == "DAPS")).all()
+
+
 def test_the_page_is_made_of_the_committed_rows():
   text = page.PAGE.read_text()
   block = text.split(page.BEGIN)[1].split(page.END)[0]
-  assert block.strip() == page.block(tables.read()).strip()
+  committed = tables.read(), pd.read_csv(tables.TRIALS)
+  assert block.strip() == page.block(*committed).strip()

@@ -30,7 +30,7 @@ CONFIG = pj.NFCConfig(
 
 
 def _corner(x, sigma):
-  """Keeps the upper half and half of the left: no two ways are alike."""
+  """Dims every pixel by its own place: no two ways are alike."""
   h, w = x.shape[1:3]
   rows, columns = np.arange(h)[:, None, None], np.arange(w)[None, :, None]
   gain = 1 / (1 + rows + w * h * columns)  # [H, W, 1]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data.degradations import Degradation
-from experiments.equal_tuning.cells import Cell, kinds
+from experiments.equal_tuning.cells import Cell, before, kinds
 from experiments.equal_tuning.methods import METHODS
 from experiments.equal_tuning.rounds import Rounds, Values
 from experiments.equal_tuning.settings import Given
@@ -25,6 +25,7 @@ from experiments.equal_tuning.slots import (
 )
 from experiments.equal_tuning.tables import TABLE, TRIED
 from experiments.few_calls.search import Point
+from experiments.harness import writing
 from posterior_jax.baselines import TASKS
 
 CRITERIA = ("PSNR", "LPIPS")
@@ -45,9 +46,12 @@ class Bench:
     self._tuning: dict[str, Measured] = {}
     self._report: dict[Degradation, Measured] = {}
     noise, seed = settings.noise_std, settings.seed
+    self._without_svd: set[str] = set()  # tasks that DDRM has no form for
     for task in settings.tasks or TASKS:
       own = kinds(task)
       self._tuning[task] = measured(own[0], given.tuning, noise, seed)
+      if not _has_svd(self._tuning[task]):
+        self._without_svd.add(task)
       for kind in own:
         self._report[kind] = measured(kind, given.truth, noise, seed + 1)
 
@@ -55,8 +59,9 @@ class Bench:
     """Compiled; None where a method has no form for the operator."""
     settings = self._given.settings
     pictures = self._tuning[cell.task]
-    if not _has_form(cell.method, pictures):
+    if not self._has_form(cell):
       return None
+    self._starts(cell)  # refused here, before anything is compiled
     contender, calls = METHODS[cell.method], settings.evaluations[cell.budget]
     program = Program(
       contender,
@@ -69,6 +74,16 @@ class Bench:
     start = {knob.name: knob.start for knob in contender.knobs(calls)}
     program.compile(start, pictures)
     return program
+
+  def waits(self, cell: Cell) -> bool:
+    """Whether the winners that a cell begins from are still to come."""
+    if cell.budget == 0 or not self._has_form(cell):
+      return False
+    return not self._winners(before(cell)).exists()
+
+  def give_up(self, cell: Cell) -> None:
+    """Leaves no winners, so that nobody waits for a cell that failed."""
+    self._keep(cell, [], [])
 
   def done(
     self, cell: Cell, program: Program
@@ -188,10 +203,18 @@ class Bench:
     return np.concatenate(parts, axis=1)[:, : len(slots)]
 
   def _starts(self, cell: Cell) -> list[Values]:
-    before = cell._replace(budget=cell.budget - 1)
+    if cell.budget > 0:
+      kept = self._kept(before(cell))
+      if not kept:
+        raise RuntimeError("the budget before it has left no winners")
+      return [point for point, _ in kept]
     calls = self._given.settings.evaluations[cell.budget]
     start = tuple(knob.start for knob in METHODS[cell.method].knobs(calls))
-    return [point for point, _ in self._kept(before)] or [start] * len(CRITERIA)
+    return [start] * len(CRITERIA)
+
+  def _has_form(self, cell: Cell) -> bool:
+    """Whether a method has a form for the operator: DDRM needs an SVD."""
+    return cell.method != "DDRM" or cell.task not in self._without_svd
 
   def _named(self, cell: Cell, point: Values) -> Point:
     calls = self._given.settings.evaluations[cell.budget]
@@ -204,12 +227,14 @@ class Bench:
   def _keep(
     self, cell: Cell, winners: list[Values], inside: list[bool]
   ) -> None:
-    self._winners(cell).write_text(json.dumps([*zip(winners, inside)]))
+    # Whole or not at all: other processes begin from it.
+    text = json.dumps([*zip(winners, inside)])
+    writing.write(self._winners(cell), text)
 
   def _kept(self, cell: Cell) -> list[tuple[Values, bool]]:
     try:
       found = json.loads(self._winners(cell).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):  # none, or half of one
+    except FileNotFoundError:
       return []
     return [(tuple(point), within) for point, within in found]
 
@@ -236,11 +261,9 @@ class Bench:
       )
 
 
-def _has_form(method: str, pictures: Measured) -> bool:
-  """Whether a method has a form for the operator: DDRM needs an SVD."""
+def _has_svd(pictures: Measured) -> bool:
   try:
-    if method == "DDRM":
-      pictures.operator.svd()  # type: ignore[attr-defined]
+    pictures.operator.svd()  # type: ignore[attr-defined]
   except ValueError:
     return False
   return True

@@ -35,6 +35,11 @@ def cells(settings: Settings) -> list[Cell]:
   ]
 
 
+def before(cell: Cell) -> Cell:
+  """The cell of the budget before, whose winners a search begins from."""
+  return cell._replace(budget=cell.budget - 1)
+
+
 def kinds(task: str) -> list[Degradation]:
   """Degradations of a task, the one that is tuned on first."""
   found = [each for each in FROZEN if each.task == task]

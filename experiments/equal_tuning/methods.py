@@ -184,7 +184,9 @@ def _ends(sigma_max: float, sigma_min: float) -> tuple[Knob, Knob]:
 # Done last at every budget: what a cut run lacks is what matters least.
 LATE = ("DDRM", "NFC, calibrated()", "DPS")
 METHODS: dict[str, Contender] = {
-  "NFC, fast()": nfc(fast, Knob("factor", 5.0), Knob("sigma_min", 0.08)),
+  "NFC, fast(), first form": nfc(
+    fast, Knob("factor", 5.0), Knob("sigma_min", 0.08)
+  ),
   DPIR: BASELINES[DPIR],
   "DiffPIR": _built(
     baselines.diffpir, diffpir, Knob("weight", 0.5), _share("renewal", 0.6)

@@ -33,19 +33,23 @@ PAGE = ROOT / "docs/benchmarks/restoration.md"
 BEGIN = (
   "<!-- equal tuning: written by `python -m experiments.equal_tuning.page` -->"
 )
+MARK = r"\*"  # beside verdicts of a search that did not begin as others did
 END = "<!-- end of equal tuning -->"
 
 
-def block(rows: pd.DataFrame) -> str:
-  """The Markdown between the comments, from the committed rows."""
+def block(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
+  """The Markdown between the comments, from the committed rows and points."""
+  unlinked = tables.unlinked(trials)
   parts = [f"![{CAPTION}](../figures/plane.png)", CAPTION]
   for calls in sorted(set(rows["evaluations"])):
     parts += [
       f"**{calls} evaluations**, PSNR / LPIPS of one sample:",
       _wide(_both(rows, calls)),
       f"The best of {OWN} less the best other method, paired by picture:",
-      _wide(_leads(rows, calls)),
+      _wide(_leads(rows, calls, unlinked)),
     ]
+    if any(calls == own for _, own, _ in unlinked):
+      parts.append(_began_anew(calls, unlinked))
     means = tables.chosen(rows, "PSNR", calls, mean=True)
     if len(means):
       chains = means["chains"].iloc[0]
@@ -112,14 +116,36 @@ def _means(rows: pd.DataFrame) -> str:
   return _table(["method", *psnr], lines)
 
 
-def _leads(rows: pd.DataFrame, calls: int) -> str:
+def _began_anew(calls: int, unlinked: Sequence[tuple[str, int, str]]) -> str:
+  """What the mark beside a verdict says."""
+  cells = [
+    f"{_code(method)} on {task.replace('_', ' ')}"
+    for method, own, task in unlinked
+    if own == calls
+  ]
+  return (
+    f"{MARK} One of the two searches began at the first settings instead of "
+    "the winners of the budget before, which another process had not found "
+    f"yet: {'; '.join(cells)}."
+  )
+
+
+def _leads(
+  rows: pd.DataFrame, calls: int, unlinked: Sequence[tuple[str, int, str]]
+) -> str:
   lines = []
   for criterion, (_, digits, _) in tables.SCORES.items():
-    standing = tables.standing(tables.chosen(rows, criterion, calls), criterion)
+    own_rows = tables.chosen(rows, criterion, calls)
+    tasks = dict(zip(own_rows["operator"], own_rows["task"]))
+    standing = tables.standing(own_rows, criterion)
     for operator, own in standing.iterrows():
       lead, low, high = (
         f"{own[name]:+.{digits}f}" for name in ("lead", "from", "to")
       )
+      task = tasks[operator]
+      pair = own["best of NFC"], own["best other"]
+      mark = any((name, calls, task) in unlinked for name in pair)
+      verdict = _bold(own["NFC is"], own["NFC is"] == tables.AHEAD)
       lines.append(
         [
           criterion,
@@ -127,7 +153,7 @@ def _leads(rows: pd.DataFrame, calls: int) -> str:
           f"{_code(own['best of NFC'])} {own['its mean']:.{digits}f}",
           f"{own['best other']} {own['other mean']:.{digits}f}",
           f"{lead} ({low}, {high})",
-          _bold(own["NFC is"], own["NFC is"] == tables.AHEAD),
+          f"{verdict} {MARK}" if mark else verdict,
         ]
       )
   head = ["score", "operator", OWN, "best other", "lead", f"{OWN} is"]
@@ -155,8 +181,8 @@ def _bold(words: str, best: bool) -> str:
 
 
 def _code(method: str) -> str:
-  name = method.removeprefix(f"{OWN}, ")
-  return f"`{name}`" if name.endswith(")") else method
+  name, called, form = method.removeprefix(f"{OWN}, ").partition("()")
+  return f"`{name}()`{form}" if called else method
 
 
 def main(argv: Sequence[str]) -> None:
@@ -179,7 +205,8 @@ def main(argv: Sequence[str]) -> None:
   writing.write(ROOT / PICTURE, render(plane(rows), "png"))
   before, rest = PAGE.read_text().split(BEGIN)
   _, after = rest.split(END)
-  words = f"{before}{BEGIN}\n\n{block(rows)}\n\n{END}{after}"
+  made = block(rows, pd.read_csv(TRIALS))
+  words = f"{before}{BEGIN}\n\n{made}\n\n{END}{after}"
   writing.write(PAGE, words)
   print(f"wrote {PAGE}")
 

@@ -18,7 +18,11 @@ ABOUT = (
 
 
 def write(
-  run: record.Run, rows: pd.DataFrame, trials: pd.DataFrame, about: str
+  run: record.Run,
+  rows: pd.DataFrame,
+  trials: pd.DataFrame,
+  failed: pd.DataFrame,
+  about: str,
 ) -> None:
   """Writes `report.html` and prints its path.
 
@@ -26,6 +30,7 @@ def write(
     run: its folder takes the report.
     rows: of the pictures, by `tables.named`.
     trials: of the search.
+    failed: cells that have no program, and why.
     about: the pictures and the noise.
   """
   report = Report("Restoration, every method tuned alike", run.origin())
@@ -37,10 +42,11 @@ def write(
     for criterion, (column, digits, _) in SCORES.items():
       own = tables.chosen(rows, criterion, calls).dropna(subset=column)
       _add(report, f"{criterion}, {calls}, one sample", own, criterion, about)
-      if len(own):
+      standing = tables.standing(own, criterion)
+      if len(standing):
         report.table(
           f"{criterion}, {calls}: the best of {OWN} and the best other method",
-          tables.standing(own, criterion),
+          standing,
           digits=digits + 1,
           measured_on=about,
           name=f"standing-{criterion}-{calls}",
@@ -61,6 +67,10 @@ def write(
     measured_on=about,
     name="edges",
   )
+  if len(failed):
+    report.table(
+      "Cells that failed", failed, measured_on=about, name=tables.FAILED
+    )
   report.leave(run.folder)
 
 

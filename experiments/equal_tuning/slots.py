@@ -20,6 +20,8 @@ from experiments.few_calls.contenders import Contender
 from experiments.few_calls.search import Point
 from posterior_jax.base import Denoiser
 
+SAMPLERS = 10**6  # their key of a seed, beyond the numbers of degradations
+
 
 class Measured(NamedTuple):
   """Pictures seen through one operator."""
@@ -73,7 +75,10 @@ class Program:
         all points.
     """
     self._contender, self._evaluations = contender, evaluations
-    self._size, self._key = size, jax.random.key(seed)
+    # Measurements' noise has keys of the seed as it is. The committed rows were
+    # made before: a picture's noise and its sampler could share one.
+    self._size = size
+    self._key = jax.random.fold_in(jax.random.key(seed), SAMPLERS)
     self._rest = denoise, spectrum
     self._run = jax.jit(
       functools.partial(_restored, contender.restore(evaluations))

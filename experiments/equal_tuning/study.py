@@ -7,26 +7,30 @@ Settings: `configs/equal_tuning.py`. A cell is a method, a task and a budget in
 evaluations of the network: it is tuned by `rounds`, as many points for every
 method, on pictures that no report restores, and what scored best by PSNR and by
 LPIPS restores the pictures of the report. Cells are files of a folder: several
-processes, a card each, share them.
+processes, a card each, share them. A search begins from the winners of the
+budget before, and is not begun until they are there, whoever finds them.
 """
 
 import concurrent.futures
+import math
 import pathlib
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from experiments.equal_tuning import report, tables
 from experiments.equal_tuning.bench import Bench
-from experiments.equal_tuning.cells import Cell, begun, cells
-from experiments.equal_tuning.settings import Given
+from experiments.equal_tuning.cells import Cell, before, begun, cells
+from experiments.equal_tuning.settings import Given, Settings
 from experiments.equal_tuning.slots import Program
-from experiments.equal_tuning.tables import TABLE, TRIED
+from experiments.equal_tuning.tables import FAILED, TABLE, TRIED
 from experiments.harness import record
 from experiments.harness.progress import Progress
 
 _AHEAD = 3  # of the longest cells, that one process may have begun
+_QUIET = 60.0  # seconds without work, after which it says what it waits for
 
 
 def compare(given: Given, run: record.Run) -> None:
@@ -40,7 +44,7 @@ def compare(given: Given, run: record.Run) -> None:
     f"{settings.noise_std:g}, tuned on {len(given.tuning)} others."
   )
   rows = tables.named(run.frame(TABLE))
-  report.write(run, rows, run.frame(TRIED), about)
+  report.write(run, rows, run.frame(TRIED), run.frame(FAILED), about)
 
 
 def work(
@@ -74,7 +78,9 @@ def work(
       calls = settings.evaluations[cell.budget]
       # Long cells are not taken before they can be run soon: another process
       # may be there sooner.
-      while ahead > _AHEAD * settings.evaluations[-1] - calls:
+      while (
+        bench.waits(cell) or ahead > _AHEAD * settings.evaluations[-1] - calls
+      ):
         if over.wait(0.05):
           return
       if not begun(folder / str(number)):
@@ -84,21 +90,26 @@ def work(
       try:
         waiting.put((number, cell, bench.program(cell)))
       except Exception as error:  # one method must not end the others
-        print(f"{cell}: {type(error).__name__}: {error}", flush=True)
-        with lock:
-          ahead -= calls
+        waiting.put((number, cell, error))
 
   left: list[tuple[Cell, Program]] = []
   with concurrent.futures.ThreadPoolExecutor(settings.workers) as pool:
     jobs = [pool.submit(compiling) for _ in range(settings.workers)]
+    quiet = time.monotonic()
     try:
       while not (all(job.done() for job in jobs) and waiting.empty()):
         try:
           _, cell, program = waiting.get(timeout=0.1)
         except queue.Empty:
+          if time.monotonic() > quiet + _QUIET:
+            _say_why(bench, settings, folder)
+            quiet = math.inf
           continue
         tick(str(cell))
-        if program is not None:
+        if isinstance(program, Exception):
+          bench.give_up(cell)
+          yield FAILED, _failed(settings, cell, program)
+        elif program is not None:
           yield from bench.done(cell, program)
           if cell.budget + 1 < len(settings.chains):
             yield from bench.means(cell, program)
@@ -106,9 +117,36 @@ def work(
             left.append((cell, program))
         with lock:
           ahead -= settings.evaluations[cell.budget]
+        quiet = time.monotonic()
     finally:
       over.set()
   # The long means last: what a cut run lacks is what matters least.
   for cell, program in left:
     tick(f"{cell}, mean of {settings.chains[cell.budget]} chains")
     yield from bench.means(cell, program)
+
+
+def _failed(settings: Settings, cell: Cell, error: Exception) -> dict[str, Any]:
+  """The row of a cell that has no program, which is printed as well."""
+  words = f"{type(error).__name__}: {error}"
+  print(f"{cell}: {words}", flush=True)
+  return {
+    "method": cell.method,
+    "evaluations": settings.evaluations[cell.budget],
+    "task": cell.task,
+    "error": words,
+  }
+
+
+def _say_why(bench: Bench, settings: Settings, folder: pathlib.Path) -> None:
+  """Names the first cell that another process has begun and not ended."""
+  listed = cells(settings)
+  for cell in listed:
+    if bench.waits(cell):
+      number = listed.index(before(cell))
+      print(
+        f"{cell} waits for {before(cell)}, which another process has begun; "
+        f"if that has ended, remove {folder / str(number)} and start one more",
+        flush=True,
+      )
+      return

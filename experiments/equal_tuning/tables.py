@@ -6,13 +6,14 @@ on.
 """
 
 import pathlib
+import shlex
 
 import pandas as pd
 
 from experiments.harness import paired
 
-# Of a run: its tables of pictures and of points.
-TABLE, TRIED = "equal", "trials"
+# Of a run: its tables of pictures, of points and of cells without a program.
+TABLE, TRIED, FAILED = "equal", "trials", "failed"
 ROWS = pathlib.Path(__file__).with_name("rows.csv")
 TRIALS = pathlib.Path(__file__).with_name("trials.csv")
 OWN = "NFC"  # how the names of its settings begin
@@ -40,7 +41,7 @@ def read(path: pathlib.Path = ROWS) -> pd.DataFrame:
   text = {"point": str, **dict.fromkeys(_LISTS, str)}
   found = pd.read_csv(path, dtype=text, keep_default_na=False)
   for name in _LISTS:
-    found[name] = found[name].str.split()
+    found[name] = found[name].map(shlex.split)
   found = found.explode(list(_LISTS), ignore_index=True)
   return named(found.astype({"psnr": float, "lpips": float}))
 
@@ -52,7 +53,8 @@ def packed(rows: pd.DataFrame) -> pd.DataFrame:
     psnr=rows["psnr"].map("{:.3f}".format),
     lpips=rows["lpips"].map("{:.4f}".format),
   )
-  lists = {name: " ".join for name in _LISTS}
+  # Names of pictures may have spaces.
+  lists = dict.fromkeys(_LISTS, shlex.join)
   return shown.groupby(about, sort=False, as_index=False).agg(lists)
 
 
@@ -116,7 +118,8 @@ def standing(rows: pd.DataFrame, criterion: str) -> pd.DataFrame:
   Returns:
     By operator both names and means, the mean lead (positive where NFC is
     better) with its 95 % interval over pictures, and whether that lies above
-    zero (ahead), below (behind) or about it (level).
+    zero (ahead), below (behind) or about it (level). Empty where NFC or all
+    others were not run.
   """
   column, _, high = SCORES[criterion]
   found = []
@@ -146,6 +149,8 @@ def standing(rows: pd.DataFrame, criterion: str) -> pd.DataFrame:
         "NFC is": _verdict(low, high_end),
       }
     )
+  if not found:
+    return pd.DataFrame()
   order = [n for n in NAMES.values() if n in {f["operator"] for f in found}]
   return pd.DataFrame(found).set_index("operator").loc[order]
 
@@ -180,3 +185,23 @@ def on_edges(rows: pd.DataFrame) -> pd.DataFrame:
   about = ["method", "evaluations", "task", "tuned for", "point"]
   edge = rows[(rows["chains"] == 1) & ~rows["interior"].astype(bool)]
   return edge[about].drop_duplicates().reset_index(drop=True)
+
+
+def unlinked(trials: pd.DataFrame) -> list[tuple[str, int, str]]:
+  """Cells whose search did not begin from the winners of the budget before.
+
+  Args:
+    trials: points in the order in which they were tried.
+
+  Returns:
+    (method, evaluations, task) of each.
+  """
+  found = []
+  for (method, task), own in trials.groupby(["method", "task"], sort=False):
+    winners: set[str] | None = None
+    for calls, log in own.groupby("evaluations"):
+      if winners is not None and log["point"].iloc[0] not in winners:
+        found.append((str(method), int(calls), str(task)))
+      best = log["psnr"].idxmax(), log["lpips"].idxmin()
+      winners = set(log["point"].loc[[*best]])
+  return found

@@ -37,7 +37,8 @@ DPIR_WEIGHT = 0.2
 BEST_BASELINES = (DPIR, "DiffPIR", "DiffPIR", DPIR, DPIR)
 
 # Each program runs once. At this level LLVM takes a quarter less time over it
-# (3.7 s for 5.1), and the network's convolutions are library calls, as fast.
+# (3.7 s for 5.1 on 2 CPU cores), and the network's convolutions are library
+# calls, as fast.
 _QUICK: dict[str, str | bool] = {"xla_backend_optimization_level": "1"}
 
 Restore = Callable[[Denoiser, Observation], Drawn]

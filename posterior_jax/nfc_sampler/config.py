@@ -294,8 +294,8 @@ class NFCConfig:
     its target, no band and no wavelets. Two Euler steps for each of ten levels
     are 20 calls; with more calls take five steps, predictor={"steps": 5}.
 
-    Of NFC's settings, each tuned alike for every task
-    (`experiments.equal_tuning`), it has the lowest LPIPS at 20 and at 100
+    Of six settings of NFC, each tuned alike for every task, `fast` in its first
+    form (`experiments.equal_tuning`), it has the lowest LPIPS at 20 and at 100
     evaluations but on random pixels, and 0.7 to 2.5 dB less PSNR than the best
     method for PSNR. It is not the lowest of all: on blurs and super-resolution
     DDNM+ is, by 0.01 to 0.09. The numbers here are one point for all tasks; at
