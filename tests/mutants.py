@@ -5,6 +5,7 @@ fails under it; `test_mutants.py` (slow) runs them all.
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,9 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from posterior_jax.denoising import predictor
 from posterior_jax.likelihood import bands
-from posterior_jax.nfc_sampler import Power, fusion, levels, states
-from tests import test_transition
+from posterior_jax.nfc_sampler import (
+  Power,
+  Sigma,
+  from_config,
+  fusion,
+  levels,
+  states,
+)
+from tests import test_few_calls, test_momentum, test_transition, test_turned
 
 
 class Mutant(NamedTuple):
@@ -25,12 +34,14 @@ class Mutant(NamedTuple):
   module: Any
   name: str
   broken: Callable
-  case: str  # of test_transition.test_one_transition
+  # of test_transition.test_one_transition, or another test
+  case: str | Callable[[], None]
 
 
 _weight, _fuse = bands.weight, fusion.fuse
 _radial, _progress = bands.radial_band, levels.schedule.progress
 _blends, _saturating = levels._blends, levels.schedule.saturating
+_tied, _hold, _predict = levels._tied, from_config._hold, predictor.predict
 
 
 def _renoise(key, image, level):
@@ -136,17 +147,74 @@ MUTANTS = {
     fusion, "fuse", lambda x0, z, **k: _fuse(z, x0, **k), "paper"
   ),
   "renoise by the wrong level": Mutant(states, "renoise", _renoise, "snr"),
+  "noise renewed as a whole": Mutant(
+    states,
+    "renoising",
+    lambda renewal: states.renoise,
+    test_momentum.test_a_run_by_hand,
+  ),
+  "start without its noise": Mutant(
+    states,
+    "noise",
+    lambda key, observation, shape, level: jnp.zeros(shape),
+    test_few_calls.test_a_start_adds_its_share_of_the_noise,
+  ),
+  "tied by the root of the share": Mutant(
+    levels,
+    "_tied",
+    lambda nodes, renewal: _tied(nodes, renewal**0.5),
+    test_few_calls.test_a_width_is_of_what_the_next_level_leaves,
+  ),
+  "discrepancy ignored": Mutant(
+    states,
+    "heeded",
+    lambda sigma, misfit, discrepancy: sigma,
+    functools.partial(
+      test_few_calls.test_fast_is_one_call_a_level_and_the_last_prediction, 4
+    ),
+  ),
+  "momentum ignored": Mutant(
+    states,
+    "leading",
+    lambda x0, before, level: x0,
+    test_momentum.test_a_run_by_hand,
+  ),
+  "not turned": Mutant(
+    predictor,
+    "turned",
+    lambda denoise, way: denoise,
+    lambda: test_turned.test_every_level_turns_another_way(Sigma()),
+  ),
+  "refined images averaged": Mutant(
+    from_config,
+    "_hold",
+    lambda averaged: _hold("refined"),
+    test_momentum.test_what_is_averaged_is_the_prediction_itself,
+  ),
+  "exponent of the ODE ignored": Mutant(
+    predictor,
+    "predict",
+    lambda *a, **k: _predict(*a, **k | {"rho": 7.0}),
+    test_few_calls.test_an_ode_steps_by_the_schedules_exponent,
+  ),
 }
 
 
 def killed(name: str) -> bool:
   """Whether the named test fails under the mutant."""
   mutant = MUTANTS[name]
-  with mock.patch.object(mutant.module, mutant.name, mutant.broken):
-    try:
-      test_transition.test_one_transition(mutant.case)
-    except AssertionError:
-      return True
+  # A program of the whole sampler is known by its settings, which stay.
+  jax.clear_caches()
+  try:
+    with mock.patch.object(mutant.module, mutant.name, mutant.broken):
+      if isinstance(mutant.case, str):
+        test_transition.test_one_transition(mutant.case)
+      else:
+        mutant.case()
+  except AssertionError:
+    return True
+  finally:
+    jax.clear_caches()
   return False
 
 

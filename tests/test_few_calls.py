@@ -17,9 +17,12 @@ from experiments.few_calls.search import Knob, search
 from experiments.few_calls.settings import Settings
 from experiments.harness import command_line
 from experiments.peers.dpir import dpir
+from posterior_jax.denoising import predictor
 from posterior_jax.nfc_sampler import (
   Denoise,
   Mean,
+  Ode,
+  Schedule,
   Sigma,
   levels_of,
   parts_of,
@@ -34,6 +37,11 @@ NOISE = 0.1
 
 @pytest.fixture(scope="module")
 def problem():
+  return measured()
+
+
+def measured():
+  """Prior and observation of `problem`, for what is called by hand."""
   prior = pj.priors.gaussian_prior(POWER)
   operator = pj.operators.gaussian_blur(
     (*SIZE, 1), size=5, std=0.8, boundary="circular"
@@ -65,8 +73,8 @@ def test_dpir_is_half_quadratic_splitting(problem):
 
 
 @pytest.mark.parametrize("levels", [1, 4])
-def test_fast_is_one_call_a_level_and_the_last_prediction(problem, levels):
-  prior, observation = problem
+def test_fast_is_one_call_a_level_and_the_last_prediction(levels):
+  prior, observation = measured()
   config = pj.NFCConfig.fast(levels=levels)
   sampler = pj.nfc(config, spectrum=POWER)
   run = oracles.quick_jit(
@@ -172,8 +180,8 @@ def test_fast_holds_a_fifth_of_its_levels(levels):
   assert pj.NFCConfig.fast().replace(levels=levels).held_levels == held
 
 
-def test_a_start_adds_its_share_of_the_noise(problem):
-  _, observation = problem
+def test_a_start_adds_its_share_of_the_noise():
+  _, observation = measured()
   key, found = jax.random.key(3), []
   for renewal in (0.0, 0.5):
     config = pj.NFCConfig.perceptual(schedule={"renewal": renewal})
@@ -183,6 +191,34 @@ def test_a_start_adds_its_share_of_the_noise(problem):
   added = 0.5 * jax.random.normal(key, found[0].shape)
   np.testing.assert_allclose(found[1] - found[0], added, atol=1e-5)
   np.testing.assert_array_equal(found[0][0], found[0][1])
+
+
+def test_a_width_is_of_what_the_next_level_leaves():
+  """tied^2 = r^2 sigma^2 + (1 - r^2) sigma'^2; its own sigma at the last."""
+  for renewal in (0.0, 0.3, 1.0):
+    config = pj.NFCConfig(levels=4, schedule=Schedule(renewal=renewal))
+    level = levels_of(config)
+    following = np.where(level.following > 0, level.following, level.sigma)
+    square = (renewal * level.sigma) ** 2 + (1 - renewal**2) * following**2
+    np.testing.assert_allclose(level.tied, square**0.5, rtol=1e-5)
+
+
+def test_an_ode_steps_by_the_schedules_exponent():
+  prior, _ = measured()
+  x = jax.random.normal(jax.random.key(4), (1, 1, *SIZE, 1))
+  for rho in (2.0, 7.0):
+    config = pj.NFCConfig(
+      levels=2, schedule=Schedule(rho=rho), predictor=Ode(steps=2)
+    )
+    level = jax.tree.map(lambda entry: entry[0], levels_of(config))
+    found = parts_of(config, POWER).predict(prior.denoise, x, level).x0
+    ends = np.array([100.0, 0.01]) ** (1 / rho)
+    a, b, c = np.linspace(*ends, 3) ** rho
+    middle = x + (b - a) / a * (x - predictor.clean(prior.denoise, x, a))
+    last = middle + (c - b) / b * (
+      middle - predictor.clean(prior.denoise, middle, b)
+    )
+    np.testing.assert_allclose(found, last, atol=1e-4)
 
 
 def test_the_numbers_of_fast_are_those_that_results_are_quoted_for():

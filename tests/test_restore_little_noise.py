@@ -8,9 +8,10 @@ import pytest
 import posterior_jax as pj
 from configs import restore as config
 from experiments.data import photographs
-from experiments.harness import command_line
+from experiments.harness import command_line, samplers
 from experiments.restore import drawing, image_settings, job, kernel_file
 from posterior_jax.nfc_sampler import Jacobian, Sigma
+from tests import oracles
 
 KERNEL = kernel_file.trimmed(kernel_file.read("short"))
 SIDE = 64
@@ -102,6 +103,30 @@ def test_a_kernel_turned_by_15_degrees_costs_little(tmp_path):
   print(psnr)
   assert psnr["drawn"] > psnr["believed"] + 3
   assert psnr["drawn"] > psnr["known"] - 1
+
+
+def test_changes_reach_the_parts_of_nfc(tmp_path):
+  given, _ = _blurred(tmp_path, 0.01)
+  words = ("width.factor=3.0", "levels=5", "schedule.start=noise")
+  plain = image_settings.config(given, 20)
+  expected = plain.replace(
+    width={"factor": 3.0}, levels=5, schedule={"start": "noise"}
+  )
+  prepared = _prepared(tmp_path, 0.01, "debug", nfc=words)
+  assert prepared.best.step.func.settings == expected != plain
+  for word, sentence in (
+    ("width.factor=0", r"factor must lie in \[0.01, 100\], got 0"),
+    ("tie.factor=2", "tie is no field of NFCConfig, which has"),
+    ("width.factor", "a change must be part.field=value, got 'width.factor'"),
+  ):
+    with oracles.refused(ValueError, sentence):
+      samplers.changed(plain, samplers.assigned([word]))
+  for fields, sentence in (
+    ({"nfc": ("width.factor",)}, "a change must be part.field=value, got 'wi"),
+    ({"nfc": ("levels=9",), "method": "DPS", "samples": 1}, "nfc must be left"),
+  ):
+    with pytest.raises(command_line.UsageError, match=sentence):
+      _prepared(tmp_path, 0.01, **fields)
 
 
 def test_settings_follow_noise_and_operator(tmp_path):

@@ -5,6 +5,7 @@ task, and "tuned", one setting for all tasks from `experiments.tune_samplers`;
 noise-frequency continuation has "calibrated" as well.
 """
 
+import ast
 import dataclasses
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -169,12 +170,39 @@ def config(
       f"setting of {method} must be one of {', '.join(settings)}; got "
       f"{setting!r}"
     )
-  found = fields.changed(settings[setting](task), _nested(changes))
+  found = changed(settings[setting](task), changes)
   if evaluations is None:
     return found
   if evaluations < 1:
     raise ValueError(f"evaluations must be at least 1, got {evaluations}")
   return METHODS[method].spend(found, evaluations)
+
+
+def changed(config: Any, changes: Mapping[str, Any]) -> Any:
+  """A method's settings with changes by field, or by "part.field" of NFC's.
+
+  Raises:
+    ValueError: for a field that there is none of, or a value out of range.
+  """
+  return fields.changed(config, _nested(changes))
+
+
+def assigned(words: Iterable[str]) -> dict[str, Any]:
+  """Changes as a command line has them: {"a.b": 3.0} of "a.b=3.0".
+
+  Raises:
+    ValueError: for a word that is no assignment.
+  """
+  made = {}
+  for word in words:
+    path, sign, value = word.partition("=")
+    if not (path and sign and value):
+      raise ValueError(f"a change must be part.field=value, got {word!r}")
+    try:
+      made[path] = ast.literal_eval(value)
+    except (SyntaxError, ValueError):  # a word, as of `solver=heun`
+      made[path] = value
+  return made
 
 
 def _nested(changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -125,6 +125,7 @@ def _configs(
     kernel_known=kernel_known,
     any_way_up=prior_files.any_way_up(settings.prior),
   )
+  best = samplers.changed(best, samplers.assigned(settings.nfc))
   # Solves to 1e-6 would take ten times as long as the network does.
   tie = Probed if settings.tie == "probed" else Spectrum
   changes: dict[str, Any] = {

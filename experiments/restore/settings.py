@@ -40,6 +40,8 @@ class Settings(Checked):
       on top of each, more where there is little noise; 5 to 19 are without, by
       `NFCConfig.fast`. For a blur of little noise NFC takes at most 30, and 20
       to 40 with kernel_degrees, without VJPs (`image_settings`).
+    nfc: changes to the settings of NFC's one image, "part.field=value" each,
+      such as "width.factor=3.0" (`NFCConfig`).
     samples: posterior samples, with NFC maybe none; its by its calibrated
       setting.
     sample_levels: denoiser calls of each of NFC's samples.
@@ -65,6 +67,7 @@ class Settings(Checked):
   degrade: bool
   method: str = setting(among=samplers.METHODS)
   levels: int = setting(at_least=1, at_most=10_000)
+  nfc: tuple[str, ...]
   samples: int = setting(at_least=0, at_most=64)
   sample_levels: int = setting(at_least=1, at_most=10_000)
   tie: str = setting(among=("spectrum", "probed"))
@@ -86,6 +89,9 @@ class Settings(Checked):
         f"levels must lie in [{least}, 10000] with NFC{drawn}, got "
         f"{self.levels}"
       )
+    if self.nfc and self.method != "NFC":
+      raise ValueError(f"nfc must be left out: {self.method} has no such parts")
+    samplers.assigned(self.nfc)  # refused before anything is read
     if self.method != "NFC" and not self.samples:
       raise ValueError(f"samples must lie in [1, 64] with {self.method}, got 0")
     for name, tasks in (

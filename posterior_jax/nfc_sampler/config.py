@@ -247,7 +247,9 @@ class NFCConfig:
     last one lost; the predictions of the last fifth are averaged. Dropped
     pixels are filled by the prior's spectrum first, which the run needs for
     this. A width by the spectrum, which takes images to be periodic, cost up to
-    0.5 dB. It knows no spread: draw samples by `calibrated`.
+    0.5 dB. A single level is held, a denoising after the measurement; with two
+    to four an image may come out worse than it went in. The run knows no
+    spread: draw samples by `calibrated`.
 
     The numbers are one search for all tasks at 5 and at 20 calls
     (`experiments.few_calls`), with `predictor={"turned": True}`: a network that
