@@ -10,7 +10,13 @@ import pytest
 
 import posterior_jax as pj
 from posterior_jax import baselines, sampling
-from posterior_jax.nfc_sampler import Sigma, compose, levels_of, parts_of
+from posterior_jax.nfc_sampler import (
+  Schedule,
+  Sigma,
+  compose,
+  levels_of,
+  parts_of,
+)
 from posterior_jax.priors import GaussianPrior
 from tests.oracles import refused
 
@@ -112,7 +118,9 @@ def test_what_a_builder_refuses_is_refused_at_once():
 
 
 def _by_width(value):
-  return pj.nfc(pj.NFCConfig(levels=2, width=Sigma(factor=value)))
+  schedule = Schedule(sigma_max=1.0)
+  width = Sigma(factor=value)
+  return pj.nfc(pj.NFCConfig(levels=2, schedule=schedule, width=width))
 
 
 def _dps(value):
@@ -130,6 +138,7 @@ def test_traced_settings_leave_nothing_behind(build):
 
   first = jax.jit(last)(0.5)
   second = jax.jit(lambda value: last(2 * value))(0.5)
-  np.testing.assert_allclose(last(0.5), first, atol=1e-5)
-  np.testing.assert_allclose(last(1.0), second, atol=1e-5)
-  assert np.abs(np.asarray(first - second)).max() > 1e-3
+  # A solve is exact to 1e-4.
+  np.testing.assert_allclose(last(0.5), first, atol=1e-4)
+  np.testing.assert_allclose(last(1.0), second, atol=1e-4)
+  assert np.abs(np.asarray(first - second)).max() > 1e-2

@@ -91,7 +91,7 @@ def test_exact_forms_in_float32(chunk_size, index, count):
 
 # Of each of 24 families with decays. Families make the error and draws do not:
 # the worst of 12, of 25 and of 100 draws of 64 are within 7 % of each other,
-# below two thirds of the limits (bfloat16, int8 and float32 by the ladder).
+# below seven tenths of the limits (bfloat16, int8 and float32 by the ladder).
 counts = pytest.mark.parametrize(
   "count", [12, pytest.param(100, marks=pytest.mark.slow)]
 )

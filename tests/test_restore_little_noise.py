@@ -9,7 +9,13 @@ import posterior_jax as pj
 from configs import restore as config
 from experiments.data import photographs
 from experiments.harness import command_line, samplers
-from experiments.restore import drawing, image_settings, job, kernel_file
+from experiments.restore import (
+  drawing,
+  image_settings,
+  job,
+  kernel_file,
+  report,
+)
 from posterior_jax.nfc_sampler import Jacobian, Sigma
 from tests import oracles
 
@@ -177,3 +183,12 @@ def test_settings_follow_noise_and_operator(tmp_path):
   for noise_std, a_level in ((0.01, 1), (0.05, 5)):
     prepared = _prepared(tmp_path, noise_std, "debug")
     assert prepared.evaluations(prepared.best) == a_level
+  row = {"method": "NFC", "samples": 0, "task": "motion_blur"}
+  for noise_std, levels, words in (
+    (0.01, 10, "NFC's plug-and-play levels, which follow the noise."),
+    (0.05, 10, "NFC's fast() setting."),
+    (0.05, 20, "NFC's restoration() setting."),
+  ):
+    own = _prepared(tmp_path, noise_std, "debug").given
+    about = row | {"levels": levels, "noise_std": noise_std}
+    assert report._caption(about, own).endswith(f"Restored: {words}")

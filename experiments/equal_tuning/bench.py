@@ -1,6 +1,5 @@
 """One cell after the other: tuned, reported, and averaged over chains."""
 
-import json
 import math
 import pathlib
 import time
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data.degradations import Degradation
+from experiments.equal_tuning import winners
 from experiments.equal_tuning.cells import Cell, before, kinds
 from experiments.equal_tuning.methods import METHODS
 from experiments.equal_tuning.rounds import Rounds, Values
@@ -20,12 +20,12 @@ from experiments.equal_tuning.slots import (
   Measured,
   Program,
   Slot,
+  has_svd,
   measured,
   scores,
 )
 from experiments.equal_tuning.tables import TABLE, TRIED
 from experiments.few_calls.search import Point
-from experiments.harness import writing
 from posterior_jax.baselines import TASKS
 
 CRITERIA = ("PSNR", "LPIPS")
@@ -50,7 +50,7 @@ class Bench:
     for task in settings.tasks or TASKS:
       own = kinds(task)
       self._tuning[task] = measured(own[0], given.tuning, noise, seed)
-      if not _has_svd(self._tuning[task]):
+      if not has_svd(self._tuning[task]):
         self._without_svd.add(task)
       for kind in own:
         self._report[kind] = measured(kind, given.truth, noise, seed + 1)
@@ -79,11 +79,11 @@ class Bench:
     """Whether the winners that a cell begins from are still to come."""
     if cell.budget == 0 or not self._has_form(cell):
       return False
-    return not self._winners(before(cell)).exists()
+    return not winners.path(self._folder, before(cell)).exists()
 
   def give_up(self, cell: Cell) -> None:
     """Leaves no winners, so that nobody waits for a cell that failed."""
-    self._keep(cell, [], [])
+    winners.keep(self._folder, cell, [], [])
 
   def done(
     self, cell: Cell, program: Program
@@ -104,10 +104,10 @@ class Bench:
           "lpips": -means[1],
         },
       )
-    winners = [search.best(number) for number in range(len(CRITERIA))]
-    inside = [search.interior(winner) for winner in winners]
-    self._keep(cell, winners, inside)
-    points = [self._named(cell, point) for point in winners]
+    best = [search.best(number) for number in range(len(CRITERIA))]
+    inside = [search.interior(winner) for winner in best]
+    winners.keep(self._folder, cell, best, inside)
+    points = [self._named(cell, point) for point in best]
     tuned = time.monotonic() - began
     for kind in kinds(cell.task):
       pictures = self._report[kind]
@@ -129,7 +129,7 @@ class Bench:
       f"{cell.method}, {calls}, {cell.task}: "
       + "; ".join(
         f"{_shown(p)} {search.tried[w]}{'' if within else ' EDGE'}"
-        for p, w, within in zip(points, winners, inside)
+        for p, w, within in zip(points, best, inside)
       )
       + f"; tuned in {tuned:.1f} s, run in {seconds:.2f} s",
       flush=True,
@@ -141,7 +141,7 @@ class Bench:
     """The mean of several chains, of what was tuned for PSNR."""
     settings = self._given.settings
     chains = settings.chains[cell.budget]
-    (winner, inside), *_ = self._kept(cell)
+    (winner, inside), *_ = winners.kept(self._folder, cell)
     point = self._named(cell, winner)
     about = {
       "method": cell.method,
@@ -204,7 +204,7 @@ class Bench:
 
   def _starts(self, cell: Cell) -> list[Values]:
     if cell.budget > 0:
-      kept = self._kept(before(cell))
+      kept = winners.kept(self._folder, before(cell))
       if not kept:
         raise RuntimeError("the budget before it has left no winners")
       return [point for point, _ in kept]
@@ -220,23 +220,6 @@ class Bench:
     calls = self._given.settings.evaluations[cell.budget]
     knobs = METHODS[cell.method].knobs(calls)
     return {knob.name: value for knob, value in zip(knobs, point)}
-
-  def _winners(self, cell: Cell) -> pathlib.Path:
-    return self._folder / f"{cell}.json".replace("/", "-")
-
-  def _keep(
-    self, cell: Cell, winners: list[Values], inside: list[bool]
-  ) -> None:
-    # Whole or not at all: other processes begin from it.
-    text = json.dumps([*zip(winners, inside)])
-    writing.write(self._winners(cell), text)
-
-  def _kept(self, cell: Cell) -> list[tuple[Values, bool]]:
-    try:
-      found = json.loads(self._winners(cell).read_text())
-    except FileNotFoundError:
-      return []
-    return [(tuple(point), within) for point, within in found]
 
   def _rows(
     self,
@@ -259,14 +242,6 @@ class Bench:
           "seconds": seconds,
         },
       )
-
-
-def _has_svd(pictures: Measured) -> bool:
-  try:
-    pictures.operator.svd()  # type: ignore[attr-defined]
-  except ValueError:
-    return False
-  return True
 
 
 def _shown(point: Point) -> str:

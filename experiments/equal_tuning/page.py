@@ -124,8 +124,8 @@ def _began_anew(calls: int, unlinked: Sequence[tuple[str, int, str]]) -> str:
     if own == calls
   ]
   return (
-    f"{MARK} One of the two searches began at the first settings instead of "
-    "the winners of the budget before, which another process had not found "
+    f"{MARK} A search that this rests on began at the first settings instead "
+    "of the winners of the budget before, which another process had not found "
     f"yet: {'; '.join(cells)}."
   )
 

@@ -180,7 +180,9 @@ def _caption(row: Mapping[str, Any], given: Given) -> str:
     coloured = given.coloured()
     fast = image_settings.plug_and_play(coloured, row["levels"])
     setting = ("fast" if fast else "restoration") + "() setting"
-    if image_settings.follows_noise(coloured):
+    if image_settings.blurred_little(coloured):
+      setting = "plug-and-play levels, which follow the noise"
+    elif image_settings.follows_noise(coloured):
       setting += " with last levels that follow the noise"
     how = f"NFC's {setting}{samples}"
   return (

@@ -251,13 +251,13 @@ class NFCConfig:
     to four an image may come out worse than it went in. The run knows no
     spread: draw samples by `calibrated`.
 
-    The numbers are one search for all tasks at 5 and at 20 calls
-    (`experiments.few_calls`), with `predictor={"turned": True}`: a network that
-    has learned pictures any way up, as `photo_prior` has, gains 0.02 to 0.1 dB
-    by it. With that, DPIR tuned for every task and number of calls is between
-    0.05 dB better and 0.16 worse on blurs, and 0.01 to 5.9 dB worse elsewhere.
-    It is off here, because a prior of pictures with one way up, such as faces
-    or scans, loses several dB by it.
+    The numbers are one search for all tasks at 5 and at 20 calls, made once
+    (`experiments/few_calls/fast_points.csv`), with `predictor={"turned":
+    True}`: a network that has learned pictures any way up, as `photo_prior`
+    has, gains 0.02 to 0.1 dB by it. With that, DPIR tuned for every task and
+    number of calls is between 0.05 dB better and 0.16 worse on blurs, and 0.01
+    to 5.9 dB worse elsewhere. It is off here, because a prior of pictures with
+    one way up, such as faces or scans, loses several dB by it.
 
     Args:
       **changes: as of `replace`.

@@ -139,7 +139,7 @@ def heeded(
 
 
 def leading(x0: jax.Array, before: jax.Array, level: Level) -> jax.Array:
-  """x0 + pace (x0 - before): as far again as the prediction has just moved."""
+  """x0 + pace (x0 - before): ahead of x0 by its last move times the pace."""
   return x0 + level.pace * (x0 - before)
 
 

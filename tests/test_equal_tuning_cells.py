@@ -1,0 +1,189 @@
+"""Equal tuning: the slots of a program, the cells and who does them."""
+
+import concurrent.futures
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+import posterior_jax as pj
+from configs import equal_tuning as configs
+from experiments.data.degradations import FROZEN
+from experiments.equal_tuning import (
+  bench,
+  cells,
+  methods,
+  study,
+  tables,
+  winners,
+)
+from experiments.equal_tuning.settings import Given, Settings
+from experiments.equal_tuning.slots import SAMPLERS, Program, Slot, measured
+from experiments.harness import command_line
+
+
+@pytest.fixture(scope="module")
+def given():
+  prior = pj.priors.gaussian_prior(pj.priors.power_law_spectrum(32, 32))
+  config = configs.get_config("debug")
+  settings = command_line.to_settings(Settings, config)
+  truth = prior.sample(jax.random.key(0), (2,), channels=3)
+  images = np.asarray(jnp.clip(truth, -1, 1))
+  return Given(
+    settings, prior.denoise, prior.spectrum, None, ("a", "b"), images, images
+  )
+
+
+def diffpir(point):
+  return pj.baselines.diffpir(dataclasses.replace(methods.diffpir(10), **point))
+
+
+def daps(point):
+  return pj.baselines.daps(dataclasses.replace(methods.daps(10), **point))
+
+
+def renewing(point, spectrum):
+  schedule = {name: point[name] for name in ("sigma_min", "renewal")}
+  config = methods.fast(10).replace(
+    width={"factor": point["factor"]}, schedule=schedule
+  )
+  return pj.nfc(config, spectrum=spectrum)
+
+
+@pytest.mark.parametrize(
+  "name, made, points",
+  [
+    ("DiffPIR", diffpir, ((0.5, 0.6), (2.0, 1.0))),
+    pytest.param(
+      *("DAPS", daps, ((0.02, 1e-4), (0.05, 5e-4))), marks=pytest.mark.slow
+    ),
+    ("NFC, by renewal", renewing, ((5.0, 0.4, 0.08), (2.0, 1.0, 0.1))),
+  ],
+  ids=["DiffPIR", "DAPS", "renewal"],
+)
+def test_a_slot_is_a_run_of_its_own_point(given, name, made, points):
+  """Knobs are traced, a share of noise and a likelihood's noise among them."""
+  task = cells.kinds("super_resolution")[0]
+  pictures = measured(task, given.truth, 0.1, 0)
+  contender = methods.METHODS[name]
+  program = Program(contender, 10, 4, given.denoise, given.spectrum, 7)
+  knobs = [knob.name for knob in contender.knobs(10)]
+  points = [dict(zip(knobs, point)) for point in points]
+  program.compile(points[0], pictures)
+  own = jax.random.fold_in(jax.random.key(7), SAMPLERS)
+  found = program([Slot(points[0], 0), Slot(points[1], 1)], pictures)
+  for number, point in enumerate(points):
+    needed = (given.spectrum,) if made is renewing else ()
+    expected, _ = pj.run(
+      made(point, *needed),
+      given.denoise,
+      pj.Observation(pictures.y[number : number + 1], pictures.operator, 0.1),
+      jax.random.fold_in(own, number),
+    )
+    # The first level's noise is 157: its rounding is 1e-5.
+    np.testing.assert_allclose(found[number], expected[0, 0], atol=5e-4)
+  assert np.abs(found[0] - found[1]).max() > 0.1
+
+
+def test_no_sampler_shares_a_key_with_a_measurement(given):
+  pictures = measured(cells.kinds("super_resolution")[0], given.truth, 0.1, 0)
+  contender = methods.METHODS["DiffPIR"]
+  program = Program(contender, 10, 4, given.denoise, given.spectrum, 0)
+  point = {knob.name: knob.start for knob in contender.knobs(10)}
+  keys = program._arguments([Slot(point, 0), Slot(point, 1)], pictures)[5]
+  key = jax.random.key(0)
+  noise = [jax.random.fold_in(key, number) for number in range(len(FROZEN))]
+  known = {tuple(jax.random.key_data(key).tolist()) for key in noise}
+  assert not known & {tuple(key) for key in jax.random.key_data(keys).tolist()}
+
+
+def test_cells_are_tuned_alike_and_each_is_done_once(given, tmp_path):
+  rows = [*study.work(given, tmp_path, lambda words: None)]
+  trials = [row for name, row in rows if name == tables.TRIED]
+  table = [row for name, row in rows if name == tables.TABLE]
+  for calls, count in ((10, 4), (20, 2)):
+    for method in given.settings.methods:
+      own = [
+        row
+        for row in trials
+        if (row["method"], row["evaluations"]) == (method, calls)
+      ]
+      assert len(own) == count
+      best = max(own, key=lambda row: row["psnr"])
+      tuned = [
+        row
+        for row in table
+        if (row["method"], row["evaluations"], row["chains"])
+        == (method, calls, 1)
+        and row["tuned for"] == "PSNR"
+      ]
+      assert len(tuned) == 2
+      assert {row["point"] for row in tuned} == {best["point"]}
+  assert {row["chains"] for row in table} == {1, 2}
+  # The winners by LPIPS, which has no weights here, are the first points.
+  assert tables.unlinked(pd.DataFrame(trials)) == []
+  # A second process finds everything begun.
+  assert not [*study.work(given, tmp_path, lambda words: None)]
+
+
+class Bench(bench.Bench):
+  """Compiles nothing, leaves winners after a while, yields its starts."""
+
+  def program(self, cell):
+    if (cell.budget, cell.method) == (0, "DPIR"):
+      raise ValueError("too long")
+    time.sleep(0.1 * (cell.budget == 0))  # the later ones are ready first
+    return super().program(cell)
+
+  def done(self, cell, program):
+    time.sleep(0.1)
+    winners.keep(self._folder, cell, [(2.0, 0.1), (3.0, 0.2)], [True, True])
+    yield tables.TRIED, {"starts": self._starts(cell)}
+
+  def means(self, cell, program):
+    yield from ()
+
+
+def test_a_search_begins_from_the_winners_of_the_budget_before(
+  given, tmp_path, monkeypatch
+):
+  """Of another process too, and not at all where those failed."""
+  monkeypatch.setattr(study, "Bench", Bench)
+  monkeypatch.setattr(bench, "Program", lambda *_: Compiled())
+  rows = [*study.work(given, tmp_path, lambda words: None)]
+  starts = [row["starts"] for name, row in rows if name == tables.TRIED]
+  assert starts == [[(5.0, 0.08)] * 2, [(2.0, 0.1), (3.0, 0.2)]]
+  failed = [row for name, row in rows if name == tables.FAILED]
+  assert [(row["method"], row["evaluations"]) for row in failed] == [
+    ("DPIR", 10),
+    ("DPIR", 20),
+  ]
+  assert failed[0]["error"] == "ValueError: too long"
+  assert "left no winners" in failed[1]["error"]
+
+
+def test_a_search_waits_for_another_process(given, tmp_path, monkeypatch):
+  monkeypatch.setattr(study, "Bench", Bench)
+  monkeypatch.setattr(study, "_QUIET", 0.2)
+  monkeypatch.setattr(bench, "Program", lambda *_: Compiled())
+  (one, *_) = cells.cells(given.settings)
+  assert cells.begun(tmp_path / "0")
+
+  def other():
+    time.sleep(1.0)
+    winners.keep(tmp_path, one, [(7.0, 0.3)] * 2, [True, True])
+
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    pool.submit(other)
+    rows = [*study.work(given, tmp_path, lambda words: None)]
+  starts = [row["starts"] for name, row in rows if name == tables.TRIED]
+  assert starts == [[(7.0, 0.3)] * 2]
+
+
+class Compiled:
+  def compile(self, point, pictures):
+    del point, pictures

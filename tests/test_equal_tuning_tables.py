@@ -1,0 +1,183 @@
+"""Equal tuning: its tables, its report, and the committed rows and page."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.equal_tuning import (
+  methods,
+  page,
+  report,
+  tables,
+)
+from experiments.harness import record
+
+
+def rows_of(psnr):
+  """Two pictures under two operators, by method; LPIPS falls as PSNR rises."""
+  return tables.named(
+    pd.DataFrame(
+      [
+        {
+          "method": method,
+          "evaluations": 20,
+          "task": task,
+          "kernel": kernel,
+          "tuned for": criterion,
+          "chains": 1,
+          "picture": picture,
+          "psnr": value + number,
+          "lpips": 1 - (value + number) / 100,
+          "point": "a=1",
+          "interior": True,
+          "seconds": 0.5,
+        }
+        for method, value in psnr.items()
+        for criterion in tables.SCORES
+        for task, kernel in (("motion_blur", "short"), ("box_inpainting", ""))
+        for number, picture in enumerate(("01", "02"))
+      ]
+    )
+  )
+
+
+def test_standing_is_paired_and_positive_where_nfc_is_better():
+  rows = rows_of({"NFC, a": 27.0, "NFC, b": 26.0, "X": 25.0, "Y": 24.0})
+  for criterion, lead in (("PSNR", 2.0), ("LPIPS", 0.02)):
+    found = tables.standing(tables.chosen(rows, criterion, 20), criterion)
+    assert list(found.index) == ["motion, short", "box"]
+    np.testing.assert_allclose(found["lead"], lead)
+    assert set(found["best of NFC"]) == {"NFC, a"}
+    assert set(found["best other"]) == {"X"}
+    assert set(found["NFC is"]) == {tables.AHEAD}
+  behind = tables.chosen(rows_of({"NFC, a": 20.0, "X": 25.0}), "LPIPS", 20)
+  assert set(tables.standing(behind, "LPIPS")["NFC is"]) == {tables.BEHIND}
+
+
+def test_quality_has_wins_and_ranks_of_what_is_whole():
+  rows = rows_of({"NFC, a": 27.0, "X": 25.0, "Y": 28.0})
+  rows = rows[(rows["method"] != "Y") | (rows["operator"] != "box")]
+  found = tables.quality(tables.chosen(rows, "PSNR", 20), "PSNR")
+  np.testing.assert_allclose(found.loc["NFC, a", "wins"], 100)
+  assert found.loc["X", "median rank"] == 2
+  assert math.isnan(found.loc["Y", "median rank"])
+  assert math.isnan(found.loc["Y", "box"])
+
+
+@pytest.mark.parametrize("method", ["NFC, a", "X"])
+def test_a_part_without_nfc_or_without_others_has_a_report(method, tmp_path):
+  rows = rows_of({method: 27.0})
+  trials = rows[["method", "evaluations", "task", "psnr"]]
+  with record.Run(tmp_path / "run", command=["here"], config={}) as run:
+    report.write(run, rows, trials, pd.DataFrame(), "two pictures")
+  assert "27.50" in (tmp_path / "run/report.html").read_text()
+
+
+def test_committed_rows_are_packed_and_read_again(tmp_path):
+  rows = rows_of({"NFC, a": 27.0, "X": 25.0})
+  rows["picture"] = rows["picture"].replace("02", "a b's")
+  tables.packed(rows).to_csv(tmp_path / "rows.csv", index=False)
+  found = tables.read(tmp_path / "rows.csv")
+  pd.testing.assert_frame_equal(
+    found[list(rows)], rows, check_dtype=False, rtol=1e-5
+  )
+
+
+def test_the_report_begins_with_the_plane_of_both_scores(tmp_path):
+  rows = rows_of({"NFC, a": 27.0, "X": 25.0})
+  trials = rows[["method", "evaluations", "task", "psnr"]]
+  with record.Run(tmp_path / "run", command=["here"], config={}) as run:
+    failed = pd.DataFrame([{"method": "Y", "error": "ValueError: too long"}])
+    report.write(run, rows, trials, failed, "two pictures")
+  text = (tmp_path / "run/report.html").read_text()
+  assert text.index("<img") < text.index("<table")
+  assert "ValueError: too long" in text
+  found = tables.plane(rows, "LPIPS")
+  np.testing.assert_allclose(found.loc[("X", 20)], [25.5, 0.745])
+
+
+def test_what_is_committed_is_tied_to_the_best_point_that_was_tried():
+  """Every winner is the best of its log; inside says what the log says."""
+  trials = pd.read_csv(tables.TRIALS)
+  rows = tables.read()
+  about = ["method", "evaluations", "task"]
+  logs = {key: own for key, own in trials.groupby(about)}
+  single = rows[rows["chains"] == 1]
+  winners = single.drop_duplicates([*about, "kernel", "tuned for"])
+  assert len(winners) > 500
+  for _, row in winners.iterrows():
+    log = logs[tuple(row[about])]
+    column, _, high = tables.SCORES[row["tuned for"]]
+    best = log[column].max() if high else log[column].min()
+    own = log[log["point"] == row["point"]]
+    np.testing.assert_allclose(own[column], best, atol=1e-9)
+    assert bool(row["interior"]) == inside(row, log), tuple(row[about])
+
+
+def test_the_searches_that_began_anew_are_named():
+  found = set(tables.unlinked(pd.read_csv(tables.TRIALS)))
+  assert found == {
+    ("DPIR", 100, "gaussian_blur"),
+    ("NFC, fast(), first form", 100, "gaussian_blur"),
+    ("DDNM+", 100, "motion_blur"),
+    ("MMPS", 100, "motion_blur"),
+  }
+  marked = [
+    line for line in page.PAGE.read_text().split("\n") if "\\* |" in line
+  ]
+  # PSNR on Gaussian blur, LPIPS on motion blur by three kernels.
+  assert [line.split(" | ")[1] for line in marked] == [
+    "Gaussian blur",
+    "motion, short",
+    "motion, medium",
+    "motion, long",
+  ]
+
+
+def inside(row, log):
+  """Whether the log has points on both sides of a winner, or a knob ends."""
+  knobs = methods.METHODS[row["method"]].knobs(row["evaluations"])
+  tried = np.array([numbers(point) for point in log["point"]])
+  winner = numbers(row["point"])
+  for i, knob in enumerate(knobs):
+    others = np.delete(tried == winner, i, axis=1)
+    line = tried[others.all(axis=1), i]
+    for side in (-1, 1):
+      beyond = (side * (line - winner[i]) > 0).any()
+      ends = math.isclose(knob._replace(start=winner[i]).at(side), winner[i])
+      if not (beyond or ends):
+        return False
+  return True
+
+
+def numbers(point):
+  return [float(part.split("=")[1]) for part in point.split(", ")]
+
+
+def test_methods_were_tuned_by_as_many_points():
+  """MMPS has fewer: its one knob has no more values."""
+  counts = pd.read_csv(tables.TRIALS).groupby(["method", "evaluations", "task"])
+  sizes = counts.size().drop("MMPS").groupby("evaluations").unique()
+  assert {calls: [*n] for calls, n in sizes.items()} == {
+    20: [36],
+    100: [24],
+    1000: [24],
+  }
+
+
+def test_points_without_a_score_are_as_many_as_the_page_says():
+  trials = pd.read_csv(tables.TRIALS)
+  lost = trials[~np.isfinite(trials[["psnr", "lpips"]]).all(axis=1)]
+  daps = lost[lost["method"] == "DAPS"].groupby("evaluations").size()
+  assert daps.to_dict() == {20: 42, 100: 32, 1000: 16}
+  ours = lost["method"].str.startswith(tables.OWN)
+  assert ours.sum() == 34 and (ours | (lost["method"] == "DAPS")).all()
+
+
+def test_the_page_is_made_of_the_committed_rows():
+  text = page.PAGE.read_text()
+  block = text.split(page.BEGIN)[1].split(page.END)[0]
+  committed = tables.read(), pd.read_csv(tables.TRIALS)
+  assert block.strip() == page.block(*committed).strip()
