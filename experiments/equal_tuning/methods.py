@@ -4,7 +4,6 @@ A call of the network and a product with its Jacobian (VJP) are one evaluation
 each. Knobs are operands of a program, so that a search compiles it once.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +14,12 @@ from experiments.few_calls.contenders import (
   DPIR,
   Contender,
   Restore,
+  built,
   scanned,
+  share,
 )
 from experiments.few_calls.search import Knob, Point
-from posterior_jax import NFCConfig, Observation, Sampler, baselines
+from posterior_jax import NFCConfig, Observation, baselines
 from posterior_jax.base import Denoiser
 from posterior_jax.nfc_sampler import (
   Jacobian,
@@ -36,32 +37,6 @@ _MOST = 500
 # network: their first levels, where they are slow, are forgotten.
 _SOLVE: dict[str, Any] = {"tolerance": 1e-3, "max_iterations": 100}
 _FEW = 50  # evaluations; below, levels with several of them would be too few
-
-
-def _built(
-  build: Callable[[Any], Sampler],
-  config: Callable[[int], Any],
-  *knobs: Knob,
-) -> Contender:
-  """A baseline from its config at a number of evaluations."""
-
-  def restore(evaluations: int) -> Restore:
-    made = config(evaluations)
-
-    def run(
-      numbers: Point,
-      denoise: Denoiser,
-      observation: Observation,
-      key: jax.Array,
-      spectrum: jax.Array,
-    ) -> jax.Array:
-      del spectrum
-      sampler = build(dataclasses.replace(made, **numbers))
-      return scanned(sampler, denoise, observation, key)
-
-    return run
-
-  return Contender(lambda _: knobs, lambda _, point: dict(point), restore)
 
 
 def daps(evaluations: int) -> baselines.DAPSConfig:
@@ -173,10 +148,6 @@ def perceptual(evaluations: int) -> NFCConfig:
   )
 
 
-def _share(name: str, start: float) -> Knob:
-  return Knob(name, start, factor=None, step=0.2, low=0.0, high=1.0)
-
-
 def _ends(sigma_max: float, sigma_min: float) -> tuple[Knob, Knob]:
   return Knob("sigma_max", sigma_max), Knob("sigma_min", sigma_min)
 
@@ -188,25 +159,25 @@ METHODS: dict[str, Contender] = {
     fast, Knob("factor", 5.0), Knob("sigma_min", 0.08)
   ),
   DPIR: BASELINES[DPIR],
-  "DiffPIR": _built(
-    baselines.diffpir, diffpir, Knob("weight", 0.5), _share("renewal", 0.6)
+  "DiffPIR": built(
+    baselines.diffpir, diffpir, Knob("weight", 0.5), share("renewal", 0.6)
   ),
   "NFC, restoration()": nfc(
     restoration, Knob("factor", 2.0), Knob("sigma_min", 0.1)
   ),
   "NFC, by renewal": nfc(
-    fast, Knob("factor", 5.0), _share("renewal", 0.4), Knob("sigma_min", 0.08)
+    fast, Knob("factor", 5.0), share("renewal", 0.4), Knob("sigma_min", 0.08)
   ),
   "NFC, by Jacobian": nfc(by_jacobian, Knob("factor", 2.0), *_ends(1.0, 0.05)),
   "NFC, perceptual()": nfc(perceptual, Knob("factor", 1.0), *_ends(1.0, 0.05)),
-  "DAPS": _built(
+  "DAPS": built(
     baselines.daps, daps, Knob("noise_std", 0.014), Knob("step_size", 1e-4)
   ),
   "MMPS": BASELINES["MMPS"],
-  "DDNM+": _built(baselines.ddnm, ddnm, *BASELINES["DDNM+"].knobs(_FEW)),
+  "DDNM+": built(baselines.ddnm, ddnm, *BASELINES["DDNM+"].knobs(_FEW)),
   "DDRM": BASELINES["DDRM"],
-  "PiGDM": _built(baselines.pigdm, pigdm, *BASELINES["PiGDM"].knobs(_FEW)),
-  "SITCOM": _built(
+  "PiGDM": built(baselines.pigdm, pigdm, *BASELINES["PiGDM"].knobs(_FEW)),
+  "SITCOM": built(
     baselines.sitcom,
     sitcom,
     Knob("rate", 0.02),

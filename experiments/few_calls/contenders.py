@@ -57,13 +57,23 @@ def scanned(
   return lax.scan(body, state, keys)[0].x[0]
 
 
-def _baseline(
-  build: Callable[[Any], Sampler], config: Any, each: int, *knobs: Knob
+def built(
+  build: Callable[[Any], Sampler],
+  config: Callable[[int], Any],
+  *knobs: Knob,
+  each: int = 1,
 ) -> Contender:
-  """A baseline of `posterior_jax` whose level takes `each` evaluations."""
+  """A baseline of `posterior_jax`, from its config at a number of evaluations.
+
+  Args:
+    build: a config to its sampler.
+    config: evaluations -> the config, whose fields of the knobs' names change.
+    *knobs: what is tuned.
+    each: as of `Contender`.
+  """
 
   def restore(evaluations: int) -> Restore:
-    levels = evaluations // each
+    made = config(evaluations)
 
     def run(
       numbers: Point,
@@ -73,14 +83,23 @@ def _baseline(
       spectrum: jax.Array,
     ) -> jax.Array:
       del spectrum
-      made = dataclasses.replace(config, levels=levels, **numbers)
-      return scanned(build(made), denoise, observation, key)
+      sampler = build(dataclasses.replace(made, **numbers))
+      return scanned(sampler, denoise, observation, key)
 
     return run
 
-  return Contender(
-    lambda evaluations: knobs, lambda _, point: dict(point), restore, each
-  )
+  return Contender(lambda _: knobs, lambda _, point: dict(point), restore, each)
+
+
+def _baseline(
+  build: Callable[[Any], Sampler], config: Any, each: int, *knobs: Knob
+) -> Contender:
+  """One whose level takes `each` evaluations."""
+
+  def with_levels(evaluations: int) -> Any:
+    return dataclasses.replace(config, levels=evaluations // each)
+
+  return built(build, with_levels, *knobs, each=each)
 
 
 def _dpir(evaluations: int) -> Restore:
@@ -97,7 +116,8 @@ def _dpir(evaluations: int) -> Restore:
   return run
 
 
-def _share(name: str, start: float) -> Knob:
+def share(name: str, start: float) -> Knob:
+  """A knob between 0 and 1, both among its values."""
   return Knob(name, start, factor=None, step=0.2, low=0.0, high=1.0)
 
 
@@ -115,21 +135,21 @@ BASELINES: dict[str, Contender] = {
     baselines.DiffPIRConfig.tuned(),
     1,
     Knob("weight", 0.5),
-    _share("renewal", 0.6),
+    share("renewal", 0.6),
   ),
   "DDNM+": _baseline(
     baselines.ddnm,
     baselines.DDNMConfig.tuned(),
     1,
-    _share("eta", 0.8),
+    share("eta", 0.8),
     Knob("threshold", 0.03, high=1.0),
   ),
   "DDRM": _baseline(
     baselines.ddrm,
     baselines.DDRMConfig.tuned(),
     1,
-    _share("eta", 0.8),
-    _share("eta_data", 1.0),
+    share("eta", 0.8),
+    share("eta_data", 1.0),
   ),
   "RED-diff": _baseline(
     baselines.reddiff,
@@ -142,11 +162,11 @@ BASELINES: dict[str, Contender] = {
     baselines.pigdm,
     baselines.PiGDMConfig.tuned(),
     2,
-    _share("eta", 0.8),
+    share("eta", 0.8),
     Knob("data_std", 0.12),
   ),
   "MMPS": _baseline(
-    baselines.mmps, baselines.MMPSConfig.tuned(), 3, _share("eta", 0.8)
+    baselines.mmps, baselines.MMPSConfig.tuned(), 3, share("eta", 0.8)
   ),
   "DPS": _baseline(
     baselines.dps, baselines.DPSConfig.tuned(), 2, Knob("scale", 3.0)
