@@ -131,7 +131,8 @@ def refusal(
   for size in {matrix.shape[0] for matrix in matrices}:
     if size % ROWS:
       return f"{size} rows are not a multiple of {ROWS}"
-  most = max(planned(weights, mixer, state).units)
+  plan = planned(weights, mixer, state)
+  most = max(plan.units)
   if most > _MOST:
     return f"{most} programs of a product are more than {_MOST}"
   if not isinstance(mixer, Mixer) or state is None:
@@ -139,7 +140,7 @@ def refusal(
   if state.shape[-1] != ROWS:
     return f"values must have {ROWS} entries, got {state.shape[-1]}"
   # Programs of gate and up move the columns of queries and keys on.
-  programs = planned(weights, mixer, state).inner.units
+  programs = plan.inner.units
   if programs < 2 * static.key_heads:
     return f"{programs} programs are too few for {static.key_heads} key heads"
   return token_gpu.refusal(static.key_heads, x.dtype, mixer.conv, state)
