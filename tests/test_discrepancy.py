@@ -1,7 +1,5 @@
 """The noise that is taken out follows what the last prediction left."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +17,7 @@ from posterior_jax.nfc_sampler import (
   levels_of,
   parts_of,
 )
-from tests import oracles
+from tests import by_hand
 
 NOISE, LEVELS = 0.1, 4
 CONFIG = pj.NFCConfig(
@@ -29,11 +27,6 @@ CONFIG = pj.NFCConfig(
   width=Sigma(),
   inner=Mean(1e-7, 50),
 )
-
-
-def _denoise(x, sigma):
-  """Of a prior N(0, 1/4) of every pixel by itself."""
-  return x * (0.25 / (0.25 + sigma**2))[:, None, None, None]
 
 
 def _observation():
@@ -49,27 +42,19 @@ def _observation():
 def test_a_run_by_hand():
   """Two images, each by a misfit of its own, over observed pixels."""
   observation, mask = _observation()
-  sampler = compose(parts_of(CONFIG), levels_of(CONFIG))
-  state = sampler.init(jax.random.key(0), observation, 1)
-  step = oracles.quick_jit(
-    lambda state: sampler.step(state, _denoise, observation, jax.random.key(1))[
-      0
-    ]
-  )
-  x, y = np.asarray(state.x[0], np.float64), np.asarray(observation.y)
+  y = np.asarray(observation.y)
   nodes = pj.schedule.karras(LEVELS, sigma_max=0.8, sigma_min=0.1, rho=7.0)
+  x, levels = by_hand.run(CONFIG, observation, nodes)
   seen = mask[..., None]
   ratio, ratios = np.ones(2), []
-  for sigma, following in itertools.pairwise(nodes):
+  for sigma, tied, state in levels:
     taken = sigma * np.clip(ratio, 0.5, 4.0) ** -0.5
     x0 = x * (0.25 / (0.25 + taken**2))[:, None, None, None]
     misfit = ((y - x0) * seen) ** 2
     ratio = misfit.sum((1, 2, 3)) / (mask.sum() * NOISE**2)
     ratios.append(ratio)
-    tied = following if following > 0 else sigma
     weight = seen / NOISE**2
     x = (weight * y + x0 / tied**2) / (weight + 1 / tied**2)
-    state = step(state)
     np.testing.assert_allclose(state.misfit[0], ratio, rtol=1e-4)
     np.testing.assert_allclose(state.x[0], x, atol=1e-5)
   # Both sides of 1, and beyond what is believed.
@@ -89,7 +74,7 @@ def test_the_misfit_is_of_the_noise_as_it_is():
     sampler = compose(parts_of(config), levels_of(config))
     state = sampler.init(jax.random.key(0), observation, 1)
     key = jax.random.key(1)
-    state, _ = sampler.step(state, _denoise, observation, key)
+    state, _ = sampler.step(state, by_hand.denoise, observation, key)
     found.append(state.misfit)
   np.testing.assert_array_equal(found[0], found[1])
   np.testing.assert_array_equal(found[0], found[2])
@@ -102,10 +87,10 @@ def test_it_may_be_traced():
   def last(q):
     config = CONFIG.replace(predictor={"discrepancy": q})
     sampler = compose(parts_of(config), levels_of(config))
-    return pj.run(sampler, _denoise, observation, jax.random.key(0))[0]
+    return pj.run(sampler, by_hand.denoise, observation, jax.random.key(0))[0]
 
   sampler = compose(parts_of(CONFIG), levels_of(CONFIG))
-  want, _ = pj.run(sampler, _denoise, observation, jax.random.key(0))
+  want, _ = pj.run(sampler, by_hand.denoise, observation, jax.random.key(0))
   np.testing.assert_allclose(last(0.5), want, atol=1e-6)
 
 
@@ -124,7 +109,7 @@ def test_a_covariance_is_of_the_noise_that_is_taken_out(width):
   level = jax.tree.map(lambda a: a[0], levels_of(config))
   heeded = parts.heed(level, jnp.array([[1.0, 4.0]]))
   x = jnp.ones((1, 2, 4, 4, 1))
-  found = parts.predict(_denoise, x, heeded)
+  found = parts.predict(by_hand.denoise, x, heeded)
   own = np.array([0.8, 0.4])  # 0.8 * 4^(-1/2)
   gain = 0.25 / (0.25 + own**2)
   np.testing.assert_allclose(found.x0[0, :, 0, 0, 0], gain, rtol=1e-5)

@@ -1,7 +1,5 @@
 """What is moved to the measurement lies ahead of the prediction."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +14,7 @@ from posterior_jax.nfc_sampler import (
   levels_of,
   parts_of,
 )
-from tests import oracles
+from tests import by_hand
 
 NOISE, LEVELS, MOMENTUM = 0.1, 4, 1.5
 CONFIG = pj.NFCConfig(
@@ -31,11 +29,6 @@ MASK = np.ones((4, 4, 1))
 MASK[0] = 0
 
 
-def _denoise(x, sigma):
-  """Of a prior N(0, 1/4) of every pixel by itself."""
-  return x * (0.25 / (0.25 + sigma**2))[:, None, None, None]
-
-
 def _observation():
   y = np.linspace(-1, 1, 16).reshape(1, 4, 4, 1) * MASK
   operator = pj.operators.inpainting((4, 4, 1), MASK[..., 0])
@@ -44,27 +37,19 @@ def _observation():
 
 def test_a_run_by_hand():
   observation = _observation()
-  sampler = compose(parts_of(CONFIG), levels_of(CONFIG))
-  state = sampler.init(jax.random.key(0), observation, 1)
-  step = oracles.quick_jit(
-    lambda state: sampler.step(state, _denoise, observation, jax.random.key(1))[
-      0
-    ]
-  )
-  x, y = np.asarray(state.x[0], np.float64), np.asarray(observation.y)
+  y = np.asarray(observation.y)
   nodes = pj.schedule.karras(LEVELS, sigma_max=0.8, sigma_min=0.1, rho=7.0)
+  x, levels = by_hand.run(CONFIG, observation, nodes)
   last, before, added = None, None, []
-  for sigma, following in itertools.pairwise(nodes):
+  for sigma, tied, state in levels:
     x0 = x * (0.25 / (0.25 + sigma**2))
     ahead = x0
     if last is not None:
       ahead = x0 + MOMENTUM * np.log(last / sigma) * (x0 - before)
     added.append(np.abs(ahead - x0).max())
-    tied = following if following > 0 else sigma
     weight = MASK / NOISE**2
     x = (weight * y + ahead / tied**2) / (weight + 1 / tied**2)
     last, before = sigma, x0
-    state = step(state)
     np.testing.assert_allclose(state.predicted[0], x0, atol=1e-5)
     np.testing.assert_allclose(state.x[0], x, atol=1e-5)
   assert added[0] == 0 and min(added[1:]) > 0.01
@@ -78,7 +63,9 @@ def test_fusion_is_with_what_lies_ahead():
   state = sampler.init(jax.random.key(0), observation, 1)
   before, added = state.predicted, []
   for pace in np.asarray(levels_of(config).pace):
-    state, _ = sampler.step(state, _denoise, observation, jax.random.key(1))
+    state, _ = sampler.step(
+      state, by_hand.denoise, observation, jax.random.key(1)
+    )
     ahead = state.predicted + pace * (state.predicted - before)
     np.testing.assert_allclose(state.x, ahead, atol=1e-6)
     added.append(float(jnp.abs(ahead - state.predicted).max()))
@@ -93,7 +80,7 @@ def test_what_is_averaged_is_the_prediction_itself():
   state = sampler.init(jax.random.key(0), observation, 1)
   key = jax.random.key(1)
   for _ in range(LEVELS):
-    state, _ = sampler.step(state, _denoise, observation, key)
+    state, _ = sampler.step(state, by_hand.denoise, observation, key)
   np.testing.assert_array_equal(state.x, state.predicted)
 
 
@@ -113,10 +100,10 @@ def test_it_may_be_traced():
   def last(momentum):
     config = CONFIG.replace(schedule={"momentum": momentum})
     sampler = compose(parts_of(config), levels_of(config))
-    return pj.run(sampler, _denoise, observation, jax.random.key(0))[0]
+    return pj.run(sampler, by_hand.denoise, observation, jax.random.key(0))[0]
 
   sampler = compose(parts_of(CONFIG), levels_of(CONFIG))
-  want, _ = pj.run(sampler, _denoise, observation, jax.random.key(0))
+  want, _ = pj.run(sampler, by_hand.denoise, observation, jax.random.key(0))
   np.testing.assert_allclose(last(MOMENTUM), want, atol=1e-6)
 
 
