@@ -15,7 +15,7 @@ import pandas as pd
 from absl import app
 
 from experiments.harness import writing
-from experiments.harness.reporting import tables
+from experiments.harness.reporting import markdown, tables
 from experiments.inverse_accuracy.accuracy_tables import MILD, worst
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -49,7 +49,7 @@ def block(run: pathlib.Path) -> str:
       "truth in float64). Independent random keys make every row look good; "
       "low-rank, repeated and periodic keys do not.",
       "",
-      markdown(worst(rows[rows.beta == MILD]).loc[list(METHODS)]),
+      _table(worst(rows[rows.beta == MILD]).loc[list(METHODS)]),
       "",
       f"![{caption}]({PICTURE})",
       "",
@@ -58,12 +58,10 @@ def block(run: pathlib.Path) -> str:
   )
 
 
-def markdown(table: pd.DataFrame) -> str:
-  """A frame as a table of Markdown."""
-  found = tables.columns(table)
+def _table(frame: pd.DataFrame) -> str:
+  found = tables.columns(frame)
   rows = [list(map(tables.words, row)) for row in zip(*found.values())]
-  head, *body = [f"| {' | '.join(row)} |" for row in [list(found), *rows]]
-  return "\n".join([head, f"|{'---|' * len(found)}", *body])
+  return markdown.table(list(found), rows)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -75,13 +73,9 @@ def main(argv: Sequence[str]) -> None:
     if not (run / name).is_file():
       raise app.UsageError(f"{run} is no finished quickstart: no {name} in it")
   readme = ROOT / "README.md"
-  text = readme.read_text()
-  before, rest = text.split(BEGIN)
-  _, after = rest.split(END)
-  words = f"{before}{BEGIN}\n\n{block(run)}\n\n{END}{after}"
   (ROOT / PICTURE).parent.mkdir(exist_ok=True)
   writing.write(ROOT / PICTURE, (run / "panel.jpg").read_bytes())
-  writing.write(readme, words)
+  markdown.put(readme, block(run), begin=BEGIN, end=END)
   print(f"wrote {readme} and {ROOT / PICTURE}")
 
 

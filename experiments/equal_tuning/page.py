@@ -25,6 +25,7 @@ from experiments.equal_tuning.tables import (
   TRIED,
 )
 from experiments.harness import writing
+from experiments.harness.reporting import markdown
 from experiments.harness.reporting.report import render
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -95,7 +96,7 @@ def _both(rows: pd.DataFrame, calls: int) -> str:
         f"{_bold(f'{value:.2f}', most)} / {_bold(f'{distance:.3f}'[1:], least)}"
       )
     lines.append([_code(method), *cells])
-  return _table(["method", *psnr], lines)
+  return markdown.table(["method", *psnr], lines)
 
 
 def _means(rows: pd.DataFrame) -> str:
@@ -113,7 +114,7 @@ def _means(rows: pd.DataFrame) -> str:
     ]
     for method in order
   ]
-  return _table(["method", *psnr], lines)
+  return markdown.table(["method", *psnr], lines)
 
 
 def _began_anew(calls: int, unlinked: Sequence[tuple[str, int, str]]) -> str:
@@ -157,17 +158,12 @@ def _leads(
         ]
       )
   head = ["score", "operator", OWN, "best other", "lead", f"{OWN} is"]
-  return _table(head, lines)
+  return markdown.table(head, lines)
 
 
 def _pivot(rows: pd.DataFrame, column: str) -> pd.DataFrame:
   found = rows.pivot_table(column, "method", "operator")
   return found.reindex(columns=[n for n in NAMES.values() if n in found])
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-  rows = [f"| {' | '.join(line)} |" for line in (head, *lines)]
-  return "\n".join([rows[0], f"|{'---|' * len(head)}", *rows[1:]])
 
 
 def _absent(method: str, operator: str) -> str:
@@ -203,11 +199,8 @@ def main(argv: Sequence[str]) -> None:
     trials.to_csv(TRIALS, index=False, float_format="%.4f")
   rows = tables.read()
   writing.write(ROOT / PICTURE, render(plane(rows), "png"))
-  before, rest = PAGE.read_text().split(BEGIN)
-  _, after = rest.split(END)
   made = block(rows, pd.read_csv(TRIALS))
-  words = f"{before}{BEGIN}\n\n{made}\n\n{END}{after}"
-  writing.write(PAGE, words)
+  markdown.put(PAGE, made, begin=BEGIN, end=END)
   print(f"wrote {PAGE}")
 
 

@@ -21,8 +21,7 @@ def keep(
   Whole or not at all, since others wait for it; of a cell that failed nothing
   of either.
   """
-  text = json.dumps([*zip(points, inside)])
-  writing.write(path(folder, cell), text)
+  writing.write_json(path(folder, cell), [*zip(points, inside)])
 
 
 def kept(folder: pathlib.Path, cell: Cell) -> list[tuple[Values, bool]]:

@@ -23,6 +23,7 @@ from experiments.restore.job import Say
 from experiments.restore.settings import Settings
 from experiments.restore.shared_inputs import SharedInputs
 from experiments.restore.study import Found
+from posterior_jax.foreign_files.messages import first_line
 
 AHEAD = 2  # pictures a device that are begun or wait to be written, at most
 
@@ -154,4 +155,4 @@ def _computed(
   except jax.errors.JaxRuntimeError as error:
     # Of a picture that is too large for the device, for one; the next line on
     # are tables of what lies in its memory.
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return first_line(error)

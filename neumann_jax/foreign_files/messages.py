@@ -1,4 +1,4 @@
-"""What a message may repeat of a file: little, and nothing a terminal obeys."""
+"""What a message may repeat of others: little, and nothing a terminal obeys."""
 
 import json
 from typing import Any
@@ -44,6 +44,11 @@ def as_json(value: Any) -> str:
     return clean(json.dumps(value))
   except (TypeError, ValueError, RecursionError):
     return f"a value of type {type(value).__name__}"
+
+
+def first_line(error: Exception) -> str:
+  """What an error says first; its kind where it says nothing."""
+  return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _escaped(character: str) -> str:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posterior_jax.base import Linear, Operator
+from posterior_jax.foreign_files.messages import first_line
 from posterior_jax.linalg import fourier, solve
 from posterior_jax.operators.shapes import check_image_shape, widened
 
@@ -95,11 +96,6 @@ def returned(
   if jnp.finfo(found.dtype).bits < 32:
     raise ValueError(f"function must return float32, got {found.dtype}")
   return found
-
-
-def first_line(error: Exception) -> str:
-  """What an error says first; its kind where it says nothing."""
-  return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def linear(

@@ -16,13 +16,9 @@ import numpy as np
 
 from posterior_jax import fields
 from posterior_jax.base import Linear, Operator, SolveInfo
+from posterior_jax.foreign_files.messages import first_line
 from posterior_jax.linalg import fourier, solve
-from posterior_jax.operators.function import (
-  as_pytree,
-  each,
-  first_line,
-  returned,
-)
+from posterior_jax.operators.function import as_pytree, each, returned
 from posterior_jax.operators.shapes import check_image_shape, widened
 
 
