@@ -20,11 +20,11 @@ from experiments.equal_tuning.slots import (
   Measured,
   Program,
   Slot,
-  has_svd,
   measured,
   scores,
 )
 from experiments.equal_tuning.tables import TABLE, TRIED
+from experiments.few_calls.contenders import has_form
 from experiments.few_calls.search import Point
 from posterior_jax.baselines import TASKS
 
@@ -46,12 +46,14 @@ class Bench:
     self._tuning: dict[str, Measured] = {}
     self._report: dict[Degradation, Measured] = {}
     noise, seed = settings.noise_std, settings.seed
-    self._without_svd: set[str] = set()  # tasks that DDRM has no form for
+    self._without: set[tuple[str, str]] = set()  # methods without a form
     for task in settings.tasks or TASKS:
       own = kinds(task)
       self._tuning[task] = measured(own[0], given.tuning, noise, seed)
-      if not has_svd(self._tuning[task]):
-        self._without_svd.add(task)
+      operator = self._tuning[task].operator
+      self._without |= {
+        (method, task) for method in METHODS if not has_form(method, operator)
+      }
       for kind in own:
         self._report[kind] = measured(kind, given.truth, noise, seed + 1)
 
@@ -213,8 +215,8 @@ class Bench:
     return [start] * len(CRITERIA)
 
   def _has_form(self, cell: Cell) -> bool:
-    """Whether a method has a form for the operator: DDRM needs an SVD."""
-    return cell.method != "DDRM" or cell.task not in self._without_svd
+    """Whether a method has a form for the operator."""
+    return (cell.method, cell.task) not in self._without
 
   def _named(self, cell: Cell, point: Values) -> Point:
     calls = self._given.settings.evaluations[cell.budget]

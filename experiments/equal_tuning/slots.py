@@ -43,15 +43,6 @@ def measured(
   return Measured(problem.truth, observation.y, observation.operator, noise_std)
 
 
-def has_svd(pictures: Measured) -> bool:
-  """Whether the operator has an SVD, without which DDRM has no form."""
-  try:
-    pictures.operator.svd()  # type: ignore[attr-defined]
-  except ValueError:
-    return False
-  return True
-
-
 class Slot(NamedTuple):
   """What one slot restores, and how."""
 

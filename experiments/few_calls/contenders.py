@@ -14,7 +14,7 @@ from jax import lax
 from experiments.few_calls.search import Knob, Point
 from experiments.peers.dpir import dpir
 from posterior_jax import Observation, Sampler, baselines
-from posterior_jax.base import Denoiser
+from posterior_jax.base import Denoiser, Operator
 
 # (operands, denoise, observation, key, spectrum) -> images [N, H, W, C]
 Restore = Callable[
@@ -38,6 +38,16 @@ class Contender(NamedTuple):
   restore: Callable[[int], Restore]
   each: int = 1
   shared: bool = False
+
+
+def has_form(method: str, operator: Operator) -> bool:
+  """Whether a method has a form for the operator: DDRM needs an SVD."""
+  try:
+    if method == "DDRM":
+      operator.svd()  # type: ignore[attr-defined]
+  except ValueError:
+    return False
+  return True
 
 
 def scanned(

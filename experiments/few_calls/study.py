@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data.degradations import Degradation, Problem
-from experiments.few_calls.contenders import BASELINES
+from experiments.data.degradations import Degradation
+from experiments.few_calls.contenders import BASELINES, has_form
 from experiments.few_calls.differences import differences
 from experiments.few_calls.methods import FAST, METHODS, SLOW
 from experiments.few_calls.programs import Problems, Programs, measured
@@ -43,7 +43,7 @@ def compare(task: Task, run: record.Run) -> None:
   wanted = runs(settings)
   for method, calls in wanted:
     for problem in problems.values():
-      if has_form(method, problem.tuning):
+      if has_form(method, problem.tuning.observation.operator):
         programs.begin(method, problem.tuning, calls)
   with progress.Progress(len(wanted), label=TABLE) as tick:
     for method, calls in wanted:
@@ -65,16 +65,6 @@ def runs(settings: Settings) -> list[tuple[str, int]]:
     for calls in (settings.calls[:1] if method == SLOW else settings.calls)
     if METHODS[method].each <= calls
   ]
-
-
-def has_form(method: str, problem: Problem) -> bool:
-  """Whether a method has a form for the operator: DDRM needs an SVD."""
-  try:
-    if method == "DDRM":
-      problem.observation.operator.svd()  # type: ignore[attr-defined]
-  except ValueError:
-    return False
-  return True
 
 
 def compared(
@@ -102,7 +92,7 @@ def compared(
   cases = {
     str(degradation): own
     for degradation, own in problems.items()
-    if has_form(method, own.tuning)
+    if has_form(method, own.tuning.observation.operator)
   }
 
   @functools.cache
