@@ -55,14 +55,26 @@ def _public(name):
       yield from _public(found.__name__)
 
 
+def _inherited(name, found):
+  """(dotted name, method) of what a class has from bases of its package."""
+  for base in inspect.getmro(found)[1:] if inspect.isclass(found) else ():
+    if base.__module__.startswith(PACKAGES):
+      for one in vars(base):
+        if not one.startswith("_") and one not in vars(found):
+          method = getattr(found, one)
+          yield f"{name}.{one}", getattr(method, "__func__", method)
+
+
 def _examples():
   finder = doctest.DocTestFinder(exclude_empty=True)
   tests = {}
   for package in (*PACKAGES, *ROOMS):
     for name, found in _public(package):
       if inspect.isclass(found) or inspect.isfunction(found):
-        found = finder.find(found, name, extraglobs={"jnp": jnp})
-        tests |= {test.name: test for test in found}
+        # Only of a class is asked what it inherits; the finder does not.
+        for one, its in [(name, found), *_inherited(name, found)]:
+          its = finder.find(its, one, extraglobs={"jnp": jnp})
+          tests |= {test.name: test for test in its}
   return {name: test for name, test in tests.items() if test.examples}
 
 

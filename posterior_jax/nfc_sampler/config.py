@@ -1,7 +1,6 @@
-"""The settings of noise-frequency continuation, and five named ones."""
+"""The settings of noise-frequency continuation, and what follows from them."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -9,18 +8,13 @@ from posterior_jax import fields
 from posterior_jax.nfc_sampler import combinations
 from posterior_jax.nfc_sampler import fusion as wavelets
 from posterior_jax.nfc_sampler.combinations import Stop
+from posterior_jax.nfc_sampler.presets import Presets
 from posterior_jax.nfc_sampler.records import (
   Denoise,
   Exact,
   Inner,
-  Jacobian,
-  Langevin,
-  Mean,
-  Ode,
   Predictor,
-  Probed,
   Schedule,
-  Sigma,
   Spectrum,
   Width,
 )
@@ -28,7 +22,7 @@ from posterior_jax.nfc_sampler.weights import Band, Fusion, Snr
 
 
 @dataclasses.dataclass(frozen=True)
-class NFCConfig:
+class NFCConfig(Presets):
   """Settings of `nfc`, a record per part; pixels of [-1, 1] throughout.
 
   Attributes:
@@ -150,212 +144,3 @@ class NFCConfig:
     by_band = self.band is not None and isinstance(self.band.mask, Snr)
     by_start = self.schedule.start == "measurement"
     return by_band or by_start or isinstance(self.width, Spectrum)
-
-  def replace(self, **changes: Any) -> "NFCConfig":
-    """The settings with changes; a mapping changes fields of a part.
-
-    Args:
-      **changes: fields; for a part a record, or a mapping of its fields.
-
-    Raises:
-      ValueError: for a field that a part does not have.
-
-    Example:
-      >>> import posterior_jax as pj
-      >>> config = pj.NFCConfig.paper().replace(inner={"steps": 50}, levels=9)
-      >>> config.levels, config.inner.steps, config.inner.decay
-      (9, 50, 0.01)
-    """
-    return fields.changed(self, changes)
-
-  @classmethod
-  def paper(cls, **changes: Any) -> "NFCConfig":
-    """As published (arXiv 2602.00176), its open choices as in DAPS.
-
-    200 levels of five Euler steps (1000 network evaluations), 200 Langevin
-    updates on the un-halved misfit with tau = 0.01, cutoff 0.4 to 1 by step,
-    blend 0.35 to 0, one Haar level with w_L = 1, w_H = 0.2, unlocked 0.05 to
-    1. tau, the step size and its decay are DAPS's: the paper states none.
-
-    Args:
-      **changes: as of `replace`.
-
-    Example:
-      >>> import posterior_jax as pj
-      >>> config = pj.NFCConfig.paper(levels=50)
-      >>> config.levels, config.inner.steps, config.band.blend_start
-      (50, 200, 0.35)
-    """
-    # What is not named here is the default, which is the paper's: 200 levels,
-    # rho 7, sigma 100 to 0.1, cutoff 0.4 to 1, blend and Haar weights.
-    published = cls(
-      predictor=Ode("euler", steps=5),
-      width=Sigma(),
-      inner=Langevin(steps=200, step_size=5e-5, decay=0.01),
-      band=Band(),
-      fusion=Fusion(),
-      inner_noise_std=0.01,
-      halved_misfit=False,
-    )
-    return published.replace(**changes)
-
-  @classmethod
-  def restoration(cls, **changes: Any) -> "NFCConfig":
-    """For a single best image, with little of a sample's noise, from one run.
-
-    Each level takes the mean of its target instead of a draw, under twice the
-    width of the denoiser's own Jacobian, and the last 60 % of the levels stay
-    at noise 0.1, where the predicted images are averaged. The wider tie lets
-    more of the measurement in, the denoiser takes out the noise that it brings.
-    Both were chosen for PSNR on photographs, the numbers by
-    `experiments.tune_samplers`, tie and averaging by hand on the same
-    pictures. A Gaussian prior's width is right as it is: on those of
-    `experiments.calibration` the result is off by up to 0.13 posterior standard
-    deviations. A factor of 1 with averaged="refined" tends to the mean itself
-    as passes and max_iterations grow.
-
-    Three iterations per level, so at most four VJPs per denoiser call, each of
-    about a call's time; 20 where fewer than 20 levels would not make up for
-    what is left out. width=Spectrum(2.0) does without VJPs and needs the
-    prior's spectrum; a width of Fourier space knows nothing of edges.
-
-    Args:
-      **changes: as of `replace`.
-
-    Example:
-      >>> import posterior_jax as pj
-      >>> config = pj.NFCConfig.restoration()
-      >>> config.width, config.held_levels, config.stop
-      (Jacobian(factor=2.0), 120, Stop(tolerance=0.01, max_iterations=3))
-    """
-    best = cls(
-      schedule=Schedule(held=0.6, averaged="predicted"),
-      width=Jacobian(factor=2.0),
-      inner=Mean(),
-    )
-    return best.replace(**changes)
-
-  @classmethod
-  def fast(cls, **changes: Any) -> "NFCConfig":
-    """For one restored image from 5 to 20 denoiser calls and no VJP.
-
-    The run starts from what the measurement shows and adds no noise between
-    levels, which few of them could not take out again: plug-and-play
-    restoration (DPIR, arXiv 2008.13751) from the parts of this sampler. Noise
-    falls from 0.845 to 0.0493 under 4.35 times the width sigma^2, with a
-    momentum of 0.5; a level takes out the less, the more of the measurement the
-    last one lost; the predictions of the last fifth are averaged. Dropped
-    pixels are filled by the prior's spectrum first, which the run needs for
-    this. A width by the spectrum, which takes images to be periodic, cost up to
-    0.5 dB. A single level is held, a denoising after the measurement; with two
-    to four an image may come out worse than it went in. The run knows no
-    spread: draw samples by `calibrated`.
-
-    The numbers are one search for all tasks at 5 and at 20 calls, made once
-    (`experiments/few_calls/fast_points.csv`), with `predictor={"turned":
-    True}`: a network that has learned pictures any way up, as `photo_prior`
-    has, gains 0.02 to 0.1 dB by it. With that, DPIR tuned for every task and
-    number of calls is between 0.05 dB better and 0.16 worse on blurs, and 0.01
-    to 5.9 dB worse elsewhere. It is off here, because a prior of pictures with
-    one way up, such as faces or scans, loses several dB by it.
-
-    Args:
-      **changes: as of `replace`.
-
-    Example:
-      >>> import posterior_jax as pj
-      >>> config = pj.NFCConfig.fast(levels=5)
-      >>> config.levels, config.held_levels, config.schedule.renewal
-      (5, 1, 0.0)
-    """
-    few = cls(
-      levels=10,
-      schedule=Schedule(
-        sigma_max=0.845,
-        sigma_min=0.0493,
-        held=0.2,
-        averaged="predicted",
-        start="measurement",
-        renewal=0.0,
-        momentum=0.5,
-      ),
-      predictor=Denoise(discrepancy=0.5),
-      width=Sigma(factor=4.35),
-      inner=Mean(),
-    )
-    return few.replace(**changes)
-
-  @classmethod
-  def perceptual(cls, **changes: Any) -> "NFCConfig":
-    """For one sharp image from few calls: low LPIPS rather than high PSNR.
-
-    The run starts from what the measurement shows under noise 1. Each level
-    predicts by the probability-flow ODE, whose end has the detail that a
-    denoiser's mean has lost, moves it to the measurement under half the width
-    sigma^2 and adds all of the next level's noise: `paper()` with the mean of
-    its target, no band and no wavelets. Two Euler steps for each of ten levels
-    are 20 calls; with more calls take five steps, predictor={"steps": 5}.
-
-    Of six settings of NFC, each tuned alike for every task, `fast` in its first
-    form (`experiments.equal_tuning`), it has the lowest LPIPS at 20 and at 100
-    evaluations but on random pixels, and 0.7 to 2.5 dB less PSNR than the best
-    method for PSNR. It is not the lowest of all: on blurs and super-resolution
-    DDNM+ is, by 0.01 to 0.09. The numbers here are one point for all tasks; at
-    20 evaluations that costs 0.01 to 0.08 of LPIPS beside the best point of
-    each.
-
-    Args:
-      **changes: as of `replace`.
-
-    Example:
-      >>> import posterior_jax as pj
-      >>> config = pj.NFCConfig.perceptual()
-      >>> config.predictor, config.levels, config.width
-      (Ode(solver='euler', steps=2, sigma_end=0.01), 10, Sigma(factor=0.5))
-    """
-    sharp = cls(
-      levels=10,
-      schedule=Schedule(sigma_max=1.0, sigma_min=0.05, start="measurement"),
-      predictor=Ode("euler", steps=2),
-      width=Sigma(factor=0.5),
-      inner=Mean(),
-    )
-    return sharp.replace(**changes)
-
-  @classmethod
-  def calibrated(cls, **changes: Any) -> "NFCConfig":
-    """For posterior samples: right on a Gaussian prior at any level count.
-
-    One denoiser call and one VJP per level; the denoiser's mean is the centre
-    and the prior's own conditional variance the width of the tie, so that the
-    inner draw is one from p(x0 | x_sigma, y) and every level's state one from
-    p(x_sigma | y). The spectrum gives the width's shape, the VJP its size in
-    every half octave, so a spectrum that is off by a factor does no harm;
-    width=Spectrum(inflation=1.5) trusts it and saves the VJP. There is no
-    band: any blend > 0 tempers the likelihood and biases the levels at which
-    it acts. Nor is there fusion.
-
-    A network is not exact: on photographs it is overconfident along the way.
-    The inflation of 1.5 lets a misfit that is too large to be chance widen an
-    image's width by up to a half. On measurements of the prior itself that
-    moves the variance by about 1 %; with 1 every level is exact. Noise ends at
-    0.02 with these two widths and at 0.1 with others, unless sigma_min is set.
-
-    width=Jacobian() takes the width from the denoiser and needs no spectrum: at
-    most 27 VJPs per level.
-
-    Args:
-      **changes: as of `replace`.
-
-    Example:
-      >>> import posterior_jax as pj
-      >>> config = pj.NFCConfig.calibrated(levels=30)
-      >>> config.width
-      Probed(factor=1.0, inflation=1.5)
-    """
-    samples = cls(
-      schedule=Schedule(sigma_min=None),
-      width=Probed(inflation=1.5),
-      inner=Exact(),
-    )
-    return samples.replace(**changes)
