@@ -12,6 +12,7 @@ The chunk matrix A_ij = beta_i <k_i, k_j> exp(G_i - G_j), i > j, has G the
 cumulative log decay inside the chunk; T = (I + A)^-1.
 """
 
+from neumann_jax import faulty_sums as _faulty_sums
 from neumann_jax.chunk_inverse.api import inverse as inverse
 from neumann_jax.chunk_inverse.bounds import certify as certify
 from neumann_jax.chunk_inverse.bounds import envelope as envelope
@@ -42,6 +43,8 @@ from neumann_jax.layers.gated_delta_net import GatedDeltaNet as GatedDeltaNet
 from neumann_jax.model.language_model import LanguageModel as LanguageModel
 from neumann_jax.model_config import ModelConfig as ModelConfig
 from neumann_jax.yarn import Yarn as Yarn
+
+_faulty_sums.avoid()
 
 __version__ = "0.1.0"
 

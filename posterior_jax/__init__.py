@@ -20,6 +20,7 @@ h w measurement, M a flattened batch.
 """
 
 from posterior_jax import baselines as baselines
+from posterior_jax import faulty_sums as _faulty_sums
 from posterior_jax import metrics as metrics
 from posterior_jax import noise as noise
 from posterior_jax import operators as operators
@@ -37,6 +38,8 @@ from posterior_jax.nfc_sampler.sampler import nfc as nfc
 from posterior_jax.sampling import recorded as recorded
 from posterior_jax.sampling import run as run
 from posterior_jax.sampling import streamed as streamed
+
+_faulty_sums.avoid()
 
 __all__ = (
   "Info",

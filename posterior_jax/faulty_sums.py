@@ -1,0 +1,1 @@
+../neumann_jax/faulty_sums.py
