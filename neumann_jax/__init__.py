@@ -21,9 +21,14 @@ from neumann_jax.chunk_inverse.inverse_spec import InverseSpec as InverseSpec
 from neumann_jax.chunk_inverse.planner import Plan as Plan
 from neumann_jax.chunk_inverse.planner import plan as plan
 from neumann_jax.delta_rule.api import gated_delta_rule as gated_delta_rule
-from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices as ChunkMatrices
-from neumann_jax.delta_rule.chunk_matrix import (
+from neumann_jax.delta_rule.chunks.chunk_matrix import (
+  ChunkMatrices as ChunkMatrices,
+)
+from neumann_jax.delta_rule.chunks.chunk_matrix import (
   chunk_matrices as chunk_matrices,
+)
+from neumann_jax.delta_rule.chunks.wy import (
+  wy_representation as wy_representation,
 )
 from neumann_jax.delta_rule.options import RuleOptions as RuleOptions
 from neumann_jax.delta_rule.recurrent import (
@@ -32,7 +37,6 @@ from neumann_jax.delta_rule.recurrent import (
 from neumann_jax.delta_rule.recurrent import (
   gated_delta_step as gated_delta_step,
 )
-from neumann_jax.delta_rule.wy import wy_representation as wy_representation
 from neumann_jax.execution import Execution as Execution
 from neumann_jax.generation.api import generate as generate
 from neumann_jax.generation.decoding import Generated as Generated

@@ -14,7 +14,7 @@ from neumann_jax.chunk_inverse import bounds as nb
 from neumann_jax.chunk_inverse import planner, xla
 from neumann_jax.chunk_inverse.integer import QuantSpec
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec, resolve
-from neumann_jax.delta_rule.chunk_matrix import chunk_matrices
+from neumann_jax.delta_rule.chunks.chunk_matrix import chunk_matrices
 
 BETAS = ((0.0, 1.0), (0.6, 1.0), (1.0, 2.0), (2.0, 2.0))
 

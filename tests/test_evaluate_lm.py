@@ -18,7 +18,7 @@ from experiments.data import key_families, text_windows
 from experiments.evaluate_lm import inverse_errors, scores, study
 from experiments.harness import command_line, runner, text_model
 from neumann_jax import InverseSpec, checkpoint, generation
-from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices
+from neumann_jax.delta_rule.chunks.chunk_matrix import ChunkMatrices
 from tests import oracles
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -10,7 +10,8 @@ import pytest
 
 import neumann_jax
 from neumann_jax import InverseSpec, RuleOptions
-from neumann_jax.delta_rule import by_chunks, chunk_scan, layout, precision
+from neumann_jax.delta_rule import layout, precision
+from neumann_jax.delta_rule.chunks import by_chunks, chunk_scan
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.kernels import chunk_scan_gpu
 from tests import oracles

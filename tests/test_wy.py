@@ -9,7 +9,7 @@ import pytest
 
 import neumann_jax
 from neumann_jax import InverseSpec, QuantSpec, RuleOptions
-from neumann_jax.delta_rule import wy
+from neumann_jax.delta_rule.chunks import wy
 from tests import oracles
 from tests.oracles import assert_close
 

@@ -18,7 +18,7 @@ from flax import nnx
 from experiments.rule_speed.problems import Shape
 from experiments.tpu_cycles import rules, schedule
 from neumann_jax import Execution, InverseSpec, ModelConfig, RuleOptions
-from neumann_jax.delta_rule.by_chunks import by_chunks
+from neumann_jax.delta_rule.chunks.by_chunks import by_chunks
 from neumann_jax.layers.positions import positions
 from neumann_jax.model.decoder import DecoderLayer, Tokens
 

@@ -7,7 +7,8 @@ heads; what a device computes is in `by_chunks`.
 import jax
 
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
-from neumann_jax.delta_rule import by_chunks, inputs, precision, wy
+from neumann_jax.delta_rule import inputs, precision
+from neumann_jax.delta_rule.chunks import by_chunks, wy
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.on_mesh import Rule, on_mesh
 from neumann_jax.delta_rule.options import RuleOptions

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from neumann_jax import sequence_axis
-from neumann_jax.delta_rule import api, chunk_matrix, sequence_parallel, wy
+from neumann_jax.delta_rule import api
 from neumann_jax.delta_rule import inputs as operands
+from neumann_jax.delta_rule.chunks import chunk_matrix, wy
 from neumann_jax.delta_rule.inputs import Operands
+from neumann_jax.delta_rule.sequence_parallel import sharded
 from neumann_jax.execution import Execution
 from neumann_jax.layers import (
   head_columns,
@@ -264,7 +266,7 @@ class GatedDeltaNet(nnx.Module):
   ) -> tuple[jax.Array, jax.Array]:
     how = self.rule
     if how.sequence_axis is not None:
-      run = sequence_parallel.over_shards
+      run = sharded.over_shards
     else:
       run = api.with_options
     return run(inputs, how, initial_state=state, segment_ids=segment_ids)

@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol, TypeVar
 
 import jax
 
-from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices
+from neumann_jax.delta_rule.chunks.chunk_matrix import ChunkMatrices
 from neumann_jax.execution import Execution
 from neumann_jax.layers.caches.cache import LayerCache
 from neumann_jax.layers.positions import Positions

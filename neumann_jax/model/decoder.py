@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 import jax
 from flax import nnx
 
-from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices
+from neumann_jax.delta_rule.chunks.chunk_matrix import ChunkMatrices
 from neumann_jax.execution import Execution
 from neumann_jax.foreign_files.messages import shown
 from neumann_jax.layers import residual_norm, row_layer

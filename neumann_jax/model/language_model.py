@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from neumann_jax import checks
-from neumann_jax.delta_rule.chunk_matrix import ChunkMatrices
+from neumann_jax.delta_rule.chunks.chunk_matrix import ChunkMatrices
 from neumann_jax.execution import Execution, changed, check_execution
 from neumann_jax.layers import placement, residual_norm
 from neumann_jax.layers.caches.cache import (

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from neumann_jax import backends
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
-from neumann_jax.delta_rule import inputs, intra_chunk, layout, precision
+from neumann_jax.delta_rule import inputs, layout, precision
+from neumann_jax.delta_rule.chunks import intra_chunk
 from neumann_jax.delta_rule.gates import finite_decay
 from neumann_jax.delta_rule.kernels import wy_gpu, wy_tpu
 from neumann_jax.delta_rule.options import RuleOptions

@@ -13,15 +13,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from neumann_jax.delta_rule import (
-  chunk_scan,
   inputs,
   isolation,
   kept_names,
   layout,
   precision,
 )
+from neumann_jax.delta_rule.chunks import chunk_scan
+from neumann_jax.delta_rule.chunks.intra_chunk import Terms
 from neumann_jax.delta_rule.inputs import Operands
-from neumann_jax.delta_rule.intra_chunk import Terms
 
 
 class Places(NamedTuple):

@@ -12,19 +12,16 @@ from typing import Any
 import jax
 
 from neumann_jax import backends
-from neumann_jax.delta_rule import (
+from neumann_jax.delta_rule import isolation, kept_names, layout, precision
+from neumann_jax.delta_rule.chunks import (
   chunk_scan,
   document_states,
   intra_chunk,
-  isolation,
-  kept_names,
-  layout,
-  precision,
   wy,
 )
+from neumann_jax.delta_rule.chunks.intra_chunk import Terms
 from neumann_jax.delta_rule.hopper import rule as hopper_rule
 from neumann_jax.delta_rule.inputs import Operands
-from neumann_jax.delta_rule.intra_chunk import Terms
 from neumann_jax.delta_rule.layout import Chunks
 from neumann_jax.delta_rule.options import RuleOptions
 from neumann_jax.delta_rule.tpu import rule as tpu_rule

@@ -11,7 +11,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from neumann_jax.delta_rule import by_chunks, chunk_scan, intra_chunk, layout
+from neumann_jax.delta_rule import layout
+from neumann_jax.delta_rule.chunks import by_chunks, chunk_scan, intra_chunk
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.options import RuleOptions
 from neumann_jax.delta_rule.tpu import rule as tpu_rule

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from neumann_jax import backends
-from neumann_jax.delta_rule import intra_chunk, kept_names, layout
+from neumann_jax.delta_rule import kept_names, layout
+from neumann_jax.delta_rule.chunks import intra_chunk
+from neumann_jax.delta_rule.chunks.intra_chunk import Terms
 from neumann_jax.delta_rule.gates import finite_decay
-from neumann_jax.delta_rule.intra_chunk import Terms
 from neumann_jax.delta_rule.kernels import chunk_scan_gpu
 from neumann_jax.delta_rule.layout import Chunks
 from neumann_jax.delta_rule.precision import einsum

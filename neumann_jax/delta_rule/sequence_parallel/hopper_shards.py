@@ -18,13 +18,14 @@ from jax import lax
 
 from neumann_jax import reverse_mode
 from neumann_jax.chunk_inverse.inverse_spec import resolve
-from neumann_jax.delta_rule import kept_names, layout, shard_maps
+from neumann_jax.delta_rule import kept_names, layout
 from neumann_jax.delta_rule.hopper import passes
 from neumann_jax.delta_rule.hopper import rule as one_device
 from neumann_jax.delta_rule.hopper.rule import Plain
 from neumann_jax.delta_rule.hopper.tiles import CHUNK
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.options import RuleOptions
+from neumann_jax.delta_rule.sequence_parallel import shard_maps
 
 
 def rule(

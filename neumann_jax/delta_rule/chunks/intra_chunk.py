@@ -14,7 +14,8 @@ import jax
 from neumann_jax import backends
 from neumann_jax.chunk_inverse import bounds
 from neumann_jax.chunk_inverse.gradient import OPERATIONS
-from neumann_jax.delta_rule import chunk_matrix, precision
+from neumann_jax.delta_rule import precision
+from neumann_jax.delta_rule.chunks import chunk_matrix
 from neumann_jax.delta_rule.gates import Gates, chunk_gates
 from neumann_jax.delta_rule.layout import Chunks
 from neumann_jax.delta_rule.options import RuleOptions

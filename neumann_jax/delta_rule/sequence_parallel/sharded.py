@@ -18,7 +18,7 @@ rounds more. The products with gathered maps, shards Dk^2 Dv a head, are less
 than the rest as soon as a shard is longer than Dk shards / 7.
 
 On a Hopper GPU the map comes from a shard's last chunks alone, before the rule
-of one device: see `hopper.shards`.
+of one device: see `hopper_shards`.
 """
 
 import functools
@@ -31,19 +31,21 @@ from neumann_jax import sequence_axis
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
 from neumann_jax.delta_rule import (
   api,
-  columns,
   inputs,
   isolation,
   kept_names,
   layout,
   precision,
-  shard_maps,
 )
 from neumann_jax.delta_rule.hopper import rule as hopper_rule
-from neumann_jax.delta_rule.hopper import shards as hopper_shards
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.on_mesh import on_mesh
 from neumann_jax.delta_rule.options import RuleOptions
+from neumann_jax.delta_rule.sequence_parallel import (
+  columns,
+  hopper_shards,
+  shard_maps,
+)
 
 
 def sharded_delta_rule(
@@ -94,7 +96,7 @@ def sharded_delta_rule(
       the kernels of `gated_delta_rule` where they take the operands, of twice
       the value heads. Then a_t and P_t are rounded to v's type before they are
       added. On a Hopper GPU, where its kernels take the operands, see
-      `hopper.shards`.
+      `hopper_shards`.
 
   Returns:
     out [B, L, Hv, Dv] in v's dtype, and the state after the last shard
