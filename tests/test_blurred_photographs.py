@@ -14,7 +14,7 @@ from experiments.blurred_photographs import restoring, study
 from experiments.blurred_photographs.settings import Settings
 from experiments.data import photographs
 from experiments.harness import command_line, runner
-from experiments.restore import drawing
+from experiments.restore.drawing import stepwise as drawing
 from tests.oracles import refused
 
 KERNEL = np.arange(1.0, 10).reshape(3, 3) / 45

@@ -7,9 +7,9 @@ import pytest
 
 import posterior_jax as pj
 from configs import restore as config
-from experiments.restore import kernel_file
-from experiments.restore.degradation import degradation
-from experiments.restore.observed import observe
+from experiments.restore.measurement.degradation import degradation
+from experiments.restore.measurement.observed import observe
+from experiments.restore.picture_files import kernel_file
 from posterior_jax import operators
 from tests.oracles import refused
 

@@ -12,10 +12,12 @@ import posterior_jax as pj
 from configs import restore as config
 from experiments.data import photographs
 from experiments.harness import command_line, prior_files, runner
-from experiments.restore import drawing, job, kernel_file, report, study
-from experiments.restore.mask import read_mask
-from experiments.restore.observed import Given, observe
-from experiments.restore.picture import read_picture
+from experiments.restore import job, report, study
+from experiments.restore.drawing import stepwise as drawing
+from experiments.restore.measurement.observed import Given, observe
+from experiments.restore.picture_files import kernel_file
+from experiments.restore.picture_files.mask import read_mask
+from experiments.restore.picture_files.picture import read_picture
 from tests.oracles import refused
 
 CONFIG = command_line.CONFIGS / "restore.py"

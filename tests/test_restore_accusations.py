@@ -12,7 +12,9 @@ import posterior_jax as pj
 from configs import restore as config
 from experiments.data import photographs
 from experiments.harness import command_line, samplers
-from experiments.restore import doubt, drawing, job, kernel_file, study
+from experiments.restore import doubt, job, study
+from experiments.restore.drawing import stepwise as drawing
+from experiments.restore.picture_files import kernel_file
 from experiments.restore.report import Restored
 
 SIDE = 64

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.restore import study
-from experiments.restore.observed import Given
+from experiments.restore.measurement.observed import Given
 from experiments.restore.report import Restored
 from posterior_jax import Observation, metrics, operators
 

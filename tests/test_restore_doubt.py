@@ -12,16 +12,10 @@ import posterior_jax as pj
 from configs import restore as config
 from experiments.data import photographs
 from experiments.harness import command_line, runner
-from experiments.restore import (
-  doubt,
-  drawing,
-  job,
-  kernel_file,
-  report,
-  shared_inputs,
-  study,
-)
+from experiments.restore import doubt, job, report, shared_inputs, study
+from experiments.restore.drawing import stepwise as drawing
 from experiments.restore.heartbeat import Heartbeat
+from experiments.restore.picture_files import kernel_file
 from experiments.restore.settings import OVERLAP
 from posterior_jax.operators import frozen
 from tests.oracles import refused

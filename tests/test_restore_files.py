@@ -10,11 +10,16 @@ import PIL.ImageCms
 import pytest
 import tifffile
 
-from experiments.restore import kernel_file, noise, picture_file
-from experiments.restore.degradation import degradation
-from experiments.restore.mask import about_mask, mask_of, read_mask
-from experiments.restore.observed import observe
-from experiments.restore.picture import read_picture
+from experiments.restore.measurement import noise
+from experiments.restore.measurement.degradation import degradation
+from experiments.restore.measurement.observed import observe
+from experiments.restore.picture_files import kernel_file, picture_file
+from experiments.restore.picture_files.mask import (
+  about_mask,
+  mask_of,
+  read_mask,
+)
+from experiments.restore.picture_files.picture import read_picture
 from tests.oracles import refused
 
 RNG = np.random.default_rng(0)

@@ -14,18 +14,11 @@ from configs import restore as config
 from experiments.data import photographs
 from experiments.harness import command_line, prior_files, runner
 from experiments.harness.progress import Progress, silent
-from experiments.restore import (
-  degradation,
-  doubt,
-  drawing,
-  folder,
-  job,
-  kept,
-  report,
-  side_by_side,
-  study,
-)
+from experiments.restore import doubt, folder, job, report, side_by_side, study
 from experiments.restore import shared_inputs as shared
+from experiments.restore.drawing import kept
+from experiments.restore.drawing import stepwise as drawing
+from experiments.restore.measurement import degradation
 from posterior_jax import priors
 from tests.oracles import refused
 

@@ -9,13 +9,9 @@ import posterior_jax as pj
 from configs import restore as config
 from experiments.data import photographs
 from experiments.harness import command_line, samplers
-from experiments.restore import (
-  drawing,
-  image_settings,
-  job,
-  kernel_file,
-  report,
-)
+from experiments.restore import image_settings, job, report
+from experiments.restore.drawing import stepwise as drawing
+from experiments.restore.picture_files import kernel_file
 from posterior_jax.nfc_sampler import Jacobian, Sigma
 from tests import oracles
 

@@ -9,9 +9,13 @@ import pytest
 import tifffile
 
 from experiments.data import photographs
-from experiments.restore import picture_file
-from experiments.restore.mask import about_mask, read_mask, soft_share
-from experiments.restore.picture import read_picture
+from experiments.restore.picture_files import picture_file
+from experiments.restore.picture_files.mask import (
+  about_mask,
+  read_mask,
+  soft_share,
+)
+from experiments.restore.picture_files.picture import read_picture
 from tests.oracles import refused
 
 RNG = np.random.default_rng(0)

@@ -11,10 +11,11 @@ from configs import restore as config
 from experiments.data import degradations, photographs
 from experiments.harness import command_line
 from experiments.harness.command_line import UsageError
-from experiments.restore import doubt, job, noise, report, study
-from experiments.restore.degradation import load_operator
-from experiments.restore.observed import Given, observe
-from experiments.restore.picture import read_picture
+from experiments.restore import doubt, job, report, study
+from experiments.restore.measurement import noise
+from experiments.restore.measurement.degradation import load_operator
+from experiments.restore.measurement.observed import Given, observe
+from experiments.restore.picture_files.picture import read_picture
 from experiments.restore.report import Restored
 from posterior_jax import Observation, operators
 from tests.oracles import refused

@@ -8,8 +8,9 @@ import tifffile
 
 from configs import restore as config
 from experiments.harness import command_line
-from experiments.restore import job, picture_file
-from experiments.restore.picture import read_picture
+from experiments.restore import job
+from experiments.restore.picture_files import picture_file
+from experiments.restore.picture_files.picture import read_picture
 from tests.oracles import refused
 
 RNG = np.random.default_rng(0)

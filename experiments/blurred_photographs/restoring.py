@@ -12,7 +12,8 @@ from configs import restore as restore_config
 from experiments.blurred_photographs.settings import Settings
 from experiments.data import photographs
 from experiments.harness import command_line, writing
-from experiments.restore import drawing, job
+from experiments.restore import job
+from experiments.restore.drawing import stepwise as drawing
 from posterior_jax import Operator, metrics, operators
 
 ROUNDED = 0.003  # noise below it is that of rounding to 8 bits

@@ -30,7 +30,7 @@ from experiments.blurred_photographs.settings import (
 )
 from experiments.data import photographs
 from experiments.harness import prior_files, record, writing
-from experiments.restore import kernel_file
+from experiments.restore.picture_files import kernel_file
 from posterior_jax import uncertain
 
 MOTION, GAUSSIAN, NARROW = "motion, medium", "Gaussian, std 1.6", "Gaussian"

@@ -17,9 +17,10 @@ import numpy as np
 
 import posterior_jax
 from experiments.data import degradations
-from experiments.restore import degradation, image_settings
-from experiments.restore.drawing import stepped
+from experiments.restore import image_settings
+from experiments.restore.drawing.stepwise import stepped
 from experiments.restore.job import Job
+from experiments.restore.measurement import degradation
 from posterior_jax import NFCConfig, Observation, operators, priors
 from posterior_jax.base import SamplerState, State, normalised_residual
 from posterior_jax.nfc_sampler import Jacobian, Mean, Schedule

@@ -19,9 +19,10 @@ from experiments.harness.command_line import UsageError
 from experiments.harness.reporting import pictures
 from experiments.harness.reporting import report as reports
 from experiments.harness.reporting.report import Report
-from experiments.restore import job, picture_file, side_by_side, study
+from experiments.restore import job, side_by_side, study
 from experiments.restore import shared_inputs as shared
 from experiments.restore.job import Job
+from experiments.restore.picture_files import picture_file
 from experiments.restore.settings import Settings
 from experiments.restore.shared_inputs import SharedInputs
 from experiments.restore.study import Written

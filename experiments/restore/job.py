@@ -12,11 +12,16 @@ import posterior_jax
 from experiments.data import degradations
 from experiments.harness import prior_files, samplers
 from experiments.harness.samplers import CALIBRATED, TUNED
-from experiments.restore import degradation, image_settings, noise, observed
+from experiments.restore import image_settings
 from experiments.restore import shared_inputs as shared
-from experiments.restore.mask import about_mask, mask_of, soft_share
-from experiments.restore.observed import Given
-from experiments.restore.picture import (
+from experiments.restore.measurement import degradation, noise, observed
+from experiments.restore.measurement.observed import Given
+from experiments.restore.picture_files.mask import (
+  about_mask,
+  mask_of,
+  soft_share,
+)
+from experiments.restore.picture_files.picture import (
   Picture,
   read_measurement,
   read_picture,

@@ -12,7 +12,7 @@ from experiments.data import degradations
 from experiments.harness.reporting import pictures
 from experiments.harness.reporting.report import Report
 from experiments.restore import image_settings
-from experiments.restore.observed import Given
+from experiments.restore.measurement.observed import Given
 from posterior_jax import Operator
 
 SHOWN_SAMPLES = 2

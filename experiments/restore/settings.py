@@ -4,8 +4,13 @@ import dataclasses
 
 from experiments.harness import samplers
 from experiments.harness.settings import Checked, setting
-from experiments.restore.degradation import BLURRED, CUSTOM, KINDS, MASKED
-from experiments.restore.picture_file import MOST_SIDE
+from experiments.restore.measurement.degradation import (
+  BLURRED,
+  CUSTOM,
+  KINDS,
+  MASKED,
+)
+from experiments.restore.picture_files.picture_file import MOST_SIDE
 
 OVERLAP = 64  # pixels that tiles of a large picture share
 # Levels of NFC's one image: below FEWEST those of `NFCConfig.fast`, for solves

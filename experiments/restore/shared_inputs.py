@@ -9,14 +9,14 @@ import numpy as np
 
 import posterior_jax
 from experiments.harness import prior_files
-from experiments.restore import kernel_file, picture_file
-from experiments.restore.degradation import (
+from experiments.restore.heartbeat import Heartbeat
+from experiments.restore.measurement.degradation import (
   BLURRED,
   CUSTOM,
   Shape,
   load_operator,
 )
-from experiments.restore.heartbeat import Heartbeat
+from experiments.restore.picture_files import kernel_file, picture_file
 from experiments.restore.settings import OVERLAP, Settings
 from posterior_jax import Operator, priors, uncertain
 from posterior_jax.base import Denoiser

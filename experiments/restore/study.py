@@ -20,10 +20,11 @@ from experiments.harness import prior_files, record, scores, writing
 from experiments.harness.command_line import UsageError
 from experiments.harness.progress import Progress
 from experiments.harness.reporting import report as reports
-from experiments.restore import doubt, picture_file, report
+from experiments.restore import doubt, report
+from experiments.restore.drawing.kept import draw_all
 from experiments.restore.job import Job, Say
-from experiments.restore.kept import draw_all
-from experiments.restore.observed import Given
+from experiments.restore.measurement.observed import Given
+from experiments.restore.picture_files import picture_file
 from experiments.restore.report import Restored
 from experiments.restore.settings import Settings
 from posterior_jax import metrics

@@ -17,8 +17,8 @@ import safetensors
 import safetensors.numpy
 from hypothesis import strategies as st
 
-from experiments.restore import kernel_file
-from experiments.restore.picture import read_picture
+from experiments.restore.picture_files import kernel_file
+from experiments.restore.picture_files.picture import read_picture
 from neumann_jax import ModelConfig, checkpoint, shipped
 from neumann_jax.checkpoint import hf_config, hf_layout, safetensors_io
 from neumann_jax.generation import tokenizer as tokens

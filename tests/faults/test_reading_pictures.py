@@ -7,9 +7,9 @@ import zlib
 import numpy as np
 
 from experiments.data import photo_tiles
-from experiments.restore import kernel_file
-from experiments.restore.mask import read_mask
-from experiments.restore.picture import read_picture
+from experiments.restore.picture_files import kernel_file
+from experiments.restore.picture_files.mask import read_mask
+from experiments.restore.picture_files.picture import read_picture
 from tests.faults.spending import cheap
 from tests.oracles import refused
 

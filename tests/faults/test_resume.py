@@ -20,8 +20,8 @@ import pytest
 from experiments.harness import record, runner, writing
 from experiments.harness.training import checkpoints, loop, optimiser
 from experiments.harness.training.checkpoints import Checkpoints, Saved
-from experiments.restore import kept as restore
-from experiments.restore.drawing import Drawn
+from experiments.restore.drawing import kept as restore
+from experiments.restore.drawing.stepwise import Drawn
 from tests.faults.test_writing import Layer, results, write_all
 from tests.oracles import refused
 

@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 
 from experiments.data import photographs
-from experiments.restore.pillow_modes import Stored, stored
+from experiments.restore.picture_files.pillow_modes import Stored, stored
 from posterior_jax.foreign_files import array_file
 from posterior_jax.foreign_files import picture_file as foreign
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments.restore import kernel_file
+from experiments.restore.picture_files import kernel_file
 from posterior_jax import Operator, operators, uncertain
 from posterior_jax.baselines import TASKS
 from posterior_jax.operators import resize

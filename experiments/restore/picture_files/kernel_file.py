@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from experiments.restore import picture_file
+from experiments.restore.picture_files import picture_file
 from posterior_jax.foreign_files import array_file
 from posterior_jax.operators import frozen
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.harness import writing
 from experiments.harness.progress import Progress, silent
-from experiments.restore.drawing import Drawn, Pace, draw
+from experiments.restore.drawing.stepwise import Drawn, Pace, draw
 from experiments.restore.job import Job
 from experiments.restore.report import Restored
 

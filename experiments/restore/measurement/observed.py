@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.restore.degradation import Shape
-from experiments.restore.picture_file import MOST_SIDE
+from experiments.restore.measurement.degradation import Shape
+from experiments.restore.picture_files.picture_file import MOST_SIDE
 from posterior_jax import Observation, Operator
 from posterior_jax.operators import SceneBlur
 

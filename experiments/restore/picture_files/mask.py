@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from experiments.restore import picture_file
-from experiments.restore.picture import Picture
+from experiments.restore.picture_files import picture_file
+from experiments.restore.picture_files.picture import Picture
 
 # Shares of a picture: fewer observed pixels, or fewer hidden ones, are a slip
 # more often than a task.

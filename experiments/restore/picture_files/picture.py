@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.restore import picture_file
+from experiments.restore.picture_files import picture_file
 from posterior_jax.foreign_files import array_file
 
 # Of white, by bits: no photograph that was exposed is darker throughout, and a

@@ -1,0 +1,1 @@
+"""Images and samples of a picture: drawn step by step, and kept."""

@@ -1,0 +1,1 @@
+"""How a picture was degraded, with what noise: it becomes an observation."""

@@ -1,0 +1,1 @@
+"""Files of pictures, masks and blur kernels as people have them, as arrays."""
