@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import record, runner, text_model, writing
+from experiments.harness import record, runner, writing
 from experiments.harness.settings import Checked, setting
+from experiments.harness.subjects import text_model
 from neumann_jax import (
   Execution,
   Generated,

@@ -23,7 +23,7 @@ from tqdm import tqdm
 import neumann_jax.assets
 from experiments.data import key_families
 from experiments.harness import writing
-from experiments.harness.matrix_errors import approximate
+from experiments.harness.subjects.matrix_errors import approximate
 from neumann_jax.chunk_inverse import planner
 from neumann_jax.chunk_inverse.integer import QuantSpec, Scale
 from neumann_jax.chunk_inverse.inverse_spec import PRECISIONS, InverseSpec

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.harness import progress, record, runner, samplers
+from experiments.harness import progress, record, runner
 from experiments.harness.settings import Checked, setting
+from experiments.harness.subjects import samplers
 from experiments.restoration import runs, setup
 from experiments.restoration.runs import Program
 from experiments.restoration.setup import SetupSettings

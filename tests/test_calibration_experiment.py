@@ -11,8 +11,9 @@ import pytest
 from configs import calibration as config
 from experiments.calibration import problems, report, scores, study, trials
 from experiments.calibration.trials import Who
-from experiments.harness import command_line, record, samplers
+from experiments.harness import command_line, record
 from experiments.harness.reporting.tables import frame
+from experiments.harness.subjects import samplers
 from posterior_jax import NFCConfig
 from posterior_jax.nfc_sampler import Jacobian
 from tests import oracles

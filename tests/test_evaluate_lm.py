@@ -16,7 +16,8 @@ import neumann_jax
 from configs import evaluate_lm as config
 from experiments.data import key_families, text_windows
 from experiments.evaluate_lm import inverse_errors, scores, study
-from experiments.harness import command_line, runner, text_model
+from experiments.harness import command_line, runner
+from experiments.harness.subjects import text_model
 from neumann_jax import InverseSpec, checkpoint, generation
 from neumann_jax.delta_rule.chunks.chunk_matrix import ChunkMatrices
 from tests import oracles

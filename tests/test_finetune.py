@@ -20,7 +20,8 @@ from configs import finetune as config
 from experiments.data import packed_rows
 from experiments.data.packed_rows import Document
 from experiments.finetune import documents, step, study
-from experiments.harness import command_line, record, runner, text_model
+from experiments.harness import command_line, record, runner
+from experiments.harness.subjects import text_model
 from experiments.harness.training import optimiser
 from neumann_jax import (
   Execution,

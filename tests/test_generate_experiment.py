@@ -8,7 +8,8 @@ import pytest
 
 from configs import generate as config
 from experiments import generate
-from experiments.harness import command_line, runner, text_model
+from experiments.harness import command_line, runner
+from experiments.harness.subjects import text_model
 from neumann_jax import Generated, SamplingSpec, checkpoint, generation
 from neumann_jax.generation import text as text_parts
 from tests import oracles

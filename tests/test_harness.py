@@ -7,7 +7,8 @@ import threading
 import pandas as pd
 import pytest
 
-from experiments.harness import record, threads
+from experiments.harness import record
+from experiments.harness.processes import threads
 from experiments.harness.reporting import report, tables
 from experiments.harness.settings import Checked, setting
 from experiments.harness.speed import timing

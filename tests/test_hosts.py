@@ -20,8 +20,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.evaluate_lm import sweep
-from experiments.harness import hosts, meeting, record, runner
-from experiments.harness.meeting import Hosts
+from experiments.harness import record, runner
+from experiments.harness.processes import hosts, meeting
+from experiments.harness.processes.meeting import Hosts
 from experiments.harness.training import checkpoints
 from experiments.harness.training.checkpoints import Checkpoints, Saved
 from neumann_jax import sharding

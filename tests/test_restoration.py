@@ -13,8 +13,9 @@ import posterior_jax as pj
 from experiments import tune_samplers
 from experiments.data import degradations, photographs
 from experiments.data.degradations import FROZEN, Degradation
-from experiments.harness import command_line, runner, samplers, scores
+from experiments.harness import command_line, runner
 from experiments.harness.reporting.tables import frame
+from experiments.harness.subjects import samplers, scores
 from experiments.restoration import report, runs, setup, study, tables
 from posterior_jax.operators import frozen
 from tests import test_perceptual

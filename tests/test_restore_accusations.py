@@ -11,7 +11,8 @@ import scipy.ndimage
 import posterior_jax as pj
 from configs import restore as config
 from experiments.data import photographs
-from experiments.harness import command_line, samplers
+from experiments.harness import command_line
+from experiments.harness.subjects import samplers
 from experiments.restore import doubt, job, study
 from experiments.restore.drawing import stepwise as drawing
 from experiments.restore.picture_files import kernel_file

@@ -8,7 +8,8 @@ import pytest
 import posterior_jax as pj
 from configs import restore as config
 from experiments.data import photographs
-from experiments.harness import command_line, samplers
+from experiments.harness import command_line
+from experiments.harness.subjects import samplers
 from experiments.restore import image_settings, job, report
 from experiments.restore.drawing import stepwise as drawing
 from experiments.restore.picture_files import kernel_file

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import posterior_jax as pj
-from experiments.harness import samplers
+from experiments.harness.subjects import samplers
 from posterior_jax.nfc_sampler import Jacobian
 from tests.oracles import quick_jit, refused
 

@@ -11,7 +11,7 @@ from experiments.calibration.problems import NOISE_STD
 from experiments.calibration.trials import Settings
 from experiments.harness import record
 from experiments.harness.reporting import page
-from experiments.harness.samplers import CALIBRATED
+from experiments.harness.subjects.samplers import CALIBRATED
 
 # Who sampled, a line of a table; a budget of 0 is a setting's own.
 WHO = ["method", "setting", "factor", "budget"]

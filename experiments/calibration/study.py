@@ -28,11 +28,12 @@ from experiments.calibration.trials import (
   Trial,
   trials,
 )
-from experiments.harness import record, samplers
+from experiments.harness import record
+from experiments.harness.processes.threads import in_threads
 from experiments.harness.progress import Progress
 from experiments.harness.speed import timing
 from experiments.harness.speed.compiled import Compiled
-from experiments.harness.threads import in_threads
+from experiments.harness.subjects import samplers
 
 Row = dict[str, Any]
 _EVALUATE: dict[str, Callable[..., Row]] = {

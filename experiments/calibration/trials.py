@@ -12,9 +12,9 @@ from experiments.calibration.problems import (
   Gaussian,
   Mixture,
 )
-from experiments.harness import samplers
-from experiments.harness.samplers import CALIBRATED
 from experiments.harness.settings import Checked, setting
+from experiments.harness.subjects import samplers
+from experiments.harness.subjects.samplers import CALIBRATED
 from posterior_jax import NFCConfig
 from posterior_jax.nfc_sampler import Jacobian
 

@@ -40,8 +40,8 @@ from experiments.continuation.settings import MIXTURES, Settings
 from experiments.data import degradations
 from experiments.data import photographs as pictures
 from experiments.harness import prior_files, progress, record, writing
+from experiments.harness.processes.threads import in_threads
 from experiments.harness.reporting import report as reports
-from experiments.harness.threads import in_threads
 
 Row = dict[str, Any]
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import neumann_jax
-from experiments.harness.matrix_errors import Problem
+from experiments.harness.subjects.matrix_errors import Problem
 from neumann_jax import ChunkMatrices, InverseSpec
 from neumann_jax.chunk_inverse.spec_names import without_format
 from neumann_jax.model.scan_layers import unstack_layers

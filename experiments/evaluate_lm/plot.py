@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.harness import text_model
+from experiments.harness.subjects import text_model
 from neumann_jax import InverseSpec
 from neumann_jax.chunk_inverse.spec_names import format_name, without_format
 

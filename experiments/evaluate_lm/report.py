@@ -14,7 +14,7 @@ from experiments.evaluate_lm.sweep import KEYS
 from experiments.harness import record
 from experiments.harness.reporting import page, tables
 from experiments.harness.reporting.report import Report
-from experiments.harness.text_model import weights_words
+from experiments.harness.subjects.text_model import weights_words
 from neumann_jax.chunk_inverse.xla import count_products
 
 HEADINGS = {

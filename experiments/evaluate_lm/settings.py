@@ -4,8 +4,8 @@ import dataclasses
 import itertools
 from typing import NamedTuple
 
-from experiments.harness import text_model
 from experiments.harness.settings import Checked, setting
+from experiments.harness.subjects import text_model
 from neumann_jax import InverseSpec, RuleOptions
 from neumann_jax.chunk_inverse.inverse_spec import check_chunk_size
 

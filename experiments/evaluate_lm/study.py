@@ -17,8 +17,10 @@ from experiments.data.text_windows import Text
 from experiments.evaluate_lm import report
 from experiments.evaluate_lm.settings import Settings
 from experiments.evaluate_lm.sweep import KEYS, Sweep
-from experiments.harness import hosts, record, text_model, writing
+from experiments.harness import record, writing
+from experiments.harness.processes import hosts
 from experiments.harness.progress import Progress
+from experiments.harness.subjects import text_model
 from neumann_jax import (
   Execution,
   InverseSpec,

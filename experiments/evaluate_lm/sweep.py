@@ -20,9 +20,11 @@ from flax import nnx
 from experiments.data.text_windows import Windows
 from experiments.evaluate_lm import inverse_errors, scores
 from experiments.evaluate_lm.settings import Case, Settings
-from experiments.harness import hosts, record, text_model
+from experiments.harness import record
+from experiments.harness.processes import hosts
 from experiments.harness.progress import Tick
 from experiments.harness.speed import timing
+from experiments.harness.subjects import text_model
 from neumann_jax import LanguageModel
 
 KEYS = ("weights", "chunk_size", "spec")  # what the rows of a case begin with

@@ -24,13 +24,10 @@ from experiments.data.packed_rows import Rows
 from experiments.finetune import documents, report, step
 from experiments.finetune.settings import Settings
 from experiments.finetune.step import Plan, StepLosses
-from experiments.harness import (
-  hosts,
-  record,
-  text_model,
-  writing,
-)
+from experiments.harness import record, writing
+from experiments.harness.processes import hosts
 from experiments.harness.reporting.report import shown
+from experiments.harness.subjects import text_model
 from experiments.harness.training import loop, optimiser
 from experiments.harness.training.optimiser import Params, TrainState
 from neumann_jax import (

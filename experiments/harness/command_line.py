@@ -34,7 +34,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.harness.meeting import Hosts
+from experiments.harness.processes.meeting import Hosts
 
 S = TypeVar("S")
 

@@ -11,7 +11,7 @@ from typing import TextIO
 
 import tqdm
 
-from experiments.harness import hosts
+from experiments.harness.processes import hosts
 
 Tick = Callable[[str], None]
 

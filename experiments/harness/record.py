@@ -23,7 +23,8 @@ from typing import Any
 import jax
 import pandas as pd
 
-from experiments.harness import folders, hosts, writing
+from experiments.harness import folders, writing
+from experiments.harness.processes import hosts
 from experiments.harness.reporting import tables
 from experiments.harness.rows import Table
 

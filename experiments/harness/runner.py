@@ -13,16 +13,9 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from experiments.harness import (
-  command_line,
-  console,
-  hosts,
-  interrupts,
-  meeting,
-  record,
-  writing,
-)
+from experiments.harness import command_line, record, writing
 from experiments.harness.command_line import Command, UsageError
+from experiments.harness.processes import console, hosts, interrupts, meeting
 
 S = TypeVar("S")
 

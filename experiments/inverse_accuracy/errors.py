@@ -15,9 +15,10 @@ import numpy as np
 
 import neumann_jax
 from experiments.data import key_families
-from experiments.harness import progress, threads
-from experiments.harness.matrix_errors import MatrixErrors, Problem
+from experiments.harness import progress
+from experiments.harness.processes import threads
 from experiments.harness.settings import Checked, setting
+from experiments.harness.subjects.matrix_errors import MatrixErrors, Problem
 from experiments.inverse_accuracy.cases import FORMATS, PAPER_CHUNKS, Case
 from neumann_jax.chunk_inverse.inverse_spec import check_chunk_size
 from neumann_jax.chunk_inverse.xla import count_products

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.harness import threads
+from experiments.harness.processes import threads
 from experiments.harness.progress import Tick
 from experiments.harness.speed import timing
 from experiments.harness.speed.timing import Job, Timing

@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import record, samplers
+from experiments.harness import record
 from experiments.harness.progress import Progress
 from experiments.harness.settings import Checked, setting
 from experiments.harness.speed import timing
 from experiments.harness.speed.compiled import Compiled
+from experiments.harness.subjects import samplers
 from experiments.levy import problems, report, scores
 from experiments.levy.denoiser import Denoiser
 from experiments.levy.laws import LAWS

@@ -14,8 +14,12 @@ import numpy as np
 import pandas as pd
 
 import neumann_jax
-from experiments.harness.matrix_errors import MatrixErrors, Problem, errors_of
 from experiments.harness.progress import Tick
+from experiments.harness.subjects.matrix_errors import (
+  MatrixErrors,
+  Problem,
+  errors_of,
+)
 from experiments.inverse_accuracy import cases
 from experiments.lm_accuracy.capture import Captured
 from experiments.lm_accuracy.token_rows import groups

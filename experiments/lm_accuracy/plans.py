@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 import neumann_jax
-from experiments.harness.matrix_errors import MatrixErrors, Problem
+from experiments.harness.subjects.matrix_errors import MatrixErrors, Problem
 from experiments.lm_accuracy.capture import Captured
 from experiments.lm_accuracy.errors import FORMATS
 from neumann_jax import InverseSpec, Plan

@@ -15,8 +15,8 @@ from flax import nnx
 
 from experiments.evaluate_lm.scores import Scores, scores
 from experiments.evaluate_lm.settings import EXACT
-from experiments.harness import text_model
 from experiments.harness.progress import Tick
+from experiments.harness.subjects import text_model
 from experiments.lm_accuracy import layerwise
 from experiments.lm_accuracy.token_rows import TokenRows
 from neumann_jax import InverseSpec, LanguageModel

@@ -7,7 +7,7 @@ import pandas as pd
 
 from experiments.data import sequence_tasks
 from experiments.harness import record
-from experiments.harness.text_model import AS_TRAINED
+from experiments.harness.subjects.text_model import AS_TRAINED
 from experiments.lm_accuracy import plans
 
 # Largest differences from the exact inverse: in bits per byte of text, and in

@@ -14,7 +14,7 @@ from experiments.evaluate_lm.settings import EXACT
 from experiments.harness import record
 from experiments.harness.reporting import page, tables
 from experiments.harness.reporting.report import Cell, Report
-from experiments.harness.text_model import weights_words
+from experiments.harness.subjects.text_model import weights_words
 from experiments.lm_accuracy import matrix_report, paper, plans, promises
 from experiments.lm_accuracy.promises import MOST_BITS, Promise
 

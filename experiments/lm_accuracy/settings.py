@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from experiments.data import sequence_tasks
-from experiments.harness import text_model
 from experiments.harness.settings import Checked, setting
+from experiments.harness.subjects import text_model
 from experiments.lm_accuracy import errors
 from neumann_jax import InverseSpec, RuleOptions
 from neumann_jax.chunk_inverse.inverse_spec import (

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.data import text_data
-from experiments.harness import record, text_model, writing
+from experiments.harness import record, writing
 from experiments.harness.progress import Progress, Tick
+from experiments.harness.subjects import text_model
 from experiments.lm_accuracy import (
   capture,
   errors,

@@ -17,9 +17,11 @@ import numpy as np
 import posterior_jax
 from experiments.data import degradations, photographs
 from experiments.data.degradations import Problem
-from experiments.harness import prior_files, progress, samplers, threads
-from experiments.harness.samplers import TUNED, Drawn
+from experiments.harness import prior_files, progress
+from experiments.harness.processes import threads
 from experiments.harness.settings import Checked, setting
+from experiments.harness.subjects import samplers
+from experiments.harness.subjects.samplers import TUNED, Drawn
 from experiments.peers.dpir import dpir
 from posterior_jax import NFCConfig, Observation, metrics
 from posterior_jax.base import Denoiser

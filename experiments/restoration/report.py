@@ -10,7 +10,7 @@ from experiments.data.degradations import FROZEN, Degradation
 from experiments.harness import record
 from experiments.harness.reporting.pictures import panel
 from experiments.harness.reporting.report import Report
-from experiments.harness.samplers import CALIBRATED, PUBLISHED, TUNED
+from experiments.harness.subjects.samplers import CALIBRATED, PUBLISHED, TUNED
 from experiments.restoration import tables
 from experiments.restoration.runs import ABLATION, METHODS, ROBUSTNESS
 from experiments.restoration.setup import Setup

@@ -20,10 +20,10 @@ import scipy.ndimage
 
 from experiments.data import degradations
 from experiments.data.degradations import Degradation
-from experiments.harness import samplers, scores
+from experiments.harness.processes.threads import in_threads
 from experiments.harness.speed import timing
 from experiments.harness.speed.compiled import Compiled
-from experiments.harness.threads import in_threads
+from experiments.harness.subjects import samplers, scores
 from experiments.restoration.setup import Setup
 from posterior_jax import Observation, operators
 

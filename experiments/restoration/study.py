@@ -18,11 +18,12 @@ import numpy as np
 
 from experiments.data import photographs
 from experiments.data.degradations import Degradation
-from experiments.harness import record, samplers, writing
+from experiments.harness import record, writing
 from experiments.harness.progress import Progress
 from experiments.harness.reporting import pictures
-from experiments.harness.samplers import CALIBRATED, PUBLISHED, TUNED
 from experiments.harness.settings import Checked, setting
+from experiments.harness.subjects import samplers
+from experiments.harness.subjects.samplers import CALIBRATED, PUBLISHED, TUNED
 from experiments.restoration import report, runs
 from experiments.restoration.runs import (
   ABLATION,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from experiments.harness.samplers import PUBLISHED, TUNED
+from experiments.harness.subjects.samplers import PUBLISHED, TUNED
 from posterior_jax.baselines import TASKS
 
 # Who restored, a line of a table; a budget of 0 is a setting's own.

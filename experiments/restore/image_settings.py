@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.harness import samplers
-from experiments.harness.samplers import TUNED
+from experiments.harness.subjects import samplers
+from experiments.harness.subjects.samplers import TUNED
 from experiments.restore.settings import FEWEST
 from posterior_jax import NFCConfig, Observation
 from posterior_jax.operators import Inpainting

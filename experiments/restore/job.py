@@ -10,8 +10,9 @@ import numpy as np
 
 import posterior_jax
 from experiments.data import degradations
-from experiments.harness import prior_files, samplers
-from experiments.harness.samplers import CALIBRATED, TUNED
+from experiments.harness import prior_files
+from experiments.harness.subjects import samplers
+from experiments.harness.subjects.samplers import CALIBRATED, TUNED
 from experiments.restore import image_settings
 from experiments.restore import shared_inputs as shared
 from experiments.restore.measurement import degradation, noise, observed

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from experiments.harness import samplers
 from experiments.harness.settings import Checked, setting
+from experiments.harness.subjects import samplers
 from experiments.restore.measurement.degradation import (
   BLURRED,
   CUSTOM,

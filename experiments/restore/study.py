@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data import degradations
-from experiments.harness import prior_files, record, scores, writing
+from experiments.harness import prior_files, record, writing
 from experiments.harness.command_line import UsageError
 from experiments.harness.progress import Progress
 from experiments.harness.reporting import report as reports
+from experiments.harness.subjects import scores
 from experiments.restore import doubt, report
 from experiments.restore.drawing.kept import draw_all
 from experiments.restore.job import Job, Say

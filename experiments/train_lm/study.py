@@ -19,7 +19,8 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.data import text_data
 from experiments.data.text_data import Document
-from experiments.harness import hosts, record, writing
+from experiments.harness import record, writing
+from experiments.harness.processes import hosts
 from experiments.harness.training import loop, optimiser
 from experiments.harness.training.optimiser import TrainState
 from experiments.train_lm import evaluation, report, step

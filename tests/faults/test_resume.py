@@ -412,7 +412,7 @@ def test_ctrl_c_during_imports_is_one_sentence(library):
 
 SAYS = """
 import sys
-from experiments.harness import console
+from experiments.harness.processes import console
 with console.steady("small"):
   print("caf\\u00e9 \\udce9")
   for i in range(1000):

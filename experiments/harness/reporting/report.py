@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from experiments.harness import hosts, writing
+from experiments.harness import writing
+from experiments.harness.processes import hosts
 from experiments.harness.reporting import tables
 from experiments.harness.reporting.tables import Digits, short
 

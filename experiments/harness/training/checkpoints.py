@@ -13,7 +13,8 @@ import numpy as np
 import safetensors.numpy
 from jax.experimental import multihost_utils
 
-from experiments.harness import hosts, writing
+from experiments.harness import writing
+from experiments.harness.processes import hosts
 from experiments.harness.training import shared_checkpoints
 
 KEPT = 2  # the newest, and the one that takes its place if it is damaged

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.harness import hosts
+from experiments.harness.processes import hosts
 
 
 class Scalars:

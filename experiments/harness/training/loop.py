@@ -21,7 +21,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.harness import hosts, record
+from experiments.harness import record
+from experiments.harness.processes import hosts
 from experiments.harness.progress import Progress
 from experiments.harness.settings import Checked, setting
 from experiments.harness.training import pace

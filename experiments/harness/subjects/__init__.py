@@ -1,0 +1,1 @@
+"""What studies are of: samplers, text models, and how good each is."""
