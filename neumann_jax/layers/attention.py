@@ -22,7 +22,7 @@ from neumann_jax.layers.causal_attention import causal_attention
 from neumann_jax.layers.kernels import library_attention
 from neumann_jax.layers.kernels.library_attention import Attend
 from neumann_jax.layers.linear import linear
-from neumann_jax.layers.mixer import Axes
+from neumann_jax.layers.mixer import Axes, Tokens
 from neumann_jax.layers.norms import RMSNorm
 from neumann_jax.layers.positions import Positions, rotate
 from neumann_jax.model_config import ModelConfig
@@ -129,13 +129,8 @@ class GatedAttention(nnx.Module):
       y [B, T, hidden], and the cache with the tokens added (None for None).
       A token past the capacity of the cache is lost: the model checks.
     """
-    mixed, cache = self.before_output(
-      x,
-      positions=positions,
-      cache=cache,
-      segment_ids=segment_ids,
-      mask=mask,
-    )
+    tokens = Tokens(positions, segment_ids, mask)
+    mixed, cache = self.before_output(x, tokens, cache)
     return self.output(mixed), cache
 
   def output(self, mixed: jax.Array) -> jax.Array:
@@ -143,15 +138,10 @@ class GatedAttention(nnx.Module):
     return row_products.project(self.rows, mixed, [self.o_proj])[0]
 
   def before_output(
-    self,
-    x: jax.Array,
-    *,
-    positions: Positions,
-    cache: KeyValues | None = None,
-    segment_ids: jax.Array | None = None,
-    mask: jax.Array | None = None,
+    self, x: jax.Array, tokens: Tokens, cache: KeyValues | None
   ) -> tuple[jax.Array, KeyValues | None]:
     """A call without its last projection: [B, T, H D] and the cache."""
+    positions, segment_ids, mask = tokens
     q, gate, k, v = self._heads(x, positions)
     packed = segment_ids is not None
     documents = packed or mask is not None

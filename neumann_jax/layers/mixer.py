@@ -6,7 +6,7 @@ cache, generation, quantisation, sharding and checkpoints then take it as it is.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
 import jax
 
@@ -20,6 +20,20 @@ Axes = tuple[str | None, ...]
 
 
 C = TypeVar("C", bound=LayerCache)
+
+
+class Tokens(NamedTuple):
+  """What every mixer is told of the tokens of a call, by these names.
+
+  Attributes:
+    positions: their places.
+    segment_ids: [B, T] or None.
+    mask: [B, T] bool or None.
+  """
+
+  positions: Positions
+  segment_ids: jax.Array | None
+  mask: jax.Array | None
 
 
 class Mixer(Protocol[C]):

@@ -16,8 +16,8 @@ from neumann_jax.layers.caches.cache import LayerCache
 from neumann_jax.layers.feed_forward import Routing, SparseExperts, SwiGLU
 from neumann_jax.layers.gated_delta_net import GatedDeltaNet
 from neumann_jax.layers.mixer import Mixer
+from neumann_jax.layers.mixer import Tokens as Tokens
 from neumann_jax.layers.norms import RMSNorm
-from neumann_jax.layers.positions import Positions
 from neumann_jax.model_config import ModelConfig
 
 
@@ -38,20 +38,6 @@ MIXERS: dict[str, MixerKind] = {
   "linear_attention": MixerKind("linear_attn", GatedDeltaNet),
   "full_attention": MixerKind("self_attn", GatedAttention),
 }
-
-
-class Tokens(NamedTuple):
-  """What every mixer is told of the tokens of a call, by these names.
-
-  Attributes:
-    positions: their places.
-    segment_ids: [B, T] or None.
-    mask: [B, T] bool or None.
-  """
-
-  positions: Positions
-  segment_ids: jax.Array | None
-  mask: jax.Array | None
 
 
 class Ran(NamedTuple):
@@ -152,7 +138,7 @@ class DecoderLayer(nnx.Module):
         return Ran(*step, None)
     inner = residual_norm.normed(self.rule, self.input_layernorm, x)
     if alone and type(mixer) is GatedAttention:
-      heads, new = mixer.before_output(inner, cache=kept, **tokens._asdict())
+      heads, new = mixer.before_output(inner, tokens, kept)
       end = row_layer.after_mixer(
         self.rule.implementation, x, heads, mixer.o_proj, *second
       )
