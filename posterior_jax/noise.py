@@ -21,7 +21,7 @@ from posterior_jax.base import (
   check_observation,
 )
 from posterior_jax.linalg import solve
-from posterior_jax.operators import tangent
+from posterior_jax.operators.smooth_function import WithoutMatrix
 
 # Of a pixel: below it the root's mean is not that formula any more.
 _LEAST_RATE = 0.5
@@ -98,7 +98,7 @@ class Link(Protocol):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Linked(_OfPixels, tangent.WithoutMatrix):
+class Linked(_OfPixels, WithoutMatrix):
   """g(A x), g a function of every measured pixel.
 
   Attributes:

@@ -8,6 +8,9 @@ from posterior_jax.operators.check import OperatorErrors as OperatorErrors
 from posterior_jax.operators.check import check_operator as check_operator
 from posterior_jax.operators.dense import Dense as Dense
 from posterior_jax.operators.dense import dense as dense
+from posterior_jax.operators.fourier_amplitudes import (
+  phase_retrieval as phase_retrieval,
+)
 from posterior_jax.operators.function import Function as Function
 from posterior_jax.operators.function import complex_view as complex_view
 from posterior_jax.operators.function import linear as linear
@@ -22,11 +25,8 @@ from posterior_jax.operators.jpeg_file import jpeg as jpeg
 from posterior_jax.operators.resize import Resize as Resize
 from posterior_jax.operators.resize import super_resolution as super_resolution
 from posterior_jax.operators.scene import SceneBlur as SceneBlur
-from posterior_jax.operators.tangent import Nonlinear as Nonlinear
-from posterior_jax.operators.tangent import nonlinear as nonlinear
-from posterior_jax.operators.tangent import (
-  phase_retrieval as phase_retrieval,
-)
+from posterior_jax.operators.smooth_function import Nonlinear as Nonlinear
+from posterior_jax.operators.smooth_function import nonlinear as nonlinear
 
 __all__ = (
   "Blur",

@@ -17,7 +17,7 @@ import scipy.fft
 
 from posterior_jax import fields
 from posterior_jax.operators.shapes import check_image_shape
-from posterior_jax.operators.tangent import Nonlinear, nonlinear
+from posterior_jax.operators.smooth_function import Nonlinear, nonlinear
 
 BLOCK = 8
 # Sums of whole levels meet a half often. libjpeg's integers know on which side
