@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from neumann_jax import checks, sequence_axis
 from neumann_jax.delta_rule import inputs
@@ -53,6 +54,27 @@ def check(
       rows *= documents_a_row(found, rows, segment_ids) or 1
     check_model_cache(cache, functools.partial(init_cache, rows))
     check_room(cache, tokens.shape, mask, segment_ids)
+
+
+def marks_of(counted: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Which tokens count, [B, T] float32, from marks of float32 or bool.
+
+  Args:
+    counted: [B, T].
+    shape: [B, T] of the tokens.
+
+  Raises:
+    TypeError: for another type.
+    ValueError: for another shape.
+  """
+  if counted.dtype not in (jnp.float32, jnp.bool_):
+    raise TypeError(f"counted must be float32 or bool, got {counted.dtype}")
+  if counted.shape != shape:
+    raise ValueError(
+      f"counted must have the shape of tokens {shape}, got {counted.shape}"
+    )
+  # Sums of a bool are whether any is, not how many are.
+  return counted.astype(jnp.float32)
 
 
 def places(

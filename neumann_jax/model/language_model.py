@@ -15,15 +15,12 @@ from flax import nnx
 from neumann_jax import checks
 from neumann_jax.delta_rule.chunks.chunk_matrix import ChunkMatrices
 from neumann_jax.execution import Execution, changed, check_execution
-from neumann_jax.layers import placement, residual_norm
-from neumann_jax.layers.caches.cache import (
-  ModelCache,
-)
+from neumann_jax.layers import residual_norm
+from neumann_jax.layers.caches.cache import ModelCache
 from neumann_jax.layers.caches.cache_tokens import added
 from neumann_jax.layers.feed_forward import Routing
-from neumann_jax.layers.linear import linear, wide_product
 from neumann_jax.layers.norms import RMSNorm
-from neumann_jax.model import call_inputs, logical_axes
+from neumann_jax.model import call_inputs, vocabulary
 from neumann_jax.model.decoder import Tokens
 from neumann_jax.model.initial_keys import InitialKeys
 from neumann_jax.model.layer_stack import make_layers, run_layers
@@ -73,15 +70,7 @@ class LanguageModel(nnx.Module):
     check_execution(execution)
     self.config, self.execution = config, execution
     keys = InitialKeys(rngs)
-    init = nnx.initializers.normal(config.initializer_range)
-    self.embed_tokens = nnx.Embed(
-      config.vocab_size,
-      config.hidden_size,
-      dtype=execution.dtype,
-      param_dtype=execution.param_dtype,
-      embedding_init=init,
-      rngs=keys,
-    )
+    self.embed_tokens = vocabulary.embedding(config, execution, rngs=keys)
     self.layers = nnx.List(make_layers(config, execution, rngs=keys))
     self.norm = RMSNorm(
       config.hidden_size,
@@ -90,15 +79,7 @@ class LanguageModel(nnx.Module):
     )
     # Where they are tied, the embedding is the output matrix, and one array.
     if not config.tie_word_embeddings:
-      self.lm_head = linear(
-        config.hidden_size,
-        config.vocab_size,
-        std=config.initializer_range,
-        dtype=execution.dtype,
-        param_dtype=execution.param_dtype,
-        wide=True,
-        rngs=keys,
-      )
+      self.lm_head = vocabulary.output_matrix(config, execution, rngs=keys)
     keys.returned()
 
   def init_cache(self, batch: int, capacity: int) -> ModelCache:
@@ -200,15 +181,7 @@ class LanguageModel(nnx.Module):
       TypeError: if tokens are not integers, or for another type of `counted`.
       ValueError: as for a call, or for another shape of `counted`.
     """
-    if counted.dtype not in (jnp.float32, jnp.bool_):
-      raise TypeError(f"counted must be float32 or bool, got {counted.dtype}")
-    if counted.shape != tokens.shape:
-      raise ValueError(
-        f"counted must have the shape of tokens {tokens.shape}, got "
-        f"{counted.shape}"
-      )
-    # Sums of a bool are whether any is, not how many are.
-    counted = counted.astype(jnp.float32)
+    counted = call_inputs.marks_of(counted, tokens.shape)
     x, _, routing = self._run(tokens, None, segment_ids, None, counted)
     return x, routing
 
@@ -220,15 +193,8 @@ class LanguageModel(nnx.Module):
     mask: jax.Array | None,
     counted: jax.Array | None,
   ) -> tuple[jax.Array, ModelCache | None, Routing | None]:
-    self._check(tokens, cache, segment_ids, mask)
-    # Once for all layers: places are the same in each.
-    mask = None if mask is None else jnp.asarray(mask).astype(bool)  # [B, T]
-    axis = self.execution.sequence_axis
-    places = call_inputs.places(tokens.shape, cache, segment_ids, mask, axis)
-    known = Tokens(places, segment_ids, mask)
-    # A lookup needs a row for each token, and not the whole vocabulary.
-    embed = self._gathered("embed_tokens", tokens, self.config.vocab_size)
-    x = embed(tokens)  # [B, T, hidden]
+    known = self._known(tokens, cache, segment_ids, mask)
+    x = vocabulary.embedded(self, tokens)  # [B, T, hidden]
     layers = None if cache is None else cache.layers
     x, caches, routing = run_layers(
       self.layers, self.execution, x, known, layers, counted
@@ -238,29 +204,13 @@ class LanguageModel(nnx.Module):
       return x, None, routing
     # A compiled program cannot refuse a row that outgrows its cache: NaN is
     # seen, where a dropped key would be a wrong answer that nobody notices.
-    cache, full = added(cache, caches, tokens.shape, places, segment_ids, mask)
+    cache, full = added(cache, caches, tokens.shape, *known)
     x = jnp.where(full[..., None], jnp.nan, x).astype(x.dtype)
     return x, cache, routing
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """[..., hidden] -> [..., V] float32."""
-    # Sums stay float32: tokens that compete differ by less than bfloat16 shows.
-    hidden = placement.by_rows(hidden, self.execution.rule.batch_axes)
-    width = self.config.hidden_size
-    if not self.config.tie_word_embeddings:
-      return self._gathered("lm_head", hidden[..., 0], width)(hidden)
-    embedding = self._gathered("embed_tokens", hidden[..., 0], width).embedding
-    return wide_product(hidden, embedding[...].astype(hidden.dtype), 1)
-
-  def _gathered(self, name: str, tokens: jax.Array, least: int) -> Any:
-    """A matrix of the vocabulary for so many tokens, see `placement`."""
-    return placement.gathered(
-      getattr(self, name),
-      lambda path: logical_axes.of_model((name, *path), self.layers),
-      tokens=tokens.size,
-      least=least,
-      dtype=self.execution.dtype,
-    )
+    return vocabulary.logits(self, hidden)
 
   def chunk_matrices(
     self,
@@ -288,11 +238,7 @@ class LanguageModel(nnx.Module):
       raise ValueError(
         "chunk_matrices needs separate layers: use unstack_layers first"
       )
-    self._check(tokens, None, segment_ids, mask)
-    mask = None if mask is None else jnp.asarray(mask).astype(bool)
-    axis = self.execution.sequence_axis
-    places = call_inputs.places(tokens.shape, None, segment_ids, mask, axis)
-    known = Tokens(places, segment_ids, mask)
+    known = self._known(tokens, None, segment_ids, mask)
     x, found = self.embed_tokens(tokens), []
     for layer in self.layers:
       matrices = layer.chunk_matrices(x, known)
@@ -330,18 +276,24 @@ class LanguageModel(nnx.Module):
     for layer in self.layers:
       layer.set_execution(execution)
 
-  def _check(
+  def _known(
     self,
     tokens: jax.Array,
     cache: ModelCache | None,
     segment_ids: jax.Array | None,
     mask: jax.Array | None,
-  ) -> None:
+  ) -> Tokens:
+    """The tokens of a call that is accepted, and their places."""
+    axis = self.execution.sequence_axis
     # Before anything is looked up: parameters bring their mesh with them.
     checks.check_array("parameters", self.norm.weight[...])
     call_inputs.check(
       *(tokens, cache, segment_ids, mask),
       vocab_size=self.config.vocab_size,
-      axis=self.execution.sequence_axis,
+      axis=axis,
       init_cache=self.init_cache,
     )
+    # Once for all layers: places are the same in each.
+    mask = None if mask is None else jnp.asarray(mask).astype(bool)  # [B, T]
+    places = call_inputs.places(tokens.shape, cache, segment_ids, mask, axis)
+    return Tokens(places, segment_ids, mask)
