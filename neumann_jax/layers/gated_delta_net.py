@@ -13,26 +13,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from neumann_jax import sequence_axis
-from neumann_jax.delta_rule import api
-from neumann_jax.delta_rule import inputs as operands
-from neumann_jax.delta_rule.chunks import chunk_matrix, wy
-from neumann_jax.delta_rule.inputs import Operands
-from neumann_jax.delta_rule.sequence_parallel import sharded
+from neumann_jax.delta_rule.chunks import wy
+from neumann_jax.delta_rule.chunks.chunk_matrix import ChunkMatrices
 from neumann_jax.execution import Execution
-from neumann_jax.layers import (
-  head_columns,
-  head_norm,
-  row_products,
-  rule_operands,
-  token_step,
-)
-from neumann_jax.layers.caches.cache import Cache, check_cache, documents_a_row
+from neumann_jax.layers import delta_call
+from neumann_jax.layers.caches.cache import Cache
 from neumann_jax.layers.linear import linear
 from neumann_jax.layers.mixer import Axes
 from neumann_jax.layers.norms import GatedRMSNorm
 from neumann_jax.layers.positions import Positions
-from neumann_jax.layers.token_step import Block, Projected, Weights
+from neumann_jax.layers.token_step import Block, Weights
 from neumann_jax.model_config import ModelConfig
 
 # Ranges of the uniform draw behind A_log. "qwen" is the published start, which
@@ -212,64 +202,7 @@ class GatedDeltaNet(nnx.Module):
         and mask are given, or mask with a sequence_axis.
     """
     del positions
-    self._check_inputs(x, cache, segment_ids, mask)
-    if cache is None:
-      cache = self.init_cache(x.shape[0])
-    x, mask = self._masked(x, mask)
-    count = documents_a_row(cache.conv_state.shape[0], x.shape[0], segment_ids)
-    if x.shape[1] == 1 and self.rule.sequence_axis is None and count is None:
-      # A chunk of one token has nothing to invert, and padding it to C tokens
-      # would make a step of decoding C times as dear. It is of the document
-      # that the cache enters, whatever its number.
-      y, cache = token_step.step(
-        self.rule,
-        self.block(),
-        Projected(*self._projected(x, "qkv", "z", "b", "a")),
-        self.between(),
-        cache,
-        mask,
-      )
-      return self._out(y), cache
-    before = cache
-    if count is not None:  # [B M, ...] -> [B, M, ...]
-      before = Cache(
-        *(y.reshape(x.shape[0], count, *y.shape[1:]) for y in cache)
-      )
-    # A state for each document is of no kernel of the whole rule.
-    kernels = count is None and head_columns.takes(
-      self.rule, self.block(), self.between(), x
-    )
-    inputs, z, conv_state = self._operands(
-      x, before.conv_state, segment_ids, mask, kernels=kernels
-    )
-    out, state = self._rule(inputs, before.recurrent_state, segment_ids)
-    if kernels:
-      weight = self.norm.weight[...]
-      y = head_norm.gated(self.rule, out, z, weight, self.norm.eps)
-    else:
-      y = self.norm(out, z.reshape(out.shape))  # [B, T, Hv, Dv]
-    new = Cache(
-      conv_state.reshape(cache.conv_state.shape),
-      state.reshape(cache.recurrent_state.shape),
-    )
-    return self._out(y.reshape(*x.shape[:2], -1)), new
-
-  def _out(self, y: jax.Array) -> jax.Array:
-    how = self.rule.implementation
-    return row_products.project(how, y, [self.out_proj])[0]
-
-  def _rule(
-    self,
-    inputs: Operands,
-    state: jax.Array,
-    segment_ids: jax.Array | None,
-  ) -> tuple[jax.Array, jax.Array]:
-    how = self.rule
-    if how.sequence_axis is not None:
-      run = sharded.over_shards
-    else:
-      run = api.with_options
-    return run(inputs, how, initial_state=state, segment_ids=segment_ids)
+    return delta_call.mixed(self, x, cache, segment_ids, mask)
 
   def chunk_matrices(
     self,
@@ -277,7 +210,7 @@ class GatedDeltaNet(nnx.Module):
     *,
     segment_ids: jax.Array | None = None,
     mask: jax.Array | None = None,
-  ) -> chunk_matrix.ChunkMatrices:
+  ) -> ChunkMatrices:
     """The matrices that the block would invert for x, and their gates.
 
     Args:
@@ -292,21 +225,7 @@ class GatedDeltaNet(nnx.Module):
       TypeError: if x is not floating point.
       ValueError: as for `__call__`.
     """
-    self._check_inputs(x, None, segment_ids, mask)
-    x, mask = self._masked(x, mask)
-    history = self.init_cache(x.shape[0]).conv_state
-    inputs, _, _ = self._operands(x, history, segment_ids, mask, kernels=False)
-    return chunk_matrix.chunk_matrices(
-      inputs.k,
-      inputs.log_decay,
-      inputs.beta,
-      segment_ids=segment_ids,
-      chunk_size=self.rule.chunk_size,
-    )
-
-  def _projected(self, x: jax.Array, *names: str) -> tuple[jax.Array, ...]:
-    layers = [getattr(self, f"in_proj_{name}") for name in names]
-    return row_products.project(self.rule.implementation, x, layers)
+    return delta_call.matrices(self, x, segment_ids, mask)
 
   def between(self) -> Weights:
     """The parameters between the projections."""
@@ -321,53 +240,6 @@ class GatedDeltaNet(nnx.Module):
       2.0 if config.allow_neg_eigval else 1.0,
       config.rms_norm_eps,
     )
-
-  def _operands(
-    self,
-    x: jax.Array,
-    history: jax.Array,
-    segment_ids: jax.Array | None,
-    mask: jax.Array | None,
-    *,
-    kernels: bool,
-  ) -> tuple[Operands, jax.Array, jax.Array]:
-    """What the rule takes, the gate of its outputs and the new history."""
-    return rule_operands.operands(
-      *(x, history, segment_ids, mask),
-      project=self._projected,
-      qkv=self.in_proj_qkv,
-      block=self.block(),
-      weights=self.between(),
-      rule=self.rule,
-      kernels=kernels,
-    )
-
-  def _masked(
-    self, x: jax.Array, mask: jax.Array | None
-  ) -> tuple[jax.Array, jax.Array | None]:
-    """Zeros padding, by selection: it may hold anything, NaN included."""
-    x = x.astype(self.dtype)
-    if mask is None:
-      return x, None
-    mask = jnp.asarray(mask).astype(bool)
-    return jnp.where(mask[..., None], x, 0), mask
-
-  def _check_inputs(
-    self,
-    x: jax.Array,
-    cache: Cache | None,
-    segment_ids: jax.Array | None,
-    mask: jax.Array | None,
-  ) -> None:
-    sequence_axis.check(self.rule.sequence_axis, mask)
-    operands.check_hidden(x, self.config.hidden_size, segment_ids, mask)
-    if cache is not None:
-      rows = x.shape[0]
-      if isinstance(cache, Cache):
-        found = cache.conv_state.shape[0]
-        rows *= documents_a_row(found, rows, segment_ids) or 1
-      like = jax.eval_shape(functools.partial(self.init_cache, rows))
-      check_cache(cache, like)
 
 
 def _uniform(
