@@ -12,14 +12,12 @@ tables of docs/benchmarks/restoration.md for photographs of the Kodak set.
 
 import ml_collections
 
+from configs import is_debug
+
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
   """The settings; `form` "debug" shrinks them."""
-  if form not in ("", "debug"):
-    raise ValueError(
-      f"configs/blurred_photographs.py has the form debug, not {form!r}"
-    )
-  debug = form == "debug"
+  debug = is_debug(form, __file__)
   return ml_collections.ConfigDict(
     {
       "folder": "",

@@ -19,14 +19,12 @@ from 0.26 to 0.02 with one measurement.
 
 import ml_collections
 
+from configs import is_debug
+
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
   """The settings; `form` "debug" shrinks them."""
-  if form not in ("", "debug"):
-    raise ValueError(
-      f"configs/continuation.py has the form debug, not {form!r}"
-    )
-  debug = form == "debug"
+  debug = is_debug(form, __file__)
   return ml_collections.ConfigDict(
     {
       "size": 16 if debug else 64,

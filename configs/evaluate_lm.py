@@ -13,6 +13,8 @@ exceeded by any error of any layer.
 
 import ml_collections
 
+from configs import is_debug
+
 SPECS = (
   "ladder float32",
   "ladder bfloat16",
@@ -30,9 +32,7 @@ SPECS = (
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
   """The settings; `form` "debug" shrinks them and needs no files."""
-  if form not in ("", "debug"):
-    raise ValueError(f"configs/evaluate_lm.py has the form debug, not {form!r}")
-  debug = form == "debug"
+  debug = is_debug(form, __file__)
   return ml_collections.ConfigDict(
     {
       "checkpoint": "random" if debug else "",

@@ -21,12 +21,12 @@ curve of the loss.
 
 import ml_collections
 
+from configs import is_debug
+
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
   """The settings; `form` "debug" shrinks them and needs no files."""
-  if form not in ("", "debug"):
-    raise ValueError(f"configs/finetune.py has the form debug, not {form!r}")
-  debug = form == "debug"
+  debug = is_debug(form, __file__)
   narrow = "float32" if debug else "bfloat16"
   return ml_collections.ConfigDict(
     {

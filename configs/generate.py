@@ -13,12 +13,12 @@ generation.jsonl. The same seed writes the same text.
 
 import ml_collections
 
+from configs import is_debug
+
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
   """The settings; `form` "debug" shrinks them and needs no files."""
-  if form not in ("", "debug"):
-    raise ValueError(f"configs/generate.py has the form debug, not {form!r}")
-  debug = form == "debug"
+  debug = is_debug(form, __file__)
   return ml_collections.ConfigDict(
     {
       "checkpoint": "random" if debug else "",

@@ -11,14 +11,12 @@ differences are within those of the seeds.
 
 import ml_collections
 
+from configs import is_debug
+
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
   """The settings; `form` "debug" shrinks them."""
-  if form not in ("", "debug"):
-    raise ValueError(
-      f"configs/gradient_study.py has the form debug, not {form!r}"
-    )
-  debug = form == "debug"
+  debug = is_debug(form, __file__)
   cases = (
     "exact float32 implicit",
     "banded float32 implicit",

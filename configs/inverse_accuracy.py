@@ -11,16 +11,14 @@ entry's error exceeds its certificate.
 
 import ml_collections
 
+from configs import is_debug
+
 FORMATS = ("float32", "bfloat16", "float16", "INT16", "INT8")
 
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
   """The settings; `form` "debug" shrinks them."""
-  if form not in ("", "debug"):
-    raise ValueError(
-      f"configs/inverse_accuracy.py has the form debug, not {form!r}"
-    )
-  debug = form == "debug"
+  debug = is_debug(form, __file__)
   return ml_collections.ConfigDict(
     {
       "seed": 0,

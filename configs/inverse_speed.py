@@ -13,6 +13,8 @@ are not finite are 0; only those of the paper's own banded form need not be.
 
 import ml_collections
 
+from configs import is_debug
+
 SPECS = (
   "ladder float16",
   "ladder bfloat16",
@@ -51,11 +53,7 @@ SWEEP_SPECS = (
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
   """The settings; `form` "debug" shrinks them and stays in XLA."""
-  if form not in ("", "debug"):
-    raise ValueError(
-      f"configs/inverse_speed.py has the form debug, not {form!r}"
-    )
-  debug = form == "debug"
+  debug = is_debug(form, __file__)
   return ml_collections.ConfigDict(
     {
       "implementation": "xla" if debug else "gpu",

@@ -14,6 +14,8 @@ inverse takes a fifth of the layer, with a kernel in float16 a fiftieth.
 
 import ml_collections
 
+from configs import is_debug
+
 SPECS = (
   "exact float32",
   "ladder float16",
@@ -28,9 +30,7 @@ SPECS = (
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
   """The settings; `form` "debug" shrinks them and stays in XLA."""
-  if form not in ("", "debug"):
-    raise ValueError(f"configs/layer_speed.py has the form debug, not {form!r}")
-  debug = form == "debug"
+  debug = is_debug(form, __file__)
   return ml_collections.ConfigDict(
     {
       "implementation": "xla" if debug else "gpu",

@@ -11,6 +11,8 @@ every matrix.
 
 import ml_collections
 
+from configs import is_debug
+
 SPECS = (
   "ladder bfloat16",
   "ladder bfloat16 refine",
@@ -35,9 +37,7 @@ PLANNED = ("float32", "bfloat16", "INT16", "INT8")
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
   """The settings; `form` "debug" shrinks them."""
-  if form not in ("", "debug"):
-    raise ValueError(f"configs/lm_accuracy.py has the form debug, not {form!r}")
-  debug = form == "debug"
+  debug = is_debug(form, __file__)
   return ml_collections.ConfigDict(
     {
       "model": "shipped",

@@ -19,12 +19,12 @@ for each of 8 rows in 3.67 and 5.46 ms. docs/benchmarks/speed.md has them all.
 
 import ml_collections
 
+from configs import is_debug
+
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
   """The settings; `form` "debug" shrinks them and stays in XLA."""
-  if form not in ("", "debug"):
-    raise ValueError(f"configs/model_speed.py has the form debug, not {form!r}")
-  debug = form == "debug"
+  debug = is_debug(form, __file__)
   models = ("Qwen3.5-0.8B", "Qwen3.5-4B", "Qwen3.5-9B")
   return ml_collections.ConfigDict(
     {

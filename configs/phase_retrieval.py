@@ -13,14 +13,12 @@ quarter is found under the shipped prior (docs/benchmarks/restoration.md).
 
 import ml_collections
 
+from configs import is_debug
+
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
   """The settings; `form` "debug" shrinks them."""
-  if form not in ("", "debug"):
-    raise ValueError(
-      f"configs/phase_retrieval.py has the form debug, not {form!r}"
-    )
-  debug = form == "debug"
+  debug = is_debug(form, __file__)
   return ml_collections.ConfigDict(
     {
       "folder": "",

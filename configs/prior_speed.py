@@ -9,12 +9,12 @@ torch, in PyTorch; the last line is their ratio, which should not exceed 1.
 
 import ml_collections
 
+from configs import is_debug
+
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
   """The settings; `form` "debug" shrinks them."""
-  if form not in ("", "debug"):
-    raise ValueError(f"configs/prior_speed.py has the form debug, not {form!r}")
-  debug = form == "debug"
+  debug = is_debug(form, __file__)
   return ml_collections.ConfigDict(
     {
       "batch": 1 if debug else 32,

@@ -14,14 +14,12 @@ holds that ratio to 1 within 0.05 and 5 standard errors, for `:debug`.
 
 import ml_collections
 
-from configs import inverse_accuracy
+from configs import inverse_accuracy, is_debug
 
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
   """The settings; `form` "debug" shrinks them."""
-  if form not in ("", "debug"):
-    raise ValueError(f"configs/quickstart.py has the form debug, not {form!r}")
-  debug = form == "debug"
+  debug = is_debug(form, __file__)
   return ml_collections.ConfigDict(
     {
       "inverse": inverse_accuracy.get_config(form),

@@ -15,6 +15,8 @@ what a wrong noise level, a wrong kernel and short schedules cost.
 
 import ml_collections
 
+from configs import is_debug
+
 MOTION = tuple(
   f"motion blur, {kernel}" for kernel in ("short", "medium", "long")
 )
@@ -22,9 +24,7 @@ MOTION = tuple(
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
   """The settings; `form` "debug" shrinks them."""
-  if form not in ("", "debug"):
-    raise ValueError(f"configs/restoration.py has the form debug, not {form!r}")
-  debug = form == "debug"
+  debug = is_debug(form, __file__)
   return ml_collections.ConfigDict(
     {
       "setup": {

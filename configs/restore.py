@@ -38,12 +38,12 @@ it was drawn, so that --resume goes on with a run that was cut short.
 import ml_collections
 from ml_collections import config_dict
 
+from configs import is_debug
+
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
   """The settings; `form` "debug" shrinks them."""
-  if form not in ("", "debug"):
-    raise ValueError(f"configs/restore.py has the form debug, not {form!r}")
-  debug = form == "debug"
+  debug = is_debug(form, __file__)
   return ml_collections.ConfigDict(
     {
       "image": "",

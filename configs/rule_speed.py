@@ -19,6 +19,8 @@ and 2.81 for FlashQLA, 2.0 forward for fla.
 
 import ml_collections
 
+from configs import is_debug
+
 HARD = ("independent", "cosine_0.5", "cosine_0.95", "rank_4", "period_7")
 
 # The shapes of width 128 of fla's own benchmark of this rule.
@@ -37,11 +39,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
     form: "debug" shrinks them and stays in XLA; "fla" has the shapes of fla's
       benchmark alone, beside fla, and errors of one kind of keys.
   """
-  if form not in ("", "debug", "fla"):
-    raise ValueError(
-      f"configs/rule_speed.py has the forms debug and fla, not {form!r}"
-    )
-  debug = form == "debug"
+  debug = is_debug(form, __file__, ("debug", "fla"))
   if form == "fla":
     return _beside_fla()
   shapes = ((1, 8192, 16, 32), (1, 32768, 16, 32), (4, 4096, 16, 16), *FLA)

@@ -21,12 +21,12 @@ share of a decoder layer.
 
 import ml_collections
 
+from configs import is_debug
+
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
   """The settings; `form` "debug" shrinks them."""
-  if form not in ("", "debug"):
-    raise ValueError(f"configs/tpu_cycles.py has the form debug, not {form!r}")
-  debug = form == "debug"
+  debug = is_debug(form, __file__)
   kernels = (
     "ladder bfloat16",
     "substitution, rows in lanes",

@@ -16,16 +16,12 @@ from typing import Any
 
 import ml_collections
 
-FORMS = ("", "attention", "debug")
+from configs import is_debug
 
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
   """The settings; `form` "debug" shrinks them, "attention" is the baseline."""
-  if form not in FORMS:
-    raise ValueError(
-      f"configs/train_lm.py has the forms attention and debug, not {form!r}"
-    )
-  debug = form == "debug"
+  debug = is_debug(form, __file__, ("attention", "debug"))
   return ml_collections.ConfigDict(
     {
       "seed": 0,

@@ -27,14 +27,12 @@ prior at sigma 25 and 50 on 23 pictures of the Kodak set.
 
 import ml_collections
 
+from configs import is_debug
+
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
   """The settings; `form` "large" grows the network, "debug" shrinks them."""
-  if form not in ("", "large", "debug"):
-    raise ValueError(
-      f"configs/train_prior.py has the forms large and debug, not {form!r}"
-    )
-  debug = form == "debug"
+  debug = is_debug(form, __file__, ("large", "debug"))
   config = ml_collections.ConfigDict(
     {
       "seed": 0,

@@ -14,14 +14,12 @@ Expected: for every method its points by mean PSNR of one sample.
 
 import ml_collections
 
+from configs import is_debug
+
 
 def get_config(form: str = "") -> ml_collections.ConfigDict:
   """The settings; `form` "debug" shrinks them."""
-  if form not in ("", "debug"):
-    raise ValueError(
-      f"configs/tune_samplers.py has the form debug, not {form!r}"
-    )
-  debug = form == "debug"
+  debug = is_debug(form, __file__)
   return ml_collections.ConfigDict(
     {
       "setup": {
