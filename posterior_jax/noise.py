@@ -21,27 +21,15 @@ from posterior_jax.base import (
   check_observation,
 )
 from posterior_jax.linalg import solve
+from posterior_jax.operators.followed import Followed
 from posterior_jax.operators.smooth_function import WithoutMatrix
 
 # Of a pixel: below it the root's mean is not that formula any more.
 _LEAST_RATE = 0.5
 
 
-@dataclasses.dataclass(frozen=True)
-class _OfPixels(Operator):
+class _OfPixels(Followed):
   """A, and then something of every measured pixel."""
-
-  operator: Operator
-
-  @property
-  def image_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
-    """(H, W, C)."""
-    return self.operator.image_shape
-
-  @property
-  def measurement_shape(self) -> tuple[int, int, int]:
-    """(h, w, c)."""
-    return self.operator.measurement_shape
 
   @property
   def margin(self) -> int:

@@ -20,15 +20,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from posterior_jax import uncertain
-from posterior_jax.base import Observation, Operator
+from posterior_jax.base import Observation
 from posterior_jax.linalg import solve
 from posterior_jax.nfc_sampler import Parts, Refined, Width
 from posterior_jax.nfc_sampler.levels import Level
+from posterior_jax.operators.followed import Followed
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Whitened(solve.Iterative):
+class Whitened(Followed, solve.Iterative):
   """W A, W = s N^(-1/2) = 1 - U diag(c) U^T on the measurement.
 
   Attributes:
@@ -37,19 +38,8 @@ class Whitened(solve.Iterative):
     cut: c, [B, N, T] in [0, 1).
   """
 
-  operator: Operator
   basis: jax.Array
   cut: jax.Array
-
-  @property
-  def image_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
-    """(H, W, C)."""
-    return self.operator.image_shape
-
-  @property
-  def measurement_shape(self) -> tuple[int, int, int]:
-    """(h, w, C)."""
-    return self.operator.measurement_shape
 
   @property
   def gram_gain(self) -> jax.Array:

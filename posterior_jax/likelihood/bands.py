@@ -15,6 +15,7 @@ import numpy as np
 
 from posterior_jax.base import Observation, Operator
 from posterior_jax.linalg import fourier, solve
+from posterior_jax.operators.followed import Followed
 
 Shape = Literal["hard", "butterworth", "gaussian"]
 Blend = Literal["convex", "additive"]
@@ -122,7 +123,7 @@ def weight(
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Banded(solve.Iterative):
+class Banded(Followed, solve.Iterative):
   """F A: an operator followed by a filter of its measurement.
 
   Attributes:
@@ -130,18 +131,7 @@ class Banded(solve.Iterative):
     gain: F, [h, w] or [h, w, C], >= 0.
   """
 
-  operator: Operator
   gain: jax.Array
-
-  @property
-  def image_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
-    """(H, W, C)."""
-    return self.operator.image_shape
-
-  @property
-  def measurement_shape(self) -> tuple[int, int, int]:
-    """(h, w, C)."""
-    return self.operator.measurement_shape
 
   @property
   def gram_gain(self) -> jax.Array:
