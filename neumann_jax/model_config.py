@@ -163,7 +163,7 @@ class ModelConfig:
     return ("qwen3_next",)
 
   def _check_sizes(self) -> None:
-    for name in _SIZES:
+    for name in (*SIZES, "decoder_sparse_step"):
       size = getattr(self, name)
       if not isinstance(size, int):
         raise ValueError(f"{name} must be an integer, got {size!r}")
@@ -229,7 +229,8 @@ class ModelConfig:
         )
 
 
-_SIZES = (
+# Of every architecture, as checkpoints name them.
+SIZES = (
   "vocab_size",
   "hidden_size",
   "num_hidden_layers",
@@ -241,7 +242,6 @@ _SIZES = (
   "linear_key_head_dim",
   "linear_value_head_dim",
   "linear_conv_kernel_dim",
-  "decoder_sparse_step",
 )
 # Heads of the first read those of the second, equally many each.
 _GROUPS = (

@@ -10,7 +10,12 @@ from neumann_jax.checkpoint import hf_rope
 from neumann_jax.foreign_files import folder, json_file, tensor_file
 from neumann_jax.foreign_files.messages import as_json, shown
 from neumann_jax.model.decoder import check_layer_types
-from neumann_jax.model_config import FAMILIES, MOST_LAYERS, ModelConfig
+from neumann_jax.model_config import (
+  FAMILIES,
+  MOST_LAYERS,
+  SIZES,
+  ModelConfig,
+)
 
 T = TypeVar("T")
 
@@ -22,19 +27,6 @@ _CLASSES = dict(
     ("Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM", "Qwen3NextForCausalLM"),
   )
 )
-_SIZES = (
-  "vocab_size",
-  "hidden_size",
-  "num_hidden_layers",
-  "num_attention_heads",
-  "num_key_value_heads",
-  "head_dim",
-  "linear_num_key_heads",
-  "linear_num_value_heads",
-  "linear_key_head_dim",
-  "linear_value_head_dim",
-  "linear_conv_kernel_dim",
-)
 _EXPERT_SIZES = (
   "num_experts",
   "num_experts_per_tok",
@@ -43,9 +35,9 @@ _EXPERT_SIZES = (
 )
 # What each family needs; the others of these sizes have no meaning in it.
 _FAMILY_SIZES = {
-  "qwen3_5_text": (*_SIZES, "intermediate_size"),
-  "qwen3_5_moe_text": (*_SIZES, *_EXPERT_SIZES),
-  "qwen3_next": (*_SIZES, *_EXPERT_SIZES, "intermediate_size"),
+  "qwen3_5_text": (*SIZES, "intermediate_size"),
+  "qwen3_5_moe_text": (*SIZES, *_EXPERT_SIZES),
+  "qwen3_next": (*SIZES, *_EXPERT_SIZES, "intermediate_size"),
 }
 # What a file may leave out, and what transformers then takes.
 _DEFAULTS: dict[str, Any] = {
