@@ -1,11 +1,12 @@
 """What the study of meshes shows: lines as it runs, a table, its report."""
 
+import pathlib
 from typing import Any
 
 import pandas as pd
 
 from experiments.harness import record
-from experiments.harness.reporting import tables
+from experiments.harness.reporting import page, tables
 from experiments.harness.reporting.report import Report
 from experiments.harness.speed import timing
 from experiments.mesh_speed.probe import ONE
@@ -13,6 +14,10 @@ from experiments.mesh_speed.profile import Waits
 
 # Losses of one computation in another order of sums; more is another one.
 AGREE = 1e-4
+UNKNOWN = (
+  "Not known: no mesh of several devices was timed, or the profiler has no "
+  "timeline of this platform's devices."
+)
 _COLUMNS = [
   "name",
   "rows",
@@ -54,7 +59,7 @@ def build(
   settings: Any,
   run: record.Run,
 ) -> Report:
-  """The whole report.
+  """The whole report, from `report.md`.
 
   Args:
     rows: of every mesh.
@@ -63,58 +68,35 @@ def build(
     settings: of the study.
     run: its folder and environment.
   """
-  model = settings.model()
-  page = Report("A training step on meshes of devices", run.origin())
-  page.section("Time of a step")
-  page.text(
-    f"A model of {model.num_hidden_layers} layers, hidden "
-    f"{model.hidden_size}, {settings.dtype} activations and float32 "
-    "parameters, AdamW, layers computed again in the backward pass. A mesh "
-    "named by one axis gives it all devices. A time is the median of "
-    f"{settings.repeats} measurements of {settings.inner} steps back to back, "
-    f"after {settings.steps} steps whose losses are compared; a loss "
-    "difference is the largest relative distance from one device's, red above "
-    f"{AGREE:g}."
-  )
   table = _shown(rows)
-  page.table(
-    "Training step",
-    table,
-    measured_on=timing.machine(),
-    name="meshes",
-    digits=_DIGITS,
-    bad={"loss difference": table["loss difference"] > AGREE},
-  )
-  page.section("Losses")
   by_step = losses.set_index(["rows", "tokens", "name", "step"]).loss
-  page.table(
-    "Loss by step",
-    by_step.unstack("step").add_prefix("step "),
-    measured_on=timing.machine(),
-    name="losses",
-    digits=6,
-  )
-  page.section("What the slowest mesh waits for")
-  if waits is None:
-    page.text(
-      "Not known: no mesh of several devices was timed, or the profiler has "
-      "no timeline of this platform's devices."
+  words, longest = UNKNOWN, None
+  if waits is not None:
+    name, found = waits
+    words = (
+      f"One step on the mesh `{name}`: {found.communication:.0%} of the "
+      "devices' busy time moves data between them. The trace in `profile/` "
+      "opens in Perfetto or TensorBoard."
     )
-    return page
-  name, found = waits
-  page.text(
-    f"One step on the mesh `{name}`: {found.communication:.0%} of the "
-    "devices' busy time moves data between them. The trace in `profile/` "
-    "opens in Perfetto or TensorBoard."
+    longest = pd.DataFrame(
+      found.longest, columns=["kernel", "share of busy time"]
+    )
+  return page.begin(
+    pathlib.Path(__file__).with_suffix(".md"),
+    origin=run.origin(),
+    model=settings.model(),
+    settings=settings,
+    agree=AGREE,
+    machine=timing.machine(),
+    meshes=page.Table(
+      table,
+      _DIGITS,
+      bad={"loss difference": table["loss difference"] > AGREE},
+    ),
+    losses=page.Table(by_step.unstack("step").add_prefix("step "), 6),
+    waits=words,
+    kernels=None if longest is None else page.Table(longest, 3),
   )
-  page.table(
-    "Kernels that take longest",
-    pd.DataFrame(found.longest, columns=["kernel", "share of busy time"]),
-    measured_on=timing.machine(),
-    name="kernels",
-    digits=3,
-  )
-  return page
 
 
 def _shown(rows: pd.DataFrame) -> pd.DataFrame:
