@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.harness.reporting import tables
+from experiments.harness.reporting import page, tables
 from experiments.harness.reporting.report import Report
 from experiments.rule_speed.problems import Shape
 from experiments.tpu_cycles import layers, rules, schedule
@@ -124,20 +124,15 @@ def compare(
     }
 
 
-def add(report: Report, frame: pd.DataFrame, shape: Sequence[int]) -> None:
-  """The section of a report."""
-  b, t, hk, hv = shape
-  report.heading("The inverse in a decoder layer")
-  report.table(
-    f"Millions of cycles of a decoder layer of Qwen3.5-9B's shape, {b} x {t} "
-    f"tokens, heads {hk}/{hv} of {rules.WIDTH}, bfloat16: what libtpu expects "
-    "of XLA's operations, and the scheduled bundles of the Pallas kernels, "
-    "each a cycle where nothing stalls. The share is that of the inverse; "
-    f"saved is against {INVERSES[0]}. The paper, on an Ascend NPU: 25.6 % with "
-    "substitution, 7.6 % with its products, 20 % saved.",
-    frame,
-    measured_on="libtpu's estimate and schedule for each kind, never run on it",
-    name="cycles-layer",
+def add(report: Report, frame: pd.DataFrame, shape: Shape) -> None:
+  """The section of a report, from `layer_part.md`."""
+  page.add(
+    report,
+    pathlib.Path(__file__).with_suffix(".md"),
+    shape=shape,
+    width=rules.WIDTH,
+    first=INVERSES[0],
+    cycles_layer=frame,
   )
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.harness.reporting import tables
+from experiments.harness.reporting import page, tables
 from experiments.harness.reporting.report import Report
+from experiments.rule_speed.problems import Shape
 from experiments.tpu_cycles import rule_errors, rules, schedule
 
 ERROR_TOKENS = 192  # three chunks: a state enters, is changed and leaves
@@ -79,24 +80,14 @@ def _compile(kind, names, shape, tick) -> Iterator[dict[str, Any]]:
         yield said
 
 
-def add(report: Report, frame: pd.DataFrame, shape: Sequence[int]) -> None:
-  """The section of a report."""
-  b, t, hk, hv = shape
-  report.heading("The whole rule")
-  report.table(
-    f"Bundles per 64 tokens of a value head of the rule's kernels, {b} x {t} "
-    f"tokens, heads {hk}/{hv} of {rules.WIDTH}, compiled and never run; of one "
-    "token, per value head of a row. In tokamax's the loops of its own copies "
-    "count once. The "
-    "milliseconds are predicted, at 1.35e9 and 1.1e9 bundles a second, which "
-    "the public times of other rules' kernels imply; what XLA computes "
-    "around the kernels is in neither. Errors are those of the same kernels "
-    "interpreted on the CPU, against a float64 recurrence: of the outputs, or "
-    "the worst of outputs and gradients; rules of other packages are compiled "
-    "only.",
-    frame.rename(columns=lambda x: x.replace("_", " ")),
-    measured_on="libtpu's schedule for each kind, never run on it",
-    name="cycles-rule",
+def add(report: Report, frame: pd.DataFrame, shape: Shape) -> None:
+  """The section of a report, from `rule_part.md`."""
+  page.add(
+    report,
+    pathlib.Path(__file__).with_suffix(".md"),
+    shape=shape,
+    width=rules.WIDTH,
+    cycles_rule=frame.rename(columns=lambda x: x.replace("_", " ")),
   )
 
 

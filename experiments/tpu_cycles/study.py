@@ -126,7 +126,7 @@ def _rules(settings: Settings, run: record.Run, report: Report) -> None:
     ):
       run.write("tpu_rules", row)
   rows = run.frame("tpu_rules")
-  rule_part.add(report, rows, settings.shape)
+  rule_part.add(report, rows, Shape(*settings.shape))
   print(rule_part.closing(rows))
 
 
@@ -137,7 +137,7 @@ def _layers(settings: Settings, run: record.Run, report: Report) -> None:
     for row in layer_part.rows(settings.kinds, Shape(*settings.shape), tick):
       run.write("tpu_layers", row)
   rows = run.frame("tpu_layers")
-  layer_part.add(report, rows, settings.shape)
+  layer_part.add(report, rows, Shape(*settings.shape))
   print(layer_part.closing(rows))
 
 
