@@ -166,6 +166,20 @@ def test_gradients_of_one_chunk():
   check_gradients(p, None, jnp.float32, limit, oracles.error, kept)
 
 
+def test_an_inverse_that_is_off_is_not_divided_by_beta():
+  """Integers make an error in T that does not vanish where beta does."""
+  p = problem(50, rows=3)
+  beta = np.where(np.arange(50)[:, None] % 5 == 0, np.float32(1e-4), p.beta)
+  p = p._replace(beta=beta)
+  t, state = kept_of_one_chunk(p)
+  off = np.tril(np.random.default_rng(2).uniform(-1e-5, 1e-5, (64, 64)), -1)
+  # T holds beta by column: [3, 2 C] of both heads.
+  columns = np.pad(beta, ((0, 0), (0, 14), (0, 0))).swapaxes(1, 2)
+  off = np.tile(off, 2) * columns.reshape(3, 1, 1, 1, 128)
+  kept = jnp.asarray(t + off, jnp.float32), state
+  check_gradients(p, None, jnp.float32, 1e-3, oracles.error, kept)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "key_heads, ratio, length, packed",

@@ -9,7 +9,7 @@ P and w, and D_ij = exp(G_i - G_j):
   w = scale tril(dO X^t) D,  m = -tril(dv X^t, -1) D,
   dq = scale exp(G) dO S^t + w k,
   dk = exp(G_C - G) X dS^t - exp(G) dv S^t + w^t q + m k + m^t k,
-  dbeta = <dv, X> / beta^2,
+  dbeta = (<dv, v - exp(G) k S> + sum_j m_ij <k_i, k_j>) / beta,
   dS <- exp(G_C) dS + q^t (scale exp(G) dO) - k^t (exp(G) dv).
 
 A pair of tokens adds what it weighs, w_ij <q_i, k_j> + m_ij <k_i, k_j>, to dG_i

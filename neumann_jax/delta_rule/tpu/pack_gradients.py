@@ -52,7 +52,8 @@ def gradients(
     ref.dv[0, place, lanes(head)] = x.astype(ref.dv.dtype)
   w, m = _weights(pack, new, dv, decay)
   yield
-  pairs = w * by_query + m * by_key
+  by_error = m * by_key
+  pairs = w * by_query + by_error
   # What a pair of tokens takes off the gate of the earlier one, in a row.
   sums = jnp.sum(pairs, axis=0, keepdims=True)
   ref.d_rows[0, 0, 0, pack.at : pack.at + 1] = sums
@@ -61,7 +62,7 @@ def gradients(
   yield
   for i, head in enumerate(pack.heads):
     dg, d_beta = _through_gates(
-      pack, i, reads[i], leaving[i] * left[i], pairs, dv[i], new[i]
+      pack, i, reads[i], leaving[i] * left[i], pairs, dv[i], by_error
     )
     d_gates[head] = dg
     d_gates[head + pack.gates.values] = d_beta
@@ -96,17 +97,19 @@ def _forward(
   pack: Pack,
 ) -> Generator[None, None, tuple[list[jax.Array], list[jax.Array]]]:
   """What was read and the new values, from T and the state before."""
-  ref, place = pack.ref, rows(pack.chunk)
   reads = pack.by_group(
     [above(x, y) for x, y in zip(pack.q, pack.k)], pack.states
   )
-  errors = [
-    ref.v[0, place, lanes(head)].astype(jnp.float32) - e * x[CHUNK:]
-    for head, e, x in zip(pack.heads, pack.enter, reads)
-  ]
+  errors = [_errors(pack, i, x) for i, x in enumerate(reads)]
   yield
-  t = ref.t[0, 0, pack.at]
+  t = pack.ref.t[0, 0, pack.at]
   return reads, split(pack.dot(t, apart(pack.narrowed(errors))))
+
+
+def _errors(pack: Pack, i: int, reads: jax.Array) -> jax.Array:
+  """v less what the state before the chunk gives for k, [C, Dv] float32."""
+  v = pack.ref.v[0, rows(pack.chunk), lanes(pack.heads[i])]
+  return v.astype(jnp.float32) - pack.enter[i] * reads[CHUNK:]
 
 
 def _weights(
@@ -168,7 +171,7 @@ def _through_gates(
   carried: jax.Array,
   pairs: jax.Array,
   dv: jax.Array,
-  new: jax.Array,
+  by_error: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   """What columns hold of the gradients of G and of beta: [C, 1] each."""
   head, scale = pack.heads[i], pack.ref.scale[0, 0]
@@ -181,6 +184,9 @@ def _through_gates(
   # A pack's half of its own head.
   own = iota((CHUNK, LANES), 1) >> 6 == i
   dg = total(pack.enter[i] * reading - carried + jnp.where(own, pairs, 0.0))
+  # Not <dv, X> / beta^2: where T is not exact, X has an error that does not
+  # vanish with beta.
+  seen = dv * _errors(pack, i, reads) + jnp.where(own, by_error, 0.0)
   # All that leaves a chunk has the decay of its last token.
   keep = spread(pack.gates.enter[CHUNK - 1 :], head)
   held = keep * pack.states[head].astype(jnp.float32) * pack.d_states[head]
@@ -189,4 +195,4 @@ def _through_gates(
   dg = dg + jnp.where(iota((CHUNK, 1), 0) == CHUNK - 1, whole, 0.0)
   at = head + 2 * pack.gates.values
   beta = pack.gates.cols[:, at : at + 1]
-  return dg, total(dv * new) / (beta * beta)
+  return dg, total(seen) / beta
