@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from posterior_jax import fields
 from posterior_jax.operators.shapes import check_image_shape
-from posterior_jax.operators.smooth_function import Nonlinear, nonlinear
+from posterior_jax.operators.smooth_function import Nonlinear, untried
 
 
 def phase_retrieval(
@@ -38,7 +38,7 @@ def phase_retrieval(
   image_shape = check_image_shape(image_shape)
   fields.positive("oversampling", oversampling)
   margin = int(oversampling / 8 * max(image_shape[:2]))
-  return nonlinear(_Amplitudes(margin), image_shape)
+  return untried(_Amplitudes(margin), image_shape)
 
 
 @jax.tree_util.register_dataclass

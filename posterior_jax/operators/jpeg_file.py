@@ -17,7 +17,7 @@ import scipy.fft
 
 from posterior_jax import fields
 from posterior_jax.operators.shapes import check_image_shape
-from posterior_jax.operators.smooth_function import Nonlinear, nonlinear
+from posterior_jax.operators.smooth_function import Nonlinear, untried
 
 BLOCK = 8
 # Sums of whole levels meet a half often. libjpeg's integers know on which side
@@ -98,7 +98,7 @@ def jpeg(
     raise ValueError(
       f"image_shape must have sides divisible by {unit}, got {image_shape}"
     )
-  return nonlinear(_Coded(quality, chroma), image_shape)
+  return untried(_Coded(quality, chroma), image_shape)
 
 
 @jax.tree_util.register_dataclass

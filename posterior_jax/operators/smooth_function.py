@@ -133,16 +133,14 @@ def nonlinear(function: Linear, image_shape: tuple[int, int, int]) -> Nonlinear:
   image_shape = check_image_shape(image_shape)
   if not callable(function):
     raise TypeError(f"function must be callable, got {type(function).__name__}")
-  image = jax.ShapeDtypeStruct(image_shape, jnp.float32)
-  shape = returned(function, image).shape
-  operator = Nonlinear(as_pytree(function), image_shape, shape)
+  operator = untried(function, image_shape)
 
   def both(x: jax.Array) -> jax.Array:
     tangent = operator.tangent(x)
     return tangent.adjoint(tangent.forward(x))
 
   try:
-    jax.eval_shape(both, image)
+    jax.eval_shape(both, jax.ShapeDtypeStruct(image_shape, jnp.float32))
   except Exception as error:  # of any kind, from inside the function
     raise ValueError(
       f"function must have derivatives in JAX operations: "
@@ -150,6 +148,14 @@ def nonlinear(function: Linear, image_shape: tuple[int, int, int]) -> Nonlinear:
     ) from error
   _check_derivative(both, image_shape)
   return operator
+
+
+def untried(function: Linear, image_shape: tuple[int, int, int]) -> Nonlinear:
+  """Of a function of this package, whose derivatives are known."""
+  # A trial of them compiles for a third of a second.
+  image = jax.ShapeDtypeStruct(image_shape, jnp.float32)
+  shape = returned(function, image).shape
+  return Nonlinear(as_pytree(function), image_shape, shape)
 
 
 def _check_derivative(both: Linear, image_shape: tuple[int, int, int]) -> None:
