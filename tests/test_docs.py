@@ -7,9 +7,11 @@ import re
 import runpy
 
 import jax
+import jax.numpy as jnp
 import pytest
 import yaml
 
+import posterior_jax as pj
 from tests import test_repo
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -25,10 +27,10 @@ def _examples(path):
   return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.S | re.M)
 
 
-# A model, a mesh and a network take most of a minute together.
+# A model, a mesh, a network and samplers take most of a minute together.
 _LONG = (
   *("port_a_model", "fine_tune", "many_devices", "many_hosts"),
-  "restore_a_photograph",
+  *("restore_a_photograph", "operators", "bring_your_own"),
 )
 
 
@@ -46,13 +48,46 @@ _LONG = (
 )
 def test_examples_run(path):
   """The blocks of a page are one program; they assert what they claim."""
-  program: dict = {}
   # optax promotes: its counts of steps are integers.
   promotion = "standard" if "optax" in path.read_text() else "strict"
+  with jax.numpy_dtype_promotion(promotion):
+    _execute(path)
+
+
+def _execute(path, change=lambda tree: tree):
+  program: dict = {}
   for number, block in enumerate(_examples(path)):
-    code = compile(block, f"{path.name}, example {number}", "exec")
-    with jax.numpy_dtype_promotion(promotion):
-      exec(code, program)
+    name = f"{path.name}, example {number}"
+    exec(compile(change(ast.parse(block, name)), name, "exec"), program)
+
+
+class _WithoutInequalities(ast.NodeTransformer):
+  """Leaves out what is asserted of samples, which are zeros here."""
+
+  def visit_Assert(self, node):
+    bounds = any(isinstance(x, ast.Lt | ast.Gt) for x in ast.walk(node))
+    return ast.copy_location(ast.Pass(), node) if bounds else node
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize(
+  ("page", "linear"),
+  [("operators", [True, False, False]), ("bring_your_own", [True] * 3)],
+)
+def test_examples_reach_their_samplers(monkeypatch, page, linear):
+  """All of a page; samplers are traced, and what they find is slow."""
+  run, traced = pj.run, []
+
+  def trace(sampler, denoise, observation, key, **options):
+    traced.append(observation.operator)
+    shapes = jax.eval_shape(
+      lambda key: run(sampler, denoise, observation, key, **options), key
+    )
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+  monkeypatch.setattr(pj, "run", trace)
+  _execute(ROOT / f"docs/guides/{page}.md", _WithoutInequalities().visit)
+  assert [operator.is_linear for operator in traced] == linear
 
 
 @pytest.mark.parametrize("path", [*filter(_examples, PAGES)], ids=_name)

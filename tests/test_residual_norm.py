@@ -162,7 +162,7 @@ def calls(text):
 )
 def test_where_the_kernels_are_lowered(platform, length, hidden, want):
   """Not for a step of decoding, nor for a width that lanes do not divide."""
-  graph, state = layer("auto", "bfloat16", hidden)
+  graph, state = layer("auto", hidden=hidden)
   tokens = jax.ShapeDtypeStruct((2, length), jnp.int32)
   call = functools.partial(step, graph)
   text = oracles.exported(call, platform, state, tokens).mlir_module()
