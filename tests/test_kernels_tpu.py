@@ -129,7 +129,6 @@ def test_generic_kernel_on_the_simulated_tpu(form):
   [
     (64, "bfloat16", 0, "simulated"),
     (64, "float32", 0, "plain"),
-    (64, "bfloat16", 1, "plain"),
     (32, "float32", 1, "simulated"),
   ],
 )

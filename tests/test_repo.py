@@ -204,7 +204,11 @@ def test_readme_and_ci_use_the_same_test_command():
   assert ".venv/bin/python -m pytest\n" in readme
 
 
-def test_readme_examples_run():
+# In two levels, which are the same program.
+@pytest.mark.parametrize(
+  "levels", [2, pytest.param(10, marks=pytest.mark.slow)]
+)
+def test_readme_examples_run(levels):
   text = (ROOT / "README.md").read_text()
   examples = re.findall(r"```python\n(.*?)```", text, re.S)
   assert len(examples) == 2
@@ -212,7 +216,8 @@ def test_readme_examples_run():
   exec(examples[0], inverse)
   assert inverse["bound"].shape == inverse["t"].shape
   assert (inverse["bound"] < 0.1).all()
-  exec(examples[1], restoration)
+  assert "levels=10" in examples[1]
+  exec(examples[1].replace("levels=10", f"levels={levels}"), restoration)
   shown = re.search(r"# \[([\d, ]+)\]", examples[1])[1]
   assert restoration["samples"].shape == tuple(map(int, shown.split(",")))
 
