@@ -47,6 +47,16 @@ def cast(bits, *arrays):
   return [jnp.asarray(a, dtype) for a in arrays]
 
 
+# Compiled whole: operation by operation each would be a dozen programs.
+denoise = oracles.quick_jit(lambda prior, x, sigma: prior.denoise(x, sigma))
+sample = oracles.quick_jit(
+  lambda prior, key, *shape, **options: prior.sample(key, *shape, **options),
+  static_argnums=2,
+  static_argnames="channels",
+)
+posterior_mean = oracles.quick_jit(priors.posterior_mean)
+
+
 @bits32and64
 @pytest.mark.parametrize(
   ("size", "per_channel", "rank"),
@@ -68,7 +78,7 @@ def test_denoise_is_the_posterior_mean(bits, size, per_channel, rank):
       expected[m, ..., c] = centre[m, ..., c] + shift.reshape(size)
   with jax.enable_x64(bits == 64):
     prior = priors.GaussianPrior(*cast(bits, spectrum, mean))
-    found = prior.denoise(*cast(bits, x, sigma))
+    found = denoise(prior, *cast(bits, x, sigma))
   assert found.dtype == f"float{bits}"
   # Gains are at most 1: the error is that of two FFTs of pixels of size |x|.
   atol = {32: oracles.FLOAT32_FFT, 64: 1e-14}[bits]
@@ -82,7 +92,7 @@ def test_sample_has_the_dense_spectrum(per_channel):
   spectrum, mean, covariances = gaussian(per_channel, (*SIZE, 2))
   prior = priors.gaussian_prior(spectrum, mean)
   count = 10000
-  x = prior.sample(jax.random.key(0), (count // 4, 4), channels=2)
+  x = sample(prior, jax.random.key(0), (count // 4, 4), channels=2)
   assert x.shape == (count // 4, 4, *SIZE, 2) and x.dtype == jnp.float32
   x = np.asarray(x, np.float64).reshape(count, -1, 2) - mean.reshape(-1, 2)
   white = [
@@ -144,9 +154,9 @@ def test_posterior_mean_is_the_dense_one(name, per_channel):
   # What stands where nothing was measured is never read.
   hidden = np.broadcast_to(np.asarray(operator.observed) == 0, y.shape)
   shown = np.where(hidden, 1e3, y)
-  found, info = priors.posterior_mean(
+  found, info = posterior_mean(
     priors.gaussian_prior(spectrum, mean),
-    Observation(jnp.asarray(shown, jnp.float32), operator, noise),
+    Observation(jnp.asarray(np.float32(shown)), operator, noise),
   )
   assert found.shape == (2, *SIZE, 2)
   assert float(info.relative_residual) <= 3e-6
@@ -207,7 +217,7 @@ def test_mixture_denoise_is_the_sum_over_components(bits):
   assert min(shares) < 0.9  # the sum matters
   with jax.enable_x64(bits == 64):
     prior = priors.gaussian_mixture(*cast(bits, *parts))
-    found = prior.denoise(*cast(bits, x, sigma))
+    found = denoise(prior, *cast(bits, x, sigma))
   assert found.dtype == f"float{bits}"
   # Scores reach 1e2 here: shares err by that many units in the last place,
   # and the denoised image by these times the components' distance, up to 5.
@@ -227,7 +237,7 @@ def test_mixture_denoise_by_quadrature():
   with jax.enable_x64(True):
     means, x = means[:, None, None, None], x[:, None, None, None]
     prior = priors.gaussian_mixture(*cast(64, weights, means, std))
-    found = prior.denoise(*cast(64, x, sigma))
+    found = denoise(prior, *cast(64, x, sigma))
   np.testing.assert_allclose(found.ravel(), expected, atol=1e-10)
 
 
@@ -248,6 +258,14 @@ def test_mixture_jacobian_is_the_posterior_covariance():
   np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
+def mixture_posterior(*given):
+  found = priors.mixture_posterior(*given)
+  return [found.weights, found.means, found.covariances, found.mean]
+
+
+mixture_posterior = oracles.quick_jit(mixture_posterior, static_argnums=3)
+
+
 @bits32and64
 @pytest.mark.parametrize(("rows", "noise"), [(1, 0.3), (5, 0.05), (15, 0.3)])
 def test_mixture_posterior_is_the_dense_one(bits, rows, noise):
@@ -257,11 +275,8 @@ def test_mixture_posterior_is_the_dense_one(bits, rows, noise):
   expected = brute_force(*parts, matrix, y, noise)
   with jax.enable_x64(bits == 64):
     *prior, a, b = cast(bits, *parts, matrix, y)
-    found = priors.mixture_posterior(
-      priors.gaussian_mixture(*prior), a, b, noise
-    )
-    mean = found.mean
-    found = found.weights, found.means, found.covariances
+    found = mixture_posterior(priors.gaussian_mixture(*prior), a, b, noise)
+    mean = found.pop()
   # Data covariances have condition up to 2 / noise^2 = 800 or so, and misfits
   # are a few standard deviations.
   atol = {32: 8000 * 2.0**-24 / 20, 64: 8000 * 2.0**-53}[bits]
@@ -289,7 +304,7 @@ def check_clusters(x, weights, means, covariances):
 def test_mixture_sample_moments():
   weights, means, std = mixture(6.0)
   prior = priors.gaussian_mixture(*cast(32, weights, means, std))
-  x = prior.sample(jax.random.key(3), (300, 40))
+  x = sample(prior, jax.random.key(3), (300, 40))
   assert x.shape == (300, 40, *IMAGE) and x.dtype == jnp.float32
   check_clusters(
     np.asarray(x, np.float64).reshape(-1, DIM),
@@ -305,7 +320,7 @@ def test_mixture_posterior_sample_moments():
   covariances = root @ root.transpose(0, 2, 1) + np.eye(6)
   weights, roots = [0.2, 0.7, 0.1], np.linalg.cholesky(covariances)
   posterior = priors.MixturePosterior(*cast(32, weights, means, roots))
-  x = posterior.sample(jax.random.key(4), 20000)
+  x = sample(posterior, jax.random.key(4), 20000)
   assert x.shape == (20000, 6)
   check_clusters(np.asarray(x, np.float64), weights, means, covariances)
 
@@ -359,7 +374,8 @@ def test_one_trace_for_new_values(family):
     return prior.denoise(x, sigma), denoise(x, sigma)
 
   seeds = jnp.array([1.0, 2.0, 3.0])
-  together = jax.vmap(lambda s: make(s).denoise(x, sigma))(seeds)
+  together = jax.jit(jax.vmap(lambda s: make(s).denoise(x, sigma)))(seeds)
+  together = np.asarray(together)
   for seed, expected in zip(seeds, together):
     for found in restore(make(seed), make(seed).denoise):
       np.testing.assert_allclose(found, expected, atol=4e-6)
