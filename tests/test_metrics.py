@@ -27,7 +27,7 @@ def normal(shape, seed=0):
 
 
 def f32(x):
-  return jnp.asarray(x, jnp.float32)
+  return jnp.asarray(np.float32(x))
 
 
 # Compiled whole: op by op it would take seconds.
@@ -442,7 +442,7 @@ def test_sliced_wasserstein_stands_out_of_its_floor():
 
 
 def zeros(*shape):
-  return jnp.zeros(shape)
+  return f32(np.zeros(shape))
 
 
 KEY = jax.random.key(0)

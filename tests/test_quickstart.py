@@ -7,6 +7,7 @@ import math
 import pathlib
 import re
 import sys
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,25 +20,50 @@ from experiments.harness import command_line, runner
 from experiments.harness.reporting import report
 from experiments.inverse_accuracy import cases, errors, text_matrices
 from experiments.inverse_accuracy import study as inverse_study
-from experiments.quickstart import known, restoration, study
+from experiments.quickstart import known, pages, restoration, study
 from neumann_jax import InverseSpec, shipped
-from tests import oracles
+from tests import conftest, oracles
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-  """A finished debug run: its folder and what it printed."""
+class Finished(NamedTuple):
+  folder: pathlib.Path  # of the run
+  said: str  # what it printed
+  operators: dict  # that it restored from
+
+
+# Samplers compile for two seconds for each operator, and inverses again for
+# another chunk size: those of README's picture will do.
+FEW, ALL = pages.BRIEF_OPERATORS, tuple(degradations.OPERATORS)
+
+
+@pytest.fixture(
+  scope="module",
+  params=[FEW, pytest.param(ALL, marks=pytest.mark.slow)],
+  ids=["few operators", "all operators"],
+)
+def finished(request, tmp_path_factory):
+  """A finished debug run."""
   folder = tmp_path_factory.mktemp("quickstart") / "run"
   config = pathlib.Path(command_line.CONFIGS) / "quickstart.py:debug"
+  chosen = {name: degradations.OPERATORS[name] for name in request.param}
   argv = ["quickstart", f"--config={config}", f"--workdir={folder}"]
+  if request.param == FEW:
+    argv += [
+      f"--config.restoration.baselines={('DPIR',) * len(chosen)}",
+      "--config.inverse.paper_chunks=(64,)",
+    ]
   written = []
 
   class Stream:
     write = written.append
     flush = staticmethod(lambda: None)
 
-  before, sys.stdout = sys.stdout, Stream()
-  try:
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sys, "stdout", Stream())
+    patch.setattr(degradations, "OPERATORS", chosen)
+    if request.param == FEW and not conftest.FULL:
+      # Its programs ask for more than the tests' others.
+      patch.setitem(restoration._QUICK, "xla_backend_optimization_level", "0")
     runner.main(
       "quickstart",
       study.Settings,
@@ -45,9 +71,7 @@ def finished(tmp_path_factory):
       argv,
       prepare=study.prepare,
     )
-  finally:
-    sys.stdout = before
-  return folder, "".join(written)
+  return Finished(folder, "".join(written), chosen)
 
 
 def _rows(folder, name):
@@ -56,29 +80,29 @@ def _rows(folder, name):
 
 
 def test_last_line_names_the_report(finished):
-  folder, said = finished
-  assert said.splitlines()[-1] == f"report: {folder / 'report.html'}"
+  report = finished.folder / "report.html"
+  assert finished.said.splitlines()[-1] == f"report: {report}"
 
 
 def test_report_is_self_contained_and_says_what_was_measured(finished):
-  text = (finished[0] / "report.html").read_text()
+  text = (finished.folder / "report.html").read_text()
   assert "<script" not in text
   assert not re.findall(r'(?:src|href)="(?!data:|#)', text)
   assert text.count("<table") == text.count('class="measured"') >= 8
   assert text.count("<figure>") == 4
   assert text.count("<details>") == text.count("</details>") >= 7
-  for operator in degradations.OPERATORS:
+  for operator in finished.operators:
     assert text.count(f">{operator}<") >= 4
   for method in cases.METHODS:
     assert f">{method}<" in text
-  environment = json.loads((finished[0] / "environment.json").read_text())
+  environment = json.loads((finished.folder / "environment.json").read_text())
   assert environment["status"] == "finished"
   assert environment["versions"]["jax"] == jax.__version__ in text
 
 
 def test_report_shows_the_papers_failure(finished):
   """Its setting for 64 tokens in red, the ladder beside it not."""
-  text = (finished[0] / "report.html").read_text()
+  text = (finished.folder / "report.html").read_text()
   table = text[text.index('id="families"') :]
   rows = {}
   for row in re.findall(r"<tr>(.*?)</tr>", table[: table.index("</table>")]):
@@ -96,20 +120,22 @@ def test_tables_on_disk_agree(finished):
     *("families", "model", "paper_settings"),
     *("restoration", "bands"),
   ):
-    rows = _rows(finished[0], name)
-    with (finished[0] / f"{name}.csv").open(newline="") as file:
+    rows = _rows(finished.folder, name)
+    with (finished.folder / f"{name}.csv").open(newline="") as file:
       lines = list(csv.DictReader(file))
     assert len(rows) == len(lines) > 0
     for row, line in zip(rows, lines):
       for field, value in row.items():
         assert line[field] == ("" if value is None else str(value))
-  assert sum(row["violations"] for row in _rows(finished[0], "families")) == 0
+  assert (
+    sum(row["violations"] for row in _rows(finished.folder, "families")) == 0
+  )
 
 
 def test_a_photograph_is_restored_from_every_operator(finished):
-  rows = _rows(finished[0], "restoration")
+  rows = _rows(finished.folder, "restoration")
   found = {(r["operator"], r["photograph"], r["method"]) for r in rows}
-  assert len(found) == len(rows) == 5 * 5
+  assert len(found) == len(rows) == 5 * len(finished.operators)
   assert all(math.isfinite(row["psnr"]) for row in rows)
   restored = [r for r in rows if r["method"] == restoration.FAST]
   degraded = [r for r in rows if r["method"] == restoration.DEGRADED]
@@ -124,7 +150,7 @@ def test_a_photograph_is_restored_from_every_operator(finished):
 
 def test_spread_is_that_of_the_known_posterior(finished):
   """In every band, and far too large where the published width is taken."""
-  rows = _rows(finished[0], "bands")
+  rows = _rows(finished.folder, "bands")
   by_method = {}
   for row in rows:
     by_method.setdefault(row["method"], []).append(row)
@@ -146,8 +172,8 @@ def test_the_control_differs_by_centre_and_width_alone():
 
 
 def test_readme_block_comes_from_the_run(finished):
-  block = readme.block(finished[0])
-  rows = _rows(finished[0], "families")
+  block = readme.block(finished.folder)
+  rows = _rows(finished.folder, "families")
   for method in readme.METHODS:
     chosen = [
       float(r["worst"])
