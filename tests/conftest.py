@@ -5,12 +5,20 @@ numbers. The fast tests therefore compile without optimisation, which changes
 the order of sums and nothing else. `FULL_COMPILATION=1 python -m pytest`, once
 a night, shows that they hold for the programs that users run; slow tests, which
 compute for longer than they compile, always run those.
+
+Outside of `jax.jit` every operation on a new shape is a program too, of 20 ms:
+tests draw, cast (`np.float32(x)` before `jnp.asarray`) and compare by numpy.
 """
 
 import gc
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Before NumPy is loaded. The processes of xdist have the cores already: threads
+# of linear algebra wait for one another in loops, up to 100 times as long as
+# one thread takes for the matrices of the tests.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's
 
 import jax
 import pytest
