@@ -229,8 +229,10 @@ def test_lines_that_are_none(tmp_path, line, words):
     documents.read(str(path), BYTES, length=6, turns="all")
 
 
-def test_documents_with_nothing_to_learn_are_counted(tmp_path):
+def test_documents_with_nothing_to_learn_are_counted(monkeypatch, tmp_path):
   """An empty text, the last token of one, an answer beyond the row's end."""
+  # Drawing weights compiles for two seconds.
+  monkeypatch.setattr(study, "_load", lambda *_: None)
   given = config.get_config("debug")
   path = tmp_path / "a.jsonl"
   lines = [{"text": x} for x in ("a" * 65, "", "ab")]
