@@ -203,7 +203,7 @@ def moved(config, prior, observation, x, at):
   """Where one step of ours without noise leads, [D] float64."""
   method = getattr(baselines, type(config).__name__[: -len("Config")].lower())
   sampler = method(config)
-  state = SamplerState(jnp.asarray(x, jnp.float32), jnp.int32(at))
+  state = SamplerState(jnp.asarray(np.float32(x)), jnp.int32(at))
   state, _ = oracles.quick_jit(
     lambda state, key: sampler.step(state, prior.denoise, observation, key)
   )(state, jax.random.key(4))

@@ -160,9 +160,9 @@ def test_products_are_those_of_the_jacobian():
   cov = oracles.fourier_diagonal(np.asarray(prior.spectrum, np.float64))
   gain = np.linalg.solve(cov + sigma**2 * np.eye(24), cov)
   x0, product = predictor.clean_with_vjp(
-    prior.denoise, jnp.asarray(x, jnp.float32), jnp.float32(sigma)
+    prior.denoise, jnp.asarray(np.float32(x)), jnp.float32(sigma)
   )
-  for given, found in ((x, x0), (v, product(jnp.asarray(v, jnp.float32)))):
+  for given, found in ((x, x0), (v, product(jnp.asarray(np.float32(v))))):
     flat = given.reshape(6, 24, 2)
     expected = np.einsum("ij,mjc->mic", gain, flat).reshape(given.shape)
     np.testing.assert_allclose(found, expected, atol=3e-6)
@@ -184,7 +184,7 @@ def test_products_stop_where_a_pixel_saturates():
 def test_image_norm():
   x = np.random.default_rng(2).standard_normal((3, 2, 4, 5, 2))
   expected = np.linalg.norm(x.reshape(3, 2, -1), axis=-1)
-  found = reduce.norm(jnp.asarray(x, jnp.float32))
+  found = reduce.norm(jnp.asarray(np.float32(x)))
   assert found.shape == (3, 2, 1, 1, 1)
   np.testing.assert_allclose(found[..., 0, 0, 0], expected, rtol=1e-6)
 
@@ -197,7 +197,7 @@ def test_adam_is_that_of_optax():
   with jax.numpy_dtype_promotion("standard"):
     state = rule.init(x)
     for count in range(5):
-      slope = jnp.asarray(rng.standard_normal(x.shape), jnp.float32)
+      slope = jnp.asarray(np.float32(rng.standard_normal(x.shape)))
       expected, state = rule.update(slope, state)
       found, moments = adam.direction(
         moments,

@@ -57,7 +57,7 @@ def test_tikhonov_has_the_best_of_its_weights():
   rng = np.random.default_rng(0)
   scene = rng.uniform(-1, 1, (10, 12, 1)).cumsum(0).cumsum(1) / 12
   operator = pj.operators.blur(scene.shape, KERNEL, boundary="valid")
-  y = np.asarray(operator.forward(jnp.asarray(scene, jnp.float32)))
+  y = np.asarray(operator.forward(jnp.asarray(np.float32(scene))))
   y = y + 0.02 * rng.standard_normal(y.shape)
   truth = scene[1:-1, 1:-1]
   one = restoring.Blurred("a", np.float32(y), truth, operator, 0.02)

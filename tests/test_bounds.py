@@ -20,7 +20,7 @@ BETAS = ((0.0, 1.0), (0.6, 1.0), (1.0, 2.0), (2.0, 2.0))
 
 
 def gates(chunks):
-  return jnp.float32(chunks.beta), jnp.float32(chunks.log_decay)
+  return tuple(jnp.asarray(np.float32(x)) for x in chunks[1:])
 
 
 @pytest.mark.parametrize("beta", BETAS)
@@ -85,7 +85,7 @@ def test_matrices_carry_the_norm_of_their_keys():
     "identical", seed=3, count=200, chunk_size=64, dim=16, beta=(0.6, 1.0)
   )
   k = jnp.asarray(c.keys, jnp.bfloat16)[:, :, None]  # [B, T, 1, Dk]
-  gate = lambda x: jnp.asarray(x, jnp.float32)[:, :, None]  # noqa: E731
+  gate = lambda x: jnp.asarray(np.float32(x))[:, :, None]  # noqa: E731
   found = chunk_matrices(k, gate(c.log_decay), gate(c.beta), chunk_size=64)
   norms = np.linalg.norm(np.asarray(k, np.float64)[:, :, 0], axis=-1).max(-1)
   assert 0.4 < np.mean(norms > 1) < 0.6
@@ -105,8 +105,8 @@ def test_matrices_carry_the_norm_of_their_keys():
 
 def test_an_envelope_takes_a_norm_for_each_chunk():
   rng = np.random.default_rng(0)
-  beta = jnp.asarray(rng.uniform(0, 2, 16), jnp.float32)
-  log_decay = jnp.asarray(-rng.exponential(0.3, 16), jnp.float32)
+  beta = jnp.asarray(np.float32(rng.uniform(0, 2, 16)))
+  log_decay = jnp.asarray(np.float32(-rng.exponential(0.3, 16)))
   norms = np.float32([1.0, 1.1])
   twice = (jnp.stack([x, x]) for x in (beta, log_decay))
   for found, norm in zip(nb.envelope(*twice, key_norm=norms), norms):

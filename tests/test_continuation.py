@@ -201,7 +201,7 @@ def test_a_gaussian_given_a_measurement():
   covariance = root @ root.swapaxes(1, 2) + np.eye(3)
   matrix, y, noise = rng.standard_normal((2, 3)), rng.standard_normal(2), 0.4
   evidence, posterior = mixtures.given(
-    mixtures.Gaussian(jnp.asarray(mean, jnp.float32), _f32(covariance)),
+    mixtures.Gaussian(jnp.asarray(np.float32(mean)), _f32(covariance)),
     _f32(matrix),
     _f32(y),
     jnp.float32(noise),
@@ -224,7 +224,7 @@ def test_a_gaussian_given_a_measurement():
 
 
 def _f32(a):
-  return jnp.asarray(a, jnp.float32)
+  return jnp.asarray(np.float32(a))
 
 
 @pytest.mark.slow

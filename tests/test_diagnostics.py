@@ -34,7 +34,7 @@ OPERATORS = {
 def observe(operator, seed=0):
   shape = (2, *operator.measurement_shape)
   y = np.random.default_rng(seed).standard_normal(shape)
-  return Observation(jnp.asarray(y, jnp.float32), operator, 0.1)
+  return Observation(jnp.asarray(np.float32(y)), operator, 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_band_energy_is_the_residual_by_frequency(name):
   observation = observe(OPERATORS[name]())
   operator = observation.operator
   x = np.random.default_rng(1).standard_normal((3, 2, *SHAPE))
-  x = jnp.asarray(x, jnp.float32)
+  x = jnp.asarray(np.float32(x))
   found = jax.jit(diagnostics.band_energy)(observation, x)
   height, width, _ = operator.measurement_shape
   index = fourier.radial_bands(height, width, diagnostics.BANDS)
@@ -67,7 +67,7 @@ def test_band_energy_is_the_residual_by_frequency(name):
     np.testing.assert_allclose(found[..., band], expected, rtol=2e-4)
   sizes = np.bincount(index.ravel(), minlength=diagnostics.BANDS)
   np.testing.assert_allclose(
-    found @ jnp.asarray(sizes / sizes.sum(), jnp.float32),
+    found @ jnp.asarray(np.float32(sizes / sizes.sum())),
     metrics.measurement_residual(x, observation),
     rtol=1e-4,
   )

@@ -36,7 +36,7 @@ def _observation():
   mask = np.ones((4, 4))
   mask[0] = 0
   operator = pj.operators.inpainting((4, 4, 1), mask)
-  return pj.Observation(jnp.asarray(y, jnp.float32), operator, NOISE), mask
+  return pj.Observation(jnp.asarray(np.float32(y)), operator, NOISE), mask
 
 
 def test_a_run_by_hand():

@@ -38,7 +38,7 @@ class Head(nnx.Module):
   """An output matrix alone."""
 
   def __init__(self, matrix):
-    self.matrix = nnx.Param(jnp.asarray(matrix, jnp.float32))
+    self.matrix = nnx.Param(jnp.asarray(np.float32(matrix)))
 
   def logits(self, hidden):
     return hidden @ self.matrix[...]
@@ -54,8 +54,8 @@ def test_scores_against_float64(width):
   hidden[~mask] = np.nan  # padding may hold anything
   every = scores.scores(
     *nnx.split(Head(matrix)),
-    jnp.asarray(hidden, jnp.float32),
-    jnp.asarray(reference, jnp.float32),
+    jnp.asarray(np.float32(hidden)),
+    jnp.asarray(np.float32(reference)),
     jnp.asarray(tokens),
   )
   found = scores.totals(every, mask)
@@ -189,7 +189,7 @@ def test_layers_errors_certificates_and_plans():
   )
   part = ChunkMatrices(
     *(
-      jnp.asarray(x, jnp.float32)[None, :, None]  # [1, Hv, 1, ...]
+      jnp.asarray(np.float32(x))[None, :, None]  # [1, Hv, 1, ...]
       for x in (chunks.a, chunks.beta, chunks.log_decay)
     )
   )

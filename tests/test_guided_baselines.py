@@ -62,8 +62,8 @@ def problem(name, sigma, spectrum=None, seed=0):
   x = np.asarray(truth) + sigma * rng.standard_normal((2, 2, *SHAPE))
   return Problem(
     prior,
-    Observation(jnp.asarray(held, jnp.float32), operator, NOISE),
-    jnp.asarray(x, jnp.float32),
+    Observation(jnp.asarray(np.float32(held)), operator, NOISE),
+    jnp.asarray(np.float32(x)),
     oracles.dense_operator(operator),
     (seen * y).reshape(2, -1),
     oracles.fourier_diagonal(np.asarray(prior.spectrum, np.float64)),

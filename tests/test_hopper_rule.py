@@ -126,7 +126,7 @@ def test_formulas_are_the_gradient_of_the_recurrence(family, decay):
 def test_pieces_write_every_chunk_once_and_know_what_they_read(decay, count):
   rng = np.random.default_rng(count)
   log_decay = -decay * rng.random((2, 3, count, C)) * np.log2(np.e)
-  gates = jnp.asarray(np.cumsum(log_decay, -1), jnp.float32)
+  gates = jnp.asarray(np.float32(np.cumsum(log_decay, -1)))
   gates = gates.reshape(2, 3, count * C)
   starts, stops = hopper_pieces.starts(gates), hopper_pieces.stops(gates)
   total = np.pad(np.cumsum(log_decay.sum(-1), -1), ((0, 0), (0, 0), (1, 0)))

@@ -130,8 +130,8 @@ def test_the_gradient_of_a_scale_of_zero(monkeypatch):
   p = oracles.problem(CHUNK, dk=16, dv=16)
   arrays = Operands(*(jnp.asarray(x[:1]) for x in p[:5]))
   state = jnp.asarray(p.initial_state[:1])
-  do = jnp.asarray(rng.standard_normal(arrays.v.shape), jnp.float32)
-  dfinal = jnp.asarray(rng.standard_normal(state.shape), jnp.float32)
+  do = jnp.asarray(np.float32(rng.standard_normal(arrays.v.shape)))
+  dfinal = jnp.asarray(np.float32(rng.standard_normal(state.shape)))
 
   @oracles.quick_jit
   def pulled(scale):
@@ -180,7 +180,7 @@ def test_maps_take_the_chunks_that_matter_and_write_none(decay, rows):
   count = 100
   log_decay = -decay * np.random.default_rng(3).random((1, rows, count, CHUNK))
   gates = np.cumsum(log_decay * np.log2(np.e), -1)
-  gates = jnp.asarray(gates.reshape(1, rows, -1), jnp.float32)
+  gates = jnp.asarray(np.float32(gates.reshape(1, rows, -1)))
   total = np.cumsum(log_decay.sum(-1), -1) * np.log2(np.e)
   total = np.pad(total, ((0, 0), (0, 0), (1, 0)))
   halves = [1, 2] if rows == 1 else [3]

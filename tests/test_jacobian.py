@@ -29,7 +29,7 @@ SIGMA, NOISE = 0.6, 0.1
 
 def normal(shape, seed=0):
   x = np.random.default_rng(seed).standard_normal(shape)
-  return jnp.asarray(x, jnp.float32)
+  return jnp.asarray(np.float32(x))
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_draws_are_those_of_the_spectral_target(name, banded, prior):
   mean, _ = by_spectrum.mean(target, tolerance=1e-6, max_iterations=500)
   a = oracles.dense(
     lambda x: np.asarray(
-      observation.operator.forward(jnp.asarray(x, jnp.float32)[..., None]),
+      observation.operator.forward(jnp.asarray(np.float32(x))[..., None]),
       np.float64,
     ),
     SHAPE[:2],
@@ -259,7 +259,7 @@ def _solved(matrices, b, steps):
 )
 def test_residuals_never_grow(kind):
   """Whatever the matrix; and a positive one is solved."""
-  matrices = jnp.asarray(_nearly_positive(kind), jnp.float32)
+  matrices = jnp.asarray(np.float32(_nearly_positive(kind)))
   b = normal((3, 4, 4, 1))
   last = np.linalg.norm(b.reshape(3, 16), axis=1)
   for steps in (1, 2, 3, 5, 8, 16, 40):
@@ -273,7 +273,7 @@ def test_residuals_never_grow(kind):
 
 
 def test_a_solve_does_not_depend_on_its_batch():
-  matrices = jnp.asarray(_nearly_positive("skewed"), jnp.float32)
+  matrices = jnp.asarray(np.float32(_nearly_positive("skewed")))
   b = normal((3, 4, 4, 1))
 
   def solved(number):

@@ -33,7 +33,7 @@ def test_it_shows_what_pillow_decodes(quality, chroma, channels):
   picture.save(file, "JPEG", quality=quality, subsampling=2 * (chroma - 1))
   expected = np.asarray(PIL.Image.open(file), float).reshape(whole.shape)
   operator = operators.jpeg(whole.shape, quality=quality, chroma=chroma)
-  found = _levels(operator.forward(jnp.asarray(whole / 127.5 - 1, jnp.float32)))
+  found = _levels(operator.forward(jnp.asarray(np.float32(whole / 127.5 - 1))))
   signed = found - expected
   # No channel drifts: colour differences are rounded on libjpeg's side.
   assert np.abs(signed.mean((0, 1))).max() < 0.05  # levels
@@ -49,7 +49,7 @@ def test_halves_of_a_colour_difference_go_down():
   PIL.Image.fromarray(whole).save(file, "JPEG", quality=100, subsampling=0)
   expected = np.asarray(PIL.Image.open(file), float)
   operator = operators.jpeg(whole.shape, quality=100, chroma=1)
-  found = _levels(operator.forward(jnp.asarray(whole / 127.5 - 1, jnp.float32)))
+  found = _levels(operator.forward(jnp.asarray(np.float32(whole / 127.5 - 1))))
   np.testing.assert_allclose(found, expected, atol=0.01)
 
 

@@ -153,9 +153,9 @@ def test_the_gaussian_denoiser_is_the_closed_form():
   steps = np.arange(1, d + 1)
   prior = law.variance * np.minimum(steps[:, None], steps)
   denoise = Denoiser(law, 5, 5)
-  x = jnp.asarray(z, jnp.float32)[:, None, :, None]
-  level = jnp.asarray(sigma, jnp.float32)
-  direction = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
+  x = jnp.asarray(np.float32(z))[:, None, :, None]
+  level = jnp.asarray(np.float32(sigma))
+  direction = jnp.asarray(np.float32(rng.normal(size=x.shape)))
 
   @jax.jit
   def answer(x):

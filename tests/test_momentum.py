@@ -32,7 +32,7 @@ MASK[0] = 0
 def _observation():
   y = np.linspace(-1, 1, 16).reshape(1, 4, 4, 1) * MASK
   operator = pj.operators.inpainting((4, 4, 1), MASK[..., 0])
-  return pj.Observation(jnp.asarray(y, jnp.float32), operator, NOISE)
+  return pj.Observation(jnp.asarray(np.float32(y)), operator, NOISE)
 
 
 def test_a_run_by_hand():

@@ -56,7 +56,7 @@ def test_gradients_are_near_those_of_float32():
   p, _ = narrow(oracles.problem(40, key_heads=1), jnp.bfloat16)
   wide = Problem(*(x.astype(jnp.float32) for x in p))
   rng = np.random.default_rng(3)
-  weight = jnp.asarray(rng.standard_normal(p.v.shape), jnp.float32)
+  weight = jnp.asarray(np.float32(rng.standard_normal(p.v.shape)))
 
   @oracles.quick_jit
   def gradient(p):

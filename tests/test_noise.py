@@ -59,7 +59,7 @@ def _per_pixel():
   std = _levels_of_noise()
   truth = jnp.concatenate([TRUTH, TRUTH])
   noise = std * np.asarray(jax.random.normal(jax.random.key(4), truth.shape))
-  y = BLUR.forward(truth) + jnp.asarray(noise, jnp.float32)
+  y = BLUR.forward(truth) + jnp.asarray(np.float32(noise))
   return y, pj.noise.per_pixel(y, BLUR, std)
 
 

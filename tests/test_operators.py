@@ -103,7 +103,7 @@ def test_forward_is_the_definition(name):
   expected = np.stack(
     [[forward(im[..., c]) for c in range(3)] for im in x]
   )  # [2, C, h, w]
-  found = build(name).forward(jnp.asarray(x, jnp.float32))
+  found = build(name).forward(jnp.asarray(np.float32(x)))
   atol = oracles.FLOAT32_FFT if "r" in name[-3:] else oracles.FLOAT32_OPERATOR
   np.testing.assert_allclose(
     found, np.moveaxis(expected, 1, -1), rtol=0, atol=atol
@@ -114,7 +114,7 @@ def test_forward_is_the_definition(name):
 def test_a_scene_has_no_border(name):
   """What it measures is what any larger scene around it measures there."""
   operator = build(name)
-  x = jnp.asarray(normal(SHAPE), jnp.float32)
+  x = jnp.asarray(np.float32(normal(SHAPE)))
   height, width, _ = SHAPE
   margin = operator.margin
   inside = operator.interior(x)
@@ -155,7 +155,7 @@ def test_a_scene_of_fast_sides_holds_the_same_picture(seen, sides):
   assert fast.measurement_shape == exact.measurement_shape
   if max(seen) > 100:
     return
-  x = jnp.asarray(normal(image_shape), jnp.float32)
+  x = jnp.asarray(np.float32(normal(image_shape)))
   border = [
     ((n - m) // 2, -(-(n - m) // 2)) for n, m in zip(sides, image_shape)
   ]
@@ -169,13 +169,13 @@ def test_super_resolution_at_the_benchmark_size():
   x = normal((256, 256)).clip(-1, 1)
   w = oracles.resizer_matrix(256, 4)
   operator = operators.super_resolution((256, 256, 1))
-  found = operator.forward(jnp.asarray(x, jnp.float32)[..., None])[..., 0]
+  found = operator.forward(jnp.asarray(np.float32(x))[..., None])[..., 0]
   np.testing.assert_allclose(found, w @ x @ w.T, rtol=0, atol=1e-6)
   # Facts of the field's resizer: singular values, and an outside view of it.
   values = np.linalg.svd(w, compute_uv=False)
   np.testing.assert_allclose([values[0], values[-1]], [0.5, 0.3485], atol=1e-4)
   library = jax.image.resize(
-    jnp.asarray(x, jnp.float32), (64, 64), "cubic", antialias=True
+    jnp.asarray(np.float32(x)), (64, 64), "cubic", antialias=True
   )
   inner = (slice(2, -2), slice(2, -2))
   np.testing.assert_allclose(found[inner], library[inner], rtol=0, atol=1e-6)
@@ -194,7 +194,7 @@ def test_blurs_at_the_benchmark_size(kind, boundary):
   mode = {"reflect": "mirror", "circular": "wrap"}[boundary]
   kernel = np.asarray(operator.kernel, np.float64)
   expected = scipy.ndimage.correlate(x, kernel, mode=mode)
-  found = operator.forward(jnp.asarray(x, jnp.float32)[..., None])[..., 0]
+  found = operator.forward(jnp.asarray(np.float32(x))[..., None])[..., 0]
   np.testing.assert_allclose(found, expected, rtol=0, atol=oracles.FLOAT32_FFT)
 
 
@@ -321,7 +321,7 @@ def test_normal_solve_float32_reports_the_truth(name, case):
   x, info = solve(
     build(name, SOLVED),
     jnp.asarray(rhs),
-    precision=jnp.asarray(precision, jnp.float32),
+    precision=jnp.asarray(np.float32(precision)),
     noise_std=jnp.float32(NOISE),
   )
   b = rhs.reshape(2, -1).astype(np.float64)

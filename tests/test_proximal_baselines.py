@@ -151,7 +151,7 @@ def test_diffpir_limits(prior):
     return one_step(baselines.diffpir(config), prior, observation, state, key)
 
   level = diffusion.Level(jnp.int32(AT), sigma, following)
-  x0 = jnp.asarray(flat(x) @ gain(prior, sigma).T, jnp.float32).reshape(x.shape)
+  x0 = jnp.asarray(np.float32(flat(x) @ gain(prior, sigma).T)).reshape(x.shape)
   ddim = diffusion.ddim(key, x, x0, level, 0.0)
   after, info = moved(1e9)
   np.testing.assert_allclose(after.x, ddim, atol=FLOAT32_STEP)
@@ -206,11 +206,11 @@ def test_reddiff_slope_vanishes_at_the_stationary_point(name, prior):
   matrix = a.T @ a / m + weight / D * (np.eye(D) - w)
   still = np.linalg.solve(matrix, (y @ a / m)[..., None])[..., 0]
   noise = np.random.default_rng(0).standard_normal((1, D))
-  x = jnp.asarray(still.reshape(1, 2, *SHAPE), jnp.float32)
+  x = jnp.asarray(np.float32(still.reshape(1, 2, *SHAPE)))
   slopes = []
   for e in (noise, -noise):
     x0 = (still + sigma * e) @ w.T
-    x0 = jnp.asarray(x0.reshape(x.shape), jnp.float32)
+    x0 = jnp.asarray(np.float32(x0.reshape(x.shape)))
     slopes.append(flat(reddiff_sampler.gradient(observation, x, x0, weight)))
   assert np.abs(slopes[0]).max() > 1e-4  # each alone does not
   np.testing.assert_allclose(slopes[0] + slopes[1], 0, atol=2e-7)
@@ -321,12 +321,12 @@ def test_pnpdm_chain_has_its_law(solver, exact_start, nodes):
   mean, variance, calls = chain_law(config, s, transfer, y, rho)
   assert (info.calls == calls).all()
 
-  image = jnp.asarray(np.fft.ifft2(mean).real[None, ..., None], jnp.float32)
+  image = jnp.asarray(np.float32(np.fft.ifft2(mean).real[None, ..., None]))
   std = jnp.full(SHAPE, np.sqrt(variance.mean()), jnp.float32)
   error = metrics.normalised_mean_error(samples, image, std)
   assert error.value < 2 * error.floor, error
   ratio = metrics.variance_ratio(
-    samples, jnp.asarray(variance, jnp.float32), bands=4
+    samples, jnp.asarray(np.float32(variance)), bands=4
   )
   off = np.abs(np.append(ratio.bands, ratio.total) - 1)
   spread = np.append(ratio.bands_error, ratio.total_error)

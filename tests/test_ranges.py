@@ -77,11 +77,11 @@ def test_metrics_know_the_range(metric, data_range):
   noisy = PHOTOGRAPH + 0.1 * RNG.standard_normal(PHOTOGRAPH.shape)
   low, high = data_range
   x, truth = (
-    jnp.asarray(low + (high - low) * (a + 1) / 2, jnp.float32)
+    jnp.asarray(np.float32(low + (high - low) * (a + 1) / 2))
     for a in (noisy, PHOTOGRAPH)
   )
   found = metric(x, truth, data_range=data_range)
-  expected = metric(jnp.asarray(noisy, jnp.float32), jnp.asarray(PHOTOGRAPH))
+  expected = metric(jnp.asarray(np.float32(noisy)), jnp.asarray(PHOTOGRAPH))
   np.testing.assert_allclose(found, expected, rtol=1e-4)
   if high > 1:  # was infinite: everything is clipped to white
     with refused(ValueError, r"truth must hold pixels in data_range \(-1.0, 1"):

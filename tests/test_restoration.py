@@ -325,9 +325,9 @@ def test_what_follows_from_rows():
   truth = rng.normal(0.0, 0.2, (3, 128, 128, 3)).clip(-0.9, 0.9)
   samples = 0.1 + rng.normal(0.0, 0.2, (4, *truth.shape)).clip(-0.9, 0.9)
   operator = pj.operators.box_inpainting(truth.shape[1:], size=8)
-  truth = jnp.asarray(truth, jnp.float32)
+  truth = jnp.asarray(np.float32(truth))
   observation = pj.Observation(truth, operator, 0.1)
-  samples = jnp.asarray(samples, jnp.float32)
+  samples = jnp.asarray(np.float32(samples))
   about = _row("NFC", "tuned", 10, None) | {"samples": 4}
   found = [
     about | {"photograph": str(i)} | row

@@ -131,7 +131,7 @@ def test_apply_transfer_of_every_image_its_own():
   """[N, H, W, C] and [B, N, H, W, 1] against one image at a time."""
   x = jnp.asarray(normal((2, 3, 5, 6, 2)), jnp.float32)
   one = jnp.asarray(even((5, 6), None), jnp.float32)
-  scales = jnp.asarray(1 + np.arange(6).reshape(2, 3), jnp.float32)
+  scales = jnp.asarray(np.float32(1 + np.arange(6).reshape(2, 3)))
   found = fourier.apply_transfer(
     x, scales[..., None, None, None] * one[..., None]
   )
@@ -173,7 +173,7 @@ def test_apply_transfer_scalar_scales():
 @every_size
 def test_check_spectrum_accepts_every_even_grid(size):
   fourier.check_spectrum(even(size))
-  fourier.check_spectrum(jnp.asarray(even(size, 3), jnp.float32))
+  fourier.check_spectrum(jnp.asarray(np.float32(even(size, 3))))
   # Traced values are not read, their shape is.
   jax.jit(fourier.check_spectrum)(jnp.zeros(size))
   with pytest.raises(ValueError, match="spectrum must have shape"):

@@ -27,7 +27,7 @@ from tests.oracles import quick_jit
 
 def normal(shape, seed=0):
   x = np.random.default_rng(seed).standard_normal(shape)
-  return jnp.asarray(x, jnp.float32)
+  return jnp.asarray(np.float32(x))
 
 
 SIGMA = jnp.array([0.5, 2.0])

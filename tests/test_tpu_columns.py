@@ -82,7 +82,7 @@ def truth(parts, length, packed, dtype, width=TAPS):
 def narrow(parts, length, packed, dtype, width=TAPS):
   x, taps, history, ids, d_out = problem(parts, length, packed, width)
   cast = lambda y: jnp.asarray(y, dtype)  # noqa: E731
-  taps = jnp.asarray(taps, jnp.float32)
+  taps = jnp.asarray(np.float32(taps))
   return cast(x), taps, cast(history), ids, tuple(map(cast, d_out))
 
 
@@ -242,7 +242,7 @@ def step(graph, state, x, ids=None):
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_layer_is_that_of_xla(packed):
   """Its values, cache and gradients, the history's documents among them."""
-  x = jnp.asarray(normal(2, 70, 32), jnp.float32)
+  x = jnp.asarray(np.float32(normal(2, 70, 32)))
   ids = oracles.documents(70)[:2] if packed else None
 
   def run(implementation):

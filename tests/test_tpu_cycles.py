@@ -71,7 +71,7 @@ def test_peers_are_right(peer):
     ]
   )
   call = getattr(tpu, peer)
-  found = np.asarray(call(jnp.asarray(a, jnp.float32), 8, interpret=True))
+  found = np.asarray(call(jnp.asarray(np.float32(a)), 8, interpret=True))
   truth = key_families.exact_inverse(a)
   error = key_families.relative_error(found, truth).max()
   assert error <= oracles.FLOAT32_INVERSE

@@ -115,7 +115,7 @@ def kept_of_one_chunk(p):
     a = np.tril(k @ k.T * np.exp(total[:, None] - total), -1)
     inverse = np.linalg.inv(np.eye(length) + beta[:, None] * a) * beta
     t[row, 0, 0, :length, head * c : head * c + length] = inverse
-  return jnp.asarray(t, jnp.float32), jnp.asarray(p.initial_state[:, None])
+  return jnp.asarray(np.float32(t)), jnp.asarray(p.initial_state[:, None])
 
 
 def check_gradients(p, ids, dtype, tolerance, error, kept=None, forgets=-50):
@@ -127,7 +127,7 @@ def check_gradients(p, ids, dtype, tolerance, error, kept=None, forgets=-50):
   p = p._replace(log_decay=jnp.where(p[3] == -50, forgets, p[3]))
   rng = np.random.default_rng(1)
   d_out, d_state = (rng.standard_normal(x.shape) for x in (p.v, p[5]))
-  d_out, d_state = jnp.asarray(d_out, dtype), jnp.asarray(d_state, jnp.float32)
+  d_out, d_state = jnp.asarray(d_out, dtype), jnp.asarray(np.float32(d_state))
   how = RuleOptions(spec=BF16 if dtype == jnp.bfloat16 else FLOAT32, fused=True)
   scale = jnp.float32(WIDTH**-0.5)
 

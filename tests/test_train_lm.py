@@ -148,7 +148,7 @@ def test_gradient_is_the_slope_of_the_loss(folder):
 
 def _moved(params, direction, eps):
   return {
-    name: x + jnp.asarray(eps * direction[name], jnp.float32)
+    name: x + jnp.asarray(np.float32(eps * direction[name]))
     for name, x in params.items()
   }
 

@@ -103,7 +103,7 @@ def test_gradient_that_is_not_finite_changes_nothing():
 def test_update_is_adamw_of_the_clipped_gradient_and_its_average():
   optim = OptimSettings(warmup=0, clip=1.0, decay=0.5, average=0.99)
   x = np.array([1.0, -2.0])
-  names = {"a.kernel": jnp.asarray(x, jnp.float32)}
+  names = {"a.kernel": jnp.asarray(np.float32(x))}
   names["bias"] = names["a.kernel"]
   gradient = {name: jnp.full(2, 3.0) for name in names}  # of norm 6
   state, info = MOVED(

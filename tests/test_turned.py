@@ -57,14 +57,14 @@ def _by_hand(x, way):
 def test_a_way_by_hand(way):
   x = np.random.default_rng(0).normal(size=(SIDE, SIDE, 2))
   answer = predictor.turned(_corner, jnp.float32(way))
-  found = answer(jnp.asarray(x, jnp.float32)[None], jnp.ones(1))
+  found = answer(jnp.asarray(np.float32(x))[None], jnp.ones(1))
   np.testing.assert_allclose(found[0], _by_hand(x, way), rtol=1e-5)
 
 
 def test_what_is_not_square_is_mirrored():
   x = np.random.default_rng(0).normal(size=(SIDE, SIDE + 2, 1))
   answer = predictor.turned(_corner, jnp.float32(7))
-  found = answer(jnp.asarray(x, jnp.float32)[None], jnp.ones(1))
+  found = answer(jnp.asarray(np.float32(x))[None], jnp.ones(1))
   np.testing.assert_allclose(found[0], _by_hand(x, 3), rtol=1e-5)
 
 
@@ -79,7 +79,7 @@ def test_every_level_turns_another_way(width):
   apart = [int(a ^ b).bit_count() for a, b in zip(ways, np.roll(ways, 1))]
   assert min(apart) == 2
   x = np.random.default_rng(1).normal(size=(SIDE, SIDE, 1))
-  image = jnp.asarray(x, jnp.float32)[None, None]
+  image = jnp.asarray(np.float32(x))[None, None]
   for number, way in enumerate(ways):
     level = jax.tree.map(lambda entry, n=number: entry[n], levels)
     found = parts.predict(_corner, image, level)

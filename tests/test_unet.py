@@ -45,13 +45,13 @@ def prior():
 
 def _image(shape, seed=1):
   rng = np.random.default_rng(seed)
-  return jnp.asarray(rng.uniform(-1, 1, shape), jnp.float32)
+  return jnp.asarray(np.float32(rng.uniform(-1, 1, shape)))
 
 
 def test_scalings_are_those_of_unit_variance():
   """c_in x and the network's target have variance 1, which defines EDM."""
   sigma = np.geomspace(0.01, 80, 9)
-  c = edm.precondition(jnp.asarray(sigma, jnp.float32), 0.5)
+  c = edm.precondition(jnp.asarray(np.float32(sigma)), 0.5)
   skip, out, inner = (np.asarray(a, np.float64) for a in c[:3])
   np.testing.assert_allclose(inner**2 * (0.25 + sigma**2), 1, rtol=1e-5)
   # x0 - c_skip (x0 + sigma n) = (1 - c_skip) x0 - c_skip sigma n.
@@ -61,13 +61,13 @@ def test_scalings_are_those_of_unit_variance():
   # c_skip is the linear estimate, which makes c_out least.
   np.testing.assert_allclose(skip, 0.25 / (0.25 + sigma**2), rtol=1e-5)
   np.testing.assert_allclose(c.noise, np.log(sigma) / 4, rtol=1e-4, atol=1e-6)
-  weight = edm.loss_weight(jnp.asarray(sigma, jnp.float32), 0.5)
+  weight = edm.loss_weight(jnp.asarray(np.float32(sigma)), 0.5)
   np.testing.assert_allclose(weight * out**2, 1, rtol=1e-5)
 
 
 def test_pixels_that_no_noise_explains_are_brought_back(prior):
   """Bounded whatever it is asked; nothing changes where images are."""
-  sigma = jnp.asarray([0.1, 2.0], jnp.float32)
+  sigma = jnp.asarray(np.float32([0.1, 2.0]))
   furthest = np.asarray(1 + REACH * sigma)[:, None, None, None]
   x = _image((2, 8, 8, 3)) * furthest
   denoise = quick_jit(prior.denoise)
