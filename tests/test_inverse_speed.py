@@ -193,10 +193,10 @@ def test_input_sets_begin_elsewhere_and_are_compared_with_the_truth():
     assert bound.shape == (100,) and set(np.unique(bound)) == {1.0, 2.0}
   t = np.array(base.truth)
   t[40] *= 1 + 1e-3
-  low, high = inverse_part.errors(base, jnp.asarray(t, jnp.float32))
+  low, high = inverse_part.errors(base, jnp.asarray(np.float32(t)))
   assert low < 1e-6 and high == pytest.approx(1e-3, rel=1e-2)
   t[3, 5, 2] = np.nan
-  broken = jnp.asarray(t, jnp.float32)
+  broken = jnp.asarray(np.float32(t))
   assert inverse_part.errors(base, broken)[0] == np.inf
   for chosen, count in ((jnp.ones(48, bool), 1), (jnp.arange(48) > 3, 0)):
     assert int(inverse_part.nonfinite(broken, chosen)) == count
@@ -228,7 +228,7 @@ def test_stage_is_compared_with_the_recurrence():
     new = u[n] - w[n] @ start
     np.testing.assert_allclose(new, np.stack(written, 1), atol=1e-9)
   flat = [np.swapaxes(x, 1, 2).reshape(1, 64, 8, 16) for x in (u, w)]
-  right = [jnp.asarray(x, jnp.float32) for x in flat]
+  right = [jnp.asarray(np.float32(x)) for x in flat]
   found = wy_part.evaluate(inputs, *right, 16)
   assert found["error_u"] < 1e-6 and found["error_w"] < 1e-6
   assert found["nonfinite"] == 0
@@ -294,10 +294,11 @@ def _table(folder, name):
     return list(csv.DictReader(file))
 
 
-def _debug_run(tmp_path):
+def _debug_run(tmp_path, specs):
   """A finished debug run: its folder and what it printed."""
   folder = tmp_path / "run"
   argv = ["inverse_speed", f"--config={CONFIG}:debug", f"--workdir={folder}"]
+  argv.append(f"--config.specs={specs}")
   with pytest.MonkeyPatch.context() as patch:
     written = []
     stream = types.SimpleNamespace(write=written.append, flush=lambda: None)
@@ -306,7 +307,7 @@ def _debug_run(tmp_path):
   return folder, "".join(written)
 
 
-def _check_inverse(finished):
+def _check_inverse(finished, specs):
   rows = {row["name"]: row for row in _table(finished[0], "inverse")}
   assert list(rows["copy"]) == [
     *("name", "implementation", "matrices", "chunk_size", "device"),
@@ -314,13 +315,12 @@ def _check_inverse(finished):
     *("to_copy", "to_fla", "error_beta_1", "error_beta_2", "nonfinite"),
     "note",
   ]
-  settings = _settings("debug")
   copies = [inverse_part.COPY, inverse_part.TORCH_COPY, inverse_part.FLA]
-  assert list(rows) == [*copies, *settings.specs]
+  assert list(rows) == [*copies, *specs]
   assert float(rows["copy"]["to_copy"]) == 1
   for name in copies[1:]:
     assert rows[name]["median_ms"] == "" and "CUDA" in rows[name]["note"]
-  for name in settings.specs:
+  for name in specs:
     row = rows[name]
     assert row["note"] == "" and row["implementation"] == "xla"
     low, mid, high = (
@@ -330,7 +330,7 @@ def _check_inverse(finished):
     assert float(row["to_copy"]) == pytest.approx(
       mid / float(rows["copy"]["median_ms"])
     )
-  worst = {n: float(rows[n]["error_beta_1"]) for n in settings.specs}
+  worst = {n: float(rows[n]["error_beta_1"]) for n in specs}
   assert worst["xla exact float32"] < 2e-6 > worst["xla ladder float32"]
   assert worst["ladder float16"] < 1e-2 < 0.3 < worst["banded float16"]
 
@@ -377,10 +377,23 @@ def _check_report(finished):
   assert set(gpu.PACKAGES) <= set(environment["versions"])
 
 
-def test_debug_form_end_to_end(tmp_path):
+# Those that are named in what is checked.
+FEW = (
+  *("ladder float16", "banded float16"),
+  *("xla exact float32", "xla ladder float32"),
+)
+
+
+@pytest.mark.parametrize(
+  "specs",
+  [FEW, pytest.param(_settings("debug").specs, marks=pytest.mark.slow)],
+  ids=["few", "all"],
+)
+def test_debug_form_end_to_end(tmp_path, specs):
   """One test, so that workers do not each run it."""
-  finished = _debug_run(tmp_path)
-  for check in (_check_inverse, _check_sweep, _check_stage, _check_report):
+  finished = _debug_run(tmp_path, specs)
+  _check_inverse(finished, specs)
+  for check in (_check_sweep, _check_stage, _check_report):
     check(finished)
 
 
