@@ -1,7 +1,10 @@
 """Small language models for the tests, with gates as training leaves them."""
 
+import contextlib
 import dataclasses
+from unittest import mock
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -50,14 +53,39 @@ CONFIGS = {
 }
 
 
+@contextlib.contextmanager
+def drawn_by_numpy():
+  """Where models are made: jax compiles a program for a draw of every shape."""
+
+  def by(made, deviation):
+    def init(key, shape, *rest, **options):
+      if isinstance(key, jax.core.Tracer):
+        return made(key, shape, *rest, **options)
+      dtype = rest[0] if rest else options["dtype"]
+      rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+      drawn = deviation(shape) * rng.standard_normal(shape)
+      return jnp.asarray(drawn.astype(dtype))
+
+    return init
+
+  normal, lecun = nnx.initializers.normal, nnx.initializers.lecun_normal
+  with mock.patch.multiple(
+    nnx.initializers,
+    normal=lambda std: by(normal(std), lambda _: std),
+    lecun_normal=lambda: by(lecun(), lambda shape: shape[-2] ** -0.5),
+  ):
+    yield
+
+
 def make(kind, execution=None, seed=0):
   """A fresh model with chunks short enough to matter."""
   execution = execution or neumann_jax.Execution(
     rule=neumann_jax.RuleOptions(chunk_size=16)
   )
-  return neumann_jax.LanguageModel(
-    CONFIGS[kind], execution, rngs=nnx.Rngs(seed)
-  )
+  with drawn_by_numpy():
+    return neumann_jax.LanguageModel(
+      CONFIGS[kind], execution, rngs=nnx.Rngs(seed)
+    )
 
 
 def trained_like(kind, execution=None, seed=0):
@@ -107,6 +135,7 @@ def delta_net(*, seed=0, decay_init="qwen", **options):
   rule = neumann_jax.RuleOptions(**own(neumann_jax.RuleOptions))
   execution = neumann_jax.Execution(rule=rule, **own(neumann_jax.Execution))
   assert not options, f"no such option: {options}"
-  return neumann_jax.GatedDeltaNet(
-    config, execution, decay_init=decay_init, rngs=nnx.Rngs(seed)
-  )
+  with drawn_by_numpy():
+    return neumann_jax.GatedDeltaNet(
+      config, execution, decay_init=decay_init, rngs=nnx.Rngs(seed)
+    )

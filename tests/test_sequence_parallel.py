@@ -332,7 +332,7 @@ def by_maps(p, shards):
   v = jnp.pad(p.v, [(0, 0)] * 3 + [(0, dk)])
   parts = (jnp.split(x, shards, axis=1) for x in p._replace(v=v)[:5])
   for arrays in zip(*parts):
-    part = Problem(*arrays, jnp.asarray(start, jnp.float32))
+    part = Problem(*arrays, jnp.asarray(np.float32(start)))
     b, m = np.split(np.float64(values_of(None)(part)[1]), [dv], axis=-1)
     state = m @ state + b
   return state
@@ -483,7 +483,7 @@ def test_columns_of_heads_by_kernels_reach_into_the_shard_before():
   rng = np.random.default_rng(0)
   parts = (head_columns.Part(1, normed=True),)
   x, taps, history, g = (
-    jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    jnp.asarray(np.float32(rng.standard_normal(shape)))
     for shape in ((2, 32, 128), (4, 128), (2, 128, 4), (2, 32, 1, 128))
   )
   # The second row comes back to 0 right before a shard's border.

@@ -137,7 +137,10 @@ def test_devices_send_weights_and_sums_and_no_columns(axis):
   assert found <= (sums if axis == "tensor" else set()), found
 
 
-@pytest.mark.parametrize("kind", ["dense", "sparse"])
+# The sparse model has dense layers too.
+@pytest.mark.parametrize(
+  "kind", [pytest.param("dense", marks=pytest.mark.slow), "sparse"]
+)
 def test_scales_of_quantised_matrices_keep_their_bits_on_a_mesh(kind):
   """What is gathered is what one device multiplies with."""
   half = neumann_jax.Execution(dtype="bfloat16", param_dtype="bfloat16")
