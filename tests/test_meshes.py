@@ -75,8 +75,21 @@ def _step(sizes, devices=None, *, gradient=True):
   return jax.jit(step if gradient else call), (state, tokens)
 
 
-@pytest.mark.parametrize("platform", CALLS)
-@pytest.mark.parametrize("name", MESHES)
+# Of one axis alone on one platform: meshes of two have the same rules.
+@pytest.mark.parametrize(
+  ("name", "platform"),
+  [
+    pytest.param(
+      name,
+      platform,
+      marks=pytest.mark.slow
+      if platform == "cuda" and name in ("data", "fsdp", "tensor")
+      else [],
+    )
+    for name in MESHES
+    for platform in CALLS
+  ],
+)
 def test_kernels_meet_their_own_rows_and_heads(name, platform):
   if platform == "cuda" and jax.__version_info__ >= (0, 12):
     pytest.skip("jax 0.12 lowers Triton for a mesh of GPUs only, not of CPUs")

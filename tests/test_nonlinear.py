@@ -90,7 +90,9 @@ def test_an_observation_is_what_its_tangent_says():
   assert linear.linearised(x) is linear
 
 
-@pytest.mark.parametrize("linearisations", [1, 3])
+@pytest.mark.parametrize(
+  "linearisations", [pytest.param(1, marks=pytest.mark.slow), 3]
+)
 def test_a_linear_function_gives_the_samples_of_its_operator(linearisations):
   """Whichever way the same measurement is written."""
   operator = operators.nonlinear(lambda x: BLUR.forward(x), SHAPE)

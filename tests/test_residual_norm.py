@@ -224,7 +224,13 @@ def on_mesh(mesh, implementation):
   return functools.partial(step, graph), state, tokens
 
 
-@pytest.mark.parametrize("sizes", [{"data": 2, "tensor": 2}, {"fsdp": 4}])
+@pytest.mark.parametrize(
+  "sizes",
+  [
+    {"data": 2, "tensor": 2},
+    pytest.param({"fsdp": 4}, marks=pytest.mark.slow),
+  ],
+)
 def test_a_mesh_gives_each_device_its_rows(sizes):
   call, *given = on_mesh(sharding.make_mesh(**sizes), "auto")
   text = oracles.exported(call, "tpu", *given).mlir_module()

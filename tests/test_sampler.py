@@ -107,10 +107,10 @@ def three_samples(name):
 PAIRS = [("calibrated", operator) for operator in OPERATORS] + [
   ("restoration", "box"),
   ("paper", "random"),
-  ("paper", "resize"),
+  pytest.param("paper", "resize", marks=pytest.mark.slow),
   ("gradient", "resize"),
   ("snr band", "resize"),
-  ("snr band", "box"),
+  pytest.param("snr band", "box", marks=pytest.mark.slow),
   ("log-sigma band", "blur"),
   ("heun", "random"),
   ("two-step solver", "blur"),
