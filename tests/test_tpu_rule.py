@@ -118,7 +118,9 @@ def kept_of_one_chunk(p):
   return jnp.asarray(np.float32(t)), jnp.asarray(p.initial_state[:, None])
 
 
-def check_gradients(p, ids, dtype, tolerance, error, kept=None, forgets=-50):
+def check_gradients(
+  p, ids, dtype, tolerance, error, kept=None, forgets=-50, spec=FLOAT32
+):
   """Against the adjoint of the float64 recurrence.
 
   The kernels get decays of `forgets` where that of the problem is -50.
@@ -128,7 +130,7 @@ def check_gradients(p, ids, dtype, tolerance, error, kept=None, forgets=-50):
   rng = np.random.default_rng(1)
   d_out, d_state = (rng.standard_normal(x.shape) for x in (p.v, p[5]))
   d_out, d_state = jnp.asarray(d_out, dtype), jnp.asarray(np.float32(d_state))
-  how = RuleOptions(spec=BF16 if dtype == jnp.bfloat16 else FLOAT32, fused=True)
+  how = RuleOptions(spec=BF16 if dtype == jnp.bfloat16 else spec, fused=True)
   scale = jnp.float32(WIDTH**-0.5)
 
   @oracles.quick_jit
@@ -177,7 +179,8 @@ def test_an_inverse_that_is_off_is_not_divided_by_beta():
   columns = np.pad(beta, ((0, 0), (0, 14), (0, 0))).swapaxes(1, 2)
   off = np.tile(off, 2) * columns.reshape(3, 1, 1, 1, 128)
   kept = jnp.asarray(t + off, jnp.float32), state
-  check_gradients(p, None, jnp.float32, 1e-3, oracles.error, kept)
+  spec = InverseSpec(quant=QuantSpec(16, "dynamic", integer=True))
+  check_gradients(p, None, jnp.float32, 1e-3, oracles.error, kept, spec=spec)
 
 
 @pytest.mark.slow

@@ -22,7 +22,10 @@ from neumann_jax.delta_rule.tpu.packs import (
 
 
 def gradients(
-  pack: Pack, d_keys: dict[int, jax.Array], d_gates: dict[int, jax.Array]
+  pack: Pack,
+  d_keys: dict[int, jax.Array],
+  d_gates: dict[int, jax.Array],
+  integers: bool,
 ) -> packs.Pieces:
   """All gradients of a pack.
 
@@ -30,6 +33,7 @@ def gradients(
     pack: which.
     d_keys: of q and k, one above the other, by key head; added to.
     d_gates: gets, by their lane, what stands in columns of those of the gates.
+    integers: as of `backward_kernel.gradients`.
   """
   ref, scale, place = pack.ref, pack.ref.scale[0, 0], rows(pack.chunk)
   if ref.again is None or pack.chunk:
@@ -61,10 +65,15 @@ def gradients(
   _through_keys(pack, above(w, m), leaving, dv, d_keys)
   yield
   for i, head in enumerate(pack.heads):
-    dg, d_beta = _through_gates(
-      pack, i, reads[i], leaving[i] * left[i], pairs, dv[i], by_error
-    )
+    dg = _through_decay(pack, i, reads[i], leaving[i] * left[i], pairs, dv[i])
     d_gates[head] = dg
+    at = head + 2 * pack.gates.values
+    beta = pack.gates.cols[:, at : at + 1]
+    if integers:
+      own = jnp.where(_half(i), by_error, 0.0)
+      d_beta = _total(dv[i] * _errors(pack, i, reads[i]) + own) / beta
+    else:
+      d_beta = _total(dv[i] * new[i]) / (beta * beta)
     d_gates[head + pack.gates.values] = d_beta
 
 
@@ -164,35 +173,32 @@ def _through_keys(
       ref.d_state[0, head] = keep * pack.d_states[head] + x
 
 
-def _through_gates(
+def _through_decay(
   pack: Pack,
   i: int,
   reads: jax.Array,
   carried: jax.Array,
   pairs: jax.Array,
   dv: jax.Array,
-  by_error: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-  """What columns hold of the gradients of G and of beta: [C, 1] each."""
+) -> jax.Array:
+  """What a column holds of the gradient of G: [C, 1]."""
   head, scale = pack.heads[i], pack.ref.scale[0, 0]
   d_out = pack.d_out[i].astype(jnp.float32)
-
-  def total(x: jax.Array) -> jax.Array:
-    return jnp.sum(x, axis=1, keepdims=True)
-
   reading = scale * d_out * reads[:CHUNK] - dv * reads[CHUNK:]
-  # A pack's half of its own head.
-  own = iota((CHUNK, LANES), 1) >> 6 == i
-  dg = total(pack.enter[i] * reading - carried + jnp.where(own, pairs, 0.0))
-  # Not <dv, X> / beta^2: where T is not exact, X has an error that does not
-  # vanish with beta.
-  seen = dv * _errors(pack, i, reads) + jnp.where(own, by_error, 0.0)
+  own = jnp.where(_half(i), pairs, 0.0)
+  dg = _total(pack.enter[i] * reading - carried + own)
   # All that leaves a chunk has the decay of its last token.
   keep = spread(pack.gates.enter[CHUNK - 1 :], head)
   held = keep * pack.states[head].astype(jnp.float32) * pack.d_states[head]
   whole = jnp.sum(held, axis=0, keepdims=True)
-  whole = total(whole + jnp.sum(carried, axis=0, keepdims=True))
-  dg = dg + jnp.where(iota((CHUNK, 1), 0) == CHUNK - 1, whole, 0.0)
-  at = head + 2 * pack.gates.values
-  beta = pack.gates.cols[:, at : at + 1]
-  return dg, total(seen) / beta
+  whole = _total(whole + jnp.sum(carried, axis=0, keepdims=True))
+  return dg + jnp.where(iota((CHUNK, 1), 0) == CHUNK - 1, whole, 0.0)
+
+
+def _total(x: jax.Array) -> jax.Array:
+  return jnp.sum(x, axis=1, keepdims=True)
+
+
+def _half(i: int) -> jax.Array:
+  """Where a pack's half of its head `i` is, [C, 2 C]."""
+  return iota((CHUNK, LANES), 1) >> 6 == i

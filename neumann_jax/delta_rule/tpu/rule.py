@@ -271,6 +271,7 @@ def backward(
   found = backward_kernel.gradients(
     *(q, k, v, decay, beta, scale, t, states, d_out, d_final),
     how=one,
+    integers=how.inverse.quant is not None,
     **options,
   )
   d_arrays = Operands(
