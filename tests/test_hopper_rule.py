@@ -18,6 +18,7 @@ from experiments.data import key_families
 from neumann_jax import InverseSpec
 from neumann_jax.chunk_inverse.inverse_spec import resolve
 from neumann_jax.delta_rule import sequence_parallel
+from neumann_jax.delta_rule.hopper import passes as hopper_passes
 from neumann_jax.delta_rule.hopper import pieces as hopper_pieces
 from neumann_jax.delta_rule.hopper import rule as hopper_rule
 from neumann_jax.delta_rule.inputs import Operands
@@ -200,8 +201,9 @@ def operands(
     ({"dtype": jnp.float32}, {}, "9.0", "q, k and v must be bfloat16, got flo"),
     ({"dtype": jnp.float16}, {}, "9.0", "q, k and v must be bfloat16, got flo"),
     ({}, {"chunk_size": 32}, "9.0", "chunk size 32 is not 64"),
-    ({"dk": 64}, {}, "9.0", "Dk and Dv must be 128, got 64 and 128"),
-    ({"dv": 256}, {}, "9.0", "Dk and Dv must be 128, got 128 and 256"),
+    ({"dk": 32}, {}, "9.0", "Dk and Dv must be of 64 to 128, got 32 and 128"),
+    ({"dv": 256}, {}, "9.0", "Dk and Dv must be of 64 to 128, got 128 and 256"),
+    ({"dk": 96}, {}, "9.0", "Dk and Dv must be powers of two from 16 up, got"),
     ({"t": 2**23}, {}, "9.0", "an array of 2^31 entries is too large"),
     ({}, {"spec": InverseSpec("exact")}, "9.0", 'method "exact" has no kernel'),
   ],
@@ -263,6 +265,47 @@ def test_all_of_a_training_step_is_kernels(heads, packed):
   for name in KERNELS:
     assert f"delta_rule_{name}" in module
   assert "stablehlo.dot_general" not in module  # no product is left to XLA
+
+
+@needs_mosaic
+def test_narrower_keys_and_values_are_kernels_too():
+  """With gradients: without, Triton's have the width itself."""
+  arrays = operands(hk=1, hv=1, dk=64, dv=64)
+
+  def rule(*x):
+    return neumann_jax.gated_delta_rule(*x, spec=FUSED.spec, fused=True)
+
+  module = oracles.exported(
+    functools.partial(gradient, rule), "cuda", *arrays
+  ).mlir_module()
+  for name in KERNELS:
+    assert f"delta_rule_{name}" in module
+  module = oracles.exported(rule, "cuda", *arrays).mlir_module()
+  assert "neumann_state_64" in module
+  assert "delta_rule_outputs" not in module
+
+
+def test_kernels_are_given_whole_columns_and_return_those_asked_for(
+  monkeypatch,
+):
+  """Of widths 64 and 80: what is played back is what was given."""
+  rng = np.random.default_rng(0)
+  normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+  keys, values = normal(1, 70, 1, 64), normal(1, 70, 2, 80)
+  gates, state = -jnp.ones((1, 70, 2)), normal(1, 2, 64, 80)
+  arrays = Operands(keys, keys, values, gates, -gates)
+  seen = []
+
+  def outputs(q, k, v, t, gates, beta, scale, cut, state):
+    seen.append([x.shape for x in (q, k, v, state)])
+    return v, state
+
+  monkeypatch.setattr(hopper_passes.scan, "outputs", outputs)
+  out, final = hopper_passes.outputs(arrays, jnp.float32(1), state, None)
+  one, two = (1, 2 * C, 1, D), (1, 2 * C, 2, D)
+  assert seen == [[one, one, two, (1, 2, D, D)]]
+  np.testing.assert_array_equal(out, values)
+  np.testing.assert_array_equal(final, state)
 
 
 @needs_mosaic

@@ -137,10 +137,11 @@ def test_export_from_a_cpu_host(implementation, fused):
   [
     ({"dtype": jnp.float32}, "multiplies bfloat16 and float16, not float32"),
     ({"chunk_size": 128}, "chunk size 128 is not one of"),
-    ({"dk": 256}, "Dk must be 16, 32, 64 or 128"),
+    ({"dk": 512}, "Dk must be 16, 32, 64, 128 or 256"),
     ({"dv": 24}, "Dv a power of two from 16 up, got 64 and 24"),
     ({"tokens": 2**20}, "an array of 2.31 entries is too large"),
     ({}, None),
+    ({"dk": 256, "dv": 256}, None),
   ],
 )
 def test_what_the_kernel_refuses(options, reason):

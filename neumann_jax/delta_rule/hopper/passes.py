@@ -1,8 +1,9 @@
 """The passes of the rule on a Hopper GPU, a compiled program each.
 
 What every kernel is given, and what `gated_delta_rule` and `shards` make of
-what the kernels return: gates in base 2 by head, padding to whole chunks,
-states turned.
+what the kernels return: gates in base 2 by head, padding to whole chunks and
+columns, states turned. A column of zeros in keys or values stays one in all
+that is made of it.
 """
 
 import functools
@@ -15,7 +16,7 @@ from jax import lax
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec
 from neumann_jax.delta_rule import layout, precision
 from neumann_jax.delta_rule.hopper import gradients, pieces, reverse, scan
-from neumann_jax.delta_rule.hopper.tiles import CHUNK
+from neumann_jax.delta_rule.hopper.tiles import CHUNK, WIDTH
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.kernels import wy_gpu
 
@@ -36,7 +37,7 @@ def outputs(
 ) -> tuple[jax.Array, jax.Array]:
   """The outputs and the final state, from an initial state and R."""
   out, final = _scan(arrays, scale, state, t, pieces.starts)
-  return out[:, : arrays.v.shape[1]], final
+  return _cut(out, arrays.v), final
 
 
 @jax.jit
@@ -52,7 +53,7 @@ def _scan(arrays, scale, state, t, cut):
   out, final = scan.outputs(
     q, k, v, t, gates, beta, scale, cut(gates), _flip(state)
   )
-  return out, _flip(final)
+  return out, _unflip(final, state)
 
 
 @jax.jit
@@ -65,7 +66,7 @@ def cotangents(
   dfinal: jax.Array,
 ) -> tuple[Operands, jax.Array, jax.Array]:
   """Cotangents of the operands, the scale and the initial state."""
-  length, do = arrays.v.shape[1], layout.padded(do, CHUNK)
+  do = _wide(layout.padded(do, CHUNK))
   nonzero = precision.nonzero(scale)
   given = q, k, v, gates, beta, factor = _for_kernels(arrays, nonzero)
   dv, dh, dstate = _reverse(given, t, do, dfinal, pieces.stops)
@@ -73,15 +74,17 @@ def cotangents(
   dq, dk, dg, dbeta = gradients.gradients(
     q, k, y, do, dv, gates, beta, factor, h, dh
   )
+  dq = _cut(dq, arrays.q)
   # The outputs are linear in q, so that this is <dO, o> as well.
-  dscale = jnp.sum(q.astype(jnp.float32) * dq.astype(jnp.float32)) / factor[0]
+  products = arrays.q.astype(jnp.float32) * dq.astype(jnp.float32)
+  dscale = jnp.sum(products) / factor[0]
   dq = precision.of_scaled(dq, scale)
   # A token's gate is in the sum of every later token of its chunk.
   dg = lax.cumsum(dg.reshape(*dg.shape[:2], -1, CHUNK), axis=3, reverse=True)
   dg, dbeta = (jnp.swapaxes(y.reshape(dbeta.shape), 1, 2) for y in (dg, dbeta))
   operands = Operands(dq, dk, dv, dg, dbeta)
   operands = Operands(
-    *(y[:, :length].astype(x.dtype) for x, y in zip(arrays, operands))
+    *(_cut(y, x).astype(x.dtype) for x, y in zip(arrays, operands))
   )
   return operands, dscale, dstate
 
@@ -96,7 +99,7 @@ def initial_cotangent(
 ) -> jax.Array:
   """Of the initial state alone, by the chunks that depend on it."""
   given = _for_kernels(arrays, precision.nonzero(scale))
-  do = layout.padded(do, CHUNK)
+  do = _wide(layout.padded(do, CHUNK))
   return _reverse(given, t, do, dfinal, pieces.to_the_start)[2]
 
 
@@ -105,12 +108,13 @@ def _reverse(given, t, do, dfinal, cut):
   dv, dh, dstate = reverse.reverse(
     q, k, do, t, gates, beta, scale, cut(gates), _flip(dfinal)
   )
-  return dv, dh, _flip(dstate)
+  return dv, dh, _unflip(dstate, dfinal)
 
 
 def _for_kernels(arrays: Operands, scale: jax.Array) -> tuple[jax.Array, ...]:
   """q, k, v, gates, beta and scale, as every kernel but the inverse's takes."""
   q, k, v, log_decay, beta = _padded(arrays)
+  q, k, v = (_wide(x) for x in (q, k, v))
   return q, k, v, _gates(log_decay), _by_head(beta), _one(scale)
 
 
@@ -137,5 +141,21 @@ def _one(scale):
   return jnp.reshape(scale, (1,)).astype(jnp.float32)
 
 
+def _wide(x):
+  """With columns of zeros up to the kernels' width."""
+  return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, WIDTH - x.shape[-1])])
+
+
+def _cut(x, like):
+  """Without the tokens and columns that padding has added."""
+  return x[tuple(slice(size) for size in like.shape)]
+
+
 def _flip(state):
-  return jnp.swapaxes(state, 2, 3)
+  """[B, Hv, Dk, Dv] as kernels take it, with rows and columns of zeros."""
+  wide = jnp.swapaxes(_wide(state), 2, 3)
+  return _wide(wide)
+
+
+def _unflip(state, like):
+  return _cut(jnp.swapaxes(state, 2, 3), like)

@@ -6,6 +6,8 @@ recurrence again for states and new values, then in reverse for the cotangents
 of states, then every chunk's gradients. Nothing is summed by atomics: the same
 bits at every call.
 
+Widths below the kernels' take columns of zeros, where a gradient is asked for.
+
 Kept for the backward pass, bytes a token and value head, R value heads a key
 head: q and k 512 / R, v 256, gates 8, R 128. R and the outputs have names
 for the policies of `jax.checkpoint`, see `kept_names`.
@@ -34,6 +36,9 @@ Plain = Callable[..., tuple[jax.Array, jax.Array]]
 
 # Offsets into an array are 32-bit numbers.
 _LARGEST = 2**31
+# Of keys and values, which kernels take with columns of zeros up to their
+# width.
+_NARROWEST = 64
 
 
 def takes(arrays: Operands, how: RuleOptions) -> bool:
@@ -73,14 +78,17 @@ def refusal(
     return f"q, k and v must be bfloat16, got {types}"
   if how.chunk_size != CHUNK:
     return f"chunk size {how.chunk_size} is not {CHUNK}"
-  if (k.shape[-1], v.shape[-1]) != (WIDTH, WIDTH):
-    widths = f"{k.shape[-1]} and {v.shape[-1]}"
-    return f"Dk and Dv must be {WIDTH}, got {widths}"
+  widths = k.shape[-1], v.shape[-1]
+  if not all(_NARROWEST <= width <= WIDTH for width in widths):
+    return (
+      f"Dk and Dv must be of {_NARROWEST} to {WIDTH}, got {widths[0]} and "
+      f"{widths[1]}"
+    )
   tokens = v.shape[0] * (v.shape[1] + CHUNK)
   if tokens * v.shape[2] * WIDTH >= _LARGEST:
     return "an array of 2^31 entries is too large for Hopper kernels"
   spec = resolve(how.spec, CHUNK)
-  return wy_gpu.refusal(spec, CHUNK, k.dtype, (WIDTH, WIDTH))
+  return wy_gpu.refusal(spec, CHUNK, k.dtype, widths)
 
 
 @functools.cache
@@ -123,6 +131,10 @@ def prepared(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _rule(arrays, scale, state, segment_ids, how, plain):
+  widths = arrays.k.shape[-1], arrays.v.shape[-1]
+  if widths != (WIDTH, WIDTH):
+    # Without gradients Triton's kernels of the width itself are faster.
+    return plain(arrays, scale, state, segment_ids, how)
   return _rule_fwd(arrays, scale, state, segment_ids, how, plain)[0]
 
 

@@ -18,9 +18,13 @@ from neumann_jax import lowering
 from neumann_jax.chunk_inverse.kernels import gpu, products
 from neumann_jax.delta_rule import precision
 
-# Columns of the state a program, its warps and its stages: one program for
-# each of an H100's multiprocessors at 32 value heads of 128. Not tuned further.
-_COLUMNS, _WARPS, _STAGES = 32, 4, 2
+# Columns of the state a program and its warps: one program for each of an
+# H100's multiprocessors at 32 value heads of 128. With keys of 256 on one H200,
+# 16 and 64 columns, and 8 warps, took 1.2 to 1.7 times as long.
+_COLUMNS, _WARPS = 32, 4
+# Chunks that are loaded at once. Of 256 keys a chunk's q, k and w are 96 KB, of
+# the 227 that programs of a Hopper multiprocessor share.
+_STAGES = {16: 2, 32: 2, 64: 2, 128: 2, 256: 1}
 # Offsets into an array are 32-bit numbers.
 _LARGEST = 2**31
 
@@ -41,10 +45,10 @@ def refusal(
     return f"its scan over chunks multiplies bfloat16 and float16, not {dtype}"
   if chunk_size not in (16, 32, 64):
     return f"chunk size {chunk_size} is not one of 16, 32 and 64"
-  if dk not in (16, 32, 64, 128) or dv < 16 or dv & (dv - 1):
+  if dk not in _STAGES or dv < 16 or dv & (dv - 1):
     return (
-      f"Dk must be 16, 32, 64 or 128 and Dv a power of two from 16 up, got "
-      f"{dk} and {dv}"
+      f"Dk must be 16, 32, 64, 128 or 256 and Dv a power of two from 16 up, "
+      f"got {dk} and {dv}"
     )
   tokens = v.shape[0] * (v.shape[1] + chunk_size)
   if tokens * v.shape[2] * max(dk, dv) >= _LARGEST:
@@ -110,7 +114,9 @@ def recurrence(
       columns,
     ],
     out_specs=[values, columns],
-    compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=_STAGES),
+    compiler_params=triton.CompilerParams(
+      num_warps=_WARPS, num_stages=_STAGES[dk]
+    ),
     interpret=interpret,
     name=f"neumann_state_{chunk_size}",
   )(q, k, u, w, prefix, jnp.reshape(scale, (1,)).astype(jnp.float32), state)

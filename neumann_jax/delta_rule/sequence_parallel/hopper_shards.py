@@ -65,7 +65,7 @@ def _rule_fwd(arrays, scale, state, reads, segment_ids, how, plain):
   def elsewhere(arrays, scale, state, reads, segment_ids):
     found = plain(arrays, scale, state, reads, segment_ids, how)
     t = one_device.no_inverse(arrays)
-    return found, t, (state, jnp.zeros_like(state))
+    return found, t, (state, jnp.zeros_like(_identity(state)))
 
   def kernels(arrays, scale, state, reads, segment_ids):
     del segment_ids  # its documents have become decays
@@ -102,14 +102,18 @@ def _forward(arrays, scale, first, reads, how):
   """(out, last state), R, and the entering state with M."""
   axis_name = how.sequence_axis
   t = passes.inverse(arrays, resolve(how.spec, CHUNK))
-  identity = jnp.eye(first.shape[-1], dtype=first.dtype)
-  identity = jnp.broadcast_to(identity, first.shape)
   nothing = arrays._replace(v=jnp.zeros_like(arrays.v))
-  m = passes.final_state(nothing, scale, identity, t)
+  m = passes.final_state(nothing, scale, _identity(first), t)
   m = _where(reads, m)
   b = passes.final_state(arrays, scale, jnp.zeros_like(first), t)
   state = _where(reads, shard_maps.entering(first, b, m, axis_name))
   return passes.outputs(arrays, scale, state, t), t, (state, m)
+
+
+def _identity(state):
+  """[B, Hv, Dk, Dk] of a state [B, Hv, Dk, Dv]."""
+  shape = *state.shape[:3], state.shape[2]
+  return jnp.broadcast_to(jnp.eye(shape[-1], dtype=state.dtype), shape)
 
 
 def _backward(how, arrays, scale, reads, t, maps, do, dlast):
