@@ -13,8 +13,8 @@ model, half an hour expected for all; `:debug` ten seconds.
 Expected: a line a model and pass, a table of milliseconds, tokens a second and
 shares of the card's peak, then the path of report.html. On one H200 the
 smallest model trains on 8192 tokens in 156 ms, reads as many in 28 ms and
-writes one in 1.12 ms; 4B and 9B read as many in 137 and 202 ms, and write one
-for each of 8 rows in 3.67 and 5.46 ms. docs/benchmarks/speed.md has them all.
+writes one in 1.01 ms; 4B and 9B read as many in 137 and 202 ms, and write one
+in 4.00 and 5.82 ms. docs/benchmarks/speed.md has them all.
 """
 
 import ml_collections

@@ -16,8 +16,14 @@ from jax.sharding import PartitionSpec as P
 
 import neumann_jax
 from neumann_jax import backends, sharding
-from neumann_jax.layers.caches.cache import Cache
-from neumann_jax.layers.kernels import layer_gpu, layer_plan, stages
+from neumann_jax.layers import row_weights
+from neumann_jax.layers.caches.cache import Cache, KeyValueCache
+from neumann_jax.layers.kernels import (
+  layer_gpu,
+  layer_plan,
+  layer_weights,
+  stages,
+)
 from neumann_jax.layers.positions import Positions
 from neumann_jax.model.decoder import DecoderLayer, Tokens
 from tests import kernel_bodies, oracles
@@ -71,16 +77,22 @@ def layer_of(config, execution=IN_XLA):
   return layer
 
 
-def operands(layer):
-  mixer, mlp = layer.mixer, layer.mlp
-  weights = layer_plan.FeedForward(
+def operands_of_second(layer):
+  return layer_weights.FeedForward(
     layer.post_attention_layernorm.weight[...],
-    *(getattr(mlp, f"{n}_proj").kernel[...] for n in ("gate", "up", "down")),
+    *(
+      getattr(layer.mlp, f"{n}_proj").kernel[...]
+      for n in ("gate", "up", "down")
+    ),
   )
+
+
+def operands(layer):
+  mixer, weights = layer.mixer, operands_of_second(layer)
   projections = [
     getattr(mixer, f"in_proj_{n}").kernel[...] for n in ("qkv", "z", "b", "a")
   ]
-  first = layer_plan.Mixer(
+  first = layer_weights.Mixer(
     layer.input_layernorm.weight[...],
     *projections,
     *mixer.between(),
@@ -97,8 +109,9 @@ def drawn(layer):
 
 
 def static(config):
-  return layer_plan.Static(
-    config.linear_num_key_heads,
+  linear = "linear_attention" in config.layer_types
+  return layer_weights.Static(
+    config.linear_num_key_heads if linear else 0,
     2.0 if config.allow_neg_eigval else 1.0,
     config.rms_norm_eps,
   )
@@ -144,12 +157,62 @@ def test_the_kernel_is_the_second_half():
   row = jnp.asarray(
     np.random.default_rng(2).standard_normal(first.out.shape[0]), jnp.bfloat16
   )
-  left = layer_plan.Mixed(row, first.out)
-  y, counters, *_ = launched(CONFIG, x, weights, left, None, None)
+  left = layer_weights.Mixed(row, first.out)
+  y, counters, *_ = launched(CONFIG, x, weights, left)
   middle = x[None] + row[None] @ first.out
   want = middle + layer.mlp(layer.post_attention_layernorm(middle))
   oracles.assert_close(np.float32(y)[None], np.float32(want), LIMIT)
   check_waits(counters, unused=[1])  # nothing is projected
+
+
+ATTENTION = dataclasses.replace(
+  CONFIG,
+  layer_types=("full_attention",),
+  head_dim=128,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+)
+
+
+def token_at(slot, first):
+  places = (jnp.full((1, 1), n, jnp.int32) for n in (slot, first, slot - first))
+  return NO_TOKENS._replace(positions=Positions(*places))
+
+
+def attention_operands(layer, tokens):
+  half = row_weights.first_half(
+    layer.mixer, layer.input_layernorm, layer.mixer.init_cache(1, 8), tokens
+  )
+  return operands_of_second(layer), half.weights()
+
+
+@pytest.mark.parametrize(
+  "slot, first, room",
+  [(75, 3, 100), (40, 35, 41), (0, 0, 8), (8, 0, 8)],
+)
+def test_the_kernel_is_a_layer_of_attention(slot, first, room, monkeypatch):
+  """Several blocks a program, documents, an empty cache and a full one."""
+  monkeypatch.setattr(layer_plan, "_SPLITS", 2)
+  layer = layer_of(ATTENTION)
+  for norm in (layer.mixer.q_norm, layer.mixer.k_norm):
+    norm.weight[...] = jnp.linspace(-0.5, 2.0, 128, dtype=jnp.bfloat16)
+  rng = np.random.default_rng(1)
+  normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)  # noqa: E731
+  x, like = normal(256), layer.mixer.init_cache(1, room)
+  cache = KeyValueCache(*(normal(*array.shape) for array in like))
+  tokens = token_at(slot, first)
+  given = attention_operands(layer, tokens.positions)
+  y, counters, keys, values, *_ = launched(ATTENTION, x, *given, *cache)
+  run = nnx.jit(lambda layer, x, cache: layer(x, tokens, cache))
+  want, new = run(layer, x[None, None], cache)
+  oracles.assert_close(np.float32(y)[None], np.float32(want[0]), LIMIT)
+  for found, whole, old in zip((keys, values), new, cache):
+    oracles.assert_close(
+      np.float32(found).reshape(1, -1), np.float32(whole).reshape(1, -1), LIMIT
+    )
+    kept = np.arange(room) != slot
+    np.testing.assert_array_equal(found[:, kept], old[:, kept])
+  check_waits(counters)
 
 
 def test_the_kernel_has_no_numbers_of_64_bits():
@@ -162,10 +225,13 @@ def test_the_kernel_has_no_numbers_of_64_bits():
   assert kernel_bodies.wide(made.jaxpr) == set()
 
 
-@pytest.mark.parametrize("kind", ["linear_attention", "full_attention"])
-def test_a_layer_of_one_row_is_one_kernel_on_cuda(kind):
+@pytest.mark.parametrize(
+  "kind, dim",
+  [("linear_attention", 64), ("full_attention", 64), ("full_attention", 128)],
+)
+def test_a_layer_of_one_row_is_one_kernel_on_cuda(kind, dim):
   """And on a CPU what it is in XLA, but for where fusions round."""
-  config = dataclasses.replace(CONFIG, layer_types=(kind,))
+  config = dataclasses.replace(CONFIG, layer_types=(kind,), head_dim=dim)
   execution = dataclasses.replace(IN_XLA, rule=AUTO)
   model = neumann_jax.LanguageModel(config, execution, rngs=nnx.Rngs(0))
   graph, state = nnx.split(model)
@@ -182,10 +248,8 @@ def test_a_layer_of_one_row_is_one_kernel_on_cuda(kind):
   want = jax.jit(lambda *args: step(xla, *args))(state, token, cache)
   wide = lambda tree: jax.tree.map(np.float32, tree)  # noqa: E731
   oracles.assert_close(wide(found), wide(want), LIMIT)
-  name = {
-    "linear_attention": "neumann_layer",
-    "full_attention": "neumann_feed_forward",
-  }[kind]
+  whole = kind == "linear_attention" or dim == 128
+  name = "neumann_layer" if whole else "neumann_feed_forward"
   module = oracles.exported(auto, "cuda", state, token, cache).mlir_module()
   assert module.count(f'name = "{name}"') == 1
   # Rows that are no single one, and layers with other parts, keep theirs.
@@ -237,7 +301,7 @@ def test_a_layer_of_one_row_is_one_kernel_on_cuda(kind):
       lambda x, w, m, h, s: (
         x,
         w,
-        layer_plan.Mixed(x.astype(jnp.float32), m.out),
+        layer_weights.Mixed(x.astype(jnp.float32), m.out),
         None,
         None,
       ),
@@ -251,6 +315,30 @@ def test_what_the_kernel_refuses(change, sentence):
   arrays = change(x, *operands(layer), *cache)
   assert layer_plan.refusal(static(CONFIG), *arrays) is not None
   assert sentence in layer_plan.refusal(static(CONFIG), *arrays)
+
+
+@pytest.mark.parametrize(
+  "change, sentence",
+  [
+    (
+      lambda k: k.astype(jnp.float32),
+      "cached keys must be bfloat16, got float",
+    ),
+    (lambda k: k[..., :64], "head_dim must be 128 or 256, got 64"),
+    (
+      lambda k: jnp.broadcast_to(k[:, :1], (1, 4353, *k.shape[2:])),
+      "at most 4352 slots for one kernel, got 4353",
+    ),
+    (lambda k: k, None),
+  ],
+)
+def test_what_the_kernel_refuses_of_attention(change, sentence):
+  layer = layer_of(ATTENTION)
+  keys = change(layer.mixer.init_cache(1, 8).keys)
+  x = jnp.zeros(ATTENTION.hidden_size, jnp.bfloat16)
+  given = attention_operands(layer, token_at(3, 0).positions)
+  found = layer_plan.refusal(static(ATTENTION), x, *given, keys, keys)
+  assert found is None if sentence is None else sentence in found
 
 
 def test_key_heads_need_as_many_programs():
@@ -269,6 +357,7 @@ LEFT = {
   "eps": "its norms must have one eps",
   "large": "programs of a product are more than 15",
   "mesh": "it runs on one device, and there is a mesh",
+  "attention": "attention='xla' is asked for",
 }
 
 
@@ -277,6 +366,8 @@ def left(case, kind, name, monkeypatch):
   config = dataclasses.replace(CONFIG, layer_types=(kind,))
   rule = neumann_jax.RuleOptions(implementation=name)
   execution = dataclasses.replace(IN_XLA, rule=rule)
+  if case == "attention":
+    execution = dataclasses.replace(execution, attention="xla")
   if case == "float32":
     execution = dataclasses.replace(execution, dtype=case, param_dtype=case)
   layer = DecoderLayer(config, execution, 0, rngs=nnx.Rngs(0))
@@ -300,7 +391,13 @@ def left(case, kind, name, monkeypatch):
 @pytest.mark.parametrize(
   "case, kind, name, level",
   [
-    *((case, "linear_attention", "gpu", "WARNING") for case in LEFT),
+    *(
+      (case, "linear_attention", "gpu", "WARNING")
+      for case in LEFT
+      if case != "attention"
+    ),
+    ("attention", "full_attention", "gpu", "WARNING"),
+    ("attention", "full_attention", "auto", "INFO"),
     ("large", "linear_attention", "auto", "INFO"),
     ("large", "linear_attention", "xla", None),
     ("large", "full_attention", "gpu", "WARNING"),

@@ -8,10 +8,14 @@ import pytest
 from flax import nnx
 
 from neumann_jax import Yarn
-from neumann_jax.layers.positions import rotate
+from neumann_jax.layers.positions import rotation, turned
 from tests import models, oracles
 
 THETA, WIDTH = 1e7, 64
+
+
+def rotate(x, position, *, rotary_dim, theta, scaling=None):
+  return turned(x, *rotation(position, rotary_dim, theta, scaling))
 
 
 def test_ends_and_the_ramp_between():

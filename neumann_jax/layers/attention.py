@@ -14,7 +14,11 @@ from flax import nnx
 
 from neumann_jax.delta_rule import layout
 from neumann_jax.execution import Execution
-from neumann_jax.layers import call_attention, row_products
+from neumann_jax.layers import (
+  attention_token,
+  call_attention,
+  row_products,
+)
 from neumann_jax.layers.caches import cached_keys
 from neumann_jax.layers.caches.cache import KeyValueCache, documents_a_row
 from neumann_jax.layers.caches.cached_keys import KeyValues
@@ -24,7 +28,7 @@ from neumann_jax.layers.kernels.library_attention import Attend
 from neumann_jax.layers.linear import linear
 from neumann_jax.layers.mixer import Axes, Tokens
 from neumann_jax.layers.norms import RMSNorm
-from neumann_jax.layers.positions import Positions, rotate
+from neumann_jax.layers.positions import Positions, rotation
 from neumann_jax.model_config import ModelConfig
 from neumann_jax.sequence_axis import gather_tokens
 
@@ -179,8 +183,7 @@ class GatedAttention(nnx.Module):
         k, v, key_slot = (gather_tokens(x, axis) for x in (k, v, key_slot))
       out = attend(q, k, v, positions, key_slot)
     out = out.reshape(*x.shape[:2], -1)  # [B, T, H D]
-    # The sigmoid in float32: near 1 bfloat16 has steps of 2^-8.
-    return out * nnx.sigmoid(gate.astype(jnp.float32)).astype(out.dtype), cache
+    return attention_token.after_gate(out, gate), cache
 
   def _within_call(
     self, q: jax.Array, k: jax.Array, packed: bool, documents: bool
@@ -216,17 +219,18 @@ class GatedAttention(nnx.Module):
     config, lead = self.config, x.shape[:2]
     layers = self.q_proj, self.k_proj, self.v_proj
     both, k, v = row_products.project(self.rows, x, layers)
-    both = both.reshape(*lead, -1, 2 * config.head_dim)  # [B, T, H, 2 D]
-    q, gate = jnp.split(both, 2, axis=-1)  # [B, T, H, D] each
-    k, v = (x.reshape(*lead, -1, config.head_dim) for x in (k, v))
-    turn = functools.partial(
-      rotate,
-      position=positions.rotary,
-      rotary_dim=config.rotary_dim,
-      theta=config.rope_theta,
-      scaling=config.rope_scaling,
-    )
-    # Normalised before the rotation, which keeps norms, so that neither the
-    # cache nor a later call needs to know the norm.
-    q, k = turn(self.q_norm(q)), turn(self.k_norm(k))
+    norms = self.q_norm.weight[...], self.k_norm.weight[...]
+    turn = self.rotation(positions)
+    eps = config.rms_norm_eps
+    q, gate, k, v = attention_token.heads(both, k, v, norms, turn, eps)
     return q, gate.reshape(*lead, -1), k, v
+
+  def rotation(self, positions: Positions) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of the tokens' angles, [B, T, r / 2] each."""
+    config = self.config
+    return rotation(
+      positions.rotary,
+      config.rotary_dim,
+      config.rope_theta,
+      config.rope_scaling,
+    )

@@ -122,28 +122,19 @@ def shard_positions(
   )
 
 
-def rotate(
-  x: jax.Array,
-  position: jax.Array,
-  *,
-  rotary_dim: int,
-  theta: float,
-  scaling: Yarn | None = None,
-) -> jax.Array:
-  """Turns component pairs (i, i + r/2) of x by position * theta^(-2 i / r).
-
-  The first r = rotary_dim components are turned, the others pass
-  (arXiv 2104.09864, in the half-split layout of Llama and Qwen).
+def rotation(
+  position: jax.Array, rotary_dim: int, theta: float, scaling: Yarn | None
+) -> tuple[jax.Array, jax.Array]:
+  """Cosines and sines of position * theta^(-2 i / r), for `turned`.
 
   Args:
-    x: [B, T, H, D].
     position: [B, T] integers.
     rotary_dim: r, even, at most D.
     theta: base of the frequencies.
     scaling: of the frequencies, and of what is rotated; None: none.
 
   Returns:
-    [B, T, H, D] in x's dtype; angles are float32.
+    [B, T, r/2] float32 each.
   """
   # In float32: bfloat16 holds no position above 256 exactly.
   if scaling is None:
@@ -152,12 +143,31 @@ def rotate(
   else:
     frequency = jnp.asarray(scaling.frequencies(theta, rotary_dim))
   angle = position[..., None].astype(jnp.float32) * frequency  # [B, T, r/2]
-  cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
   if scaling is not None:
     cos, sin = cos * scaling.scale, sin * scaling.scale
-  left, right, rest = jnp.split(x, [rotary_dim // 2, rotary_dim], axis=-1)
+  return cos, sin
+
+
+def turned(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+  """Turns component pairs (i, i + r/2) of x by the angles of `rotation`.
+
+  The first r components are turned, the others pass (arXiv 2104.09864, in the
+  half-split layout of Llama and Qwen).
+
+  Args:
+    x: [B, T, H, D].
+    cos: [B, T, r/2] float32.
+    sin: [B, T, r/2] float32.
+
+  Returns:
+    [B, T, H, D] in x's dtype.
+  """
+  cos, sin = cos[:, :, None], sin[:, :, None]
+  half = cos.shape[-1]
+  left, right, rest = jnp.split(x, [half, 2 * half], axis=-1)
   left, right = left.astype(jnp.float32), right.astype(jnp.float32)
-  turned = jnp.concatenate(
+  both = jnp.concatenate(
     [left * cos - right * sin, right * cos + left * sin], axis=-1
   )
-  return jnp.concatenate([turned.astype(x.dtype), rest], axis=-1)
+  return jnp.concatenate([both.astype(x.dtype), rest], axis=-1)

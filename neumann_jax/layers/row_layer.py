@@ -9,18 +9,33 @@ import functools
 from typing import Any
 
 import jax
-from flax import nnx
 
 from neumann_jax import backends
 from neumann_jax.delta_rule import layout, on_mesh
 from neumann_jax.delta_rule.options import RuleOptions
-from neumann_jax.layers import row_products, token_step
-from neumann_jax.layers.caches.cache import Cache, check_cache
-from neumann_jax.layers.feed_forward import SwiGLU
-from neumann_jax.layers.gated_delta_net import GatedDeltaNet
+from neumann_jax.layers import (
+  attention_token,
+  row_products,
+  row_weights,
+  token_step,
+)
+from neumann_jax.layers.attention import GatedAttention
+from neumann_jax.layers.caches.cache import (
+  Cache,
+  KeyValueCache,
+  LayerCache,
+  check_cache,
+)
 from neumann_jax.layers.kernels import layer_gpu, layer_plan
-from neumann_jax.layers.kernels.layer_plan import FeedForward, Mixed, Mixer
+from neumann_jax.layers.kernels.layer_weights import (
+  Attention,
+  FeedForward,
+  First,
+  Mixed,
+  Static,
+)
 from neumann_jax.layers.norms import RMSNorm, rms_norm
+from neumann_jax.layers.positions import Positions
 from neumann_jax.layers.token_step import Block, Projected, Weights
 
 # That ask for the kernel, and what runs where it does not.
@@ -39,11 +54,12 @@ def whole(
   inner_norm: Any,
   feed_forward: Any,
   cache: Any,
-) -> tuple[jax.Array, Cache] | None:
+  positions: Positions,
+) -> tuple[jax.Array, LayerCache] | None:
   """The layer's output and the cache after the token, or None.
 
   None where x is not one token of one row, the layer not of a Gated DeltaNet
-  block and a SwiGLU, or no kernel could compute it.
+  block or full attention and a SwiGLU, or no kernel could compute it.
 
   Args:
     x: [B, T, K].
@@ -52,32 +68,34 @@ def whole(
     inner_norm: of the input of the second half.
     feed_forward: any second half.
     cache: of the mixer, or None.
+    positions: of the tokens.
 
   Raises:
     ValueError: for a cache of another layer.
   """
-  if type(mixer) is not GatedDeltaNet or not isinstance(cache, Cache):
+  if x.shape[:2] != (1, 1) or cache is None:
     return None
-  if x.shape[:2] != (1, 1) or cache.conv_state.shape[0] != 1:
+  if any(array.shape[0] != 1 for array in cache):
+    return None
+  half = row_weights.first_half(mixer, norm, cache, positions)
+  if half is None:
     return None
   # The kernel goes by these shapes, and the mixer is not asked any more.
-  check_cache(cache, jax.eval_shape(lambda: mixer.init_cache(1)))
-  projections = [
-    getattr(mixer, f"in_proj_{name}") for name in ("qkv", "z", "b", "a")
-  ]
-  plain = _plain([*projections, mixer.out_proj])
-  second = _weights(inner_norm, feed_forward)
-  if not plain or second is None or type(norm) is not RMSNorm:
-    _say(mixer.rule.implementation, _NOT_PLAIN)
+  check_cache(cache, jax.eval_shape(half.empty))
+  name, eps = half.how.implementation, half.block.eps
+  second = row_weights.second_half(inner_norm, feed_forward)
+  plain = row_weights.plain(half.layers) and type(norm) is RMSNorm
+  if second is None or not plain:
+    _say(name, _NOT_PLAIN)
     return None
-  given: Any = [norm.weight[...]]
-  given += [layer.kernel[...] for layer in projections]
-  given += [*mixer.between(), mixer.out_proj.kernel[...]]
-  block = mixer.block()
-  if norm.eps != block.eps or inner_norm.eps != block.eps:
-    _say(mixer.rule.implementation, "its norms must have one eps")
+  if norm.eps != eps or inner_norm.eps != eps:
+    _say(name, "its norms must have one eps")
     return None
-  return _run(mixer.rule, block, x, second, Mixer(*given), cache)
+  if type(mixer) is GatedAttention and mixer.attention != "auto":
+    _say(name, f"attention={mixer.attention!r} is asked for")
+    return None
+  found = _run(half.how, half.block, x, second, half.weights(), *cache)
+  return None if found is None else (found[0], type(cache)(*found[1:]))
 
 
 def after_mixer(
@@ -100,30 +118,14 @@ def after_mixer(
   """
   if x.shape[:2] != (1, 1):
     return None
-  weights = _weights(norm, feed_forward)
-  if weights is None or not _plain([out]):
+  weights = row_weights.second_half(norm, feed_forward)
+  if weights is None or not row_weights.plain([out]):
     _say(implementation, _NOT_PLAIN)
     return None
   left = Mixed(mixed.reshape(-1), out.kernel[...])
   how = RuleOptions(implementation=implementation)
-  found = _run(how, Block(0, 1.0, norm.eps), x, weights, left, None)
+  found = _run(how, Block(0, 1.0, norm.eps), x, weights, left)
   return None if found is None else found[0]
-
-
-def _plain(layers: list[Any]) -> bool:
-  return all(type(one) is nnx.Linear and not one.use_bias for one in layers)
-
-
-def _weights(norm: Any, feed_forward: Any) -> FeedForward | None:
-  if type(norm) is not RMSNorm or type(feed_forward) is not SwiGLU:
-    return None
-  layers = [
-    getattr(feed_forward, f"{name}_proj") for name in ("gate", "up", "down")
-  ]
-  if not _plain(layers):
-    return None
-  kernels = (layer.kernel[...] for layer in layers)
-  return FeedForward(norm.weight[...], *kernels)
 
 
 def _run(
@@ -131,12 +133,13 @@ def _run(
   block: Block,
   x: jax.Array,
   weights: FeedForward,
-  mixer: Mixer | Mixed,
-  cache: Cache | None,
-) -> Any:
+  first: First,
+  *kept: jax.Array,
+) -> tuple[jax.Array, ...] | None:
+  """The output and what is kept, or None where the kernel does not run."""
   if how.implementation not in _NAMES:
     return None
-  arrays = x, weights, mixer, cache
+  arrays = x, weights, first, *kept
   # Asked here, and not left to the operation: instead of the kernel run those
   # of the layer's parts, and not the XLA form.
   reason = _refusal((how, block), *arrays)
@@ -162,51 +165,48 @@ def _in_xla(
   static: tuple[RuleOptions, Block],
   x: jax.Array,
   weights: FeedForward,
-  mixer: Mixer | Mixed,
-  cache: Cache | None,
-) -> tuple[jax.Array, Cache | None]:
+  first: First,
+  *kept: jax.Array,
+) -> tuple[jax.Array, ...]:
   block = static[1]
   multiply = functools.partial(row_products.in_xla, None)
-  if isinstance(mixer, Mixed):
-    x = x + multiply((mixer.row.reshape(1, 1, -1),), (mixer.out,))[0]
-  elif cache is not None:
-    inner = rms_norm(x, mixer.norm, block.eps)
-    token = Projected(*multiply((inner,), mixer.projections))
-    between = Weights(*mixer.between)
-    y, cache = token_step.in_xla(static, token, between, cache, None)
-    x = x + multiply((y,), (mixer.out,))[0]
+  if isinstance(first, Mixed):
+    y = first.row.reshape(1, 1, -1)
+  else:
+    inner = rms_norm(x, first.norm, block.eps)
+    projected = multiply((inner,), first.projections)
+    if isinstance(first, Attention):
+      y, kept = attention_token.one_token(
+        projected,
+        (first.q_norm, first.k_norm),
+        (first.cos, first.sin),
+        first.places,
+        KeyValueCache(*kept),
+        block.eps,
+      )
+    else:
+      between = Weights(*first.between)
+      token = Projected(*projected)
+      y, kept = token_step.in_xla(static, token, between, Cache(*kept), None)
+  x = x + multiply((y,), (first.out,))[0]
   inner = rms_norm(x, weights.norm, block.eps)
   gate, up = multiply((inner,), (weights.gate, weights.up))
-  return x + multiply((gate, up), (weights.down,))[0], cache
+  return x + multiply((gate, up), (weights.down,))[0], *kept
 
 
-def _refusal(
-  static: tuple[RuleOptions, Block],
-  x: jax.Array,
-  weights: FeedForward,
-  mixer: Mixer | Mixed,
-  cache: Cache | None,
-) -> str | None:
-  kept = (None, None) if cache is None else cache
-  return layer_plan.refusal(_static(static[1]), x, weights, mixer, *kept)
+def _refusal(static: tuple[RuleOptions, Block], *arrays: Any) -> str | None:
+  return layer_plan.refusal(_static(static[1]), *arrays)
 
 
 def _launch(
-  static: tuple[RuleOptions, Block],
-  x: jax.Array,
-  weights: FeedForward,
-  mixer: Mixer | Mixed,
-  cache: Cache | None,
-) -> tuple[jax.Array, Cache | None]:
-  kept = (None, None) if cache is None else cache
-  row = x.reshape(-1)
-  found: Any = layer_gpu.step(_static(static[1]), row, weights, mixer, *kept)
-  y, *new = found
-  return y.reshape(x.shape), None if cache is None else Cache(*new)
+  static: tuple[RuleOptions, Block], x: jax.Array, *arrays: Any
+) -> tuple[jax.Array, ...]:
+  y, *kept = layer_gpu.step(_static(static[1]), x.reshape(-1), *arrays)
+  return y.reshape(x.shape), *kept
 
 
-def _static(block: Block) -> layer_plan.Static:
-  return layer_plan.Static(block.key_heads, block.beta_max, block.eps)
+def _static(block: Block) -> Static:
+  return Static(block.key_heads, block.beta_max, block.eps)
 
 
 _OPERATION = backends.Operation(

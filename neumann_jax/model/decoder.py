@@ -133,7 +133,9 @@ class DecoderLayer(nnx.Module):
     # Where one kernel computes the layer, or what follows its attention.
     alone = counted is None and tokens.segment_ids is None
     if alone and tokens.mask is None:
-      step = row_layer.whole(x, self.input_layernorm, mixer, *second, kept)
+      step = row_layer.whole(
+        x, self.input_layernorm, mixer, *second, kept, tokens.positions
+      )
       if step is not None:
         return Ran(*step, None)
     inner = residual_norm.normed(self.rule, self.input_layernorm, x)

@@ -1,13 +1,12 @@
 """One token of one row through a decoder layer, as one GPU kernel.
 
 Its stages, see `stages`: the projections of the normed row; convolution, gates
-and the delta rule of a head; the output's projection, whose programs norm and
-gate what they read; gate and up of the normed sum; down. Of a layer with
-another mixer the last two.
+and the delta rule of a head, or attention to some slots of the cache; the
+output's projection, whose programs norm and gate what they read; gate and up of
+the normed sum; down. Of a layer with another mixer the last three.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +15,16 @@ from jax.experimental.pallas import triton
 
 from neumann_jax import lowering
 from neumann_jax.delta_rule import layout
-from neumann_jax.layers.kernels import layer_plan, layer_stages, stages
-from neumann_jax.layers.kernels.layer_plan import (
+from neumann_jax.layers.kernels import (
+  attention_stages,
+  layer_plan,
+  layer_stages,
+  stages,
+)
+from neumann_jax.layers.kernels.layer_weights import (
+  Attention,
   FeedForward,
-  Mixed,
+  First,
   Mixer,
   Static,
 )
@@ -30,35 +35,33 @@ def step(
   static: Static,
   x: jax.Array,
   weights: FeedForward,
-  mixer: Mixer | Mixed,
-  history: jax.Array | None,
-  state: jax.Array | None,
-) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-  """The layer's output, the history and the state after the token.
+  mixer: First,
+  *kept: jax.Array,
+) -> tuple[jax.Array, ...]:
+  """The layer's output, and what the mixer keeps after the token.
 
   Args:
     static: what is static.
     x: [K].
     weights: of the second half.
     mixer: of the first half, or what another left of it.
-    history: [1, 2 Hk Dk + Hv Dv, W], or None.
-    state: [1, Hv, Dk, Dv] float32, or None.
+    *kept: of the rule the history [1, 2 Hk Dk + Hv Dv, W] and the state
+      [1, Hv, Dk, Dv] float32; of attention keys and values [1, S, Hkv, D];
+      else nothing.
 
   Returns:
-    [K], and the last two as they came.
+    [K], and what is kept as it came.
   """
-  y, _, *kept = launched(static, x, weights, mixer, history, state)
-  return y, *(kept[:2] if isinstance(mixer, Mixer) else (None, None))
+  y, _, *found = launched(static, x, weights, mixer, *kept)
+  return y, *found[: len(kept)]
 
 
 def launched(
   static: Static,
   x: jax.Array,
   weights: FeedForward,
-  mixer: Mixer | Mixed,
-  history: jax.Array | None,
-  state: jax.Array | None,
-  *,
+  mixer: First,
+  *kept: jax.Array,
   interpret: bool = False,
 ) -> list[jax.Array]:
   """What `step` gives, behind its first the counters, and sums at the end.
@@ -68,11 +71,10 @@ def launched(
     x: likewise.
     weights: likewise.
     mixer: likewise.
-    history: likewise.
-    state: likewise.
+    *kept: likewise.
     interpret: runs the body on the CPU instead, one program after the other.
   """
-  plan = layer_plan.planned(weights, mixer, state)
+  plan = layer_plan.planned(weights, mixer, *kept)
   size = weights.gate.shape[0]
   vma = jax.typeof(x).manual_axis_type
   shape = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=vma)
@@ -81,56 +83,55 @@ def launched(
     return [shape((cut.shares * n,), jnp.float32) for n in cut.sizes]
 
   zeros = layout.varying_as(stages.counters(plan.counters), [x])
-  kept: list[Any] = [zeros] if state is None else [zeros, history, state]
-  given = [x, *weights, *mixer]
-  results = [shape((size,), x.dtype)]
+  given, changed = [x, *weights, *mixer], [zeros, *kept]
   scratch = [*sums(plan.inner), *sums(plan.down)]
   scratch += [*sums(plan.out), shape((size,), x.dtype)]
   if plan.projections:
-    values = shape((plan.heads * ROWS,), x.dtype)
-    scratch += [*sums(plan.projections), values]
+    scratch += sums(plan.projections)
+  if isinstance(mixer, Mixer):
+    scratch += [shape((plan.heads * ROWS,), x.dtype)]
+  if isinstance(mixer, Attention):
+    rows, dim = plan.parts * plan.heads, kept[0].shape[-1]
+    scratch += [shape((n,), jnp.float32) for n in (rows * dim, rows, rows)]
   return lowering.pallas_call(
-    functools.partial(_kernel, static, plan, interpret),
+    functools.partial(_kernel, static, plan, type(mixer), interpret),
     out_shape=[
-      *results,
-      *(shape(y.shape, y.dtype) for y in kept),
+      shape((size,), x.dtype),
+      *(shape(y.shape, y.dtype) for y in changed),
       *scratch,
     ],
     grid=(sum(plan.units),),
-    input_output_aliases={len(given) + n: 1 + n for n in range(len(kept))},
+    input_output_aliases={len(given) + n: 1 + n for n in range(len(changed))},
     compiler_params=triton.CompilerParams(num_warps=stages.WARPS, num_stages=1),
     interpret=interpret,
     name="neumann_layer" if plan.projections else "neumann_feed_forward",
-  )(*given, *kept)
+  )(*given, *changed)
 
 
-def _kernel(static, plan, interpret, *refs):
+def _kernel(static, plan, kind, interpret, *refs):
   left = list(refs)
 
   def take(count):
     return [left.pop(0) for _ in range(count)]
 
-  whole = plan.projections is not None
   x, weights = take(1)[0], FeedForward(*take(len(FeedForward._fields)))
-  kind: Any = Mixer if whole else Mixed
   mixer = kind(*take(len(kind._fields)))
-  take(3 if whole else 1)  # what is aliased, by its name as an input
+  keeps = 2 if plan.projections else 0
+  take(1 + keeps)  # what is aliased, by its name as an input
   out, zeros = take(2)
-  history, state = take(2) if whole else (None, None)
-  inner, down = take(2), take(1)
+  kept, inner, down = take(keeps), take(2), take(1)
   mixed, middle = take(1), take(1)[0]
-  projected, heads = None, None
-  if plan.projections:
-    projected, heads = take(len(plan.projections.sizes)), take(1)[0]
+  projected = take(len(plan.projections.sizes)) if plan.projections else []
   found = layer_stages.Refs(
-    *(x, weights, mixer, out, history, state, inner, down),
-    *(projected, mixed, heads, middle),
+    *(x, weights, mixer, out, kept, inner, down, projected, mixed),
+    *(left, middle),
   )
   counters = Counters(zeros, interpret)
   ticket = counters.ticket()
+  attends = kind is Attention
   bodies = (
     layer_stages.projections,
-    layer_stages.token,
+    attention_stages.attend if attends else layer_stages.token,
     layer_stages.output,
     layer_stages.gate_and_up,
     layer_stages.down,

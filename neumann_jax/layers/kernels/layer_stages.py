@@ -8,11 +8,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from neumann_jax.layers import norms
-from neumann_jax.layers.kernels import stages, token_gpu
-from neumann_jax.layers.kernels.layer_plan import (
-  PART,
+from neumann_jax.layers.kernels import attention_stages, stages, token_gpu
+from neumann_jax.layers.kernels.layer_plan import PART, Plan
+from neumann_jax.layers.kernels.layer_weights import (
+  Attention,
   FeedForward,
-  Plan,
+  Mixer,
   Static,
 )
 from neumann_jax.layers.kernels.stages import ROWS, Counters, added, wide
@@ -29,13 +30,13 @@ class Refs(NamedTuple):
     weights: of the second half.
     mixer: of the first half, or what another left of it.
     out: the result.
-    history: columns of the convolution, or None.
-    state: of the rule, or None.
+    kept: what the mixer keeps, see `layer_gpu.step`.
     inner: sums of gate and up.
     down: sums of down.
-    projected: sums of q|k|v, z, b and a, or None.
+    projected: sums of the mixer's projections.
     mixed: sums of the output's projection.
-    heads: outputs of the rule [Hv Dv], or None.
+    heads: what the mixer makes of them: outputs of the rule [Hv Dv], or see
+      `attention_stages`.
     middle: the sum after the mixer [K].
   """
 
@@ -43,8 +44,7 @@ class Refs(NamedTuple):
   weights: FeedForward
   mixer: Any
   out: Any
-  history: Any
-  state: Any
+  kept: Any
   inner: Any
   down: Any
   projected: Any
@@ -56,7 +56,7 @@ class Refs(NamedTuple):
 def projections(
   static: Static, plan: Plan, counters: Counters, refs: Refs, unit: Any
 ) -> None:
-  """The normed row times columns of q|k|v, z, b and a."""
+  """The normed row times columns of the mixer's projections."""
   assert plan.projections
   stages.product(
     *(unit, plan.projections, refs.mixer.projections, refs.projected),
@@ -73,7 +73,7 @@ def token(
   mixer, dtype = refs.mixer, refs.x.dtype
   head, part = unit // plan.parts, unit % plan.parts
   key = head // (plan.heads // static.key_heads)
-  _, dk, dv = refs.state.shape[1:]
+  _, dk, dv = refs.kept[1].shape[1:]
   keys = static.key_heads * dk
   own = pl.ds(part * PART, PART)
   places = {
@@ -82,7 +82,7 @@ def token(
     "v": (2 * keys + head * dv + part * PART, PART),
   }
   # All that was there before the token is asked for before the program waits.
-  old = refs.state[0, head, :, own]
+  old = refs.kept[1][0, head, :, own]
   before = {name: _columns(refs, *at) for name, at in places.items()}
   counters.wait(plan.projected, plan.projections.units)
   shares = plan.projections.shares
@@ -112,8 +112,8 @@ def token(
   delta = beta * (v - jnp.sum(k[:, None] * state, axis=0))
   state = state + k[:, None] * delta[None, :]
   out = jnp.sum((q * dk**-0.5)[:, None] * state, axis=0)
-  refs.state[0, head, :, own] = state
-  refs.heads[pl.ds(head * dv + part * PART, PART)] = out.astype(dtype)
+  refs.kept[1][0, head, :, own] = state
+  refs.heads[0][pl.ds(head * dv + part * PART, PART)] = out.astype(dtype)
   # Columns of values are this program's alone, see `gate_and_up` for others. At
   # the end, when all warps have read: several hold the same column.
   _keep(refs, columns, *places["v"])
@@ -125,13 +125,13 @@ def _columns(refs, first, count):
   at, taps = pl.ds(first, count), range(refs.mixer.conv.shape[0])
   return (
     [refs.mixer.conv[n, at] for n in taps],
-    [refs.history[0, at, n] for n in taps],
+    [refs.kept[0][0, at, n] for n in taps],
   )
 
 
 def _keep(refs, columns, first, count):
   for n, column in enumerate(columns):
-    refs.history[0, pl.ds(first, count), n] = column
+    refs.kept[0][0, pl.ds(first, count), n] = column
 
 
 def output(
@@ -143,6 +143,8 @@ def output(
   def ready(tile):
     if plan.projections is None:
       return wide(mixer.row[pl.ds(tile * ROWS, ROWS)])
+    if isinstance(mixer, Attention):
+      return attention_stages.gated(plan, counters, refs, tile)
     # A tile is what a head gives: its norm needs no other program.
     counters.wait(plan.told + tile, plan.parts)
     return _gated(static, plan.projections.shares, refs, tile)
@@ -161,7 +163,7 @@ def output(
 def _gated(static, shares, refs, head):
   """The gated norm of what the rule gives for a head."""
   dtype, at = refs.x.dtype, head * ROWS
-  out = wide(refs.heads[pl.ds(at, ROWS)])
+  out = wide(refs.heads[0][pl.ds(at, ROWS)])
   mean = jnp.sum(out * out) / ROWS
   scaled = wide((out * lax.rsqrt(mean + static.eps)).astype(dtype))
   scaled = wide(
@@ -194,7 +196,7 @@ def gate_and_up(
 
   matrices = [weights.gate, weights.up]
   stages.product(unit, plan.inner, matrices, refs.inner, ready, done)
-  if plan.projections:
+  if isinstance(refs.mixer, Mixer):
     # Now that all programs of a head have read it, and nobody waits for it.
     pl.when(unit < 2 * static.key_heads)(
       functools.partial(_shift, plan, counters, refs, unit)
@@ -203,7 +205,7 @@ def gate_and_up(
 
 def _shift(plan, counters, refs, unit):
   """Moves the history of the queries or the keys of a head on."""
-  dk, dtype = refs.state.shape[2], refs.x.dtype
+  dk, dtype = refs.kept[1].shape[2], refs.x.dtype
   _, before = _columns(refs, unit * dk, dk)
   shares = plan.projections.shares
   new = added(refs.projected[0], shares, unit * dk, dk).astype(dtype)

@@ -1,0 +1,157 @@
+"""What programs do of one token of full attention, in a layer's kernel.
+
+The slots that a query sees are split over programs. Each gives the sum of its
+values under weights that are at most 1, the sum of the weights, and the score
+that they are relative to; whoever reads a head adds what all of them gave.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from neumann_jax.layers.kernels.layer_plan import SLOTS, Plan
+from neumann_jax.layers.kernels.layer_weights import Static
+from neumann_jax.layers.kernels.stages import ROWS, Counters, added, wide
+
+# Below every score, and finite: of two that see nothing the difference is 0.
+_LOW = -1e30
+
+
+def attend(
+  static: Static, plan: Plan, counters: Counters, refs: Any, unit: Any
+) -> None:
+  """A query against some slots of its key head, the new one too."""
+  assert plan.projections
+  keys, values = refs.kept
+  _, room, shared, dim = keys.shape
+  group = plan.heads // shared
+  query, part = unit // plan.parts, unit % plan.parts
+  head = lax.div(query, group)
+  slot, first = refs.mixer.places[0], refs.mixer.places[1]
+  newest = jnp.minimum(slot, room - 1)
+  # An array and not a number, by which the interpreter cannot index.
+  tile, row = (SLOTS, dim), lax.full((), 0, jnp.int32)
+
+  def load(block):
+    at = row, pl.ds(block * SLOTS, SLOTS), head, slice(None)
+    held = block * SLOTS + lax.broadcasted_iota(jnp.int32, tile, 0) <= newest
+    return [
+      triton.load(ref.at[at], mask=held, other=0.0) for ref in (keys, values)
+    ]
+
+  # Asked for before the program waits for its token.
+  held = load(part)
+  counters.wait(plan.projected, plan.projections.units)
+  q = _turned(static, plan, refs, 0, 2 * query, refs.mixer.q_norm)
+  k = _turned(static, plan, refs, 1, head, refs.mixer.k_norm)
+  at = lax.broadcasted_iota(jnp.int32, (dim,), 0)
+  v = _columns(plan, refs, 2, head * dim + at)
+
+  def step(n, carry):
+    most, total, out, old = carry
+    block = part + n * plan.parts
+    later = load(block + plan.parts)
+    own = block * SLOTS + lax.broadcasted_iota(jnp.int32, tile, 0)
+    at = block * SLOTS + lax.broadcasted_iota(jnp.int32, (SLOTS,), 0)
+    # The cache need not hold the token yet.
+    old_k, old_v = (
+      jnp.where(own == slot, x[None], y) for x, y in zip((k, v), old)
+    )
+    scores = jnp.sum(wide(q)[None] * wide(old_k), axis=1) * dim**-0.5
+    seen = (at <= newest) & (at >= first)
+    scores = jnp.where(seen, scores, _LOW)
+    above = jnp.maximum(most, jnp.max(scores))
+    weights = jnp.where(seen, jnp.exp(scores - above), 0.0)
+    less = jnp.exp(most - above)
+    total = total * less + jnp.sum(weights)
+    rounded = wide(weights.astype(old_v.dtype))
+    out = out * less + jnp.sum(rounded[:, None] * wide(old_v), axis=0)
+    return above, total, out, later
+
+  start = (
+    jnp.full((), _LOW, jnp.float32),
+    jnp.zeros((), jnp.float32),
+    jnp.zeros(dim, jnp.float32),
+    held,
+  )
+  last = lax.div(newest, SLOTS)
+  # Blocks that are left for a program of a later part may be none.
+  steps = lax.div(last - part + plan.parts, plan.parts)
+  most, total, out, _ = lax.fori_loop(0, steps, step, start)
+  refs.heads[0][pl.ds((part * plan.heads + query) * dim, dim)] = out
+  refs.heads[1][part * plan.heads + query] = most
+  refs.heads[2][part * plan.heads + query] = total
+  keeps = (lax.rem(last, plan.parts) == part) & (lax.rem(query, group) == 0)
+
+  @pl.when((slot < room) & keeps)
+  def keep():
+    for ref, x in zip((keys, values), (k, v)):
+      ref[0, slot, head, :] = x
+
+  counters.add(plan.told + query)
+
+
+def _columns(plan, refs, n, at):
+  """Of one of the projections, rounded."""
+  size, part = plan.projections.sizes[n], refs.projected[n]
+  shares = range(plan.projections.shares)
+  found = [triton.load(part.at[share * size + at]) for share in shares]
+  return sum(found[1:], found[0]).astype(refs.x.dtype)
+
+
+def _turned(static, plan, refs, n, head, weight):
+  """A head of queries or keys, normed and rotated: [D]."""
+  mixer, dtype, dim = refs.mixer, refs.x.dtype, weight.shape[0]
+  at, half = lax.broadcasted_iota(jnp.int32, (dim,), 0), mixer.cos.shape[0]
+  low, turns = at < half, at < 2 * half
+  x = wide(_columns(plan, refs, n, head * dim + at))
+  scale = lax.rsqrt(jnp.sum(x * x) / dim + static.eps)
+
+  def normed(x, at):
+    factor = 1.0 + wide(triton.load(weight.at[at]))
+    return wide((x * scale * factor).astype(dtype))
+
+  # What an entry is turned with; those behind the rotary ones are not.
+  partner = jnp.where(low, at + half, jnp.where(turns, at - half, at))
+  angle = jnp.where(low, at, jnp.where(turns, at - half, 0))
+  cos = triton.load(mixer.cos.at[angle], mask=turns, other=1.0)
+  sin = triton.load(mixer.sin.at[angle], mask=turns, other=0.0)
+  other = wide(_columns(plan, refs, n, head * dim + partner))
+  sin = jnp.where(low, -sin, sin)
+  return (normed(x, at) * cos + normed(other, partner) * sin).astype(dtype)
+
+
+def gated(plan: Plan, counters: Counters, refs: Any, tile: Any) -> jax.Array:
+  """A tile of the gated outputs of a head, rounded: [ROWS] float32."""
+  assert plan.projections
+  keys, dtype = refs.kept[0], refs.x.dtype
+  room, dim = keys.shape[1], keys.shape[3]
+  head, inner = lax.div(tile * ROWS, dim), lax.rem(tile * ROWS, dim)
+  counters.wait(plan.told + head, plan.parts)
+  # Parts that begin behind the newest slot were given nothing.
+  newest = jnp.minimum(refs.mixer.places[0], room - 1)
+  count = jnp.minimum(lax.div(newest, SLOTS) + 1, plan.parts)
+  split = pl.next_power_of_2(plan.parts)
+
+  def load(ref, n, size=1, entry=0, other=0.0):
+    at = jnp.minimum(n, plan.parts - 1) * plan.heads + head
+    return triton.load(ref.at[at * size + entry], mask=n < count, other=other)
+
+  n = lax.broadcasted_iota(jnp.int32, (split,), 0)
+  sums, most, total = refs.heads
+  most, total = load(most, n, other=_LOW), load(total, n)
+  n, column = (
+    lax.broadcasted_iota(jnp.int32, (split, ROWS), axis) for axis in (0, 1)
+  )
+  parts = load(sums, n, dim, inner + column)
+  weights = jnp.exp(most - jnp.max(most))
+  out = jnp.sum(weights[:, None] * parts, axis=0) / jnp.sum(weights * total)
+  first = (2 * head + 1) * dim + inner
+  shares = plan.projections.shares
+  gate = added(refs.projected[0], shares, first, ROWS).astype(dtype)
+  gate = wide(lax.logistic(wide(gate)).astype(dtype))
+  return wide((wide(out.astype(dtype)) * gate).astype(dtype))
