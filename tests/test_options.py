@@ -40,6 +40,9 @@ POWER = priors.power_law_spectrum(SIZE, SIZE)
 PLAIN = NFCConfig(levels=4)
 HELD = PLAIN.replace(schedule={"held": 0.5})
 BANDED = PLAIN.replace(width=Sigma(), band=Band())
+FILLED = PLAIN.replace(
+  width=Sigma(), inner=Mean(), schedule={"noise": "filled"}
+)
 FUSED = PLAIN.replace(fusion=Fusion())
 # By record: what has one, and a value of each field that is not its own.
 OPTIONS = {
@@ -59,15 +62,19 @@ OPTIONS = {
     },
   ),
   Schedule: (
-    HELD,
+    # Which noise can be filled in.
+    HELD.replace(
+      width=Sigma(), inner=Mean(), schedule={"averaged": "predicted"}
+    ),
     {
       "sigma_max": 50.0,
       "sigma_min": 0.2,
       "rho": 5.0,
       "held": 0.75,
-      "averaged": "predicted",
+      "averaged": "refined",
       "passes": 2,
       "start": "measurement",
+      "noise": "filled",
       "renewal": 0.5,
       "momentum": 0.5,
     },
@@ -164,6 +171,31 @@ IDLE = {
     lambda: Fusion(unlock="delay", unlock_start=0.9, unlock_end=0.1),
     'unlock_end must be at least unlock_start with unlock "delay", got 0.1 '
     "with unlock_start 0.9",
+  ),
+  "noise filled in under a width of Fourier space": (
+    lambda: FILLED.replace(width=Spectrum()),
+    "width must be Sigma with noise filled, got Spectrum",
+  ),
+  "noise filled in beside a draw": (
+    lambda: FILLED.replace(inner=Exact()),
+    "inner must be Mean with noise filled, got Exact",
+  ),
+  "noise filled in under a width that brings in more": (
+    lambda: FILLED.replace(width=Sigma(2.5)),
+    "factor must be at most 2 with noise filled, where the measurement would "
+    "bring in more noise than the level has, got 2.5",
+  ),
+  "noise filled in behind a band": (
+    lambda: FILLED.replace(band=Band()),
+    "band must be None with noise filled, got Band",
+  ),
+  "noise filled in and linearised anew": (
+    lambda: FILLED.replace(linearisations=2),
+    "linearisations must be 1 or None with noise filled, got 2",
+  ),
+  "noise filled in and averaged": (
+    lambda: FILLED.replace(schedule={"held": 0.5}),
+    "averaged must be predicted with noise filled, since refined images have",
   ),
   "an ODE that ends above all levels": (
     lambda: NFCConfig(predictor=Ode(sigma_end=100.0)),

@@ -14,6 +14,7 @@ from posterior_jax.nfc_sampler.records import (
   Predictor,
   Probed,
   Schedule,
+  Sigma,
   Spectrum,
   Width,
 )
@@ -23,6 +24,9 @@ _FEW_LEVELS = 20
 # Noise at which the levels end where the settings leave it open: a width that
 # knows the prior's spectrum stays right at less noise than others.
 _SIGMA_MIN_BY_SPECTRUM, _SIGMA_MIN = 0.02, 0.1
+# Largest width, in variances of the next level's noise, under which that of the
+# measurement stays below it (`states.filling`).
+_FILLED = 2.0
 
 
 class Stop(NamedTuple):
@@ -69,6 +73,45 @@ def check_levels(
     raise ValueError(
       f"passes must be 1 unless levels are held, got {schedule.passes} with "
       f"held {schedule.held} of {levels} levels"
+    )
+
+
+def check_filled(
+  schedule: Schedule,
+  width: Width,
+  inner: Inner,
+  band: Any,
+  linearisations: int | None,
+) -> None:
+  """Refuses what has no rule for noise that is filled in.
+
+  Raises:
+    ValueError: naming the part, what it is and what it must be.
+  """
+  if schedule.noise != "filled":
+    return
+  beside = "noise filled"
+  _need("width", width, (Sigma,), beside)
+  _need("inner", inner, (Mean,), beside)
+  assert isinstance(width, Sigma)
+  # One that is traced is known only when it runs.
+  known = not isinstance(width.factor, jax.core.Tracer)
+  if known and width.factor > _FILLED:
+    raise ValueError(
+      f"factor must be at most {_FILLED:g} with {beside}, where the "
+      "measurement would bring in more noise than the level has, got "
+      f"{width.factor}"
+    )
+  if band is not None:
+    raise ValueError(f"band must be None with {beside}, got {band!r}")
+  if linearisations not in (None, 1):
+    raise ValueError(
+      f"linearisations must be 1 or None with {beside}, got {linearisations}"
+    )
+  if schedule.held and schedule.averaged != "predicted":
+    raise ValueError(
+      f"averaged must be predicted with {beside}, since refined images have "
+      f"noise, got {schedule.averaged}"
     )
 
 

@@ -80,6 +80,9 @@ class NFCConfig(Presets):
     )
     combinations.check_end(self.predictor, self.first_sigma)
     combinations.check_linearisations(self.inner, self.linearisations)
+    combinations.check_filled(
+      self.schedule, self.width, self.inner, self.band, self.linearisations
+    )
 
   @property
   def stop(self) -> Stop:

@@ -61,6 +61,7 @@ def parts_of(config: NFCConfig, spectrum: jax.Array | None = None) -> Parts:
     fuse=_fuse(config.fusion if config.fuses else None),
     hold=_hold(config.schedule.averaged),
     renoise=states.renoising(config.schedule.renewal),
+    fill=_fill(config),
     check=checks.checking(config, spectrum),
     probes=isinstance(config.width, Probed) + _inflates(config.width),
     averages=config.held_levels > 0,
@@ -118,6 +119,13 @@ def _predict(config: NFCConfig) -> Callable[..., Prediction]:
   return once if isinstance(ode, Denoise) else flow
 
 
+def _fill(config: NFCConfig) -> Callable[..., Any] | None:
+  if config.schedule.noise == "added":
+    return None
+  assert isinstance(config.width, Sigma)  # `NFCConfig` refuses another width
+  return states.filling(config.schedule.renewal, config.width.factor)
+
+
 def _heed(
   record: records.Predictor,
 ) -> Callable[[Level, jax.Array], Level] | None:
@@ -129,6 +137,8 @@ def _heed(
 
 
 def _linearisations(config: NFCConfig) -> int:
+  if config.schedule.noise == "filled":
+    return 1  # what it leads to has noise, about which nothing is linearised
   if isinstance(config.inner, Exact | Mean):
     return config.linearisations or _LINEARISATIONS
   return 0  # updates ask for the tangent wherever they are

@@ -26,7 +26,8 @@ class Level(NamedTuple):
     following: noise of the next level's state, 0 after the last.
     tied: noise by which the widths `Sigma` and `Spectrum` are measured: sigma
       where noise is added anew, `following` where none is, since the denoiser
-      of the next level takes out what this one leaves.
+      of the next level takes out what this one leaves, and where it is filled
+      in, since that noise is moved to the measurement as well.
     cutoff: of the band, fraction of the largest radius.
     blend: weight l of the banded misfit.
     details: weight of the refined image's wavelet details; [3] where LH, HL
@@ -76,7 +77,7 @@ def levels_of(config: NFCConfig) -> Level:
   parts = (
     nodes[:-1],
     nodes[1:],
-    _tied(nodes, how.renewal),
+    _tied(nodes, 0.0 if how.noise == "filled" else how.renewal),
     *(np.concatenate([part] * how.passes) for part in each_pass),
     share.ravel(),
     _paces(nodes[:-1], how.momentum),

@@ -89,6 +89,10 @@ class Parts(NamedTuple):
     hold: (average, x0, fused, level) -> (image, average): the level's image,
       and the running average of held levels, None where `averages` is False.
     renoise: (key, image, level) -> x at the noise of the next level.
+    fill: (key, observation, x, x0, image, level) -> (observation, image), both
+      under the noise of the next level, so that the likelihood moves one to the
+      other and no `renoise` follows; x is the state, x0 its prediction, which
+      image is but for `lead`. None: the image is noised when it was moved.
     check: (operator) -> None, raising ValueError where its images or its
       measurements do not fit; called before anything is compiled.
     probes: how many keys `width` takes.
@@ -120,6 +124,13 @@ class Parts(NamedTuple):
   check: Callable[[Operator], None]
   probes: int = 0
   averages: bool = False
+  fill: (
+    Callable[
+      [chex.PRNGKey, Observation, jax.Array, jax.Array, jax.Array, Level],
+      tuple[Observation, jax.Array],
+    ]
+    | None
+  ) = None
   heed: Callable[[Level, jax.Array], Level] | None = None
   lead: Callable[[jax.Array, jax.Array, Level], jax.Array] | None = None
   linearisations: int = 1

@@ -44,12 +44,20 @@ class Schedule:
       one average. 1 unless held.
     start: first state: "noise" at sigma_max alone, as published, or
       "measurement": what it shows of the image (`states.shown`), moved to it
-      under the width, and under `renewal` of that noise. Few levels need no
-      high noise then.
-    renewal: share, 0 to 1, of the next level's noise that is added to a level's
-      image: 1 as published; with 0 the run is plug-and-play restoration, whose
-      levels are strengths of the denoiser, and the widths `Sigma` and
-      `Spectrum` are those of the next level (`Level.tied`).
+      under the width, and under `renewal` of that noise, or all of it where
+      `noise` is "filled". Few levels need no high noise then.
+    noise: of the next level: "added" to a level's image, as published, or
+      "filled" in before the image is moved to the measurement, which is noised
+      as well, so that the noise that the measurement brings in counts: every
+      direction has that of the next level in all (`states.filling`, the rule of
+      DDNM+, arXiv 2212.00490). The width is then that of the next level
+      (`Level.tied`), a `Sigma` of factor 2 at most, with `Mean` and no band.
+    renewal: share, 0 to 1, of the next level's noise that is drawn anew: 1 as
+      published. Where noise is added there is no other: with 0 the run is
+      plug-and-play restoration, whose levels are strengths of the denoiser, and
+      the widths `Sigma` and `Spectrum` are those of the next level
+      (`Level.tied`). Where it is filled in, sqrt(1 - renewal^2) of it is what
+      the prediction took out, as in DDIM.
     momentum: m, 0 to 5, of x0 + m log(sigma' / sigma) (x0 - x0'), which is
       moved to the measurement in the place of a level's prediction x0; x0' is
       that of the level before, at sigma'. Few levels come short of what each
@@ -65,6 +73,7 @@ class Schedule:
   averaged: Literal["refined", "predicted"] = "refined"
   passes: int = 1
   start: Literal["noise", "measurement"] = "noise"
+  noise: Literal["added", "filled"] = "added"
   renewal: float = 1.0
   momentum: float = 0.0
 

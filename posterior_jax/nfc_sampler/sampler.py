@@ -145,6 +145,10 @@ def compose(parts: Parts, levels: Level) -> Sampler:
     width = parts.width(probes, local, predicted, level)  # C
     given = local if parts.linearisations else assumed
     banded = parts.band(given, level)  # B in y and A
+    if parts.fill is not None:
+      banded, x0 = parts.fill(
+        key_noise, banded, state.x, predicted.x0, x0, level
+      )
     refined = parts.likelihood(key_inner, banded, x0, width, level)
     if not assumed.operator.is_linear:
       # Gauss-Newton: the same draw again, about the image that it led to.
@@ -154,7 +158,12 @@ def compose(parts: Parts, levels: Level) -> Sampler:
         refined = again._replace(products=refined.products + again.products)
     fused = parts.fuse(x0, refined.z, level)
     image, average = parts.hold(state.average, predicted.x0, fused, level)
-    x = parts.renoise(key_noise, image, level)
+    x = image
+    if parts.fill is None:
+      x = parts.renoise(key_noise, image, level)
+    else:
+      # Of the clean image: the state's own residual is that of its noise.
+      image = jnp.where(level.following > 0, predicted.x0, image)
 
     info = Info(
       level.sigma,

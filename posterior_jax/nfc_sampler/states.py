@@ -107,11 +107,17 @@ def starting(
     variance = width.factor * level.sigma**2
     if isinstance(width, Spectrum):
       variance = variance * spectrum / (spectrum + level.sigma**2)
-    target = gaussian.Target(
-      observation, shown(observation, spectrum, shape), variance
-    )
+    image = shown(observation, spectrum, shape)
+    filled = schedule.noise == "filled"
+    if filled:
+      first = level._replace(following=level.sigma)
+      part = filling(1.0, width.factor)
+      observation, image = part(key, observation, image, image, image, first)
+    target = gaussian.Target(observation, image, variance)
     # Few levels have no time to put right what a loose solve leaves.
     moved, _ = gaussian.mean(target, tolerance=1e-4, max_iterations=500)
+    if filled:
+      return moved
     return moved + schedule.renewal * noise(key, observation, shape, level)
 
   return measured if schedule.start == "measurement" else noise
@@ -151,6 +157,48 @@ def renoise(key: chex.PRNGKey, image: jax.Array, level: Level) -> jax.Array:
   """
   noise = jax.random.normal(key, image.shape, image.dtype)
   return image + level.following * noise
+
+
+def filling(
+  renewal: jax.Array | float, factor: jax.Array | float
+) -> Callable[..., tuple[Observation, jax.Array]]:
+  """The part that noises an image and the measurement that it is moved to.
+
+    f  = sigma' (sqrt(1 - r^2) (x - x0) / sigma + r n3)
+    z' = z + f,  y' = y + sqrt(2 / a - 1) s n1 + sigma' A n2
+
+  under the width C = a sigma'^2. In a singular direction of A, of value t, the
+  move takes w = t^2 / (t^2 + s^2 / C) of y' and 1 - w of z'. So y and n1 have
+  the variance 2 w (1 - w) sigma'^2 together, n2 w^2 sigma'^2 and f (1 - w)^2
+  sigma'^2: sigma'^2 in all, of which the measurement's own noise is a part.
+  `baselines.ddnm` does so with a = 1 where an operator has no decomposition.
+
+  Args:
+    renewal: r, in [0, 1].
+    factor: a, in (0, 2].
+  """
+
+  def part(
+    key: chex.PRNGKey,
+    observation: Observation,
+    x: jax.Array,
+    x0: jax.Array,
+    image: jax.Array,
+    level: Level,
+  ) -> tuple[Observation, jax.Array]:
+    operator = observation.operator
+    keys = jax.random.split(key, 3)
+    within, fresh = (jax.random.normal(k, x.shape, x.dtype) for k in keys[1:])
+    kept = (1 - renewal**2) ** 0.5 * (x - x0) / level.sigma
+    free = level.following * (kept + renewal * fresh)
+    data = observation.y + operator.forward(level.following * within)
+    # The last level has no noise.
+    beside = jnp.where(level.following > 0, (2 / factor - 1) ** 0.5, 0.0)
+    beside = beside * observation.noise_std
+    data += beside * jax.random.normal(keys[0], data.shape, data.dtype)
+    return Observation(data, operator, observation.noise_std), image + free
+
+  return part
 
 
 def renoising(renewal: float) -> Callable[..., jax.Array]:

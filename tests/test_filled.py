@@ -1,0 +1,134 @@
+"""Noise that is filled in: every direction has the next level's in all."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import posterior_jax as pj
+from posterior_jax.baselines import ddnm_sampler, diffusion
+from posterior_jax.nfc_sampler import (
+  Mean,
+  Schedule,
+  Sigma,
+  levels_of,
+  parts_of,
+)
+
+NOISE, SIGMA, NEXT, RENEWAL = 0.3, 0.8, 0.5, 0.6
+SIZE = (6, 6, 1)
+
+
+def _blur():
+  return pj.operators.gaussian_blur(SIZE, size=3, std=0.8, boundary="circular")
+
+
+def _mask():
+  keep = np.ones(SIZE[:2])
+  keep[0] = 0
+  return pj.operators.inpainting(SIZE, keep)
+
+
+def _config(factor=1.0, renewal=RENEWAL):
+  return pj.NFCConfig(
+    levels=3,
+    schedule=Schedule(noise="filled", renewal=renewal),
+    width=Sigma(factor),
+    inner=Mean(tolerance=1e-7),
+  )
+
+
+def _level(config, following=NEXT):
+  first = jax.tree.map(lambda entry: entry[0], levels_of(config))
+  # After the last level there is no noise, and the width is its own.
+  tied = following or SIGMA
+  values = dict(sigma=SIGMA, following=following, tied=tied)
+  return first._replace(**jax.tree.map(jnp.float32, values))
+
+
+def _moved(config, observation, x, x0, level):
+  """The state that a level makes of x and of its prediction."""
+  parts = parts_of(config)
+  given, image = parts.fill(jax.random.key(2), observation, x, x0, x0, level)
+  width = parts.width([], observation, None, level)
+  return parts.likelihood(jax.random.key(3), given, image, width, level).z
+
+
+@pytest.mark.parametrize("operator", [_blur(), _mask()], ids=["blur", "mask"])
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_the_measurement_brings_in_a_part_of_the_noise(operator, factor):
+  """About images that are predicted without error the state is white."""
+  count = 3000
+  keys = jax.random.split(jax.random.key(0), 3)
+  truth = jax.random.normal(keys[0], (count, *SIZE))
+  y = operator.forward(truth)
+  y += NOISE * operator.observed * jax.random.normal(keys[1], y.shape)
+  x = truth + SIGMA * jax.random.normal(keys[2], truth.shape)
+  config = _config(factor)
+  found = _moved(
+    config,
+    pj.Observation(y, operator, NOISE),
+    x[None],
+    truth[None],
+    _level(config),
+  )
+  error = np.asarray(found[0] - truth, np.float64).reshape(count, -1)
+  covariance = error.T @ error / count / NEXT**2
+  # Standard errors: sqrt(2 / n) on the diagonal, sqrt(1 / n) beside it.
+  np.testing.assert_allclose(
+    covariance, np.eye(36), atol=5 * (2 / count) ** 0.5
+  )
+
+
+def test_a_level_is_a_step_of_ddnm():
+  """Where the operator has no decomposition and every singular value counts."""
+  keys = jax.random.split(jax.random.key(0), 2)
+  x = jax.random.normal(keys[0], (3, 2, *SIZE))
+  observation = pj.Observation(
+    jax.random.normal(keys[1], (2, *SIZE)), _blur(), NOISE
+  )
+  config = _config()
+  found = _moved(config, observation, x, 0.5 * x, _level(config))
+  expected, _ = ddnm_sampler.correction(
+    jax.random.key(2),
+    ddnm_sampler.DDNMConfig(eta=RENEWAL, threshold=0.0, tolerance=1e-7),
+    observation,
+    x,
+    0.5 * x,
+    diffusion.Level(*map(jnp.float32, (0, SIGMA, NEXT))),
+  )
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_last_level_has_none():
+  """Its image is the prediction, moved to what was measured."""
+  x = jax.random.normal(jax.random.key(0), (1, 1, *SIZE))
+  y = np.linspace(-1, 1, 36).reshape(1, *SIZE)
+  observation = pj.Observation(jnp.asarray(y, jnp.float32), _mask(), NOISE)
+  config = _config()
+  found = _moved(config, observation, x, 0.5 * x, _level(config, 0.0))
+  weight = _mask().observed / NOISE**2
+  expected = (weight * y + 0.5 * x / SIGMA**2) / (weight + 1 / SIGMA**2)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_run_starts_under_all_of_the_noise():
+  """Whatever share of it is drawn anew between levels."""
+  count = 3000
+  y = jnp.linspace(-1, 1, 36).reshape(1, *SIZE)
+  config = _config(renewal=0.1).replace(schedule={"start": "measurement"})
+  parts = parts_of(config, pj.priors.power_law_spectrum(*SIZE[:2]))
+  x = parts.start(
+    jax.random.key(0),
+    pj.Observation(y, _mask(), NOISE),
+    (count, 1, *SIZE),
+    _level(config),
+  )
+  # Of the whole, the noise of y, which stays as it is here, is missing.
+  w = 1 / (1 + NOISE**2 / SIGMA**2)
+  seen = SIGMA**2 - w**2 * NOISE**2
+  expected = np.where(_mask().observed, seen, SIGMA**2)
+  expected = np.broadcast_to(expected, SIZE)
+  np.testing.assert_allclose(
+    jnp.var(x[:, 0], axis=0), expected, rtol=5 * (2 / count) ** 0.5
+  )
