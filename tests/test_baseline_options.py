@@ -33,6 +33,17 @@ class Case(NamedTuple):
 
 SOLVE = {"tolerance": 1e-3, "max_iterations": 7}
 CASES = {
+  "adamdps": Case(
+    baselines.adamdps,
+    baselines.AdamDPSConfig(levels=4),
+    {
+      "levels": 5,
+      "scale": 0.1,
+      "first_decay": 0.5,
+      "second_decay": 0.5,
+      "clip": False,
+    },
+  ),
   "daps": Case(
     baselines.daps,
     baselines.DAPSConfig(levels=4),

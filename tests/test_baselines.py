@@ -25,6 +25,7 @@ LEVELS = 3
 SMALL = {"daps": {"inner_steps": 4}, "sitcom": {"steps": 4, "stop": 0.0}}
 # Calls of the denoiser and products with its Jacobian, of a step.
 COUNTS = {
+  "adamdps": (1, 1),
   "dps": (1, 1),
   "fgps": (1, 1),
   "pigdm": (1, 1),
@@ -128,6 +129,11 @@ def test_a_denoiser_of_another_shape_is_refused(name):
 
 
 PUBLISHED = {
+  ("adamdps", None): dict(
+    levels=100, first_decay=0.9, second_decay=0.995, clip=True
+  ),
+  ("adamdps", "box_inpainting"): dict(scale=0.047, first_decay=0.77),
+  ("adamdps", "motion_blur"): dict(scale=0.05, second_decay=0.56),
   ("dps", None): dict(levels=1000, scale=0.3, clip=True),
   ("dps", "box_inpainting"): dict(scale=0.5),
   ("dps", "random_inpainting"): dict(scale=0.5),

@@ -4,6 +4,7 @@ With a Gaussian prior the denoiser is a matrix, D(x) = C (C + sigma^2)^-1 x, so
 that every step is a formula.
 """
 
+import dataclasses
 import itertools
 from typing import NamedTuple
 
@@ -132,6 +133,43 @@ def test_dps_step_is_the_published_one(name, clip):
   expected = dps_step(p, key, sigma, following, 0.4, clip)
   np.testing.assert_allclose(found, expected, atol=FLOAT32_STEP)
   np.testing.assert_allclose(info.sigma, sigma, rtol=1e-6)
+
+
+def test_adamdps_keeps_moments_from_step_to_step():
+  """Two steps as published, in the variables of the paper's code."""
+  levels, decays = 20, (0.6, 0.8)
+  nodes = schedule.ddpm(levels)
+  wide = priors.power_law_spectrum(*SIZE, pixel_std=200.0)
+  p = problem("blur", nodes[0], wide)
+  config = baselines.AdamDPSConfig(levels=levels, scale=0.1)
+  config = dataclasses.replace(
+    config, first_decay=decays[0], second_decay=decays[1]
+  )
+  sampler = baselines.adamdps(config)
+  state = sampler.init(jax.random.key(0), p.observation, 2)
+  state = state._replace(x=p.x)
+  x, mean, square = flat(p.x), 0.0, 0.0
+  for number in range(2):
+    sigma, following = nodes[number : number + 2]
+    kept, after = 1 / (1 + sigma**2), 1 / (1 + following**2)
+    key = jax.random.key(5 + number)
+    w = gain(p.c, sigma)
+    raw = x @ w.T
+    assert (np.abs(raw) > 1).any()
+    r = p.y - raw @ p.a.T
+    norm = np.linalg.norm(r, axis=-1, keepdims=True)
+    slope = -(r @ p.a) @ w / norm / kept**0.5  # / dx_vp
+    mean = decays[0] * mean + (1 - decays[0]) * slope
+    square = decays[1] * square + (1 - decays[1]) * slope**2
+    size = np.sqrt(square / (1 - decays[1] ** (number + 1))) + 1e-8
+    to = mean / (1 - decays[0] ** (number + 1)) / size
+    noise = flat(jax.random.normal(key, p.x.shape))
+    moved = ancestral(x, np.clip(raw, -1, 1), noise, sigma, following)
+    x = (moved - 0.1 * to / (kept / after) ** 0.5) / after**0.5
+    state, info = sampler.step(state, p.prior.denoise, p.observation, key)
+    # Of noise of 157, with its rounding.
+    np.testing.assert_allclose(flat(state.x), x, rtol=1e-4, atol=2e-3)
+    assert info.evaluations == 2
 
 
 @pytest.mark.parametrize("law", ["linear", "exponential"])

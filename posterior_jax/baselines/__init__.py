@@ -10,6 +10,7 @@ each docstring says how the published algorithm reads in these variables. The
 module of a method is called NAME_sampler: `baselines.NAME` is the function.
 
   dps      gradient of the residual's norm through the denoiser
+  adamdps  its moments kept from level to level, by Adam
   fgps     the same on a growing band of low frequencies
   pigdm    Gaussian likelihood, one variance for every pixel
   mmps     Gaussian likelihood, the denoiser's Jacobian as covariance
@@ -22,6 +23,10 @@ module of a method is called NAME_sampler: `baselines.NAME` is the function.
   reddiff  Adam on the image, the denoiser as regulariser
 """
 
+from posterior_jax.baselines.adamdps_sampler import (
+  AdamDPSConfig as AdamDPSConfig,
+)
+from posterior_jax.baselines.adamdps_sampler import adamdps as adamdps
 from posterior_jax.baselines.daps_sampler import DAPSConfig as DAPSConfig
 from posterior_jax.baselines.daps_sampler import daps as daps
 from posterior_jax.baselines.ddnm_sampler import DDNMConfig as DDNMConfig
@@ -53,6 +58,7 @@ from posterior_jax.baselines.tasks import Task as Task
 
 __all__ = (
   "TASKS",
+  "AdamDPSConfig",
   "DAPSConfig",
   "DDNMConfig",
   "DDRMConfig",
@@ -65,6 +71,7 @@ __all__ = (
   "REDDiffConfig",
   "SITCOMConfig",
   "Task",
+  "adamdps",
   "daps",
   "ddnm",
   "ddrm",

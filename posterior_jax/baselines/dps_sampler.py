@@ -127,6 +127,31 @@ def guided(
     clip: likewise.
     band: gain [h, w] on the residual's spectrum, None for 1 everywhere.
   """
+  x0, slope = slope_of(level, x, denoise, observation, clip=clip, band=band)
+  unit = jnp.sqrt((1 + level.sigma**2) * (1 + level.following**2))
+  ahead = diffusion.ddim(key, x, x0, level, eta=1.0)
+  return Moved(ahead - scale * unit * slope, x0, products=1)
+
+
+def slope_of(
+  level: Level,
+  x: jax.Array,
+  denoise: Denoiser,
+  observation: Observation,
+  *,
+  clip: bool = False,
+  band: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """The clean image and d||y - A x0|| / dx, both [B, N, H, W, C].
+
+  Args:
+    level: sigma.
+    x: [B, N, H, W, C].
+    denoise: D.
+    observation: y, A.
+    clip: as of `guided`, likewise band.
+    band: of the residual.
+  """
   x0, product = predictor.clean_with_vjp(denoise, x, level.sigma, clip=clip)
   r = misfit(observation, x0)
   # The gradient of |M r| is A^T M (M r) / |M r|: the filter acts twice.
@@ -137,7 +162,4 @@ def guided(
   # tiny: an image that fits exactly has no direction to go, not NaN.
   norm = jnp.maximum(reduce.norm(r), jnp.finfo(r.dtype).tiny)
   tangent = observation.operator.tangent(x0)
-  slope = -product(tangent.adjoint(pull / norm))  # d||r|| / dx
-  unit = jnp.sqrt((1 + level.sigma**2) * (1 + level.following**2))
-  ahead = diffusion.ddim(key, x, x0, level, eta=1.0)
-  return Moved(ahead - scale * unit * slope, x0, products=1)
+  return x0, -product(tangent.adjoint(pull / norm))
