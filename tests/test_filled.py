@@ -29,11 +29,11 @@ def _mask():
   return pj.operators.inpainting(SIZE, keep)
 
 
-def _config(factor=1.0, renewal=RENEWAL):
+def _config(factor=1.0, renewal=RENEWAL, most=None):
   return pj.NFCConfig(
     levels=3,
     schedule=Schedule(noise="filled", renewal=renewal),
-    width=Sigma(factor),
+    width=Sigma(factor, most),
     inner=Mean(tolerance=1e-7),
   )
 
@@ -78,6 +78,32 @@ def test_the_measurement_brings_in_a_part_of_the_noise(operator, factor):
   np.testing.assert_allclose(
     covariance, np.eye(36), atol=5 * (2 / count) ** 0.5
   )
+
+
+@pytest.mark.parametrize("most", [None, 0.4, 5.0])
+def test_what_is_kept_has_none_of_the_measurement(most):
+  """Where a largest width says what that shows; else the two add up."""
+  count = 3000
+  keys = jax.random.split(jax.random.key(0), 2)
+  truth = jax.random.normal(keys[0], (count, *SIZE))
+  noise = jax.random.normal(keys[1], truth.shape)
+  observation = pj.Observation(
+    _mask().observed * (truth + NOISE * noise), _mask(), NOISE
+  )
+  config = _config(renewal=0.1, most=most)
+  x = (truth + SIGMA * noise)[None]
+  found = _moved(config, observation, x, truth[None], _level(config))
+  error = np.asarray(found[0] - truth, np.float64).reshape(count, -1)
+  variance = error.var(axis=0).reshape(SIZE) / NEXT**2
+  chance = 5 * (2 / count) ** 0.5
+  np.testing.assert_allclose(variance[0], 1, atol=chance)  # dropped pixels
+  # Elsewhere p of what is kept is y's noise, which w of y brings in again.
+  width = min(NEXT, most or NEXT) ** 2
+  w = 1 / (1 + NOISE**2 / width)
+  p = 1 / (1 + (most / NOISE) ** 2) if most else 1.0
+  twice = 2 * w * (1 - w) * NOISE / NEXT * p * (1 - 0.1**2) ** 0.5
+  np.testing.assert_allclose(variance[1:].mean(), 1 + twice, atol=0.02)
+  assert twice < 0.01 if most == 5.0 else twice > 0.05
 
 
 def test_a_level_is_a_step_of_ddnm():

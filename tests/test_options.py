@@ -84,7 +84,7 @@ OPTIONS = {
     PLAIN.replace(predictor=Ode()),
     {"solver": "heun", "steps": 4, "sigma_end": 0.02},
   ),
-  Sigma: (PLAIN.replace(width=Sigma()), {"factor": 2.0}),
+  Sigma: (PLAIN.replace(width=Sigma()), {"factor": 2.0, "most": 1.0}),
   Spectrum: (PLAIN, {"factor": 2.0, "inflation": 1.5}),
   Probed: (
     PLAIN.replace(width=Probed()),

@@ -123,7 +123,9 @@ def _fill(config: NFCConfig) -> Callable[..., Any] | None:
   if config.schedule.noise == "added":
     return None
   assert isinstance(config.width, Sigma)  # `NFCConfig` refuses another width
-  return states.filling(config.schedule.renewal, config.width.factor)
+  return states.filling(
+    config.schedule.renewal, config.width, config.stop._asdict()
+  )
 
 
 def _heed(
@@ -153,9 +155,10 @@ def _width(
   record: records.Width, spectrum: jax.Array | None
 ) -> width.WidthPart:
   if isinstance(record, Sigma):
-    part: width.WidthPart = width.isotropic
-  elif isinstance(record, Jacobian):
-    part = width.jacobian
+    own = width.scaled(width.isotropic, record.factor)
+    return own if record.most is None else width.capped(own, record.most)
+  if isinstance(record, Jacobian):
+    part: width.WidthPart = width.jacobian
   else:
     assert spectrum is not None  # `checks.spectrum_of` refused that
     of = width.probed if isinstance(record, Probed) else width.spectral

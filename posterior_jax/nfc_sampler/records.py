@@ -57,7 +57,8 @@ class Schedule:
       plug-and-play restoration, whose levels are strengths of the denoiser, and
       the widths `Sigma` and `Spectrum` are those of the next level
       (`Level.tied`). Where it is filled in, sqrt(1 - renewal^2) of it is what
-      the prediction took out, as in DDIM.
+      the prediction took out, as in DDIM; where `Sigma.most` says what the
+      measurement shows, of the rest alone.
     momentum: m, 0 to 5, of x0 + m log(sigma' / sigma) (x0 - x0'), which is
       moved to the measurement in the place of a level's prediction x0; x0' is
       that of the level before, at sigma'. Few levels come short of what each
@@ -155,9 +156,13 @@ class Sigma:
   Attributes:
     factor: on it, 0.01 to 100; as for every width, above 1 the measurement
       moves the prediction further than the prior's width allows.
+    most: largest width, as a standard deviation; None: none. At high noise
+      directions that A dampens to less than the noise_std / most do not move
+      then, which a pseudo-inverse would amplify.
   """
 
   factor: float = 1.0
+  most: float | None = None
 
   def __post_init__(self) -> None:
     fields.check(self, {"factor": _FACTOR})

@@ -1,6 +1,7 @@
 """The states between levels: where a run starts, and how it is renoised."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import chex
 import jax
@@ -10,7 +11,12 @@ import numpy as np
 from posterior_jax.base import Observation, Operator
 from posterior_jax.likelihood import gaussian
 from posterior_jax.nfc_sampler.levels import Level
-from posterior_jax.nfc_sampler.records import Schedule, Spectrum, Width
+from posterior_jax.nfc_sampler.records import (
+  Schedule,
+  Sigma,
+  Spectrum,
+  Width,
+)
 
 # Misfits further off, in units of the noise, say that something else is wrong
 # than the noise that was taken out.
@@ -105,13 +111,16 @@ def starting(
   ) -> jax.Array:
     assert spectrum is not None  # `checks.spectrum_of` refused that
     variance = width.factor * level.sigma**2
+    if isinstance(width, Sigma) and width.most is not None:
+      variance = jnp.minimum(variance, width.most**2)
     if isinstance(width, Spectrum):
       variance = variance * spectrum / (spectrum + level.sigma**2)
     image = shown(observation, spectrum, shape)
     filled = schedule.noise == "filled"
     if filled:
+      assert isinstance(width, Sigma)  # `NFCConfig` refuses another width
       first = level._replace(following=level.sigma)
-      part = filling(1.0, width.factor)
+      part = filling(1.0, width, {})  # all anew, so that nothing is solved
       observation, image = part(key, observation, image, image, image, first)
     target = gaussian.Target(observation, image, variance)
     # Few levels have no time to put right what a loose solve leaves.
@@ -160,22 +169,31 @@ def renoise(key: chex.PRNGKey, image: jax.Array, level: Level) -> jax.Array:
 
 
 def filling(
-  renewal: jax.Array | float, factor: jax.Array | float
+  renewal: jax.Array | float, width: Sigma, stop: Mapping[str, Any]
 ) -> Callable[..., tuple[Observation, jax.Array]]:
   """The part that noises an image and the measurement that it is moved to.
 
-    f  = sigma' (sqrt(1 - r^2) (x - x0) / sigma + r n3)
-    z' = z + f,  y' = y + sqrt(2 / a - 1) s n1 + sigma' A n2
+    f  = sigma' (sqrt(1 - r^2) m + r n3),  m = (x - x0) / sigma
+    z' = z + f,  y' = y + sqrt(2 sigma'^2 / C - 1) s n1 + sigma' A n2
 
-  under the width C = a sigma'^2. In a singular direction of A, of value t, the
+  under the width C <= 2 sigma'^2. In a singular direction of A, of value t, the
   move takes w = t^2 / (t^2 + s^2 / C) of y' and 1 - w of z'. So y and n1 have
   the variance 2 w (1 - w) sigma'^2 together, n2 w^2 sigma'^2 and f (1 - w)^2
   sigma'^2: sigma'^2 in all, of which the measurement's own noise is a part.
-  `baselines.ddnm` does so with a = 1 where an operator has no decomposition.
+  `baselines.ddnm` does so where an operator has no decomposition.
+
+  That takes the noises to be independent, but m has a part of y's, level after
+  level. Where the width has a largest value, `most`, m is drawn anew in the
+  directions that the measurement shows then, t >> c = s / most:
+
+    m' = m + (A^T A + c^2)^-1 A^T (A (n4 - m) + sqrt(2) c n5)
+
+  which keeps c^2 / (t^2 + c^2) of m and is white again.
 
   Args:
     renewal: r, in [0, 1].
-    factor: a, in (0, 2].
+    width: its factor, in (0, 2], and largest value.
+    stop: tolerance and max_iterations of the solve for m'.
   """
 
   def part(
@@ -189,16 +207,46 @@ def filling(
     operator = observation.operator
     keys = jax.random.split(key, 3)
     within, fresh = (jax.random.normal(k, x.shape, x.dtype) for k in keys[1:])
-    kept = (1 - renewal**2) ** 0.5 * (x - x0) / level.sigma
+    kept = (x - x0) / level.sigma
+    if width.most is not None and not _whole(renewal):
+      kept = _unseen(keys[0], observation, kept, width.most, stop)
+    kept = (1 - renewal**2) ** 0.5 * kept
     free = level.following * (kept + renewal * fresh)
     data = observation.y + operator.forward(level.following * within)
+    share: jax.Array | float = 2 / width.factor
+    if width.most is not None:
+      share = jnp.maximum(share, 2 * (level.following / width.most) ** 2)
     # The last level has no noise.
-    beside = jnp.where(level.following > 0, (2 / factor - 1) ** 0.5, 0.0)
+    beside = jnp.where(level.following > 0, (share - 1) ** 0.5, 0.0)
     beside = beside * observation.noise_std
     data += beside * jax.random.normal(keys[0], data.shape, data.dtype)
     return Observation(data, operator, observation.noise_std), image + free
 
   return part
+
+
+def _unseen(
+  key: chex.PRNGKey,
+  observation: Observation,
+  noise: jax.Array,
+  most: jax.Array | float,
+  stop: Mapping[str, Any],
+) -> jax.Array:
+  """White noise, drawn anew where A is above noise_std / most."""
+  operator = observation.operator
+  c = jnp.asarray(observation.noise_std / most, noise.dtype)
+  # Not a key of the caller's: `split` has given it out already.
+  keys = jax.random.split(jax.random.fold_in(key, 1))
+  fresh = jax.random.normal(keys[0], noise.shape, noise.dtype)
+  data = operator.forward(fresh - noise)
+  data += 2**0.5 * c * jax.random.normal(keys[1], data.shape, data.dtype)
+  shift, _ = operator.normal_solve(
+    operator.adjoint(data),
+    precision=c**2,
+    noise_std=jnp.ones((), noise.dtype),
+    **stop,
+  )
+  return noise + shift
 
 
 def renoising(renewal: float) -> Callable[..., jax.Array]:
@@ -208,7 +256,10 @@ def renoising(renewal: float) -> Callable[..., jax.Array]:
     following = level._replace(following=renewal * level.following)
     return renoise(key, image, following)
 
-  # A factor of 1 would be one more rounding of every state; one that is traced
-  # is known only when it runs.
-  whole = not isinstance(renewal, jax.core.Tracer) and renewal == 1
-  return renoise if whole else part
+  # A factor of 1 would be one more rounding of every state.
+  return renoise if _whole(renewal) else part
+
+
+def _whole(renewal: jax.Array | float) -> bool:
+  # One that is traced is known only when it runs.
+  return not isinstance(renewal, jax.core.Tracer) and bool(renewal == 1)

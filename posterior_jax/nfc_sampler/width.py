@@ -134,6 +134,22 @@ def scaled(part: WidthPart, factor: float) -> WidthPart:
   return widened
 
 
+def capped(part: WidthPart, most: jax.Array | float) -> WidthPart:
+  """Another part's diagonal where it is below most^2, else that."""
+
+  def least(
+    probes: Probes,
+    observation: Observation,
+    predicted: Prediction,
+    level: Level,
+  ) -> Width:
+    width = part(probes, observation, predicted, level)
+    assert width.diagonal is not None  # of `Sigma`
+    return width._replace(diagonal=jnp.minimum(width.diagonal, most**2))
+
+  return least
+
+
 def _conditional_variance(spectrum: jax.Array, sigma: jax.Array) -> jax.Array:
   """Var[x0 | x] of a Gaussian prior, [H, W] or [H, W, C]."""
   return spectrum * sigma**2 / (spectrum + sigma**2)
