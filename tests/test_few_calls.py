@@ -184,7 +184,11 @@ def test_a_start_adds_its_share_of_the_noise():
   _, observation = measured()
   key, found = jax.random.key(3), []
   for renewal in (0.0, 0.5):
-    config = pj.NFCConfig.perceptual(schedule={"renewal": renewal})
+    config = pj.NFCConfig(
+      schedule=Schedule(sigma_max=1.0, start="measurement", renewal=renewal),
+      width=Sigma(0.5),
+      inner=Mean(),
+    )
     first = jax.tree.map(lambda entry: entry[0], levels_of(config))
     start = parts_of(config, POWER).start
     found.append(start(key, observation, (2, 1, *SIZE, 1), first))

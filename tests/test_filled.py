@@ -158,3 +158,12 @@ def test_a_run_starts_under_all_of_the_noise():
   np.testing.assert_allclose(
     jnp.var(x[:, 0], axis=0), expected, rtol=5 * (2 / count) ** 0.5
   )
+
+
+def test_a_level_is_float32_under_x64():
+  config = _config(most=0.4)
+  with jax.enable_x64(True):
+    x = jnp.zeros((1, 1, *SIZE), jnp.float32)
+    observation = pj.Observation(x[0], _blur(), np.float64(NOISE))
+    found = _moved(config, observation, x, x, _level(config))
+  assert found.dtype == jnp.float32

@@ -218,7 +218,7 @@ def filling(
       share = jnp.maximum(share, 2 * (level.following / width.most) ** 2)
     # The last level has no noise.
     beside = jnp.where(level.following > 0, (share - 1) ** 0.5, 0.0)
-    beside = beside * observation.noise_std
+    beside = beside * jnp.asarray(observation.noise_std, x.dtype)
     data += beside * jax.random.normal(keys[0], data.shape, data.dtype)
     return Observation(data, operator, observation.noise_std), image + free
 
