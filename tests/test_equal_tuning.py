@@ -78,8 +78,10 @@ def test_every_method_keeps_to_its_evaluations():
       "restoration": 5 * methods.restoration(calls).levels,
       "calibrated": 2 * methods.calibrated(calls).levels,
       "Jacobian": 3 * methods.by_jacobian(calls).levels,
-      "perceptual": methods.perceptual(calls).levels
-      * methods.perceptual(calls).predictor.calls,
+      "ODE": methods.by_ode(calls).levels
+      * methods.by_ode(calls).predictor.calls,
+      "perceptual": methods.perceptual(calls).levels,
+      "AdamDPS": 2 * methods.adamdps(calls).levels,
       "DAPS": methods.daps(calls).levels * methods.daps(calls).predictor_steps,
       "SITCOM": 2 * methods.sitcom(calls).levels * methods.sitcom(calls).steps,
       "DiffPIR": methods.diffpir(calls).levels,

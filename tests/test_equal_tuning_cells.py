@@ -46,11 +46,10 @@ def daps(point):
   return pj.baselines.daps(dataclasses.replace(methods.daps(10), **point))
 
 
-def renewing(point, spectrum):
-  schedule = {name: point[name] for name in ("sigma_min", "renewal")}
-  config = methods.fast(10).replace(
-    width={"factor": point["factor"]}, schedule=schedule
-  )
+def perceptual(point, spectrum):
+  schedule = {name: point[name] for name in ("sigma_max", "renewal")}
+  width = {name: point[name] for name in ("factor", "most")}
+  config = methods.perceptual(10).replace(width=width, schedule=schedule)
   return pj.nfc(config, spectrum=spectrum)
 
 
@@ -61,9 +60,13 @@ def renewing(point, spectrum):
     pytest.param(
       *("DAPS", daps, ((0.02, 1e-4), (0.05, 5e-4))), marks=pytest.mark.slow
     ),
-    ("NFC, by renewal", renewing, ((5.0, 0.4, 0.08), (2.0, 1.0, 0.1))),
+    (
+      "NFC, perceptual()",
+      perceptual,
+      ((0.5, 0.9, 0.4, 2.0), (2.0, 0.4, 1.0, 1.0)),
+    ),
   ],
-  ids=["DiffPIR", "DAPS", "renewal"],
+  ids=["DiffPIR", "DAPS", "perceptual"],
 )
 def test_a_slot_is_a_run_of_its_own_point(given, name, made, points):
   """Knobs are traced, a share of noise and a likelihood's noise among them."""
@@ -77,7 +80,7 @@ def test_a_slot_is_a_run_of_its_own_point(given, name, made, points):
   own = jax.random.fold_in(jax.random.key(7), SAMPLERS)
   found = program([Slot(points[0], 0), Slot(points[1], 1)], pictures)
   for number, point in enumerate(points):
-    needed = (given.spectrum,) if made is renewing else ()
+    needed = (given.spectrum,) if made is perceptual else ()
     expected, _ = pj.run(
       made(point, *needed),
       given.denoise,
@@ -156,7 +159,10 @@ def test_a_search_begins_from_the_winners_of_the_budget_before(
   monkeypatch.setattr(bench, "Program", lambda *_: Compiled())
   rows = [*study.work(given, tmp_path, lambda words: None)]
   starts = [row["starts"] for name, row in rows if name == tables.TRIED]
-  assert starts == [[(5.0, 0.08)] * 2, [(2.0, 0.1), (3.0, 0.2)]]
+  assert starts == [
+    [(4.35, 0.845, 0.0493)] * 2,
+    [(2.0, 0.1), (3.0, 0.2)],
+  ]
   failed = [row for name, row in rows if name == tables.FAILED]
   assert [(row["method"], row["evaluations"]) for row in failed] == [
     ("DPIR", 10),

@@ -175,7 +175,7 @@ class Bench:
     rounds = settings.rounds[cell.budget]
     for number in range(rounds):
       # In the end nothing new is begun, so that winners lie inside.
-      closing = number >= rounds - max(rounds // 3, 1)
+      closing = number >= rounds - max(rounds // 2, 1)
       points = search.propose(max(settings.slots // count, 1), closing=closing)
       named = {point: self._named(cell, point) for point in points}
       runs = [point for point in points if program.takes(named[point])]

@@ -16,9 +16,9 @@ from experiments.few_calls.contenders import (
   Restore,
   built,
   scanned,
-  share,
 )
 from experiments.few_calls.search import Knob, Point
+from experiments.peers.dpir import FIRST
 from posterior_jax import NFCConfig, Observation, baselines
 from posterior_jax.base import Denoiser
 from posterior_jax.nfc_sampler import (
@@ -26,6 +26,7 @@ from posterior_jax.nfc_sampler import (
   Mean,
   Ode,
   Schedule,
+  Sigma,
   compose,
   levels_of,
   parts_of,
@@ -36,6 +37,7 @@ _MOST = 500
 # Of the linear solves of motion blur, which otherwise take longer than the
 # network: their first levels, where they are slow, are forgotten.
 _SOLVE: dict[str, Any] = {"tolerance": 1e-3, "max_iterations": 100}
+_WIDTH = "factor", "most"
 _FEW = 50  # evaluations; below, levels with several of them would be too few
 
 
@@ -65,21 +67,38 @@ def ddnm(evaluations: int) -> baselines.DDNMConfig:
   return baselines.DDNMConfig.tuned(levels=evaluations, **_SOLVE)
 
 
+def adamdps(evaluations: int) -> baselines.AdamDPSConfig:
+  """A call and a VJP for each level."""
+  return baselines.AdamDPSConfig.tuned(levels=evaluations // 2)
+
+
+def ddrm(evaluations: int) -> baselines.DDRMConfig:
+  """One call for each level."""
+  return baselines.DDRMConfig.tuned(levels=evaluations)
+
+
+def mmps(evaluations: int) -> baselines.MMPSConfig:
+  """A call and two VJPs for each level."""
+  return baselines.MMPSConfig.tuned(levels=evaluations // 3)
+
+
 def pigdm(evaluations: int) -> baselines.PiGDMConfig:
   """A call and a VJP for each level."""
   return baselines.PiGDMConfig.tuned(levels=evaluations // 2, **_SOLVE)
 
 
 def nfc(config: Callable[[int], NFCConfig], *knobs: Knob) -> Contender:
-  """Settings of `nfc`: a knob `factor` is the width's, others the schedule's.
+  """Settings of `nfc`: knobs `factor` and `most` are the width's.
+
+  The others are the schedule's.
 
   Numbers of the schedule make the levels, which are operands.
   """
 
   def operands(evaluations: int, point: Point) -> dict[str, Any]:
-    schedule = {name: v for name, v in point.items() if name != "factor"}
+    schedule = {name: v for name, v in point.items() if name not in _WIDTH}
     made = config(evaluations).replace(schedule=schedule)
-    beside = {n: point[n] for n in ("factor", "renewal") if n in point}
+    beside = {n: point[n] for n in (*_WIDTH, "renewal") if n in point}
     return {"levels": levels_of(made), **beside}
 
   def restore(evaluations: int) -> Restore:
@@ -93,7 +112,8 @@ def nfc(config: Callable[[int], NFCConfig], *knobs: Knob) -> Contender:
       spectrum: jax.Array,
     ) -> jax.Array:
       renewal = {n: operands[n] for n in ("renewal",) if n in operands}
-      now = made.replace(width={"factor": operands["factor"]}, schedule=renewal)
+      width = {n: operands[n] for n in _WIDTH if n in operands}
+      now = made.replace(width=width, schedule=renewal)
       sampler = compose(parts_of(now, spectrum), operands["levels"])
       return scanned(sampler, denoise, observation, key)
 
@@ -102,17 +122,15 @@ def nfc(config: Callable[[int], NFCConfig], *knobs: Knob) -> Contender:
   return Contender(lambda _: knobs, operands, restore)
 
 
-def fast(evaluations: int) -> NFCConfig:
-  """`fast()`, a call for each level, as it was before its own search.
+def _solved(evaluations: int, config: NFCConfig) -> NFCConfig:
+  """Where there are many levels, solves that stop where the baselines' do."""
+  return config.replace(inner=_SOLVE) if evaluations > _FEW else config
 
-  What is tuned here, and `rows.csv`, are of those numbers.
-  """
-  return NFCConfig.fast(
-    levels=evaluations,
-    schedule={"sigma_max": 0.4, "sigma_min": 0.08, "held": 0.01, "momentum": 0},
-    predictor={"discrepancy": 0.0, "turned": False},
-    width={"factor": 5.0},
-  )
+
+def fast(evaluations: int) -> NFCConfig:
+  """`fast()`, a call for each level, for a prior that knows any way up."""
+  config = NFCConfig.fast(levels=evaluations, predictor={"turned": True})
+  return _solved(evaluations, config)
 
 
 def restoration(evaluations: int) -> NFCConfig:
@@ -127,6 +145,7 @@ def calibrated(evaluations: int) -> NFCConfig:
   return NFCConfig.calibrated(levels=evaluations // 2)
 
 
+# The knobs' first values.
 _SHORT = Schedule(sigma_max=1.0, sigma_min=0.05, start="measurement")
 
 
@@ -140,51 +159,104 @@ def by_jacobian(evaluations: int) -> NFCConfig:
   )
 
 
-def perceptual(evaluations: int) -> NFCConfig:
-  """`perceptual()`: two Euler steps for each level, or five."""
+def by_ode(evaluations: int) -> NFCConfig:
+  """Two Euler steps for each level, or five, and all noise drawn anew."""
   steps = 2 if evaluations < _FEW else 5
-  return NFCConfig.perceptual(
-    levels=evaluations // steps, predictor=Ode("euler", steps)
+  config = NFCConfig(
+    levels=evaluations // steps,
+    schedule=_SHORT,
+    predictor=Ode("euler", steps),
+    width=Sigma(0.5),
+    inner=Mean(),
   )
+  return _solved(evaluations, config)
+
+
+def perceptual(evaluations: int) -> NFCConfig:
+  """`perceptual()`, a call for each level."""
+  return NFCConfig.perceptual(levels=evaluations)
+
+
+# Bounds of the knobs: of the settings themselves, of the schedule of DDPM,
+# whose first noise is 157, or values beyond which nothing changes.
+_FIRST = 157.0
+
+
+def _factor(start: float, high: float = 100.0) -> Knob:
+  return Knob("factor", start, low=0.01, high=high)
 
 
 def _ends(sigma_max: float, sigma_min: float) -> tuple[Knob, Knob]:
-  return Knob("sigma_max", sigma_max), Knob("sigma_min", sigma_min)
+  return (
+    Knob("sigma_max", sigma_max, low=0.02, high=_FIRST),
+    _last(sigma_min),
+  )
+
+
+def _last(sigma_min: float) -> Knob:
+  return Knob("sigma_min", sigma_min, low=0.002)
+
+
+def _share(name: str, start: float) -> Knob:
+  """Of noise: between many levels little of it is drawn anew."""
+  return Knob(name, start, low=0.0125, high=1.0)
 
 
 # Done last at every budget: what a cut run lacks is what matters least.
 LATE = ("DDRM", "NFC, calibrated()", "DPS")
 METHODS: dict[str, Contender] = {
-  "NFC, fast(), first form": nfc(
-    fast, Knob("factor", 5.0), Knob("sigma_min", 0.08)
+  "NFC, fast()": nfc(fast, _factor(4.35), *_ends(0.845, 0.0493)),
+  "NFC, perceptual()": nfc(
+    perceptual,
+    _factor(1.0, 2.0),
+    Knob("most", 0.6, low=0.02, high=16.0),
+    _share("renewal", 0.4),
+    Knob("sigma_max", 4.0, low=0.1, high=_FIRST),
   ),
-  DPIR: BASELINES[DPIR],
+  DPIR: Contender(
+    lambda _: (
+      Knob("weight", 0.2),
+      Knob("first", FIRST, low=0.05, high=_FIRST),
+    ),
+    BASELINES[DPIR].operands,
+    BASELINES[DPIR].restore,
+  ),
   "DiffPIR": built(
-    baselines.diffpir, diffpir, Knob("weight", 0.5), share("renewal", 0.6)
+    baselines.diffpir, diffpir, Knob("weight", 0.5), _share("renewal", 0.6)
   ),
-  "NFC, restoration()": nfc(
-    restoration, Knob("factor", 2.0), Knob("sigma_min", 0.1)
+  "DDNM+": built(
+    baselines.ddnm, ddnm, _share("eta", 0.8), Knob("threshold", 0.03, high=1.0)
   ),
-  "NFC, by renewal": nfc(
-    fast, Knob("factor", 5.0), share("renewal", 0.4), Knob("sigma_min", 0.08)
+  "NFC, by ODE": nfc(by_ode, _factor(0.5), *_ends(1.0, 0.05)),
+  "PiGDM": built(
+    baselines.pigdm,
+    pigdm,
+    _share("eta", 0.8),
+    Knob("data_std", 0.5, low=0.01, high=16.0),
   ),
-  "NFC, by Jacobian": nfc(by_jacobian, Knob("factor", 2.0), *_ends(1.0, 0.05)),
-  "NFC, perceptual()": nfc(perceptual, Knob("factor", 1.0), *_ends(1.0, 0.05)),
+  "NFC, restoration()": nfc(restoration, _factor(2.0), _last(0.1)),
+  "DDRM": built(
+    baselines.ddrm, ddrm, _share("eta", 0.8), _share("eta_data", 1.0)
+  ),
+  "NFC, by Jacobian": nfc(by_jacobian, _factor(2.0), *_ends(1.0, 0.05)),
+  "MMPS": built(baselines.mmps, mmps, _share("eta", 0.8)),
   "DAPS": built(
     baselines.daps, daps, Knob("noise_std", 0.014), Knob("step_size", 1e-4)
   ),
-  "MMPS": BASELINES["MMPS"],
-  "DDNM+": built(baselines.ddnm, ddnm, *BASELINES["DDNM+"].knobs(_FEW)),
-  "DDRM": BASELINES["DDRM"],
-  "PiGDM": built(baselines.pigdm, pigdm, *BASELINES["PiGDM"].knobs(_FEW)),
   "SITCOM": built(
     baselines.sitcom,
     sitcom,
     Knob("rate", 0.02),
     Knob("stop", 1.02, factor=1.1),
   ),
-  "NFC, calibrated()": nfc(
-    calibrated, Knob("factor", 1.0), Knob("sigma_min", 0.02)
+  "AdamDPS": built(
+    baselines.adamdps,
+    adamdps,
+    Knob("scale", 0.05),
+    # Of 1 - beta there is no knob: theirs lie evenly in [0, 1).
+    Knob("first_decay", 0.6, factor=None, step=0.2, high=0.99),
+    Knob("second_decay", 0.6, factor=None, step=0.2, high=0.99),
   ),
+  "NFC, calibrated()": nfc(calibrated, _factor(1.0), _last(0.02)),
   "DPS": BASELINES["DPS"],
 }

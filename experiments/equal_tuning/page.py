@@ -1,18 +1,20 @@
 """Puts the tables of equal tuning into docs/benchmarks/restoration.md.
 
-    python -m experiments.equal_tuning.page [RUN ...]
+    python -m experiments.equal_tuning.page [RUN ...] [--second=RUN]
 
 Everything between its two `equal tuning` comments, and the picture of the
 plane, is made anew from the committed rows. Given the folders of finished runs,
 of one or of several that shared their cells, it first takes their rows into
-`rows.csv` and `trials.csv`.
+`rows.csv` and `trials.csv`; those of a run under another prior, `--second`,
+into `second_rows.csv`.
 """
 
+import math
 import pathlib
 from collections.abc import Sequence
 
 import pandas as pd
-from absl import app
+from absl import app, flags
 
 from experiments.equal_tuning import tables
 from experiments.equal_tuning.plane import CAPTION, plane
@@ -20,6 +22,7 @@ from experiments.equal_tuning.tables import (
   NAMES,
   OWN,
   ROWS,
+  SECOND,
   TABLE,
   TRIALS,
   TRIED,
@@ -36,10 +39,21 @@ BEGIN = (
 )
 MARK = r"\*"  # beside verdicts of a search that did not begin as others did
 END = "<!-- end of equal tuning -->"
+_SECOND = flags.DEFINE_string(
+  "second", None, "folder of a run under another prior"
+)
 
 
-def block(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
-  """The Markdown between the comments, from the committed rows and points."""
+def block(
+  rows: pd.DataFrame, trials: pd.DataFrame, second: pd.DataFrame | None
+) -> str:
+  """The Markdown between the comments, from the committed rows and points.
+
+  Args:
+    rows: of the pictures, by `tables.read`.
+    trials: all points, in their order.
+    second: rows under another prior, None where there are none.
+  """
   unlinked = tables.unlinked(trials)
   parts = [f"![{CAPTION}](../figures/plane.png)", CAPTION]
   for calls in sorted(set(rows["evaluations"])):
@@ -65,8 +79,15 @@ def block(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
   count = inside["interior"].astype(bool).sum()
   parts.append(
     f"Of the {len(inside)} winners {count} lie inside of what was tried; "
-    "beside the others a knob has an open side."
+    f"beside the others a knob has an open side. {_lost(trials)}"
   )
+  if second is None:
+    return "\n\n".join(parts)
+  parts += [
+    "Ranks of the methods under the two priors, "
+    f"{second['evaluations'].iloc[0]} evaluations:",
+    _wide(_agreement(rows, second)),
+  ]
   return "\n\n".join(parts)
 
 
@@ -75,20 +96,21 @@ def _wide(table: str) -> str:
 
 
 def _both(rows: pd.DataFrame, calls: int) -> str:
+  own = {each: tables.chosen(rows, each, calls) for each in tables.SCORES}
   found = {
-    criterion: _pivot(tables.chosen(rows, criterion, calls), column)
+    criterion: _pivot(own[criterion], column)
     for criterion, (column, _, _) in tables.SCORES.items()
   }
   psnr, lpips = found["PSNR"], found["LPIPS"]
-  known = tables.comparable(tables.chosen(rows, "PSNR", calls))
+  known = tables.comparable(own["PSNR"])
   order = psnr.mean(axis=1, skipna=False).sort_values(ascending=False).index
   lines = []
   for method in order:
     cells = []
     for name in psnr:
       value, distance = psnr.loc[method, name], lpips.loc[method, name]
-      if value != value:
-        cells.append(_absent(method, name))
+      if value != value or distance != distance:
+        cells.append(_absent(own["PSNR"], method, name))
         continue
       most = name in known and value == psnr[name].max()
       least = name in known and distance == lpips[name].min()
@@ -106,7 +128,7 @@ def _means(rows: pd.DataFrame) -> str:
     [
       _code(method),
       *(
-        _absent(method, name)
+        _absent(rows, method, name)
         if value != value
         else _bold(f"{value:.2f}", value == psnr[name].max())
         for name, value in psnr.loc[method].items()
@@ -161,13 +183,53 @@ def _leads(
   return markdown.table(head, lines)
 
 
+def _agreement(rows: pd.DataFrame, second: pd.DataFrame) -> str:
+  calls = second["evaluations"].iloc[0]
+  lines = [
+    [
+      criterion,
+      operator,
+      f"{own['rank correlation']:.2f} ({own['methods']})",
+      _code(own["best"]),
+      _code(own["best under the other"]),
+    ]
+    for criterion in tables.SCORES
+    for operator, own in tables.agreement(
+      tables.chosen(rows, criterion, calls),
+      tables.chosen(second, criterion, calls),
+      criterion,
+    ).iterrows()
+  ]
+  head = ["score", "operator", "rank correlation (methods)", "best"]
+  return markdown.table([*head, "best under the other prior"], lines)
+
+
+def _lost(trials: pd.DataFrame) -> str:
+  """Whose points have no score, and how many."""
+  known = trials[["psnr", "lpips"]].abs().max(axis=1) < math.inf
+  counts = [
+    f"{_code(str(method))} {(~own).sum()} of {len(own)}"
+    for method, own in known.groupby(trials["method"])
+    if not own.all()
+  ]
+  return (
+    "Points without a score, which were refused or diverged: "
+    f"{', '.join(counts) or 'none'}."
+  )
+
+
 def _pivot(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-  found = rows.pivot_table(column, "method", "operator")
+  # Of what diverged there is no mean.
+  found = rows.groupby(["method", "operator"])[column].agg(tables.mean)
+  found = found.unstack()
   return found.reindex(columns=[n for n in NAMES.values() if n in found])
 
 
-def _absent(method: str, operator: str) -> str:
-  """Why there is no number: DDRM has no form, others were not run."""
+def _absent(rows: pd.DataFrame, method: str, operator: str) -> str:
+  """Why there is no number."""
+  if ((rows["method"] == method) & (rows["operator"] == operator)).any():
+    return "diverged"
+  # DDRM has no form for the one, others were not run.
   none = method == "DDRM" and operator.startswith("motion")
   return "refused" if none else "-"
 
@@ -188,20 +250,34 @@ def main(argv: Sequence[str]) -> None:
     if not (run / f"{TABLE}.csv").is_file():
       raise app.UsageError(f"{run} is no finished run: no {TABLE}.csv in it")
   if runs:
-    # "01" is a name.
-    text = {"picture": str}
-    rows = pd.concat(
-      pd.read_csv(run / f"{TABLE}.csv", dtype=text, keep_default_na=False)
-      for run in runs
-    )
-    tables.packed(rows).to_csv(ROWS, index=False)
+    _take(runs, ROWS)
     trials = pd.concat(pd.read_csv(run / f"{TRIED}.csv") for run in runs)
     trials.to_csv(TRIALS, index=False, float_format="%.4f")
+  if _SECOND.value:
+    _take([pathlib.Path(_SECOND.value)], SECOND)
   rows = tables.read()
   writing.write(ROOT / PICTURE, render(plane(rows), "png"))
-  made = block(rows, pd.read_csv(TRIALS))
+  second = tables.read(SECOND) if SECOND.exists() else None
+  made = block(rows, pd.read_csv(TRIALS), second)
   markdown.put(PAGE, made, begin=BEGIN, end=END)
   print(f"wrote {PAGE}")
+
+
+def _take(runs: Sequence[pathlib.Path], path: pathlib.Path) -> None:
+  """The rows of runs into one file."""
+  # "01" is a name.
+  text = {"picture": str}
+  rows = pd.concat(
+    pd.read_csv(
+      run / f"{TABLE}.csv",
+      dtype=text,
+      keep_default_na=False,
+      # A run that diverged has no score; a task without kernels has "".
+      na_values={name: ["", "nan"] for name in ("psnr", "lpips")},
+    )
+    for run in runs
+  )
+  tables.packed(rows).to_csv(path, index=False)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 Points lie on lines, one for each knob. A side of a point is open while nothing
 beyond it was tried on its line, unless the knob ends there. Every round goes on
-from the best points by either score: first it tries the next value on their
-open sides, then the middle of the gaps beside them. A winner without an open
-side lies inside of what was tried.
+from the best points by either score: first it tries a value on their open
+sides, twice as far as the nearest one on the other side, then the middle of the
+gaps beside them. A winner without an open side lies inside of what was tried; a
+winner with one lies on an edge. A knob that is no number has no edge.
 """
 
 import itertools
@@ -18,6 +19,8 @@ Values = tuple[float, ...]  # of the knobs
 Scores = tuple[float, ...]
 # Gaps are halved down to this share of a knob's step.
 _FINEST = 0.25
+# Nor does an open side lead further than this at once, in steps.
+_FURTHEST = 4.0
 
 
 class Rounds:
@@ -86,7 +89,8 @@ class Rounds:
     sides = [*itertools.product(range(len(self._knobs)), (-1, 1))]
     for point, (i, side) in itertools.product(places, sides):
       if self._open(point, i, side, known):
-        yield _with(point, i, _stepped(self._knobs[i], point[i], side))
+        steps = side * self._reach(point, i, side, known)
+        yield _with(point, i, _stepped(self._knobs[i], point[i], steps))
     for point, (i, side) in itertools.product(places, sides):
       line = self._line(point, i, side, known)
       if line and not closing:
@@ -100,6 +104,21 @@ class Rounds:
   ) -> bool:
     ends = _stepped(self._knobs[i], point[i], side) == point[i]
     return not ends and not self._line(point, i, side, known)
+
+  def _reach(
+    self, point: Values, i: int, side: int, known: Sequence[Values] | dict
+  ) -> float:
+    """Steps to the next value of knob i on an open side.
+
+    Longer from one to the next, since a score that still rises after two of
+    them may do so for many.
+    """
+    behind = self._line(point, i, -side, known)
+    if not behind:
+      return 1.0
+    nearest = min(behind, key=lambda value: abs(value - point[i]))
+    gap = _gap(self._knobs[i], point[i], nearest)
+    return min(max(2 * gap, 1.0), _FURTHEST)
 
   def _line(
     self, point: Values, i: int, side: int, known: Sequence[Values] | dict
@@ -135,11 +154,15 @@ def _stepped(knob: Knob, value: float, steps: float) -> float:
 
 def _middle(knob: Knob, a: float, b: float) -> float | None:
   """Half way between two values, None where the gap is fine enough."""
+  if not _gap(knob, a, b) > 2 * _FINEST * 0.999:
+    return None
+  return _rounded((a + b) / 2 if knob.factor is None else math.sqrt(a * b))
+
+
+def _gap(knob: Knob, a: float, b: float) -> float:
+  """Steps between two values; none where a factor does not lead from 0."""
   if knob.factor is None:
-    gap, middle = abs(b - a) / knob.step, (a + b) / 2
-  else:
-    if min(a, b) <= 0:
-      return None
-    gap = abs(math.log(b / a)) / math.log(knob.factor)
-    middle = math.sqrt(a * b)
-  return _rounded(middle) if gap > 2 * _FINEST * 0.999 else None
+    return abs(b - a) / knob.step
+  if min(a, b) <= 0:
+    return 0.0
+  return abs(math.log(b / a)) / math.log(knob.factor)

@@ -24,7 +24,6 @@ from experiments.equal_tuning import report, tables
 from experiments.equal_tuning.bench import Bench
 from experiments.equal_tuning.cells import Cell, before, begun, cells
 from experiments.equal_tuning.settings import Given, Settings
-from experiments.equal_tuning.slots import Program
 from experiments.equal_tuning.tables import FAILED, TABLE, TRIED
 from experiments.harness import record
 from experiments.harness.progress import Progress
@@ -92,7 +91,6 @@ def work(
       except Exception as error:  # one method must not end the others
         waiting.put((number, cell, error))
 
-  left: list[tuple[Cell, Program]] = []
   with concurrent.futures.ThreadPoolExecutor(settings.workers) as pool:
     jobs = [pool.submit(compiling) for _ in range(settings.workers)]
     quiet = time.monotonic()
@@ -111,19 +109,13 @@ def work(
           yield FAILED, _failed(settings, cell, program)
         elif program is not None:
           yield from bench.done(cell, program)
-          if cell.budget + 1 < len(settings.chains):
+          if cell.budget < len(settings.chains):
             yield from bench.means(cell, program)
-          elif cell.budget < len(settings.chains):
-            left.append((cell, program))
         with lock:
           ahead -= settings.evaluations[cell.budget]
         quiet = time.monotonic()
     finally:
       over.set()
-  # The long means last: what a cut run lacks is what matters least.
-  for cell, program in left:
-    tick(f"{cell}, mean of {settings.chains[cell.budget]} chains")
-    yield from bench.means(cell, program)
 
 
 def _failed(settings: Settings, cell: Cell, error: Exception) -> dict[str, Any]:

@@ -5,6 +5,7 @@ every point that was tried and its mean scores on the pictures that are tuned
 on.
 """
 
+import math
 import pathlib
 import shlex
 
@@ -16,6 +17,8 @@ from experiments.harness import paired
 TABLE, TRIED, FAILED = "equal", "trials", "failed"
 ROWS = pathlib.Path(__file__).with_name("rows.csv")
 TRIALS = pathlib.Path(__file__).with_name("trials.csv")
+# Of a run under another prior, at the fewest evaluations.
+SECOND = pathlib.Path(__file__).with_name("second_rows.csv")
 OWN = "NFC"  # how the names of its settings begin
 # By what is tuned for: its column, digits, and whether high is good.
 SCORES = {"PSNR": ("psnr", 2, True), "LPIPS": ("lpips", 3, False)}
@@ -155,6 +158,52 @@ def standing(rows: pd.DataFrame, criterion: str) -> pd.DataFrame:
   return pd.DataFrame(found).set_index("operator").loc[order]
 
 
+def agreement(
+  rows: pd.DataFrame, others: pd.DataFrame, criterion: str
+) -> pd.DataFrame:
+  """Whether methods keep their ranks under another prior, by operator.
+
+  Args:
+    rows: of one budget and criterion, by `named`.
+    others: likewise, under the other prior.
+    criterion: of SCORES.
+
+  Returns:
+    By operator Spearman's correlation of the methods' mean scores, of how many
+    methods, and the best of each under either prior.
+  """
+  column, _, high = SCORES[criterion]
+  # A run that diverged is the worst, not absent.
+  worst = -math.inf if high else math.inf
+  found = []
+  for operator in (n for n in NAMES.values() if n in set(rows["operator"])):
+    means = [
+      each[each["operator"] == operator]
+      .groupby("method")[column]
+      .agg(mean)
+      .fillna(worst)
+      for each in (rows, others)
+    ]
+    both = pd.concat(means, axis=1, join="inner")
+    both = both if high else -both
+    first, second = both.iloc[:, 0], both.iloc[:, 1]
+    found.append(
+      {
+        "operator": operator,
+        "rank correlation": first.rank().corr(second.rank()),
+        "methods": len(both),
+        "best": first.idxmax(),
+        "best under the other": second.idxmax(),
+      }
+    )
+  return pd.DataFrame(found).set_index("operator")
+
+
+def mean(values: pd.Series) -> float:
+  """Of all, so that a run that diverged has none."""
+  return values.mean(skipna=False)
+
+
 def _verdict(low: float, high: float) -> str:
   if low > 0:
     return AHEAD
@@ -169,8 +218,8 @@ def plane(rows: pd.DataFrame, criterion: str) -> pd.DataFrame:
   single = rows[(rows["chains"] == 1) & (rows["tuned for"] == criterion)]
   by = ["method", "evaluations"]
   count = single.groupby(by)["operator"].nunique()
-  means = single.groupby([*by, "operator"])[["psnr", "lpips"]].mean()
-  found = means.groupby(by).mean()[count == count.max()]
+  means = single.groupby([*by, "operator"])[["psnr", "lpips"]].agg(mean)
+  found = means.groupby(by).agg(mean)[count == count.max()]
   return found.dropna()
 
 
@@ -202,6 +251,8 @@ def unlinked(trials: pd.DataFrame) -> list[tuple[str, int, str]]:
     for calls, log in own.groupby("evaluations"):
       if winners is not None and log["point"].iloc[0] not in winners:
         found.append((str(method), int(calls), str(task)))
-      best = log["psnr"].idxmax(), log["lpips"].idxmin()
-      winners = set(log["point"].loc[[*best]])
+      # As rounded in the file several may be the best.
+      best = log["psnr"] == log["psnr"].max()
+      best |= log["lpips"] == log["lpips"].min()
+      winners = set(log["point"][best])
   return found

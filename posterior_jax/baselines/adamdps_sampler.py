@@ -74,13 +74,16 @@ class AdamDPSConfig:
   def tuned(
     cls, task: tasks.Task | None = None, **changes: Any
   ) -> "AdamDPSConfig":
-    """The defaults, for all tasks.
+    """One setting for all tasks: medians of `experiments.equal_tuning`.
+
+    Those of the winners by PSNR at 100 evaluations, 50 levels.
 
     Args:
       task: one of `baselines.TASKS`; all have the same setting.
       **changes: of single settings.
     """
-    return tasks.settings(cls, task, {}, changes)
+    settings = {"scale": 0.05, "first_decay": 0.6, "second_decay": 0.6}
+    return tasks.settings(cls, task, settings, changes)
 
 
 class AdamDPSState(NamedTuple):
