@@ -157,7 +157,7 @@ class Sigma:
     factor: on it, 0.01 to 100; as for every width, above 1 the measurement
       moves the prediction further than the prior's width allows.
     most: largest width, as a standard deviation; None: none. At high noise
-      directions that A dampens to less than the noise_std / most do not move
+      directions that A dampens to less than noise_std / most do not move
       then, which a pseudo-inverse would amplify.
   """
 
