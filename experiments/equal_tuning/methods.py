@@ -90,9 +90,8 @@ def pigdm(evaluations: int) -> baselines.PiGDMConfig:
 def nfc(config: Callable[[int], NFCConfig], *knobs: Knob) -> Contender:
   """Settings of `nfc`: knobs `factor` and `most` are the width's.
 
-  The others are the schedule's.
-
-  Numbers of the schedule make the levels, which are operands.
+  The others are the schedule's, whose numbers make the levels, which are
+  operands.
   """
 
   def operands(evaluations: int, point: Point) -> dict[str, Any]:
@@ -253,7 +252,7 @@ METHODS: dict[str, Contender] = {
     baselines.adamdps,
     adamdps,
     Knob("scale", 0.05),
-    # Of 1 - beta there is no knob: theirs lie evenly in [0, 1).
+    # Evenly in [0, 1), as the authors' own search has them.
     Knob("first_decay", 0.6, factor=None, step=0.2, high=0.99),
     Knob("second_decay", 0.6, factor=None, step=0.2, high=0.99),
   ),

@@ -53,8 +53,8 @@ class Settings(Checked):
       on a search begins where that of the budget before it ended.
     rounds: of every budget's search.
     tuned_on: pictures of every budget's search, the first by name.
-    chains: whose mean is reported at the next budget, one number for each
-      budget but the last, so that chains times budget is the next one.
+    chains: whose mean is reported at the next budget, a number for each of the
+      first budgets, so that chains times budget is the next one.
     slots: images that a program restores at once.
     workers: programs compiled at a time.
   """
