@@ -5,8 +5,8 @@ Command: python -m experiments.equal_tuning --config.folder=PICTURES
   --config.methods="('NFC, perceptual()','DPIR')"
   --config.tasks="('gaussian_blur',)": a part of it;
   --config=configs/equal_tuning.py:debug: crops of 32 x 32, a known prior.
-Time: about 13 minutes on one H200 for 20 and 100 evaluations, by two processes
-  that share the cells; 1000 take as long again and more.
+Time: about 25 minutes on one H200 by two processes that share the cells, and
+  longer with motion blur at 1000 evaluations, which the committed rows lack.
 Expected: two tables, of all points that were tried and of the pictures of the
 report by what was best for PSNR and for LPIPS.
 """
