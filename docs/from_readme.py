@@ -1,8 +1,9 @@
 """What the site takes from README, so that each stands in one place only.
 
 README's accuracy table and picture are written by `experiments.readme`. This
-hook of MkDocs puts the table where a page says `README_TABLE` and adds the
-picture to the site's files as `figures/restoration.jpg`; beside it
+hook of MkDocs puts the table in the place of a line that ends with
+`<!-- README_TABLE -->`; on GitHub that line is a link to README. It adds the
+picture to the site's files as `figures/restoration.jpg`, and beside it
 `figures/plane.png`, which `experiments.equal_tuning.page` writes.
 """
 
@@ -15,7 +16,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = pathlib.Path(__file__).parents[1]
 PICTURES = ("restoration.jpg", "plane.png")
-MARK = "README_TABLE"
+MARK = re.compile(r"^.*<!-- README_TABLE -->$", re.MULTILINE)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -28,9 +29,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
   """Called by MkDocs with the source of each page."""
-  if MARK not in markdown:
-    return markdown
-  return markdown.replace(MARK, _table((ROOT / "README.md").read_text()))
+  return MARK.sub(lambda _: _table((ROOT / "README.md").read_text()), markdown)
 
 
 def _table(readme: str) -> str:

@@ -6,10 +6,11 @@ that a request and the platform call for, and differentiates it. Names are
 `auto`, `tpu`, `gpu`, `xla` and `interpret`.
 
 The choice is made from the arguments and, for `auto`, from the platform that a
-program is lowered for; never from an environment variable or the default
-device, so that a CPU host compiles and exports for the others. The fused rule
-alone asks what accelerator the host has, see `target`: on that of a GPU "auto"
-gives a TPU its kernel and scan.
+program is lowered for, so that a CPU host compiles and exports for the others.
+It is never made from an environment variable, and from the host's accelerator
+for one operation only: the fused rule must know before lowering what its
+backward pass keeps, see `target`. On a host with a GPU `auto` therefore gives
+it on a TPU the kernels of its parts, and not that of all of it.
 """
 
 import dataclasses

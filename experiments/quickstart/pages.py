@@ -123,11 +123,12 @@ def brief(rows: pd.DataFrame, answers: Mapping[str, Answers]) -> Any:
 def caption(settings: RestorationSettings) -> str:
   """What `brief` shows."""
   return (
-    f"The photograph {settings.photograph} ({settings.size} x {settings.size}) "
-    f"under three operators with noise {settings.noise_std:g}; restored by "
-    f"`NFCConfig.fast()` in {settings.calls} calls of {_prior(settings)}; and "
-    f"where {settings.num_samples} calibrated samples differ (white: "
-    f"{WHITE:g}). In the corners: PSNR in dB."
+    f"The photograph {settings.photograph} ({settings.size} x {settings.size})"
+    f"; its measurement with noise {settings.noise_std:g} by three operators, "
+    "one per row; what `NFCConfig.fast()` restores from it in "
+    f"{settings.calls} calls of {_prior(settings)}; and where "
+    f"{settings.num_samples} calibrated samples differ (white: {WHITE:g}). In "
+    "the corners: PSNR in dB."
   )
 
 
@@ -135,9 +136,9 @@ def _prior(settings: RestorationSettings) -> str:
   """In words."""
   if settings.prior == prior_files.SHIPPED:
     return (
-      "the photo prior that ships with the package, a network that learned "
-      "from 69 other photographs and is shown this one another way round "
-      "every time"
+      "the photo prior that ships with the package (a network that learned "
+      "from 69 other photographs; every call shows it the image mirrored or "
+      "transposed in another way)"
     )
   if settings.prior == prior_files.GAUSSIAN:
     return "a Gaussian prior with the spectrum of other photographs"

@@ -1,8 +1,9 @@
 """Noise-frequency continuation as a pure-functional sampler.
 
-One level (arXiv 2602.00176; skeleton of DAPS, arXiv 2407.01521): predict the
-clean image, move the prediction by a band-limited likelihood, fuse the two in
-a wavelet domain, add fresh noise of the next level.
+One level (arXiv 2602.00176; skeleton of DAPS, arXiv 2407.01521) has six parts:
+predict the clean image, find the width of the tie to that prediction, choose a
+band of the measurement, move the prediction by the banded likelihood, fuse the
+two in a wavelet domain, add fresh noise of the next level.
 """
 
 import chex
