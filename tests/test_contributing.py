@@ -98,6 +98,12 @@ def execution(**options):
 again = nj.LanguageModel(config, execution(), rngs=nnx.Rngs(0))
 kept = again.with_execution(recompute=False)
 assert kept.execution == execution(recompute=False)
+try:
+  execution(fused=True, recompute=False)
+except ValueError as refused:
+  assert "recompute" in str(refused)
+else:
+  raise AssertionError("a fused rule ignores recompute=False")
 tokens = jnp.arange(16)[None] % 8
 
 
