@@ -193,7 +193,7 @@ def run_with_backward(
 ) -> Any:
   """`run` of an operation whose backward pass is a kernel as well.
 
-  It has reverse-mode derivatives only, and refuses a tangent in a sentence.
+  It has reverse-mode derivatives only; a tangent raises an error that says so.
   """
   arrays = reverse_mode.marked(arrays)
   return _with_backward(operation, implementation, static, *arrays)

@@ -1,4 +1,4 @@
-"""What has first derivatives in reverse mode only says so in a sentence.
+"""First derivatives in reverse mode only, and errors that say so for others.
 
 jax refuses a tangent of `jax.custom_vjp` in words that name no option of ours,
 and a derivative of a kernel in none that help.
@@ -14,7 +14,7 @@ from jax.interpreters import ad, batching, mlir
 
 
 def differentiated_once(f: Callable[..., Any]) -> Callable[..., Any]:
-  """f of either pass of a kernel, which refuses a derivative in a sentence."""
+  """f of either pass of a kernel, which refuses a derivative and says why."""
   once = jax.custom_jvp(f)
   once.defjvp(_refuse)
   return once

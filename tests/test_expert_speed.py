@@ -30,7 +30,7 @@ PROMPT, STEPS = 64, 30
 
 
 def decoding_times(folder):
-  """Milliseconds of the fastest step of theirs and of ours, taken in turns."""
+  """Milliseconds of the fastest step of theirs and of ours, interleaved."""
   import torch
 
   from tests import make_qwen_fixtures as make

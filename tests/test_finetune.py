@@ -249,7 +249,7 @@ def test_documents_with_nothing_to_learn_are_counted(monkeypatch, tmp_path):
   own = BYTES._replace(
     template="{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}"
   )
-  with oracles.refused(ValueError, "has no token to be learnt in 64"):
+  with oracles.refused(ValueError, "has no token to be learned in 64"):
     documents.read(str(path), own, length=64, turns="all")
 
 

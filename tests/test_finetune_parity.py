@@ -404,11 +404,11 @@ def test_all_parameters(packages, folder, tmp_path):
   assert (
     again.generation_config.eos_token_id == end == again.config.eos_token_id
   )
-  # What is learnt of a conversation: the answers and the token that ends them.
+  # What is learned of a conversation: the answers and the token that ends them.
   row = task.rows.take(np.array([0]))
   first = row.segments[0] == 0
-  learnt = row.tokens[0][1:][row.wanted[0] & first[1:]]
-  assert learnt[-1] == end and (learnt == end).sum() in (1, 2)
+  learned = row.tokens[0][1:][row.wanted[0] & first[1:]]
+  assert learned[-1] == end and (learned == end).sum() in (1, 2)
 
 
 def test_the_balance_loss(packages, tmp_path):

@@ -144,7 +144,7 @@ def test_planes_of_16_bits_are_refused(tmp_path):
     tifffile.imwrite(
       tmp_path / "a.tif", planes, compression=compression, **form
     )
-    with refused(ValueError, r"16 bits a channel in planes; store its .*\)$"):
+    with refused(ValueError, r"16 bits per channel in planes; store its .*\)$"):
       picture_file.read("image", str(tmp_path / "a.tif"))
   shallow = (planes >> 8).astype(np.uint8)
   tifffile.imwrite(tmp_path / "b.tif", shallow, **form)

@@ -343,7 +343,7 @@ def test_resumed_run_is_bit_identical(
   _same_runs(whole, part)
 
 
-def test_weights_say_what_they_learnt_from(quick, tmp_path, folder):
+def test_weights_say_what_they_learned_from(quick, tmp_path, folder):
   settings = _settings(data=folder, steps=2, **HARD)
   path = _train(settings, tmp_path / "run")
   said = json.loads((path / "language_model.json").read_text())

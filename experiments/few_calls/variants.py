@@ -1,7 +1,7 @@
 """Forms that `NFCConfig.fast()` could have, as contenders with knobs.
 
 The first stays free of Jacobians and adds what few levels might gain from: an
-average over held levels, noise that is added and taken away in turns, and a
+average over held levels, noise that is added and taken away alternately, and a
 share of the last image after it was moved to the measurement. The others change
 the width of the tie: by a spectrum on a torus or mirrored at the borders, wider
 where the image has edges, or by the denoiser's Jacobian, whose products count

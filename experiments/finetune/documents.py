@@ -29,7 +29,7 @@ class Read(NamedTuple):
   texts: int  # how many were texts
   chats: int  # how many were conversations
   cut: int  # how many conversations were cut at the length of a row
-  dropped: int  # how many documents had no token to be learnt
+  dropped: int  # how many documents had no token to be learned
 
 
 def files(place: str) -> list[pathlib.Path]:
@@ -58,14 +58,14 @@ def read(
   tokenizer: Tokenizer,
   *,
   length: int,  # tokens of a row
-  turns: str,  # which answers of a conversation are learnt, "all" or "last"
+  turns: str,  # which answers of a conversation are learned, "all" or "last"
 ) -> Read:
   """The documents of a place.
 
   A text longer than a row is cut into several documents, a conversation is cut
-  off. A document with no token to be learnt is dropped: one that was cut before
-  its first answer, or a last token of a text. ValueError, naming the line, for
-  what is neither.
+  off. A document with no token to be learned is dropped: one that was cut
+  before its first answer, or a last token of a text. ValueError, naming the
+  line, for what is neither.
   """
   documents: list[Document] = []
   texts = chats = cut = 0
@@ -83,7 +83,7 @@ def read(
       raise ValueError(f"{where}: {error}") from None
   kept = [x for x in documents if x.wanted[1:].any()]
   if not kept:
-    raise ValueError(f"data {place!r} has no token to be learnt in {length}")
+    raise ValueError(f"data {place!r} has no token to be learned in {length}")
   return Read(kept, texts, chats, cut, len(documents) - len(kept))
 
 

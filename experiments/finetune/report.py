@@ -12,7 +12,7 @@ from experiments.harness.reporting import page
 def write(
   run: record.Run,
   *,
-  words: str,  # what was learnt from
+  words: str,  # what was learned from
   tuned: int,  # how many parameters
 ) -> None:
   """Writes `report.html` and says where."""

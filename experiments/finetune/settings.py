@@ -45,7 +45,7 @@ class Settings(LoopSettings):
   length: int = setting(at_least=2)  # T, tokens of a row
   rows: int = setting(at_least=1)  # of a batch
   packed: bool  # whether a row holds as many documents as fit, or one
-  # answers of a conversation that are learnt
+  # answers of a conversation that are learned
   turns: str = setting(among=("all", "last"))
   tuning: str = setting(among=TUNINGS)  # adapters, or all parameters
   lora: LoraSpec  # of fresh adapters

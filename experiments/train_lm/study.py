@@ -36,7 +36,7 @@ class Task(NamedTuple):
   """The settings and the text they name."""
 
   settings: Settings  # of the training
-  training: Sequence[Document]  # what is learnt from
+  training: Sequence[Document]  # what is learned from
   held_out: Sequence[Document]  # what is not
 
 

@@ -1,9 +1,9 @@
 """The keys of initial parameters, of which `nnx.Rngs` keeps the count.
 
-That count is an array. In a trace flax looks for its sharding at every draw,
-which jax denies in a sentence that it searches all equations so far for: most
-of the time in which a deep model is traced for its shapes. Here the draws of a
-model are counted by Python, and the array is told at the end.
+That count is an array. In a trace flax looks for its sharding at every draw.
+jax answers with an error, for whose message it searches all equations so far:
+most of the time in which a deep model is traced for its shapes. Here the draws
+of a model are counted by Python, and the array is told at the end.
 """
 
 from typing import Any

@@ -30,7 +30,7 @@ class WeightQuantSpec:
   NPU) activations are INT16 codes, and so are they here with
   `activation_bits=16`; work on GPUs means activations left in a 16-bit float,
   which here is `activation_bits=None` with the model's own dtype. The paper's
-  granularity of scales is not known; one scale a channel or a group of 128
+  granularity of scales is not known; one scale per channel or group of 128
   rows are the two usual choices.
 
   Attributes:
@@ -63,7 +63,7 @@ class WeightQuantSpec:
       )
 
 
-# "W4A16": one scale a channel; "W4A16-g128": one a group; "W4": weights only.
+# "W4A16": one scale per channel; "W4A16-g128": per group; "W4": weights only.
 PRESETS = {
   f"W{weight}{f'A{activation}' if activation else ''}{suffix}": WeightQuantSpec(
     weight, activation, group

@@ -175,7 +175,7 @@ def _fair_score(away: jax.Array) -> jax.Array:
 
 
 def check_samples(samples: jax.Array, one: jax.Array, name: str) -> None:
-  """Refuses what is not of one sample's shape, in a sentence naming it."""
+  """Raises ValueError naming what is not of one sample's shape."""
   if samples.ndim < 1 or samples.shape[1:] != one.shape:
     raise ValueError(
       f"{name} must have the shape of one sample {samples.shape[1:]}, got "

@@ -126,7 +126,7 @@ class _Coded:
     if self.chroma == 1:
       return self._kept(part, _CHROMA)
     small = part.reshape(height // 2, 2, width // 2, 2).mean((1, 3))
-    # Halves go down and up in turns, by the column, so that none drifts.
+    # Halves go down and up alternately, by the column, so that none drifts.
     turns = np.resize(np.array([-1 / 4, 0], np.float32), width // 2)
     kept = self._kept(_up(small + turns), _CHROMA)
     large = jax.image.resize(kept, part.shape, "linear")  # in 16ths

@@ -56,8 +56,9 @@ class _OneKey(nnx.RngStream):
   """A stream that gives one key at every draw, where only shapes are asked for.
 
   That of flax counts its draws in an array, and looks for the sharding of a
-  traced count, which jax denies in a sentence that it searches all equations
-  of the trace for: more than half of the time that a network's shapes take.
+  traced count. jax answers with an error, for whose message it searches all
+  equations of the trace: more than half of the time that a network's shapes
+  take.
   """
 
   def __call__(self) -> jax.Array:

@@ -130,7 +130,7 @@ def as_png(
 
   Args:
     image: [H, W, C], C 1 or 3, in [-1, 1].
-    bits: 8 or 16 a channel.
+    bits: 8 or 16 per channel.
     profile: ICC profile of its colours.
   """
   if bits == 8:

@@ -93,7 +93,7 @@ def _check_tiff(picture: Any) -> None:
     raise ValueError(_SIGNED)
   if tags.get(_PLANES, 1) == 2 and len(bits) > 1 and max(bits) > 8:
     raise ValueError(
-      "16 bits a channel in planes; store its channels interleaved"
+      "16 bits per channel in planes; store its channels interleaved"
     )
 
 
