@@ -21,14 +21,14 @@ from posterior_jax.base import (
   check_observation,
 )
 from posterior_jax.linalg import solve
-from posterior_jax.operators.followed import Followed
+from posterior_jax.operators.composed import Composed
 from posterior_jax.operators.smooth_function import WithoutMatrix
 
 # Of a pixel: below it the root's mean is not that formula any more.
 _LEAST_RATE = 0.5
 
 
-class _OfPixels(Followed):
+class _OfPixels(Composed):
   """A, and then something of every measured pixel."""
 
   @property

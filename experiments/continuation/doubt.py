@@ -24,12 +24,12 @@ from posterior_jax.base import Observation
 from posterior_jax.linalg import solve
 from posterior_jax.nfc_sampler import Parts, Refined, Width
 from posterior_jax.nfc_sampler.levels import Level
-from posterior_jax.operators.followed import Followed
+from posterior_jax.operators.composed import Composed
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Whitened(Followed, solve.Iterative):
+class Whitened(Composed, solve.Iterative):
   """W A, W = s N^(-1/2) = 1 - U diag(c) U^T on the measurement.
 
   Attributes:

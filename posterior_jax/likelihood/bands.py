@@ -15,7 +15,7 @@ import numpy as np
 
 from posterior_jax.base import Observation, Operator
 from posterior_jax.linalg import fourier, solve
-from posterior_jax.operators.followed import Followed
+from posterior_jax.operators.composed import Composed
 
 Shape = Literal["hard", "butterworth", "gaussian"]
 Blend = Literal["convex", "additive"]
@@ -123,7 +123,7 @@ def weight(
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Banded(Followed, solve.Iterative):
+class Banded(Composed, solve.Iterative):
   """F A: an operator followed by a filter of its measurement.
 
   Attributes:

@@ -1,7 +1,7 @@
 """The gated delta rule on a TPU, forward and backward, in kernels.
 
 `rule` says where they run and differentiates them. `grid_plan` is what a grid
-step holds. The kernels: `forward_kernel`, `backward_kernel` with the gradients
-of one pack in `pack_gradients`, of what `gradient_pack` loads, and
-`token_kernel` for one token of many rows; what they share is in `packs`.
+step holds. The kernels: `forward_kernel`; `backward_kernel`, which for every
+pack loads `backward_operands` and takes a `backward_step`; `token_kernel` for
+one token of many rows. What they share is in `packs`.
 """

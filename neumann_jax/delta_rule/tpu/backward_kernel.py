@@ -33,7 +33,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from neumann_jax import lowering
-from neumann_jax.delta_rule.tpu import gradient_pack, pack_gradients, packs
+from neumann_jax.delta_rule.tpu import backward_operands, backward_step, packs
 from neumann_jax.delta_rule.tpu.grid_plan import CHUNK, LANES, Blocks, Plan
 from neumann_jax.delta_rule.tpu.packs import iota, lanes, rows
 
@@ -168,10 +168,10 @@ def _unpacked(d_columns, d_rows, how: Plan) -> tuple[jax.Array, jax.Array]:
 
 
 def _kernel(*refs: Any, how: Plan, integers: bool) -> None:
-  again, count = None, len(gradient_pack.Refs._fields) - 1
+  again, count = None, len(backward_operands.Refs._fields) - 1
   if how.chunks == 2:
-    again = gradient_pack.Again(*refs[count:])
-  ref = gradient_pack.Refs._make([*refs[:count], again])
+    again = backward_operands.Again(*refs[count:])
+  ref = backward_operands.Refs._make([*refs[:count], again])
 
   @pl.when(pl.program_id(2) == 0)
   def _enter():
@@ -181,8 +181,8 @@ def _kernel(*refs: Any, how: Plan, integers: bool) -> None:
   places = list(how.places())
   if how.chunks == 2:
     packs.interleave(
-      pack_gradients.enter(
-        gradient_pack.load(ref, at, 0, pair, gates[0], how.ratio)
+      backward_step.enter(
+        backward_operands.load(ref, at, 0, pair, gates[0], how.ratio)
       )
       for at, own, pair in places
       if own == 0
@@ -191,8 +191,8 @@ def _kernel(*refs: Any, how: Plan, integers: bool) -> None:
     d_keys: dict[int, jax.Array] = {}
     d_gates: dict[int, jax.Array] = {}
     packs.interleave(
-      pack_gradients.gradients(
-        gradient_pack.load(ref, at, chunk, pair, gates[chunk], how.ratio),
+      backward_step.gradients(
+        backward_operands.load(ref, at, chunk, pair, gates[chunk], how.ratio),
         d_keys,
         d_gates,
         integers,

@@ -1,4 +1,4 @@
-"""A measurement followed by something of its own: the shapes stay."""
+"""F A: an operator, and then a map F of its measurement to the same shape."""
 
 import dataclasses
 
@@ -6,8 +6,8 @@ from posterior_jax.base import Operator
 
 
 @dataclasses.dataclass(frozen=True)
-class Followed(Operator):
-  """A, and then something of what was measured; a base of such operators."""
+class Composed(Operator):
+  """Base of operators F A, whose shapes are those of A."""
 
   operator: Operator
 

@@ -1,4 +1,4 @@
-"""What the gradients of a pack read, see `pack_gradients`, and where it is.
+"""What the gradients of a pack read, see `backward_step`, and where it is.
 
 A pack is two value heads of a chunk. What it loads stands in one record, so
 that the steps of its gradients take that and what the step before found.

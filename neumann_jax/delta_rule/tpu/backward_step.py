@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from neumann_jax.chunk_inverse.kernels import products
 from neumann_jax.delta_rule.tpu import packs
-from neumann_jax.delta_rule.tpu.gradient_pack import Pack
+from neumann_jax.delta_rule.tpu.backward_operands import Pack
 from neumann_jax.delta_rule.tpu.grid_plan import CHUNK, LANES
 from neumann_jax.delta_rule.tpu.packs import (
   above,
