@@ -1,4 +1,4 @@
-"""Keeps out sums that a release of jaxlib computes wrong on CPUs, at import.
+"""Keeps out sums that two releases of jaxlib compute wrong on CPUs, at import.
 
 jaxlib 0.10.2 hands sums of products over an axis to a library (YNN). Where an
 operand is broadcast and the sum is used again, results of more than some ten
@@ -9,6 +9,7 @@ sums (https://github.com/jax-ml/jax/issues/39257); 0.10.1 and 0.11.1 do neither.
 """
 
 import os
+import re
 import warnings
 
 import jax
@@ -21,25 +22,48 @@ FLAG = f"{_NAME}=-reduce"
 def avoid() -> None:
   """Has XLA itself compute such sums, by a flag in XLA_FLAGS.
 
-  XLA reads its flags once, when JAX first asks for devices. A flag of this
-  name that the caller has set stays as it is.
+  XLA reads its flags once, when JAX first asks for devices. Processes that are
+  started later inherit the variable.
 
   Warns:
-    RuntimeWarning: if JAX has its devices already, so that sums stay wrong.
+    RuntimeWarning: if sums stay wrong, since JAX has its devices already, since
+      XLA_FLAGS names a file, or since the caller's own flag of this name, which
+      stays as it is, leaves them to that library.
   """
-  flags = os.environ.get("XLA_FLAGS", "")
-  if jax.lib.__version__ not in FAULTY or _NAME in flags:
+  flags = os.environ.get("XLA_FLAGS", "").strip()
+  if jax.lib.__version__ not in FAULTY:
     return
-  if _has_devices():
+  own = re.findall(f"{_NAME}=(\\S*)", flags)
+  if own:
+    value = ",".join(own)  # a flag that is given twice adds to itself
+    reason = _leaves_sums(value) and f"XLA_FLAGS has {_NAME}={value}"
+  elif flags and not flags.startswith("-"):
+    # To XLA that is a file of flags, and nothing may stand beside it.
+    reason = f"XLA_FLAGS={flags} is taken for the name of a file"
+  else:
+    reason = _has_devices() and "JAX has made its devices before this import"
+  if reason:
     warnings.warn(
       f"jaxlib {jax.lib.__version__} computes some sums wrong on CPUs "
-      "(jax-ml/jax#39103): import this package before the first array is made, "
-      f"set XLA_FLAGS={FLAG}, or take another jaxlib",
+      f"(jax-ml/jax#39103) and {reason}: start Python with XLA_FLAGS={FLAG}, "
+      "or take another jaxlib",
       RuntimeWarning,
       stacklevel=3,
     )
-    return
-  os.environ["XLA_FLAGS"] = f"{flags} {FLAG}".strip()
+  elif not own:
+    os.environ["XLA_FLAGS"] = f"{flags} {FLAG}".strip()
+
+
+def _leaves_sums(value: str) -> bool:
+  """Whether a value of the flag has the library compute sums.
+
+  It is a list of kinds of operations, or changes of XLA's own list by + and -.
+  """
+  kinds = value.lower().replace("library_fusion_type_", "").split(",")
+  if "-reduce" in kinds:
+    return False
+  changes = any(kind.startswith(("+", "-")) for kind in kinds)
+  return changes or any("reduce" in kind or "eltwise" in kind for kind in kinds)
 
 
 def _has_devices() -> bool:
