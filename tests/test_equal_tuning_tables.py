@@ -136,23 +136,9 @@ def test_a_search_that_began_anew_is_named():
   rows = rows_of({"NFC, a": 27.0, "X": 25.0}).assign(
     evaluations=100, task="gaussian_blur", operator="Gaussian blur"
   )
-  text = page.block(rows, trials, rows)
+  text = page.block(rows, trials)
   assert text.count(f" {page.MARK} |") == 2  # of either score
   assert "yet: X on gaussian blur." in text
-
-
-def test_ranks_are_compared_by_operator():
-  rows = rows_of({"NFC, a": 27.0, "X": 25.0, "Y": 24.0})
-  others = rows_of({"NFC, a": 26.0, "X": 28.0, "Y": 20.0, "Z": 1.0})
-  for criterion in tables.SCORES:
-    found = tables.agreement(
-      *(tables.chosen(each, criterion, 20) for each in (rows, others)),
-      criterion,
-    )
-    np.testing.assert_allclose(found["rank correlation"], 0.5)
-    assert set(found["methods"]) == {3}
-    assert set(found["best"]) == {"NFC, a"}
-    assert set(found["best under the other"]) == {"X"}
 
 
 def inside(row, log):
@@ -222,7 +208,7 @@ def test_points_without_a_score_are_counted():
   trials = trials.assign(
     psnr=trials["psnr"].where(trials["method"] != "X", -math.inf)
   )
-  assert page.block(rows, trials, None).endswith(
+  assert page.block(rows, trials).endswith(
     "which were refused or diverged: X 8 of 8."
   )
 
@@ -230,9 +216,5 @@ def test_points_without_a_score_are_counted():
 def test_the_page_is_made_of_the_committed_rows():
   text = page.PAGE.read_text()
   block = text.split(page.BEGIN)[1].split(page.END)[0]
-  committed = (
-    tables.read(),
-    pd.read_csv(tables.TRIALS),
-    tables.read(tables.SECOND) if tables.SECOND.exists() else None,
-  )
+  committed = tables.read(), pd.read_csv(tables.TRIALS)
   assert block.strip() == page.block(*committed).strip()

@@ -1,12 +1,11 @@
 """Puts the tables of equal tuning into docs/benchmarks/restoration.md.
 
-    python -m experiments.equal_tuning.page [RUN ...] [--second=RUN]
+    python -m experiments.equal_tuning.page [RUN ...]
 
 Everything between its two `equal tuning` comments, and the picture of the
 plane, is made anew from the committed rows. Given the folders of finished runs,
 of one or of several that shared their cells, it first takes their rows into
-`rows.csv` and `trials.csv`; those of a run under another prior, `--second`,
-into `second_rows.csv`.
+`rows.csv` and `trials.csv`.
 """
 
 import math
@@ -14,7 +13,7 @@ import pathlib
 from collections.abc import Sequence
 
 import pandas as pd
-from absl import app, flags
+from absl import app
 
 from experiments.equal_tuning import tables
 from experiments.equal_tuning.plane import CAPTION, plane
@@ -22,7 +21,6 @@ from experiments.equal_tuning.tables import (
   NAMES,
   OWN,
   ROWS,
-  SECOND,
   TABLE,
   TRIALS,
   TRIED,
@@ -39,20 +37,14 @@ BEGIN = (
 )
 MARK = r"\*"  # beside verdicts of a search that did not begin as others did
 END = "<!-- end of equal tuning -->"
-_SECOND = flags.DEFINE_string(
-  "second", None, "folder of a run under another prior"
-)
 
 
-def block(
-  rows: pd.DataFrame, trials: pd.DataFrame, second: pd.DataFrame | None
-) -> str:
+def block(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
   """The Markdown between the comments, from the committed rows and points.
 
   Args:
     rows: of the pictures, by `tables.read`.
     trials: all points, in their order.
-    second: rows under another prior, None where there are none.
   """
   unlinked = tables.unlinked(trials)
   parts = [f"![{CAPTION}](../figures/plane.png)", CAPTION]
@@ -81,13 +73,6 @@ def block(
     f"Of the {len(inside)} winners {count} lie inside of what was tried; "
     f"beside the others a knob has an open side. {_lost(trials)}"
   )
-  if second is None:
-    return "\n\n".join(parts)
-  parts += [
-    "Ranks of the methods under the two priors, "
-    f"{second['evaluations'].iloc[0]} evaluations:",
-    _wide(_agreement(rows, second)),
-  ]
   return "\n\n".join(parts)
 
 
@@ -183,27 +168,6 @@ def _leads(
   return markdown.table(head, lines)
 
 
-def _agreement(rows: pd.DataFrame, second: pd.DataFrame) -> str:
-  calls = second["evaluations"].iloc[0]
-  lines = [
-    [
-      criterion,
-      operator,
-      f"{own['rank correlation']:.2f} ({own['methods']})",
-      _code(own["best"]),
-      _code(own["best under the other"]),
-    ]
-    for criterion in tables.SCORES
-    for operator, own in tables.agreement(
-      tables.chosen(rows, criterion, calls),
-      tables.chosen(second, criterion, calls),
-      criterion,
-    ).iterrows()
-  ]
-  head = ["score", "operator", "rank correlation (methods)", "best"]
-  return markdown.table([*head, "best under the other prior"], lines)
-
-
 def _lost(trials: pd.DataFrame) -> str:
   """Whose points have no score, and how many."""
   known = trials[["psnr", "lpips"]].abs().max(axis=1) < math.inf
@@ -250,21 +214,18 @@ def main(argv: Sequence[str]) -> None:
     if not (run / f"{TABLE}.csv").is_file():
       raise app.UsageError(f"{run} is no finished run: no {TABLE}.csv in it")
   if runs:
-    _take(runs, ROWS)
+    _take(runs)
     trials = pd.concat(pd.read_csv(run / f"{TRIED}.csv") for run in runs)
     trials.to_csv(TRIALS, index=False, float_format="%.4f")
-  if _SECOND.value:
-    _take([pathlib.Path(_SECOND.value)], SECOND)
   rows = tables.read()
   writing.write(ROOT / PICTURE, render(plane(rows), "png"))
-  second = tables.read(SECOND) if SECOND.exists() else None
-  made = block(rows, pd.read_csv(TRIALS), second)
+  made = block(rows, pd.read_csv(TRIALS))
   markdown.put(PAGE, made, begin=BEGIN, end=END)
   print(f"wrote {PAGE}")
 
 
-def _take(runs: Sequence[pathlib.Path], path: pathlib.Path) -> None:
-  """The rows of runs into one file."""
+def _take(runs: Sequence[pathlib.Path]) -> None:
+  """The rows of runs into the committed file."""
   # "01" is a name.
   text = {"picture": str}
   rows = pd.concat(
@@ -277,7 +238,7 @@ def _take(runs: Sequence[pathlib.Path], path: pathlib.Path) -> None:
     )
     for run in runs
   )
-  tables.packed(rows).to_csv(path, index=False)
+  tables.packed(rows).to_csv(ROWS, index=False)
 
 
 if __name__ == "__main__":

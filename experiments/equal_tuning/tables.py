@@ -5,7 +5,6 @@ every point that was tried and its mean scores on the pictures that are tuned
 on.
 """
 
-import math
 import pathlib
 import shlex
 
@@ -17,8 +16,6 @@ from experiments.harness import paired
 TABLE, TRIED, FAILED = "equal", "trials", "failed"
 ROWS = pathlib.Path(__file__).with_name("rows.csv")
 TRIALS = pathlib.Path(__file__).with_name("trials.csv")
-# Of a run under another prior, at the fewest evaluations.
-SECOND = pathlib.Path(__file__).with_name("second_rows.csv")
 OWN = "NFC"  # how the names of its settings begin
 # By what is tuned for: its column, digits, and whether high is good.
 SCORES = {"PSNR": ("psnr", 2, True), "LPIPS": ("lpips", 3, False)}
@@ -156,47 +153,6 @@ def standing(rows: pd.DataFrame, criterion: str) -> pd.DataFrame:
     return pd.DataFrame()
   order = [n for n in NAMES.values() if n in {f["operator"] for f in found}]
   return pd.DataFrame(found).set_index("operator").loc[order]
-
-
-def agreement(
-  rows: pd.DataFrame, others: pd.DataFrame, criterion: str
-) -> pd.DataFrame:
-  """Whether methods keep their ranks under another prior, by operator.
-
-  Args:
-    rows: of one budget and criterion, by `named`.
-    others: likewise, under the other prior.
-    criterion: of SCORES.
-
-  Returns:
-    By operator Spearman's correlation of the methods' mean scores, of how many
-    methods, and the best of each under either prior.
-  """
-  column, _, high = SCORES[criterion]
-  # A run that diverged is the worst, not absent.
-  worst = -math.inf if high else math.inf
-  found = []
-  for operator in (n for n in NAMES.values() if n in set(rows["operator"])):
-    means = [
-      each[each["operator"] == operator]
-      .groupby("method")[column]
-      .agg(mean)
-      .fillna(worst)
-      for each in (rows, others)
-    ]
-    both = pd.concat(means, axis=1, join="inner")
-    both = both if high else -both
-    first, second = both.iloc[:, 0], both.iloc[:, 1]
-    found.append(
-      {
-        "operator": operator,
-        "rank correlation": first.rank().corr(second.rank()),
-        "methods": len(both),
-        "best": first.idxmax(),
-        "best under the other": second.idxmax(),
-      }
-    )
-  return pd.DataFrame(found).set_index("operator")
 
 
 def mean(values: pd.Series) -> float:
