@@ -70,6 +70,18 @@ def test_a_side_is_open_until_something_was_tried_beyond():
   assert search.interior((1.0, 0.5)) and search.best(0) == (1.0, 0.5)
 
 
+def test_a_step_that_ends_beside_a_bound_ends_at_it():
+  """From 0.4, two steps of 0.2 less rounding lead to 1e-16."""
+  knob = Knob("decay", 0.6, factor=None, step=0.2, high=0.99)
+  search = Rounds((knob,), [(0.6,)])
+  for value in (0.6, 0.4):
+    search.add((value,), (-value,))
+  (point,) = search.propose(1)
+  assert point == (0.0,)
+  search.add(point, (0.0,))
+  assert search.interior(point)
+
+
 def test_every_method_keeps_to_its_evaluations():
   """By levels and what one takes, at every budget."""
   for calls in (20, 100, 1000):

@@ -143,20 +143,28 @@ def _with(point: Values, i: int, value: float) -> Values:
   return (*point[:i], value, *point[i + 1 :])
 
 
-def _rounded(value: float) -> float:
-  # Equal values by different ways must be equal keys.
+def _rounded(knob: Knob, value: float) -> float:
+  """Six digits of a value, or of its number of steps where those are sums.
+
+  Equal values by different ways must be equal keys.
+  """
+  if knob.factor is None:
+    # Digits of the value itself would keep 1e-16, as of 0.4 - 0.2 - 0.2, apart
+    # from 0.
+    value = round(value / knob.step, 6) * knob.step
   return float(f"{value:.6g}")
 
 
 def _stepped(knob: Knob, value: float, steps: float) -> float:
-  return _rounded(knob._replace(start=value).at(steps))
+  return _rounded(knob, knob._replace(start=value).at(steps))
 
 
 def _middle(knob: Knob, a: float, b: float) -> float | None:
   """Half way between two values, None where the gap is fine enough."""
   if not _gap(knob, a, b) > 2 * _FINEST * 0.999:
     return None
-  return _rounded((a + b) / 2 if knob.factor is None else math.sqrt(a * b))
+  middle = (a + b) / 2 if knob.factor is None else math.sqrt(a * b)
+  return _rounded(knob, middle)
 
 
 def _gap(knob: Knob, a: float, b: float) -> float:
