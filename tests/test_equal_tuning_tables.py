@@ -10,6 +10,7 @@ from experiments.equal_tuning import (
   methods,
   page,
   report,
+  sections,
   tables,
 )
 from experiments.harness import record
@@ -55,6 +56,63 @@ def test_standing_is_paired_and_positive_where_nfc_is_better():
     assert set(found["NFC is"]) == {tables.AHEAD}
   behind = tables.chosen(rows_of({"NFC, a": 20.0, "X": 25.0}), "LPIPS", 20)
   assert set(tables.standing(behind, "LPIPS")["NFC is"]) == {tables.BEHIND}
+
+
+def test_others_may_spend_less_than_nfc():
+  """And NFC is what it is at the budget; X is worse with more."""
+  few = rows_of({"NFC, a": 30.0, "X": 28.0, "Y": 20.0})
+  many = rows_of({"NFC, a": 27.0, "X": 25.0, "Y": 26.0})
+  # Of a larger budget nothing counts.
+  most = rows_of({"NFC, a": 40.0, "X": 40.0}).assign(evaluations=1000)
+  rows = pd.concat([few, many.assign(evaluations=100), most])
+  for criterion, lead in (("PSNR", -1.0), ("LPIPS", -0.01)):
+    found = tables.standing_within(rows, criterion, 100)
+    np.testing.assert_allclose(found["lead"], lead)
+    assert set(found["best other"]) == {"X at 20"}
+    assert set(found["NFC is"]) == {tables.BEHIND}
+    alone = tables.standing(tables.chosen(rows, criterion, 100), criterion)
+    assert set(alone["NFC is"]) == {tables.AHEAD}
+  text = sections.block(rows, trials_of("X", 100, [25.0]))
+  assert "| X at 20: 28.50 | -1.00 (-1.00, -1.00) | behind |" in text
+
+
+def trials_of(method, evaluations, psnr):
+  return pd.DataFrame(
+    [
+      {"point": f"a={number}", "psnr": value, "lpips": 1 - value / 100}
+      for number, value in enumerate(psnr)
+    ]
+  ).assign(method=method, evaluations=evaluations, task="box_inpainting")
+
+
+def test_points_and_different_results_are_counted_by_search():
+  """What diverged is one result, and so is what a knob does not change."""
+  trials = pd.concat(
+    [
+      trials_of("X", 20, [25.0, 26.0, 25.0, -math.inf, -math.inf]),
+      trials_of("X", 20, [25.0, 26.0]).assign(task="gaussian_blur"),
+      trials_of("NFC, a", 20, [25.0, 26.0]),
+    ]
+  )
+  found = tables.distinct(trials)
+  assert [*found.loc[("X", 20, "box_inpainting")]] == [5, 3]
+  text = sections.block(rows_of({"NFC, a": 27.0, "X": 25.0}), trials)
+  assert "| X | 2 to 3 of 2 to 5 |" in text
+  assert "| NFC, a | all of 2 |" in text
+
+
+def test_winners_inside_are_counted_by_budget():
+  rows = rows_of({"NFC, a": 27.0, "X": 25.0})
+  edge = (rows["method"] == "X") & (rows["tuned for"] == "LPIPS")
+  more = rows.assign(evaluations=100, interior=~edge)
+  found = tables.interior(pd.concat([rows, more]))
+  assert found.to_dict("index") == {
+    20: {"inside": 8, "winners": 8},
+    100: {"inside": 6, "winners": 8},
+  }
+  text = sections.block(pd.concat([rows, more]), trials_of("X", 20, [25.0]))
+  assert "Of the 16 winners 14 lie inside" in text
+  assert "8 of 8 at 20, 6 of 8 at 100 evaluations" in text
 
 
 def test_quality_has_wins_and_ranks_of_what_is_whole():
@@ -136,8 +194,8 @@ def test_a_search_that_began_anew_is_named():
   rows = rows_of({"NFC, a": 27.0, "X": 25.0}).assign(
     evaluations=100, task="gaussian_blur", operator="Gaussian blur"
   )
-  text = page.block(rows, trials)
-  assert text.count(f" {page.MARK} |") == 2  # of either score
+  text = sections.block(rows, trials)
+  assert text.count(f" {sections.MARK} |") == 2  # of either score
   assert "yet: X on gaussian blur." in text
 
 
@@ -208,13 +266,12 @@ def test_points_without_a_score_are_counted():
   trials = trials.assign(
     psnr=trials["psnr"].where(trials["method"] != "X", -math.inf)
   )
-  assert page.block(rows, trials).endswith(
-    "which were refused or diverged: X 8 of 8."
-  )
+  text = sections.block(rows, trials)
+  assert "which were refused or diverged: X 8 of 8.\n" in text
 
 
 def test_the_page_is_made_of_the_committed_rows():
   text = page.PAGE.read_text()
   block = text.split(page.BEGIN)[1].split(page.END)[0]
   committed = tables.read(), pd.read_csv(tables.TRIALS)
-  assert block.strip() == page.block(*committed).strip()
+  assert block.strip() == sections.block(*committed).strip()

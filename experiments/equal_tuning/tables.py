@@ -7,6 +7,7 @@ on.
 
 import pathlib
 import shlex
+from typing import Any
 
 import pandas as pd
 
@@ -121,38 +122,67 @@ def standing(rows: pd.DataFrame, criterion: str) -> pd.DataFrame:
     zero (ahead), below (behind) or about it (level). Empty where NFC or all
     others were not run.
   """
-  column, _, high = SCORES[criterion]
-  found = []
-  known = comparable(rows)
-  for operator, own in rows.groupby("operator", sort=False):
-    if operator not in known:
-      continue
-    wide = own.pivot_table(column, "picture", "method").dropna(axis=1)
-    means = wide.mean() if high else -wide.mean()
-    ours = [name for name in wide if name.startswith(OWN)]
-    theirs = [name for name in wide if not name.startswith(OWN)]
-    if not ours or not theirs:
-      continue
-    best, other = means[ours].idxmax(), means[theirs].idxmax()
-    lead = (wide[best] - wide[other]).to_numpy() * (1 if high else -1)
-    value, low, high_end = paired.interval(lead)
-    found.append(
-      {
-        "operator": operator,
-        "best of NFC": best,
-        "its mean": wide[best].mean(),
-        "best other": other,
-        "other mean": wide[other].mean(),
-        "lead": value,
-        "from": low,
-        "to": high_end,
-        "NFC is": _verdict(low, high_end),
-      }
-    )
+  return _standing(rows, criterion, comparable(rows))
+
+
+def standing_within(
+  rows: pd.DataFrame, criterion: str, evaluations: int
+) -> pd.DataFrame:
+  """`standing` of NFC at a budget against others at any budget up to it.
+
+  More evaluations may make a method worse, and whoever has a large budget may
+  spend less.
+
+  Returns:
+    As of `standing`; the name of the best other method has its budget behind
+    it, "X at 20".
+  """
+  own = chosen(rows, criterion, evaluations)
+  ours = own["method"].str.startswith(OWN)
+  budgets = [n for n in set(rows["evaluations"]) if n <= evaluations]
+  every = pd.concat(chosen(rows, criterion, n) for n in budgets)
+  others = every[~every["method"].str.startswith(OWN)]
+  at = others["method"] + " at " + others["evaluations"].astype(str)
+  both = pd.concat([own[ours], others.assign(method=at)])
+  return _standing(both, criterion, comparable(own))
+
+
+def _standing(
+  rows: pd.DataFrame, criterion: str, operators: set[str]
+) -> pd.DataFrame:
+  found = [
+    {"operator": operator} | pair
+    for operator, own in rows.groupby("operator", sort=False)
+    if operator in operators and (pair := _pair(own, criterion))
+  ]
   if not found:
     return pd.DataFrame()
   order = [n for n in NAMES.values() if n in {f["operator"] for f in found}]
   return pd.DataFrame(found).set_index("operator").loc[order]
+
+
+def _pair(rows: pd.DataFrame, criterion: str) -> dict[str, Any]:
+  """One operator's row of `standing`; empty where NFC or others are missing."""
+  column, _, high = SCORES[criterion]
+  wide = rows.pivot_table(column, "picture", "method").dropna(axis=1)
+  means = wide.mean() if high else -wide.mean()
+  ours = [name for name in wide if name.startswith(OWN)]
+  theirs = [name for name in wide if not name.startswith(OWN)]
+  if not ours or not theirs:
+    return {}
+  best, other = means[ours].idxmax(), means[theirs].idxmax()
+  lead = (wide[best] - wide[other]).to_numpy() * (1 if high else -1)
+  value, low, high_end = paired.interval(lead)
+  return {
+    "best of NFC": best,
+    "its mean": wide[best].mean(),
+    "best other": other,
+    "other mean": wide[other].mean(),
+    "lead": value,
+    "from": low,
+    "to": high_end,
+    "NFC is": _verdict(low, high_end),
+  }
 
 
 def mean(values: pd.Series) -> float:
@@ -183,6 +213,28 @@ def trial_counts(trials: pd.DataFrame) -> pd.DataFrame:
   """How many points were tried, by method, evaluations and task."""
   found = trials.groupby(["method", "evaluations", "task"], sort=False).size()
   return found.unstack("task").reset_index()
+
+
+def distinct(trials: pd.DataFrame) -> pd.DataFrame:
+  """How many points were tried and how many results differ, by search.
+
+  Points of one result have the same PSNR and LPIPS on the pictures that are
+  tuned on, as rounded in the file; all that were refused or diverged are one.
+
+  Returns:
+    Columns points and results, by method, evaluations and task.
+  """
+  results = trials["psnr"].astype(str) + " " + trials["lpips"].astype(str)
+  by = trials.assign(result=results).groupby(["method", "evaluations", "task"])
+  return pd.DataFrame({"points": by.size(), "results": by["result"].nunique()})
+
+
+def interior(rows: pd.DataFrame) -> pd.DataFrame:
+  """Winners and how many of them lie inside, by evaluations."""
+  single = rows[rows["chains"] == 1]
+  about = ["method", "evaluations", "task", "tuned for"]
+  own = single.drop_duplicates(about).groupby("evaluations")["interior"]
+  return pd.DataFrame({"inside": own.sum().astype(int), "winners": own.size()})
 
 
 def on_edges(rows: pd.DataFrame) -> pd.DataFrame:

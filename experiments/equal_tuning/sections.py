@@ -1,0 +1,235 @@
+"""The Markdown of equal tuning: its tables, by budget, and its searches."""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from experiments.equal_tuning import tables
+from experiments.equal_tuning.plane import CAPTION
+from experiments.equal_tuning.tables import NAMES, OWN
+from experiments.harness.reporting import markdown
+
+MARK = r"\*"  # beside verdicts of a search that did not begin as others did
+
+
+def block(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
+  """The Markdown between the comments, from the committed rows and points.
+
+  Args:
+    rows: of the pictures, by `tables.read`.
+    trials: all points, in their order.
+  """
+  unlinked = tables.unlinked(trials)
+  parts = [f"![{CAPTION}](../figures/plane.png)", CAPTION]
+  for calls in sorted(set(rows["evaluations"])):
+    parts += [
+      f"**{calls} evaluations**, PSNR / LPIPS of one sample:",
+      _wide(_both(rows, calls)),
+      f"The best of {OWN} less the best other method, paired by picture:",
+      _wide(_leads(rows, calls, unlinked)),
+    ]
+    if calls > rows["evaluations"].min():
+      parts += [
+        f"The best of {OWN} at {calls} evaluations less the best result that "
+        f"another method has at {calls} or at a smaller budget:",
+        _wide(_leads(rows, calls, unlinked, within=True)),
+      ]
+    if any(calls == own for _, own, _ in unlinked):
+      parts.append(_began_anew(calls, unlinked))
+    means = tables.chosen(rows, "PSNR", calls, mean=True)
+    if len(means):
+      chains = means["chains"].iloc[0]
+      parts += [
+        f"PSNR of the mean of {chains} chains of {calls // chains} "
+        "evaluations each:",
+        _wide(_means(means)),
+      ]
+  return "\n\n".join([*parts, *_searches(rows, trials)])
+
+
+def _searches(rows: pd.DataFrame, trials: pd.DataFrame) -> list[str]:
+  """What the searches came to."""
+  inside = tables.interior(rows)
+  total = inside.sum()
+  by_budget = ", ".join(
+    f"{own['inside']} of {own['winners']} at {calls}"
+    for calls, own in inside.iterrows()
+  )
+  return [
+    f"Of the {total['winners']} winners {total['inside']} lie inside of what "
+    f"was tried, {by_budget} evaluations; beside the others a knob has an open "
+    f"side. {_lost(trials)}",
+    "Different results among the points of a search, the fewest and the most "
+    "over its tasks:",
+    _wide(_distinct(trials)),
+  ]
+
+
+def _distinct(trials: pd.DataFrame) -> str:
+  found = tables.distinct(trials).groupby(["method", "evaluations"])
+  spans = found.agg(["min", "max"])
+  budgets = sorted(set(trials["evaluations"]))
+  lines = [
+    [
+      _code(str(method)),
+      *(_of(spans, method, calls) for calls in budgets),
+    ]
+    for method in dict.fromkeys(trials["method"])
+  ]
+  return markdown.table(
+    ["method", *(f"{n} evaluations" for n in budgets)], lines
+  )
+
+
+def _of(spans: pd.DataFrame, method: str, calls: int) -> str:
+  """Results of points, each from its least to its most."""
+  if (method, calls) not in spans.index:
+    return "-"
+  own = spans.loc[(method, calls)]
+  results, points = (_span(*own[name]) for name in ("results", "points"))
+  return f"{'all' if results == points else results} of {points}"
+
+
+def _span(least: int, most: int) -> str:
+  return f"{least}" if least == most else f"{least} to {most}"
+
+
+def _wide(table: str) -> str:
+  return f'<div class="numbers" markdown>\n\n{table}\n\n</div>'
+
+
+def _both(rows: pd.DataFrame, calls: int) -> str:
+  own = {each: tables.chosen(rows, each, calls) for each in tables.SCORES}
+  found = {
+    criterion: _pivot(own[criterion], column)
+    for criterion, (column, _, _) in tables.SCORES.items()
+  }
+  psnr, lpips = found["PSNR"], found["LPIPS"]
+  known = tables.comparable(own["PSNR"])
+  order = psnr.mean(axis=1, skipna=False).sort_values(ascending=False).index
+  lines = []
+  for method in order:
+    cells = []
+    for name in psnr:
+      value, distance = psnr.loc[method, name], lpips.loc[method, name]
+      if value != value or distance != distance:
+        cells.append(_absent(own["PSNR"], method, name))
+        continue
+      most = name in known and value == psnr[name].max()
+      least = name in known and distance == lpips[name].min()
+      cells.append(
+        f"{_bold(f'{value:.2f}', most)} / {_bold(f'{distance:.3f}'[1:], least)}"
+      )
+    lines.append([_code(method), *cells])
+  return markdown.table(["method", *psnr], lines)
+
+
+def _means(rows: pd.DataFrame) -> str:
+  psnr = _pivot(rows, "psnr")
+  order = psnr.mean(axis=1, skipna=False).sort_values(ascending=False).index
+  lines = [
+    [
+      _code(method),
+      *(
+        _absent(rows, method, name)
+        if value != value
+        else _bold(f"{value:.2f}", value == psnr[name].max())
+        for name, value in psnr.loc[method].items()
+      ),
+    ]
+    for method in order
+  ]
+  return markdown.table(["method", *psnr], lines)
+
+
+def _began_anew(calls: int, unlinked: Sequence[tuple[str, int, str]]) -> str:
+  """What the mark beside a verdict says."""
+  cells = [
+    f"{_code(method)} on {task.replace('_', ' ')}"
+    for method, own, task in unlinked
+    if own == calls
+  ]
+  return (
+    f"{MARK} A search that this rests on began at the first settings instead "
+    "of the winners of the budget before, which another process had not found "
+    f"yet: {'; '.join(cells)}."
+  )
+
+
+def _leads(
+  rows: pd.DataFrame,
+  calls: int,
+  unlinked: Sequence[tuple[str, int, str]],
+  *,
+  within: bool = False,
+) -> str:
+  """Verdicts at a budget; `within`, against others at smaller ones too."""
+  tasks = dict(zip(rows["operator"], rows["task"]))
+  lines = []
+  for criterion, (_, digits, _) in tables.SCORES.items():
+    standing = (
+      tables.standing_within(rows, criterion, calls)
+      if within
+      else tables.standing(tables.chosen(rows, criterion, calls), criterion)
+    )
+    for operator, own in standing.iterrows():
+      lead, low, high = (
+        f"{own[name]:+.{digits}f}" for name in ("lead", "from", "to")
+      )
+      other, _, budget = own["best other"].partition(" at ")
+      pair = (own["best of NFC"], calls), (other, int(budget or calls))
+      mark = any((*who, tasks[operator]) in unlinked for who in pair)
+      verdict = _bold(own["NFC is"], own["NFC is"] == tables.AHEAD)
+      lines.append(
+        [
+          criterion,
+          operator,
+          f"{_code(own['best of NFC'])} {own['its mean']:.{digits}f}",
+          f"{own['best other']}{':' * bool(budget)} "
+          f"{own['other mean']:.{digits}f}",
+          f"{lead} ({low}, {high})",
+          f"{verdict} {MARK}" if mark else verdict,
+        ]
+      )
+  head = ["score", "operator", OWN, "best other", "lead", f"{OWN} is"]
+  return markdown.table(head, lines)
+
+
+def _lost(trials: pd.DataFrame) -> str:
+  """Whose points have no score, and how many."""
+  known = trials[["psnr", "lpips"]].abs().max(axis=1) < math.inf
+  counts = [
+    f"{_code(str(method))} {(~own).sum()} of {len(own)}"
+    for method, own in known.groupby(trials["method"])
+    if not own.all()
+  ]
+  return (
+    "Points without a score, which were refused or diverged: "
+    f"{'; '.join(counts) or 'none'}."
+  )
+
+
+def _pivot(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+  # Of what diverged there is no mean.
+  found = rows.groupby(["method", "operator"])[column].agg(tables.mean)
+  found = found.unstack()
+  return found.reindex(columns=[n for n in NAMES.values() if n in found])
+
+
+def _absent(rows: pd.DataFrame, method: str, operator: str) -> str:
+  """Why there is no number."""
+  if ((rows["method"] == method) & (rows["operator"] == operator)).any():
+    return "diverged"
+  # DDRM has no form for the one, others were not run.
+  none = method == "DDRM" and operator.startswith("motion")
+  return "refused" if none else "-"
+
+
+def _bold(words: str, best: bool) -> str:
+  return f"**{words}**" if best else words
+
+
+def _code(method: str) -> str:
+  name, called, form = method.removeprefix(f"{OWN}, ").partition("()")
+  return f"`{name}()`{form}" if called else method
