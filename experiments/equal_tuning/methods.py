@@ -176,8 +176,8 @@ def perceptual(evaluations: int) -> NFCConfig:
   return NFCConfig.perceptual(levels=evaluations)
 
 
-# Bounds of the knobs: of the settings themselves, of the schedule of DDPM,
-# whose first noise is 157, or values beyond which nothing changes.
+# Bounds of the knobs: those of the settings themselves, the first noise of
+# DDPM's schedule, 157, and others that keep a search from going on for ever.
 _FIRST = 157.0
 
 
