@@ -160,6 +160,24 @@ def test_a_run_starts_under_all_of_the_noise():
   )
 
 
+def test_a_traced_factor_that_brings_in_more_noise_is_finite():
+  """It cannot be refused; a factor that is known is."""
+  x = jnp.zeros((1, 1, *SIZE))
+  observation = pj.Observation(x[0], _blur(), NOISE)
+
+  @jax.jit
+  def moved(factor):
+    config = _config(factor)
+    return _moved(config, observation, x, x, _level(_config()))
+
+  assert np.isfinite(moved(3.0)).all()
+  np.testing.assert_allclose(
+    moved(2.0),
+    _moved(_config(2.0), observation, x, x, _level(_config())),
+    atol=1e-5,
+  )
+
+
 def test_a_level_is_float32_under_x64():
   config = _config(most=0.4)
   with jax.enable_x64(True):

@@ -189,6 +189,22 @@ IDLE = {
     lambda: FILLED.replace(band=Band()),
     "band must be None with noise filled, got Band",
   ),
+  "noise filled in and fused": (
+    lambda: FILLED.replace(fusion=Fusion()),
+    "fusion must be None with noise filled, got Fusion",
+  ),
+  "noise filled in, with another noise of the likelihood": (
+    lambda: FILLED.replace(inner_noise_std=0.2),
+    "inner_noise_std must be None with noise filled, got 0.2",
+  ),
+  "noise filled in under a misfit that is not halved": (
+    lambda: FILLED.replace(halved_misfit=False),
+    "halved_misfit must be True with noise filled, got False",
+  ),
+  "noise filled in, of which the denoiser takes out less": (
+    lambda: FILLED.replace(predictor=Denoise(discrepancy=0.5)),
+    "discrepancy must be 0.0 with noise filled, got 0.5",
+  ),
   "noise filled in and linearised anew": (
     lambda: FILLED.replace(linearisations=2),
     "linearisations must be 1 or None with noise filled, got 2",

@@ -27,6 +27,15 @@ _SIGMA_MIN_BY_SPECTRUM, _SIGMA_MIN = 0.02, 0.1
 # Largest width, in variances of the next level's noise, under which that of the
 # measurement stays below it (`states.filling`).
 _FILLED = 2.0
+# What other fields must be then: its sizes add up where the likelihood has the
+# measurement's own noise and the moved image goes on as it is.
+_WITH_FILLED: dict[str, tuple] = {
+  "band": (None,),
+  "fusion": (None,),
+  "inner_noise_std": (None,),
+  "halved_misfit": (True,),
+  "linearisations": (1, None),
+}
 
 
 class Stop(NamedTuple):
@@ -80,10 +89,17 @@ def check_filled(
   schedule: Schedule,
   width: Width,
   inner: Inner,
-  band: Any,
-  linearisations: int | None,
+  predictor: Predictor,
+  **others: Any,
 ) -> None:
   """Refuses what has no rule for noise that is filled in.
+
+  Args:
+    schedule: whose noise may be filled in.
+    width: of the tie.
+    inner: method.
+    predictor: of the clean image.
+    **others: fields of `NFCConfig` that none of these has.
 
   Raises:
     ValueError: naming the part, what it is and what it must be.
@@ -93,7 +109,20 @@ def check_filled(
   beside = "noise filled"
   _need("width", width, (Sigma,), beside)
   _need("inner", inner, (Mean,), beside)
-  assert isinstance(width, Sigma)
+  _check_filled_width(width, beside)
+  if isinstance(predictor, Denoise):
+    _only("discrepancy", predictor.discrepancy, (0.0,), beside)
+  for name, allowed in _WITH_FILLED.items():
+    _only(name, others[name], allowed, beside)
+  if schedule.held and schedule.averaged != "predicted":
+    raise ValueError(
+      f"averaged must be predicted with {beside}, since refined images have "
+      f"noise, got {schedule.averaged}"
+    )
+
+
+def _check_filled_width(width: Width, beside: str) -> None:
+  assert isinstance(width, Sigma)  # others are refused before
   # One that is traced is known only when it runs.
   known = not isinstance(width.factor, jax.core.Tracer)
   if known and width.factor > _FILLED:
@@ -101,17 +130,6 @@ def check_filled(
       f"factor must be at most {_FILLED:g} with {beside}, where the "
       "measurement would bring in more noise than the level has, got "
       f"{width.factor}"
-    )
-  if band is not None:
-    raise ValueError(f"band must be None with {beside}, got {band!r}")
-  if linearisations not in (None, 1):
-    raise ValueError(
-      f"linearisations must be 1 or None with {beside}, got {linearisations}"
-    )
-  if schedule.held and schedule.averaged != "predicted":
-    raise ValueError(
-      f"averaged must be predicted with {beside}, since refined images have "
-      f"noise, got {schedule.averaged}"
     )
 
 
@@ -140,6 +158,15 @@ def _need(name: str, value: Any, kinds: tuple[type, ...], beside: str) -> None:
     raise ValueError(
       f"{name} must be {' or '.join(kind.__name__ for kind in kinds)} with "
       f"{beside}, got {type(value).__name__}"
+    )
+
+
+def _only(name: str, value: Any, allowed: tuple, beside: str) -> None:
+  # One that is traced acts.
+  if isinstance(value, jax.core.Tracer) or value not in allowed:
+    raise ValueError(
+      f"{name} must be {' or '.join(map(str, allowed))} with {beside}, got "
+      f"{value!r}"
     )
 
 

@@ -81,7 +81,15 @@ class NFCConfig(Presets):
     combinations.check_end(self.predictor, self.first_sigma)
     combinations.check_linearisations(self.inner, self.linearisations)
     combinations.check_filled(
-      self.schedule, self.width, self.inner, self.band, self.linearisations
+      self.schedule,
+      self.width,
+      self.inner,
+      self.predictor,
+      band=self.band,
+      fusion=self.fusion,
+      inner_noise_std=self.inner_noise_std,
+      halved_misfit=self.halved_misfit,
+      linearisations=self.linearisations,
     )
 
   @property

@@ -51,7 +51,8 @@ class Schedule:
       as well, so that the noise that the measurement brings in counts: every
       direction has that of the next level in all (`states.filling`, the rule of
       DDNM+, arXiv 2212.00490). The width is then that of the next level
-      (`Level.tied`), a `Sigma` of factor 2 at most, with `Mean` and no band.
+      (`Level.tied`), a `Sigma` of factor 2 at most, with `Mean`, no band and no
+      fusion, the noise of the measurement as it is and that of the level.
     renewal: share, 0 to 1, of the next level's noise that is drawn anew: 1 as
       published. Where noise is added there is no other: with 0 the run is
       plug-and-play restoration, whose levels are strengths of the denoiser, and

@@ -192,7 +192,8 @@ def filling(
 
   Args:
     renewal: r, in [0, 1].
-    width: its factor, in (0, 2], and largest value.
+    width: its factor, in (0, 2], and largest value. A traced factor above 2 is
+      not refused: directions that A shows have more noise than sigma' then.
     stop: tolerance and max_iterations of the solve for m'.
   """
 
@@ -216,8 +217,10 @@ def filling(
     share: jax.Array | float = 2 / width.factor
     if width.most is not None:
       share = jnp.maximum(share, 2 * (level.following / width.most) ** 2)
-    # The last level has no noise.
-    beside = jnp.where(level.following > 0, (share - 1) ** 0.5, 0.0)
+    # A traced factor above 2, which nobody can refuse, brings in more noise
+    # than the level has: n1 is 0 then. The last level has no noise.
+    share = jnp.maximum(share - 1, 0.0) ** 0.5
+    beside = jnp.where(level.following > 0, share, 0.0)
     beside = beside * jnp.asarray(observation.noise_std, x.dtype)
     data += beside * jax.random.normal(keys[0], data.shape, data.dtype)
     return Observation(data, operator, observation.noise_std), image + free
@@ -235,7 +238,7 @@ def _unseen(
   """White noise, drawn anew where A is above noise_std / most."""
   operator = observation.operator
   c = jnp.asarray(observation.noise_std / most, noise.dtype)
-  # Not a key of the caller's: `split` has given it out already.
+  # keys[0] of the caller also draws n1.
   keys = jax.random.split(jax.random.fold_in(key, 1))
   fresh = jax.random.normal(keys[0], noise.shape, noise.dtype)
   data = operator.forward(fresh - noise)
