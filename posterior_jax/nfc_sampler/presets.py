@@ -124,9 +124,13 @@ class Presets:
     (`experiments/few_calls/fast_points.csv`), with `predictor={"turned":
     True}`: a network that has learned pictures any way up, as `photo_prior`
     has, gains 0.02 to 0.1 dB by it. With that, DPIR tuned for every task and
-    number of calls is between 0.05 dB better and 0.16 worse on blurs, and 0.01
-    to 5.9 dB worse elsewhere. It is off here, because a prior of pictures with
-    one way up, such as faces or scans, loses several dB by it.
+    number of calls, and not turned, is there between 0.05 dB better and 0.16
+    worse on Gaussian blur and the medium motion kernel, and 0.01 to 5.9 dB
+    worse elsewhere. With both tuned for every task at 20 calls
+    (`experiments.equal_tuning`), it is 0.28 dB better on the short motion
+    kernel, and 0.01 to 0.11 worse on the other blurs and super-resolution.
+    Turning is off here, because a prior of pictures with one way up, such as
+    faces or scans, loses several dB by it.
 
     Args:
       **changes: as of `replace`.
@@ -169,12 +173,14 @@ class Presets:
     Tuned alike (`experiments.equal_tuning`), at 20 evaluations its LPIPS is the
     lowest of all methods' on motion blur and in a box, and level with DDNM+'s
     on Gaussian blur and super-resolution, at 0.6 to 1.7 dB less PSNR than
-    `fast`. The best points lie far apart. The numbers here are one for all
-    tasks: 0.01 of LPIPS off the best one on motion blur, 0.08 on
-    super-resolution, where a width of factor=2.0 and renewal=0.1 are better,
-    and 0.11 on Gaussian blur, where most=0.6 and renewal=0.4 are. For pixels
-    dropped at random take renewal=1.0, sigma_max=0.5 and factor=2.0: kept noise
-    costs 0.2 there.
+    `fast`. That is with numbers per task, whose best lie far apart. Those here
+    are one for all tasks. On the tuning pictures they are behind the task's own
+    best by 0.01 of LPIPS on motion blur; by 0.08 on super-resolution, where a
+    width of factor=2.0, most=0.6 and renewal=0.1 are the best; and by 0.11 on
+    Gaussian blur, where most=0.6 and renewal=0.4 are. In a box they were not
+    among the points. For pixels dropped at random take renewal=1.0,
+    sigma_max=0.5 and factor=2.0: these numbers cost about 0.2 there, of which
+    kept noise alone, renewal=0.8, costs 0.125.
 
     Args:
       **changes: as of `replace`.
