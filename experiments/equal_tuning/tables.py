@@ -90,7 +90,8 @@ def quality(rows: pd.DataFrame, criterion: str) -> pd.DataFrame:
   have all of those.
   """
   column, _, high = SCORES[criterion]
-  wide = rows.pivot_table(column, "method", "operator")
+  # Of what diverged there is no mean.
+  wide = rows.groupby(["method", "operator"])[column].agg(mean).unstack()
   wide = wide[[name for name in NAMES.values() if name in wide]]
   wide = wide.rename_axis(columns=None)
   whole = scores(rows, criterion).dropna(axis=1)
