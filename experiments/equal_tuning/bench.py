@@ -111,6 +111,27 @@ class Bench:
     winners.keep(self._folder, cell, best, inside)
     points = [self._named(cell, point) for point in best]
     tuned = time.monotonic() - began
+    began = time.monotonic()
+    yield from self._restored(cell, program, points, inside, about)
+    print(
+      f"{cell.method}, {calls}, {cell.task}: "
+      + "; ".join(
+        f"{_shown(p)} {search.tried[w]}{'' if within else ' EDGE'}"
+        for p, w, within in zip(points, best, inside)
+      )
+      + f"; tuned in {tuned:.1f} s, run in {time.monotonic() - began:.2f} s",
+      flush=True,
+    )
+
+  def _restored(
+    self,
+    cell: Cell,
+    program: Program,
+    points: list[Point],
+    inside: list[bool],
+    about: dict[str, Any],
+  ) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The report's pictures by the winner of each criterion."""
     for kind in kinds(cell.task):
       pictures = self._report[kind]
       count = len(pictures.truth)
@@ -127,15 +148,6 @@ class Bench:
           found[:, own],
           seconds,
         )
-    print(
-      f"{cell.method}, {calls}, {cell.task}: "
-      + "; ".join(
-        f"{_shown(p)} {search.tried[w]}{'' if within else ' EDGE'}"
-        for p, w, within in zip(points, best, inside)
-      )
-      + f"; tuned in {tuned:.1f} s, run in {seconds:.2f} s",
-      flush=True,
-    )
 
   def means(
     self, cell: Cell, program: Program
