@@ -187,22 +187,40 @@ def attention_operands(layer, tokens):
 
 
 @pytest.mark.parametrize(
-  "slot, first, room",
-  [(75, 3, 100), (40, 35, 41), (0, 0, 8), (8, 0, 8)],
+  "slot, first, room, dim",
+  [
+    (75, 3, 100, 128),
+    (40, 35, 41, 128),
+    (0, 0, 8, 128),
+    (8, 0, 8, 128),
+    (40, 3, 41, 256),
+  ],
 )
-def test_the_kernel_is_a_layer_of_attention(slot, first, room, monkeypatch):
-  """Several blocks a program, documents, an empty cache and a full one."""
+def test_the_kernel_is_a_layer_of_attention(
+  slot, first, room, dim, monkeypatch
+):
+  """Several blocks a program, documents, an empty cache and a full one.
+
+  A head of 256 is two of the tiles that follow attention.
+  """
   monkeypatch.setattr(layer_plan, "_SPLITS", 2)
-  layer = layer_of(ATTENTION)
+  heads = 512 // dim
+  config = dataclasses.replace(
+    ATTENTION,
+    head_dim=dim,
+    num_attention_heads=heads,
+    num_key_value_heads=heads // 2,
+  )
+  layer = layer_of(config)
   for norm in (layer.mixer.q_norm, layer.mixer.k_norm):
-    norm.weight[...] = jnp.linspace(-0.5, 2.0, 128, dtype=jnp.bfloat16)
+    norm.weight[...] = jnp.linspace(-0.5, 2.0, dim, dtype=jnp.bfloat16)
   rng = np.random.default_rng(1)
   normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)  # noqa: E731
   x, like = normal(256), layer.mixer.init_cache(1, room)
   cache = KeyValueCache(*(normal(*array.shape) for array in like))
   tokens = token_at(slot, first)
   given = attention_operands(layer, tokens.positions)
-  y, counters, keys, values, *_ = launched(ATTENTION, x, *given, *cache)
+  y, counters, keys, values, *_ = launched(config, x, *given, *cache)
   run = nnx.jit(lambda layer, x, cache: layer(x, tokens, cache))
   want, new = run(layer, x[None, None], cache)
   oracles.assert_close(np.float32(y)[None], np.float32(want[0]), LIMIT)
