@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import neumann_jax
 from experiments.data import key_families
-from neumann_jax import InverseSpec
+from neumann_jax import InverseSpec, QuantSpec
 from neumann_jax.chunk_inverse.inverse_spec import resolve
 from neumann_jax.delta_rule import sequence_parallel
 from neumann_jax.delta_rule.hopper import passes as hopper_passes
@@ -29,6 +29,8 @@ from tests import kernel_bodies, oracles
 
 C, D = 64, 128
 FUSED = RuleOptions(fused=True, spec=InverseSpec(precision="float16"))
+INTEGERS = InverseSpec(quant=QuantSpec(8))
+SCALED = InverseSpec(quant=QuantSpec(8, "dynamic"))
 needs_mosaic = pytest.mark.skipif(
   jax.__version_info__ < (0, 11), reason="Mosaic GPU needs jax 0.11 for these"
 )
@@ -206,6 +208,8 @@ def operands(
     ({"dk": 96}, {}, "9.0", "Dk and Dv must be powers of two from 16 up, got"),
     ({"t": 2**23}, {}, "9.0", "an array of 2^31 entries is too large"),
     ({}, {"spec": InverseSpec("exact")}, "9.0", 'method "exact" has no kernel'),
+    ({}, {"spec": INTEGERS}, "9.0", "their gradient of beta is inexact for an"),
+    ({}, {"spec": SCALED}, "9.0", "their gradient of beta is inexact for an"),
   ],
 )
 def test_refusals(shapes, options, card, reason):

@@ -88,6 +88,9 @@ def refusal(
   if tokens * v.shape[2] * WIDTH >= _LARGEST:
     return "an array of 2^31 entries is too large for Hopper kernels"
   spec = resolve(how.spec, CHUNK)
+  if spec.quant is not None:
+    # dbeta is <dv, X / beta> / beta, and such an error outlives a small beta.
+    return "their gradient of beta is inexact for an inverse by integers"
   return wy_gpu.refusal(spec, CHUNK, k.dtype, widths)
 
 
