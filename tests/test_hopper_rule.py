@@ -312,6 +312,53 @@ def test_kernels_are_given_whole_columns_and_return_those_asked_for(
   np.testing.assert_array_equal(final, state)
 
 
+def test_cotangents_too_are_given_whole_and_returned_cut(monkeypatch):
+  """Of 70 tokens and widths 64 and 80, played back as well."""
+  rng = np.random.default_rng(0)
+  normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+  keys, do = normal(1, 70, 1, 64), normal(1, 70, 2, 80)
+  beta, dfinal = jnp.asarray(rng.random((1, 70, 2))), normal(1, 2, 64, 80)
+  arrays = Operands(keys, 2 * keys, 3 * do, -beta, beta)
+  seen = []
+
+  def reverse(q, k, do, t, gates, beta, scale, cut, dfinal):
+    seen.append([x.shape for x in (q, k, do, gates, beta, dfinal)])
+    return do, None, dfinal
+
+  def states(k, v, t, gates, beta, cut, state):
+    seen.append([x.shape for x in (k, v, gates, beta, state)])
+    return None, None
+
+  def gradients(q, k, y, do, dv, gates, beta, scale, h, dh):
+    return q, k, beta, beta
+
+  monkeypatch.setattr(hopper_passes.reverse, "reverse", reverse)
+  monkeypatch.setattr(hopper_passes.scan, "states", states)
+  monkeypatch.setattr(hopper_passes.gradients, "gradients", gradients)
+  # Without `jax.jit`, whose cache would keep what is played here.
+  one = jnp.float32(1)
+  found, dscale, dstate = hopper_passes.cotangents.__wrapped__(
+    arrays, one, jnp.zeros_like(dfinal), None, do, dfinal
+  )
+  first = hopper_passes.initial_cotangent.__wrapped__(
+    arrays, one, None, do, dfinal
+  )
+  key, value = (1, 2 * C, 1, D), (1, 2 * C, 2, D)
+  gate, whole = (1, 2, 2 * C), (1, 2, D, D)
+  backward = [key, key, value, gate, gate, whole]
+  assert seen == [backward, [key, value, gate, gate, whole], backward]
+  # A token's gate is in those of the later tokens of its chunk.
+  sums = [
+    np.cumsum(x[:, ::-1], axis=1)[:, ::-1] for x in (beta[:, :C], beta[:, C:])
+  ]
+  want = Operands(keys, 2 * keys, do, np.concatenate(sums, axis=1), beta)
+  for x, y in zip(found, want, strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-6)
+  np.testing.assert_allclose(dscale, jnp.sum(keys**2), rtol=1e-6)
+  for state in (dstate, first):
+    np.testing.assert_array_equal(state, dfinal)
+
+
 @needs_mosaic
 def test_kernels_have_no_numbers_of_64_bits():
   def rule(*x):
