@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import neumann_jax
-from neumann_jax import InverseSpec, RuleOptions
+from neumann_jax import InverseSpec, RuleOptions, target
 from neumann_jax.delta_rule import layout, precision
 from neumann_jax.delta_rule.chunks import by_chunks, chunk_scan
 from neumann_jax.delta_rule.inputs import Operands
@@ -155,3 +155,32 @@ def test_what_the_kernel_refuses(options, reason):
     known["chunk_size"], jnp.dtype(known["dtype"]), k, v
   )
   assert found is None if reason is None else re.search(reason, found)
+
+
+@pytest.mark.parametrize(
+  "card, chunk_size, refused",
+  [
+    ("8.0", 64, True),
+    ("8.9, 9.0", 64, True),
+    ("8.0", 32, False),
+    ("9.0", 64, False),
+    ("10.0", 64, False),
+    (None, 64, False),
+  ],
+)
+def test_keys_of_256_need_a_card_with_room(
+  monkeypatch, card, chunk_size, refused
+):
+  monkeypatch.setattr(target, "cuda_capability", lambda: card)
+  narrow, wide = (
+    jax.ShapeDtypeStruct((1, 128, 2, d), jnp.bfloat16) for d in (128, 256)
+  )
+  refusal = functools.partial(
+    chunk_scan_gpu.refusal, chunk_size, jnp.dtype(jnp.bfloat16)
+  )
+  found = refusal(wide, wide)
+  assert refusal(narrow, wide) is None
+  if refused:
+    assert found and found.endswith(f"of 9.0 and up, got {card}")
+  else:
+    assert found is None

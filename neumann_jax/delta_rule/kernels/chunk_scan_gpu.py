@@ -7,6 +7,7 @@ loads the next chunks while it multiplies.
 
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from neumann_jax import lowering
+from neumann_jax import lowering, target
 from neumann_jax.chunk_inverse.kernels import gpu, products
 from neumann_jax.delta_rule import precision
 
@@ -25,6 +26,9 @@ _COLUMNS, _WARPS = 32, 4
 # Chunks that are loaded at once. Of 256 keys a chunk's q, k and w are 96 KB, of
 # the 227 that programs of a Hopper multiprocessor share.
 _STAGES = {16: 2, 32: 2, 64: 2, 128: 2, 256: 1}
+# Below, multiprocessors share 64 to 164 KB, and a kernel that asks for more
+# does not run. Keys of 256 were run on a card of 9.0 alone.
+_LEAST_CARD = 9.0
 # Offsets into an array are 32-bit numbers.
 _LARGEST = 2**31
 
@@ -50,10 +54,24 @@ def refusal(
       f"Dk must be 16, 32, 64, 128 or 256 and Dv a power of two from 16 up, "
       f"got {dk} and {dv}"
     )
+  card = _small_card() if dk == 256 and chunk_size == 64 else None
+  if card is not None:
+    return (
+      "chunks of 64 with keys of 256 take 96 KB of shared memory, for a card "
+      f"of {_LEAST_CARD} and up, got {card}"
+    )
   tokens = v.shape[0] * (v.shape[1] + chunk_size)
   if tokens * v.shape[2] * max(dk, dv) >= _LARGEST:
     return "an array of 2^31 entries is too large for it"
   return None
+
+
+def _small_card() -> str | None:
+  """The compute capability where it is known to be below `_LEAST_CARD`."""
+  card = target.cuda_capability()
+  # Several, where a host has different ones; a name, where it has no number.
+  known = re.findall(r"\b\d+\.\d+\b", card or "")
+  return card if any(float(x) < _LEAST_CARD for x in known) else None
 
 
 def recurrence(
