@@ -1,8 +1,8 @@
 """The gated delta rule on a Hopper GPU, forward and backward, in kernels.
 
-`rule` says where they run and differentiates them, `shards` does so for tokens
-split over devices; `passes` is what either launches. `pieces` cuts a row where
-its state is forgotten. The kernels: `scan` from chunk to chunk, `reverse` the
-same for cotangents, `gradients` of every chunk at once; what they share is in
-`tiles`.
+`rule` says where they run and differentiates them,
+`sequence_parallel.hopper_shards` does so for tokens split over devices;
+`passes` is what either launches. `pieces` cuts a row where its state is
+forgotten. The kernels: `scan` from chunk to chunk, `reverse` the same for
+cotangents, `gradients` of every chunk at once; what they share is in `tiles`.
 """

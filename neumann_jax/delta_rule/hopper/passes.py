@@ -1,9 +1,9 @@
 """The passes of the rule on a Hopper GPU, a compiled program each.
 
-What every kernel is given, and what `gated_delta_rule` and `shards` make of
-what the kernels return: gates in base 2 by head, padding to whole chunks and
-columns, states turned. A column of zeros in keys or values stays one in all
-that is made of it.
+What every kernel is given, and what `gated_delta_rule` and
+`sequence_parallel.hopper_shards` make of what the kernels return: gates in base
+2 by head, padding to whole chunks and columns, states turned. A column of zeros
+in keys or values stays one in all that is made of it.
 """
 
 import functools

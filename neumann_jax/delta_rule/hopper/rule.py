@@ -6,7 +6,8 @@ recurrence again for states and new values, then in reverse for the cotangents
 of states, then every chunk's gradients. Nothing is summed by atomics: the same
 bits at every call.
 
-Widths below the kernels' take columns of zeros, where a gradient is asked for.
+Widths below the kernels' take columns of zeros, where a gradient is asked for;
+in shards of the tokens they always do.
 
 Kept for the backward pass, bytes a token and value head, R value heads a key
 head: q and k 512 / R, v 256, gates 8, R 128. R and the outputs have names
