@@ -152,17 +152,20 @@ def calls(text):
 
 
 @pytest.mark.parametrize(
-  "platform, length, hidden, want",
+  "platform, length, hidden, dtype, want",
   [
-    ("tpu", 128, HIDDEN, [3, 3]),
-    ("tpu", 1, HIDDEN, [0, 0]),
-    ("tpu", 128, 192, [0, 0]),
-    ("cuda", 128, HIDDEN, [0, 0]),
+    ("tpu", 128, HIDDEN, "float32", [3, 3]),
+    ("tpu", 1, HIDDEN, "float32", [0, 0]),
+    ("tpu", 128, 192, "float32", [0, 0]),
+    ("cuda", 128, HIDDEN, "float32", [0, 0]),
+    pytest.param(
+      *("tpu", 128, HIDDEN, "bfloat16", [3, 3]), marks=pytest.mark.slow
+    ),
   ],
 )
-def test_where_the_kernels_are_lowered(platform, length, hidden, want):
+def test_where_the_kernels_are_lowered(platform, length, hidden, dtype, want):
   """Not for a step of decoding, nor for a width that lanes do not divide."""
-  graph, state = layer("auto", hidden=hidden)
+  graph, state = layer("auto", dtype, hidden)
   tokens = jax.ShapeDtypeStruct((2, length), jnp.int32)
   call = functools.partial(step, graph)
   text = oracles.exported(call, platform, state, tokens).mlir_module()
