@@ -309,7 +309,7 @@ def test_a_layer_of_one_row_is_one_kernel_on_cuda(kind, dim):
         h,
         s,
       ),
-      "5760 programs of a product are more than 1100",
+      "5760 programs of a stage are more than 1100",
     ),
     (
       lambda x, w, m, h, s: (x, w, m, h, s[..., :64]),
@@ -373,7 +373,7 @@ LEFT = {
   "float32": "one kernel takes bfloat16 and float16, got float32",
   "bias": "dense projections without bias or adapters",
   "eps": "its norms must have one eps",
-  "large": "programs of a product are more than 15",
+  "large": "programs of a stage are more than 15",
   "mesh": "it runs on one device, and there is a mesh",
   "attention": "attention='xla' is asked for",
 }

@@ -31,6 +31,7 @@ SLOTS = 16
 # Programs that share the slots of a query, at most; where there are more blocks
 # of slots, each takes several. Who reads a head holds a row of each at once.
 _SPLITS = 32
+# Heads of ROWS and of these many entries are the only widths that were run.
 _WIDEST = 256
 # The largest cache that was measured to gain. Of 33024 slots, 32768 in use, a
 # token of 0.8B took 1.09 times as long as by attention in XLA on one H200.
@@ -72,7 +73,7 @@ def refusal(
   plan = planned(weights, mixer, *kept)
   most = max(plan.units)
   if most > _MOST:
-    return f"{most} programs of a product are more than {_MOST}"
+    return f"{most} programs of a stage are more than {_MOST}"
   if isinstance(mixer, Attention):
     return _attention_refusal(x, kept[0])
   if isinstance(mixer, Mixed):
