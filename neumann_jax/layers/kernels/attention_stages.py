@@ -1,10 +1,13 @@
 """What programs do of one token of full attention, in a layer's kernel.
 
 The slots that a query sees are split over programs. Each gives the sum of its
-values under weights that are at most 1, the sum of the weights, and the score
-that they are relative to; whoever reads a head adds what all of them gave.
+values under weights that are at most 1, the score that they are relative to,
+and the sum of the weights; whoever reads a head adds what all of them gave.
+These are the three arrays of `Refs.heads`, float32: [parts H D], [parts H] and
+[parts H].
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -24,7 +27,15 @@ _LOW = -1e30
 def attend(
   static: Static, plan: Plan, counters: Counters, refs: Any, unit: Any
 ) -> None:
-  """A query against some slots of its key head, the new one too."""
+  """A query against some slots of its key head, the new one too.
+
+  Args:
+    static: what is static.
+    plan: how the stages are cut.
+    counters: of what is done.
+    refs: `layer_stages.Refs`; writes to `heads`, and the new slot to `kept`.
+    unit: which program of the stage, below H parts: those of a head in a row.
+  """
   assert plan.projections
   keys, values = refs.kept
   _, room, shared, dim = keys.shape
@@ -51,26 +62,13 @@ def attend(
   at = lax.broadcasted_iota(jnp.int32, (dim,), 0)
   v = _columns(plan, refs, 2, head * dim + at)
 
+  see = functools.partial(_seen, (q, k, v), (slot, first, newest))
+
   def step(n, carry):
-    most, total, out, old = carry
+    *sums, old = carry
     block = part + n * plan.parts
     later = load(block + plan.parts)
-    own = block * SLOTS + lax.broadcasted_iota(jnp.int32, tile, 0)
-    at = block * SLOTS + lax.broadcasted_iota(jnp.int32, (SLOTS,), 0)
-    # The cache need not hold the token yet.
-    old_k, old_v = (
-      jnp.where(own == slot, x[None], y) for x, y in zip((k, v), old)
-    )
-    scores = jnp.sum(wide(q)[None] * wide(old_k), axis=1) * dim**-0.5
-    seen = (at <= newest) & (at >= first)
-    scores = jnp.where(seen, scores, _LOW)
-    above = jnp.maximum(most, jnp.max(scores))
-    weights = jnp.where(seen, jnp.exp(scores - above), 0.0)
-    less = jnp.exp(most - above)
-    total = total * less + jnp.sum(weights)
-    rounded = wide(weights.astype(old_v.dtype))
-    out = out * less + jnp.sum(rounded[:, None] * wide(old_v), axis=0)
-    return above, total, out, later
+    return *see(block, old, *sums), later
 
   start = (
     jnp.full((), _LOW, jnp.float32),
@@ -93,6 +91,27 @@ def attend(
       ref[0, slot, head, :] = x
 
   counters.add(plan.told + query)
+
+
+def _seen(token, places, block, old, most, total, out):
+  """The highest score and the sums under it, with a block of slots more."""
+  (q, k, v), (slot, first, newest) = token, places
+  own = block * SLOTS + lax.broadcasted_iota(jnp.int32, old[0].shape, 0)
+  at = block * SLOTS + lax.broadcasted_iota(jnp.int32, (SLOTS,), 0)
+  # The cache need not hold the token yet.
+  old_k, old_v = (
+    jnp.where(own == slot, x[None], y) for x, y in zip((k, v), old)
+  )
+  scores = jnp.sum(wide(q)[None] * wide(old_k), axis=1) * q.shape[0] ** -0.5
+  seen = (at <= newest) & (at >= first)
+  scores = jnp.where(seen, scores, _LOW)
+  above = jnp.maximum(most, jnp.max(scores))
+  weights = jnp.where(seen, jnp.exp(scores - above), 0.0)
+  less = jnp.exp(most - above)
+  total = total * less + jnp.sum(weights)
+  rounded = wide(weights.astype(old_v.dtype))
+  out = out * less + jnp.sum(rounded[:, None] * wide(old_v), axis=0)
+  return above, total, out
 
 
 def _columns(plan, refs, n, at):
@@ -126,7 +145,17 @@ def _turned(static, plan, refs, n, head, weight):
 
 
 def gated(plan: Plan, counters: Counters, refs: Any, tile: Any) -> jax.Array:
-  """A tile of the gated outputs of a head, rounded: [ROWS] float32."""
+  """A tile of the gated outputs of a head, rounded.
+
+  Args:
+    plan: how the stages are cut.
+    counters: of what is done; waits for all parts of the head.
+    refs: `layer_stages.Refs`; reads `heads` and the projected gate.
+    tile: which ROWS of the H D outputs.
+
+  Returns:
+    [ROWS] float32.
+  """
   assert plan.projections
   keys, dtype = refs.kept[0], refs.x.dtype
   room, dim = keys.shape[1], keys.shape[3]

@@ -35,8 +35,9 @@ class Refs(NamedTuple):
     down: sums of down.
     projected: sums of the mixer's projections.
     mixed: sums of the output's projection.
-    heads: what the mixer makes of them: outputs of the rule [Hv Dv], or see
-      `attention_stages`.
+    heads: what the mixer makes of them: outputs of the rule [Hv Dv], or of
+      attention sums of values [parts H D], highest scores [parts H] and sums of
+      weights [parts H], float32, see `attention_stages`.
     middle: the sum after the mixer [K].
   """
 
