@@ -11,6 +11,9 @@ def is_debug(form: str, file: str, known: tuple[str, ...] = ("debug",)) -> bool:
     file: of the config.
     known: the forms that it has beside "".
 
+  Returns:
+    Whether form is "debug".
+
   Raises:
     ValueError: it has no such form.
   """

@@ -7,7 +7,11 @@ from posterior_jax.base import Operator
 
 @dataclasses.dataclass(frozen=True)
 class Composed(Operator):
-  """Base of operators F A, whose shapes are those of A."""
+  """Base of operators F A, whose shapes are those of A.
+
+  Attributes:
+    operator: A.
+  """
 
   operator: Operator
 
