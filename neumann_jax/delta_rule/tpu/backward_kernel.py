@@ -15,13 +15,13 @@ P and w, and D_ij = exp(G_i - G_j):
 A pair of tokens adds what it weighs, w_ij <q_i, k_j> + m_ij <k_i, k_j>, to dG_i
 and takes it off dG_j; the states add what their weights carry.
 
-The error of an inverse by integers does not vanish where beta does, so that
-X / beta is no number there. Its rule makes
+An inverse by integers has an error that does not shrink with beta, which X /
+beta would enlarge. With one, dbeta is taken as
 
-  dbeta = (<dv, v - exp(G) k S> + sum_j m_ij <k_i, k_j>) / beta
+  dbeta = (<dv, v - exp(G) k S> + sum_j m_ij <k_i, k_j>) / beta.
 
-instead. Floating types round T by a share of beta, and the first form is then
-the nearer one: 0.038 beside 0.043 in bfloat16 on the worst keys, beta to 2.
+Floating types round T by a share of beta, and the first form is then the nearer
+one: 0.038 beside 0.043 in bfloat16 on the worst keys, beta to 2.
 """
 
 import functools
@@ -195,7 +195,7 @@ def _kernel(*refs: Any, how: Plan, integers: bool) -> None:
         backward_operands.load(ref, at, chunk, pair, gates[chunk], how.ratio),
         d_keys,
         d_gates,
-        integers,
+        integers=integers,
       )
       for at, own, pair in places
       if own == chunk

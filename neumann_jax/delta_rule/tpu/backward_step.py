@@ -25,6 +25,7 @@ def gradients(
   pack: Pack,
   d_keys: dict[int, jax.Array],
   d_gates: dict[int, jax.Array],
+  *,
   integers: bool,
 ) -> packs.Pieces:
   """All gradients of a pack.
@@ -67,13 +68,8 @@ def gradients(
   for i, head in enumerate(pack.heads):
     dg = _through_decay(pack, i, reads[i], leaving[i] * left[i], pairs, dv[i])
     d_gates[head] = dg
-    at = head + 2 * pack.gates.values
-    beta = pack.gates.cols[:, at : at + 1]
-    if integers:
-      own = jnp.where(_half(i), by_error, 0.0)
-      d_beta = _total(dv[i] * _errors(pack, i, reads[i]) + own) / beta
-    else:
-      d_beta = _total(dv[i] * new[i]) / (beta * beta)
+    errors = (_errors(pack, i, reads[i]), by_error) if integers else None
+    d_beta = _through_beta(pack, i, dv[i], new[i], errors)
     d_gates[head + pack.gates.values] = d_beta
 
 
@@ -193,6 +189,31 @@ def _through_decay(
   whole = jnp.sum(held, axis=0, keepdims=True)
   whole = _total(whole + jnp.sum(carried, axis=0, keepdims=True))
   return dg + jnp.where(iota((CHUNK, 1), 0) == CHUNK - 1, whole, 0.0)
+
+
+def _through_beta(
+  pack: Pack,
+  i: int,
+  dv: jax.Array,
+  new: jax.Array,
+  errors: tuple[jax.Array, jax.Array] | None,
+) -> jax.Array:
+  """The gradient of beta, [C, 1].
+
+  Args:
+    pack: which.
+    i: which of its heads.
+    dv: cotangent of v, [C, Dv].
+    new: X, [C, Dv].
+    errors: what v is less what the state gives [C, Dv], and m of pairs times
+      their product of keys [C, 2 C], for an inverse by integers; else None.
+  """
+  at = pack.heads[i] + 2 * pack.gates.values
+  beta = pack.gates.cols[:, at : at + 1]
+  if errors is None:
+    return _total(dv * new) / (beta * beta)
+  own, by_error = errors
+  return _total(dv * own + jnp.where(_half(i), by_error, 0.0)) / beta
 
 
 def _total(x: jax.Array) -> jax.Array:
