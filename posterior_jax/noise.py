@@ -20,7 +20,7 @@ from posterior_jax.base import (
   Operator,
   check_observation,
 )
-from posterior_jax.linalg import solve
+from posterior_jax.linalg import fourier, solve
 from posterior_jax.operators.composed import Composed
 from posterior_jax.operators.smooth_function import WithoutMatrix
 
@@ -65,8 +65,18 @@ class Weighted(_OfPixels, solve.Iterative):
 
   @property
   def gram_gain(self) -> jax.Array:
-    """Of A, times the mean square weight."""
-    return jnp.mean(self.weight**2) * self.operator.gram_gain
+    """Of A, times the mean square weight of every image's observed pixels."""
+    seen = jnp.broadcast_to(self.observed, self.measurement_shape)
+    # Alike in all pixels, a channel of the measurement is one of the image.
+    axes = (-3, -2) if self.operator.even else (-3, -2, -1)
+    total = jnp.sum(seen * self.weight**2, axis=axes, keepdims=True)
+    mean = total / jnp.sum(seen, axis=axes, keepdims=True)
+    return mean * fourier.on_grid(self.operator.gram_gain)
+
+  @property
+  def gain_is_exact(self) -> bool:
+    """Where no pixel of A is measured better than another."""
+    return self.operator.even
 
   def forward(self, x: jax.Array) -> jax.Array:
     """W A x."""
@@ -113,7 +123,7 @@ def per_pixel(
   """An observation whose noise differs from pixel to pixel.
 
   It is divided by its noise: W y = W A x0 + s n with W = s / noise_std and one
-  s, the quadratic mean of the weights being 1.
+  s, the quadratic mean of the observed pixels' weights being 1.
 
   Args:
     y: [N, h, w, c], floating point, of images with pixels in [-1, 1].
@@ -149,13 +159,30 @@ def per_pixel(
     raise ValueError(
       f"noise_std must broadcast to the shape of y, {shape}; got {std.shape}"
     ) from None
+  seen = _seen(operator, shape)
+  known = std[seen] if seen.any() else std
   # While it is a picture still; by the largest noise, which explains the most.
-  check_observation(Observation(y, operator, float(std.max())))
+  check_observation(Observation(y, operator, float(known.max())))
   if not operator.is_linear:
     raise ValueError("operator must be linear for a noise of every pixel")
-  scale = 1 / np.sqrt(np.mean(1 / std.astype(np.float64) ** 2))
-  weight = jnp.asarray(scale / std, jnp.float32)
+  scale = 1 / np.sqrt(np.mean(1 / known.astype(np.float64) ** 2))
+  weight = jnp.asarray(np.where(seen, scale / std, 1), jnp.float32)
   return Observation(weight * y, Weighted(operator, weight), float(scale))
+
+
+def _seen(operator: Operator, shape: tuple[int, ...]) -> np.ndarray:
+  """Which pixels of a measurement hold data, all where a mask is traced."""
+  fits = isinstance(operator, Operator) and (
+    shape[1:] == operator.measurement_shape
+  )
+  if not fits:  # `check_observation` says it
+    return np.ones(shape, bool)
+  # Ones made under a transformation would be traced, though known.
+  with jax.ensure_compile_time_eval():
+    observed = operator.observed
+  if isinstance(observed, jax.core.Tracer):
+    return np.ones(shape, bool)
+  return np.broadcast_to(np.asarray(observed) > 0, shape)
 
 
 def poisson(

@@ -10,6 +10,7 @@ from posterior_jax import (
   Observation,
   metrics,
   nfc,
+  noise,
   operators,
   priors,
   run,
@@ -151,3 +152,106 @@ def test_refusals():
       NFCConfig(width=width).replace(width={"inflation": 2.0})
   assert NFCConfig.calibrated(width=Jacobian()).width == Jacobian()
   assert NFCConfig.calibrated().width.inflation > 1
+
+
+SMALL = (8, 8, 1)
+MIXED = np.array([0.02, 0.1, 0.3, 1.0])[:, None, None, None]
+
+
+def small_prior():
+  return priors.gaussian_prior(
+    priors.power_law_spectrum(*SMALL[:2], pixel_std=0.25)
+  )
+
+
+def _by_mask():
+  operator = operators.random_inpainting(SMALL, fraction=0.5)
+  seen = np.broadcast_to(np.asarray(operator.observed), SMALL) > 0
+  return operator, np.where(seen, 0.1, 0.005)
+
+
+def _by_row():
+  rows = np.linspace(0.02, 0.6, 8)[:, None, None]
+  return operators.linear(lambda x: jnp.cumsum(x, 0) / 4, SMALL), rows
+
+
+# Noise that is declared: of pictures, of pixels that are not seen, of rows
+# that see more than others.
+DECLARED = {
+  "pictures": lambda: (
+    operators.gaussian_blur(SMALL, size=3, std=1.0, boundary="circular"),
+    MIXED,
+  ),
+  "mask": _by_mask,
+  "rows": _by_row,
+}
+
+
+def _right_factors(operator, std, count=400):
+  """Of every picture, where its width and its noise are as declared."""
+  wide = priors.gaussian_prior(variance(small_prior()))
+  keys = jax.random.split(jax.random.key(0))
+  count *= len(MIXED)
+  truth = wide.sample(keys[0], (count,), channels=1)
+  clean = operator.forward(truth)
+  std = np.float32(np.resize(std, (count, *std.shape[1:])))
+  y = clean + std * jax.random.normal(keys[1], clean.shape)
+  found = quick_jit(inflated_variance, static_argnums=4)(
+    jax.random.key(9),
+    noise.per_pixel(y, operator, std),
+    jnp.zeros((1, count, *SMALL)),
+    wide.spectrum,
+    4.0,
+  )
+  ratio = np.asarray(found / wide.spectrum[..., None])[0, :, 0, 0, 0]
+  return ratio.reshape(-1, len(MIXED))  # one column a picture
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_declared_noise_leaves_a_right_width(name):
+  operator, std = DECLARED[name]()
+  std = np.broadcast_to(std, (len(MIXED), *operator.measurement_shape))
+  found = _right_factors(operator, std)
+  changed = (found != 1.0).mean(0)
+  # 0.03 to 0.09 here; a few large eigenvalues of A C A^T skew |r|^2, so that
+  # what is changed is widened: under one plain noise the mean is 1.02 to 1.05.
+  assert (changed < 0.12).all(), changed
+  assert (abs(found.mean(0) - 1) < 0.12).all(), found.mean(0)
+
+
+BLURRED = operators.gaussian_blur(SMALL, size=3, std=1.0, boundary="circular")
+SQUARED = operators.nonlinear(lambda x: (x + 1.2) ** 2, SMALL)
+# By the observation of some of four pictures, their numbers.
+OF_PICTURES = {
+  "pictures": lambda y, which: noise.per_pixel(y, BLURRED, MIXED[which]),
+  "counts": lambda y, which: noise.poisson(
+    jnp.round(500 * jnp.abs(y)), BLURRED, peak=1000.0
+  ),
+  "square": lambda y, which: Observation(y, SQUARED, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", OF_PICTURES)
+def test_a_picture_has_the_width_that_it_has_alone(name):
+  """Whatever stands beside it; a probe's first picture is the same in any."""
+  level = jnp.asarray([0.05, 0.3, 0.8, 1.8])[:, None, None, None]
+  y = level + 0.1 * jax.random.normal(jax.random.key(0), (4, *SMALL))
+
+  @quick_jit
+  def width(observation, centre):
+    return inflated_variance(
+      jax.random.key(9),
+      observation.linearised(centre),
+      centre,
+      variance(small_prior()),
+      100.0,
+    )
+
+  # So far off that the factor is no matter of chance, yet below its limit.
+  centre = jnp.sqrt(level) - 1.2 + jnp.zeros((1, 4, *SMALL))
+  for first in range(4):
+    turned = np.roll(np.arange(4), -first)
+    alone = turned[:1]
+    together = width(OF_PICTURES[name](y[turned], turned), centre[:, turned])
+    found = width(OF_PICTURES[name](y[alone], alone), centre[:, alone])
+    np.testing.assert_allclose(together[:, :1], found, rtol=1e-4)

@@ -289,3 +289,82 @@ def test_measurements_are_checked_as_those_of_one_noise(made):
 def test_refusals(call, words):
   with refused(ValueError, words):
     call(jnp.zeros((1, *SHAPE)))
+
+
+def _by_mask():
+  operator = operators.random_inpainting(SHAPE, fraction=0.5)
+  seen = np.broadcast_to(np.asarray(operator.observed), SHAPE) > 0
+  return operator, np.where(seen, 0.1, 0.005)[None]
+
+
+def _by_row():
+  rows = np.linspace(0.02, 0.6, SIDE)[:, None, None]
+  operator = operators.linear(lambda x: jnp.cumsum(x, 0) / 4, SHAPE)
+  return operator, np.broadcast_to(rows, (1, *SHAPE))
+
+
+DECLARED = {
+  "pictures": lambda: (
+    BLUR,
+    np.ones((4, *SHAPE)) * np.reshape([0.02, 0.1, 0.3, 1.0], (4, 1, 1, 1)),
+  ),
+  "mask": _by_mask,
+  "rows": _by_row,
+}
+
+
+def _matrix(operator):
+  pixels = np.eye(SIDE**2, dtype=np.float32).reshape(-1, *SHAPE)
+  columns = np.asarray(operator.forward(pixels), np.float64)
+  return columns.reshape(len(pixels), -1).T
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DECLARED)
+def test_declared_noise_is_calibrated(name):
+  """The fast twin is `test_inflation`'s, of the width alone."""
+  operator, std = DECLARED[name]()
+  truth = PRIOR.sample(jax.random.key(3), (len(std),), channels=1)
+  white = jax.random.normal(jax.random.key(4), truth.shape)
+  y = operator.forward(truth) + jnp.float32(std) * white
+  found = _drawn(pj.noise.per_pixel(y, operator, std), levels=15, samples=1024)
+  matrix = _matrix(operator)
+  for i, one in enumerate(std):
+    inverse = 1 / np.ravel(one) ** 2
+    covariance = np.linalg.inv(matrix.T * inverse @ matrix + PRECISION)
+    mean = covariance @ matrix.T @ (inverse * np.ravel(y[i]))
+    ratio, error = _compare(found[:, i], mean, covariance)
+    assert abs(ratio - 1) < 0.06
+    assert error < 0.07
+
+
+@pytest.mark.slow
+def test_counts_do_not_depend_on_the_pictures_beside_them():
+  dark_to_bright = jnp.reshape(
+    jnp.asarray([-0.9, -0.6, 0.0, 0.9]), (4, 1, 1, 1)
+  )
+  truth = dark_to_bright + 0.3 * PRIOR.sample(
+    jax.random.key(3), (4,), channels=1
+  )
+  rate = 1000 * np.maximum((np.asarray(BLUR.forward(truth)) + 1) / 2, 0)
+  counts = np.random.default_rng(0).poisson(rate).astype(np.float32)
+
+  def drawn(counts):
+    given = pj.noise.poisson(jnp.asarray(counts), BLUR, peak=1000.0)
+    return _drawn(given, levels=15, samples=1024)
+
+  together = drawn(counts)
+  for i in range(4):
+    alone = drawn(counts[i : i + 1])[:, 0]
+    assert abs(together[:, i].var(0).sum() / alone.var(0).sum() - 1) < 0.07
+
+
+def test_what_is_not_seen_may_declare_any_noise():
+  operator, std = _by_mask()
+  y = jnp.zeros((1, *SHAPE))
+  given, other = (
+    pj.noise.per_pixel(y, operator, np.where(std == 0.1, 0.1, unseen))
+    for unseen in (0.005, 5.0)
+  )
+  assert given.noise_std == other.noise_std
+  assert (given.operator.weight == other.operator.weight).all()

@@ -80,9 +80,22 @@ class Operator(abc.ABC):
     return True
 
   @property
+  def even(self) -> bool:
+    """Whether all observed pixels measure alike, borders aside, as a blur's."""
+    return False
+
+  @property
   @abc.abstractmethod
   def gram_gain(self) -> jax.Array:
-    """Fourier diagonal of A^T A: gain of each frequency, [] or [H, W]."""
+    """Fourier diagonal of A^T A: gain of each frequency, [] or [H, W].
+
+    [..., H, W, C] where every image has its own.
+    """
+
+  @property
+  def gain_is_exact(self) -> bool:
+    """Whether `gram_gain` is that diagonal, and no mere preconditioner."""
+    return True
 
   @abc.abstractmethod
   def forward(self, x: jax.Array) -> jax.Array:

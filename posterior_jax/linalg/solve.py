@@ -108,8 +108,8 @@ def normal_equations(
 
   Args:
     gram: x -> A^T A x, [..., H, W, C].
-    gram_gain: Fourier diagonal of A^T A, [], [H, W] or [H, W, C], >= 0; the
-      preconditioner is (gram_gain / noise_std^2 + precision)^-1.
+    gram_gain: Fourier diagonal of A^T A, [], [H, W] or [..., H, W, C], >= 0;
+      the preconditioner is (gram_gain / noise_std^2 + precision)^-1.
     rhs: b, [..., H, W, C].
     precision: Fourier diagonal of P, [], [H, W] or [..., H, W, C], > 0.
     noise_std: scalar s.

@@ -217,9 +217,11 @@ def inflated_variance(
 
   d is moved towards 0 by two standard deviations of |r|^2, so that a right
   width stays as it is in all but a few cases of a hundred, and a is kept
-  within [1 / largest, largest]. The trace takes `gram_gain` for the diagonal of
-  A^T A, which it is but for mirrored borders; the variance of |r|^2 is
-  2 tr((A C A^T + s^2)^2) by one white probe of the measurement.
+  within [1 / largest, largest]. The variance of |r|^2 is
+  2 tr((A C A^T + s^2)^2) by one white probe v of the measurement. The trace is
+  that of `gram_gain`, which is the diagonal of A^T A but for mirrored borders.
+  Where an operator's is a preconditioner alone, the trace is v^T A C A^T v, and
+  its own variance 2 tr((A C A^T)^2) is left to chance as well.
 
   Args:
     key: of the probe.
@@ -237,13 +239,19 @@ def inflated_variance(
   # A white probe v: E |K v|^2 = tr(K^2) for K = A C A^T + s^2.
   probe = observed * jax.random.normal(key, r.shape, r.dtype)
   spread = fourier.apply_transfer(operator.adjoint(probe), variance)
-  spread = observed * (operator.forward(spread) + noise * probe)
-  chance = _ACCIDENT * jnp.sqrt(2 * reduce.total(spread**2))
+  spread = observed * operator.forward(spread)  # A C A^T v
+  squares = reduce.total((spread + noise * probe) ** 2)
 
   grid = fourier.on_grid(variance)
-  gain = jnp.broadcast_to(operator.gram_gain, centre.shape[-3:-1])[..., None]
-  # A spectrum [H, W] stands for every channel, so its trace counts C times.
-  trace = reduce.total(gain * grid) * (centre.shape[-1] // grid.shape[-1])
+  if operator.gain_is_exact:
+    power = fourier.on_grid(operator.gram_gain) * grid
+    # A spectrum [H, W] stands for every channel, so its trace counts C times.
+    lead = power.shape[:-3]
+    trace = reduce.total(jnp.broadcast_to(power, lead + centre.shape[-3:]))
+  else:
+    trace = reduce.total(probe * spread)
+    squares = squares + reduce.total(spread**2)
+  chance = _ACCIDENT * jnp.sqrt(2 * squares)
   surprise = reduce.total(r**2) - trace - jnp.sum(observed) * noise
   # Towards 0 by what chance explains: a right width is left alone.
   excess = jnp.sign(surprise) * jnp.maximum(jnp.abs(surprise) - chance, 0)

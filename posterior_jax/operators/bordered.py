@@ -56,6 +56,11 @@ class Blur(Correlation):
     return fourier.kernel_transfer(self.kernel, height, width)
 
   @property
+  def even(self) -> bool:
+    """True."""
+    return True
+
+  @property
   def gram_gain(self) -> jax.Array:
     """|transfer|^2, [H, W]: exact for circular borders."""
     return jnp.abs(self.transfer) ** 2

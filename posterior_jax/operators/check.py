@@ -91,10 +91,10 @@ def check_operator(operator: Operator, *, seed: int = 0) -> OperatorErrors:
 
 def _check_solve(operator: Operator, x: np.ndarray) -> float:
   gain = np.asarray(operator.gram_gain)
-  if gain.ndim > 3 or not (np.isfinite(gain).all() and (gain >= 0).all()):
+  if not (np.isfinite(gain).all() and (gain >= 0).all()):
     raise ValueError(
-      "gram_gain must be finite and non-negative, [], [H, W] or [H, W, C], got "
-      f"{list(gain.shape)} from {gain.min():.3g} to {gain.max():.3g}"
+      "gram_gain must be finite and non-negative, [], [H, W] or [..., H, W, "
+      f"C], got {list(gain.shape)} from {gain.min():.3g} to {gain.max():.3g}"
     )
 
   @jax.jit

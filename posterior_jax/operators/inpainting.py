@@ -50,6 +50,11 @@ class Inpainting(Operator):
     return True
 
   @property
+  def even(self) -> bool:
+    """True."""
+    return True
+
+  @property
   def gram_gain(self) -> jax.Array:
     """Share of observed pixels, at every frequency."""
     return jnp.mean(self.mask)

@@ -47,6 +47,11 @@ class Resize(Operator):
     return True
 
   @property
+  def even(self) -> bool:
+    """True."""
+    return True
+
+  @property
   def gram_gain(self) -> jax.Array:
     """Product of the two axes' gains, [H, W]; aliases are not coupled."""
     rows, columns = (

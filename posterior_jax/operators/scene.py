@@ -69,6 +69,11 @@ class SceneBlur(Correlation):
     return fourier.kernel_transfer(self.kernel, height, width)
 
   @property
+  def even(self) -> bool:
+    """True."""
+    return True
+
+  @property
   def gram_gain(self) -> jax.Array:
     """|transfer|^2 times the share of the scene that is seen, [H, W]."""
     (h, w, _), (height, width, _) = self.measurement_shape, self.image_shape

@@ -28,7 +28,7 @@ class Tangent(solve.Iterative):
   Attributes:
     function: f.
     at: [..., H, W, C]; leading axes broadcast against those of v.
-    gain: Fourier diagonal of J^T J by rings of radius, [H, W].
+    gain: Fourier diagonal of J^T J by rings of radius, [N, H, W, 1].
     image_shape: (H, W, C).
     output_shape: (h, w, c).
   """
@@ -55,8 +55,13 @@ class Tangent(solve.Iterative):
 
   @property
   def gram_gain(self) -> jax.Array:
-    """As probed once, the mean over all images."""
+    """As probed once for every observation."""
     return self.gain
+
+  @property
+  def gain_is_exact(self) -> bool:
+    """False: one probe, the mean over rings."""
+    return False
 
   def forward(self, x: jax.Array) -> jax.Array:
     """J x, by `jax.jvp`."""
@@ -102,25 +107,29 @@ def tangent_at(
 
 
 def _ring_gain(tangent: Tangent) -> jax.Array:
-  """Fourier diagonal of J^T J, averaged over images and rings, [H, W]."""
+  """Fourier diagonal of J^T J, of every observation by rings, [N, H, W, 1]."""
   height, width, _ = tangent.image_shape
   # One white probe an image; the key is fixed, so that a step draws the same
   # whether its measurement is linear or not.
-  at = tangent.at.reshape(-1, *tangent.image_shape)
+  at = tangent.at
   probe = jax.random.normal(jax.random.key(0), at.shape, at.dtype)
-  flat = dataclasses.replace(tangent, at=at)
   f, g = (
     jnp.fft.fft2(x, axes=(-3, -2))
-    for x in (probe, flat.adjoint(flat.forward(probe)))
+    for x in (probe, tangent.adjoint(tangent.forward(probe)))
   )
   radius = fourier.radial_frequency(height, width) * max(height, width)
   ring = np.round(radius).astype(int)
+  # Over channels and samples, but no two observations: each is solved alone.
+  several = tuple(range(at.ndim - 4))
   found, size = (
     jax.ops.segment_sum(
-      jnp.sum(x, axis=(0, -1)).ravel(), ring.ravel(), int(ring.max()) + 1
+      jnp.sum(x, axis=(*several, -1)).reshape(-1, ring.size).T,
+      ring.ravel(),
+      int(ring.max()) + 1,
     )
     for x in (jnp.real(jnp.conj(f) * g), jnp.abs(f) ** 2)
   )
-  gain = found / size  # [rings]
+  gain = found / size  # [rings, N]
   # A diagonal is never negative, and a preconditioner never 0.
-  return jnp.maximum(gain, 1e-3 * jnp.mean(jnp.abs(gain)))[ring]
+  gain = jnp.maximum(gain, 1e-3 * jnp.mean(jnp.abs(gain), axis=0))
+  return jnp.moveaxis(gain[ring], -1, 0)[..., None]
