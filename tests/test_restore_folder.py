@@ -277,7 +277,7 @@ def test_threads_share_an_operator_of_ones_own(tmp_path):
     "  time.sleep(0.1)\n"
     "  return operators.inpainting(shape, np.ones(shape[:2], np.float32))\n"
   )
-  build = degradation.load_operator(str(file))
+  build = degradation.load_operator(str(file), degrade=True)
   with concurrent.futures.ThreadPoolExecutor(4) as pool:
     found = list(pool.map(build, [(8, 8, 3)] * 4))
   assert all(each is found[0] for each in found)

@@ -41,6 +41,13 @@ def test_arrays_that_are_no_pictures_are_refused(tmp_path, values):
     read_picture(str(tmp_path / "a.npy"))
 
 
+def test_an_empty_file_is_no_array(tmp_path):
+  (tmp_path / "zero.npy").touch()
+  words = r"zero.npy' cannot be read as .npy \(it is no .npy file\)"
+  with refused(ValueError, words):
+    read_picture(str(tmp_path / "zero.npy"))
+
+
 def test_counts_of_fewer_bits_are_said(tmp_path):
   np.save(tmp_path / "a.npy", DEEP[..., 0] >> 4)
   found = read_picture(str(tmp_path / "a.npy"))

@@ -96,7 +96,25 @@ def test_an_operator_of_ones_own_is_checked(tmp_path, text, words):
   file = tmp_path / "own.py"
   file.write_text(text)
   with refused(ValueError, f"own.py' {words}"):
-    load_operator(str(file))((8, 8, 3))
+    load_operator(str(file), degrade=True)((8, 8, 3))
+
+
+@pytest.mark.parametrize(
+  ("degrade", "words"),
+  [
+    (True, r"have an image_shape within \(8, 8, 3\) of the picture"),
+    (False, r"have the measurement_shape \(8, 8, 3\) of the picture"),
+  ],
+)
+def test_an_operator_of_ones_own_is_of_the_picture(tmp_path, degrade, words):
+  file = tmp_path / "own.py"
+  file.write_text(
+    "from posterior_jax import operators\n"
+    "def operator(shape):\n"
+    "  return operators.linear(lambda x: 2 * x, (16, 8, 3))\n"
+  )
+  with refused(ValueError, f"own.py' must {words}, got .16, 8, 3"):
+    load_operator(str(file), degrade=degrade)((8, 8, 3))
 
 
 def test_bright_pictures_are_not_accused(tmp_path):

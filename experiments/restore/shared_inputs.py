@@ -56,7 +56,7 @@ def read(settings: Settings) -> SharedInputs:
     picture_file.read("mask", settings.mask)
   build = None
   if settings.task == CUSTOM:
-    build = load_operator(settings.operator)
+    build = load_operator(settings.operator, degrade=settings.degrade)
     if not settings.degrade and settings.noise_std is None:
       raise ValueError("noise_std must be given with an operator of one's own")
   prior = None

@@ -22,10 +22,13 @@ def read(path: pathlib.Path, *, most_numbers: int) -> np.ndarray:
     ValueError: for a file that is truncated or of another kind, and for more
       numbers; a clause.
   """
-  folder.size(path)
+  try:
+    folder.size(path)
+  except ValueError as error:
+    raise ValueError(f"it {error}") from None
   with path.open("rb") as file:
     if file.read(len(_MAGIC)) != _MAGIC:
-      raise ValueError("is no .npy file")
+      raise ValueError("it is no .npy file")
   try:
     # Mapped, not read: what a header says of 4 GB takes none.
     values = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -33,6 +36,7 @@ def read(path: pathlib.Path, *, most_numbers: int) -> np.ndarray:
     raise ValueError(clean(str(error))) from None
   if values.size > most_numbers:
     raise ValueError(
-      f"has {values.size} numbers, more than the {most_numbers} that are read"
+      f"it has {values.size} numbers, more than the {most_numbers} that are "
+      "read"
     )
   return np.array(values)

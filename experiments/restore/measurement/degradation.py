@@ -132,7 +132,26 @@ def _wrong(operator: Operator) -> str:
   return ""
 
 
-def load_operator(file: str) -> Callable[[Shape], Operator]:
+def _check_shape(
+  file: str, operator: Operator, shape: Shape, degrade: bool
+) -> None:
+  """Refuses an operator that is not of the picture that it was built for."""
+  image, measured = operator.image_shape, operator.measurement_shape
+  # A clean picture is cut to an image that is smaller.
+  within = np.less_equal(image[:2], shape[:2]).all() and image[2] == shape[2]
+  if not (within if degrade else measured == shape):
+    what, found = (
+      ("have an image_shape within", image)
+      if degrade
+      else ("have the measurement_shape", measured)
+    )
+    raise ValueError(
+      f"operator(shape) of {file!r} must {what} {shape} of the picture, got "
+      f"{found}"
+    )
+
+
+def load_operator(file: str, *, degrade: bool) -> Callable[[Shape], Operator]:
   """The function `operator` of a Python file of one's own, which is run.
 
   Args:
@@ -140,6 +159,7 @@ def load_operator(file: str) -> Callable[[Shape], Operator]:
       `Operator`: the restored picture's (H, W, C) where that is clean and to be
       degraded, else the measurement's (h, w, c). It may be called from a
       thread, by one at a time.
+    degrade: whether the picture is clean, and the operator's image.
 
   It is checked as `operators.check_operator` does, once for every shape.
 
@@ -171,6 +191,7 @@ def load_operator(file: str) -> Callable[[Shape], Operator]:
         f"operator(shape) of {file!r} must return an Operator of colour images "
         f"(H, W, 3), got {found!r:.80}"
       )
+    _check_shape(file, found, shape, degrade)
     with _told(file):
       wrong = _wrong(found)
     if wrong:
