@@ -221,6 +221,13 @@ def test_who_needs_a_matrix_says_so(sampler):
       ValueError,
       "function must have derivatives in JAX operations",
     ),
+    (jnp.log, ValueError, "function must have finite values and derivatives"),
+    (
+      lambda x: jnp.sqrt(jnp.abs(x)),
+      ValueError,
+      "function must have finite values and derivatives",
+    ),
+    (np.sin, ValueError, "function must consist of JAX operations, jnp in pl"),
     (jnp.round, ValueError, "a derivative that is not 0 everywhere"),
     (jnp.sqrt, ValueError, "function must have finite values and derivatives"),
   ],
@@ -256,5 +263,7 @@ def test_phases_are_lost():
     operator.forward(x)[0, ..., 0], expected, atol=1e-5
   )
   assert operator == operators.phase_retrieval((16, 16, 1))
+  with refused(ValueError, "oversampling must be at most 64, got 1000000000"):
+    operators.phase_retrieval((8, 8, 1), oversampling=1e9)
   with refused(ValueError, "oversampling must be positive and finite, got 0"):
     operators.phase_retrieval((16, 16, 1), oversampling=0)

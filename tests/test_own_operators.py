@@ -250,6 +250,8 @@ def test_operators_of_the_package_pass(operator):
     (lambda x: x.sum(), ValueError, r"a real array \[h, w, c\]"),
     (lambda x: jnp.fft.fft2(x), ValueError, r"operators\.real_view"),
     (lambda x: x**2, ValueError, "function must be linear in JAX operations"),
+    (lambda x: np.negative(x), ValueError, "jnp in place of np and jnp.wh"),
+    (lambda x: x if x.sum() > 0 else -x, ValueError, "jnp.where in place of"),
     (lambda x: jnp.abs(x), ValueError, "function must be linear in JAX"),
     (lambda x: jnp.where(x > 0, x, 2 * x), ValueError, "it has no transpose"),
     (lambda x: x + 1, ValueError, "of an image of zeros it returns up to 1;"),

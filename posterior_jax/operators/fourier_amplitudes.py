@@ -9,6 +9,9 @@ from posterior_jax import fields
 from posterior_jax.operators.shapes import check_image_shape
 from posterior_jax.operators.smooth_function import Nonlinear, untried
 
+# The field's is 2; of this a padded image has 289 times the pixels.
+_LARGEST_OVERSAMPLING = 64.0
+
 
 def phase_retrieval(
   image_shape: tuple[int, int, int], *, oversampling: float = 2.0
@@ -23,10 +26,10 @@ def phase_retrieval(
   Args:
     image_shape: (H, W, C).
     oversampling: o, the padding at every side is int(o / 8 * max(H, W)) as
-      there, > 0.
+      there, in (0, 64].
 
   Raises:
-    ValueError: if oversampling is not positive.
+    ValueError: if oversampling is out of range.
 
   Example:
     >>> import jax.numpy as jnp
@@ -36,7 +39,11 @@ def phase_retrieval(
     (1, 96, 96, 3)
   """
   image_shape = check_image_shape(image_shape)
-  fields.positive("oversampling", oversampling)
+  if fields.positive("oversampling", oversampling) > _LARGEST_OVERSAMPLING:
+    raise ValueError(
+      f"oversampling must be at most {_LARGEST_OVERSAMPLING:g}, got "
+      f"{oversampling}"
+    )
   margin = int(oversampling / 8 * max(image_shape[:2]))
   return untried(_Amplitudes(margin), image_shape)
 

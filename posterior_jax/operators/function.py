@@ -83,9 +83,17 @@ def returned(
   """What a function of an image returns, without computing it.
 
   Raises:
-    ValueError: unless a real array of three axes.
+    ValueError: unless a real array of three axes, of JAX operations.
   """
-  found = jax.eval_shape(function, image)
+  try:
+    # Through another: JAX keeps no reference to a function of NumPy itself.
+    found = jax.eval_shape(lambda x: function(x), image)
+  # What NumPy and `if` say of a traced array.
+  except jax.errors.JAXTypeError as error:
+    raise ValueError(
+      "function must consist of JAX operations, jnp in place of np and "
+      f"jnp.where in place of if: {first_line(error).split('. ')[0]}"
+    ) from error
   shape = tuple(getattr(found, "shape", ()))
   real = len(shape) == 3 and jnp.issubdtype(found.dtype, jnp.floating)
   if not real or not all(shape):
