@@ -51,7 +51,7 @@ def check(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
 def whole(name: str, value: Any) -> int:
   """An argument that must be an integer of Python or NumPy, or ValueError."""
   if isinstance(value, bool) or not isinstance(value, int | np.integer):
-    raise ValueError(f"{name} must be an integer, got {value!r}")
+    raise ValueError(f"{name} must be an integer, got {_shown(value)}")
   return int(value)
 
 
@@ -59,8 +59,14 @@ def real(name: str, value: Any) -> float:
   """An argument that must be a number of Python or NumPy, or ValueError."""
   number = isinstance(value, int | float | np.integer | np.floating)
   if isinstance(value, bool) or not number:
-    raise ValueError(f"{name} must be a number, got {value!r}")
+    raise ValueError(f"{name} must be a number, got {_shown(value)}")
   return float(value)
+
+
+def _shown(value: Any) -> str:
+  """As Python writes it; of an array, which would be a page, its shape."""
+  shape = getattr(value, "shape", ())
+  return f"an array {tuple(shape)}" if shape else repr(value)
 
 
 def positive(name: str, value: Any) -> float:

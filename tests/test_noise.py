@@ -229,6 +229,23 @@ def test_loss_is_that_of_huber():
     np.testing.assert_allclose(0.5 * h**2, expected, rtol=1e-3)
 
 
+def _one_pixel_of(noise_std):
+  """Among pixels of a noise of .3."""
+  return np.where(np.arange(64).reshape(SHAPE) == 26, noise_std, 0.3)
+
+
+@pytest.mark.parametrize("contrast", [10, 1000])
+def test_one_clear_pixel_does_not_hide_the_others(contrast):
+  std = _one_pixel_of(0.3 / contrast)
+  white = np.asarray(jax.random.normal(jax.random.key(4), TRUTH.shape))
+  y = BLUR.forward(TRUTH) + jnp.float32(std * white)
+  given = pj.noise.per_pixel(y, BLUR, std)
+  found, _ = jax.jit(pj.priors.posterior_mean)(PRIOR, given)
+  expected, covariance = _dense(y, std)
+  error = np.ravel(found) - expected
+  assert np.sqrt((error**2).sum() / np.trace(covariance)) < 0.05
+
+
 @pytest.mark.parametrize(
   "made",
   [
@@ -267,6 +284,36 @@ def test_measurements_are_checked_as_those_of_one_noise(made):
         y, operators.nonlinear(jnp.tanh, SHAPE), np.ones(SHAPE)
       ),
       "operator must be linear for a noise of every pixel",
+    ),
+    (
+      lambda y: pj.noise.per_pixel(y, BLUR, np.ones(SHAPE, bool)),
+      "noise_std must be an array of numbers, got one of bool",
+    ),
+    (
+      lambda y: pj.noise.per_pixel(y, BLUR, _one_pixel_of(1e-5)),
+      "noise_std must not differ by more than 1000 times between the pixels",
+    ),
+    (
+      lambda y: pj.noise.per_pixel(y, BLUR, np.full(SHAPE, 1e-30)),
+      r"noise_std must lie in \[1e-18, 1e18\], whose squares",
+    ),
+    (
+      lambda y: pj.noise.poisson(y + 3001, BLUR, peak=30),
+      "counts must reach about peak = 30, of a white pixel, they reach 3e",
+    ),
+    (
+      lambda y: pj.noise.poisson(y, BLUR, peak=np.ones(SHAPE)),
+      r"peak must be a number, got an array \(8, 8, 1\)$",
+    ),
+    (
+      lambda y: pj.noise.huber(y, BLUR, jnp.ones(SHAPE)),
+      r"noise_std must be a number, got an array \(8, 8, 1\)$",
+    ),
+    (
+      lambda y: pj.base.check_observation(
+        pj.Observation(y, BLUR, jnp.ones(SHAPE))
+      ),
+      r"noise_std must be a positive, finite scalar, got an array \(8, 8, 1\)$",
     ),
     (
       lambda y: pj.noise.poisson(y - 1, BLUR, peak=3),

@@ -67,8 +67,15 @@ def check_noise(noise_std: Any) -> None:
   number = np.asarray(noise_std)
   numeric = number.ndim == 0 and number.dtype.kind in "fiu"
   if not (numeric and 0 < number < np.inf):
+    shown = f"an array {number.shape}" if number.ndim else repr(noise_std)
     raise ValueError(
-      f"noise_std must be a positive, finite scalar, got {noise_std!r}"
+      f"noise_std must be a positive, finite scalar, got {shown}"
+    )
+  # Samplers divide by its square, in float32.
+  if not 1e-18 <= number <= 1e18:
+    raise ValueError(
+      f"noise_std must lie in [1e-18, 1e18], whose squares float32 holds, got "
+      f"{float(number):.3g}"
     )
 
 
