@@ -58,6 +58,8 @@ def check(width: Width, predictor: Predictor, inner: Inner) -> None:
     _need("predictor", predictor, (Denoise,), f"width {name}")
   if isinstance(width, Jacobian):
     _need("inner", inner, (Exact, Mean), f"width {name}")
+    if width.guess is not None:
+      _need("inner", inner, (Mean,), "a guess of the width")
   elif isinstance(inner, Exact) and inner.root_steps is not None:
     raise ValueError(
       f"root_steps must be None unless width is Jacobian, got "
@@ -119,6 +121,23 @@ def check_filled(
       f"averaged must be predicted with {beside}, since refined images have "
       f"noise, got {schedule.averaged}"
     )
+
+
+def check_kept(
+  schedule: Schedule, inner: Inner, predictor: Predictor
+) -> None:
+  """Refuses what has no rule for noise that is kept.
+
+  Raises:
+    ValueError: naming the part, what it is and what it must be.
+  """
+  if schedule.noise != "kept":
+    return
+  beside = "noise kept"
+  # The noise beside a draw is not that of the state.
+  _need("inner", inner, (Mean,), beside)
+  if isinstance(predictor, Denoise):
+    _only("discrepancy", predictor.discrepancy, (0.0,), beside)
 
 
 def _check_filled_width(width: Width, beside: str) -> None:
@@ -185,6 +204,8 @@ def stop_of(width: Width, inner: Inner, levels: int) -> Stop:
   if isinstance(width, Jacobian):
     few = levels < _FEW_LEVELS
     found = Stop(1e-2, 3 if averages and not few else 20)
+    if width.guess is not None:
+      found = Stop(1e-2, 1)
   if not isinstance(inner, Exact | Mean):
     return found
   set_here = {

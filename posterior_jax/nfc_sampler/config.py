@@ -80,6 +80,7 @@ class NFCConfig(Presets):
     )
     combinations.check_end(self.predictor, self.first_sigma)
     combinations.check_linearisations(self.inner, self.linearisations)
+    combinations.check_kept(self.schedule, self.inner, self.predictor)
     combinations.check_filled(
       self.schedule,
       self.width,

@@ -61,6 +61,7 @@ def parts_of(config: NFCConfig, spectrum: jax.Array | None = None) -> Parts:
     fuse=_fuse(config.fusion if config.fuses else None),
     hold=_hold(config.schedule.averaged),
     renoise=states.renoising(config.schedule.renewal),
+    keep=_keep(config),
     fill=_fill(config),
     check=checks.checking(config, spectrum),
     probes=isinstance(config.width, Probed) + _inflates(config.width),
@@ -119,8 +120,14 @@ def _predict(config: NFCConfig) -> Callable[..., Prediction]:
   return once if isinstance(ode, Denoise) else flow
 
 
+def _keep(config: NFCConfig) -> Callable[..., jax.Array] | None:
+  if config.schedule.noise != "kept":
+    return None
+  return states.keeping(config.schedule.renewal)
+
+
 def _fill(config: NFCConfig) -> Callable[..., Any] | None:
-  if config.schedule.noise == "added":
+  if config.schedule.noise != "filled":
     return None
   assert isinstance(config.width, Sigma)  # `NFCConfig` refuses another width
   return states.filling(
@@ -155,10 +162,11 @@ def _width(
   record: records.Width, spectrum: jax.Array | None
 ) -> width.WidthPart:
   if isinstance(record, Sigma):
-    own = width.scaled(width.isotropic, record.factor)
-    return own if record.most is None else width.capped(own, record.most)
+    return _isotropic(record)
   if isinstance(record, Jacobian):
     part: width.WidthPart = width.jacobian
+    if record.guess is not None:
+      part = width.guessed(part, _isotropic(record.guess))
   else:
     assert spectrum is not None  # `checks.spectrum_of` refused that
     of = width.probed if isinstance(record, Probed) else width.spectral
@@ -167,6 +175,11 @@ def _width(
       part = width.inflating(part, record.inflation)
   # Last: inflation compares the misfit with the prior's own width.
   return width.scaled(part, record.factor)
+
+
+def _isotropic(record: Sigma) -> width.WidthPart:
+  own = width.scaled(width.isotropic, record.factor)
+  return own if record.most is None else width.capped(own, record.most)
 
 
 def _inflates(record: records.Width) -> bool:
@@ -209,6 +222,12 @@ def _likelihood(config: NFCConfig) -> Callable[..., Refined]:
   ) -> Refined:
     del level
     assert width.product is not None  # of the same tie
+    if width.guess is not None:
+      return Refined(
+        *covariance.guessed_mean(
+          observation, x0, width.product, width.guess, **stop
+        )
+      )
     if isinstance(inner, Mean):
       return Refined(*covariance.mean(observation, x0, width.product, **stop))
     assert isinstance(inner, Exact)  # `NFCConfig` refuses another method

@@ -27,7 +27,8 @@ class Level(NamedTuple):
     tied: noise by which the widths `Sigma` and `Spectrum` are measured: sigma
       where noise is added anew, `following` where none is, since the denoiser
       of the next level takes out what this one leaves, and where it is filled
-      in, since that noise is moved to the measurement as well.
+      in, since that noise is moved to the measurement as well; sigma again
+      where it is kept.
     cutoff: of the band, fraction of the largest radius.
     blend: weight l of the banded misfit.
     details: weight of the refined image's wavelet details; [3] where LH, HL
@@ -77,7 +78,7 @@ def levels_of(config: NFCConfig) -> Level:
   parts = (
     nodes[:-1],
     nodes[1:],
-    _tied(nodes, 0.0 if how.noise == "filled" else how.renewal),
+    _tied(nodes, {"filled": 0.0, "kept": 1.0}.get(how.noise, how.renewal)),
     *(np.concatenate([part] * how.passes) for part in each_pass),
     share.ravel(),
     _paces(nodes[:-1], how.momentum),

@@ -47,12 +47,14 @@ class Width(NamedTuple):
     diagonal: of C in Fourier space, [], [H, W] or [..., H, W, C] with leading
       axes that broadcast against [B, N]; None where C is no such diagonal.
     product: v -> C v instead.
+    guess: such a diagonal that C is about, beside `product`, or None.
     products: with the denoiser's Jacobian that it took to find C.
   """
 
   diagonal: jax.Array | None = None
   product: Linear | None = None
   products: int = 0
+  guess: jax.Array | None = None
 
 
 class Refined(NamedTuple):
@@ -89,6 +91,8 @@ class Parts(NamedTuple):
     hold: (average, x0, fused, level) -> (image, average): the level's image,
       and the running average of held levels, None where `averages` is False.
     renoise: (key, image, level) -> x at the noise of the next level.
+    keep: (key, x, image, level) -> x at the noise of the next level, in the
+      place of `renoise`, from the state x as well; None: `renoise`.
     fill: (key, observation, x, x0, image, level) -> (observation, image), both
       under the noise of the next level, so that the likelihood moves one to the
       other and no `renoise` follows; x is the state, x0 its prediction, which
@@ -124,6 +128,9 @@ class Parts(NamedTuple):
   check: Callable[[Operator], None]
   probes: int = 0
   averages: bool = False
+  keep: (
+    Callable[[chex.PRNGKey, jax.Array, jax.Array, Level], jax.Array] | None
+  ) = None
   fill: (
     Callable[
       [chex.PRNGKey, Observation, jax.Array, jax.Array, jax.Array, Level],

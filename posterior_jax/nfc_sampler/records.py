@@ -46,15 +46,18 @@ class Schedule:
       "measurement": what it shows of the image (`states.shown`), moved to it
       under the width, and under `renewal` of that noise, or all of it where
       `noise` is "filled". Few levels need no high noise then.
-    noise: of the next level: "added" to a level's image, as published, or
-      "filled" in before the image is moved to the measurement, which is noised
+    noise: of the next level: "added" to a level's image, as published; "kept",
+      the state's own beside that image, as in DDIM (`states.keeping`): under
+      the `Jacobian` width, whose mean is the posterior's, as in MMPS; with
+      `Mean`, and starting under all of the first level's noise; or "filled" in before the image is moved to the measurement, which is noised
       as well, so that the noise that the measurement brings in counts: every
       direction has that of the next level in all (`states.filling`, the rule of
       DDNM+, arXiv 2212.00490). The width is then that of the next level
       (`Level.tied`), a `Sigma` of factor 2 at most, with `Mean`, no band and no
       fusion, the noise of the measurement as it is and that of the level.
     renewal: share, 0 to 1, of the next level's noise that is drawn anew: 1 as
-      published. Where noise is added there is no other: with 0 the run is
+      published. Where noise is kept it is eta of DDIM, 1 for an ancestral step,
+      so that neighbouring levels, however many, draw little. Where it is added there is no other: with 0 the run is
       plug-and-play restoration, whose levels are strengths of the denoiser, and
       the widths `Sigma` and `Spectrum` are those of the next level
       (`Level.tied`). Where it is filled in, sqrt(1 - renewal^2) of it is what
@@ -75,7 +78,7 @@ class Schedule:
   averaged: Literal["refined", "predicted"] = "refined"
   passes: int = 1
   start: Literal["noise", "measurement"] = "noise"
-  noise: Literal["added", "filled"] = "added"
+  noise: Literal["added", "kept", "filled"] = "added"
   renewal: float = 1.0
   momentum: float = 0.0
 
@@ -208,9 +211,14 @@ class Jacobian:
 
   Attributes:
     factor: on it.
+    guess: about what it is, with `Mean`: then an iteration of the solve, which
+      that preconditions, takes one VJP and there is none beside, so that one
+      iteration is a move along the direction of PiGDM by the length that is
+      best under the Jacobian (`covariance.guessed_mean`). None: no guess.
   """
 
   factor: float = 1.0
+  guess: Sigma | None = None
 
   def __post_init__(self) -> None:
     fields.check(self, {"factor": _FACTOR})

@@ -160,7 +160,9 @@ def compose(parts: Parts, levels: Level) -> Sampler:
     fused = parts.fuse(x0, refined.z, level)
     image, average = parts.hold(state.average, predicted.x0, fused, level)
     x = image
-    if parts.fill is None:
+    if parts.keep is not None:
+      x = parts.keep(key_noise, state.x, image, level)
+    elif parts.fill is None:
       x = parts.renoise(key_noise, image, level)
     else:
       # Of the clean image: the state's own residual is that of its noise.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posterior_jax.base import Observation, Operator
+from posterior_jax.denoising import transition
 from posterior_jax.likelihood import gaussian
 from posterior_jax.nfc_sampler.levels import Level
 from posterior_jax.nfc_sampler.records import (
@@ -127,7 +128,9 @@ def starting(
     moved, _ = gaussian.mean(target, tolerance=1e-4, max_iterations=500)
     if filled:
       return moved
-    return moved + schedule.renewal * noise(key, observation, shape, level)
+    # What is kept from level to level must be there from the first one on.
+    share = 1.0 if schedule.noise == "kept" else schedule.renewal
+    return moved + share * noise(key, observation, shape, level)
 
   return measured if schedule.start == "measurement" else noise
 
@@ -166,6 +169,35 @@ def renoise(key: chex.PRNGKey, image: jax.Array, level: Level) -> jax.Array:
   """
   noise = jax.random.normal(key, image.shape, image.dtype)
   return image + level.following * noise
+
+
+def keeping(renewal: jax.Array | float) -> Callable[..., jax.Array]:
+  """The part that goes on with the state's own noise, by DDIM's transition.
+
+    x' = z + sqrt(sigma'^2 - t^2) (x - z) / sigma + t n,
+    t = r sigma' sqrt(1 - sigma'^2 / sigma^2)
+
+  (Song et al. 2021, eq. 12), z the level's image. Where z is E[x0 | x, y], this
+  is a step of the reverse process given y: the probability flow at r = 0, the
+  ancestral step at 1.
+
+  Args:
+    renewal: r, in [0, 1].
+  """
+
+  def part(
+    key: chex.PRNGKey, x: jax.Array, image: jax.Array, level: Level
+  ) -> jax.Array:
+    return transition.ddim(
+      key,
+      x,
+      image,
+      sigma=level.sigma,
+      following=level.following,
+      eta=renewal,
+    )
+
+  return part
 
 
 def filling(

@@ -90,6 +90,22 @@ def jacobian(
   return Width(product=predicted.covariance)
 
 
+def guessed(part: WidthPart, guess: WidthPart) -> WidthPart:
+  """Another part's product, and beside it a diagonal that it is about."""
+
+  def both(
+    probes: Probes,
+    observation: Observation,
+    predicted: Prediction,
+    level: Level,
+  ) -> Width:
+    width = part(probes, observation, predicted, level)
+    about = guess(probes, observation, predicted, level).diagonal
+    return width._replace(guess=about)
+
+  return both
+
+
 def inflating(part: WidthPart, largest: float) -> WidthPart:
   """Another part's diagonal, larger where the misfit is; takes one more probe.
 
@@ -127,7 +143,8 @@ def scaled(part: WidthPart, factor: float) -> WidthPart:
     width = part(probes, observation, predicted, level)
     product = width.product
     if product is not None:
-      return width._replace(product=lambda v: factor * product(v))
+      guess = None if width.guess is None else factor * width.guess
+      return width._replace(product=lambda v: factor * product(v), guess=guess)
     assert width.diagonal is not None  # a width has one of the two
     return width._replace(diagonal=factor * width.diagonal)
 
