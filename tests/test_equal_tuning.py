@@ -93,6 +93,7 @@ def test_every_method_keeps_to_its_evaluations():
       "ODE": methods.by_ode(calls).levels
       * methods.by_ode(calls).predictor.calls,
       "perceptual": methods.perceptual(calls).levels,
+      "guided": 2 * methods.guided(calls).levels,
       "AdamDPS": 2 * methods.adamdps(calls).levels,
       "DAPS": methods.daps(calls).levels * methods.daps(calls).predictor_steps,
       "SITCOM": 2 * methods.sitcom(calls).levels * methods.sitcom(calls).steps,
@@ -103,7 +104,7 @@ def test_every_method_keeps_to_its_evaluations():
 
 
 # A run of each takes 1 to 3 s to compile.
-QUICK = ("NFC, by Jacobian", "NFC, perceptual()", "PiGDM")
+QUICK = ("NFC, by Jacobian", "NFC, perceptual()", "NFC, guided()", "PiGDM")
 
 
 @pytest.mark.usefixtures("quick_compilation")

@@ -53,6 +53,13 @@ def perceptual(point, spectrum):
   return pj.nfc(config, spectrum=spectrum)
 
 
+def guided(point, spectrum):
+  schedule = {name: v for name, v in point.items() if name != "factor"}
+  width = {"factor": point["factor"]}
+  config = methods.guided(10).replace(width=width, schedule=schedule)
+  return pj.nfc(config, spectrum=spectrum)
+
+
 @pytest.mark.parametrize(
   "name, made, points",
   [
@@ -65,8 +72,9 @@ def perceptual(point, spectrum):
       perceptual,
       ((0.5, 0.9, 0.4, 2.0), (2.0, 0.4, 1.0, 1.0)),
     ),
+    ("NFC, guided()", guided, ((0.5, 1.5, 3.0, 4.0), (2.0, 0.4, 0.0, 1.0))),
   ],
-  ids=["DiffPIR", "DAPS", "perceptual"],
+  ids=["DiffPIR", "DAPS", "perceptual", "guided"],
 )
 def test_a_slot_is_a_run_of_its_own_point(given, name, made, points):
   """Knobs are traced, a share of noise and a likelihood's noise among them."""
@@ -80,7 +88,7 @@ def test_a_slot_is_a_run_of_its_own_point(given, name, made, points):
   own = jax.random.fold_in(jax.random.key(7), SAMPLERS)
   found = program([Slot(points[0], 0), Slot(points[1], 1)], pictures)
   for number, point in enumerate(points):
-    needed = (given.spectrum,) if made is perceptual else ()
+    needed = (given.spectrum,) if made in (perceptual, guided) else ()
     expected, _ = pj.run(
       made(point, *needed),
       given.denoise,

@@ -158,23 +158,21 @@ def test_elements_stop_on_their_own():
 def _config(**schedule):
   return NFCConfig(
     levels=4,
-    schedule=Schedule(
-      sigma_max=2.0, sigma_min=0.1, noise="kept", **schedule
-    ),
+    schedule=Schedule(sigma_max=2.0, sigma_min=0.1, noise="kept", **schedule),
     width=Jacobian(guess=Sigma(1.0, most=0.5)),
     inner=Mean(),
   )
 
 
 def test_a_level_keeps_the_state_s_noise(prior):
-  """x' = z + kept (x - z) + fresh, from one level to the next."""
+  """x' = z + sigma' / sigma (x - z), z further than the mean."""
   observation, *_ = _problem("blur")
-  config = _config(renewal=0.0)
+  config = _config(renewal=0.0).replace(schedule={"relaxation": 2.0})
   sampler = compose(parts_of(config), levels_of(config))
   levels = levels_of(config)
   state = sampler.init(jax.random.key(0), observation, 3)
   for number in range(4):
-    level = jax.tree.map(lambda entry: entry[number], levels)
+    level = jax.tree.map(lambda entry, i=number: entry[i], levels)
     x0 = prior.denoise(state.x[:, 0], jnp.full(3, level.sigma))[:, None]
     own = prior.spectrum / (prior.spectrum + level.sigma**2) * level.sigma**2
     z, *_ = by_products.guessed_mean(
@@ -185,6 +183,8 @@ def test_a_level_keeps_the_state_s_noise(prior):
       tolerance=1e-2,
       max_iterations=1,
     )
+    if level.following > 0:
+      z = x0 + (1 + 2 * np.log(level.sigma / level.following)) * (z - x0)
     expected = z + level.following / level.sigma * (state.x - z)
     state, info = sampler.step(
       state, prior.denoise, observation, jax.random.key(1)
@@ -242,9 +242,7 @@ def test_a_run_starts_under_all_of_the_noise():
   observation, *_ = _problem("random")
   spectrum = priors.power_law_spectrum(*SHAPE[:2])
   parts = parts_of(_config(renewal=0.1, start="measurement"), spectrum)
-  level = jax.tree.map(
-    lambda entry: entry[0], levels_of(_config(renewal=0.1))
-  )
+  level = jax.tree.map(lambda entry: entry[0], levels_of(_config(renewal=0.1)))
   x = parts.start(jax.random.key(0), observation, (2000, 1, *SHAPE), level)
   np.testing.assert_allclose(jnp.std(x, axis=0), 2.0, rtol=0.12)
 
@@ -273,6 +271,19 @@ def test_runs_depend_on_their_key_alone(prior):
     (
       dict(predictor={"discrepancy": 0.5}),
       "discrepancy must be 0.0 with noise kept, got 0.5",
+    ),
+    (
+      dict(schedule={"held": 0.5, "passes": 2}),
+      "passes must be 1 with noise ke",
+    ),
+    (
+      dict(schedule={"noise": "added", "renewal": 1.5}),
+      r"must lie in \[0, 1\]",
+    ),
+    (dict(schedule={"relaxation": -1.0}), r"relaxation must lie in \[0, 100\]"),
+    (
+      dict(schedule={"noise": "filled", "relaxation": 2.0}, width=Sigma()),
+      "relaxation must be 0.0 with noise filled, got 2.0",
     ),
     (dict(width={"guess": 0.3}), "guess must be one of Sigma, None; got 0.3"),
   ],

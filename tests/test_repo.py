@@ -91,7 +91,9 @@ def test_other_public_names():
   fields = ("spec", "products", "truncation", "rounding", "reason")
   assert plan._fields == fields
   assert posterior_jax.Sampler._fields[:2] == ("init", "step")
-  for name in ("paper", "restoration", "fast", "perceptual", "calibrated"):
+  for name in (
+    *("paper", "restoration", "fast", "perceptual", "guided", "calibrated"),
+  ):
     assert isinstance(
       getattr(posterior_jax.NFCConfig, name)(), posterior_jax.NFCConfig
     )

@@ -121,6 +121,7 @@ EVERY_PART = {
   "restoration": NFCConfig.restoration(levels=4),
   "fast": NFCConfig.fast(levels=5),
   "perceptual": NFCConfig.perceptual(levels=2),
+  "guided": NFCConfig.guided(levels=2),
   "heeding": NFCConfig(levels=2, predictor=Denoise(discrepancy=0.5)),
   "led": NFCConfig(levels=2, schedule=Schedule(momentum=0.5)),
   "inflated": NFCConfig(levels=2, width=Spectrum(inflation=1.5)),

@@ -176,6 +176,11 @@ def perceptual(evaluations: int) -> NFCConfig:
   return NFCConfig.perceptual(levels=evaluations)
 
 
+def guided(evaluations: int) -> NFCConfig:
+  """`guided()`: a call and a VJP for each level."""
+  return NFCConfig.guided(levels=evaluations // 2)
+
+
 # Bounds of the knobs: those of the settings themselves, the first noise of
 # DDPM's schedule, 157, and others that keep a search from going on for ever.
 _FIRST = 157.0
@@ -210,6 +215,14 @@ METHODS: dict[str, Contender] = {
     _factor(1.0, 2.0),
     Knob("most", 0.6, low=0.02, high=16.0),
     _share("renewal", 0.4),
+    Knob("sigma_max", 4.0, low=0.1, high=_FIRST),
+  ),
+  "NFC, guided()": nfc(
+    guided,
+    _factor(2.0),
+    Knob("renewal", 1.0, factor=1.5, low=0.05, high=4.0),
+    # No factor leads from 0, its end.
+    Knob("relaxation", 2.0, factor=None, step=2.0, high=24.0),
     Knob("sigma_max", 4.0, low=0.1, high=_FIRST),
   ),
   DPIR: Contender(

@@ -24,7 +24,6 @@ from posterior_jax.base import (
   SolveInfo,
   normalised_residual,
 )
-from posterior_jax.denoising import transition
 
 
 class Level(NamedTuple):
@@ -130,7 +129,28 @@ def ddim(
   level: Level,
   eta: jax.Array | float,
 ) -> jax.Array:
-  """`transition.ddim` from a level to the next one."""
-  return transition.ddim(
-    key, x, x0, sigma=level.sigma, following=level.following, eta=eta
-  )
+  """The DDIM transition (Song et al. 2021, eq. 12) in VE variables.
+
+    x' = x0 + sqrt(sigma'^2 - s^2) (x - x0) / sigma + s n,
+    s = eta sigma' sqrt(1 - sigma'^2 / sigma^2)
+
+  eta = 1 is the ancestral step of DDPM with the smaller of its two variances,
+  the exact draw from q(x' | x, x0); eta = 0 the probability-flow step.
+
+  Args:
+    key: of the noise n.
+    x: [..., H, W, C] at level.sigma.
+    x0: the clean image.
+    level: sigma and sigma' = following.
+    eta: in [0, 1].
+
+  Returns:
+    x' at the following noise; x0 itself where that is 0.
+  """
+  # sigma' / sigma and not their squares' difference: no digits are lost where
+  # neighbouring levels are close.
+  ratio = level.following / level.sigma
+  spread = eta * level.following * jnp.sqrt(1 - ratio**2)
+  kept = jnp.sqrt(level.following**2 - spread**2) / level.sigma
+  noise = jax.random.normal(key, x.shape, x.dtype)
+  return x0 + kept * (x - x0) + spread * noise

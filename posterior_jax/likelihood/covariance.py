@@ -116,9 +116,12 @@ def guessed_mean(
     z = c + C A^T v,  (A C A^T + s^2) v = y - A c
 
   by conjugate gradients that (A G A^T + s^2)^-1 preconditions, which takes no
-  product with C. After one iteration z is c moved along C A^T (A G A^T + s^2)^-1
-  (y - A c), the direction of PiGDM (Song et al. 2023), by the length that is
-  best under C itself.
+  product with C. After one iteration z is c moved along
+
+    C A^T (A G A^T + s^2)^-1 (y - A c),
+
+  the direction of PiGDM (Song et al. 2023), by the length that is best under C
+  itself.
 
   Args:
     observation: as for `draw`.

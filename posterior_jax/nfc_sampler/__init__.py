@@ -1,7 +1,7 @@
 """Noise-frequency continuation: a sampler composed of parts.
 
 `sampler` composes them; `parts` gives their signatures, `from_config` chooses
-them from the settings (`config`, five of them in `presets`, with `records` and
+them from the settings (`config`, six of them in `presets`, with `records` and
 `weights` for its parts and `combinations` for what goes together), `levels`
 says what changes from level to level, `states` how a run starts and is
 renoised. The parts' own mathematics: prediction in `denoising.predictor`, bands

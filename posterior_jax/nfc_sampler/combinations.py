@@ -111,6 +111,7 @@ def check_filled(
   beside = "noise filled"
   _need("width", width, (Sigma,), beside)
   _need("inner", inner, (Mean,), beside)
+  _only("relaxation", schedule.relaxation, (0.0,), beside)
   _check_filled_width(width, beside)
   if isinstance(predictor, Denoise):
     _only("discrepancy", predictor.discrepancy, (0.0,), beside)
@@ -123,9 +124,7 @@ def check_filled(
     )
 
 
-def check_kept(
-  schedule: Schedule, inner: Inner, predictor: Predictor
-) -> None:
+def check_kept(schedule: Schedule, inner: Inner, predictor: Predictor) -> None:
   """Refuses what has no rule for noise that is kept.
 
   Raises:
@@ -136,6 +135,8 @@ def check_kept(
   beside = "noise kept"
   # The noise beside a draw is not that of the state.
   _need("inner", inner, (Mean,), beside)
+  # Nor is there any to begin the next pass with.
+  _only("passes", schedule.passes, (1,), beside)
   if isinstance(predictor, Denoise):
     _only("discrepancy", predictor.discrepancy, (0.0,), beside)
 

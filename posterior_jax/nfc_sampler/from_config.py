@@ -263,7 +263,24 @@ def _likelihood(config: NFCConfig) -> Callable[..., Refined]:
       )
     return Refined(z, SolveInfo.closed_form())
 
-  return by_products if isinstance(config.width, Jacobian) else by_diagonal
+  part = by_products if isinstance(config.width, Jacobian) else by_diagonal
+  return _relaxed(part) if _acts(config.schedule.relaxation) else part
+
+
+def _relaxed(part: Callable[..., Refined]) -> Callable[..., Refined]:
+  """Another part that goes further, by the level's reach."""
+
+  def relaxed(
+    key: chex.PRNGKey,
+    observation: Observation,
+    x0: jax.Array,
+    width: Width,
+    level: Level,
+  ) -> Refined:
+    refined = part(key, observation, x0, width, level)
+    return refined._replace(z=x0 + level.reach * (refined.z - x0))
+
+  return relaxed
 
 
 def _fuse(record: Fusion | None) -> Callable[..., jax.Array]:

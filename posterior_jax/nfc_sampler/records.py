@@ -45,30 +45,37 @@ class Schedule:
     start: first state: "noise" at sigma_max alone, as published, or
       "measurement": what it shows of the image (`states.shown`), moved to it
       under the width, and under `renewal` of that noise, or all of it where
-      `noise` is "filled". Few levels need no high noise then.
+      `noise` is "filled"; where it is "kept", not moved, and under all of it.
+      Few levels need no high noise then.
     noise: of the next level: "added" to a level's image, as published; "kept",
-      the state's own beside that image, as in DDIM (`states.keeping`): under
-      the `Jacobian` width, whose mean is the posterior's, as in MMPS; with
-      `Mean`, and starting under all of the first level's noise; or "filled" in before the image is moved to the measurement, which is noised
-      as well, so that the noise that the measurement brings in counts: every
-      direction has that of the next level in all (`states.filling`, the rule of
-      DDNM+, arXiv 2212.00490). The width is then that of the next level
-      (`Level.tied`), a `Sigma` of factor 2 at most, with `Mean`, no band and no
-      fusion, the noise of the measurement as it is and that of the level.
+      the state's own beside that image, as in DDIM (`states.keeping`), with
+      `Mean`: under the width `Jacobian`, whose mean is E[x0 | x, y], the run is
+      the reverse process given y; or "filled" in before the image is moved to
+      the measurement, which is noised as well, so that the noise that the
+      measurement brings in counts: every direction has that of the next level
+      in all (`states.filling`, the rule of DDNM+, arXiv 2212.00490). The width
+      is then that of the next level (`Level.tied`), a `Sigma` of factor 2 at
+      most, with `Mean`, no band and no fusion, the noise of the measurement as
+      it is and that of the level.
     renewal: share, 0 to 1, of the next level's noise that is drawn anew: 1 as
-      published. Where noise is kept it is eta of DDIM, 1 for an ancestral step,
-      so that neighbouring levels, however many, draw little. Where it is added there is no other: with 0 the run is
-      plug-and-play restoration, whose levels are strengths of the denoiser, and
-      the widths `Sigma` and `Spectrum` are those of the next level
-      (`Level.tied`). Where it is filled in, sqrt(1 - renewal^2) of it is what
-      the prediction took out, as in DDIM; where `Sigma.most` says what the
-      measurement shows, of the rest alone.
+      published. Where noise is kept, r of `states.keeping`, 0 to 10: 0 draws
+      none, 1 is the ancestral step, and what is drawn between two noises does
+      not depend on how many levels lie between. Where it is added there is no
+      other: with 0 the run is plug-and-play restoration, whose levels are
+      strengths of the denoiser, and the widths `Sigma` and `Spectrum` are those
+      of the next level (`Level.tied`). Where it is filled in, sqrt(1 -
+      renewal^2) of it is what the prediction took out, as in DDIM; where
+      `Sigma.most` says what the measurement shows, of the rest alone.
     momentum: m, 0 to 5, of x0 + m log(sigma' / sigma) (x0 - x0'), which is
       moved to the measurement in the place of a level's prediction x0; x0' is
       that of the level before, at sigma'. Few levels come short of what each
       could move, and five levels of `fast` lose by any m above 1; 0 as
       published. A first level has none before it, so a single one is as it is
       without.
+    relaxation: w, 0 to 100, of c + (1 + w log(sigma / sigma')) (z - c), where z
+      is what a level's inner method made of c: few levels, of solves that stop
+      early, come short, and go further so; 0 as published. The last level,
+      after which there is no noise, and held ones are as they are without.
   """
 
   sigma_max: float = 100.0
@@ -81,10 +88,13 @@ class Schedule:
   noise: Literal["added", "kept", "filled"] = "added"
   renewal: float = 1.0
   momentum: float = 0.0
+  relaxation: float = 0.0
 
   def __post_init__(self) -> None:
     ranges = {"passes": _COUNT, "held": (0.0, 0.99), "rho": (1e-3, 100.0)}
-    fields.check(self, ranges | {"renewal": _SHARE, "momentum": (0.0, 5.0)})
+    ranges |= {"momentum": (0.0, 5.0), "relaxation": (0.0, 100.0)}
+    renewal = (0.0, 10.0) if self.noise == "kept" else _SHARE
+    fields.check(self, ranges | {"renewal": renewal})
     if self.averaged == "predicted" and self.held == 0:
       raise ValueError(
         "averaged must be refined where held is 0, which averages nothing, got "
@@ -253,7 +263,8 @@ class Mean:
     tolerance: relative residual of the linear solve; None: 1e-4, a mean having
       no noise to hide errors in; 1e-2 with `Jacobian`.
     max_iterations: its limit; None: 500; with `Jacobian` 3, and 20 where there
-      are fewer than 20 levels to make up for what three leave out.
+      are fewer than 20 levels to make up for what three leave out; 1 with a
+      guess of the Jacobian.
   """
 
   tolerance: float | None = None

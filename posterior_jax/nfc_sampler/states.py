@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from posterior_jax.base import Observation, Operator
-from posterior_jax.denoising import transition
 from posterior_jax.likelihood import gaussian
 from posterior_jax.nfc_sampler.levels import Level
 from posterior_jax.nfc_sampler.records import (
@@ -117,6 +116,10 @@ def starting(
     if isinstance(width, Spectrum):
       variance = variance * spectrum / (spectrum + level.sigma**2)
     image = shown(observation, spectrum, shape)
+    if schedule.noise == "kept":
+      # To the measurement goes the first prediction, and what is kept from
+      # level to level must be there from the start.
+      return image + noise(key, observation, shape, level)
     filled = schedule.noise == "filled"
     if filled:
       assert isinstance(width, Sigma)  # `NFCConfig` refuses another width
@@ -128,9 +131,7 @@ def starting(
     moved, _ = gaussian.mean(target, tolerance=1e-4, max_iterations=500)
     if filled:
       return moved
-    # What is kept from level to level must be there from the first one on.
-    share = 1.0 if schedule.noise == "kept" else schedule.renewal
-    return moved + share * noise(key, observation, shape, level)
+    return moved + schedule.renewal * noise(key, observation, shape, level)
 
   return measured if schedule.start == "measurement" else noise
 
@@ -172,30 +173,29 @@ def renoise(key: chex.PRNGKey, image: jax.Array, level: Level) -> jax.Array:
 
 
 def keeping(renewal: jax.Array | float) -> Callable[..., jax.Array]:
-  """The part that goes on with the state's own noise, by DDIM's transition.
+  """The part that goes on with the state's own noise.
 
-    x' = z + sqrt(sigma'^2 - t^2) (x - z) / sigma + t n,
-    t = r sigma' sqrt(1 - sigma'^2 / sigma^2)
+    x' = z + sigma' (k (x - z) / sigma + sqrt(1 - k^2) n),
+    k = (sigma' / sigma)^(r^2)
 
-  (Song et al. 2021, eq. 12), z the level's image. Where z is E[x0 | x, y], this
-  is a step of the reverse process given y: the probability flow at r = 0, the
-  ancestral step at 1.
+  with z the level's image. Where that is E[x0 | x, y], this is a step of the
+  reverse process given y: at r = 0 of the probability flow, at r = 1 the
+  ancestral one, as DDIM has both (Song et al. 2021, eq. 12; its eta is r where
+  neighbouring levels are close), and above 1 with a part of Langevin dynamics
+  at every level. How much is drawn anew on the way from one noise to another
+  does not depend on the number of levels between them.
 
   Args:
-    renewal: r, in [0, 1].
+    renewal: r, >= 0.
   """
 
   def part(
     key: chex.PRNGKey, x: jax.Array, image: jax.Array, level: Level
   ) -> jax.Array:
-    return transition.ddim(
-      key,
-      x,
-      image,
-      sigma=level.sigma,
-      following=level.following,
-      eta=renewal,
-    )
+    kept = (level.following / level.sigma) ** renewal**2
+    noise = jax.random.normal(key, image.shape, image.dtype)
+    mixed = kept * (x - image) / level.sigma + (1 - kept**2) ** 0.5 * noise
+    return image + level.following * mixed
 
   return part
 
