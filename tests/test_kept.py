@@ -184,7 +184,7 @@ def test_a_level_keeps_the_state_s_noise(prior):
       max_iterations=1,
     )
     if level.following > 0:
-      z = x0 + (1 + 2 * np.log(level.sigma / level.following)) * (z - x0)
+      z = x0 + (3 - 2 * level.following / level.sigma) * (z - x0)
     expected = z + level.following / level.sigma * (state.x - z)
     state, info = sampler.step(
       state, prior.denoise, observation, jax.random.key(1)

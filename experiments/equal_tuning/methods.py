@@ -222,7 +222,7 @@ METHODS: dict[str, Contender] = {
     _factor(2.0),
     Knob("renewal", 1.0, factor=1.5, low=0.05, high=4.0),
     # No factor leads from 0, its end.
-    Knob("relaxation", 2.0, factor=None, step=2.0, high=24.0),
+    Knob("relaxation", 4.0, factor=None, step=4.0, high=32.0),
     Knob("sigma_max", 4.0, low=0.1, high=_FIRST),
   ),
   DPIR: Contender(

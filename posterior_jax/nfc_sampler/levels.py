@@ -39,7 +39,7 @@ class Level(NamedTuple):
     pace: share of the way from the last level's prediction to this one's that
       is added to it, m log(sigma' / sigma); 0 at the first level of a pass.
     reach: how far an image is moved, in units of what the inner method says,
-      1 + w log(sigma / sigma'); 1 at held levels and at the last one.
+      1 + w (1 - sigma' / sigma); 1 at held levels and at the last one.
     way: in which of eight the image is turned for the denoiser; 0, as it is, at
       the last level.
   """
@@ -85,7 +85,7 @@ def levels_of(config: NFCConfig) -> Level:
     *(np.concatenate([part] * how.passes) for part in each_pass),
     share.ravel(),
     _paces(nodes[:-1], how.momentum),
-    1 + how.relaxation * np.append(_falls(nodes[:-1]), 0.0),
+    1 + how.relaxation * -np.expm1(-np.append(_falls(nodes[:-1]), 0.0)),
     np.array(_WAYS)[np.arange(1 - len(nodes[:-1]), 1) % len(_WAYS)],
   )
   # Ramps are made in float64 and rounded once.

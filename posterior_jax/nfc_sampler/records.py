@@ -72,9 +72,9 @@ class Schedule:
       could move, and five levels of `fast` lose by any m above 1; 0 as
       published. A first level has none before it, so a single one is as it is
       without.
-    relaxation: w, 0 to 100, of c + (1 + w log(sigma / sigma')) (z - c), where z
-      is what a level's inner method made of c: few levels, of solves that stop
-      early, come short, and go further so; 0 as published. The last level,
+    relaxation: w, 0 to 100, of c + (1 + w (1 - sigma' / sigma)) (z - c), where
+      z is what a level's inner method made of c: few levels, of solves that
+      stop early, come short, and go further so; 0 as published. The last level,
       after which there is no noise, and held ones are as they are without.
   """
 
