@@ -177,8 +177,9 @@ def perceptual(evaluations: int) -> NFCConfig:
 
 
 def guided(evaluations: int) -> NFCConfig:
-  """`guided()`: a call and a VJP for each level."""
-  return NFCConfig.guided(levels=evaluations // 2)
+  """`guided()`: a call and a VJP for each level, which may go further."""
+  # Any relaxation but 0 does: the levels of a point have its own.
+  return NFCConfig.guided(levels=evaluations // 2, schedule={"relaxation": 1.0})
 
 
 # Bounds of the knobs: those of the settings themselves, the first noise of

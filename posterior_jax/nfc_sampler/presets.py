@@ -243,7 +243,6 @@ class Presets:
         averaged="predicted",
         start="measurement",
         noise="kept",
-        relaxation=4.0,
       ),
       width=Jacobian(factor=2.0, guess=Sigma(most=0.5)),
       inner=Mean(max_iterations=1),
