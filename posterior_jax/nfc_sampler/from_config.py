@@ -4,21 +4,26 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 
-from posterior_jax.base import Denoiser, Observation, SolveInfo
+from posterior_jax.base import Denoiser, Observation
 from posterior_jax.denoising import predictor
-from posterior_jax.likelihood import bands, covariance, gaussian
-from posterior_jax.nfc_sampler import checks, fusion, records, states, width
+from posterior_jax.likelihood import bands
+from posterior_jax.nfc_sampler import (
+  checks,
+  fusion,
+  inner,
+  records,
+  states,
+  width,
+)
 from posterior_jax.nfc_sampler.config import NFCConfig
 from posterior_jax.nfc_sampler.levels import Level
-from posterior_jax.nfc_sampler.parts import Parts, Prediction, Refined, Width
+from posterior_jax.nfc_sampler.parts import Parts, Prediction
 from posterior_jax.nfc_sampler.records import (
   Denoise,
   Exact,
-  Gradient,
   Jacobian,
   Mean,
   Ode,
@@ -28,9 +33,6 @@ from posterior_jax.nfc_sampler.records import (
 )
 from posterior_jax.nfc_sampler.weights import Band, Fusion, Snr
 
-# Products for the square root of a width that is known by them (`krylov.root`):
-# a Jacobian's spread is small at all levels but the first, which are forgotten.
-_ROOT_STEPS = 6
 # Of a nonlinear measurement at every level, where the settings leave it open.
 _LINEARISATIONS = 3
 
@@ -56,7 +58,9 @@ def parts_of(config: NFCConfig, spectrum: jax.Array | None = None) -> Parts:
     predict=_predict(config),
     width=_width(config.width, spectrum),
     band=_band(config.band, spectrum),
-    likelihood=_likelihood(config),
+    likelihood=inner.likelihood(
+      config, relaxed=_acts(config.schedule.relaxation)
+    ),
     # Weights of 1 return z: no transform, and odd sides are welcome.
     fuse=_fuse(config.fusion if config.fuses else None),
     hold=_hold(config.schedule.averaged),
@@ -206,81 +210,6 @@ def _band(
     return bands.apply_band(observation, weight)
 
   return band
-
-
-def _likelihood(config: NFCConfig) -> Callable[..., Refined]:
-  """The inner method under the form of width that the tie gives."""
-  stop: dict[str, Any] = config.stop._asdict()
-  inner = config.inner
-
-  def by_products(
-    key: chex.PRNGKey,
-    observation: Observation,
-    x0: jax.Array,
-    width: Width,
-    level: Level,
-  ) -> Refined:
-    del level
-    assert width.product is not None  # of the same tie
-    if width.guess is not None:
-      return Refined(
-        *covariance.guessed_mean(
-          observation, x0, width.product, width.guess, **stop
-        )
-      )
-    if isinstance(inner, Mean):
-      return Refined(*covariance.mean(observation, x0, width.product, **stop))
-    assert isinstance(inner, Exact)  # `NFCConfig` refuses another method
-    return Refined(
-      *covariance.draw(
-        key,
-        observation,
-        x0,
-        width.product,
-        root_steps=inner.root_steps or _ROOT_STEPS,
-        **stop,
-      )
-    )
-
-  def by_diagonal(
-    key: chex.PRNGKey,
-    observation: Observation,
-    x0: jax.Array,
-    width: Width,
-    level: Level,
-  ) -> Refined:
-    assert width.diagonal is not None  # of the same tie
-    target = gaussian.Target(observation, x0, width.diagonal)
-    if isinstance(inner, Exact):
-      return Refined(*gaussian.draw(key, target, **stop))
-    if isinstance(inner, Mean):
-      return Refined(*gaussian.mean(target, **stop))
-    if isinstance(inner, Gradient):
-      z = gaussian.descend(target, steps=inner.steps)
-    else:
-      z = gaussian.langevin(
-        key, target, steps=inner.steps, step_size=level.step_size
-      )
-    return Refined(z, SolveInfo.closed_form())
-
-  part = by_products if isinstance(config.width, Jacobian) else by_diagonal
-  return _relaxed(part) if _acts(config.schedule.relaxation) else part
-
-
-def _relaxed(part: Callable[..., Refined]) -> Callable[..., Refined]:
-  """Another part that goes further, by the level's reach."""
-
-  def relaxed(
-    key: chex.PRNGKey,
-    observation: Observation,
-    x0: jax.Array,
-    width: Width,
-    level: Level,
-  ) -> Refined:
-    refined = part(key, observation, x0, width, level)
-    return refined._replace(z=x0 + level.reach * (refined.z - x0))
-
-  return relaxed
 
 
 def _fuse(record: Fusion | None) -> Callable[..., jax.Array]:
