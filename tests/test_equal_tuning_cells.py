@@ -72,7 +72,7 @@ def guided(point, spectrum):
       perceptual,
       ((0.5, 0.9, 0.4, 2.0), (2.0, 0.4, 1.0, 1.0)),
     ),
-    ("NFC, guided()", guided, ((0.5, 1.5, 3.0, 4.0), (2.0, 0.4, 0.0, 1.0))),
+    ("NFC, guided()", guided, ((2.0, 0.5, 1.5, 4.0), (1.0, 2.0, 0.6, 1.0))),
   ],
   ids=["DiffPIR", "DAPS", "perceptual", "guided"],
 )

@@ -184,7 +184,7 @@ def test_a_level_keeps_the_state_s_noise(prior):
       max_iterations=1,
     )
     if level.following > 0:
-      z = x0 + (3 - 2 * level.following / level.sigma) * (z - x0)
+      z = x0 + 2 * (z - x0)
     expected = z + level.following / level.sigma * (state.x - z)
     state, info = sampler.step(
       state, prior.denoise, observation, jax.random.key(1)
@@ -280,10 +280,13 @@ def test_runs_depend_on_their_key_alone(prior):
       dict(schedule={"noise": "added", "renewal": 1.5}),
       r"must lie in \[0, 1\]",
     ),
-    (dict(schedule={"relaxation": -1.0}), r"relaxation must lie in \[0, 100\]"),
+    (
+      dict(schedule={"relaxation": -1.0}),
+      r"relaxation must lie in \[0.1, 10\]",
+    ),
     (
       dict(schedule={"noise": "filled", "relaxation": 2.0}, width=Sigma()),
-      "relaxation must be 0.0 with noise filled, got 2.0",
+      "relaxation must be 1.0 with noise filled, got 2.0",
     ),
     (dict(width={"guess": 0.3}), "guess must be one of Sigma, None; got 0.3"),
   ],

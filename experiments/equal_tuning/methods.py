@@ -178,8 +178,8 @@ def perceptual(evaluations: int) -> NFCConfig:
 
 def guided(evaluations: int) -> NFCConfig:
   """`guided()`: a call and a VJP for each level, which may go further."""
-  # Any relaxation but 0 does: the levels of a point have its own.
-  return NFCConfig.guided(levels=evaluations // 2, schedule={"relaxation": 1.0})
+  # Any relaxation but 1 does: the levels of a point have its own.
+  return NFCConfig.guided(levels=evaluations // 2, schedule={"relaxation": 1.5})
 
 
 # Bounds of the knobs: those of the settings themselves, the first noise of
@@ -220,10 +220,10 @@ METHODS: dict[str, Contender] = {
   ),
   "NFC, guided()": nfc(
     guided,
+    Knob("relaxation", 1.5, factor=1.5, low=0.5, high=5.0),
     _factor(2.0),
-    Knob("renewal", 1.0, factor=1.5, low=0.05, high=4.0),
-    # No factor leads from 0, its end.
-    Knob("relaxation", 4.0, factor=None, step=4.0, high=32.0),
+    # Less noise anew is best at ten levels alone, and in a valley of its own.
+    Knob("renewal", 1.0, factor=1.5, low=0.5, high=4.0),
     Knob("sigma_max", 4.0, low=0.1, high=_FIRST),
   ),
   DPIR: Contender(

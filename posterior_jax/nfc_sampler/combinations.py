@@ -111,7 +111,7 @@ def check_filled(
   beside = "noise filled"
   _need("width", width, (Sigma,), beside)
   _need("inner", inner, (Mean,), beside)
-  _only("relaxation", schedule.relaxation, (0.0,), beside)
+  _only("relaxation", schedule.relaxation, (1.0,), beside)
   _check_filled_width(width, beside)
   if isinstance(predictor, Denoise):
     _only("discrepancy", predictor.discrepancy, (0.0,), beside)

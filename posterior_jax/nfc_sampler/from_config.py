@@ -59,7 +59,7 @@ def parts_of(config: NFCConfig, spectrum: jax.Array | None = None) -> Parts:
     width=_width(config.width, spectrum),
     band=_band(config.band, spectrum),
     likelihood=inner.likelihood(
-      config, relaxed=_acts(config.schedule.relaxation)
+      config, relaxed=_acts(config.schedule.relaxation - 1)
     ),
     # Weights of 1 return z: no transform, and odd sides are welcome.
     fuse=_fuse(config.fusion if config.fuses else None),

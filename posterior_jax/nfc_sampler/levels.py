@@ -38,8 +38,8 @@ class Level(NamedTuple):
       level is not held.
     pace: share of the way from the last level's prediction to this one's that
       is added to it, m log(sigma' / sigma); 0 at the first level of a pass.
-    reach: how far an image is moved, in units of what the inner method says,
-      1 + w (1 - sigma' / sigma); 1 at held levels and at the last one.
+    reach: how far an image is moved, in units of what the inner method says: w,
+      or 1 at the last level.
     way: in which of eight the image is turned for the denoiser; 0, as it is, at
       the last level.
   """
@@ -85,7 +85,7 @@ def levels_of(config: NFCConfig) -> Level:
     *(np.concatenate([part] * how.passes) for part in each_pass),
     share.ravel(),
     _paces(nodes[:-1], how.momentum),
-    1 + how.relaxation * -np.expm1(-np.append(_falls(nodes[:-1]), 0.0)),
+    np.where(nodes[1:] > 0, how.relaxation, 1.0),
     np.array(_WAYS)[np.arange(1 - len(nodes[:-1]), 1) % len(_WAYS)],
   )
   # Ramps are made in float64 and rounded once.
@@ -104,12 +104,8 @@ def _tied(nodes: np.ndarray, renewal: float) -> np.ndarray:
 
 def _paces(sigma: np.ndarray, momentum: jax.Array | float) -> Any:
   """Of every level, [K]: m log(sigma' / sigma), where the noise falls."""
-  return momentum * np.append(0.0, _falls(sigma))
-
-
-def _falls(sigma: np.ndarray) -> np.ndarray:
-  """Of all noise levels but one, [K - 1]: log(sigma / sigma'), or 0."""
-  return np.maximum(np.log(sigma[:-1] / sigma[1:]), 0)
+  fallen = np.log(sigma[:-1] / sigma[1:])
+  return momentum * np.append(0.0, np.maximum(fallen, 0))
 
 
 def _opening(

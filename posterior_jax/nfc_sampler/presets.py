@@ -216,12 +216,11 @@ class Presets:
     The reverse process given the measurement: a level moves its prediction to
     E[x0 | x, y] under the denoiser's own Jacobian (MMPS, arXiv 2405.13712) and
     keeps the state's noise beside it. The solve is one product along the
-    direction of PiGDM, which a guess of the width, sigma^2 up to 0.5^2, leads
-    to. So a level takes one call and one VJP. The width is twice the
-    Jacobian's, which is as if the measurement had 0.7 of its noise, and less
-    than the prior would leave open; with factor=1.0 and relaxation=0.0 the run
-    tends to draws of the posterior itself under a Gaussian prior. The result is
-    the prediction of the last level.
+    direction of PiGDM, which a guess of the width, sigma^2 up to 0.25^2,
+    leads to. So a level takes one call and one VJP. The width is twice the
+    Jacobian's, as if the measurement had 0.7 of its noise; with factor=1.0 the
+    run tends to draws of the posterior itself under a Gaussian prior, as levels
+    grow. The result is the prediction of the last level.
 
     Args:
       **changes: as of `replace`.
@@ -244,7 +243,7 @@ class Presets:
         start="measurement",
         noise="kept",
       ),
-      width=Jacobian(factor=2.0, guess=Sigma(most=0.5)),
+      width=Jacobian(factor=2.0, guess=Sigma(most=0.25)),
       inner=Mean(max_iterations=1),
     )
     return sample.replace(**changes)

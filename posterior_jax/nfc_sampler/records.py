@@ -72,10 +72,10 @@ class Schedule:
       could move, and five levels of `fast` lose by any m above 1; 0 as
       published. A first level has none before it, so a single one is as it is
       without.
-    relaxation: w, 0 to 100, of c + (1 + w (1 - sigma' / sigma)) (z - c), where
-      z is what a level's inner method made of c: few levels, of solves that
-      stop early, come short, and go further so; 0 as published. The last level,
-      after which there is no noise, and held ones are as they are without.
+    relaxation: w, 0.1 to 10, of c + w (z - c), where z is what a level's inner
+      method made of c: few levels, of solves that stop early, come short, and
+      go further by a w above 1, which is as published. The last level, after
+      which there is no noise, is as it is without.
   """
 
   sigma_max: float = 100.0
@@ -88,11 +88,11 @@ class Schedule:
   noise: Literal["added", "kept", "filled"] = "added"
   renewal: float = 1.0
   momentum: float = 0.0
-  relaxation: float = 0.0
+  relaxation: float = 1.0
 
   def __post_init__(self) -> None:
     ranges = {"passes": _COUNT, "held": (0.0, 0.99), "rho": (1e-3, 100.0)}
-    ranges |= {"momentum": (0.0, 5.0), "relaxation": (0.0, 100.0)}
+    ranges |= {"momentum": (0.0, 5.0), "relaxation": (0.1, 10.0)}
     renewal = (0.0, 10.0) if self.noise == "kept" else _SHARE
     fields.check(self, ranges | {"renewal": renewal})
     if self.averaged == "predicted" and self.held == 0:
