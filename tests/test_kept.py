@@ -26,6 +26,7 @@ from posterior_jax.nfc_sampler import (
   compose,
   levels_of,
   parts_of,
+  states,
 )
 from tests import oracles
 
@@ -191,6 +192,26 @@ def test_a_level_keeps_the_state_s_noise(prior):
     )
     np.testing.assert_allclose(state.x, expected, atol=2e-4)
     assert int(info.products) == 1 and int(info.calls) == 1
+
+
+@pytest.mark.parametrize("renewal", [0.0, 1.0, 1.5])
+def test_what_is_drawn_does_not_depend_on_the_levels_between(renewal):
+  """k = (sigma' / sigma)^(r^2) of the noise is kept, in one step or in two."""
+  x = 2.0 * normal((40_000, 1, 1, 1))
+  part = states.keeping(renewal)
+  level = jax.tree.map(lambda entry: entry[0], levels_of(_config()))
+
+  def step(x, sigma, following, seed):
+    now = level._replace(sigma=sigma, following=following)
+    return part(jax.random.key(seed), x, jnp.zeros_like(x), now)
+
+  once = step(x, 2.0, 0.5, 0)
+  twice = step(step(x, 2.0, 1.0, 1), 1.0, 0.5, 2)
+  for found in (once, twice):
+    moments = np.cov(np.ravel(x) / 2.0, np.ravel(found) / 0.5)
+    # Five standard errors of 40 000 draws.
+    np.testing.assert_allclose(moments[1, 1], 1, atol=0.035)
+    np.testing.assert_allclose(moments[0, 1], 0.25**renewal**2, atol=0.035)
 
 
 def test_samples_are_of_the_posterior():
