@@ -4,7 +4,9 @@ Types are always checked, values on concrete arrays only and with numpy, so
 that nothing is staged or compiled before the sentence.
 """
 
+import dataclasses
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,21 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 
 # Entries of keys that are looked at on the host.
 _FEW = 2**22
+
+
+def plain_numbers(settings: Any) -> None:
+  """Turns NumPy's numbers in a frozen dataclass into Python's.
+
+  Settings that are equal must hash alike, and a sweep over `np.arange` sets
+  what a sweep over `range` does.
+
+  Args:
+    settings: a dataclass instance, in its `__post_init__`.
+  """
+  for field in dataclasses.fields(settings):
+    value = getattr(settings, field.name)
+    if isinstance(value, np.number):
+      object.__setattr__(settings, field.name, value.item())
 
 
 def check_array(name: str, array: jax.Array | np.ndarray) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
+from neumann_jax.checks import plain_numbers
 from neumann_jax.delta_rule.options import RuleOptions
 
 ATTENTION = ("auto", "tpu", "gpu", "xla")
@@ -74,6 +75,7 @@ class Execution:
 
   def __post_init__(self) -> None:
     """Raises TypeError or ValueError for an option that cannot be."""
+    plain_numbers(self)
     for name in ("dtype", "param_dtype"):
       # "bfloat16", jnp.bfloat16 and its dtype are one option, and must hash so.
       value = jnp.dtype(getattr(self, name))

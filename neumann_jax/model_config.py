@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from neumann_jax.checks import plain_numbers
 from neumann_jax.foreign_files.messages import shown
 from neumann_jax.yarn import Yarn
 
@@ -107,6 +108,7 @@ class ModelConfig:
 
   def __post_init__(self) -> None:
     """Fills in what is empty; raises ValueError for what does not fit."""
+    plain_numbers(self)
     self._check_sizes()
     # Through `object`: what is empty is filled in once, and then it is frozen.
     if not self.layer_types:

@@ -18,7 +18,8 @@ def check(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
   `Literal` one of its choices, a `float` a number; None, or a tuple of numbers
   as long as the type says, where the type allows it. A number must lie in its
   range or, where it has none, be positive and finite. A field of records, which
-  are dataclasses, takes one of them.
+  are dataclasses, takes one of them. Numbers of NumPy become Python's, so that
+  equal settings are one program.
 
   Args:
     config: a dataclass instance whose annotations are types, not strings.
@@ -29,7 +30,8 @@ def check(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
   """
   for field in dataclasses.fields(config):
     # Annotations are types here, since no module postpones their evaluation.
-    value, kind = getattr(config, field.name), field.type
+    value, kind = _plain(getattr(config, field.name)), field.type
+    object.__setattr__(config, field.name, value)
     choices = typing.get_args(kind) or (kind,)
     if any(dataclasses.is_dataclass(choice) for choice in choices):
       _check_record(field.name, value, choices)
@@ -46,6 +48,13 @@ def check(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
       if not (optional and value is None):
         for number in _numbers(field.name, value, kind):
           _check_number(field.name, number, ranges.get(field.name), optional)
+
+
+def _plain(value: Any) -> Any:
+  """A number of NumPy, or those of a tuple, as one of Python."""
+  if type(value) is tuple:
+    return (*map(_plain, value),)
+  return value.item() if isinstance(value, np.number) else value
 
 
 def whole(name: str, value: Any) -> int:

@@ -14,7 +14,7 @@ from neumann_jax.checkpoint.params import flat_params, with_params
 from neumann_jax.model.scan_layers import stack_layers
 from neumann_jax.weight_quantization import preset, quantize_weights
 from tests import oracles
-from tests.test_checkpoint import CONFIGS, SINGLE, assert_same, model_of
+from tests.checkpoints import CONFIGS, SINGLE, assert_same, model_of
 
 FILES = {
   "generation_config.json": '{"eos_token_id": [7, 9], "top_k": 20}',

@@ -1,4 +1,4 @@
-"""Measurement operators against their definitions, and their linear solves."""
+"""Measurement operators against their definitions."""
 
 import functools
 import hashlib
@@ -13,75 +13,23 @@ import pytest
 import scipy.ndimage
 
 from experiments import freeze_assets
-from posterior_jax import operators, priors
+from posterior_jax import operators
 from posterior_jax.operators import frozen
 from tests import oracles
+from tests.small_operators import (
+  LOPSIDED,
+  NAMES,
+  SCENES,
+  SHAPE,
+  TAPS,
+  build,
+  define,
+  every_operator,
+  normal,
+)
 
-SHAPE = (24, 32, 3)
-SOLVED = (16, 16, 1)
-NOISE = 0.05
-LOPSIDED = np.random.default_rng(5).dirichlet(np.ones(49)).reshape(7, 7)
-TAPS = LOPSIDED[:2] / LOPSIDED[:2].sum(1, keepdims=True)  # down, across
-
-
-def build(name, shape=SHAPE):
-  return {
-    "resize": lambda: operators.super_resolution(shape, factor=4),
-    "box": lambda: operators.box_inpainting(shape, size=6, corner=(3, 7)),
-    "random": lambda: operators.random_inpainting(shape),
-    "blur": lambda: operators.blur(shape, LOPSIDED),
-    "circular": lambda: operators.blur(shape, LOPSIDED, boundary="circular"),
-    "scene blur": lambda: operators.blur(shape, LOPSIDED, boundary="valid"),
-    "wide scene": lambda: operators.blur(
-      shape, LOPSIDED, boundary="valid", seen=(shape[0] - 9, shape[1] - 8)
-    ),
-    "scene resize": lambda: operators.super_resolution(
-      shape, factor=4, boundary="valid"
-    ),
-  }[name]()
-
-
-def define(name, shape):
-  """The same measurement of one channel [H, W] in numpy."""
-  height, width, _ = shape
-  if name == "resize":
-    rows = oracles.resizer_matrix(height, 4)
-    columns = oracles.resizer_matrix(width, 4)
-    return lambda x: rows @ x @ columns.T
-  if name in ("box", "random"):
-    mask = np.ones((height, width))
-    if name == "box":
-      mask[3:9, 7:13] = 0
-    else:
-      order = np.random.default_rng(0).permutation(height * width)
-      mask.ravel()[order[: int(0.7 * height * width)]] = 0
-    return lambda x: mask * x
-  if name == "scene resize":
-    # Blocks of four start two pixels before the scene, so that the picture,
-    # six pixels in, starts with a block.
-    rows, columns = (
-      oracles.resizer_matrix(n + 4, 4)[2:-2, 2:-2] for n in (height, width)
-    )
-    return lambda x: rows @ x @ columns.T
-  if name == "scene blur":
-    # No mode: every pixel that is used lies in the scene.
-    return lambda x: scipy.ndimage.correlate(x, LOPSIDED)[3:-3, 3:-3]
-  if name == "wide scene":
-    # In the middle; the odd pixel lies below.
-    return lambda x: scipy.ndimage.correlate(x, LOPSIDED)[4:-5, 4:-4]
-  mode = {"blur": "mirror", "circular": "wrap"}[name]
-  return lambda x: scipy.ndimage.correlate(x, LOPSIDED, mode=mode)
-
-
-SCENES = ("scene blur", "scene resize")
-NAMES = ("resize", "box", "random", "blur", "circular", *SCENES)
-every_operator = pytest.mark.parametrize("name", NAMES)
 # Its solves are those of "scene blur" under another mask.
 wide_ones_too = pytest.mark.parametrize("name", (*NAMES, "wide scene"))
-
-
-def normal(shape, seed=0):
-  return np.random.default_rng(seed).standard_normal(shape)
 
 
 @wide_ones_too
@@ -257,115 +205,6 @@ def test_svd_identities(name):
     close(svd.to_left(forward), stretched(svd.to_right(x)), **same)
     inside = svd.to_right(x)  # orthonormal rows: V^* V = 1
     close(svd.to_right(svd.from_right(inside)), inside, **same)
-
-
-def precisions():
-  """Scalar ties, and those of a natural spectrum at three noise levels."""
-  yield "scalar", 1.0
-  yield "scalar", 100.0
-  s = np.asarray(priors.power_law_spectrum(*SOLVED[:2]), np.float64)
-  for sigma in (100.0, 1.0, 0.1):
-    yield "spectral", 1 / s + 1 / sigma**2
-
-
-# The first and the last of `precisions`; those between are slow.
-CASES = [
-  pytest.param(case, marks=[] if case in (0, 4) else [pytest.mark.slow])
-  for case in range(5)
-]
-
-
-def normal_matrix(name, precision):
-  a = oracles.dense(define(name, SOLVED), SOLVED[:2])
-  grid = np.broadcast_to(precision, SOLVED[:2])
-  return a.T @ a / NOISE**2 + oracles.fourier_diagonal(grid)
-
-
-@functools.partial(
-  oracles.quick_jit, static_argnames=("tolerance", "max_iterations")
-)
-def solve(operator, rhs, **options):
-  """One program: eagerly, all around the iterations compiles its own."""
-  return operator.normal_solve(rhs, **options)
-
-
-@every_operator
-@pytest.mark.parametrize("case", CASES)
-def test_normal_solve_float64(name, case):
-  """To the accuracy of the float32 operator, by perturbation of the matrix."""
-  _, precision = list(precisions())[case]
-  matrix = normal_matrix(name, precision)
-  rhs = normal((2, *SOLVED))
-  with jax.enable_x64(True):
-    x, info = solve(
-      build(name, SOLVED),
-      jnp.asarray(rhs),
-      precision=jnp.asarray(precision),
-      noise_std=jnp.asarray(NOISE),
-      tolerance=1e-10,
-      max_iterations=1000,
-    )
-  assert float(info.relative_residual) <= 1e-9
-  expected = np.linalg.solve(matrix, rhs.reshape(2, -1).T).T
-  error = np.linalg.norm(np.asarray(x).reshape(2, -1) - expected, axis=1)
-  bound = np.linalg.cond(matrix) * 1e-7  # kernels and weights are float32
-  assert (error <= bound * np.linalg.norm(expected, axis=1)).all()
-
-
-@every_operator
-@pytest.mark.parametrize("case", CASES)
-def test_normal_solve_float32_reports_the_truth(name, case):
-  _, precision = list(precisions())[case]
-  matrix = normal_matrix(name, precision)
-  rhs = normal((2, *SOLVED)).astype(np.float32)
-  x, info = solve(
-    build(name, SOLVED),
-    jnp.asarray(rhs),
-    precision=jnp.asarray(np.float32(precision)),
-    noise_std=jnp.float32(NOISE),
-  )
-  b = rhs.reshape(2, -1).astype(np.float64)
-  x = np.asarray(x, np.float64).reshape(2, -1)
-  residual = np.linalg.norm(b - x @ matrix, axis=1) / np.linalg.norm(b, axis=1)
-  # Rounding x alone moves the residual by eps |K| |x| / |b|.
-  rounding = 1e-7 * np.linalg.norm(matrix, 2) * np.linalg.norm(x, axis=1)
-  rounding = float((rounding / np.linalg.norm(b, axis=1)).max())
-  print(name, case, residual.max(), float(info.relative_residual), rounding)
-  assert abs(residual.max() - float(info.relative_residual)) <= 4 * rounding
-  assert residual.max() <= 2e-6 + 4 * rounding
-
-
-@pytest.mark.parametrize("name", ["resize", "box", "random", "circular"])
-def test_weak_scalar_tie_keeps_the_data(name):
-  """sigma = 100: the observed part must not drown in the free one's scale."""
-  operator = build(name, SOLVED)
-  truth = normal(SOLVED).clip(-1, 1).astype(np.float32)
-  y = operator.forward(jnp.asarray(truth))
-  x, _ = operator.normal_solve(
-    operator.adjoint(y) / NOISE**2,
-    precision=jnp.float32(1e-4),
-    noise_std=jnp.float32(NOISE),
-  )
-  misfit = np.abs(operator.forward(x) - y).max()
-  assert misfit <= 1e-3 * NOISE + 1e-4, misfit
-
-
-@pytest.mark.slow
-def test_solve_does_not_depend_on_the_batch():
-  precision = jnp.asarray(list(precisions())[3][1], jnp.float32)
-  scale = np.array([1e-3, 1.0, 1e3])[:, None, None, None]
-  rhs = jnp.asarray(scale * normal((3, *SOLVED)), jnp.float32)
-  for name in ("resize", "box", "random", "blur", "scene blur"):
-    operator = build(name, SOLVED)
-    solve = jax.jit(
-      lambda b, operator=operator: operator.normal_solve(
-        b, precision=precision, noise_std=jnp.float32(NOISE)
-      )[0]
-    )
-    together = np.asarray(solve(rhs))
-    alone = np.concatenate([solve(rhs[i : i + 1]) for i in range(3)])
-    size = np.abs(alone).max((1, 2, 3), keepdims=True)
-    np.testing.assert_allclose(together / size, alone / size, atol=1e-6)
 
 
 def test_frozen_file_is_verified():

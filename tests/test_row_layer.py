@@ -16,7 +16,6 @@ from jax.sharding import PartitionSpec as P
 
 import neumann_jax
 from neumann_jax import backends, sharding
-from neumann_jax.layers import row_weights
 from neumann_jax.layers.caches.cache import Cache, KeyValueCache
 from neumann_jax.layers.kernels import (
   layer_gpu,
@@ -24,6 +23,7 @@ from neumann_jax.layers.kernels import (
   layer_weights,
   stages,
 )
+from neumann_jax.layers.one_kernel import row_weights
 from neumann_jax.layers.positions import Positions
 from neumann_jax.model.decoder import DecoderLayer, Tokens
 from tests import kernel_bodies, oracles

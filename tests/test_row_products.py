@@ -10,9 +10,10 @@ from flax import nnx
 
 import neumann_jax
 from neumann_jax import sharding
-from neumann_jax.layers import feed_forward, row_products
+from neumann_jax.layers import feed_forward
 from neumann_jax.layers.kernels import row_gpu
 from neumann_jax.layers.linear import linear
+from neumann_jax.layers.one_token import row_products
 from tests import models, oracles
 
 SIZE = 512

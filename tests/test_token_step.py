@@ -12,9 +12,9 @@ from flax import nnx
 
 import neumann_jax
 from neumann_jax import sharding
-from neumann_jax.layers import token_step
 from neumann_jax.layers.caches.cache import Cache
 from neumann_jax.layers.kernels import token_gpu
+from neumann_jax.layers.one_token import token_step
 from tests import oracles
 
 TAPS, EPS = 4, 1e-6

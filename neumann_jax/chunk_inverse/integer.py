@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from neumann_jax.checks import plain_numbers
+
 Scale = Literal["envelope", "dynamic"]
 # The product of two arrays of small integers, exact in its own dtype.
 Dot = Callable[[jax.Array, jax.Array], jax.Array]
@@ -47,6 +49,7 @@ class QuantSpec:
   integer: bool = False
 
   def __post_init__(self) -> None:
+    plain_numbers(self)
     if self.bits not in _LARGEST_CODE:
       raise ValueError(f"bits must be 4, 8 or 16, got {self.bits!r}")
     if self.scale not in ("envelope", "dynamic"):

@@ -8,6 +8,7 @@ import dataclasses
 import typing
 from typing import Literal, Self
 
+from neumann_jax.checks import plain_numbers
 from neumann_jax.chunk_inverse import integer, spec_names
 
 Method = Literal["exact", "banded", "unmasked", "newton", "ladder", "doubling"]
@@ -118,6 +119,7 @@ class InverseSpec:
     return spec_names.name_of(self)
 
   def __post_init__(self) -> None:
+    plain_numbers(self)
     if self.method not in _FIELDS:
       raise ValueError(
         f"method must be one of {', '.join(_FIELDS)}; got {self.method!r}"

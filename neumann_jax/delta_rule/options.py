@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from neumann_jax.checks import plain_numbers
 from neumann_jax.chunk_inverse.gradient import (
   Gradient,
   check,
@@ -57,6 +58,7 @@ class RuleOptions:
 
   def __post_init__(self) -> None:
     """Refuses what no operands could make right."""
+    plain_numbers(self)
     object.__setattr__(self, "_inverse", resolve(self.spec, self.chunk_size))
     self.check_dtype(jnp.float32)
     if not isinstance(self.fused, bool):

@@ -7,6 +7,8 @@ from numbers import Real
 import jax
 import numpy as np
 
+from neumann_jax.checks import plain_numbers
+
 _NUMBERS = (
   "temperature",
   "top_p",
@@ -58,6 +60,7 @@ class SamplingSpec:
 
   def __post_init__(self) -> None:
     """Raises ValueError for a field out of range or without effect."""
+    plain_numbers(self)
     self._check_types()
     if not (math.isfinite(self.temperature) and self.temperature >= 0):
       raise ValueError(

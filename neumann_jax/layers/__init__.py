@@ -2,8 +2,9 @@
 
 A token mixer provides what `mixer.Mixer` lists; `model.decoder.MIXERS` chooses
 one for each layer. What layers keep from call to call is in the room `caches`,
-the convolution in front of the rule in `convolution`, and `kernels` holds what
-a GPU or a TPU computes in one launch.
+the convolution in front of the rule in `convolution`; `one_token` is a step of
+decoding in parts, `one_kernel` a whole layer's. `kernels` holds what a GPU or a
+TPU computes in one launch.
 """
 
 from neumann_jax.layers.gated_delta_net import GatedDeltaNet as GatedDeltaNet

@@ -14,11 +14,7 @@ from flax import nnx
 
 from neumann_jax.delta_rule import layout
 from neumann_jax.execution import Execution
-from neumann_jax.layers import (
-  attention_token,
-  call_attention,
-  row_products,
-)
+from neumann_jax.layers import call_attention
 from neumann_jax.layers.caches import cached_keys
 from neumann_jax.layers.caches.cache import KeyValueCache, documents_a_row
 from neumann_jax.layers.caches.cached_keys import KeyValues
@@ -28,6 +24,7 @@ from neumann_jax.layers.kernels.library_attention import Attend
 from neumann_jax.layers.linear import linear
 from neumann_jax.layers.mixer import Axes, Tokens
 from neumann_jax.layers.norms import RMSNorm
+from neumann_jax.layers.one_token import attention_token, row_products
 from neumann_jax.layers.positions import Positions, rotation
 from neumann_jax.model_config import ModelConfig
 from neumann_jax.sequence_axis import gather_tokens

@@ -15,15 +15,10 @@ from neumann_jax.delta_rule import inputs as operands
 from neumann_jax.delta_rule.chunks import chunk_matrix
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.sequence_parallel import sharded
-from neumann_jax.layers import (
-  head_columns,
-  head_norm,
-  row_products,
-  rule_operands,
-  token_step,
-)
+from neumann_jax.layers import head_columns, head_norm, rule_operands
 from neumann_jax.layers.caches.cache import Cache, check_cache, documents_a_row
-from neumann_jax.layers.token_step import Projected
+from neumann_jax.layers.one_token import row_products, token_step
+from neumann_jax.layers.one_token.token_step import Projected
 
 if TYPE_CHECKING:
   from neumann_jax.layers.gated_delta_net import GatedDeltaNet

@@ -12,9 +12,9 @@ from jax.sharding import PartitionSpec as P
 
 from neumann_jax.delta_rule import on_mesh
 from neumann_jax.execution import Execution
-from neumann_jax.layers import row_products
 from neumann_jax.layers.grouped_product import grouped_product
 from neumann_jax.layers.linear import linear
+from neumann_jax.layers.one_token import row_products
 from neumann_jax.model_config import ModelConfig
 
 

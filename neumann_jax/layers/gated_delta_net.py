@@ -21,8 +21,8 @@ from neumann_jax.layers.caches.cache import Cache
 from neumann_jax.layers.linear import linear
 from neumann_jax.layers.mixer import Axes
 from neumann_jax.layers.norms import GatedRMSNorm
+from neumann_jax.layers.one_token.token_step import Block, Weights
 from neumann_jax.layers.positions import Positions
-from neumann_jax.layers.token_step import Block, Weights
 from neumann_jax.model_config import ModelConfig
 
 # Ranges of the uniform draw behind A_log. "qwen" is the published start, which

@@ -32,7 +32,7 @@ from neumann_jax.layers.kernels import (
 )
 from neumann_jax.layers.kernels.conv_tpu import LANES
 from neumann_jax.layers.norms import unit_norm
-from neumann_jax.layers.token_step import Block, Weights
+from neumann_jax.layers.one_token.token_step import Block, Weights
 
 
 class Part(NamedTuple):

@@ -14,12 +14,13 @@ from flax import nnx
 
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.options import RuleOptions
-from neumann_jax.layers import head_columns, placement, token_step
+from neumann_jax.layers import head_columns, placement
 from neumann_jax.layers.convolution.document_conv import document_conv
 from neumann_jax.layers.convolution.short_conv import short_conv
 from neumann_jax.layers.head_columns import Part
 from neumann_jax.layers.linear import product
-from neumann_jax.layers.token_step import Block, Weights
+from neumann_jax.layers.one_token import token_step
+from neumann_jax.layers.one_token.token_step import Block, Weights
 
 # (parts, x, taps, history=) -> what each part becomes, the new history.
 Convolve = Callable[..., tuple[Sequence[jax.Array], jax.Array]]

@@ -10,7 +10,7 @@ from flax import nnx
 from neumann_jax.delta_rule.chunks.chunk_matrix import ChunkMatrices
 from neumann_jax.execution import Execution
 from neumann_jax.foreign_files.messages import shown
-from neumann_jax.layers import residual_norm, row_layer
+from neumann_jax.layers import residual_norm
 from neumann_jax.layers.attention import GatedAttention
 from neumann_jax.layers.caches.cache import LayerCache
 from neumann_jax.layers.feed_forward import Routing, SparseExperts, SwiGLU
@@ -18,6 +18,7 @@ from neumann_jax.layers.gated_delta_net import GatedDeltaNet
 from neumann_jax.layers.mixer import Mixer
 from neumann_jax.layers.mixer import Tokens as Tokens
 from neumann_jax.layers.norms import RMSNorm
+from neumann_jax.layers.one_kernel import row_layer
 from neumann_jax.model_config import ModelConfig
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -258,7 +259,7 @@ def _check(
     raise TypeError(f"targets must be integers, got {targets.dtype}")
   if vocab_axis not in (0, 1):
     raise ValueError(f"vocab_axis must be 0 or 1, got {vocab_axis}")
-  if isinstance(block, bool) or not isinstance(block, int):
+  if isinstance(block, bool) or not isinstance(block, int | np.integer):
     raise TypeError(f"block must be an integer, got {block!r}")
   if block < 1:
     raise ValueError(f"block must be at least 1, got {block}")

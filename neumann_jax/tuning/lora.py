@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from neumann_jax.checks import plain_numbers
 from neumann_jax.layers.linear import linear
 from neumann_jax.model.language_model import LanguageModel
 from neumann_jax.weight_quantization.quantized_model import (
@@ -57,6 +58,7 @@ class LoraSpec:
 
   def __post_init__(self) -> None:
     """Raises ValueError for what cannot be."""
+    plain_numbers(self)
     targets = (ALL_LINEAR,) if self.targets == ALL_LINEAR else self.targets
     if isinstance(targets, str):
       raise ValueError(

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from neumann_jax.checks import plain_numbers
 from neumann_jax.chunk_inverse import integer
 
 # Product of [..., K] and [..., K, N], with this dtype of sums.
@@ -49,6 +50,7 @@ class WeightQuantSpec:
   group: int | None = None
 
   def __post_init__(self) -> None:
+    plain_numbers(self)
     if self.weight_bits not in (4, 8):
       raise ValueError(f"weight_bits must be 4 or 8, got {self.weight_bits!r}")
     if self.activation_bits not in (None, 8, 16):

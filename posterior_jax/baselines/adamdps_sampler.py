@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from posterior_jax import built, fields, schedule
+from posterior_jax import equal_samplers, fields, schedule
 from posterior_jax.base import Denoiser, Info, Observation, Sampler
 from posterior_jax.baselines import adam, diffusion, dps_sampler, tasks
 
@@ -100,7 +100,7 @@ class AdamDPSState(NamedTuple):
   moments: adam.Moments
 
 
-@built.from_settings
+@equal_samplers.from_settings
 def adamdps(
   config: AdamDPSConfig = AdamDPSConfig.published(),  # noqa: B008
 ) -> Sampler:

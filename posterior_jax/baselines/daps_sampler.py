@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posterior_jax import built, fields, schedule
+from posterior_jax import equal_samplers, fields, schedule
 from posterior_jax.base import Denoiser, Observation, Sampler, SolveInfo
 from posterior_jax.baselines import diffusion, tasks
 from posterior_jax.baselines.diffusion import Level, Moved
@@ -106,7 +106,7 @@ class DAPSConfig:
     return tasks.settings(cls, task, settings, changes)
 
 
-@built.from_settings
+@equal_samplers.from_settings
 def daps(config: DAPSConfig = DAPSConfig.published()) -> Sampler:  # noqa: B008
   """Decoupled annealing posterior sampling.
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from posterior_jax import built, fields, schedule
+from posterior_jax import equal_samplers, fields, schedule
 from posterior_jax.base import (
   Denoiser,
   Info,
@@ -91,7 +91,7 @@ class DDNMConfig:
     return tasks.settings(cls, task, settings, changes)
 
 
-@built.from_settings
+@equal_samplers.from_settings
 def ddnm(config: DDNMConfig = DDNMConfig.published()) -> Sampler:  # noqa: B008
   """DDNM+ in variance-exploding variables.
 

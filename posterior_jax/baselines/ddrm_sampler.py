@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from posterior_jax import built, fields, schedule
+from posterior_jax import equal_samplers, fields, schedule
 from posterior_jax.base import Denoiser, Info, Observation, Operator, Sampler
 from posterior_jax.baselines import diffusion, tasks
 from posterior_jax.denoising import predictor
@@ -94,7 +94,7 @@ class SpectralState(NamedTuple):
   svd: Svd
 
 
-@built.from_settings
+@equal_samplers.from_settings
 def ddrm(config: DDRMConfig = DDRMConfig.published()) -> Sampler:  # noqa: B008
   """DDRM, which is variance exploding as published (its eqs. 4 to 8).
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from posterior_jax import built, fields, schedule
+from posterior_jax import equal_samplers, fields, schedule
 from posterior_jax.base import Denoiser, Observation, Sampler
 from posterior_jax.baselines import diffusion, tasks
 from posterior_jax.denoising import predictor
@@ -102,7 +102,7 @@ class DiffPIRConfig:
     return tasks.settings(cls, task, settings, changes)
 
 
-@built.from_settings
+@equal_samplers.from_settings
 def diffpir(config: DiffPIRConfig = DiffPIRConfig.published()) -> Sampler:  # noqa: B008
   """DiffPIR in variance-exploding variables.
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from posterior_jax import built, fields, schedule
+from posterior_jax import equal_samplers, fields, schedule
 from posterior_jax.base import Denoiser, Observation, Sampler, misfit
 from posterior_jax.baselines import diffusion, tasks
 from posterior_jax.baselines.diffusion import Level, Moved
@@ -64,7 +64,7 @@ class DPSConfig:
     return tasks.settings(cls, task, settings, changes)
 
 
-@built.from_settings
+@equal_samplers.from_settings
 def dps(config: DPSConfig = DPSConfig.published()) -> Sampler:  # noqa: B008
   """Diffusion posterior sampling.
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from posterior_jax import built, fields, schedule
+from posterior_jax import equal_samplers, fields, schedule
 from posterior_jax.base import Denoiser, Observation, Sampler
 from posterior_jax.baselines import diffusion, dps_sampler, tasks
 from posterior_jax.baselines.diffusion import Level, Moved
@@ -91,7 +91,7 @@ class FGPSConfig:
     return tasks.settings(cls, task, settings, changes)
 
 
-@built.from_settings
+@equal_samplers.from_settings
 def fgps(config: FGPSConfig = FGPSConfig.published()) -> Sampler:  # noqa: B008
   """Frequency-guided posterior sampling.
 

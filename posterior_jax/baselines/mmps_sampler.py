@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from posterior_jax import built, fields, schedule
+from posterior_jax import equal_samplers, fields, schedule
 from posterior_jax.base import Denoiser, Observation, Sampler
 from posterior_jax.baselines import diffusion, tasks
 from posterior_jax.baselines.diffusion import Level, Moved
@@ -66,7 +66,7 @@ class MMPSConfig:
     return tasks.settings(cls, task, settings, changes)
 
 
-@built.from_settings
+@equal_samplers.from_settings
 def mmps(config: MMPSConfig = MMPSConfig.published()) -> Sampler:  # noqa: B008
   """Moment matching posterior sampling.
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from posterior_jax import built, fields, schedule
+from posterior_jax import equal_samplers, fields, schedule
 from posterior_jax.base import Denoiser, Observation, Sampler, misfit
 from posterior_jax.baselines import diffusion, tasks
 from posterior_jax.baselines.diffusion import Level, Moved
@@ -72,7 +72,7 @@ class PiGDMConfig:
     return tasks.settings(cls, task, settings, changes)
 
 
-@built.from_settings
+@equal_samplers.from_settings
 def pigdm(config: PiGDMConfig = PiGDMConfig.published()) -> Sampler:  # noqa: B008
   """Pseudo-inverse guided diffusion, the form for noisy measurements.
 

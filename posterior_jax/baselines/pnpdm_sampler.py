@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from posterior_jax import built, fields, schedule
+from posterior_jax import equal_samplers, fields, schedule
 from posterior_jax.base import (
   Denoiser,
   Info,
@@ -121,7 +121,7 @@ class PnPDMConfig:
     return tasks.settings(cls, task, settings, changes)
 
 
-@built.from_settings
+@equal_samplers.from_settings
 def pnpdm(config: PnPDMConfig = PnPDMConfig.published()) -> Sampler:  # noqa: B008
   """Plug-and-play diffusion models: a split Gibbs sampler.
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from posterior_jax import built, fields, schedule
+from posterior_jax import equal_samplers, fields, schedule
 from posterior_jax.base import Denoiser, Info, Observation, Sampler, misfit
 from posterior_jax.baselines import adam, diffusion, tasks
 from posterior_jax.denoising import predictor
@@ -86,7 +86,7 @@ class REDDiffState(NamedTuple):
   moments: adam.Moments
 
 
-@built.from_settings
+@equal_samplers.from_settings
 def reddiff(config: REDDiffConfig = REDDiffConfig.published()) -> Sampler:  # noqa: B008
   """RED-diff as its code runs it, in variance-exploding variables.
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from posterior_jax import built, fields, schedule
+from posterior_jax import equal_samplers, fields, schedule
 from posterior_jax.base import Denoiser, Observation, Sampler, misfit
 from posterior_jax.baselines import adam, diffusion, tasks
 from posterior_jax.baselines.diffusion import Level, Moved
@@ -83,7 +83,7 @@ class _Search(NamedTuple):
   evaluated: jax.Array
 
 
-@built.from_settings
+@equal_samplers.from_settings
 def sitcom(
   config: SITCOMConfig = SITCOMConfig.published(),  # noqa: B008
 ) -> Sampler:

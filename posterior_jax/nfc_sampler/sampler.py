@@ -10,7 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from posterior_jax import built, diagnostics
+from posterior_jax import diagnostics, equal_samplers
 from posterior_jax.base import (
   Denoiser,
   Info,
@@ -25,7 +25,7 @@ from posterior_jax.nfc_sampler.levels import Level, levels_of
 from posterior_jax.nfc_sampler.parts import Parts, Probes
 
 
-@built.from_settings
+@equal_samplers.from_settings
 def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
   """Diffusion posterior sampling by noise-frequency continuation.
 

@@ -2,7 +2,7 @@
 
 A step of decoding one row is bound by how fast weights are read and by what
 lies between the products. On a GPU a layer is one kernel, see
-`kernels/layer_gpu.py`; what follows is what it computes.
+`kernels.layer_gpu`; what follows is what it computes.
 """
 
 import functools
@@ -13,12 +13,6 @@ import jax
 from neumann_jax import backends
 from neumann_jax.delta_rule import layout, on_mesh
 from neumann_jax.delta_rule.options import RuleOptions
-from neumann_jax.layers import (
-  attention_token,
-  row_products,
-  row_weights,
-  token_step,
-)
 from neumann_jax.layers.attention import GatedAttention
 from neumann_jax.layers.caches.cache import (
   Cache,
@@ -35,8 +29,14 @@ from neumann_jax.layers.kernels.layer_weights import (
   Static,
 )
 from neumann_jax.layers.norms import RMSNorm, rms_norm
+from neumann_jax.layers.one_kernel import row_weights
+from neumann_jax.layers.one_token import (
+  attention_token,
+  row_products,
+  token_step,
+)
+from neumann_jax.layers.one_token.token_step import Block, Projected, Weights
 from neumann_jax.layers.positions import Positions
-from neumann_jax.layers.token_step import Block, Projected, Weights
 
 # That ask for the kernel, and what runs where it does not.
 _NAMES = ("auto", "gpu")

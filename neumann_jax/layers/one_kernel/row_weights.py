@@ -18,8 +18,8 @@ from neumann_jax.layers.kernels.layer_weights import (
   Mixer,
 )
 from neumann_jax.layers.norms import RMSNorm
+from neumann_jax.layers.one_token.token_step import Block
 from neumann_jax.layers.positions import Positions
-from neumann_jax.layers.token_step import Block
 
 
 class FirstHalf(NamedTuple):

@@ -2,7 +2,7 @@
 
 What lies between the projections is small and in many parts: with them in XLA,
 a step of decoding is bound by launches on a GPU. There they are one kernel, see
-`kernels/token_gpu.py`; what follows is what it computes. On a TPU only the rule
+`kernels.token_gpu`; what follows is what it computes. On a TPU only the rule
 is one, see `delta_rule.one_token`.
 """
 

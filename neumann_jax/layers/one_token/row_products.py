@@ -1,7 +1,7 @@
 """The products of a block with its weights, several of one input at once.
 
 A step of decoding one row is bound by how fast weights are read. On a GPU one
-kernel reads all that an input meets, see `kernels/row_gpu.py`.
+kernel reads all that an input meets, see `kernels.row_gpu`.
 """
 
 from collections.abc import Sequence
