@@ -72,6 +72,31 @@ def test_dpir_is_half_quadratic_splitting(problem):
   np.testing.assert_allclose(found[0, ..., 0], expected, atol=1e-4)
 
 
+def test_dpir_turned_shows_the_image_another_way_at_every_strength():
+  """A denoiser that weights pixels by where they are is turned with them."""
+  _, observation = measured()
+  side = SIZE[0]
+  here = np.random.default_rng(3).uniform(0.5, 1, (side, side))
+  found = dpir(
+    jax.tree_util.Partial(lambda x, sigma: x * jnp.float32(here)[..., None]),
+    observation,
+    weight=0.3,
+    calls=10,
+    turned=True,
+  )
+  gain, y = gain_of(observation), np.asarray(observation.y[0, ..., 0])
+  x, f = y.astype(np.float64), np.fft.fft2(y)
+  for level, sigma in enumerate(np.geomspace(98 / 255, NOISE, 10)):
+    tie = 0.3 / sigma**2
+    z = (np.conj(gain) * f / NOISE**2 + tie * np.fft.fft2(x)) / (
+      np.abs(gain) ** 2 / NOISE**2 + tie
+    )
+    shown = here[:: -1 if level & 1 else 1, :: -1 if level & 2 else 1]
+    shown = shown.T if level & 4 else shown
+    x = shown * np.fft.ifft2(z).real
+  np.testing.assert_allclose(found[0, ..., 0], x, atol=1e-4)
+
+
 @pytest.mark.parametrize("levels", [1, 4])
 def test_fast_is_one_call_a_level_and_the_last_prediction(levels):
   prior, observation = measured()

@@ -112,7 +112,9 @@ def _baseline(
   return built(build, with_levels, *knobs, each=each)
 
 
-def _dpir(evaluations: int) -> Restore:
+def plug_and_play(evaluations: int, *, turned: bool = False) -> Restore:
+  """DPIR, as it is or turned from level to level."""
+
   def run(
     numbers: Point,
     denoise: Denoiser,
@@ -121,7 +123,9 @@ def _dpir(evaluations: int) -> Restore:
     spectrum: jax.Array,
   ) -> jax.Array:
     del key, spectrum
-    return dpir(denoise, observation, calls=evaluations, **numbers)
+    return dpir(
+      denoise, observation, calls=evaluations, turned=turned, **numbers
+    )
 
   return run
 
@@ -138,7 +142,7 @@ BASELINES: dict[str, Contender] = {
   DPIR: Contender(
     lambda evaluations: (Knob("weight", 0.2), Knob("first", 98 / 255)),
     lambda _, point: dict(point),
-    _dpir,
+    plug_and_play,
   ),
   "DiffPIR": _baseline(
     baselines.diffpir,
