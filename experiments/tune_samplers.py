@@ -35,6 +35,8 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
     "width.factor": (1.5, 2.0, 3.0),
     "schedule.sigma_min": (0.07, 0.1, 0.15),
   },
+  # Of its evenly spaced decays those that equal tuning found.
+  "AdamDPS": {"scale": (0.025, 0.05, 0.1), "first_decay": (0.4, 0.6, 0.8)},
   "DAPS": {"noise_std": (0.007, 0.014, 0.035), "step_size": (2e-5, 5e-5, 1e-4)},
   "DDNM+": {"eta": (0.0, 0.3, 0.5, 0.7, 0.85, 1.0), **_SOLVE},
   "DDRM": {"eta": (0.0, 0.5, 0.85, 1.0), "eta_data": (0.5, 1.0)},

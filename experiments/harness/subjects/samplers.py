@@ -87,6 +87,7 @@ METHODS: dict[str, Method] = {
     _nfc,
     _spend_nfc,
   ),
+  "AdamDPS": _baseline(baselines.AdamDPSConfig, baselines.adamdps),
   "DAPS": _baseline(
     baselines.DAPSConfig,
     baselines.daps,
