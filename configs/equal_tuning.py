@@ -5,8 +5,17 @@ Command: python -m experiments.equal_tuning --config.folder=PICTURES
   --config.methods="('NFC, perceptual()','DPIR')"
   --config.tasks="('gaussian_blur',)": a part of it;
   --config=configs/equal_tuning.py:debug: crops of 32 x 32, a known prior.
-Time: about 25 minutes on one H200 by two processes that share the cells, and
-  longer with motion blur at 1000 evaluations, which the committed rows lack.
+  --config.known="('experiments/equal_tuning',)" goes on from what is committed:
+  what has its points and rows is not done again; with the folder `further` in
+  it as a second one, from the searches at 1000 evaluations that are whole.
+  --config.known=... --config.again=True --config.rounds="(0,0,0)"
+  --config.chains="()" --config.prior=FILE restores by the committed winners
+  under another prior, and tries nothing.
+  Several processes share the work by one --config.cells=FOLDER.
+Time: most of it is compiling. Two H200s with two processes each did 103 cells
+of the 254 in 545 s; 8 of them were at 1000 evaluations, where one of 36 points
+takes 29 to 122 s. Motion blur at 128 pixels needs eigenvectors, 5 s for a
+kernel on an H200 and many minutes on a CPU.
 Expected: two tables, of all points that were tried and of the pictures of the
 report by what was best for PSNR and for LPIPS.
 """
@@ -34,19 +43,22 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
       "tasks": ("super_resolution",)
       if debug
       else (
-        # The last takes the longest.
+        # The first takes the longest.
+        "motion_blur",
         "super_resolution",
         "gaussian_blur",
         "random_inpainting",
         "box_inpainting",
-        "motion_blur",
       ),
       "methods": ("NFC, fast()", "DPIR") if debug else (),
       "evaluations": (10, 20) if debug else (20, 100, 1000),
-      "rounds": (2, 1) if debug else (8, 5, 1),
+      "rounds": (2, 1) if debug else (8, 5, 3),
       "tuned_on": (2, 2) if debug else (8, 8, 4),
-      "chains": (2,) if debug else (5,),
+      "chains": (2,) if debug else (5, 10),
       "slots": 4 if debug else 48,
+      "known": (),
+      "again": False,
+      "cells": "",
       "workers": 2 if debug else 14,
     }
   )

@@ -150,7 +150,9 @@ def test_a_run_takes_the_evaluations_of_its_budget(name, monkeypatch):
 def test_numbers_that_do_not_go_together_are_refused():
   settings = command_line.to_settings(Settings, configs.get_config("debug"))
   for changes, words in (
-    ({"rounds": (2,)}, "rounds and tuned_on must have a number"),
+    ({"rounds": (2,)}, "rounds must have a number for each of evaluations"),
+    ({"tuned_on": (2,)}, "tuned_on must have a number for each of evaluations"),
+    ({"rounds": (0, 0)}, "rounds must be at least 1 without known"),
     ({"chains": (3,)}, "chains times evaluations must be the next"),
     ({"side": 16}, "side must be"),
   ):

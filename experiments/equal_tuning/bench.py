@@ -1,70 +1,75 @@
 """One cell after the other: tuned, reported, and averaged over chains."""
 
-import math
+import itertools
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.data.degradations import Degradation
 from experiments.equal_tuning import winners
-from experiments.equal_tuning.cells import Cell, before, kinds
+from experiments.equal_tuning.cells import Cell, before, cells, kinds
+from experiments.equal_tuning.known import shown
 from experiments.equal_tuning.methods import METHODS
-from experiments.equal_tuning.rounds import Rounds, Values
+from experiments.equal_tuning.pictures import Pictures
+from experiments.equal_tuning.rounds import Rounds
+from experiments.equal_tuning.runs import Row, Runs
+from experiments.equal_tuning.searches import Searches
 from experiments.equal_tuning.settings import Given
-from experiments.equal_tuning.slots import (
-  Measured,
-  Program,
-  Slot,
-  measured,
-  scores,
-)
+from experiments.equal_tuning.slots import Measured, Program, Slot, scores
 from experiments.equal_tuning.tables import TABLE, TRIED
 from experiments.few_calls.contenders import has_form
 from experiments.few_calls.search import Point
 from posterior_jax.baselines import TASKS
-
-CRITERIA = ("PSNR", "LPIPS")
 
 
 class Bench:
   """Programs, measurements and results of the cells."""
 
   def __init__(self, given: Given, folder: pathlib.Path):
-    """Measures all pictures.
+    """Leaves the winners of searches that are known to the end.
 
     Args:
       given: settings and data.
       folder: for the winners, which later cells begin from.
     """
     self._given, self._folder = given, folder
-    settings = given.settings
-    self._tuning: dict[str, Measured] = {}
-    self._report: dict[Degradation, Measured] = {}
-    noise, seed = settings.noise_std, settings.seed
-    self._without: set[tuple[str, str]] = set()  # methods without a form
-    for task in settings.tasks or TASKS:
-      own = kinds(task)
-      self._tuning[task] = measured(own[0], given.tuning, noise, seed)
-      operator = self._tuning[task].operator
-      self._without |= {
-        (method, task) for method in METHODS if not has_form(method, operator)
-      }
-      for kind in own:
-        self._report[kind] = measured(kind, given.truth, noise, seed + 1)
+    self._pictures = Pictures(given)
+    self._searches = Searches(given, folder)
+    self._runs = Runs(given, self._searches)
+    self._without = {
+      (method, task)
+      for method, task in itertools.product(METHODS, TASKS)
+      if not has_form(method, self._pictures.plain(task))
+    }
+    for cell in cells(given.settings):
+      if self._has_form(cell) and self._searches.is_known(cell):
+        self._keep(cell, self._searches.known(cell))
+
+  def lacks_means_alone(self, cell: Cell) -> bool:
+    """Whether all but the means of chains are known: what is done last."""
+    return self._is_known(cell, means=False) and not self.is_done(cell)
+
+  def is_done(self, cell: Cell) -> bool:
+    """Whether nothing is left of a cell, or it has no form."""
+    if not self._has_form(cell):
+      return True
+    if self._given.settings.again:
+      return not self._searches.tried(cell)
+    return self._is_known(cell, means=False) and self._is_known(
+      cell, means=True
+    )
 
   def program(self, cell: Cell) -> Program | None:
-    """Compiled; None where a method has no form for the operator."""
+    """Compiled; None where `is_done`."""
     settings = self._given.settings
-    pictures = self._tuning[cell.task]
-    if not self._has_form(cell):
+    if self.is_done(cell):
       return None
-    self._starts(cell)  # refused here, before anything is compiled
-    contender, calls = METHODS[cell.method], settings.evaluations[cell.budget]
+    self._searches.known(cell)  # refused here, before anything is compiled
+    contender, calls = METHODS[cell.method], self._searches.calls(cell)
     program = Program(
       contender,
       calls,
@@ -74,7 +79,7 @@ class Bench:
       settings.seed,
     )
     start = {knob.name: knob.start for knob in contender.knobs(calls)}
-    program.compile(start, pictures)
+    program.compile(start, self._pictures.tuning(cell.task))
     return program
 
   def waits(self, cell: Cell) -> bool:
@@ -88,122 +93,89 @@ class Bench:
     winners.keep(self._folder, cell, [], [])
 
   def done(
-    self, cell: Cell, program: Program
-  ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Tunes a cell, restores by its winners."""
+    self, cell: Cell, program: Program | None
+  ) -> Iterator[tuple[str, Row]]:
+    """What a cell has come to: points, pictures, means of chains.
+
+    All in the end, so that a run that is cut has a cell whole or not at all.
+    """
+    if program is None and not self._searches.tried(cell):
+      return
     began = time.monotonic()
-    settings = self._given.settings
-    calls = settings.evaluations[cell.budget]
-    about = {"method": cell.method, "evaluations": calls, "task": cell.task}
     search = self._searched(cell, program)
-    for point, means in search.tried.items():
-      yield (
-        TRIED,
-        about
-        | {
-          "point": _shown(self._named(cell, point)),
-          "psnr": means[0],
-          "lpips": -means[1],
-        },
-      )
-    best = [search.best(number) for number in range(len(CRITERIA))]
-    inside = [search.interior(winner) for winner in best]
-    winners.keep(self._folder, cell, best, inside)
-    points = [self._named(cell, point) for point in best]
+    self._keep(cell, search)
     tuned = time.monotonic() - began
-    began = time.monotonic()
-    yield from self._restored(cell, program, points, inside, about)
-    print(
-      f"{cell.method}, {calls}, {cell.task}: "
-      + "; ".join(
-        f"{_shown(p)} {search.tried[w]}{'' if within else ' EDGE'}"
-        for p, w, within in zip(points, best, inside)
+    rows = [*self._single(cell, program, search)]
+    rows += self._means(cell, program, search)
+    if not self._given.settings.again:
+      yield from ((TRIED, row) for row in self._log(cell, search))
+    yield from ((TABLE, row) for row in rows)
+    if program is not None:
+      whole = time.monotonic() - began
+      print(
+        f"{self._said(cell, search)}; {tuned:.1f} of {whole:.1f} s", flush=True
       )
-      + f"; tuned in {tuned:.1f} s, run in {time.monotonic() - began:.2f} s",
-      flush=True,
-    )
 
-  def _restored(
-    self,
-    cell: Cell,
-    program: Program,
-    points: list[Point],
-    inside: list[bool],
-    about: dict[str, Any],
-  ) -> Iterator[tuple[str, dict[str, Any]]]:
+  def _searched(self, cell: Cell, program: Program | None) -> Rounds:
+    if program is None:
+      return self._searches.known(cell)
+    pictures = self._pictures.tuning(cell.task)
+    count = self._searches.tuned_on(cell)
+
+    def score(points: Sequence[Point]) -> np.ndarray:
+      slots = [Slot(point, i) for point in points for i in range(count)]
+      found = self._scored(cell, program(slots, pictures), slots, pictures)
+      return found.reshape(2, len(points), count)
+
+    return self._searches.run(cell, program.takes, score)
+
+  def _single(
+    self, cell: Cell, program: Program | None, search: Rounds
+  ) -> Iterator[Row]:
     """The report's pictures by the winner of each criterion."""
+    best = self._runs.best(cell, search)
     for kind in kinds(cell.task):
-      pictures = self._report[kind]
-      count = len(pictures.truth)
-      slots = [Slot(p, i) for p in points for i in range(count)]
-      started = time.monotonic()
-      found = self._scored(program(slots, pictures), slots, pictures)
-      seconds = time.monotonic() - started
-      for number, criterion in enumerate(CRITERIA):
-        own = slice(number * count, (number + 1) * count)
-        yield from self._rows(
-          about | {"kernel": kind.kernel, "tuned for": criterion, "chains": 1},
-          points[number],
-          inside[number],
-          found[:, own],
-          seconds,
-        )
-
-  def means(
-    self, cell: Cell, program: Program
-  ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The mean of several chains, of what was tuned for PSNR."""
-    settings = self._given.settings
-    chains = settings.chains[cell.budget]
-    (winner, inside), *_ = winners.kept(self._folder, cell)
-    point = self._named(cell, winner)
-    about = {
-      "method": cell.method,
-      "evaluations": settings.evaluations[cell.budget] * chains,
-      "task": cell.task,
-    }
-    for kind in kinds(cell.task):
-      pictures = self._report[kind]
-      count = len(pictures.truth)
-      slots = [Slot(point, i, c) for c in range(chains) for i in range(count)]
-      started = time.monotonic()
-      x = program(slots, pictures).reshape(chains, *pictures.truth.shape)
-      found = self._scored(jnp.mean(x, axis=0), slots[:count], pictures)
-      yield from self._rows(
-        about
-        | {"kernel": kind.kernel, "tuned for": CRITERIA[0], "chains": chains},
-        point,
-        inside,
-        found,
-        time.monotonic() - started,
-      )
-
-  def _searched(self, cell: Cell, program: Program) -> Rounds:
-    settings = self._given.settings
-    knobs = METHODS[cell.method].knobs(settings.evaluations[cell.budget])
-    search = Rounds(knobs, self._starts(cell))
-    pictures = self._tuning[cell.task]
-    count = min(settings.tuned_on[cell.budget], len(pictures.truth))
-    rounds = settings.rounds[cell.budget]
-    for number in range(rounds):
-      # In the end nothing new is begun, so that winners lie inside.
-      closing = number >= rounds - max(rounds // 2, 1)
-      points = search.propose(max(settings.slots // count, 1), closing=closing)
-      named = {point: self._named(cell, point) for point in points}
-      runs = [point for point in points if program.takes(named[point])]
-      slots = [Slot(named[point], i) for point in runs for i in range(count)]
-      for point in points:
-        search.add(point, (math.nan, math.nan))
-      if not slots:
+      new = []
+      for about, point in zip(self._runs.singles(cell, kind), best):
+        rows = self._runs.known(cell, about, point)
+        yield from self._runs.placed(rows, search, point)
+        new += [] if rows else [(about, point)]
+      if not new or program is None:
         continue
-      found = self._scored(program(slots, pictures), slots, pictures)
-      means = found.reshape(2, len(runs), count).mean(axis=2)
-      for point, psnr, lpips in zip(runs, *means.tolist()):
-        search.add(point, (psnr, -lpips))
-    return search
+      pictures = self._pictures.report(kind)
+      count = len(pictures.truth)
+      named = [self._searches.named(cell, point) for _, point in new]
+      slots = [Slot(point, i) for point in named for i in range(count)]
+      started = time.monotonic()
+      found = self._scored(cell, program(slots, pictures), slots, pictures)
+      seconds = time.monotonic() - started
+      for number, (about, point) in enumerate(new):
+        own = found[:, number * count : (number + 1) * count]
+        rows = self._runs.rows(cell, about, point, own, seconds)
+        yield from self._runs.placed(rows, search, point)
+
+  def _means(
+    self, cell: Cell, program: Program | None, search: Rounds
+  ) -> Iterator[Row]:
+    """The mean of several chains, of what was tuned for PSNR."""
+    point = self._runs.best(cell, search)[0]
+    for kind in kinds(cell.task):
+      for about in self._runs.means(cell, kind):
+        rows = self._runs.known(cell, about, point)
+        if not rows and program is not None:
+          pictures, chains = self._pictures.report(kind), about["chains"]
+          count, own = len(pictures.truth), self._searches.named(cell, point)
+          slots = [Slot(own, i, c) for c in range(chains) for i in range(count)]
+          started = time.monotonic()
+          x = program(slots, pictures).reshape(chains, *pictures.truth.shape)
+          mean = jnp.mean(x, axis=0)
+          found = self._scored(cell, mean, slots[:count], pictures)
+          seconds = time.monotonic() - started
+          rows = self._runs.rows(cell, about, point, found, seconds)
+        yield from self._runs.placed(rows, search, point)
 
   def _scored(
-    self, x: jax.Array, slots: list[Slot], pictures: Measured
+    self, cell: Cell, x: jax.Array, slots: list[Slot], pictures: Measured
   ) -> np.ndarray:
     """PSNR and LPIPS, [2, S]."""
     which = np.array([slot.picture for slot in slots])
@@ -216,48 +188,33 @@ class Bench:
       parts.append(np.asarray(found))
     return np.concatenate(parts, axis=1)[:, : len(slots)]
 
-  def _starts(self, cell: Cell) -> list[Values]:
-    if cell.budget > 0:
-      kept = winners.kept(self._folder, before(cell))
-      if not kept:
-        raise RuntimeError("the budget before it has left no winners")
-      return [point for point, _ in kept]
-    calls = self._given.settings.evaluations[cell.budget]
-    start = tuple(knob.start for knob in METHODS[cell.method].knobs(calls))
-    return [start] * len(CRITERIA)
+  def _is_known(self, cell: Cell, *, means: bool) -> bool:
+    if self._given.settings.again or not self._searches.is_known(cell):
+      return False
+    search = self._searches.known(cell)
+    return not any(self._runs.unknown(cell, search, means=means))
 
   def _has_form(self, cell: Cell) -> bool:
     """Whether a method has a form for the operator."""
     return (cell.method, cell.task) not in self._without
 
-  def _named(self, cell: Cell, point: Values) -> Point:
-    calls = self._given.settings.evaluations[cell.budget]
-    knobs = METHODS[cell.method].knobs(calls)
-    return {knob.name: value for knob, value in zip(knobs, point)}
+  def _keep(self, cell: Cell, search: Rounds) -> None:
+    best = self._runs.best(cell, search)
+    inside = [search.interior(point) for point in best]
+    winners.keep(self._folder, cell, best, inside)
 
-  def _rows(
-    self,
-    about: dict[str, Any],
-    point: Point,
-    interior: bool,
-    found: np.ndarray,
-    seconds: float,
-  ) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, psnr, lpips in zip(self._given.names, *found.tolist()):
-      yield (
-        TABLE,
-        about
-        | {
-          "picture": name,
-          "psnr": psnr,
-          "lpips": lpips,
-          "point": _shown(point),
-          "interior": interior,
-          "seconds": seconds,
-        },
-      )
+  def _log(self, cell: Cell, search: Rounds) -> Iterator[Row]:
+    """Every point and its scores."""
+    for point, (psnr, lpips) in search.tried.items():
+      words = shown(self._searches.named(cell, point))
+      found: dict[str, Any] = {"point": words, "psnr": psnr, "lpips": -lpips}
+      yield self._searches.about(cell) | found
 
-
-def _shown(point: Point) -> str:
-  """A point in words."""
-  return ", ".join(f"{name}={value:.6g}" for name, value in point.items())
+  def _said(self, cell: Cell, search: Rounds) -> str:
+    """A cell's winners in words."""
+    words = (
+      f"{shown(self._searches.named(cell, point))} {search.tried[point]}"
+      f"{'' if search.interior(point) else ' EDGE'}"
+      for point in self._runs.best(cell, search)
+    )
+    return f"{cell}: {'; '.join(words)}; {len(search.tried)} points"

@@ -1,9 +1,12 @@
 """The methods, NFC's presets among them: their knobs, and how they run.
 
 A call of the network and a product with its Jacobian (VJP) are one evaluation
-each. Knobs are operands of a program, so that a search compiles it once.
+each. Knobs are operands of a program, so that a search compiles it once. Linear
+solves are no evaluations; here all but those of `calibrated()` have a closed
+form (`decomposed`).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +18,7 @@ from experiments.few_calls.contenders import (
   Contender,
   Restore,
   built,
+  plug_and_play,
   scanned,
 )
 from experiments.few_calls.search import Knob, Point
@@ -34,9 +38,6 @@ from posterior_jax.nfc_sampler import (
 
 # DiffPIR's quadratic spacing has no more timesteps.
 _MOST = 500
-# Of the linear solves of motion blur, which otherwise take longer than the
-# network: their first levels, where they are slow, are forgotten.
-_SOLVE: dict[str, Any] = {"tolerance": 1e-3, "max_iterations": 100}
 _WIDTH = "factor", "most"
 _FEW = 50  # evaluations; below, levels with several of them would be too few
 
@@ -59,12 +60,12 @@ def sitcom(evaluations: int) -> baselines.SITCOMConfig:
 
 def diffpir(evaluations: int) -> baselines.DiffPIRConfig:
   """One call for each level, of which there are at most 500."""
-  return baselines.DiffPIRConfig.tuned(levels=min(evaluations, _MOST), **_SOLVE)
+  return baselines.DiffPIRConfig.tuned(levels=min(evaluations, _MOST))
 
 
 def ddnm(evaluations: int) -> baselines.DDNMConfig:
   """One call for each level."""
-  return baselines.DDNMConfig.tuned(levels=evaluations, **_SOLVE)
+  return baselines.DDNMConfig.tuned(levels=evaluations)
 
 
 def adamdps(evaluations: int) -> baselines.AdamDPSConfig:
@@ -84,7 +85,7 @@ def mmps(evaluations: int) -> baselines.MMPSConfig:
 
 def pigdm(evaluations: int) -> baselines.PiGDMConfig:
   """A call and a VJP for each level."""
-  return baselines.PiGDMConfig.tuned(levels=evaluations // 2, **_SOLVE)
+  return baselines.PiGDMConfig.tuned(levels=evaluations // 2)
 
 
 def nfc(config: Callable[[int], NFCConfig], *knobs: Knob) -> Contender:
@@ -121,15 +122,9 @@ def nfc(config: Callable[[int], NFCConfig], *knobs: Knob) -> Contender:
   return Contender(lambda _: knobs, operands, restore)
 
 
-def _solved(evaluations: int, config: NFCConfig) -> NFCConfig:
-  """Where there are many levels, solves that stop where the baselines' do."""
-  return config.replace(inner=_SOLVE) if evaluations > _FEW else config
-
-
 def fast(evaluations: int) -> NFCConfig:
   """`fast()`, a call for each level, for a prior that knows any way up."""
-  config = NFCConfig.fast(levels=evaluations, predictor={"turned": True})
-  return _solved(evaluations, config)
+  return NFCConfig.fast(levels=evaluations, predictor={"turned": True})
 
 
 def restoration(evaluations: int) -> NFCConfig:
@@ -161,14 +156,13 @@ def by_jacobian(evaluations: int) -> NFCConfig:
 def by_ode(evaluations: int) -> NFCConfig:
   """Two Euler steps for each level, or five, and all noise drawn anew."""
   steps = 2 if evaluations < _FEW else 5
-  config = NFCConfig(
+  return NFCConfig(
     levels=evaluations // steps,
     schedule=_SHORT,
     predictor=Ode("euler", steps),
     width=Sigma(0.5),
     inner=Mean(),
   )
-  return _solved(evaluations, config)
 
 
 def perceptual(evaluations: int) -> NFCConfig:
@@ -208,7 +202,7 @@ def _share(name: str, start: float) -> Knob:
 
 
 # Done last at every budget: what a cut run lacks is what matters least.
-LATE = ("DDRM", "NFC, calibrated()", "DPS")
+LATE = ("DDRM", "AdamDPS", "NFC, calibrated()", "DPS")
 METHODS: dict[str, Contender] = {
   "NFC, fast()": nfc(fast, _factor(4.35), *_ends(0.845, 0.0493)),
   "NFC, perceptual()": nfc(
@@ -232,7 +226,8 @@ METHODS: dict[str, Contender] = {
       Knob("first", FIRST, low=0.05, high=_FIRST),
     ),
     BASELINES[DPIR].operands,
-    BASELINES[DPIR].restore,
+    # As its authors run it.
+    functools.partial(plug_and_play, turned=True),
   ),
   "DiffPIR": built(
     baselines.diffpir, diffpir, Knob("weight", 0.5), _share("renewal", 0.6)

@@ -10,9 +10,14 @@ from experiments.equal_tuning.tables import OWN, SCORES
 CAPTION = (
   "Mean PSNR and LPIPS over all operators, a curve for each method over its "
   "budgets, larger marks for larger ones; tuned for PSNR and for LPIPS. Better "
-  "is up and to the right. Budgets that were not run on every operator, and "
-  "methods without a form for one, are left out."
+  "is up and to the right; what is more than 6 dB or 0.25 behind the best is "
+  "outside. Budgets that were not run on every operator, and methods without a "
+  "form for one, are left out."
 )
+_REACH = (
+  6.0,
+  0.25,
+)  # of the axes, in PSNR and LPIPS; the worst would hide the rest
 
 
 def plane(rows: pd.DataFrame) -> Any:
@@ -42,6 +47,10 @@ def plane(rows: pd.DataFrame) -> Any:
         own["psnr"], own["lpips"], sizes, [colours[number % len(colours)]]
       )
     axis.set(title=f"tuned for {criterion}", xlabel="PSNR [dB]")
+    if len(found):
+      most, least = found["psnr"].max(), found["lpips"].min()
+      axis.set_xlim(most - _REACH[0], most + 0.3)
+      axis.set_ylim(least - 0.02, least + _REACH[1])
     axis.grid(alpha=0.3)
   axes[0].set_ylabel("LPIPS (alex)")
   axes[0].invert_yaxis()

@@ -1,7 +1,6 @@
 """The Markdown of equal tuning: its tables, by budget, and its searches."""
 
 import math
-from collections.abc import Sequence
 
 import pandas as pd
 
@@ -9,8 +8,6 @@ from experiments.equal_tuning import tables
 from experiments.equal_tuning.plane import CAPTION
 from experiments.equal_tuning.tables import NAMES, OWN
 from experiments.harness.reporting import markdown
-
-MARK = r"\*"  # beside verdicts of a search that did not begin as others did
 
 
 def block(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
@@ -20,23 +17,28 @@ def block(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
     rows: of the pictures, by `tables.read`.
     trials: all points, in their order.
   """
-  unlinked = tables.unlinked(trials)
-  parts = [f"![{CAPTION}](../figures/plane.png)", CAPTION]
+  parts = [
+    f"![{CAPTION}](../figures/plane.png)",
+    CAPTION,
+    f"On how many operators the best of {OWN} is ahead of, level with and "
+    "behind the best other method, one sample; beside others at the same "
+    "budget, and beside the best that they have at it or at a smaller one; "
+    "means of chains beside each other:",
+    _wide(_verdicts(rows)),
+  ]
   for calls in sorted(set(rows["evaluations"])):
     parts += [
       f"**{calls} evaluations**, PSNR / LPIPS of one sample:",
       _wide(_both(rows, calls)),
       f"The best of {OWN} less the best other method, paired by picture:",
-      _wide(_leads(rows, calls, unlinked)),
+      _wide(_leads(rows, calls)),
     ]
     if calls > rows["evaluations"].min():
       parts += [
         f"The best of {OWN} at {calls} evaluations less the best result that "
         f"another method has at {calls} or at a smaller budget:",
-        _wide(_leads(rows, calls, unlinked, within=True)),
+        _wide(_leads(rows, calls, within=True)),
       ]
-    if any(calls == own for _, own, _ in unlinked):
-      parts.append(_began_anew(calls, unlinked))
     means = tables.chosen(rows, "PSNR", calls, mean=True)
     if len(means):
       chains = means["chains"].iloc[0]
@@ -143,29 +145,37 @@ def _means(rows: pd.DataFrame) -> str:
   return markdown.table(["method", *psnr], lines)
 
 
-def _began_anew(calls: int, unlinked: Sequence[tuple[str, int, str]]) -> str:
-  """What the mark beside a verdict says."""
-  cells = [
-    f"{_code(method)} on {task.replace('_', ' ')}"
-    for method, own, task in unlinked
-    if own == calls
+def _verdicts(rows: pd.DataFrame) -> str:
+  """The verdicts of `_leads`, counted."""
+  head = ["evaluations"]
+  head += [
+    f"{criterion}, {beside}"
+    for criterion in tables.SCORES
+    for beside in ("same budget", "or smaller")
   ]
-  return (
-    f"{MARK} A search that this rests on began at the first settings instead "
-    "of the winners of the budget before, which another process had not found "
-    f"yet: {'; '.join(cells)}."
-  )
+  head.append("PSNR, means of chains")
+  lines = []
+  for calls in sorted(set(rows["evaluations"])):
+    cells = [str(calls)]
+    for criterion in tables.SCORES:
+      own = tables.standing(tables.chosen(rows, criterion, calls), criterion)
+      within = tables.standing_within(rows, criterion, calls)
+      cells += [_counted(own), _counted(within)]
+    means = tables.chosen(rows, "PSNR", calls, mean=True)
+    lines.append([*cells, _counted(tables.standing(means, "PSNR"))])
+  return markdown.table(head, lines)
 
 
-def _leads(
-  rows: pd.DataFrame,
-  calls: int,
-  unlinked: Sequence[tuple[str, int, str]],
-  *,
-  within: bool = False,
-) -> str:
+def _counted(standing: pd.DataFrame) -> str:
+  if not len(standing):
+    return "-"
+  found = standing["NFC is"].value_counts()
+  words = (tables.AHEAD, tables.LEVEL, tables.BEHIND)
+  return ", ".join(f"{found.get(word, 0)} {word}" for word in words)
+
+
+def _leads(rows: pd.DataFrame, calls: int, *, within: bool = False) -> str:
   """Verdicts at a budget; `within`, against others at smaller ones too."""
-  tasks = dict(zip(rows["operator"], rows["task"]))
   lines = []
   for criterion, (_, digits, _) in tables.SCORES.items():
     standing = (
@@ -177,19 +187,15 @@ def _leads(
       lead, low, high = (
         f"{own[name]:+.{digits}f}" for name in ("lead", "from", "to")
       )
-      other, _, budget = own["best other"].partition(" at ")
-      pair = (own["best of NFC"], calls), (other, int(budget or calls))
-      mark = any((*who, tasks[operator]) in unlinked for who in pair)
-      verdict = _bold(own["NFC is"], own["NFC is"] == tables.AHEAD)
+      colon = ":" if " at " in own["best other"] else ""
       lines.append(
         [
           criterion,
           operator,
           f"{_code(own['best of NFC'])} {own['its mean']:.{digits}f}",
-          f"{own['best other']}{':' * bool(budget)} "
-          f"{own['other mean']:.{digits}f}",
+          f"{own['best other']}{colon} {own['other mean']:.{digits}f}",
           f"{lead} ({low}, {high})",
-          f"{verdict} {MARK}" if mark else verdict,
+          _bold(own["NFC is"], own["NFC is"] == tables.AHEAD),
         ]
       )
   head = ["score", "operator", OWN, "best other", "lead", f"{OWN} is"]

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from experiments.data import degradations, photographs
+from experiments.equal_tuning.known import Known, files
 from experiments.equal_tuning.methods import METHODS
 from experiments.harness import prior_files, writing
 from experiments.harness.settings import Checked, setting
@@ -51,11 +52,19 @@ class Settings(Checked):
     methods: of METHODS, () for all.
     evaluations: of the network, each a budget of its own; from the second one
       on a search begins where that of the budget before it ended.
-    rounds: of every budget's search.
+    rounds: of every budget's search, those of `known` among them.
     tuned_on: pictures of every budget's search, the first by name.
     chains: whose mean is reported at the next budget, a number for each of the
       first budgets, so that chains times budget is the next one.
-    slots: images that a program restores at once.
+    slots: images that a program restores at once; a round has a point for every
+      `tuned_on` of them.
+    known: folders of `rows.csv` and `trials.csv`, as those beside the code,
+      whose searches are gone on with and whose rows stand where the winner is
+      the same; () begins anew.
+    again: whether the winners of `known` restore the pictures anew, as under
+      another prior.
+    cells: a folder for what was begun and for winners, which processes that
+      share their work name alike; "" for the run's own.
     workers: programs compiled at a time.
   """
 
@@ -72,10 +81,13 @@ class Settings(Checked):
   tasks: tuple[str, ...] = setting(among=TASKS)
   methods: tuple[str, ...] = setting(among=METHODS)
   evaluations: tuple[int, ...] = setting(at_least=10, some=True)
-  rounds: tuple[int, ...] = setting(at_least=1)
+  rounds: tuple[int, ...] = setting(at_least=0)
   tuned_on: tuple[int, ...] = setting(at_least=1)
   chains: tuple[int, ...] = setting(at_least=2)
   slots: int = setting(at_least=1)
+  known: tuple[str, ...]
+  again: bool
+  cells: str
   workers: int = setting(at_least=1)
 
   def __post_init__(self) -> None:
@@ -85,10 +97,16 @@ class Settings(Checked):
         f"side must be at least size {self.size}, got {self.side}"
       )
     count = len(self.evaluations)
-    if not count == len(self.rounds) == len(self.tuned_on):
+    for name in ("rounds", "tuned_on"):
+      own = getattr(self, name)
+      if len(own) != count:
+        raise ValueError(
+          f"{name} must have a number for each of evaluations, got {own} for "
+          f"{self.evaluations}"
+        )
+    if not self.known and not all(self.rounds):
       raise ValueError(
-        "rounds and tuned_on must have a number for each of evaluations, got "
-        f"{self.rounds} and {self.tuned_on} for {self.evaluations}"
+        f"rounds must be at least 1 without known, got {self.rounds}"
       )
     for few, many, chains in zip(
       self.evaluations, self.evaluations[1:], self.chains, strict=False
@@ -110,6 +128,7 @@ class Given(NamedTuple):
   names: tuple[str, ...]  # of the pictures that are reported on
   truth: np.ndarray  # they, [N, size, size, 3] in [-1, 1]
   tuning: np.ndarray  # [M, size, size, 3]
+  known: Known = Known()
 
 
 def prepare(settings: Settings) -> Given:
@@ -130,6 +149,7 @@ def prepare(settings: Settings) -> Given:
     tuple(file.stem for file in files),
     np.stack([photographs.crops(file, size, 1)[0] for file in files]),
     np.stack([middle(image, size) for image in whole.values()]),
+    Known(settings.known),
   )
 
 
@@ -143,6 +163,7 @@ def inputs(given: Given) -> dict[str, str]:
     | writing.digests("picture", pictures)
     | writing.digests("tuned on", tuned_on)
     | writing.digests("lpips", [settings.lpips] if settings.lpips else [])
+    | writing.digests("known", [p for f in settings.known for p in files(f)])
   )
 
 

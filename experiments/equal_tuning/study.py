@@ -7,8 +7,10 @@ Settings: `configs/equal_tuning.py`. A cell is a method, a task and a budget in
 evaluations of the network: it is tuned by `rounds`, as many points for every
 method, on pictures that no report restores, and what scored best by PSNR and by
 LPIPS restores the pictures of the report. Cells are files of a folder: several
-processes, a card each, share them. A search begins from the winners of the
-budget before, and is not begun until they are there, whoever finds them.
+processes, a card each, share them (`--config.cells`). A search begins from the
+winners of the budget before, and is not begun until they are there, whoever
+finds them. What the rows and points of runs before say is not done again
+(`--config.known`).
 """
 
 import concurrent.futures
@@ -22,22 +24,26 @@ from typing import Any
 
 from experiments.equal_tuning import report, tables
 from experiments.equal_tuning.bench import Bench
-from experiments.equal_tuning.cells import Cell, before, begun, cells
+from experiments.equal_tuning.cells import Cell, before, cells
+from experiments.equal_tuning.pending import Pending
 from experiments.equal_tuning.settings import Given, Settings
 from experiments.equal_tuning.tables import FAILED, TABLE, TRIED
 from experiments.harness import record
 from experiments.harness.progress import Progress
 
-_AHEAD = 3  # of the longest cells, that one process may have begun
 _QUIET = 60.0  # seconds without work, after which it says what it waits for
 
 
 def compare(given: Given, run: record.Run) -> None:
   """Tunes and reports all cells, writes their rows as they come."""
-  with Progress(len(cells(given.settings)), label=TABLE) as tick:
-    for name, row in work(given, run.folder / "cells", tick):
-      run.write(name, row)
   settings = given.settings
+  with Progress(len(cells(given.settings)), label=TABLE) as tick:
+    folder = pathlib.Path(settings.cells or run.folder / "cells")
+    for name, row in work(given, folder, tick):
+      run.write(name, row)
+  if not run.rows(TABLE):
+    print("every cell was begun by another process, or nothing is left of it")
+    return
   about = (
     f"{len(given.names)} pictures at {settings.size} x {settings.size}, noise "
     f"{settings.noise_std:g}, tuned on {len(given.tuning)} others."
@@ -59,33 +65,19 @@ def work(
   Returns:
     (table, row) pairs.
   """
-  folder.mkdir(parents=True, exist_ok=True)
   settings = given.settings
+  folder.mkdir(parents=True, exist_ok=True)
   bench = Bench(given, folder)
   waiting: queue.PriorityQueue = queue.PriorityQueue()
-  listed = iter(enumerate(cells(settings)))
-  lock, over = threading.Lock(), threading.Event()
-  ahead = 0  # evaluations of what was begun here and is not done
+  pending = Pending(settings, bench, folder)
+  over = threading.Event()
 
   def compiling() -> None:
-    nonlocal ahead
-    while not over.is_set():
-      with lock:
-        number, cell = next(listed, (None, None))
-      if cell is None or number is None:
-        return
-      calls = settings.evaluations[cell.budget]
-      # Long cells are not taken before they can be run soon: another process
-      # may be there sooner.
-      while (
-        bench.waits(cell) or ahead > _AHEAD * settings.evaluations[-1] - calls
-      ):
-        if over.wait(0.05):
-          return
-      if not begun(folder / str(number)):
+    while len(pending) and not over.is_set():
+      if (found := pending.take()) is None:
+        over.wait(0.1)
         continue
-      with lock:
-        ahead += calls
+      number, cell = found
       try:
         waiting.put((number, cell, bench.program(cell)))
       except Exception as error:  # one method must not end the others
@@ -107,12 +99,9 @@ def work(
         if isinstance(program, Exception):
           bench.give_up(cell)
           yield FAILED, _failed(settings, cell, program)
-        elif program is not None:
+        else:
           yield from bench.done(cell, program)
-          if cell.budget < len(settings.chains):
-            yield from bench.means(cell, program)
-        with lock:
-          ahead -= settings.evaluations[cell.budget]
+        pending.is_done(cell)
         quiet = time.monotonic()
     finally:
       over.set()

@@ -243,25 +243,3 @@ def on_edges(rows: pd.DataFrame) -> pd.DataFrame:
   about = ["method", "evaluations", "task", "tuned for", "point"]
   edge = rows[(rows["chains"] == 1) & ~rows["interior"].astype(bool)]
   return edge[about].drop_duplicates().reset_index(drop=True)
-
-
-def unlinked(trials: pd.DataFrame) -> list[tuple[str, int, str]]:
-  """Cells whose search did not begin from the winners of the budget before.
-
-  Args:
-    trials: points in the order in which they were tried.
-
-  Returns:
-    (method, evaluations, task) of each.
-  """
-  found = []
-  for (method, task), own in trials.groupby(["method", "task"], sort=False):
-    winners: set[str] | None = None
-    for calls, log in own.groupby("evaluations"):
-      if winners is not None and log["point"].iloc[0] not in winners:
-        found.append((str(method), int(calls), str(task)))
-      # As rounded in the file several may be the best.
-      best = log["psnr"] == log["psnr"].max()
-      best |= log["lpips"] == log["lpips"].min()
-      winners = set(log["point"][best])
-  return found

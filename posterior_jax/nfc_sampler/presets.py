@@ -126,9 +126,10 @@ class Presets:
     has, gains 0.02 to 0.1 dB by it. With that, DPIR tuned for every task and
     number of calls, and not turned, is there between 0.05 dB better and 0.16
     worse on Gaussian blur and the medium motion kernel, and 0.01 to 5.9 dB
-    worse elsewhere. With both tuned for every task at 20 calls
-    (`experiments.equal_tuning`), it is 0.28 dB better on the short motion
-    kernel, and 0.01 to 0.11 worse on the other blurs and super-resolution.
+    worse elsewhere. Turned too, with both tuned for every task at 20 calls
+    (`experiments.equal_tuning`), it is 0.30 dB better on the short motion
+    kernel, level on the medium one and on Gaussian blur, and 0.02 and 0.10
+    worse on the long kernel and super-resolution.
     Turning is off here, because a prior of pictures with one way up, such as
     faces or scans, loses several dB by it.
 
@@ -171,9 +172,9 @@ class Presets:
     two linear solves.
 
     Tuned alike (`experiments.equal_tuning`), at 20 evaluations its LPIPS is the
-    lowest of all methods' on motion blur and in a box, and level with DDNM+'s
-    on Gaussian blur and super-resolution, at 0.6 to 1.7 dB less PSNR than
-    `fast`. That is with numbers per task, whose best lie far apart. Those here
+    lowest of all methods' on longer motion blurs and in a box, and level with
+    DPIR's on a short one and DDNM+'s on Gaussian blur and super-resolution, at
+    0.6 to 1.7 dB less PSNR than `fast`. That is with numbers per task, whose best lie far apart. Those here
     are one for all tasks. On the tuning pictures they are behind the task's own
     best by 0.01 of LPIPS on motion blur; by 0.08 on super-resolution, where a
     width of factor=2.0, most=0.6 and renewal=0.1 are the best; and by 0.11 on
