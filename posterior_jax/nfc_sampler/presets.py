@@ -174,14 +174,14 @@ class Presets:
     Tuned alike (`experiments.equal_tuning`), at 20 evaluations its LPIPS is the
     lowest of all methods' on longer motion blurs and in a box, and level with
     DPIR's on a short one and DDNM+'s on Gaussian blur and super-resolution, at
-    0.6 to 1.7 dB less PSNR than `fast`. That is with numbers per task, whose best lie far apart. Those here
-    are one for all tasks. On the tuning pictures they are behind the task's own
-    best by 0.01 of LPIPS on motion blur; by 0.08 on super-resolution, where a
-    width of factor=2.0, most=0.6 and renewal=0.1 are the best; and by 0.11 on
-    Gaussian blur, where most=0.6 and renewal=0.4 are. In a box they were not
-    among the points. For pixels dropped at random take renewal=1.0,
-    sigma_max=0.5 and factor=2.0: these numbers cost about 0.2 there, of which
-    kept noise alone, renewal=0.8, costs 0.125.
+    0.6 to 1.7 dB less PSNR than `fast`. That is with numbers per task, whose
+    best lie far apart. Those here are one for all tasks. On the tuning pictures
+    they are behind the task's own best by 0.01 of LPIPS on motion blur; by 0.08
+    on super-resolution, where a width of factor=2.0, most=0.6 and renewal=0.1
+    are the best; and by 0.11 on Gaussian blur, where most=0.6 and renewal=0.4
+    are. In a box they were not among the points. For pixels dropped at random
+    take renewal=1.0, sigma_max=0.5 and factor=2.0: these numbers cost about 0.2
+    there, of which kept noise alone, renewal=0.8, costs 0.125.
 
     Args:
       **changes: as of `replace`.
