@@ -117,9 +117,13 @@ def static(config):
   )
 
 
+def given(x, weights, first, *kept):
+  return layer_weights.Operands(x, weights, first, kept)
+
+
 def launched(config, *arrays):
   call = lambda *arrays: layer_gpu.launched(  # noqa: E731
-    static(config), *arrays, interpret=True
+    static(config), given(*arrays), interpret=True
   )
   return jax.jit(call)(*arrays)
 
@@ -219,8 +223,8 @@ def test_the_kernel_is_a_layer_of_attention(
   x, like = normal(256), layer.mixer.init_cache(1, room)
   cache = KeyValueCache(*(normal(*array.shape) for array in like))
   tokens = token_at(slot, first)
-  given = attention_operands(layer, tokens.positions)
-  y, counters, keys, values, *_ = launched(config, x, *given, *cache)
+  halves = attention_operands(layer, tokens.positions)
+  y, counters, keys, values, *_ = launched(config, x, *halves, *cache)
   run = nnx.jit(lambda layer, x, cache: layer(x, tokens, cache))
   want, new = run(layer, x[None, None], cache)
   oracles.assert_close(np.float32(y)[None], np.float32(want[0]), LIMIT)
@@ -239,7 +243,7 @@ def test_the_kernel_has_no_numbers_of_64_bits():
   weights, first = operands(layer)
   step = functools.partial(layer_gpu.step, static(CONFIG))
   with jax.enable_x64(True):
-    made = jax.make_jaxpr(step)(x, weights, first, *cache)
+    made = jax.make_jaxpr(step)(given(x, weights, first, *cache))
   assert kernel_bodies.wide(made.jaxpr) == set()
 
 
@@ -330,9 +334,10 @@ def test_a_layer_of_one_row_is_one_kernel_on_cuda(kind, dim):
 def test_what_the_kernel_refuses(change, sentence):
   layer = layer_of(CONFIG)
   x, cache = drawn(layer)
-  arrays = change(x, *operands(layer), *cache)
-  assert layer_plan.refusal(static(CONFIG), *arrays) is not None
-  assert sentence in layer_plan.refusal(static(CONFIG), *arrays)
+  wrong = given(*change(x, *operands(layer), *cache))
+  found = layer_plan.refusal(static(CONFIG), wrong)
+  assert found is not None
+  assert sentence in found
 
 
 @pytest.mark.parametrize(
@@ -354,8 +359,9 @@ def test_what_the_kernel_refuses_of_attention(change, sentence):
   layer = layer_of(ATTENTION)
   keys = change(layer.mixer.init_cache(1, 8).keys)
   x = jnp.zeros(ATTENTION.hidden_size, jnp.bfloat16)
-  given = attention_operands(layer, token_at(3, 0).positions)
-  found = layer_plan.refusal(static(ATTENTION), x, *given, keys, keys)
+  halves = attention_operands(layer, token_at(3, 0).positions)
+  step = given(x, *halves, keys, keys)
+  found = layer_plan.refusal(static(ATTENTION), step)
   assert found is None if sentence is None else sentence in found
 
 
@@ -363,7 +369,7 @@ def test_key_heads_need_as_many_programs():
   layer = layer_of(CONFIG)
   x, cache = drawn(layer)
   many = static(CONFIG)._replace(key_heads=9)
-  found = layer_plan.refusal(many, x, *operands(layer), *cache)
+  found = layer_plan.refusal(many, given(x, *operands(layer), *cache))
   assert found == "16 programs are too few for 9 key heads"
 
 

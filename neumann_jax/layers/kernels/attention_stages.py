@@ -7,8 +7,7 @@ These are the three arrays of `Refs.heads`, float32: [parts H D], [parts H] and
 [parts H].
 """
 
-import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,26 @@ from neumann_jax.layers.kernels.stages import ROWS, Counters, added, wide
 _LOW = -1e30
 
 
+class _Place(NamedTuple):
+  """What a program attends to.
+
+  Attributes:
+    query: its head.
+    part: which of the programs of the query it is.
+    head: of keys and values.
+    slot: of the token.
+    first: slot that the token sees.
+    newest: slot that the cache has.
+  """
+
+  query: Any
+  part: Any
+  head: Any
+  slot: Any
+  first: Any
+  newest: Any
+
+
 def attend(
   static: Static, plan: Plan, counters: Counters, refs: Any, unit: Any
 ) -> None:
@@ -37,73 +56,84 @@ def attend(
     unit: which program of the stage, below H parts: those of a head in a row.
   """
   assert plan.projections
-  keys, values = refs.kept
-  _, room, shared, dim = keys.shape
-  group = plan.heads // shared
+  mixer, (_, room, shared, dim) = refs.mixer, refs.kept[0].shape
   query, part = unit // plan.parts, unit % plan.parts
-  head = lax.div(query, group)
-  slot, first = refs.mixer.places[0], refs.mixer.places[1]
+  head = lax.div(query, plan.heads // shared)
+  slot, first = mixer.places[0], mixer.places[1]
   newest = jnp.minimum(slot, room - 1)
-  # An array and not a number, by which the interpreter cannot index.
-  tile, row = (SLOTS, dim), lax.full((), 0, jnp.int32)
-
-  def load(block):
-    at = row, pl.ds(block * SLOTS, SLOTS), head, slice(None)
-    held = block * SLOTS + lax.broadcasted_iota(jnp.int32, tile, 0) <= newest
-    return [
-      triton.load(ref.at[at], mask=held, other=0.0) for ref in (keys, values)
-    ]
-
+  place = _Place(query, part, head, slot, first, newest)
   # Asked for before the program waits for its token.
-  held = load(part)
+  held = _held(refs, place, part)
   counters.wait(plan.projected, plan.projections.units)
-  q = _turned(static, plan, refs, 0, 2 * query, refs.mixer.q_norm)
-  k = _turned(static, plan, refs, 1, head, refs.mixer.k_norm)
+  q = _turned(static, plan, refs, 0, 2 * query, mixer.q_norm)
+  k = _turned(static, plan, refs, 1, head, mixer.k_norm)
   at = lax.broadcasted_iota(jnp.int32, (dim,), 0)
   v = _columns(plan, refs, 2, head * dim + at)
+  found = _summed(plan, refs, place, (q, k, v), held)
+  _leave(plan, refs, place, (k, v), found)
+  counters.add(plan.told + query)
 
-  see = functools.partial(_seen, (q, k, v), (slot, first, newest))
+
+def _held(refs, place, block):
+  """Keys and values of a block of slots, 0 behind the newest: [SLOTS, D]."""
+  # An array and not a number, by which the interpreter cannot index.
+  tile, row = (SLOTS, refs.kept[0].shape[3]), lax.full((), 0, jnp.int32)
+  at = row, pl.ds(block * SLOTS, SLOTS), place.head, slice(None)
+  slots = block * SLOTS + lax.broadcasted_iota(jnp.int32, tile, 0)
+  held = slots <= place.newest
+  return [triton.load(ref.at[at], mask=held, other=0.0) for ref in refs.kept]
+
+
+def _summed(plan, refs, place, token, held):
+  """The highest score and the sums under it, of all blocks of a program."""
 
   def step(n, carry):
     *sums, old = carry
-    block = part + n * plan.parts
-    later = load(block + plan.parts)
-    return *see(block, old, *sums), later
+    block = place.part + n * plan.parts
+    later = _held(refs, place, block + plan.parts)
+    return *_seen(token, place, block, old, *sums), later
 
   start = (
     jnp.full((), _LOW, jnp.float32),
     jnp.zeros((), jnp.float32),
-    jnp.zeros(dim, jnp.float32),
+    jnp.zeros(token[0].shape, jnp.float32),
     held,
   )
-  last = lax.div(newest, SLOTS)
+  last = lax.div(place.newest, SLOTS)
   # Blocks that are left for a program of a later part may be none.
-  steps = lax.div(last - part + plan.parts, plan.parts)
-  most, total, out, _ = lax.fori_loop(0, steps, step, start)
-  refs.heads[0][pl.ds((part * plan.heads + query) * dim, dim)] = out
-  refs.heads[1][part * plan.heads + query] = most
-  refs.heads[2][part * plan.heads + query] = total
-  keeps = (lax.rem(last, plan.parts) == part) & (lax.rem(query, group) == 0)
+  steps = lax.div(last - place.part + plan.parts, plan.parts)
+  return lax.fori_loop(0, steps, step, start)[:3]
 
-  @pl.when((slot < room) & keeps)
+
+def _leave(plan, refs, place, new, found):
+  """Writes what a program has found, and the new slot where it is its own."""
+  most, total, out = found
+  _, room, shared, dim = refs.kept[0].shape
+  at = place.part * plan.heads + place.query
+  refs.heads[0][pl.ds(at * dim, dim)] = out
+  refs.heads[1][at] = most
+  refs.heads[2][at] = total
+  # Of the programs that share a key head, one writes it.
+  keeps = lax.rem(lax.div(place.newest, SLOTS), plan.parts) == place.part
+  keeps &= lax.rem(place.query, plan.heads // shared) == 0
+
+  @pl.when((place.slot < room) & keeps)
   def keep():
-    for ref, x in zip((keys, values), (k, v)):
-      ref[0, slot, head, :] = x
-
-  counters.add(plan.told + query)
+    for ref, x in zip(refs.kept, new):
+      ref[0, place.slot, place.head, :] = x
 
 
-def _seen(token, places, block, old, most, total, out):
+def _seen(token, place, block, old, most, total, out):
   """The highest score and the sums under it, with a block of slots more."""
-  (q, k, v), (slot, first, newest) = token, places
+  q, k, v = token
   own = block * SLOTS + lax.broadcasted_iota(jnp.int32, old[0].shape, 0)
   at = block * SLOTS + lax.broadcasted_iota(jnp.int32, (SLOTS,), 0)
   # The cache need not hold the token yet.
   old_k, old_v = (
-    jnp.where(own == slot, x[None], y) for x, y in zip((k, v), old)
+    jnp.where(own == place.slot, x[None], y) for x, y in zip((k, v), old)
   )
   scores = jnp.sum(wide(q)[None] * wide(old_k), axis=1) * q.shape[0] ** -0.5
-  seen = (at <= newest) & (at >= first)
+  seen = (at <= place.newest) & (at >= place.first)
   scores = jnp.where(seen, scores, _LOW)
   above = jnp.maximum(most, jnp.max(scores))
   weights = jnp.where(seen, jnp.exp(scores - above), 0.0)

@@ -24,57 +24,39 @@ from neumann_jax.layers.kernels import (
 from neumann_jax.layers.kernels.layer_weights import (
   Attention,
   FeedForward,
-  First,
   Mixer,
+  Operands,
   Static,
 )
 from neumann_jax.layers.kernels.stages import ROWS, Counters
 
 
-def step(
-  static: Static,
-  x: jax.Array,
-  weights: FeedForward,
-  mixer: First,
-  *kept: jax.Array,
-) -> tuple[jax.Array, ...]:
+def step(static: Static, given: Operands) -> tuple[jax.Array, ...]:
   """The layer's output, and what the mixer keeps after the token.
 
   Args:
     static: what is static.
-    x: [K].
-    weights: of the second half.
-    mixer: of the first half, or what another left of it.
-    *kept: of the rule the history [1, 2 Hk Dk + Hv Dv, W] and the state
-      [1, Hv, Dk, Dv] float32; of attention keys and values [1, S, Hkv, D];
-      else nothing.
+    given: of the step, x [K].
 
   Returns:
     [K], and what is kept as it came.
   """
-  y, _, *found = launched(static, x, weights, mixer, *kept)
-  return y, *found[: len(kept)]
+  y, _, *found = launched(static, given)
+  return y, *found[: len(given.kept)]
 
 
 def launched(
-  static: Static,
-  x: jax.Array,
-  weights: FeedForward,
-  mixer: First,
-  *kept: jax.Array,
-  interpret: bool = False,
+  static: Static, operands: Operands, *, interpret: bool = False
 ) -> list[jax.Array]:
   """What `step` gives, behind its first the counters, and sums at the end.
 
   Args:
-    static: as of `step`, like all others but the last.
-    x: likewise.
-    weights: likewise.
-    mixer: likewise.
-    *kept: likewise.
+    static: as of `step`.
+    operands: likewise.
     interpret: runs the body on the CPU instead, one program after the other.
   """
-  plan = layer_plan.planned(weights, mixer, *kept)
+  x, weights, mixer, kept = operands
+  plan = layer_plan.planned(operands)
   size = weights.gate.shape[0]
   vma = jax.typeof(x).manual_axis_type
   shape = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=vma)

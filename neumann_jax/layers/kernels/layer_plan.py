@@ -9,9 +9,8 @@ from jax.experimental import pallas as pl
 from neumann_jax.layers.kernels import stages, token_gpu
 from neumann_jax.layers.kernels.layer_weights import (
   Attention,
-  FeedForward,
-  First,
   Mixed,
+  Operands,
   Static,
 )
 from neumann_jax.layers.kernels.stages import ROWS, Cut
@@ -38,22 +37,14 @@ _WIDEST = 256
 _MOST_SLOTS = 4352
 
 
-def refusal(
-  static: Static,
-  x: jax.Array,
-  weights: FeedForward,
-  mixer: First,
-  *kept: jax.Array,
-) -> str | None:
+def refusal(static: Static, given: Operands) -> str | None:
   """Why the kernel cannot run, as a clause, or None if it can.
 
   Args:
     static: what is static.
-    x: [..., K], only shapes and types are read.
-    weights: of the second half.
-    mixer: of the first half, or what another left of it.
-    *kept: what the mixer keeps, see `layer_gpu.step`.
+    given: of the step, x [..., K]; only shapes and types are read.
   """
+  x, weights, mixer, kept = given
   if x.size != x.shape[-1]:
     return f"one kernel takes one row, got {x.size // x.shape[-1]}"
   if x.dtype not in (jnp.bfloat16, jnp.float16):
@@ -70,7 +61,7 @@ def refusal(
   for size in {matrix.shape[0] for matrix in matrices}:
     if size % ROWS:
       return f"{size} rows are not a multiple of {ROWS}"
-  plan = planned(weights, mixer, *kept)
+  plan = planned(given)
   most = max(plan.units)
   if most > _MOST:
     return f"{most} programs of a stage are more than {_MOST}"
@@ -164,8 +155,9 @@ class Plan(NamedTuple):
     return [first, self.heads * self.parts, *rest]
 
 
-def planned(weights: FeedForward, mixer: First, *kept: jax.Array) -> Plan:
+def planned(given: Operands) -> Plan:
   """By the sizes of the weights and of what the mixer keeps."""
+  _, weights, mixer, kept = given
   size, width = weights.gate.shape
   inner, down = stages.cut(size, (width, width)), stages.cut(width, (size,))
   out = stages.cut(mixer.out.shape[0], (size,))

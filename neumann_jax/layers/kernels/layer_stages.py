@@ -30,7 +30,7 @@ class Refs(NamedTuple):
     weights: of the second half.
     mixer: of the first half, or what another left of it.
     out: the result.
-    kept: what the mixer keeps, see `layer_gpu.step`.
+    kept: what the mixer keeps, see `Operands`.
     inner: sums of gate and up.
     down: sums of down.
     projected: sums of the mixer's projections.

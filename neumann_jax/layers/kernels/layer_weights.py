@@ -106,6 +106,24 @@ class Mixed(NamedTuple):
 First = Mixer | Attention | Mixed
 
 
+class Operands(NamedTuple):
+  """What the kernel of a layer takes of a step.
+
+  Attributes:
+    x: [K], or of one such row.
+    weights: of the second half.
+    first: of the first half, or what another left of it.
+    kept: what the mixer keeps: of the rule the history
+      [1, 2 Hk Dk + Hv Dv, W] and the state [1, Hv, Dk, Dv] float32; of
+      attention keys and values [1, S, Hkv, D]; else nothing.
+  """
+
+  x: Any
+  weights: FeedForward
+  first: First
+  kept: tuple[Any, ...] = ()
+
+
 class Static(NamedTuple):
   """What is static.
 

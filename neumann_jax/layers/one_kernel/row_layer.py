@@ -23,9 +23,8 @@ from neumann_jax.layers.caches.cache import (
 from neumann_jax.layers.kernels import layer_gpu, layer_plan
 from neumann_jax.layers.kernels.layer_weights import (
   Attention,
-  FeedForward,
-  First,
   Mixed,
+  Operands,
   Static,
 )
 from neumann_jax.layers.norms import RMSNorm, rms_norm
@@ -94,7 +93,8 @@ def whole(
   if type(mixer) is GatedAttention and mixer.attention != "auto":
     _say(name, f"attention={mixer.attention!r} is asked for")
     return None
-  found = _run(half.how, half.block, x, second, half.weights(), *cache)
+  given = Operands(x, second, half.weights(), tuple(cache))
+  found = _run(half.how, half.block, given)
   return None if found is None else (found[0], type(cache)(*found[1:]))
 
 
@@ -124,26 +124,20 @@ def after_mixer(
     return None
   left = Mixed(mixed.reshape(-1), out.kernel[...])
   how = RuleOptions(implementation=implementation)
-  found = _run(how, Block(0, 1.0, norm.eps), x, weights, left)
+  found = _run(how, Block(0, 1.0, norm.eps), Operands(x, weights, left))
   return None if found is None else found[0]
 
 
 def _run(
-  how: RuleOptions,
-  block: Block,
-  x: jax.Array,
-  weights: FeedForward,
-  first: First,
-  *kept: jax.Array,
+  how: RuleOptions, block: Block, given: Operands
 ) -> tuple[jax.Array, ...] | None:
   """The output and what is kept, or None where the kernel does not run."""
   if how.implementation not in _NAMES:
     return None
-  arrays = x, weights, first, *kept
   # Asked here, and not left to the operation: instead of the kernel run those
   # of the layer's parts, and not the XLA form.
-  reason = _refusal((how, block), *arrays)
-  mesh = on_mesh.mesh_of(*jax.tree.leaves(arrays))
+  reason = _refusal((how, block), given)
+  mesh = on_mesh.mesh_of(*jax.tree.leaves(given))
   if how.sequence_axis is not None:
     reason = "tokens are split over devices"
   elif mesh.size > 1 and on_mesh.free_axes(mesh):
@@ -152,8 +146,8 @@ def _run(
     _say(how.implementation, reason)
     return None
   # Inside `jax.shard_map` a kernel says of its results what of its operands.
-  arrays = layout.varying_alike(arrays)
-  return backends.run(_OPERATION, how.implementation, (how, block), *arrays)
+  given = layout.varying_alike(given)
+  return backends.run(_OPERATION, how.implementation, (how, block), given)
 
 
 def _say(implementation: str, reason: str) -> None:
@@ -162,13 +156,9 @@ def _say(implementation: str, reason: str) -> None:
 
 
 def _in_xla(
-  static: tuple[RuleOptions, Block],
-  x: jax.Array,
-  weights: FeedForward,
-  first: First,
-  *kept: jax.Array,
+  static: tuple[RuleOptions, Block], given: Operands
 ) -> tuple[jax.Array, ...]:
-  block = static[1]
+  block, (x, weights, first, kept) = static[1], given
   multiply = functools.partial(row_products.in_xla, None)
   if isinstance(first, Mixed):
     y = first.row.reshape(1, 1, -1)
@@ -194,15 +184,16 @@ def _in_xla(
   return x + multiply((gate, up), (weights.down,))[0], *kept
 
 
-def _refusal(static: tuple[RuleOptions, Block], *arrays: Any) -> str | None:
-  return layer_plan.refusal(_static(static[1]), *arrays)
+def _refusal(static: tuple[RuleOptions, Block], given: Operands) -> str | None:
+  return layer_plan.refusal(_static(static[1]), given)
 
 
 def _launch(
-  static: tuple[RuleOptions, Block], x: jax.Array, *arrays: Any
+  static: tuple[RuleOptions, Block], given: Operands
 ) -> tuple[jax.Array, ...]:
-  y, *kept = layer_gpu.step(_static(static[1]), x.reshape(-1), *arrays)
-  return y.reshape(x.shape), *kept
+  row = given._replace(x=given.x.reshape(-1))
+  y, *kept = layer_gpu.step(_static(static[1]), row)
+  return y.reshape(given.x.shape), *kept
 
 
 def _static(block: Block) -> Static:
