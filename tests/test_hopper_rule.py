@@ -152,6 +152,13 @@ def test_pieces_write_every_chunk_once_and_know_what_they_read(decay, count):
     assert (forward == 1).all() and (backward == 1).all()
 
 
+def test_a_head_of_two_blocks_of_values_has_half_of_the_pieces():
+  """Each block of a piece is a program, of those that fill a card."""
+  gates = -jnp.ones((1, 8, 256 * C))
+  for ranges in (hopper_pieces.starts, hopper_pieces.stops):
+    assert [ranges(gates, n).shape[2] for n in (1, 2)] == [16, 8]
+
+
 def test_two_programs_share_the_columns_of_a_row_that_never_decays():
   length = 128 * C
   for ranges in (hopper_pieces.starts, hopper_pieces.stops):
@@ -203,10 +210,17 @@ def operands(
     ({"dtype": jnp.float32}, {}, "9.0", "q, k and v must be bfloat16, got flo"),
     ({"dtype": jnp.float16}, {}, "9.0", "q, k and v must be bfloat16, got flo"),
     ({}, {"chunk_size": 32}, "9.0", "chunk size 32 is not 64"),
-    ({"dk": 32}, {}, "9.0", "Dk and Dv must be of 64 to 128, got 32 and 128"),
-    ({"dv": 256}, {}, "9.0", "Dk and Dv must be of 64 to 128, got 128 and 256"),
+    ({"dk": 32}, {}, "9.0", "Dk and Dv must be of 64 to 256, got 32 and 128"),
+    ({"dv": 512}, {}, "9.0", "Dk and Dv must be of 64 to 256, got 128 and 512"),
     ({"dk": 96}, {}, "9.0", "Dk and Dv must be powers of two from 16 up, got"),
+    ({"dv": 192}, {}, "9.0", "Dk and Dv must be powers of two from 16 up, got"),
     ({"t": 2**23}, {}, "9.0", "an array of 2^31 entries is too large"),
+    (
+      {"t": 2**20, "dv": 256},
+      {},
+      "9.0",
+      "an array of 2^31 entries is too larg",
+    ),
     ({}, {"spec": InverseSpec("exact")}, "9.0", 'method "exact" has no kernel'),
     ({}, {"spec": INTEGERS}, "9.0", "their gradient of beta is inexact for an"),
     ({}, {"spec": SCALED}, "9.0", "their gradient of beta is inexact for an"),
@@ -246,15 +260,26 @@ def gradient(rule, *arrays):
 
 
 KERNELS = ("outputs", "states", "reverse", "gradients")
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 @needs_mosaic
-@pytest.mark.parametrize("heads", [(1, 1), (1, 4), (2, 6)])
-@pytest.mark.parametrize("packed", [False, True])
-def test_all_of_a_training_step_is_kernels(heads, packed):
+@pytest.mark.parametrize(
+  "heads, widths, packed",
+  [
+    ((1, 1), (128, 128), False),
+    ((1, 4), (128, 128), True),
+    ((2, 6), (128, 128), True),
+    ((1, 1), (256, 256), False),
+    slow((2, 6), (256, 256), True),
+    ((1, 4), (128, 256), False),
+    slow((1, 1), (256, 128), True),
+  ],
+)
+def test_all_of_a_training_step_is_kernels(heads, widths, packed):
   """Any length, grouped heads, documents, an initial state."""
-  arrays = operands(hk=heads[0], hv=heads[1])
-  state = jax.ShapeDtypeStruct((2, heads[1], D, D), jnp.float32)
+  arrays = operands(hk=heads[0], hv=heads[1], dk=widths[0], dv=widths[1])
+  state = jax.ShapeDtypeStruct((2, heads[1], *widths), jnp.float32)
   ids = jnp.zeros((2, 200), jnp.int32).at[:, 90:].set(1) if packed else None
 
   def rule(*x):
@@ -268,7 +293,20 @@ def test_all_of_a_training_step_is_kernels(heads, packed):
   module = exported.mlir_module()
   for name in KERNELS:
     assert f"delta_rule_{name}" in module
+  assert ("delta_rule_scores" in module) == (widths[0] == 256)
   assert "stablehlo.dot_general" not in module  # no product is left to XLA
+
+
+@needs_mosaic
+@pytest.mark.parametrize("widths", [(128, 128), (256, 256), (128, 256)])
+def test_widths_of_whole_blocks_are_kernels_without_gradients_too(widths):
+  arrays = operands(hk=1, hv=1, dk=widths[0], dv=widths[1])
+
+  def rule(*x):
+    return neumann_jax.gated_delta_rule(*x, spec=FUSED.spec, fused=True)
+
+  module = oracles.exported(rule, "cuda", *arrays).mlir_module()
+  assert "delta_rule_outputs" in module
 
 
 @needs_mosaic
@@ -289,14 +327,24 @@ def test_narrower_keys_and_values_are_kernels_too():
   assert "delta_rule_outputs" not in module
 
 
+@pytest.mark.parametrize(
+  "widths, columns, whole",
+  [
+    ((64, 80), 80, (128, 128)),
+    ((200, 80), 80, (256, 128)),
+    ((64, 200), 200, (128, 256)),
+    # A map of shards, whose state has the columns of an identity.
+    ((200, 80), 200, (256, 256)),
+  ],
+)
 def test_kernels_are_given_whole_columns_and_return_those_asked_for(
-  monkeypatch,
+  monkeypatch, widths, columns, whole
 ):
-  """Of widths 64 and 80: what is played back is what was given."""
+  """What is played back is what was given."""
   rng = np.random.default_rng(0)
   normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
-  keys, values = normal(1, 70, 1, 64), normal(1, 70, 2, 80)
-  gates, state = -jnp.ones((1, 70, 2)), normal(1, 2, 64, 80)
+  keys, values = normal(1, 70, 1, widths[0]), normal(1, 70, 2, widths[1])
+  gates, state = -jnp.ones((1, 70, 2)), normal(1, 2, widths[0], columns)
   arrays = Operands(keys, keys, values, gates, -gates)
   seen = []
 
@@ -306,8 +354,9 @@ def test_kernels_are_given_whole_columns_and_return_those_asked_for(
 
   monkeypatch.setattr(hopper_passes.scan, "outputs", outputs)
   out, final = hopper_passes.outputs(arrays, jnp.float32(1), state, None)
-  one, two = (1, 2 * C, 1, D), (1, 2 * C, 2, D)
-  assert seen == [[one, one, two, (1, 2, D, D)]]
+  dk, dv = whole
+  one, two = (1, 2 * C, 1, dk), (1, 2 * C, 2, dv)
+  assert seen == [[one, one, two, (1, 2, dv, dk)]]
   np.testing.assert_array_equal(out, values)
   np.testing.assert_array_equal(final, state)
 
@@ -371,17 +420,22 @@ def test_kernels_have_no_numbers_of_64_bits():
 
 @needs_mosaic
 @pytest.mark.parametrize(
-  "shape, names, rows, heads",
+  "shape, names, rows, heads, width",
   [
-    ((8,), ("data",), "data", None),
-    ((8,), ("fsdp",), "fsdp", None),
-    ((8,), ("tensor",), None, "tensor"),
-    ((4, 2), ("data", "tensor"), "data", "tensor"),
-    ((4,), ("sequence",), None, None),
+    ((8,), ("data",), "data", None, 128),
+    ((8,), ("fsdp",), "fsdp", None, 128),
+    ((8,), ("tensor",), None, "tensor", 128),
+    ((4, 2), ("data", "tensor"), "data", "tensor", 128),
+    ((4,), ("sequence",), None, None, 128),
+    slow((8,), ("data",), "data", None, 256),
+    slow((8,), ("fsdp",), "fsdp", None, 256),
+    slow((8,), ("tensor",), None, "tensor", 256),
+    ((4, 2), ("data", "tensor"), "data", "tensor", 256),
+    ((4,), ("sequence",), None, None, 256),
   ],
 )
-def test_lowers_inside_shard_map(shape, names, rows, heads):
-  arrays = operands(b=8, t=128, hk=8, hv=16)
+def test_lowers_inside_shard_map(shape, names, rows, heads, width):
+  arrays = operands(b=8, t=128, hk=8, hv=16, dk=width, dv=width)
   auto = (jax.sharding.AxisType.Auto,) * len(shape)
   device = jax.sharding.AbstractDevice("NVIDIA H200", None, "cuda")
   mesh = jax.sharding.AbstractMesh(

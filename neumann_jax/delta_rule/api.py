@@ -57,8 +57,8 @@ def gated_delta_rule(
     spec: method and arithmetic of the chunk inverse.
     fused: takes u and w from the kernel of `wy_representation`, which
       multiplies k and v in their own type, and never writes A or T. On a
-      Hopper GPU, for bfloat16 operands, C = 64 and widths of 64 and 128, all
-      of the rule and of its derivative is kernels, but for an inverse by
+      Hopper GPU, for bfloat16 operands, C = 64 and widths of 64, 128 and 256,
+      all of the rule and of its derivative is kernels, but for an inverse by
       integers, see `hopper/rule.py`; on a TPU, for widths of 128 and float32
       operands too, see `tpu/rule.py`. These have first derivatives alone, in
       reverse mode. They, and the kernel of the scan, have one state a row: with

@@ -50,9 +50,11 @@ def final_state(
 
 def _scan(arrays, scale, state, t, cut):
   q, k, v, gates, beta, scale = _for_kernels(arrays, scale)
-  out, final = scan.outputs(
-    q, k, v, t, gates, beta, scale, cut(gates), _flip(state)
-  )
+  state_t = _flip(state)
+  # The columns of a map of shards are those of keys, its values all 0.
+  v = _wide(v, state_t.shape[2])
+  cut = cut(gates, v.shape[3] // WIDTH)
+  out, final = scan.outputs(q, k, v, t, gates, beta, scale, cut, state_t)
   return out, _unflip(final, state)
 
 
@@ -70,7 +72,8 @@ def cotangents(
   nonzero = precision.nonzero(scale)
   given = q, k, v, gates, beta, factor = _for_kernels(arrays, nonzero)
   dv, dh, dstate = _reverse(given, t, do, dfinal, pieces.stops)
-  y, h = scan.states(k, v, t, gates, beta, pieces.starts(gates), _flip(state))
+  cut = pieces.starts(gates, v.shape[3] // WIDTH)
+  y, h = scan.states(k, v, t, gates, beta, cut, _flip(state))
   dq, dk, dg, dbeta = gradients.gradients(
     q, k, y, do, dv, gates, beta, factor, h, dh
   )
@@ -105,8 +108,9 @@ def initial_cotangent(
 
 def _reverse(given, t, do, dfinal, cut):
   q, k, _, gates, beta, scale = given
+  cut = cut(gates, do.shape[3] // WIDTH)
   dv, dh, dstate = reverse.reverse(
-    q, k, do, t, gates, beta, scale, cut(gates), _flip(dfinal)
+    q, k, do, t, gates, beta, scale, cut, _flip(dfinal)
   )
   return dv, dh, _unflip(dstate, dfinal)
 
@@ -141,9 +145,11 @@ def _one(scale):
   return jnp.reshape(scale, (1,)).astype(jnp.float32)
 
 
-def _wide(x):
-  """With columns of zeros up to the kernels' width."""
-  return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, WIDTH - x.shape[-1])])
+def _wide(x, least=0):
+  """With columns of zeros up to a whole multiple of the kernels' width."""
+  width = max(least, x.shape[-1])
+  width += -width % WIDTH
+  return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, width - x.shape[-1])])
 
 
 def _cut(x, like):

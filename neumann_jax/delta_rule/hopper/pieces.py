@@ -6,11 +6,17 @@ that what it does not know has decayed below rounding by its own first chunk;
 the gates alone say where. Where nothing decays, a piece begins with the row.
 """
 
+import dataclasses
+import functools
+from typing import Any, Self
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
 
-from neumann_jax.delta_rule.hopper.tiles import CHUNK
+from neumann_jax.delta_rule.hopper.tiles import CHUNK, HALF, WIDTH, parted
 
 # What has decayed by 2^-30 is below the rounding of float32 sums, 2^-24, even
 # where it was 64 times larger than what it is added to.
@@ -21,9 +27,62 @@ _PROGRAMS = 132
 _PIECE = 16
 
 
-@jax.jit
-def starts(gates: jax.Array) -> jax.Array:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Piece:
+  """What a program of a grid (b, h, p) does, as a warpgroup of it reads it.
+
+  Chunks are counted down on the way back.
+  """
+
+  row: Any
+  head: Any  # of values
+  key_head: Any
+  column: Any  # first of its 128 columns of values
+  run: Any  # chunk at which it begins, of `starts` or `stops`
+  write: Any  # chunk from which it writes
+  end: Any  # of both
+  halves: Any  # of its columns that it carries
+  group: Any  # warpgroup
+
+  @classmethod
+  def read(cls, cut: Any, heads: int, blocks: int) -> Self:
+    """Of a table by `starts` or `stops`, for one program.
+
+    Args:
+      cut: [B, Hv, P, 4] int32, a reference.
+      heads: value heads a key head.
+      blocks: of 128 columns of values, each a program.
+    """
+    row, piece = lax.axis_index("b"), lax.axis_index("p")
+    head, block = parted(lax.axis_index("h"), blocks)
+    run, write, end, halves = (cut[row, head, piece, n] for n in range(4))
+    return cls(
+      row=row,
+      head=head,
+      key_head=lax.div(head, heads),
+      column=block * WIDTH,
+      run=run,
+      write=write,
+      end=end,
+      halves=halves,
+      group=lax.axis_index("warpgroup"),
+    )
+
+  def columns(self, half: Any) -> Any:
+    """A half of the columns of values."""
+    return pl.ds(self.column + half * HALF, HALF)
+
+  @property
+  def carried(self) -> Any:
+    """Whether this warpgroup carries its half: 1, or 0 if another program."""
+    return lax.rem(lax.div(self.halves, self.group + 1), 2)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def starts(gates: jax.Array, blocks: int = 1) -> jax.Array:
   """What each piece of a row does: [B, Hv, P, 4].
+
+  A head of values wider than 128 is as many programs as it has `blocks`.
 
   The chunks at which it begins to run and to write, the end of both, and which
   halves of the columns of values it carries: 1 the first, 2 the second, 3 both.
@@ -33,7 +92,7 @@ def starts(gates: jax.Array) -> jax.Array:
   is known: the rule's own transition never makes a state larger for |k| <= 1
   and beta <= 2. Of pieces that run from 0, the last does the work of all.
   """
-  total, begin, end = _pieces(gates)
+  total, begin, end = _pieces(gates, blocks)
   before, at = total[..., None, :], total[..., begin, None]
   first = jnp.sum(before >= at + _FORGOTTEN, -1, dtype=jnp.int32) - 1
   first = jnp.maximum(first, 0)  # [B, Hv, P]
@@ -43,10 +102,10 @@ def starts(gates: jax.Array) -> jax.Array:
   return _shared_out(piece < last, first, own, end)
 
 
-@jax.jit
-def stops(gates: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=1)
+def stops(gates: jax.Array, blocks: int = 1) -> jax.Array:
   """What each piece does on the way back, likewise: chunks are counted down."""
-  total, begin, end = _pieces(gates)
+  total, begin, end = _pieces(gates, blocks)
   before, at = total[..., None, :-1], total[..., end, None]
   stop = jnp.sum(before > at - _FORGOTTEN, -1, dtype=jnp.int32)
   piece, count = jnp.arange(len(begin), dtype=jnp.int32), end[-1]
@@ -55,8 +114,8 @@ def stops(gates: jax.Array) -> jax.Array:
   return _shared_out(piece > first, stop, own, begin)
 
 
-@jax.jit
-def to_the_end(gates: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=1)
+def to_the_end(gates: jax.Array, blocks: int = 1) -> jax.Array:
   """What the state after the row depends on: [B, Hv, P, 4], writing no chunk.
 
   As of `starts`: it runs from the latest chunk from which everything before has
@@ -66,19 +125,19 @@ def to_the_end(gates: jax.Array) -> jax.Array:
   count = total.shape[-1] - 1
   forgotten = total >= total[..., -1:] + _FORGOTTEN
   run = jnp.maximum(jnp.sum(forgotten, -1, dtype=jnp.int32) - 1, 0)
-  return _alone(run, count)
+  return _alone(run, count, blocks)
 
 
-@jax.jit
-def to_the_start(gates: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=1)
+def to_the_start(gates: jax.Array, blocks: int = 1) -> jax.Array:
   """What the cotangent before the row depends on, as of `stops`."""
   seen = _totals(gates)[..., :-1] > -_FORGOTTEN
-  return _alone(jnp.sum(seen, -1, dtype=jnp.int32), 0)
+  return _alone(jnp.sum(seen, -1, dtype=jnp.int32), 0, blocks)
 
 
-def _alone(run, end):
+def _alone(run, end, blocks):
   """One piece, or two of half of its columns where a card has room for both."""
-  programs = run.shape[0] * run.shape[1]
+  programs = run.shape[0] * run.shape[1] * blocks
   end = np.int32(end)
   halves = np.array([1, 2] if 2 * programs <= _PROGRAMS else [3], np.int32)
   parts = jnp.broadcast_arrays(run[..., None], end, end, halves)
@@ -103,11 +162,11 @@ def _shared_out(idle, run, write, end):
   return jnp.stack([*parts, halves], axis=-1).astype(jnp.int32)
 
 
-def _pieces(gates):
+def _pieces(gates, blocks):
   """Decay before every chunk and after the last, and pieces' ends, static."""
   b, hv, length = gates.shape
   count = length // CHUNK
-  pieces = max(1, min(_PROGRAMS // (b * hv), count // _PIECE))
+  pieces = max(1, min(_PROGRAMS // (b * hv * blocks), count // _PIECE))
   size = -(-count // pieces)
   # Not of 64 bits, which they would be under x64.
   begin = np.arange(0, count, size, dtype=np.int32)

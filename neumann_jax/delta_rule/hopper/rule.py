@@ -6,12 +6,14 @@ recurrence again for states and new values, then in reverse for the cotangents
 of states, then every chunk's gradients. Nothing is summed by atomics: the same
 bits at every call.
 
-Widths below the kernels' take columns of zeros, where a gradient is asked for;
-in shards of the tokens they always do.
+The kernels take keys of 128 and 256 and values in blocks of 128 columns. Widths
+between take columns of zeros, where a gradient is asked for; in shards of the
+tokens they always do.
 
 Kept for the backward pass, bytes a token and value head, R value heads a key
-head: q and k 512 / R, v 256, gates 8, R 128. R and the outputs have names
-for the policies of `jax.checkpoint`, see `kept_names`.
+head: q and k 4 Dk / R, v 2 Dv, gates 8, R 128. R and the outputs have names
+for the policies of `jax.checkpoint`, see `kept_names`. On its way it holds the
+state before and behind every chunk, Dk Dv / 16 bytes a token and value head.
 """
 
 import functools
@@ -37,9 +39,9 @@ Plain = Callable[..., tuple[jax.Array, jax.Array]]
 
 # Offsets into an array are 32-bit numbers.
 _LARGEST = 2**31
-# Of keys and values, which kernels take with columns of zeros up to their
-# width.
-_NARROWEST = 64
+# Of keys and values, which kernels take with columns of zeros up to 128 or 256:
+# half of a warpgroup's registers are the 64 columns of a state of such keys.
+_NARROWEST, _WIDEST = 64, 256
 
 
 def takes(arrays: Operands, how: RuleOptions) -> bool:
@@ -80,13 +82,13 @@ def refusal(
   if how.chunk_size != CHUNK:
     return f"chunk size {how.chunk_size} is not {CHUNK}"
   widths = k.shape[-1], v.shape[-1]
-  if not all(_NARROWEST <= width <= WIDTH for width in widths):
+  if not all(_NARROWEST <= width <= _WIDEST for width in widths):
     return (
-      f"Dk and Dv must be of {_NARROWEST} to {WIDTH}, got {widths[0]} and "
+      f"Dk and Dv must be of {_NARROWEST} to {_WIDEST}, got {widths[0]} and "
       f"{widths[1]}"
     )
   tokens = v.shape[0] * (v.shape[1] + CHUNK)
-  if tokens * v.shape[2] * WIDTH >= _LARGEST:
+  if tokens * v.shape[2] * max(WIDTH, *widths) >= _LARGEST:
     return "an array of 2^31 entries is too large for Hopper kernels"
   spec = resolve(how.spec, CHUNK)
   if spec.quant is not None:
@@ -136,7 +138,7 @@ def prepared(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _rule(arrays, scale, state, segment_ids, how, plain):
   widths = arrays.k.shape[-1], arrays.v.shape[-1]
-  if widths != (WIDTH, WIDTH):
+  if any(width % WIDTH for width in widths):
     # Without gradients Triton's kernels of the width itself are faster.
     return plain(arrays, scale, state, segment_ids, how)
   return _rule_fwd(arrays, scale, state, segment_ids, how, plain)[0]

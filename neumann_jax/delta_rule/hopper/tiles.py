@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from neumann_jax import lowering
 
 CHUNK = 64
-WIDTH = 128  # of keys and of values
+WIDTH = 128  # columns of keys or values that a program takes at once
 HALF = 64  # columns of values that one warpgroup carries
 
 TILE = plgpu.Layout.WGMMA
@@ -105,6 +105,16 @@ def decay(by_row: jax.Array, by_col: jax.Array, *, strict: bool) -> jax.Array:
   inside = i > j if strict else i >= j
   exponent = rows(by_row, CHUNK) - cols(by_col, CHUNK)
   return jnp.exp2(jnp.where(inside, exponent, -jnp.inf))
+
+
+def parted(index: Any, parts: int) -> tuple[Any, Any]:
+  """Which whole, and which of its parts, of programs side by side.
+
+  An axis of one program is a Python 0, which jax cannot multiply here.
+  """
+  if parts == 1:
+    return index, 0
+  return lax.div(index, parts), lax.rem(index, parts)
 
 
 def launch(
