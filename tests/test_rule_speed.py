@@ -4,6 +4,7 @@ import csv
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ from configs import rule_speed as config
 from experiments.harness import command_line
 from experiments.rule_speed import contenders, problems, study, sweep
 from neumann_jax import InverseSpec
+from neumann_jax.delta_rule.recurrent import gated_delta_recurrent
 from tests import oracles
 
 
@@ -119,3 +121,17 @@ def test_refusals(change, sentence):
   given = dict(config.get_config("debug")) | change
   with oracles.refused(ValueError, sentence):
     study.Settings(**given)
+
+
+def test_the_truth_of_grouped_heads_is_that_of_all_at_once():
+  """Taken a key head at a time, with two value heads each."""
+  problem = problems.draw(problems.Shape(1, 20, 2, 4), dim=8, seed=0)
+  found = problems.exact(problem)
+  with jax.enable_x64(True):
+    *operands, do = (
+      jnp.asarray(np.asarray(x.astype(jnp.float32), np.float64))
+      for x in problem
+    )
+    out, pull = jax.vjp(lambda *x: gated_delta_recurrent(*x)[0], *operands)
+    for x, y in zip(found, (out, *pull(do)), strict=True):
+      np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-12)
