@@ -162,7 +162,10 @@ def test_ladder_at_128(form):
 
 
 def test_blocks_of_the_ladder_do_not_matter(monkeypatch):
-  """Three steps whose last is half empty, or all matrices in one."""
+  """Three steps whose last is half empty, or all matrices in one.
+
+  On the simulated TPU, where what a step does not write is NaN.
+  """
   a = np.concatenate([problem(16)[0]] * 2)
   form = functools.partial(
     kernel,
@@ -172,9 +175,7 @@ def test_blocks_of_the_ladder_do_not_matter(monkeypatch):
   )
   whole = form()
   monkeypatch.setitem(tpu.LADDER_BLOCK, "bfloat16", 16)
-  for interpreter in INTERPRETERS:
-    cut = form(interpreter=interpreter)
-    chex.assert_trees_all_equal(cut, whole)
+  chex.assert_trees_all_equal(form(interpreter="simulated"), whole)
 
 
 @pytest.mark.parametrize("form", ["bfloat16", "float32"])

@@ -112,20 +112,20 @@ def test_samples_are_calibrated(guide, name):
 
 
 def test_one_exact_draw_has_the_dense_covariance(guide):
-  """The fast twin: 4000 draws of one level, at the prior's own width."""
+  """The fast twin: 1000 draws of one level, at the prior's own width."""
   operator = guide["sensing"]
   prior, observation = _observed(operator)
   target = gaussian.Target(
-    observation, jnp.zeros((4000, 1, *operator.image_shape)), prior.spectrum
+    observation, jnp.zeros((1000, 1, *operator.image_shape)), prior.spectrum
   )
   draw = functools.partial(gaussian.draw, tolerance=1e-5, max_iterations=300)
   draws, _ = jax.jit(draw)(jax.random.key(0), target)
-  found = np.asarray(draws, np.float64).reshape(4000, -1)
+  found = np.asarray(draws, np.float64).reshape(1000, -1)
   mean, covariance = _posterior(operator, observation.y)
   ratio = found.var(0, ddof=1).sum() / np.trace(covariance)
   error = ((found.mean(0) - mean) ** 2).sum() / np.trace(covariance)
   assert abs(ratio - 1) < 0.02
-  assert error < 2 / 4000
+  assert error < 2 / 1000
 
 
 # --- what JAX and the probes give ---------------------------------------------

@@ -245,7 +245,7 @@ def test_reddiff_reaches_the_stationary_point(prior):
 
 
 CHAIN = 24
-COUNT = 512
+COUNT = 256
 
 
 def chain_law(config, spectrum, transfer, y, rho):

@@ -148,8 +148,8 @@ def white_about(truth, draws, variance):
 
 
 def redraw(operator, step, level=LEVEL):
-  """4000 states after a step with the truth for x0, whatever y and x are."""
-  count, truth = 4000, normal((1, *SHAPE), 0)
+  """1000 states after a step with the truth for x0, whatever y and x are."""
+  count, truth = 1000, normal((1, *SHAPE), 0)
   clean = operator.forward(truth)
   y = clean + NOISE * normal((count, *clean.shape[1:]), 1)
   observation = Observation(y, operator, NOISE)
@@ -286,7 +286,6 @@ def test_ddnm_correction_without_a_decomposition():
   np.testing.assert_allclose(flat(found), flat(x0) + shift, atol=FLOAT32_STEP)
 
 
-@pytest.mark.usefixtures("full_compilation")
 @pytest.mark.parametrize("scale", [1.0, 200.0])
 def test_ddnm_correction_keeps_the_noise_of_the_level(scale):
   """At the largest noise too, where float32 hardly sees the data."""
