@@ -11,6 +11,7 @@ tests draw, cast (`np.float32(x)` before `jnp.asarray`) and compare by numpy.
 """
 
 import gc
+import itertools
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -35,6 +36,7 @@ def _quick(config):
 
 def pytest_configure(config):
   """Before jax looks for devices; every process of xdist comes here."""
+  gc.disable()  # until the tests are collected, see there
   flags = "--xla_force_host_platform_device_count=8"
   if _quick(config):
     # In one module: tests share the cores already, and splitting one costs.
@@ -49,12 +51,14 @@ def pytest_configure(config):
 def pytest_collection_finish():
   """Rarer garbage collections, of less: they took 7 % of the fast tests.
 
-  Tracing makes objects by the million, few of them in cycles, and what was
-  imported by now stays.
+  Tracing makes objects by the million, few of them in cycles. What was imported
+  by now stays: looking through it while it grew took a quarter of the time of
+  collecting the tests.
   """
   gc.collect()
   gc.freeze()
   gc.set_threshold(10_000, 10, 10)
+  gc.enable()
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +86,12 @@ def pytest_runtest_setup(item):
   jax.config.update("jax_disable_most_optimizations", quick)
 
 
+_FILES = itertools.count(1)
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _programs_of_a_file():
-  """Compiled programs of one file are of no use to the next: memory."""
+def _programs_of_some_files():
+  """Memory; but files share many small programs, so not after each."""
   yield
-  jax.clear_caches()
+  if next(_FILES) % 8 == 0:
+    jax.clear_caches()

@@ -391,6 +391,7 @@ def _noisy(folder, count):
 def test_pictures_of_a_size_share_prior_and_programs(tmp_path, network):
   settings = _small(tmp_path, noise_std=None)
   common = shared.read(settings)
+  jax.clear_caches()  # the file before this one may have met the programs
   before = drawing.started._cache_size(), drawing.stepped._cache_size()
   found = set()
   for file in _noisy(tmp_path, 2):
