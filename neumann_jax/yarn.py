@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 
+from neumann_jax.checks import plain_numbers
+
 
 @dataclasses.dataclass(frozen=True)
 class Yarn:
@@ -49,6 +51,7 @@ class Yarn:
 
   def __post_init__(self) -> None:
     """Raises ValueError for what cannot be."""
+    plain_numbers(self)
     for name in (
       "factor",
       "original_max_position_embeddings",

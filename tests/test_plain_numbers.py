@@ -23,6 +23,9 @@ RECORDS = {
   "ModelConfig": lambda whole, real: nj.ModelConfig(
     vocab_size=whole(64), initializer_range=real(0.5)
   ),
+  "Yarn": lambda whole, real: nj.Yarn(
+    real(0.5), original_max_position_embeddings=whole(64)
+  ),
   "SamplingSpec": lambda whole, real: nj.SamplingSpec(
     temperature=real(0.5), top_k=whole(5)
   ),
