@@ -4,6 +4,7 @@ For the kernels of wide keys, whose states leave a warpgroup no registers to
 form it in. A program takes one chunk of a key head and all its value heads.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -49,31 +50,8 @@ def scores(
     "p_s": shared((2, CHUNK, CHUNK), dtype),
     "full": plgpu.Barrier(num_arrivals=2 + 2 * heads),
   }
-
-  def body(q_ref, k_ref, g_ref, p_ref, *, q_s, k_s, g_s, r_s, p_s, full):
-    row, key_head = lax.axis_index("b"), lax.axis_index("h")
-    at = pl.ds(lax.axis_index("n") * CHUNK, CHUNK)
-    first = key_head * heads
-    copy = plgpu.copy_gmem_to_smem
-    copy(q_ref.at[row, at, key_head], q_s, full)
-    copy(k_ref.at[row, at, key_head], k_s, full)
-    for r in range(heads):
-      copy(g_ref.at[row, first + r, at], g_s.at[r], full)
-      copy(g_ref.at[row, first + r, at], r_s.at[r], full)
-    plgpu.barrier_wait(full)
-    (gram,) = accumulate(((CHUNK, CHUNK), [(q_s, k_s.T)]))
-    for r in range(heads):
-      by_row = registers(r_s.at[r], layout=ROWS)
-      by_col = registers(g_s.at[r], layout=COLS)
-      weight = decay(by_row, by_col, strict=False)
-      plgpu.wait_smem_to_gmem(1, wait_read_only=True)
-      p_s.at[r % 2][...] = (gram * weight).astype(dtype)
-      plgpu.commit_smem()
-      plgpu.copy_smem_to_gmem(p_s.at[r % 2], p_ref.at[row, first + r, at])
-    plgpu.wait_smem_to_gmem(0)
-
   return launch(
-    body,
+    functools.partial(_program, heads),
     name="delta_rule_scores",
     out_type=jax.ShapeDtypeStruct((b, hv, length, CHUNK), dtype),
     scratch=scratch,
@@ -82,3 +60,28 @@ def scores(
     warpgroups=1,
     interpret=interpret,
   )(q, k, gates)
+
+
+def _program(
+  heads, q_ref, k_ref, g_ref, p_ref, *, q_s, k_s, g_s, r_s, p_s, full
+):
+  row, key_head = lax.axis_index("b"), lax.axis_index("h")
+  at = pl.ds(lax.axis_index("n") * CHUNK, CHUNK)
+  first = key_head * heads
+  copy = plgpu.copy_gmem_to_smem
+  copy(q_ref.at[row, at, key_head], q_s, full)
+  copy(k_ref.at[row, at, key_head], k_s, full)
+  for r in range(heads):
+    copy(g_ref.at[row, first + r, at], g_s.at[r], full)
+    copy(g_ref.at[row, first + r, at], r_s.at[r], full)
+  plgpu.barrier_wait(full)
+  (gram,) = accumulate(((CHUNK, CHUNK), [(q_s, k_s.T)]))
+  for r in range(heads):
+    by_row = registers(r_s.at[r], layout=ROWS)
+    by_col = registers(g_s.at[r], layout=COLS)
+    weight = decay(by_row, by_col, strict=False)
+    plgpu.wait_smem_to_gmem(1, wait_read_only=True)
+    p_s.at[r % 2][...] = (gram * weight).astype(p_s.dtype)
+    plgpu.commit_smem()
+    plgpu.copy_smem_to_gmem(p_s.at[r % 2], p_ref.at[row, first + r, at])
+  plgpu.wait_smem_to_gmem(0)

@@ -1,6 +1,6 @@
 """A program of `reverse` for keys of 256, as of `wide_scan`.
 
-Keys, gates and the outputs' cotangents are there twice: 224 of 227 KB.
+Keys, gates and the outputs' cotangents are there twice: 225 of 227 KB.
 """
 
 import functools

@@ -9,7 +9,7 @@ goes to the card's memory too where the backward pass reads it, and P comes from
 two, q S behind the update of the state, and P X into it.
 
 Only keys and gates are there twice. All else is there once, has a barrier of
-its own, and is loaded again as soon as it is read, most of a chunk ahead: 208
+its own, and is loaded again as soon as it is read, most of a chunk ahead: 209
 of 227 KB.
 """
 
