@@ -143,7 +143,26 @@ def recurrence(arrays, state, do, dfinal):
 )
 def test_kernels_are_the_recurrence(simulated, dk, dv):
   """Two value heads of a key head, a chunk cut short, a state that enters."""
-  arrays, state, do, dfinal = drawn(dk, dv)
+  compare(*drawn(dk, dv))
+
+
+@pytest.mark.parametrize(
+  "dk, dv", [(256, 128), pytest.param(128, 128, marks=pytest.mark.slow)]
+)
+def test_pieces_of_a_row_are_the_recurrence(simulated, monkeypatch, dk, dv):
+  """Of four chunks a piece each, and every buffer filled again.
+
+  Of the first head nothing decays: two programs have half of its columns each.
+  The second forgets within a chunk: its pieces begin a chunk or two early.
+  """
+  monkeypatch.setattr(pieces, "_PIECE", 1)
+  arrays, *rest = drawn(dk, dv, tokens=200)
+  decay = arrays.log_decay * jnp.array([0.0, 20.0])
+  compare(arrays._replace(log_decay=decay), *rest)
+
+
+def compare(arrays, state, do, dfinal):
+  """All kernels, forward and backward, with the recurrence in float64."""
   t, scale = inverses(arrays), jnp.float32(SCALE)
   found = passes.outputs(arrays, scale, state, t)
   operands, _, dstate = passes.cotangents(arrays, scale, state, t, do, dfinal)
