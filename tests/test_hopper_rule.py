@@ -6,6 +6,7 @@ cuda. On a card see `experiments.rule_speed`.
 """
 
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 import neumann_jax
 from experiments.data import key_families
-from neumann_jax import InverseSpec, QuantSpec
+from neumann_jax import InverseSpec, QuantSpec, backends
 from neumann_jax.chunk_inverse.inverse_spec import resolve
 from neumann_jax.delta_rule import sequence_parallel
 from neumann_jax.delta_rule.hopper import passes as hopper_passes
@@ -210,10 +211,15 @@ def operands(
     ({"dtype": jnp.float32}, {}, "9.0", "q, k and v must be bfloat16, got flo"),
     ({"dtype": jnp.float16}, {}, "9.0", "q, k and v must be bfloat16, got flo"),
     ({}, {"chunk_size": 32}, "9.0", "chunk size 32 is not 64"),
-    ({"dk": 32}, {}, "9.0", "Dk and Dv must be of 64 to 256, got 32 and 128"),
-    ({"dv": 512}, {}, "9.0", "Dk and Dv must be of 64 to 256, got 128 and 512"),
-    ({"dk": 96}, {}, "9.0", "Dk and Dv must be powers of two from 16 up, got"),
-    ({"dv": 192}, {}, "9.0", "Dk and Dv must be powers of two from 16 up, got"),
+    ({"dk": 32}, {}, "9.0", "Dk and Dv must be 64, 128 or 256, got 32 and 128"),
+    (
+      {"dv": 512},
+      {},
+      "9.0",
+      "Dk and Dv must be 64, 128 or 256, got 128 and 512",
+    ),
+    ({"dk": 96}, {}, "9.0", "Dk and Dv must be 64, 128 or 256, got 96 and 128"),
+    ({"dv": 192}, {}, "9.0", "Dk and Dv must be 64, 128 or 256, got 128 and"),
     ({"t": 2**23}, {}, "9.0", "an array of 2^31 entries is too large"),
     (
       {"t": 2**20, "dv": 256},
@@ -241,6 +247,43 @@ def test_takes_what_is_fused_on_a_hopper_card():
     with on(kind):
       assert hopper_rule.takes(arrays, FUSED) == takes
       assert not hopper_rule.takes(arrays, RuleOptions())
+
+
+@needs_mosaic
+@pytest.mark.parametrize("name, level", [("gpu", "WARNING"), ("auto", "INFO")])
+def test_who_names_the_kernels_is_told_where_they_do_not_run(
+  name, level, caplog
+):
+  how = RuleOptions(spec=FUSED.spec, fused=True, implementation=name)
+  backends.say_fallback.cache_clear()
+  with on(), caplog.at_level(logging.INFO, logger="absl"):
+    assert not hopper_rule.takes(operands(dv=512), how)
+  assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
+    (
+      level,
+      f"implementation {name!r} takes the rule in parts on a gpu: Dk and Dv "
+      "must be 64, 128 or 256, got 128 and 512",
+    )
+  ]
+
+
+def test_who_names_kernels_is_told_that_documents_have_one_scan(caplog):
+  """Each with a state of its own: u and w alone are a kernel's."""
+  arrays = operands(t=136)
+  state = jax.ShapeDtypeStruct((2, 3, 4, D, D), jnp.float32)
+  ids = jax.ShapeDtypeStruct((2, 136), jnp.int32)
+  rule = functools.partial(
+    neumann_jax.gated_delta_rule, spec=FUSED.spec, implementation="gpu"
+  )
+  backends.say_fallback.cache_clear()
+  with caplog.at_level(logging.INFO, logger="absl"):
+    jax.eval_shape(
+      lambda x, state, ids: rule(*x, initial_state=state, segment_ids=ids),
+      *(arrays, state, ids),
+    )
+  words = "takes XLA's scan over chunks on a gpu: the kernels have one state"
+  said = [r.levelname for r in caplog.records if words in r.getMessage()]
+  assert said == ["WARNING"], caplog.text
 
 
 def on(kind="NVIDIA H200"):

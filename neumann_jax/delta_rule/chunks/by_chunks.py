@@ -40,9 +40,11 @@ def with_states(
   A kernel of all of the rule, or of the scan over chunks, has one state a row:
   u and w may come from a kernel, the scan is that of XLA.
   """
+  reason = "the kernels have one state a row, not one for each document"
   if tpu_rule.asked(how):
-    reason = "the kernels have one state a row, not one for each document"
     backends.say_fallback(how.implementation, "tpu", reason, tpu_rule.PARTS)
+  if how.implementation == "gpu":
+    backends.say_fallback("gpu", "gpu", reason, "XLA's scan over chunks")
 
   def terms(arrays: Operands) -> tuple[Terms, jax.Array]:
     chunks, factor = split(arrays, scale, None, how.chunk_size)

@@ -7,7 +7,7 @@ of states, then every chunk's gradients. Nothing is summed by atomics: the same
 bits at every call.
 
 The kernels take keys of 128 and 256 and values in blocks of 128 columns. Widths
-between take columns of zeros, where a gradient is asked for; in shards of the
+of 64 take columns of zeros, where a gradient is asked for; in shards of the
 tokens they always do.
 
 Kept for the backward pass, bytes a token and value head, R value heads a key
@@ -21,10 +21,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 from jax import lax
 
-from neumann_jax import lowering, reverse_mode, target
+from neumann_jax import backends, lowering, reverse_mode, target
 from neumann_jax.chunk_inverse.inverse_spec import resolve
 from neumann_jax.delta_rule import gates as decays
 from neumann_jax.delta_rule import kept_names, layout
@@ -39,9 +38,12 @@ Plain = Callable[..., tuple[jax.Array, jax.Array]]
 
 # Offsets into an array are 32-bit numbers.
 _LARGEST = 2**31
-# Of keys and values, which kernels take with columns of zeros up to 128 or 256:
-# half of a warpgroup's registers are the 64 columns of a state of such keys.
-_NARROWEST, _WIDEST = 64, 256
+# Of keys and values, 64 with columns of zeros. The inverse's kernel takes
+# powers of two; of keys of 256, 64 columns of a state are half of the registers
+# that a warpgroup can have.
+_WIDTHS = 64, 128, 256
+# What runs where these kernels do not.
+_PARTS = "the rule in parts"
 
 
 def takes(arrays: Operands, how: RuleOptions) -> bool:
@@ -56,7 +58,7 @@ def takes(arrays: Operands, how: RuleOptions) -> bool:
   card = target.cuda_capability()
   reason = None if card is None else refusal(arrays, how, card)
   if reason is not None:
-    _log_fallback(reason)
+    backends.say_fallback(how.implementation, "gpu", reason, _PARTS)
   return card is not None and reason is None
 
 
@@ -82,11 +84,8 @@ def refusal(
   if how.chunk_size != CHUNK:
     return f"chunk size {how.chunk_size} is not {CHUNK}"
   widths = k.shape[-1], v.shape[-1]
-  if not all(_NARROWEST <= width <= _WIDEST for width in widths):
-    return (
-      f"Dk and Dv must be of {_NARROWEST} to {_WIDEST}, got {widths[0]} and "
-      f"{widths[1]}"
-    )
+  if not all(width in _WIDTHS for width in widths):
+    return f"Dk and Dv must be 64, 128 or 256, got {widths[0]} and {widths[1]}"
   tokens = v.shape[0] * (v.shape[1] + CHUNK)
   if tokens * v.shape[2] * max(WIDTH, *widths) >= _LARGEST:
     return "an array of 2^31 entries is too large for Hopper kernels"
@@ -95,11 +94,6 @@ def refusal(
     # dbeta is <dv, X / beta> / beta, and such an error outlives a small beta.
     return "their gradient of beta is inexact for an inverse by integers"
   return wy_gpu.refusal(spec, CHUNK, k.dtype, widths)
-
-
-@functools.cache
-def _log_fallback(reason: str) -> None:
-  logging.info("the rule takes Triton's kernels on a GPU: %s", reason)
 
 
 def rule(
