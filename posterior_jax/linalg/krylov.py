@@ -28,8 +28,11 @@ def conjugate_gradients(
   tolerance: float,
   max_iterations: int,
   precondition: Linear = lambda r: r,
+  start: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """Preconditioned conjugate gradients on a batch of images from zero.
+  """Preconditioned conjugate gradients on a batch of images.
+
+  From `start` where that leaves less than zero does, else from zero.
 
   Every element of the batch [..., H, W, C] stops on its own, so that a result
   does not depend on the batch it is in. One that meets a direction of negative
@@ -62,9 +65,14 @@ def conjugate_gradients(
     direction = jnp.where(active, z + beta * direction, direction)
     return x, residual, direction, jnp.where(active, new, rho), k + 1
 
-  z = precondition(b)
-  start = (jnp.zeros_like(b), b, z, _dot(b, z), jnp.zeros((), jnp.int32))
-  x, *_, iterations = lax.while_loop(running, step, start)
+  x, residual = jnp.zeros_like(b), b
+  if start is not None:
+    left = b - matrix(start)
+    nearer = _dot(left, left) < _dot(b, b)
+    x, residual = jnp.where(nearer, start, x), jnp.where(nearer, left, b)
+  z = precondition(residual)
+  carry = (x, residual, z, _dot(residual, z), jnp.zeros((), jnp.int32))
+  x, *_, iterations = lax.while_loop(running, step, carry)
   return x, iterations
 
 
