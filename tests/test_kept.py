@@ -104,6 +104,32 @@ def test_many_products_are_the_mean(name, prior):
   assert info.relative_residual < 1e-5
 
 
+def test_the_guess_is_solved_under_little_noise():
+  """A mirrored motion blur has no closed form, and (r - A d) / s^2 is small."""
+  noise, guess = 0.01, 0.06
+  operator = operators.motion_blur((12, 12, 1), np.eye(5, dtype="f") / 5)
+  a = oracles.dense_operator(operator)
+  truth = np.cumsum(np.random.default_rng(0).normal(size=(12, 12)), 1) / 3
+  r = a @ truth.ravel()
+  observation = Observation(
+    jnp.float32(r).reshape(1, 12, 12, 1), operator, jnp.float32(noise)
+  )
+  z, *_ = by_products.guessed_mean(
+    observation,
+    jnp.zeros((1, 1, 12, 12, 1)),
+    lambda v: 0.5 * v,
+    jnp.float32(guess),
+    tolerance=1e-7,
+    max_iterations=1,
+  )
+  gram = a @ a.T
+  p = np.linalg.solve(guess * gram + noise**2 * np.eye(len(r)), r)
+  k = 0.5 * gram + noise**2 * np.eye(len(r))
+  lead = (p @ r) / (p @ k @ p) * 0.5 * a.T @ p
+  off = np.linalg.norm(np.ravel(z) - lead) / np.linalg.norm(lead)
+  assert off < 0.02, off
+
+
 def test_a_guess_that_is_right_needs_one_product():
   observation, centre, *_ = _problem("blur")
   white = jnp.full(SHAPE[:2], 0.3)
@@ -268,6 +294,21 @@ def test_a_run_starts_under_all_of_the_noise():
   np.testing.assert_allclose(jnp.std(x, axis=0), 2.0, rtol=0.12)
 
 
+def test_how_far_a_level_goes_may_be_traced(prior):
+  """As the other numbers of a sweep in one program."""
+  observation, *_ = _problem("blur")
+
+  def sample(relaxation):
+    config = _config(relaxation=relaxation)
+    key = jax.random.key(0)
+    return run(nfc(config), prior.denoise, observation, key)[0]
+
+  found = jax.jit(sample)(1.5)
+  # Two programs, which round otherwise.
+  np.testing.assert_allclose(found, sample(1.5), atol=1e-4)
+  assert np.abs(found - sample(1.0)).max() > 0.01
+
+
 def test_runs_depend_on_their_key_alone(prior):
   observation, *_ = _problem("blur")
   sampler = nfc(_config(renewal=0.5))
@@ -285,6 +326,7 @@ def test_runs_depend_on_their_key_alone(prior):
   ("changes", "sentence"),
   [
     (dict(inner=Exact()), "inner must be Mean with a guess of the width"),
+    (dict(inner=Langevin()), "inner must be Mean with a guess of the width"),
     (
       dict(inner=Langevin(), width=Spectrum()),
       "inner must be Mean with noise kept, got Langevin",

@@ -57,9 +57,9 @@ def check(width: Width, predictor: Predictor, inner: Inner) -> None:
   if isinstance(width, Probed | Jacobian):
     _need("predictor", predictor, (Denoise,), f"width {name}")
   if isinstance(width, Jacobian):
-    _need("inner", inner, (Exact, Mean), f"width {name}")
     if width.guess is not None:
       _need("inner", inner, (Mean,), "a guess of the width")
+    _need("inner", inner, (Exact, Mean), f"width {name}")
   elif isinstance(inner, Exact) and inner.root_steps is not None:
     raise ValueError(
       f"root_steps must be None unless width is Jacobian, got "

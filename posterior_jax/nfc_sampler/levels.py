@@ -85,7 +85,7 @@ def levels_of(config: NFCConfig) -> Level:
     *(np.concatenate([part] * how.passes) for part in each_pass),
     share.ravel(),
     _paces(nodes[:-1], how.momentum),
-    np.where(nodes[1:] > 0, how.relaxation, 1.0),
+    1 + (how.relaxation - 1) * np.float32(nodes[1:] > 0),
     np.array(_WAYS)[np.arange(1 - len(nodes[:-1]), 1) % len(_WAYS)],
   )
   # Ramps are made in float64 and rounded once.
