@@ -94,3 +94,15 @@ def test_a_program_takes_any_kernel_of_the_benchmark():
     for kind in kinds
   }
   assert len(kinds) == 3 and len(shapes) == 1
+
+
+def test_any_number_of_pixels_is_decomposed():
+  """Also one that no whole number of groups makes up."""
+  shape = (20, 14, 1)
+  plain = operators.motion_blur(shape, np.eye(5, dtype="f") / 5)
+  operator = decomposed(plain)
+  rhs = jnp.float32(np.random.default_rng(0).normal(size=(1, 1, *shape)))
+  given = dict(precision=jnp.float32(1.0), noise_std=0.1)
+  found, _ = operator.normal_solve(rhs, **given)
+  expected, _ = plain.normal_solve(rhs, **given, tolerance=1e-6)
+  np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -131,13 +131,13 @@ def _eigenvectors(operator: Blur) -> tuple[jax.Array, jax.Array]:
       image_shape=(height, width, 1),
     )
 
-    def rows(pixels: jax.Array) -> jax.Array:
-      basis = jax.nn.one_hot(pixels, size, dtype=jnp.float64)
-      found = one.adjoint(one.forward(basis.reshape(-1, height, width, 1)))
-      return found.reshape(-1, size)
+    def row(pixel: jax.Array) -> jax.Array:
+      basis = jax.nn.one_hot(pixel, size, dtype=jnp.float64)
+      found = one.adjoint(one.forward(basis.reshape(1, height, width, 1)))
+      return found.ravel()
 
-    pixels = jnp.arange(size).reshape(-1, min(_AT_ONCE, size))
-    gram = jax.jit(lambda: lax.map(rows, pixels).reshape(size, size))()
+    pixels = jnp.arange(size)
+    gram = jax.jit(lambda: lax.map(row, pixels, batch_size=_AT_ONCE))()
     values, vectors = jnp.linalg.eigh(gram)
     values = jnp.maximum(values, 0).astype(jnp.float32)
     return values, vectors.astype(jnp.float32)
