@@ -130,6 +130,21 @@ def test_winners_restore_again_and_nothing_is_tried(given, before, tmp_path):
     assert row["psnr"] == pytest.approx(other["psnr"], abs=0.02)
 
 
+def test_winners_restore_again_where_smaller_budgets_are_unknown(
+  given, before, tmp_path
+):
+  """They begin from nobody's winners, which would never come."""
+  _, folder = before
+  for file in known.files(str(folder)):
+    table = pd.read_csv(file)
+    table[table["evaluations"] > 10].to_csv(tmp_path / file.name, index=False)
+  again = going_on(given, tmp_path, rounds=(0, 0), again=True, chains=())
+  bench = study.Bench(again, tmp_path)
+  for cell in cells.cells(again.settings):
+    assert not bench.waits(cell)
+    assert bench.is_done(cell) == (cell.budget == 0)
+
+
 def test_known_points_of_other_knobs_are_refused(given, before, tmp_path):
   _, folder = before
   for file in known.files(str(folder)):

@@ -104,6 +104,8 @@ class Settings(Checked):
           f"{name} must have a number for each of evaluations, got {own} for "
           f"{self.evaluations}"
         )
+    if self.again and not self.known:
+      raise ValueError("again must be False without known, got True")
     if not self.known and not all(self.rounds):
       raise ValueError(
         f"rounds must be at least 1 without known, got {self.rounds}"
