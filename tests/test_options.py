@@ -77,6 +77,7 @@ OPTIONS = {
       "noise": "filled",
       "renewal": 0.5,
       "momentum": 0.5,
+      "relaxation": 1.5,
     },
   ),
   Denoise: (PLAIN, {"discrepancy": 0.5, "turned": True}),
@@ -90,7 +91,11 @@ OPTIONS = {
     PLAIN.replace(width=Probed()),
     {"factor": 2.0, "inflation": 1.5},
   ),
-  Jacobian: (PLAIN.replace(width=Jacobian()), {"factor": 2.0}),
+  Jacobian: (
+    # Which takes a guess.
+    PLAIN.replace(width=Jacobian(), inner=Mean()),
+    {"factor": 2.0, "guess": Sigma()},
+  ),
   Exact: (
     PLAIN.replace(width=Jacobian()),
     {"tolerance": 1e-3, "max_iterations": 7, "root_steps": 3},

@@ -33,6 +33,7 @@ ADDED = {
   "restoration": {"likelihood/covariance.py"},
   "fast": {"likelihood/gaussian.py"},
   "perceptual": {"likelihood/gaussian.py"},
+  "guided": {"likelihood/covariance.py"},
   "calibrated": {"likelihood/gaussian.py"},
 }
 

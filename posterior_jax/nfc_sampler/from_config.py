@@ -4,37 +4,40 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
-from posterior_jax.base import Denoiser, Observation
+from posterior_jax.base import Denoiser, Observation, SolveInfo
 from posterior_jax.denoising import predictor
-from posterior_jax.likelihood import bands
+from posterior_jax.likelihood import bands, covariance, gaussian
 from posterior_jax.nfc_sampler import (
   checks,
+  chosen_width,
   fusion,
-  inner,
   records,
   states,
-  width,
 )
 from posterior_jax.nfc_sampler.config import NFCConfig
 from posterior_jax.nfc_sampler.levels import Level
-from posterior_jax.nfc_sampler.parts import Parts, Prediction
+from posterior_jax.nfc_sampler.parts import Parts, Prediction, Refined, Width
 from posterior_jax.nfc_sampler.records import (
   Denoise,
   Exact,
+  Gradient,
   Jacobian,
   Mean,
   Ode,
   Probed,
   Sigma,
-  Spectrum,
 )
 from posterior_jax.nfc_sampler.weights import Band, Fusion, Snr
 
 # Of a nonlinear measurement at every level, where the settings leave it open.
 _LINEARISATIONS = 3
+# Products for the square root of a width that is known by them (`krylov.root`):
+# a Jacobian's spread is small at all levels but the first, which are forgotten.
+_ROOT_STEPS = 6
 
 
 def parts_of(config: NFCConfig, spectrum: jax.Array | None = None) -> Parts:
@@ -56,11 +59,9 @@ def parts_of(config: NFCConfig, spectrum: jax.Array | None = None) -> Parts:
     start=states.starting(config.schedule, config.width, spectrum),
     assume=_assume(config),
     predict=_predict(config),
-    width=_width(config.width, spectrum),
+    width=chosen_width.part_of(config.width, spectrum),
     band=_band(config.band, spectrum),
-    likelihood=inner.likelihood(
-      config, relaxed=_acts(config.schedule.relaxation - 1)
-    ),
+    likelihood=_likelihood(config),
     # Weights of 1 return z: no transform, and odd sides are welcome.
     fuse=_fuse(config.fusion if config.fuses else None),
     hold=_hold(config.schedule.averaged),
@@ -68,7 +69,8 @@ def parts_of(config: NFCConfig, spectrum: jax.Array | None = None) -> Parts:
     keep=_keep(config),
     fill=_fill(config),
     check=checks.checking(config, spectrum),
-    probes=isinstance(config.width, Probed) + _inflates(config.width),
+    probes=isinstance(config.width, Probed)
+    + chosen_width.inflates(config.width),
     averages=config.held_levels > 0,
     heed=_heed(config.predictor),
     lead=states.leading if _acts(config.schedule.momentum) else None,
@@ -124,6 +126,80 @@ def _predict(config: NFCConfig) -> Callable[..., Prediction]:
   return once if isinstance(ode, Denoise) else flow
 
 
+def _likelihood(config: NFCConfig) -> Callable[..., Refined]:
+  stop: dict[str, Any] = config.stop._asdict()
+  inner = config.inner
+
+  def by_products(
+    key: chex.PRNGKey,
+    observation: Observation,
+    x0: jax.Array,
+    width: Width,
+    level: Level,
+  ) -> Refined:
+    del level
+    assert width.product is not None  # of the same tie
+    if width.guess is not None:
+      return Refined(
+        *covariance.guessed_mean(
+          observation, x0, width.product, width.guess, **stop
+        )
+      )
+    if isinstance(inner, Mean):
+      return Refined(*covariance.mean(observation, x0, width.product, **stop))
+    assert isinstance(inner, Exact)  # `NFCConfig` refuses another method
+    return Refined(
+      *covariance.draw(
+        key,
+        observation,
+        x0,
+        width.product,
+        root_steps=inner.root_steps or _ROOT_STEPS,
+        **stop,
+      )
+    )
+
+  def by_diagonal(
+    key: chex.PRNGKey,
+    observation: Observation,
+    x0: jax.Array,
+    width: Width,
+    level: Level,
+  ) -> Refined:
+    assert width.diagonal is not None  # of the same tie
+    target = gaussian.Target(observation, x0, width.diagonal)
+    if isinstance(inner, Exact):
+      return Refined(*gaussian.draw(key, target, **stop))
+    if isinstance(inner, Mean):
+      return Refined(*gaussian.mean(target, **stop))
+    if isinstance(inner, Gradient):
+      z = gaussian.descend(target, steps=inner.steps)
+    else:
+      z = gaussian.langevin(
+        key, target, steps=inner.steps, step_size=level.step_size
+      )
+    return Refined(z, SolveInfo.closed_form())
+
+  part = by_products if isinstance(config.width, Jacobian) else by_diagonal
+  return _relaxed(part) if _acts(config.schedule.relaxation - 1) else part
+
+
+def _relaxed(part: Callable[..., Refined]) -> Callable[..., Refined]:
+  """Another part that goes further, by the level's reach."""
+
+  def relaxed(
+    key: chex.PRNGKey,
+    observation: Observation,
+    x0: jax.Array,
+    width: Width,
+    level: Level,
+  ) -> Refined:
+    refined = part(key, observation, x0, width, level)
+    return refined._replace(z=x0 + level.reach * (refined.z - x0))
+
+  return relaxed
+
+
 def _keep(config: NFCConfig) -> Callable[..., jax.Array] | None:
   if config.schedule.noise != "kept":
     return None
@@ -160,34 +236,6 @@ def _linearisations(config: NFCConfig) -> int:
 def _acts(value: jax.Array | float) -> bool:
   # One that is traced may be 0 only when it runs.
   return isinstance(value, jax.core.Tracer) or bool(value != 0)
-
-
-def _width(
-  record: records.Width, spectrum: jax.Array | None
-) -> width.WidthPart:
-  if isinstance(record, Sigma):
-    return _isotropic(record)
-  if isinstance(record, Jacobian):
-    part: width.WidthPart = width.jacobian
-    if record.guess is not None:
-      part = width.guessed(part, _isotropic(record.guess))
-  else:
-    assert spectrum is not None  # `checks.spectrum_of` refused that
-    of = width.probed if isinstance(record, Probed) else width.spectral
-    part = of(spectrum)
-    if _inflates(record):
-      part = width.inflating(part, record.inflation)
-  # Last: inflation compares the misfit with the prior's own width.
-  return width.scaled(part, record.factor)
-
-
-def _isotropic(record: Sigma) -> width.WidthPart:
-  own = width.scaled(width.isotropic, record.factor)
-  return own if record.most is None else width.capped(own, record.most)
-
-
-def _inflates(record: records.Width) -> bool:
-  return isinstance(record, Spectrum) and record.inflation > 1
 
 
 def _band(
