@@ -6,5 +6,6 @@
 forgotten. The kernels: `scan` from chunk to chunk and `reverse` the same for
 cotangents, each with a program for narrow and for wide keys, to which `scores`
 gives P; `gradients` of every chunk at once, whose warpgroups are in
-`gradient_parts`. What they share is in `tiles`.
+`gradient_parts`. What they share is in `tiles`, what both programs of `reverse`
+do in `cotangent_walk`, and what both for wide keys do in `single_buffers`.
 """

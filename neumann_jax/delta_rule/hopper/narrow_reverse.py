@@ -9,6 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.typing import DTypeLike
 
+from neumann_jax.delta_rule.hopper.cotangent_walk import carry, write
 from neumann_jax.delta_rule.hopper.pieces import Piece
 from neumann_jax.delta_rule.hopper.tiles import (
   CHUNK,
@@ -119,21 +120,8 @@ def _attend(s, n):
 
 def _carry(refs, s, piece, count):
   plgpu.set_max_registers(208, action="increase")
-  steps = piece.run - piece.end
-  mine = steps * piece.carried
-  pl.loop(0, steps - mine)(functools.partial(_leave, s))
-  mine_of = piece.row, piece.head, piece.columns(piece.group)
-  scale = refs.scale[0]
-  step = functools.partial(_step, refs, s, piece, scale)
-  given = registers(refs.end.at[mine_of], optimized=False)
-  known = jnp.where(piece.run == count, 1.0 / scale, 0.0)
-  ds = lax.fori_loop(0, mine, step, given * known)
-
-  @pl.when((piece.end == 0) & (piece.carried == 1))
-  def _finish():
-    refs.start.at[mine_of][...] = ds * scale
-
-  plgpu.wait_smem_to_gmem(0)
+  leave = functools.partial(_leave, s)
+  carry(refs, piece, count, leave, functools.partial(_step, refs, s, piece))
 
 
 def _leave(s, n):
@@ -185,17 +173,3 @@ def _keep_state(refs, s, piece, chunk, narrow):
     columns = piece.columns(piece.group)
     ds_ref = refs.ds.at[piece.row, piece.head, chunk, columns]
     plgpu.copy_smem_to_gmem(mine, ds_ref)
-
-
-def write(refs: Any, s: Any, piece: Piece, chunk: Any, dv: Any) -> None:
-  """dv of a chunk, while the copy of its state may be under way."""
-
-  @pl.when(chunk < piece.write)
-  def _is_written():
-    at, mine = pl.ds(chunk * CHUNK, CHUNK), s.dv.at[piece.group]
-    plgpu.wait_smem_to_gmem(1, wait_read_only=True)
-    mine.T[...] = dv.astype(s.dv.dtype)
-    plgpu.commit_smem()
-    columns = piece.columns(piece.group)
-    dv_ref = refs.dv.at[piece.row, at, piece.head, columns]
-    plgpu.copy_smem_to_gmem(mine, dv_ref)

@@ -12,8 +12,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.typing import DTypeLike
 
-from neumann_jax.delta_rule.hopper.narrow_reverse import write
+from neumann_jax.delta_rule.hopper.cotangent_walk import carry, write
 from neumann_jax.delta_rule.hopper.pieces import Piece
+from neumann_jax.delta_rule.hopper.single_buffers import (
+  hidden_zero,
+  leave,
+  once_free,
+)
 from neumann_jax.delta_rule.hopper.tiles import (
   CHUNK,
   COLS,
@@ -22,11 +27,6 @@ from neumann_jax.delta_rule.hopper.tiles import (
   cols,
   registers,
   shared,
-)
-from neumann_jax.delta_rule.hopper.wide_scan import (
-  hidden_zero,
-  leave,
-  once_free,
 )
 
 
@@ -93,22 +93,9 @@ def _produce(refs, s, piece):
 
 def _carry(refs, s, piece, count):
   plgpu.set_max_registers(240, action="increase")
-  steps = piece.run - piece.end
-  mine = steps * piece.carried
   bars = [(s.p_full, s.p_free), (s.t_full, s.t_free), (s.q_full, s.q_free)]
-  pl.loop(0, steps - mine)(functools.partial(leave, s, bars))
-  mine_of = piece.row, piece.head, piece.columns(piece.group)
-  scale = refs.scale[0]
-  step = functools.partial(_step, refs, s, piece, scale)
-  given = registers(refs.end.at[mine_of], optimized=False)
-  known = jnp.where(piece.run == count, 1.0 / scale, 0.0)
-  ds = lax.fori_loop(0, mine, step, given * known)
-
-  @pl.when((piece.end == 0) & (piece.carried == 1))
-  def _finish():
-    refs.start.at[mine_of][...] = ds * scale
-
-  plgpu.wait_smem_to_gmem(0)
+  left = functools.partial(leave, s, bars)
+  carry(refs, piece, count, left, functools.partial(_step, refs, s, piece))
 
 
 def _step(refs, s, piece, scale, n, ds):

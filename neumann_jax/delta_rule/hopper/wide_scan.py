@@ -16,7 +16,6 @@ of 227 KB.
 import functools
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -24,6 +23,11 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.typing import DTypeLike
 
 from neumann_jax.delta_rule.hopper.pieces import Piece
+from neumann_jax.delta_rule.hopper.single_buffers import (
+  hidden_zero,
+  leave,
+  once_free,
+)
 from neumann_jax.delta_rule.hopper.tiles import (
   CHUNK,
   COLS,
@@ -108,14 +112,6 @@ def _produce(refs, s, piece, forward):
       copy(refs.p.at[row, head, at], s.p.at[0], s.p_full)
 
 
-def once_free(n: jax.Array, free: Any) -> None:
-  """Waits until the chunk before has let go of what is there once."""
-
-  @pl.when(n >= 1)
-  def _is_free():
-    plgpu.barrier_wait(free)
-
-
 def _carry(refs, s, piece, forward, count):
   plgpu.set_max_registers(240, action="increase")
   steps = piece.end - piece.run
@@ -137,23 +133,6 @@ def _carry(refs, s, piece, forward, count):
       refs.final.at[mine_of][...] = state
 
   plgpu.wait_smem_to_gmem(0)
-
-
-def leave(s: Any, bars: list[tuple[Any, Any]], n: jax.Array) -> None:
-  """Whose columns another program carries only keeps the buffers moving."""
-  slot = lax.rem(n, 2)
-  for full, free in [(s.k_full.at[slot], s.k_free.at[slot]), *bars]:
-    plgpu.barrier_wait(full)
-    plgpu.barrier_arrive(free)
-
-
-def hidden_zero(n: jax.Array) -> jax.Array:
-  """0, of which a compiler does not know that it is the same in every chunk.
-
-  A product's descriptors of a buffer that is there once would be computed
-  before the loop otherwise, in more registers than a state leaves.
-  """
-  return lax.shift_right_logical(n, 24)
 
 
 def _step(refs, s, piece, scale, n, state):
