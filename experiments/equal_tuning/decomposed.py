@@ -20,30 +20,28 @@ from posterior_jax.operators.resize import Resize
 _AT_ONCE = 256  # basis images that are blurred together
 
 
+@dataclasses.dataclass(frozen=True)
+class _Decomposed:
+  """An operator's decomposition, in the place of what would make it."""
+
+  known: Svd | None = None
+
+  def svd(self) -> Svd:
+    """The one that is carried."""
+    assert self.known is not None
+    return self.known
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class KnownResize(Resize):
+class KnownResize(_Decomposed, Resize):
   """A reduction and its decomposition."""
 
-  known: Svd | None = None
-
-  def svd(self) -> Svd:
-    """The one that is carried."""
-    assert self.known is not None
-    return self.known
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class KnownBlur(Blur):
+class KnownBlur(_Decomposed, Blur):
   """A separable blur and its decomposition."""
-
-  known: Svd | None = None
-
-  def svd(self) -> Svd:
-    """The one that is carried."""
-    assert self.known is not None
-    return self.known
 
 
 @jax.tree_util.register_dataclass

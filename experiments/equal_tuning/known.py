@@ -10,8 +10,7 @@ from experiments.equal_tuning import tables
 from experiments.equal_tuning.rounds import Scores, Values
 from experiments.few_calls.search import Knob, Point
 
-_SEARCH = ("method", "evaluations", "task")
-_RUN = (*_SEARCH, "kernel", "tuned for", "chains")
+_RUN = (*tables.SEARCH, "kernel", "tuned for", "chains")
 
 
 def files(folder: str) -> list[pathlib.Path]:
@@ -39,7 +38,7 @@ class Known:
       log, pictures = files(folder)
       try:
         trials, rows = pd.read_csv(log), tables.read(pictures)
-        self._trials |= {key: own for key, own in trials.groupby([*_SEARCH])}
+        self._trials |= {key: own for key, own in trials.groupby(tables.SEARCH)}
         found: dict[tuple, list[dict[str, Any]]] = {}
         for row in rows.drop(columns="operator").to_dict("records"):
           key = tuple(row[name] for name in _RUN)
@@ -59,7 +58,7 @@ class Known:
     Raises:
       ValueError: for points of other knobs.
     """
-    key = tuple(about[name] for name in _SEARCH)
+    key = tuple(about[name] for name in tables.SEARCH)
     if key not in self._parsed:
       self._parsed[key] = self._of(about, self._trials.get(key), knobs)
     return self._parsed[key]

@@ -7,11 +7,17 @@ import pandas as pd
 from experiments.equal_tuning import tables
 from experiments.equal_tuning.cells import kinds
 from experiments.equal_tuning.methods import METHODS
-from experiments.equal_tuning.tables import ROWS, SCORES, TABLE, TRIALS, TRIED
+from experiments.equal_tuning.tables import (
+  ROWS,
+  SCORES,
+  SEARCH,
+  TABLE,
+  TRIALS,
+  TRIED,
+)
 from experiments.harness.rows import Table
 from posterior_jax.baselines import TASKS
 
-_SEARCH = ["method", "evaluations", "task"]
 _NUMBERS = ["psnr", "lpips"]
 
 
@@ -33,13 +39,13 @@ def take(
   if not len(found):
     return
   found = _whole(found)
-  parts = [*_SEARCH, "chains"]
-  tuned = found.loc[found["chains"] == 1, _SEARCH].drop_duplicates()
-  own = _table(run, TRIED).merge(tuned, on=_SEARCH)
+  parts = [*SEARCH, "chains"]
+  tuned = found.loc[found["chains"] == 1, SEARCH].drop_duplicates()
+  own = _table(run, TRIED).merge(tuned, on=SEARCH)
   kept = _without(tables.read(rows), found[parts])
   whole = tables.packed(ordered(pd.concat([kept, found])))
   whole.to_csv(rows, index=False)
-  log = pd.concat([_without(pd.read_csv(trials), own[_SEARCH]), own])
+  log = pd.concat([_without(pd.read_csv(trials), own[SEARCH]), own])
   ordered(log).to_csv(trials, index=False, float_format="%.4f")
 
 
@@ -51,7 +57,7 @@ def ordered(table: pd.DataFrame) -> pd.DataFrame:
     names = known.get(str(column.name))
     return column if names is None else column.map(names.index)
 
-  return table.sort_values(_SEARCH, key=place, kind="stable")
+  return table.sort_values(SEARCH, key=place, kind="stable")
 
 
 def _table(run: pathlib.Path, name: str) -> pd.DataFrame:
@@ -63,7 +69,7 @@ def _table(run: pathlib.Path, name: str) -> pd.DataFrame:
 def _whole(rows: pd.DataFrame) -> pd.DataFrame:
   """Cells and means that have all of their runs."""
   pictures = rows["picture"].nunique()
-  parts = [*_SEARCH, "chains"]
+  parts = [*SEARCH, "chains"]
 
   def needed(row: pd.Series) -> int:
     criteria = len(SCORES) if row["chains"] == 1 else 1

@@ -17,6 +17,7 @@ from experiments.harness import paired
 TABLE, TRIED, FAILED = "equal", "trials", "failed"
 ROWS = pathlib.Path(__file__).with_name("rows.csv")
 TRIALS = pathlib.Path(__file__).with_name("trials.csv")
+SEARCH = ["method", "evaluations", "task"]  # columns that name one
 OWN = "NFC"  # how the names of its settings begin
 # By what is tuned for: its column, digits, and whether high is good.
 SCORES = {"PSNR": ("psnr", 2, True), "LPIPS": ("lpips", 3, False)}
@@ -212,7 +213,7 @@ def plane(rows: pd.DataFrame, criterion: str) -> pd.DataFrame:
 
 def trial_counts(trials: pd.DataFrame) -> pd.DataFrame:
   """How many points were tried, by method, evaluations and task."""
-  found = trials.groupby(["method", "evaluations", "task"], sort=False).size()
+  found = trials.groupby(SEARCH, sort=False).size()
   return found.unstack("task").reset_index()
 
 
@@ -226,20 +227,20 @@ def distinct(trials: pd.DataFrame) -> pd.DataFrame:
     Columns points and results, by method, evaluations and task.
   """
   results = trials["psnr"].astype(str) + " " + trials["lpips"].astype(str)
-  by = trials.assign(result=results).groupby(["method", "evaluations", "task"])
+  by = trials.assign(result=results).groupby(SEARCH)
   return pd.DataFrame({"points": by.size(), "results": by["result"].nunique()})
 
 
 def interior(rows: pd.DataFrame) -> pd.DataFrame:
   """Winners and how many of them lie inside, by evaluations."""
   single = rows[rows["chains"] == 1]
-  about = ["method", "evaluations", "task", "tuned for"]
+  about = [*SEARCH, "tuned for"]
   own = single.drop_duplicates(about).groupby("evaluations")["interior"]
   return pd.DataFrame({"inside": own.sum().astype(int), "winners": own.size()})
 
 
 def on_edges(rows: pd.DataFrame) -> pd.DataFrame:
   """Winners with an open side: method, evaluations, task, tuned for, point."""
-  about = ["method", "evaluations", "task", "tuned for", "point"]
+  about = [*SEARCH, "tuned for", "point"]
   edge = rows[(rows["chains"] == 1) & ~rows["interior"].astype(bool)]
   return edge[about].drop_duplicates().reset_index(drop=True)
