@@ -14,6 +14,7 @@ import pathlib
 import shutil
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -49,7 +50,10 @@ def write(path: pathlib.Path, data: bytes | str) -> pathlib.Path:
   """
   if isinstance(data, str):
     data = data.encode("utf-8", "backslashreplace")
-  beside = path.with_name(f"{BESIDE}{path.name}")
+  # Its own: several processes may write the same at once, as the winners that
+  # every one of them knows.
+  own = f"{os.getpid()}-{threading.get_native_id()}"
+  beside = path.with_name(f"{BESIDE}{own}-{path.name}")
   with _naming(path):
     try:
       with beside.open("wb") as file:

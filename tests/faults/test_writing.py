@@ -1,5 +1,6 @@
 """Nothing that is written is ever there in part, and one process writes."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -153,6 +154,16 @@ def test_a_full_disk_leaves_the_old_file_and_the_rows(tmp_path):
   assert table.rows() == [{"words": "a" * 500}]
   table.write({"words": "c"})
   assert len(table.rows()) == 2
+
+
+def test_several_may_write_the_same_at_once(tmp_path):
+  """As processes that share cells do with the winners that all of them know."""
+  file = tmp_path / "a.json"
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    jobs = [pool.submit(writing.write, file, "new" * 50) for _ in range(200)]
+  assert all(job.result() == file for job in jobs)
+  assert file.read_text() == "new" * 50
+  assert [*tmp_path.iterdir()] == [file]
 
 
 def test_files_that_speak_of_others_come_last(tmp_path):
