@@ -11,7 +11,6 @@ tests draw, cast (`np.float32(x)` before `jnp.asarray`) and compare by numpy.
 """
 
 import gc
-import itertools
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -86,12 +85,8 @@ def pytest_runtest_setup(item):
   jax.config.update("jax_disable_most_optimizations", quick)
 
 
-_FILES = itertools.count(1)
-
-
 @pytest.fixture(scope="module", autouse=True)
-def _programs_of_some_files():
-  """Memory; but files share many small programs, so not after each."""
+def _programs_of_one_file():
+  """Memory: two processes would come to 6 GB, and save no time by it."""
   yield
-  if next(_FILES) % 8 == 0:
-    jax.clear_caches()
+  jax.clear_caches()
