@@ -6,15 +6,14 @@ Command: python -m experiments.equal_tuning --config.folder=PICTURES
   --config.tasks="('gaussian_blur',)": a part of it;
   --config=configs/equal_tuning.py:debug: crops of 32 x 32, a known prior.
   --config.known="('experiments/equal_tuning',)" goes on from what is committed:
-  what has its points and rows is not done again; with the folder `further` in
-  it as a second one, from the searches at 1000 evaluations that are whole.
+  what has its points and rows is not done again.
   --config.known=... --config.again=True --config.rounds="(0,0,0)"
   --config.chains="()" --config.prior=FILE restores by the committed winners
   under another prior, and tries nothing.
   Several processes share the work by one --config.cells=FOLDER.
 Time: most of it is compiling. Two H200s with two processes each did 103 cells
-of the 254 in 545 s; 8 of them were at 1000 evaluations, where one of 36 points
-takes 29 to 122 s. Motion blur at 128 pixels needs eigenvectors, 5 s for a
+of the 254 in 545 s, and in 535 s 65 of those at 1000 evaluations, where one
+takes 4 to 130 s, `calibrated()` on blurs up to 340. Motion blur at 128 pixels needs eigenvectors, 5 s for a
 kernel on an H200 and many minutes on a CPU.
 Expected: two tables, of all points that were tried and of the pictures of the
 report by what was best for PSNR and for LPIPS.

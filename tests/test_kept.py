@@ -29,8 +29,8 @@ from posterior_jax.nfc_sampler import (
   states,
 )
 from tests import oracles
+from tests.small_gaussian import NOISE, SHAPE, normal, width
 
-SHAPE, NOISE, SIGMA = (8, 8, 1), 0.1, 0.6
 OPERATORS = {
   "resize": lambda: operators.super_resolution(SHAPE, factor=2),
   "random": lambda: operators.random_inpainting(SHAPE, fraction=0.5),
@@ -38,18 +38,9 @@ OPERATORS = {
 }
 
 
-def normal(shape, seed=0):
-  x = np.random.default_rng(seed).standard_normal(shape)
-  return jnp.asarray(np.float32(x))
-
-
 @pytest.fixture(scope="module")
 def prior():
   return priors.gaussian_prior(priors.power_law_spectrum(*SHAPE[:2]))
-
-
-def _width(prior):
-  return prior.spectrum * SIGMA**2 / (prior.spectrum + SIGMA**2)
 
 
 def _problem(name):
@@ -79,9 +70,9 @@ def _guessed(observation, centre, variance, guess, iterations):
 def test_one_product_goes_as_far_as_is_best(name, guess, prior):
   """z = c + t C A^T p, p = (A G A^T + s^2)^-1 r, where the target is least."""
   observation, centre, a, r = _problem(name)
-  z, _, products = _guessed(observation, centre, _width(prior), guess, 1)
+  z, _, products = _guessed(observation, centre, width(prior), guess, 1)
   # F^-1 C F as a matrix, whose inverse the tie of the target is.
-  c = oracles.fourier_diagonal(np.asarray(_width(prior), np.float64))
+  c = oracles.fourier_diagonal(np.asarray(width(prior), np.float64))
   eye = np.eye(len(r))
   p = np.linalg.solve(guess * a @ a.T + NOISE**2 * eye, r)
   k = a @ c @ a.T + NOISE**2 * eye
@@ -95,8 +86,8 @@ def test_one_product_goes_as_far_as_is_best(name, guess, prior):
 @pytest.mark.parametrize("name", OPERATORS)
 def test_many_products_are_the_mean(name, prior):
   observation, centre, a, r = _problem(name)
-  z, info, products = _guessed(observation, centre, _width(prior), 0.1, 60)
-  c = oracles.fourier_diagonal(np.asarray(_width(prior), np.float64))
+  z, info, products = _guessed(observation, centre, width(prior), 0.1, 60)
+  c = oracles.fourier_diagonal(np.asarray(width(prior), np.float64))
   k = a @ c @ a.T + NOISE**2 * np.eye(len(r))
   shift = c @ a.T @ np.linalg.solve(k, r)
   np.testing.assert_allclose(np.ravel(z - centre), shift, atol=1e-4)

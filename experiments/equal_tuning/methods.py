@@ -79,8 +79,8 @@ def ddrm(evaluations: int) -> baselines.DDRMConfig:
 
 
 def mmps(evaluations: int) -> baselines.MMPSConfig:
-  """A call and two VJPs for each level."""
-  return baselines.MMPSConfig.tuned(levels=evaluations // 3)
+  """A call and a VJP for each level."""
+  return baselines.MMPSConfig.tuned(levels=evaluations // 2)
 
 
 def pigdm(evaluations: int) -> baselines.PiGDMConfig:
@@ -128,9 +128,9 @@ def fast(evaluations: int) -> NFCConfig:
 
 
 def restoration(evaluations: int) -> NFCConfig:
-  """`restoration()`: a call and at most four VJPs for each level."""
+  """`restoration()`: a call and at most three VJPs for each level."""
   return NFCConfig.restoration(
-    levels=evaluations // 5, inner=Mean(max_iterations=3)
+    levels=evaluations // 4, inner=Mean(max_iterations=3)
   )
 
 
@@ -144,9 +144,9 @@ _SHORT = Schedule(sigma_max=1.0, sigma_min=0.05, start="measurement")
 
 
 def by_jacobian(evaluations: int) -> NFCConfig:
-  """Means under the Jacobian's width, noise drawn anew; one product and one."""
+  """Means under the Jacobian's width, noise drawn anew; a call and a VJP."""
   return NFCConfig(
-    levels=evaluations // 3,
+    levels=evaluations // 2,
     schedule=_SHORT,
     width=Jacobian(),
     inner=Mean(max_iterations=1),

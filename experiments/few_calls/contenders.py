@@ -180,7 +180,7 @@ BASELINES: dict[str, Contender] = {
     Knob("data_std", 0.12),
   ),
   "MMPS": _baseline(
-    baselines.mmps, baselines.MMPSConfig.tuned(), 3, share("eta", 0.8)
+    baselines.mmps, baselines.MMPSConfig.tuned(), 2, share("eta", 0.8)
   ),
   "DPS": _baseline(
     baselines.dps, baselines.DPSConfig.tuned(), 2, Knob("scale", 3.0)

@@ -253,12 +253,12 @@ VARIANTS: dict[str, Contender] = {
     change=_mirrored,
   ),
   "probed": _composed(_FEW.replace(width=Probed()), 2, _FACTOR),
-  "Jacobian, one product more": _composed(
-    _FEW.replace(width=Jacobian(), inner=Mean(1e-3, 1)), 3, _FACTOR
+  "Jacobian": _composed(
+    _FEW.replace(width=Jacobian(), inner=Mean(1e-3, 1)), 2, _FACTOR
   ),
   "Jacobian, noise renewed": _composed(
     _FEW.replace(width=Jacobian(), inner=Mean(1e-3, 2), schedule=_RENEWED),
-    4,
+    3,
     _FACTOR,
   ),
 }

@@ -41,11 +41,11 @@ class Settings(Checked):
       rounding to the file's levels leaves.
     degrade: whether the picture is clean, and to be degraded first.
     method: of `samplers.METHODS`, in its tuned setting.
-    levels: denoiser calls that an image may take. With NFC up to four VJPs come
-      on top of each, more where there is little noise; 5 to 19 are without, by
-      `NFCConfig.fast`. For a blur of little noise NFC takes at most 30, and 20
-      to 40 with kernel_degrees, without VJPs and by numbers of their own, at 5
-      to 19 as well (`image_settings`).
+    levels: denoiser calls that an image may take. With NFC up to three VJPs
+      come on top of each, more where there is little noise; 5 to 19 are
+      without, by `NFCConfig.fast`. For a blur of little noise NFC takes at most
+      30, and 20 to 40 with kernel_degrees, without VJPs and by numbers of their
+      own, at 5 to 19 as well (`image_settings`).
     nfc: changes to the settings of NFC's one image, "part.field=value" each,
       such as "width.factor=3.0" (`NFCConfig`).
     samples: posterior samples, with NFC maybe none; its by its calibrated

@@ -6,6 +6,8 @@ transform diagonalises: a product v -> C v is one VJP through the denoiser
 measurement, where they are smaller and need no inverse of C.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -43,7 +45,7 @@ def draw(
 
   Returns:
     z, how the solve went, and how many products with C it all took: root_steps
-    + iterations + 1.
+    + iterations.
   """
   key_data, key_tie = jax.random.split(key)
   white = jax.random.normal(key_tie, centre.shape, centre.dtype)
@@ -58,7 +60,7 @@ def draw(
     tolerance=tolerance,
     max_iterations=max_iterations,
   )
-  return z, info, root_steps + 1 + info.iterations
+  return z, info, root_steps + info.iterations
 
 
 def mean(
@@ -71,7 +73,7 @@ def mean(
   solver: krylov.Solver = krylov.minimal_residual,
   restrained: bool = True,
 ) -> tuple[jax.Array, SolveInfo, jax.Array]:
-  """The mean of what `draw` draws; iterations + 1 products with C.
+  """The mean of what `draw` draws; a product with C for each iteration.
 
   Args:
     observation: as for `draw`.
@@ -85,7 +87,7 @@ def mean(
       Jacobian is not quite one.
 
   Returns:
-    z, how the solve went, and how many products with C it took.
+    z, how the solve went, and how many products with C it took: the iterations.
   """
   z, info = _move(
     observation,
@@ -97,7 +99,7 @@ def mean(
     solver=solver,
     restrained=restrained,
   )
-  return z, info, 1 + info.iterations
+  return z, info, info.iterations
 
 
 def guessed_mean(
@@ -140,12 +142,8 @@ def guessed_mean(
   noise = jnp.asarray(observation.noise_std, centre.dtype)
   misfit = operator.observed * (observation.y - operator.forward(centre))
 
-  def matrix(v: jax.Array) -> tuple[jax.Array, jax.Array]:
-    lead = covariance(operator.adjoint(v))
-    return operator.observed * operator.forward(lead) + noise**2 * v, lead
-
   shift, solved, iterations = krylov.carrying(
-    matrix,
+    _on_measurements(observation, covariance),
     misfit,
     centre,
     least=noise**2,
@@ -171,11 +169,9 @@ def _guessed_inverse(
   put right in the space of the measurement. A closed form needs that seldom.
   """
   operator = observation.operator
-
-  def matrix(v: jax.Array) -> jax.Array:
-    lead = fourier.apply_transfer(operator.adjoint(v), guess)
-    noise = jnp.asarray(observation.noise_std, v.dtype)
-    return operator.observed * operator.forward(lead) + noise**2 * v
+  matrix = _on_measurements(
+    observation, lambda x: fourier.apply_transfer(x, guess)
+  )
 
   def inverse(r: jax.Array) -> jax.Array:
     noise = jnp.asarray(observation.noise_std, r.dtype)
@@ -187,7 +183,7 @@ def _guessed_inverse(
       max_iterations=max_iterations,
     )
     p, _ = krylov.conjugate_gradients(
-      matrix,
+      lambda v: matrix(v)[0],
       r,
       tolerance=tolerance,
       max_iterations=max_iterations,
@@ -196,6 +192,20 @@ def _guessed_inverse(
     return p
 
   return inverse
+
+
+def _on_measurements(
+  observation: Observation, covariance: Linear
+) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+  """v -> (A C A^T v + s^2 v, C A^T v), zero in dropped pixels where v is."""
+  operator = observation.operator
+
+  def matrix(v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    lead = covariance(operator.adjoint(v))
+    noise = jnp.asarray(observation.noise_std, v.dtype)
+    return operator.observed * operator.forward(lead) + noise**2 * v, lead
+
+  return matrix
 
 
 def _move(
@@ -213,22 +223,17 @@ def _move(
   operator = observation.operator
   misfit = observation.y - operator.forward(start) + data_noise
   misfit = operator.observed * misfit  # dropped pixels hold no data
-
-  # A C A^T + s^2 on measurements [B, N, h, w, C]: well conditioned, since s^2
-  # bounds it from below, where C^-1 of a network's Jacobian would not exist.
-  def matrix(v: jax.Array) -> jax.Array:
-    spread = operator.forward(covariance(operator.adjoint(v)))
-    return spread + observation.noise_std**2 * v
-
-  v, iterations = solver(
-    matrix, misfit, tolerance=tolerance, max_iterations=max_iterations
+  # On measurements [B, N, h, w, C]: well conditioned, since s^2 bounds it from
+  # below, where C^-1 of a network's Jacobian would not exist.
+  shift, solved, iterations = solver(
+    _on_measurements(observation, covariance),
+    misfit,
+    start,
+    tolerance=tolerance,
+    max_iterations=max_iterations,
   )
-  # One product more than the iterations; it gives the true residual as well.
-  shift = covariance(operator.adjoint(v))
-  image = operator.forward(shift)
-  solved = image + observation.noise_std**2 * v
   if restrained:
-    shift = _shortening(misfit, image) * shift
+    shift = _shortening(misfit, operator.forward(shift)) * shift
   return start + shift, krylov.report(misfit, solved, iterations)
 
 

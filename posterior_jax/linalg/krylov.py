@@ -13,8 +13,11 @@ from jax import lax
 from posterior_jax.base import Linear, SolveInfo
 from posterior_jax.linalg import reduce
 
-# (matrix, b, *, tolerance, max_iterations) -> x and iterations, from zero.
-Solver = Callable[..., tuple[jax.Array, jax.Array]]
+# v -> (K v, L v), where K is made of L.
+Carried = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+# (matrix, b, like, *, tolerance, max_iterations) -> L x, K x and the iterations
+# for K x = b, from x = 0; see `carrying`.
+Solver = Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
 
 # Of a product: below it what is left of a vector is rounding in float32, and a
 # basis vector made of that would point anywhere.
@@ -77,13 +80,14 @@ def conjugate_gradients(
 
 
 def minimal_residual(
-  matrix: Linear,
+  matrix: Carried,
   b: jax.Array,
+  like: jax.Array,
   *,
   tolerance: float,
   max_iterations: int,
-) -> tuple[jax.Array, jax.Array]:
-  """Conjugate residuals on a batch of images from zero: Orthomin(1).
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Conjugate residuals for L x, where K x = b, from zero: Orthomin(1).
 
   For matrices that are symmetric and positive only nearly, as a network's
   Jacobian is (Vinsome 1976; Eisenstat, Elman & Schultz 1983). Every step takes
@@ -91,8 +95,15 @@ def minimal_residual(
   the matrix; for a symmetric positive one these are conjugate residuals. Every
   element of the batch stops on its own.
 
+  Args:
+    matrix: as of `carrying`, as is all else.
+    b: likewise.
+    like: likewise.
+    tolerance: likewise.
+    max_iterations: likewise.
+
   Returns:
-    x [..., H, W, C] and the iterations of the slowest, int32 scalar.
+    L x, K x and the iterations of the slowest, int32 scalar.
   """
   limit = tolerance**2 * _dot(b, b)
 
@@ -101,40 +112,40 @@ def minimal_residual(
     return jnp.any(_dot(residual, residual) > limit) & (k < max_iterations)
 
   def step(carry: tuple) -> tuple:
-    x, residual, direction, image, k = carry
-    product = matrix(residual)
+    found, residual, lead, image, k = carry
+    product, ahead = matrix(residual)
     size = _dot(image, image)
     beta = _dot(product, image) / jnp.where(size > 0, size, 1)
-    direction = residual - beta * direction
     # By recurrence, not by a product: a product is a VJP through the network.
+    lead = ahead - beta * lead
     image = product - beta * image
     size = _dot(image, image)
     active = (_dot(residual, residual) > limit) & (size > 0)
     alpha = _dot(residual, image) / jnp.where(size > 0, size, 1)
     alpha = jnp.where(active, alpha, 0)
     return (
-      x + alpha * direction,
+      found + alpha * lead,
       residual - alpha * image,
-      direction,
+      lead,
       image,
       k + 1,
     )
 
-  zero = jnp.zeros_like(b)
-  start = (zero, b, zero, zero, jnp.zeros((), jnp.int32))
-  x, *_, iterations = lax.while_loop(running, step, start)
-  return x, iterations
+  zero, nothing = jnp.zeros_like(b), jnp.zeros_like(like)
+  start = (nothing, b, nothing, zero, jnp.zeros((), jnp.int32))
+  found, residual, *_, iterations = lax.while_loop(running, step, start)
+  return found, b - residual, iterations
 
 
 def carrying(
-  matrix: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+  matrix: Carried,
   b: jax.Array,
   like: jax.Array,
   *,
   least: jax.Array | float,
   tolerance: float,
   max_iterations: int,
-  precondition: Linear,
+  precondition: Linear = lambda r: r,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Preconditioned conjugate gradients for L x, where K x = b, not for x.
 
@@ -147,7 +158,8 @@ def carrying(
     b: [..., h, w, C].
     like: an array of the shape of L v, with the batch of b.
     least: no eigenvalue of K lies below it. A direction that seems to have
-      less, as under a network's Jacobian, counts as having that.
+      less, as under a network's Jacobian, counts as having that; an element of
+      the batch that meets one without any stays where it is.
     tolerance: relative residual at which an element of the batch stops.
     max_iterations: limit for all of them.
     precondition: v -> about K^-1 v.

@@ -83,7 +83,7 @@ class Presets:
     deviations. A factor of 1 with averaged="refined" tends to the mean itself
     as passes and max_iterations grow.
 
-    Three iterations per level, so at most four VJPs per denoiser call, each of
+    Three iterations per level, so at most three VJPs per denoiser call, each of
     about a call's time; 20 where fewer than 20 levels would not make up for
     what is left out. width=Spectrum(2.0) does without VJPs and needs the
     prior's spectrum; a width of Fourier space knows nothing of edges.
@@ -279,7 +279,7 @@ class Presets:
     0.02 with these two widths and at 0.1 with others, unless sigma_min is set.
 
     width=Jacobian() takes the width from the denoiser and needs no spectrum: at
-    most 27 VJPs per level.
+    most 26 VJPs per level.
 
     Args:
       **changes: as of `replace`.

@@ -215,15 +215,14 @@ class Probed(Spectrum):
 class Jacobian:
   """Width sigma^2 dD/dx itself, by VJPs; needs no spectrum.
 
-  One VJP per iteration of the solve and one more; with `Exact` another one per
-  step of the root. Goes with `Denoise`, and with `Exact` or `Mean`: a product
+  One VJP per iteration of the solve; with `Exact` another one per step of the
+  root. Goes with `Denoise`, and with `Exact` or `Mean`: a product
   gives draws and means, but no gradient, which would need the inverse.
 
   Attributes:
     factor: on it.
-    guess: about what it is, with `Mean`: then an iteration of the solve, which
-      that preconditions, takes one VJP and there is none beside, so that one
-      iteration is a move along the direction of PiGDM by the length that is
+    guess: about what it is, with `Mean`: it preconditions the solve, so that
+      one iteration is a move along the direction of PiGDM by the length that is
       best under the Jacobian (`covariance.guessed_mean`). None: no guess.
   """
 
