@@ -1,9 +1,8 @@
-"""Operators that carry a decomposition, so that no level makes it again.
+"""Operators that carry their decomposition, so that no program makes it again.
 
-A closed form of `posterior_jax` decomposes its operator where it is used: once
-for every level, which on a GPU takes longer than the network. A mirrored motion
-blur has no fast one, and where the tie is weak its conjugate gradients take a
-hundred times as long as the network; on small pictures A^T A has eigenvectors.
+Those of the package do once `prepared`. A mirrored motion blur has no fast one,
+and where the tie is weak its conjugate gradients take a hundred times as long
+as the network; on small pictures A^T A has eigenvectors.
 """
 
 import dataclasses
@@ -13,35 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from posterior_jax.base import Operator, SolveInfo
-from posterior_jax.linalg.svd import Svd
 from posterior_jax.operators.bordered import Blur
-from posterior_jax.operators.resize import Resize
 
 _AT_ONCE = 256  # basis images that are blurred together
-
-
-@dataclasses.dataclass(frozen=True)
-class _Decomposed:
-  """An operator's decomposition, in the place of what would make it."""
-
-  known: Svd | None = None
-
-  def svd(self) -> Svd:
-    """The one that is carried."""
-    assert self.known is not None
-    return self.known
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class KnownResize(_Decomposed, Resize):
-  """A reduction and its decomposition."""
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class KnownBlur(_Decomposed, Blur):
-  """A separable blur and its decomposition."""
 
 
 @jax.tree_util.register_dataclass
@@ -96,26 +69,14 @@ def decomposed(operator: Operator) -> Operator:
   Returns:
     It, or one that carries its decomposition.
   """
+  if not isinstance(operator, Blur) or operator.separable:
+    return operator.prepared()
   own = {
     field.name: getattr(operator, field.name)
-    for field in dataclasses.fields(operator)  # type: ignore[arg-type]
+    for field in dataclasses.fields(operator)
   }
-  if isinstance(operator, Resize):
-    return KnownResize(**own, known=_svd(operator))
-  if not isinstance(operator, Blur):
-    return operator  # masks know their closed form
-  if operator.separable:
-    return KnownBlur(**own, known=_svd(operator))
   values, vectors = _eigenvectors(operator)
   return EigenBlur(**own, values=values, vectors=vectors)
-
-
-def _svd(operator: Resize | Blur) -> Svd:
-  """By float64: a GPU's float32 decomposition loses three digits."""
-  with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-    wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), operator)
-    found = jax.jit(lambda operator: operator.svd())(wide)
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), found)
 
 
 def _eigenvectors(operator: Blur) -> tuple[jax.Array, jax.Array]:

@@ -1,7 +1,7 @@
 """Blur of a picture whose borders are made up: mirrored or circular."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ class Blur(Correlation):
       choice); "circular" wraps around, which Fourier space diagonalises.
     separable: whether the kernel is a column times a row, so that a mirrored
       blur has a fast decomposition; chooses methods, not the result.
+    known: that decomposition, once `prepared`.
   """
 
   kernel: jax.Array
@@ -38,6 +39,7 @@ class Blur(Correlation):
     default="reflect", metadata={"static": True}
   )
   separable: bool = dataclasses.field(default=False, metadata={"static": True})
+  known: decompose.Svd | None = None
 
   @property
   def measurement_shape(self) -> tuple[int, int, int]:
@@ -85,6 +87,8 @@ class Blur(Correlation):
     Raises:
       ValueError: for mirrored borders and a kernel that is not separable.
     """
+    if self.known is not None:
+      return self.known
     if self.boundary == "circular":
       return decompose.fourier_svd(self.transfer)
     if not self.separable:
@@ -98,6 +102,12 @@ class Blur(Correlation):
       _mirrored_matrix(jnp.sum(self.kernel, axis=1), height),
       _mirrored_matrix(jnp.sum(self.kernel, axis=0) / total, width),
     )
+
+  def prepared(self) -> Self:
+    """With its decomposition, where solves take one."""
+    if self.boundary == "circular" or not self.separable:
+      return self
+    return dataclasses.replace(self, known=self.svd())
 
   def normal_solve(
     self,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax import lax
 from posterior_jax import fields
 from posterior_jax.base import Linear, Operator, SolveInfo
 from posterior_jax.linalg import solve
+from posterior_jax.linalg import svd as decompose
 from posterior_jax.linalg.svd import Svd
 from posterior_jax.operators.shapes import check_batch, check_image_shape
 
@@ -23,12 +25,14 @@ class Dense(Operator):
   Attributes:
     matrix: A, [m, D].
     image_shape: (H, W, C).
+    known: the decomposition, once `prepared`.
   """
 
   matrix: jax.Array
   image_shape: tuple[int, int, int] = dataclasses.field(
     metadata={"static": True}
   )
+  known: Svd | None = None
 
   @property
   def measurement_shape(self) -> tuple[int, int, int]:
@@ -61,11 +65,9 @@ class Dense(Operator):
 
   def svd(self) -> Svd:
     """The matrix's own; coefficients [min(m, D), 1, 1]."""
-    # As wide as arrays may be, as in `separable_svd`.
-    widest = jax.dtypes.canonicalize_dtype(jnp.float64)
-    left, values, right = jnp.linalg.svd(
-      self.matrix.astype(widest), full_matrices=False
-    )
+    if self.known is not None:
+      return self.known
+    left, values, right = decompose.factors(self.matrix)
     seen = (len(values), 1, 1)
 
     def times(matrix: jax.Array, shape: tuple[int, ...]) -> Linear:
@@ -79,6 +81,10 @@ class Dense(Operator):
       to_left=times(left.T, seen),
       from_left=times(left, self.measurement_shape),
     )
+
+  def prepared(self) -> Self:
+    """With its decomposition."""
+    return dataclasses.replace(self, known=self.svd())
 
   def normal_solve(
     self,

@@ -1,7 +1,7 @@
 """Super-resolution: antialiased bicubic reduction as two small matrices."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ class Resize(Operator):
     columns: W_w, [w, W].
     image_shape: (H, W, C).
     margin: pixels of the image beyond every side of the picture.
+    known: the decomposition, once `prepared`.
   """
 
   rows: jax.Array
@@ -35,6 +36,7 @@ class Resize(Operator):
   margin: int = dataclasses.field(  # type: ignore[assignment]
     default=0, metadata={"static": True}
   )
+  known: decompose.Svd | None = None
 
   @property
   def measurement_shape(self) -> tuple[int, int, int]:
@@ -72,7 +74,11 @@ class Resize(Operator):
 
   def svd(self) -> decompose.Svd:
     """Kronecker product of the two factors' decompositions."""
-    return decompose.separable_svd(self.rows, self.columns)
+    return self.known or decompose.separable_svd(self.rows, self.columns)
+
+  def prepared(self) -> Self:
+    """With its decomposition."""
+    return dataclasses.replace(self, known=self.svd())
 
   def normal_solve(
     self,
