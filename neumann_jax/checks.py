@@ -18,18 +18,23 @@ _FEW = 2**22
 
 
 def plain_numbers(settings: Any) -> None:
-  """Turns NumPy's numbers in a frozen dataclass into Python's.
+  """Turns what NumPy has of numbers and truths into Python's, in tuples too.
 
   Settings that are equal must hash alike, and a sweep over `np.arange` sets
   what a sweep over `range` does.
 
   Args:
-    settings: a dataclass instance, in its `__post_init__`.
+    settings: a frozen dataclass's instance, in its `__post_init__`.
   """
   for field in dataclasses.fields(settings):
-    value = getattr(settings, field.name)
-    if isinstance(value, np.number):
-      object.__setattr__(settings, field.name, value.item())
+    value = _plain(getattr(settings, field.name))
+    object.__setattr__(settings, field.name, value)
+
+
+def _plain(value: Any) -> Any:
+  if type(value) is tuple:
+    return (*map(_plain, value),)
+  return value.item() if isinstance(value, np.number | np.bool_) else value
 
 
 def check_array(name: str, array: jax.Array | np.ndarray) -> None:

@@ -18,8 +18,8 @@ def check(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
   `Literal` one of its choices, a `float` a number; None, or a tuple of numbers
   as long as the type says, where the type allows it. A number must lie in its
   range or, where it has none, be positive and finite. A field of records, which
-  are dataclasses, takes one of them. Numbers of NumPy become Python's, so that
-  equal settings are one program.
+  are dataclasses, takes one of them. Numbers and truths of NumPy become
+  Python's, so that equal settings are one program.
 
   Args:
     config: a dataclass instance whose annotations are types, not strings.
@@ -51,10 +51,10 @@ def check(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
 
 
 def _plain(value: Any) -> Any:
-  """A number of NumPy, or those of a tuple, as one of Python."""
+  """A number or truth of NumPy, or those of a tuple, as one of Python."""
   if type(value) is tuple:
     return (*map(_plain, value),)
-  return value.item() if isinstance(value, np.number) else value
+  return value.item() if isinstance(value, np.number | np.bool_) else value
 
 
 def whole(name: str, value: Any) -> int:

@@ -52,6 +52,26 @@ def test_they_are_pythons_in_settings(make, whole, real):
     assert not isinstance(getattr(ours, field.name), np.generic), field.name
 
 
+@pytest.mark.parametrize(
+  "make",
+  [
+    lambda true: nj.RuleOptions(fused=true(1)),
+    lambda true: nj.Execution(scan_layers=true(1)),
+    lambda true: pj.NFCConfig.fast(predictor={"turned": true(1)}),
+  ],
+)
+def test_so_are_truths(make):
+  assert make(np.bool_) == make(bool)
+  assert hash(make(np.bool_)) == hash(make(bool))
+
+
+def test_so_are_tuples():
+  def made(whole):
+    return nj.ModelConfig(vocab_size=64, mlp_only_layers=(whole(1), whole(2)))
+
+  assert repr(made(np.int64)) == repr(made(int))
+
+
 def test_what_is_not_whole_is_refused_still():
   with refused(ValueError, "levels must be an integer, got 20.5"):
     pj.NFCConfig(levels=np.float32(20.5))
