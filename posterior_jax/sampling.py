@@ -168,10 +168,6 @@ def _run(
   # One key per step, made before the scan: a step draws the same whatever those
   # before it drew.
   key_init, key_steps = jax.random.split(key)
-  # Nor are operators decomposed by every step; what no step asks for is not.
-  observation = dataclasses.replace(
-    observation, operator=observation.operator.prepared()
-  )
   state = init(key_init, observation, num_samples)
 
   def body(state: State, key: jax.Array) -> tuple[State, Any]:

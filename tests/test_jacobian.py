@@ -237,10 +237,10 @@ def _solved(matrices, b, steps):
   def matrix(x):
     return jnp.einsum("bij,bj->bi", matrices, x.reshape(3, 16)).reshape(b.shape)
 
-  x, image, iterations = krylov.minimal_residual(
-    lambda v: (matrix(v), v), b, b, tolerance=1e-5, max_iterations=steps
+  lead, x, iterations = krylov.minimal_residual(
+    lambda v: (matrix(v), 2 * v), b, b, tolerance=1e-5, max_iterations=steps
   )
-  return x, iterations, b - matrix(x), b - image
+  return x, iterations, b - matrix(x), lead
 
 
 @pytest.mark.parametrize(
@@ -252,9 +252,9 @@ def test_residuals_never_grow(kind):
   b = normal((3, 4, 4, 1))
   last = np.linalg.norm(b.reshape(3, 16), axis=1)
   for steps in (1, 2, 3, 5, 8, 16, 40):
-    x, iterations, left, said = _solved(matrices, b, steps)
+    x, iterations, left, lead = _solved(matrices, b, steps)
     assert np.isfinite(x).all() and iterations <= steps
-    np.testing.assert_allclose(said, left, atol=1e-4)
+    np.testing.assert_allclose(lead, 2 * x, rtol=1e-4, atol=1e-4)
     size = np.linalg.norm(np.reshape(left, (3, 16)), axis=1)
     assert (size <= last * (1 + 1e-4) + 1e-6).all()
     last = size
@@ -281,6 +281,50 @@ def test_a_solve_does_not_depend_on_its_batch():
     np.testing.assert_allclose(
       together[i], solved(np.array([i]))[0], atol=1e-4, rtol=1e-4
     )
+
+
+def test_who_meets_no_curvature_stays_where_it_is():
+  """However many iterations others take, as under a baseline's solver."""
+  gains = np.where(np.arange(16) % 3 == 0, -0.3, 1.0) / (1 + np.arange(16))
+  gains = jnp.asarray(np.float32(gains.reshape(4, 4, 1)))
+  b = normal((3, 4, 4, 1))
+
+  def solved(steps):
+    return krylov.carrying(
+      lambda v: ((gains + 0.0025) * v, gains * v),
+      b,
+      b,
+      least=0.0,
+      tolerance=1e-6,
+      max_iterations=steps,
+    )[0]
+
+  many = solved(200)
+  assert np.isfinite(many).all()
+  np.testing.assert_array_equal(many, solved(100))
+
+
+def test_the_residual_is_that_of_the_answer():
+  """Where float32 has run out the solver's own goes on to fall."""
+  operator = operators.random_inpainting(SHAPE, fraction=0.3)
+  y = normal((1, *operator.measurement_shape), 3)
+  observation = Observation(y, operator, jnp.float32(1e-3))
+  rank = np.float32(np.random.default_rng(1).standard_normal((64, 5)))
+  spread = jnp.asarray(rank @ rank.T)
+
+  def covariance(v):
+    return (v.reshape(1, 1, 64) @ spread).reshape(v.shape)
+
+  centre = jnp.zeros((1, 1, *SHAPE))
+  _, info, _ = by_products.mean(
+    observation,
+    centre,
+    covariance,
+    tolerance=1e-6,
+    max_iterations=40,
+    restrained=False,
+  )
+  assert info.relative_residual > 1e-4
 
 
 @pytest.mark.parametrize("name", ["negative", "turned", "indefinite"])

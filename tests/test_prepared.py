@@ -1,4 +1,4 @@
-"""Operators that carry their decomposition: once for all steps of a run."""
+"""Operators beside their decomposition, which no run makes again."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from jax.extend.core import jaxprs_in_params
 
 import posterior_jax as pj
 from posterior_jax import baselines, operators
-from posterior_jax.likelihood import bands
+from tests import oracles
 
 SHAPE = (8, 8, 1)
 MATRIX = np.random.default_rng(0).standard_normal((9, 64))
@@ -28,40 +28,35 @@ WITHOUT = {
 }
 
 
-def decompositions(jaxpr, within=False):
-  """How many there are outside and inside of loops."""
-  found = np.zeros(2, int)
+def decompositions(jaxpr):
+  found = 0
   for equation in jaxpr.eqns:
-    name = equation.primitive.name
-    found[int(within)] += name == "svd"
-    for inner in jaxprs_in_params(equation.params):
-      found += decompositions(inner, within or name in ("scan", "while"))
+    found += equation.primitive.name == "svd"
+    found += sum(map(decompositions, jaxprs_in_params(equation.params)))
   return found
 
 
-def program(operator, sampler):
-  prior = pj.priors.gaussian_prior(pj.priors.power_law_spectrum(*SHAPE[:2]))
-  y = jnp.zeros((1, *operator.measurement_shape))
-  observation = pj.Observation(y, operator, 0.1)
-  return jax.make_jaxpr(
-    lambda observation, key: pj.run(sampler, prior.denoise, observation, key)
-  )(observation, jax.random.key(0)).jaxpr
-
-
 @pytest.mark.parametrize("name", OPERATORS)
-def test_no_step_decomposes(name):
+def test_no_run_decomposes_it(name):
+  prior = pj.priors.gaussian_prior(pj.priors.power_law_spectrum(*SHAPE[:2]))
   sampler = baselines.diffpir(baselines.DiffPIRConfig.tuned(levels=3))
-  outside, inside = decompositions(program(OPERATORS[name], sampler))
-  assert inside == 0 and outside == (1 if name == "dense" else 2)
-  prepared = OPERATORS[name].prepared()
-  assert not decompositions(program(prepared, sampler)).any()
+  plain = OPERATORS[name]
+  y = jnp.zeros((1, *plain.measurement_shape))
+
+  def count(operator):
+    program = jax.make_jaxpr(
+      lambda observation, key: pj.run(sampler, prior.denoise, observation, key)
+    )(pj.Observation(y, operator, 0.1), jax.random.key(0))
+    return decompositions(program.jaxpr)
+
+  assert count(plain) > 0 and count(plain.prepared()) == 0
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_solves_are_those_of_the_operator(name):
   plain = OPERATORS[name]
   prepared = plain.prepared()
-  assert prepared.prepared().known is prepared.known
+  assert prepared.prepared() is prepared
   rng = np.random.default_rng(1)
   x = np.float32(rng.standard_normal((2, *SHAPE)))
   noise, precision = 0.1, 1.0
@@ -81,7 +76,7 @@ def test_known_matrices_are_decomposed_in_float64():
   matrix = np.float32(np.random.default_rng(2).standard_normal((40, 40)))
   operator = operators.dense((5, 8, 1), matrix)
   exact = np.linalg.svd(np.float64(matrix), compute_uv=False)
-  found = np.ravel(operator.prepared().known.values)
+  found = np.ravel(operator.prepared().svd().values)
   np.testing.assert_array_equal(found, np.float32(exact))
 
 
@@ -90,10 +85,32 @@ def test_what_needs_none_is_left_as_it_is(name):
   assert WITHOUT[name].prepared() is WITHOUT[name]
 
 
-def test_what_holds_an_operator_prepares_it():
-  operator = OPERATORS["resize"]
-  banded = bands.Banded(operator, jnp.ones(operator.measurement_shape[:2]))
-  assert banded.prepared().operator.known is not None
+def test_it_is_the_operator_in_all_else():
+  """Also with borders beyond the picture, and under a precision that varies."""
+  plain = operators.super_resolution((20, 20, 1), factor=2, boundary="valid")
+  prepared = plain.prepared()
+  for name in ("image_shape", "measurement_shape", "margin", "even"):
+    assert getattr(prepared, name) == getattr(plain, name), name
+  for name in ("pictorial", "gridded", "gain_is_exact", "is_linear"):
+    assert getattr(prepared, name) == getattr(plain, name), name
+  np.testing.assert_array_equal(prepared.gram_gain, plain.gram_gain)
+  x = np.float32(np.random.default_rng(3).standard_normal((1, 20, 20, 1)))
+  solves = [
+    each.normal_solve(x, precision=jnp.full((20, 20), 2.0), noise_std=0.1)[0]
+    for each in (plain, prepared)
+  ]
+  np.testing.assert_array_equal(*solves)
+  assert prepared.interior(x).shape == plain.interior(x).shape
+
+
+def test_no_part_of_it_is_replaced_without_a_word():
+  """A decomposition of another matrix would go on to be used."""
+  with pytest.raises(TypeError, match="matrix"):
+    dataclasses.replace(OPERATORS["dense"].prepared(), matrix=MATRIX)
+  with oracles.refused(ValueError, "NaN or infinity has no decomposition"):
+    dataclasses.replace(
+      OPERATORS["dense"], matrix=np.full((9, 64), np.nan)
+    ).prepared()
 
 
 def test_gradients_reach_the_matrix_of_a_program():

@@ -58,9 +58,6 @@ def scanned(
   `run` compiles, so it needs settings that are numbers; here they are traced.
   """
   first, rest = jax.random.split(key)
-  observation = dataclasses.replace(
-    observation, operator=observation.operator.prepared()
-  )
   state = sampler.init(first, observation, 1)
 
   def body(state: Any, key: jax.Array) -> tuple[Any, None]:

@@ -60,16 +60,17 @@ class Operator(abc.ABC):
     return self
 
   def prepared(self) -> "Operator":
-    """The same operator with its decomposition, where solves take one.
+    """The operator with its decomposition, where solves would take one.
 
-    `run` prepares what is not, once for all steps. Prepared before, outside of
-    `jax.jit`, it is decomposed on the host and in float64, for any number of
-    runs: worth a call on a GPU, whose decompositions lose three digits.
+    `Decomposed` then, for any number of runs; else the operator as it is.
+    Worth a call outside of `jax.jit`, above all on a GPU: the decomposition is
+    made on the host and in float64, where solves within a program decompose at
+    every level, by the device.
 
     Example:
       >>> import posterior_jax as pj
       >>> operator = pj.operators.super_resolution((8, 8, 3)).prepared()
-      >>> operator.known.values.shape
+      >>> operator.svd().values.shape
       (2, 2, 1)
     """
     return self

@@ -142,7 +142,7 @@ def guessed_mean(
   noise = jnp.asarray(observation.noise_std, centre.dtype)
   misfit = operator.observed * (observation.y - operator.forward(centre))
 
-  shift, solved, iterations = krylov.carrying(
+  shift, v, iterations = krylov.carrying(
     _on_measurements(observation, covariance),
     misfit,
     centre,
@@ -153,7 +153,8 @@ def guessed_mean(
       observation, guess, guess_tolerance, guess_iterations
     ),
   )
-  return centre + shift, krylov.report(misfit, solved, iterations), iterations
+  info = _report(observation, misfit, shift, v, iterations)
+  return centre + shift, info, iterations
 
 
 def _guessed_inverse(
@@ -225,16 +226,35 @@ def _move(
   misfit = operator.observed * misfit  # dropped pixels hold no data
   # On measurements [B, N, h, w, C]: well conditioned, since s^2 bounds it from
   # below, where C^-1 of a network's Jacobian would not exist.
-  shift, solved, iterations = solver(
+  shift, v, iterations = solver(
     _on_measurements(observation, covariance),
     misfit,
     start,
     tolerance=tolerance,
     max_iterations=max_iterations,
   )
+  info = _report(observation, misfit, shift, v, iterations)
   if restrained:
     shift = _shortening(misfit, operator.forward(shift)) * shift
-  return start + shift, krylov.report(misfit, solved, iterations)
+  return start + shift, info
+
+
+def _report(
+  observation: Observation,
+  misfit: jax.Array,
+  shift: jax.Array,
+  v: jax.Array,
+  iterations: jax.Array,
+) -> SolveInfo:
+  """What shift = C A^T v leaves of the misfit, by the shift itself.
+
+  The solver's own residual is a recurrence, which goes on to fall where
+  rounding has ended what a solution gains.
+  """
+  operator = observation.operator
+  noise = jnp.asarray(observation.noise_std, v.dtype)
+  solved = operator.observed * operator.forward(shift) + noise**2 * v
+  return krylov.report(misfit, solved, iterations)
 
 
 def _shortening(misfit: jax.Array, image: jax.Array) -> jax.Array:

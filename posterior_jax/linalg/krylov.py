@@ -15,7 +15,7 @@ from posterior_jax.linalg import reduce
 
 # v -> (K v, L v), where K is made of L.
 Carried = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-# (matrix, b, like, *, tolerance, max_iterations) -> L x, K x and the iterations
+# (matrix, b, like, *, tolerance, max_iterations) -> L x, x and the iterations
 # for K x = b, from x = 0; see `carrying`.
 Solver = Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
 
@@ -103,19 +103,20 @@ def minimal_residual(
     max_iterations: likewise.
 
   Returns:
-    L x, K x and the iterations of the slowest, int32 scalar.
+    L x, x and the iterations of the slowest, int32 scalar.
   """
   limit = tolerance**2 * _dot(b, b)
 
   def running(carry: tuple) -> jax.Array:
-    residual, k = carry[1], carry[-1]
+    residual, k = carry[2], carry[-1]
     return jnp.any(_dot(residual, residual) > limit) & (k < max_iterations)
 
   def step(carry: tuple) -> tuple:
-    found, residual, lead, image, k = carry
+    found, x, residual, direction, lead, image, k = carry
     product, ahead = matrix(residual)
     size = _dot(image, image)
     beta = _dot(product, image) / jnp.where(size > 0, size, 1)
+    direction = residual - beta * direction
     # By recurrence, not by a product: a product is a VJP through the network.
     lead = ahead - beta * lead
     image = product - beta * image
@@ -125,16 +126,18 @@ def minimal_residual(
     alpha = jnp.where(active, alpha, 0)
     return (
       found + alpha * lead,
+      x + alpha * direction,
       residual - alpha * image,
+      direction,
       lead,
       image,
       k + 1,
     )
 
   zero, nothing = jnp.zeros_like(b), jnp.zeros_like(like)
-  start = (nothing, b, nothing, zero, jnp.zeros((), jnp.int32))
-  found, residual, *_, iterations = lax.while_loop(running, step, start)
-  return found, b - residual, iterations
+  start = (nothing, zero, b, zero, nothing, zero, jnp.zeros((), jnp.int32))
+  found, x, *_, iterations = lax.while_loop(running, step, start)
+  return found, x, iterations
 
 
 def carrying(
@@ -165,22 +168,21 @@ def carrying(
     precondition: v -> about K^-1 v.
 
   Returns:
-    L x, K x and the iterations of the slowest.
+    L x, x and the iterations of the slowest.
   """
   limit = tolerance**2 * _dot(b, b)  # [..., 1, 1, 1]
 
   def running(carry: tuple) -> jax.Array:
-    residual, k = carry[1], carry[-1]
+    residual, k = carry[2], carry[-1]
     return jnp.any(_dot(residual, residual) > limit) & (k < max_iterations)
 
   def step(carry: tuple) -> tuple:
-    found, residual, direction, rho, k = carry
+    found, x, residual, before, rho, k = carry
     active = _dot(residual, residual) > limit
     z = precondition(residual)
     new = _dot(residual, z)
-    direction = z + jnp.where(rho > 0, new / jnp.where(rho > 0, rho, 1), 0) * (
-      direction
-    )
+    beta = jnp.where(rho > 0, new / jnp.where(rho > 0, rho, 1), 0)
+    direction = z + beta * before
     image, lead = matrix(direction)
     curvature = jnp.maximum(
       _dot(direction, image), least * _dot(direction, direction)
@@ -189,18 +191,20 @@ def carrying(
     alpha = jnp.where(active, new / jnp.where(active, curvature, 1), 0)
     return (
       found + alpha * lead,
+      x + alpha * direction,
       residual - alpha * image,
-      direction,
+      # Of one that stays where it is this would grow from step to step.
+      jnp.where(active, direction, before),
       jnp.where(active, new, rho),
       k + 1,
     )
 
   zero = jnp.zeros_like(b)
-  start = (jnp.zeros_like(like), b, zero, jnp.zeros_like(limit))
-  found, residual, *_, iterations = lax.while_loop(
+  start = (jnp.zeros_like(like), zero, b, zero, jnp.zeros_like(limit))
+  found, x, *_, iterations = lax.while_loop(
     running, step, (*start, jnp.zeros((), jnp.int32))
   )
-  return found, b - residual, iterations
+  return found, x, iterations
 
 
 def report(b: jax.Array, image: jax.Array, iterations: jax.Array) -> SolveInfo:

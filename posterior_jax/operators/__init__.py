@@ -6,6 +6,7 @@ from posterior_jax.operators.blur import motion_blur as motion_blur
 from posterior_jax.operators.bordered import Blur as Blur
 from posterior_jax.operators.check import OperatorErrors as OperatorErrors
 from posterior_jax.operators.check import check_operator as check_operator
+from posterior_jax.operators.decomposed import Decomposed as Decomposed
 from posterior_jax.operators.dense import Dense as Dense
 from posterior_jax.operators.dense import dense as dense
 from posterior_jax.operators.fourier_amplitudes import (
@@ -30,6 +31,7 @@ from posterior_jax.operators.smooth_function import nonlinear as nonlinear
 
 __all__ = (
   "Blur",
+  "Decomposed",
   "Dense",
   "Function",
   "Inpainting",

@@ -1,7 +1,7 @@
 """Blur of a picture whose borders are made up: mirrored or circular."""
 
 import dataclasses
-from typing import Literal, Self
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,10 @@ import numpy as np
 import scipy.fft
 from jax import lax
 
-from posterior_jax.base import SolveInfo
+from posterior_jax.base import Operator, SolveInfo
 from posterior_jax.linalg import fourier, solve
 from posterior_jax.linalg import svd as decompose
+from posterior_jax.operators.decomposed import Decomposed
 from posterior_jax.operators.scene import Correlation
 from posterior_jax.operators.shapes import widened
 
@@ -28,7 +29,6 @@ class Blur(Correlation):
       choice); "circular" wraps around, which Fourier space diagonalises.
     separable: whether the kernel is a column times a row, so that a mirrored
       blur has a fast decomposition; chooses methods, not the result.
-    known: that decomposition, once `prepared`.
   """
 
   kernel: jax.Array
@@ -39,7 +39,6 @@ class Blur(Correlation):
     default="reflect", metadata={"static": True}
   )
   separable: bool = dataclasses.field(default=False, metadata={"static": True})
-  known: decompose.Svd | None = None
 
   @property
   def measurement_shape(self) -> tuple[int, int, int]:
@@ -87,8 +86,6 @@ class Blur(Correlation):
     Raises:
       ValueError: for mirrored borders and a kernel that is not separable.
     """
-    if self.known is not None:
-      return self.known
     if self.boundary == "circular":
       return decompose.fourier_svd(self.transfer)
     if not self.separable:
@@ -103,11 +100,11 @@ class Blur(Correlation):
       _mirrored_matrix(jnp.sum(self.kernel, axis=0) / total, width),
     )
 
-  def prepared(self) -> Self:
-    """With its decomposition, where solves take one."""
+  def prepared(self) -> Operator:
+    """With its decomposition, where a solve takes one."""
     if self.boundary == "circular" or not self.separable:
       return self
-    return dataclasses.replace(self, known=self.svd())
+    return Decomposed(self, self.svd())
 
   def normal_solve(
     self,

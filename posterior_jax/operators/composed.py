@@ -1,7 +1,6 @@
 """F A: an operator, and then a map F of its measurement to the same shape."""
 
 import dataclasses
-from typing import Self
 
 from posterior_jax.base import Operator
 
@@ -15,10 +14,6 @@ class Composed(Operator):
   """
 
   operator: Operator
-
-  def prepared(self) -> Self:
-    """F of A prepared."""
-    return dataclasses.replace(self, operator=self.operator.prepared())
 
   @property
   def image_shape(self) -> tuple[int, int, int]:  # type: ignore[override]

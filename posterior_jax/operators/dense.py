@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from posterior_jax.base import Linear, Operator, SolveInfo
 from posterior_jax.linalg import solve
 from posterior_jax.linalg import svd as decompose
 from posterior_jax.linalg.svd import Svd
+from posterior_jax.operators.decomposed import Decomposed
 from posterior_jax.operators.shapes import check_batch, check_image_shape
 
 
@@ -25,14 +25,12 @@ class Dense(Operator):
   Attributes:
     matrix: A, [m, D].
     image_shape: (H, W, C).
-    known: the decomposition, once `prepared`.
   """
 
   matrix: jax.Array
   image_shape: tuple[int, int, int] = dataclasses.field(
     metadata={"static": True}
   )
-  known: Svd | None = None
 
   @property
   def measurement_shape(self) -> tuple[int, int, int]:
@@ -65,8 +63,6 @@ class Dense(Operator):
 
   def svd(self) -> Svd:
     """The matrix's own; coefficients [min(m, D), 1, 1]."""
-    if self.known is not None:
-      return self.known
     left, values, right = decompose.factors(self.matrix)
     seen = (len(values), 1, 1)
 
@@ -82,9 +78,9 @@ class Dense(Operator):
       from_left=times(left, self.measurement_shape),
     )
 
-  def prepared(self) -> Self:
+  def prepared(self) -> Decomposed:
     """With its decomposition."""
-    return dataclasses.replace(self, known=self.svd())
+    return Decomposed(self, self.svd())
 
   def normal_solve(
     self,

@@ -1,7 +1,7 @@
 """Super-resolution: antialiased bicubic reduction as two small matrices."""
 
 import dataclasses
-from typing import Literal, Self
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from posterior_jax import fields
 from posterior_jax.base import Operator, SolveInfo
 from posterior_jax.linalg import solve
 from posterior_jax.linalg import svd as decompose
+from posterior_jax.operators.decomposed import Decomposed
 from posterior_jax.operators.shapes import check_batch, check_image_shape
 
 
@@ -25,7 +26,6 @@ class Resize(Operator):
     columns: W_w, [w, W].
     image_shape: (H, W, C).
     margin: pixels of the image beyond every side of the picture.
-    known: the decomposition, once `prepared`.
   """
 
   rows: jax.Array
@@ -36,7 +36,6 @@ class Resize(Operator):
   margin: int = dataclasses.field(  # type: ignore[assignment]
     default=0, metadata={"static": True}
   )
-  known: decompose.Svd | None = None
 
   @property
   def measurement_shape(self) -> tuple[int, int, int]:
@@ -74,11 +73,11 @@ class Resize(Operator):
 
   def svd(self) -> decompose.Svd:
     """Kronecker product of the two factors' decompositions."""
-    return self.known or decompose.separable_svd(self.rows, self.columns)
+    return decompose.separable_svd(self.rows, self.columns)
 
-  def prepared(self) -> Self:
+  def prepared(self) -> Decomposed:
     """With its decomposition."""
-    return dataclasses.replace(self, known=self.svd())
+    return Decomposed(self, self.svd())
 
   def normal_solve(
     self,
