@@ -3,8 +3,8 @@
 Most of a fast test's time would be XLA's, for programs that run once on a few
 numbers. The fast tests therefore compile without optimisation, which changes
 the order of sums and nothing else. `FULL_COMPILATION=1 python -m pytest`, once
-a night, shows that they hold for the programs that users run; slow tests, which
-compute for longer than they compile, always run those.
+a night, shows that they hold for the programs that users run. Slow tests always
+run those, but for the ones that ask for `quick_compilation`.
 
 Outside of `jax.jit` every operation on a new shape is a program too, of 20 ms:
 tests draw, cast (`np.float32(x)` before `jnp.asarray`) and compare by numpy.

@@ -63,6 +63,7 @@ def test_a_step_in_xla_is_exported_for_every_platform(kind, length):
     assert exported(flat, tokens, cache).platforms == platforms
 
 
+@pytest.mark.slow
 def test_a_prefill_is_exported_for_any_batch():
   """Of a fixed length; a mesh, which asks for numbers, is not in use."""
   pytest.importorskip("flatbuffers")

@@ -35,14 +35,8 @@ def conversation(rows, seed=0):
   ]
 
 
-@pytest.mark.parametrize(
-  "scanned, rows",
-  [
-    (False, 3),
-    pytest.param(False, 1, marks=pytest.mark.slow),
-    pytest.param(True, 3, marks=pytest.mark.slow),
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("scanned, rows", [(False, 3), (False, 1), (True, 3)])
 def test_five_turns_are_one_long_call(scanned, rows):
   model, cache = model_of(scanned), None
   turns = conversation(rows)
@@ -101,7 +95,9 @@ def test_a_cache_of_the_model_will_do():
   np.testing.assert_array_equal(cache.stored, 7)  # and stays as it is
 
 
-@pytest.fixture(scope="module", params=[False, True])
+@pytest.fixture(
+  scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def short_prefixes(request):
   """A row with room for 9, read up to slot 4, 8 or 9."""
   graph, params = nnx.split(model_of(request.param))
@@ -288,7 +284,9 @@ def test_refusals():
     generate(model, **ROOM, spec=["greedy"] * 3)
 
 
-@pytest.mark.parametrize("left, right", [(3, 0), (0, 3), (2, 4)])
+@pytest.mark.parametrize(
+  "left, right", [(3, 0), (0, 3), pytest.param(2, 4, marks=pytest.mark.slow)]
+)
 def test_padding_of_a_row_alone(left, right):
   """Whatever stands there, before a cache and after one."""
   model = model_of()

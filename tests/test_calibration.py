@@ -192,7 +192,7 @@ def exact_states(mean, root, sigma, key, count):
 @pytest.mark.parametrize(
   ("changes", "bias", "every"),
   [
-    ({"width": {"inflation": 1.0}}, 0.0, 6),
+    ({"width": {"inflation": 1.0}}, 0.0, 10),
     pytest.param({"width": {"inflation": 1.0}}, 0.0, 1, marks=pytest.mark.slow),
     pytest.param({}, 0.02, 1, marks=pytest.mark.slow),
   ],
@@ -238,15 +238,9 @@ def test_every_transition_keeps_the_exact_marginal(
     assert (off / ratio.bands_error).max() <= 5
 
 
-@pytest.mark.parametrize(
-  ("factor", "levels"),
-  [
-    (0.5, 5),  # the program of `test_calibrated`
-    pytest.param(0.5, 10, marks=pytest.mark.slow),
-    pytest.param(2.0, 10, marks=pytest.mark.slow),
-  ],
-)
-@blur_quickly
+@pytest.mark.slow
+@pytest.mark.parametrize(("factor", "levels"), [(0.5, 5), (0.5, 10), (2.0, 10)])
+@pytest.mark.parametrize("name", ["inpainting", "blur"])
 def test_a_wrong_spectrum_does_no_harm(name, factor, levels, count):
   """The denoiser puts the width's spectrum right in every half octave."""
   p = problem(name)
@@ -275,13 +269,10 @@ def test_no_spectrum_at_all(name, count):
   assert int(info.products.max()) <= 19
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("name", "factor"),
-  [
-    ("blur", 2.0),
-    pytest.param("inpainting", 0.5, marks=pytest.mark.slow),
-    pytest.param("inpainting", 2.0, marks=pytest.mark.slow),
-  ],
+  [("blur", 2.0), ("inpainting", 0.5), ("inpainting", 2.0)],
 )
 def test_a_trusted_wrong_spectrum_is_printed_and_bounded(name, factor, count):
   """`Spectrum` trusts it: what the factor of 2 then costs.

@@ -101,6 +101,7 @@ def test_mixture_problems_are_those_of_the_definition():
   assert np.abs(other.observation.y - problem.observation.y).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_run_writes_rows_and_a_report_and_resumes(tmp_path):
   chosen = settings()
   with record.Run(tmp_path / "run") as run:

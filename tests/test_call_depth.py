@@ -54,7 +54,9 @@ def _walk(implementation):
   return stacks, calls
 
 
-@pytest.mark.parametrize("implementation", ["xla", "auto"])
+@pytest.mark.parametrize(
+  "implementation", ["xla", pytest.param("auto", marks=pytest.mark.slow)]
+)
 def test_few_frames_lie_between_the_rule_and_the_algorithm(implementation):
   """With "auto" as well, which leaves kernels to the lowering for their own."""
   stacks, _ = _walk(implementation)

@@ -137,7 +137,9 @@ def test_dtypes(tmp_path):
   assert_same(checkpoint.restore_orbax(tmp_path / "orbax", narrow), model)
 
 
-@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize(
+  "scanned", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_orbax(tmp_path, scanned):
   model = model_of("mixed")
   stacked = stack_layers(model)
@@ -150,6 +152,7 @@ def test_orbax(tmp_path, scanned):
     assert_free(found)
 
 
+@pytest.mark.slow
 def test_a_training_step_on_what_was_read_compiles_once(tmp_path):
   """Arrays on no device by choice, as those that a user makes beside them."""
   config = dataclasses.replace(
@@ -193,9 +196,8 @@ def shardings_over(mesh):
   return lambda model: jax.tree.map(one, nnx.state(model))
 
 
-@pytest.mark.parametrize(
-  "execution", [Execution(), pytest.param(SCANNED, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("execution", [Execution(), SCANNED])
 def test_loading_onto_a_mesh(tmp_path, execution):
   mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4])
   shardings = shardings_over(mesh)

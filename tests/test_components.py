@@ -1,6 +1,7 @@
 """Bands, wavelet fusion, predictors and the inner target, each on its own."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -221,6 +222,8 @@ OPERATORS = {
   "blur": lambda: operators.gaussian_blur(SHAPE, size=5, std=1.0),
 }
 every_operator = pytest.mark.parametrize("name", OPERATORS)
+# Every operator, with a band or without.
+DRAWN = (("resize", True), ("random", False), ("blur", True))
 CASES = pytest.mark.parametrize("banded", [False, True], ids=["open", "banded"])
 
 
@@ -282,8 +285,13 @@ def test_mean_is_the_minimiser(name, banded):
   assert np.abs(slope(target, z)).max() < 1e-4 * scale
 
 
-@CASES
-@every_operator
+@pytest.mark.parametrize(
+  ("name", "banded"),
+  [
+    pytest.param(*case, marks=[] if case in DRAWN else pytest.mark.slow)
+    for case in itertools.product(OPERATORS, (False, True))
+  ],
+)
 def test_draw_has_mean_and_covariance_of_the_target(name, banded):
   count = 4000
   mean, covariance = _exact(name, banded)
@@ -309,20 +317,11 @@ def test_descent_reaches_the_minimiser(name):
   assert np.abs(z.ravel() - expected).max() < 0.2 * far
 
 
-@pytest.mark.usefixtures("full_compilation")
-@pytest.mark.parametrize(
-  ("name", "count"),
-  [
-    ("blur", 400),  # of the three the one whose rows overlap
-    *(
-      pytest.param(x, 1000, marks=pytest.mark.slow)
-      for x in ("blur", "resize", "random")
-    ),
-  ],
-)
-def test_langevin_has_the_variance_of_its_step(name, count):
+@pytest.mark.slow
+@every_operator
+def test_langevin_has_the_variance_of_its_step(name):
   """Unadjusted Langevin: covariance C (1 - h H / 2)^-1 in H's eigenvectors."""
-  step = 1e-3
+  step, count = 1e-3, 1000
   mean, covariance = _exact(name, False)
   z = gaussian.langevin(
     jax.random.key(1),

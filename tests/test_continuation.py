@@ -1,5 +1,7 @@
 """The closed form of a run against runs, and what it says of continuation."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,12 +58,16 @@ CONFIGS = {
   ),
   "width of the spectrum": dict(width=Spectrum()),
 }
+QUICK = [("no band", Mean), ("width of the spectrum", Mean)]
 
 
 @pytest.mark.parametrize(
-  "inner", [Mean, pytest.param(Exact, marks=pytest.mark.slow)]
+  "variant, inner",
+  [
+    pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
+    for case in itertools.product(CONFIGS, (Mean, Exact))
+  ],
 )
-@pytest.mark.parametrize("variant", CONFIGS)
 def test_expected_error_is_that_of_runs(variant, inner):
   """With the truth's own operator and one that is not its own."""
   made, told = (
@@ -127,6 +133,7 @@ def test_a_wide_kernel_wraps_around():
   np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_what_continuation_is_worth():
   """The predictions that the config's docstring and the docs repeat."""
   config = configs.get_config()

@@ -76,7 +76,7 @@ def test_the_oracle_by_central_differences():
     pytest.param("chunks of 16", 40, 2, False, marks=pytest.mark.slow),
     ("chunks of 16", 40, 3, True),
     pytest.param("chunks of 16", 40, 4, False, marks=pytest.mark.slow),
-    ("chunks of 64", 70, 2, True),
+    pytest.param("chunks of 64", 70, 2, True, marks=pytest.mark.slow),
     pytest.param("chunks of 64", 200, 2, False, marks=pytest.mark.slow),
     ("recurrent", 40, 2, True),
     ("recurrent", 40, 3, False),

@@ -1,6 +1,7 @@
 """Back ends by name: transformations, lowering elsewhere, named refusals."""
 
 import functools
+import itertools
 import logging
 
 import chex
@@ -221,9 +222,20 @@ def test_no_matrices_have_no_inverses(implementation):
   assert found.shape == a.shape and found.dtype == a.dtype
 
 
-@pytest.mark.parametrize("scale", ["envelope", "dynamic"])
-@pytest.mark.parametrize("bits", [8, 16])
-@pytest.mark.parametrize("implementation", ["xla", "interpret"])
+@pytest.mark.parametrize(
+  "implementation, bits, scale",
+  [
+    pytest.param(
+      *case,
+      marks=[]
+      if case in (("xla", 8, "envelope"), ("interpret", 16, "dynamic"))
+      else pytest.mark.slow,
+    )
+    for case in itertools.product(
+      ("xla", "interpret"), (8, 16), ("envelope", "dynamic")
+    )
+  ],
+)
 def test_nan_survives_integers(implementation, bits, scale):
   """An integer cannot be NaN: the same matrices are as with floating codes."""
   a = np.tile(problem(chunk_size=16)[0][:1, :1], (2, 1, 1, 1))

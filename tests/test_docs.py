@@ -31,6 +31,7 @@ def _examples(path):
 _LONG = (
   *("port_a_model", "fine_tune", "many_devices", "many_hosts"),
   *("restore_a_photograph", "operators", "bring_your_own"),
+  "choose_an_inverse",
 )
 
 
@@ -72,7 +73,10 @@ class _WithoutInequalities(ast.NodeTransformer):
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(
   ("page", "linear"),
-  [("operators", [True, False, False]), ("bring_your_own", [True] * 3)],
+  [
+    pytest.param("operators", [True, False, False], marks=pytest.mark.slow),
+    ("bring_your_own", [True] * 3),
+  ],
 )
 def test_examples_reach_their_samplers(monkeypatch, page, linear):
   """All of a page; samplers are traced, and what they find is slow."""

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import time
 
 import jax
@@ -59,19 +60,22 @@ def guided(point, spectrum):
   return pj.nfc(config, spectrum=spectrum)
 
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
   "name, made, points",
   [
-    ("DiffPIR", diffpir, ((0.5, 0.6), (2.0, 1.0))),
-    pytest.param(
-      *("DAPS", daps, ((0.02, 1e-4), (0.05, 5e-4))), marks=pytest.mark.slow
-    ),
+    slow("DiffPIR", diffpir, ((0.5, 0.6), (2.0, 1.0))),
+    slow("DAPS", daps, ((0.02, 1e-4), (0.05, 5e-4))),
     (
       "NFC, perceptual()",
       perceptual,
       ((0.5, 0.9, 0.4, 2.0), (2.0, 0.4, 1.0, 1.0)),
     ),
-    ("NFC, guided()", guided, ((2.0, 0.5, 1.5, 4.0), (1.0, 2.0, 0.6, 1.0))),
+    slow(
+      *("NFC, guided()", guided, ((2.0, 0.5, 1.5, 4.0), (1.0, 2.0, 0.6, 1.0)))
+    ),
   ],
   ids=["DiffPIR", "DAPS", "perceptual", "guided"],
 )

@@ -87,6 +87,7 @@ def test_what_is_known_to_the_end_is_not_done_again(
     assert again["point"] == row["point"]
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_where_it_ended(given, before, tmp_path):
   """As one of all its rounds does, but for digits that the file lacks."""
   _, folder = before

@@ -18,7 +18,9 @@ def prior():
   return the_prior()
 
 
-@pytest.mark.parametrize("inner", [Exact, Mean])
+@pytest.mark.parametrize(
+  "inner", [pytest.param(Exact, marks=pytest.mark.slow), Mean]
+)
 def test_held_levels_average_to_the_posterior_mean(inner, prior):
   """Exact draws make them a Gibbs sampler; means have the same fixed point."""
   observation = observe(OPERATORS["random"](), prior, count=1)
@@ -45,8 +47,9 @@ def test_held_levels_average_to_the_posterior_mean(inner, prior):
   "name",
   [
     "random",
-    "blur",
-    *(pytest.param(x, marks=pytest.mark.slow) for x in ("resize", "box")),
+    *(
+      pytest.param(x, marks=pytest.mark.slow) for x in ("blur", "resize", "box")
+    ),
   ],
 )
 def test_restoration_as_it_is_comes_near_the_posterior_mean(name, prior):
@@ -114,10 +117,11 @@ def test_passes_average_every_held_level(prior):
 @pytest.mark.parametrize(
   ("averaged", "factor"),
   [
-    ("refined", 1.0),
     ("predicted", 2.0),  # as `restoration` has them
-    pytest.param("refined", 2.0, marks=pytest.mark.slow),
-    pytest.param("predicted", 1.0, marks=pytest.mark.slow),
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in (("predicted", 1.0), ("refined", 1.0), ("refined", 2.0))
+    ),
   ],
 )
 def test_where_held_levels_settle(averaged, factor, prior):

@@ -75,9 +75,9 @@ def kernels(monkeypatch):
   [
     (False, True, 16),
     (True, True, 16),
-    (False, False, 16),
-    (True, False, 16),
-    (True, True, 32),
+    pytest.param(True, False, 16, marks=pytest.mark.slow),
+    pytest.param(False, False, 16, marks=pytest.mark.slow),
+    pytest.param(True, True, 32, marks=pytest.mark.slow),
   ],
 )
 def test_values_and_gradients_are_those_of_one_device(

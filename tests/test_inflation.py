@@ -110,9 +110,8 @@ def test_channels_share_a_width(prior):
   )
 
 
-@pytest.mark.parametrize(
-  "name", ["random", pytest.param("mirrored blur", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["random", "mirrored blur"])
 def test_a_denoiser_that_is_too_sure(name, prior):
   """It assumes a ninth of the power: the measurement puts that right.
 

@@ -115,7 +115,10 @@ def observe(name, banded):
   return bands.apply_band(observation, weight)
 
 
-CASES = [("resize", False), ("random", True)]
+CASES = [
+  pytest.param("resize", False, marks=pytest.mark.slow),
+  ("random", True),
+]
 
 
 @pytest.mark.parametrize(("name", "banded"), CASES)
@@ -378,7 +381,9 @@ def test_products_that_are_not_finite_show():
   assert not np.isfinite(z).all()
 
 
-@pytest.mark.parametrize("inner", [Exact, Mean])
+@pytest.mark.parametrize(
+  "inner", [pytest.param(Exact, marks=pytest.mark.slow), Mean]
+)
 def test_info_counts_the_products_that_are_made(inner, prior):
   """The denoiser counts its own backward passes on the host."""
   counted = []
@@ -400,6 +405,7 @@ def test_info_counts_the_products_that_are_made(inner, prior):
   np.testing.assert_array_equal(info.evaluations, 1 + info.products)
 
 
+@pytest.mark.slow
 def test_mixture_posterior_is_sampled_without_a_spectrum():
   """Two modes that the measurement cannot tell apart, and one that it can.
 

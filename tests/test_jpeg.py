@@ -53,7 +53,7 @@ def test_halves_of_a_colour_difference_go_down():
   np.testing.assert_allclose(found, expected, atol=0.01)
 
 
-@pytest.mark.parametrize("chroma", [1, 2])
+@pytest.mark.parametrize("chroma", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_its_tangent_takes_rounding_for_the_identity(chroma):
   operator = operators.jpeg((16, 16, 3), quality=5, chroma=chroma)
   x, v, w = jax.random.uniform(
@@ -88,8 +88,11 @@ PRIOR = pj.priors.gaussian_prior(
       spectrum=PRIOR.spectrum,
     ),
     baselines.dps(baselines.DPSConfig.tuned(levels=100, scale=0.3)),
-    baselines.daps(
-      baselines.DAPSConfig(levels=30, step_size=5e-4, predictor_steps=1)
+    pytest.param(
+      baselines.daps(
+        baselines.DAPSConfig(levels=30, step_size=5e-4, predictor_steps=1)
+      ),
+      marks=pytest.mark.slow,
     ),
   ],
   ids=["NFC", "DPS", "DAPS"],

@@ -1,6 +1,7 @@
 """The Triton kernel's body, in interpret mode; on a GPU see inverse_speed."""
 
 import functools
+import itertools
 
 import chex
 import jax
@@ -78,17 +79,18 @@ def check(chunk_size, spec, limit):
   return found
 
 
+# Every method and every form once, where it compiles in the shortest time.
+ONCE = (
+  *(("ladder", "bfloat16"), ("ladder", "float16"), ("newton", "int8")),
+  *(("newton", "int16"), ("banded", "float32"), ("banded", "tf32")),
+)
+
+
 @pytest.mark.parametrize(
   "method, form",
   [
-    pytest.param(
-      method,
-      form,
-      # As int8, and seconds of compilation for the planes of its operands.
-      marks=pytest.mark.slow if (method, form) == ("banded", "int16") else [],
-    )
-    for method in METHODS
-    for form in FORMS
+    pytest.param(*case, marks=[] if case in ONCE else pytest.mark.slow)
+    for case in itertools.product(METHODS, FORMS)
   ],
 )
 def test_kernel_is_the_reference(method, form):
@@ -133,8 +135,15 @@ def test_kernel_is_the_reference_at_full_size(chunk_size, method, form):
     chex.assert_trees_all_equal(found, want)
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-@pytest.mark.parametrize("integer", [True, False])
+@pytest.mark.parametrize(
+  "bits, integer",
+  [
+    (8, False),
+    (16, True),
+    pytest.param(8, True, marks=pytest.mark.slow),
+    pytest.param(16, False, marks=pytest.mark.slow),
+  ],
+)
 def test_fixed_scale_is_bit_identical(bits, integer):
   a, _ = problem(32, 2.0)
   bound = jnp.full((len(a), 1, 1), 2.0).at[0].set(1.7)

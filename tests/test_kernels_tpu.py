@@ -1,6 +1,7 @@
 """The TPU kernels: their bodies interpreted, and compiled for every kind."""
 
 import functools
+import itertools
 import json
 
 import chex
@@ -102,15 +103,38 @@ def check(chunk_size, spec, form, interpreter="plain"):
     assert (apart <= limits(form, len(a), spec.refine)).all(), apart
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("method", METHODS)
+# Every method and every form once, where it compiles in the shortest time.
+ONCE = (
+  *(("newton", "float32"), ("banded", "bfloat16")),
+  *(("ladder", "int8"), ("ladder", "int16")),
+)
+
+
+@pytest.mark.parametrize(
+  "method, form",
+  [
+    pytest.param(*case, marks=[] if case in ONCE else pytest.mark.slow)
+    for case in itertools.product(METHODS, FORMS)
+  ],
+)
 def test_kernel_is_the_reference(method, form):
   check(16, exact_spec(method, 16, form), form)
 
 
-@pytest.mark.parametrize("integer", [True, False])
-@pytest.mark.parametrize("scale", ["envelope", "dynamic"])
-@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(
+  "bits, scale, integer",
+  [
+    pytest.param(
+      *case,
+      marks=[]
+      if case in ((8, "envelope", False), (16, "dynamic", True))
+      else pytest.mark.slow,
+    )
+    for case in itertools.product(
+      (8, 16), ("envelope", "dynamic"), (True, False)
+    )
+  ],
+)
 def test_integers_are_bit_identical(bits, scale, integer):
   a, _ = problem(16)
   bound = jnp.linspace(1.0, 2.0, len(a))[:, None, None]
@@ -128,8 +152,8 @@ def test_generic_kernel_on_the_simulated_tpu(form):
   "chunk_size, form, refine, interpreter",
   [
     (64, "bfloat16", 0, "simulated"),
-    (64, "float32", 0, "plain"),
-    (32, "float32", 1, "simulated"),
+    pytest.param(64, "float32", 0, "plain", marks=pytest.mark.slow),
+    pytest.param(32, "float32", 1, "simulated", marks=pytest.mark.slow),
   ],
 )
 def test_ladder(chunk_size, form, refine, interpreter):
@@ -161,6 +185,7 @@ def test_ladder_at_128(form):
   assert (error <= 2 * limits(form, len(a))).all(), error
 
 
+@pytest.mark.slow
 def test_blocks_of_the_ladder_do_not_matter(monkeypatch):
   """Three steps whose last is half empty, or all matrices in one.
 
@@ -178,7 +203,9 @@ def test_blocks_of_the_ladder_do_not_matter(monkeypatch):
   chex.assert_trees_all_equal(form(interpreter="simulated"), whole)
 
 
-@pytest.mark.parametrize("form", ["bfloat16", "float32"])
+@pytest.mark.parametrize(
+  "form", [pytest.param("bfloat16", marks=pytest.mark.slow), "float32"]
+)
 def test_matrices_that_share_lanes_never_mix(form):
   spec = InverseSpec(**FORMS[form])
   a = problem(32)[0][:5]

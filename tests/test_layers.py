@@ -164,7 +164,12 @@ def test_slow_decay_remembers_what_qwen_forgets():
 
 
 @pytest.mark.parametrize(
-  "width, cuts", [(1, ([7],)), (2, ([1],)), (4, ([7], [2], [17, 18, 19]))]
+  "width, cuts",
+  [
+    (4, ([7], [2], [17, 18, 19])),
+    pytest.param(1, ([7],), marks=pytest.mark.slow),
+    pytest.param(2, ([1],), marks=pytest.mark.slow),
+  ],
 )
 def test_decoding_is_prefill(width, cuts):
   """Token by token and in pieces, some shorter than the convolution."""
@@ -376,6 +381,7 @@ def test_same_seed_same_bits():
   assert oracles.error(other[0], first[0]) > 1e-2
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near_float32():
   """Weights in bfloat16 both times: only the activations are rounded.
 

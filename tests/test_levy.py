@@ -19,6 +19,17 @@ MIXED = [name for name in LAWS if name != "Gaussian"]
 TWO = np.array([[1.0, 0.4], [-0.3, 0.9]])
 
 
+def one_quickly(names):
+  """Of one law alone in the fast tests, which has jumps and a width."""
+  return pytest.mark.parametrize(
+    "name",
+    [
+      pytest.param(x, marks=[] if x == "spike and slab" else pytest.mark.slow)
+      for x in names
+    ],
+  )
+
+
 def settings(**changes):
   small = config.get_config("debug")
   small.update(changes)
@@ -116,7 +127,7 @@ def test_gibbs_draws_have_the_moments_of_a_quadrature(name):
   assert (np.abs(products.mean(axis=0) - covariance) < 4.5 * noise).all()
 
 
-@pytest.mark.parametrize("name", MIXED)
+@one_quickly(MIXED)
 def test_the_denoiser_is_that_of_a_quadrature(name):
   """Mean and derivative, Cov / sigma^2, of three points."""
   law, sigma = LAWS[name], 0.4
@@ -218,7 +229,7 @@ def small(name, operator="imputation"):
   )
 
 
-@pytest.mark.parametrize("name", LAWS)
+@one_quickly(LAWS)
 def test_exact_draws_score_as_exact(name):
   """And 0.22 dB is what the mean of 19 draws loses to the exact mean."""
   problem = small(name)

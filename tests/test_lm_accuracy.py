@@ -1,5 +1,6 @@
 """The accuracy study: what it reads, what it measures, what it promises."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -17,6 +18,7 @@ from experiments.evaluate_lm.scores import Scores
 from experiments.harness import command_line, record
 from experiments.harness.progress import silent
 from experiments.harness.reporting.tables import frame
+from experiments.harness.subjects import text_model
 from experiments.lm_accuracy import (
   capture,
   errors,
@@ -35,7 +37,7 @@ from experiments.lm_accuracy.token_rows import (
   NATURAL,
   TokenRows,
 )
-from neumann_jax import InverseSpec
+from neumann_jax import Execution, InverseSpec, RuleOptions
 from neumann_jax.chunk_inverse.planner import rounding_bound
 from tests import oracles
 
@@ -87,6 +89,7 @@ def test_a_folder_without_enough_held_out_text_is_refused(tmp_path):
     token_rows.held_out(str(tmp_path), 256)
 
 
+@pytest.mark.slow
 def test_task_rows_have_answers_enough(study):
   rows = study.tasks
   for kind in dict.fromkeys(rows.kinds):
@@ -97,6 +100,7 @@ def test_task_rows_have_answers_enough(study):
   assert (both.tokens[len(study.text.tokens) :] == rows.tokens).all()
 
 
+@pytest.mark.slow
 def test_layer_by_layer_is_the_model(study):
   spec = InverseSpec("banded", order=3, residual_steps=8, precision="float16")
   tokens = jnp.asarray(study.text.tokens[2:4])
@@ -206,8 +210,15 @@ def test_errors_in_decibels_against_float64():
   ).all()
 
 
-def test_the_grid_shows_what_overflows(study):
-  model = nnx.merge(*nnx.split(study.model))
+def test_the_grid_shows_what_overflows():
+  small = dataclasses.replace(
+    text_model.random_config(),
+    vocab_size=text_data.VOCABULARY,
+    num_hidden_layers=2,
+    layer_types=("linear_attention", "full_attention"),
+  )
+  exact = Execution(rule=RuleOptions(spec=InverseSpec("exact")))
+  model = text_model.random_model(small, exact, 0)
   for path, rate in nnx.to_flat_state(nnx.state(model)):
     if path[-1] == "A_log":  # keys of one direction, no decay
       rate[...] = jnp.full_like(rate[...], -20.0)
@@ -358,6 +369,7 @@ def test_debug_form(study, tmp_path, capsys):
 FIXTURE = pathlib.Path(__file__).parent / "fixtures" / lm_accuracy.SAMPLE
 
 
+@pytest.mark.slow
 def test_hard_matrices_of_the_shipped_model():
   """What the study found on them, in seconds: the methods, certified."""
   matrices = capture.read(FIXTURE)

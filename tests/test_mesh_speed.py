@@ -31,6 +31,7 @@ def _check(row):
   assert float(row["speed_up"]) > 0
 
 
+@pytest.mark.slow
 def test_a_step_on_a_mesh_is_that_of_one_device_and_compiles_once():
   config = ModelConfig(
     vocab_size=16,

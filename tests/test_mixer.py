@@ -218,9 +218,8 @@ def test_options_reach_it(scanned):
   assert model.layers[0].mixer.rule.chunk_size == 64  # stays what it was
 
 
-@pytest.mark.parametrize(
-  "scanned", [False, pytest.param(True, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("scanned", [False, True])
 def test_generation(scanned):
   model = model_of(scan_layers=scanned)
   found = neumann_jax.generate(
@@ -292,7 +291,9 @@ def _two_keys(rngs):
   return np.stack([key, draw(state)[0]])
 
 
-@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize(
+  "scanned", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_a_mixer_that_draws_is_made_and_run(drawing, scanned):
   model = model_of(scan_layers=scanned)
   drawn = [np.asarray(x.mixer.start[...]) for x in model.layers[::2]]

@@ -75,6 +75,7 @@ def test_a_cache_changes_nothing(kind):
   assert (np.asarray(cache.stored) == LENGTH).all()
 
 
+@pytest.mark.slow
 def test_documents_are_rows_of_their_own():
   model, _ = single("dense")
   ids = np.repeat([[0, 1, 1, 4]], 2, axis=0).repeat(LENGTH // 4, axis=1)
@@ -96,6 +97,7 @@ def test_a_cache_goes_on_with_the_last_document():
   close(found, want[:, cut:])
 
 
+@pytest.mark.slow
 def test_no_gradient_crosses_documents(monkeypatch):
   model, _ = single("dense")
   ids = np.repeat([[0, 1]], 2, axis=0).repeat(LENGTH // 2, axis=1)

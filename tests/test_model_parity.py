@@ -102,10 +102,24 @@ def check_padded(model, want):
   oracles.assert_close(found, want["padded_logits"][real], oracles.PARITY)
 
 
+def few(*families):
+  """These alone in the fast tests: all families share their layers."""
+  return pytest.mark.parametrize(
+    "loaded",
+    [
+      pytest.param(x, marks=[] if x in families else pytest.mark.slow)
+      for x in FAMILIES
+    ],
+    indirect=True,
+  )
+
+
+@few("qwen3_5_text", "qwen3_5_moe_text")
 def test_prefill_decode_and_caches(loaded):
   check_run(*loaded)
 
 
+@few("qwen3_5_text")
 def test_padded_batch(loaded):
   check_padded(*loaded)
 

@@ -14,12 +14,9 @@ from neumann_jax import Execution
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-  "passes",
-  [
-    ("prefill",),
-    pytest.param(("train", "prefill", "decode"), marks=pytest.mark.slow),
-  ],
+  "passes", [("prefill",), ("train", "prefill", "decode")]
 )
 def test_debug_run(passes, tmp_path, capsys):
   study.main(

@@ -179,6 +179,7 @@ def test_counts_are_not_for_who_needs_a_matrix():
     pj.run(sampler, PRIOR.denoise, given, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_noise_of_every_pixel_is_taken_by_all_but_two():
   """Who takes which, as the docstrings and the guide say."""
   configs = pj.NFCConfig.calibrated, pj.NFCConfig.restoration, pj.NFCConfig.fast
@@ -201,6 +202,7 @@ def test_noise_of_every_pixel_is_taken_by_all_but_two():
   assert taken == {*samplers} - {"paper", "fgps", "ddrm"}
 
 
+@pytest.mark.slow
 def test_outliers_do_not_move_the_image():
   noise_std = 0.05
   noise = noise_std * jax.random.normal(jax.random.key(4), TRUTH.shape)

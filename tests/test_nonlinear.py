@@ -50,9 +50,12 @@ def _observed(operator, noise_std=NOISE):
 @pytest.mark.parametrize(
   "operator",
   [
-    BENT,
+    pytest.param(BENT, marks=pytest.mark.slow),
     operators.phase_retrieval((8, 6, 2)),
-    operators.nonlinear(lambda x: jnp.clip(2 * x, -1, 1)[:4], SHAPE),
+    pytest.param(
+      operators.nonlinear(lambda x: jnp.clip(2 * x, -1, 1)[:4], SHAPE),
+      marks=pytest.mark.slow,
+    ),
   ],
   ids=["tanh", "phase", "clip"],
 )
@@ -82,17 +85,19 @@ def test_a_tangent_is_the_derivative_at_every_image(operator):
 def test_an_observation_is_what_its_tangent_says():
   _, given = _observed(BENT)
   x = jax.random.normal(jax.random.key(5), (3, 1, *SHAPE))
-  local = given.linearised(x)
-  np.testing.assert_allclose(
-    local.y - local.operator.forward(x), given.y - BENT.forward(x), atol=1e-6
-  )
+
+  @jax.jit
+  def residuals(x):
+    local = given.linearised(x)
+    return local.y - local.operator.forward(x), given.y - BENT.forward(x)
+
+  np.testing.assert_allclose(*residuals(x), atol=1e-6)
   _, linear = _observed(BLUR)
   assert linear.linearised(x) is linear
 
 
-@pytest.mark.parametrize(
-  "linearisations", [pytest.param(1, marks=pytest.mark.slow), 3]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("linearisations", [1, 3])
 def test_a_linear_function_gives_the_samples_of_its_operator(linearisations):
   """Whichever way the same measurement is written."""
   operator = operators.nonlinear(lambda x: BLUR.forward(x), SHAPE)
@@ -167,7 +172,13 @@ def _settings(levels):
   }
 
 
-@pytest.mark.parametrize("name", list(_settings(1)))
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(x, marks=pytest.mark.slow if x == "NFC restoration" else [])
+    for x in _settings(1)
+  ],
+)
 def test_samplers_come_nearer_than_the_prior(name):
   truth, given = _observed(BENT)
   x, info = pj.run(

@@ -23,7 +23,9 @@ def pairs():
     return dict(file)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+  "network", [pytest.param("alex", marks=pytest.mark.slow), "vgg"]
+)
 def test_distances_are_those_of_the_published_code(network, pairs):
   distance = metrics.load_lpips(FIXTURES / f"{network}.pt")
   assert distance.network == network

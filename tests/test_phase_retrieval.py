@@ -75,6 +75,7 @@ def test_every_method_restarts_on_every_photograph(tmp_path, capsys):
   assert "success rate" in said and "DAPS, a.png: " in said
 
 
+@pytest.mark.slow
 def test_a_method_finds_what_is_all_but_known():
   """From amplitudes and a prior that knows the photograph but for its noise."""
   truth = photographs.load("chelsea", 16)

@@ -87,19 +87,24 @@ def test_folders_without_pictures_are_refused(tmp_path):
 # --- dead leaves --------------------------------------------------------------
 
 
+PLAIN = LeafSettings(
+  leaves=250,
+  smallest=(3.0, 4.0),
+  largest=32.0,
+  plain=1.0,
+  shading=0.0,
+  blur=0.0,
+  palette=8,
+)
+_images = quick_jit(
+  functools.partial(dead_leaves.images, count=2, settings=PLAIN)
+)
+
+
 def _draw(key):
-  plain = LeafSettings(
-    leaves=250,
-    smallest=(3.0, 4.0),
-    largest=32.0,
-    plain=1.0,
-    shading=0.0,
-    blur=0.0,
-    palette=8,
-  )
   colours = _colours()[:, None, None]
   tiles = jnp.asarray(np.broadcast_to(colours, (8, 64, 64, 3)))
-  return dead_leaves.images(jax.random.key(key), tiles, count=2, settings=plain)
+  return _images(jax.random.key(key), tiles)
 
 
 _leaves = functools.cache(_draw)

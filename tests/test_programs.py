@@ -129,7 +129,9 @@ def _dps(value):
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("build", [_by_width, _dps])
+@pytest.mark.parametrize(
+  "build", [_by_width, pytest.param(_dps, marks=pytest.mark.slow)]
+)
 def test_traced_settings_leave_nothing_behind(build):
   """Two programs that trace a setting, and runs by plain numbers after them."""
   case = _prior().denoise, _observation(0), jax.random.key(0)

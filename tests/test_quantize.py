@@ -1,5 +1,7 @@
 """Codes, scales, exact code products and straight-through gradients."""
 
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -79,20 +81,20 @@ def test_limb_product_by_its_definition(integer):
   assert np.abs(np.asarray(got, np.float64) - a @ b).max() <= 2e-7 * largest
 
 
-@pytest.mark.parametrize(
-  "chunk_size", [32, pytest.param(64, marks=pytest.mark.slow)]
+# Every method, every number of bits and both scales.
+QUICK = (
+  *(("ladder", 4, "envelope", 32), ("ladder", 16, "dynamic", 32)),
+  *(("newton", 8, "envelope", 32), ("banded", 8, "dynamic", 32)),
 )
-@pytest.mark.parametrize("scale", ["envelope", "dynamic"])
+
+
 @pytest.mark.parametrize(
-  ("method", "bits"),
+  ("method", "bits", "scale", "chunk_size"),
   [
-    pytest.param(
-      method,
-      bits,
-      marks=[] if method == "ladder" or bits == 8 else [pytest.mark.slow],
+    pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow)
+    for case in itertools.product(
+      *(("ladder", "newton", "banded"), BITS, ("envelope", "dynamic"), (32, 64))
     )
-    for method in ("ladder", "newton", "banded")
-    for bits in BITS
   ],
 )
 def test_fake_and_true_integers_agree_bit_for_bit(

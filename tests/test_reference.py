@@ -120,7 +120,7 @@ def test_low_precision_within_twice_the_design_table(
 
 
 @counts
-@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("bits", [8, pytest.param(16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", ["ladder", "newton"])
 def test_envelope_scale(method, bits, count):
   """One fixed scale: coarser than a dynamic one, and never unstable."""
@@ -133,7 +133,10 @@ def test_envelope_scale(method, bits, count):
 @pytest.mark.parametrize(
   "count", [10, pytest.param(50, marks=pytest.mark.slow)]
 )
-def test_negative_eigenvalues_stay_safe(count):
+@pytest.mark.parametrize(
+  "method", ["ladder", pytest.param("newton", marks=pytest.mark.slow)]
+)
+def test_negative_eigenvalues_stay_safe(method, count):
   for name, form in {
     "float32": {},
     "bfloat16": {"precision": "bfloat16"},
@@ -141,9 +144,8 @@ def test_negative_eigenvalues_stay_safe(count):
     "int8": {"quant": DYNAMIC8},
     "int16": {"quant": DYNAMIC16},
   }.items():
-    for method in ("ladder", "newton"):
-      error = worst_error(InverseSpec(method, **form), 64, (1.0, 2.0), count)
-      assert error <= 2 * oracles.DESIGN_TABLE_BETA_2[name], (method, error)
+    error = worst_error(InverseSpec(method, **form), 64, (1.0, 2.0), count)
+    assert error <= 2 * oracles.DESIGN_TABLE_BETA_2[name], (name, error)
 
 
 def test_the_papers_failures_are_reproduced():

@@ -79,6 +79,7 @@ def test_in_triton_the_scan_is_not_launched_again():
   assert (launches("names", rule), launches("full", rule)) == (3, 4)
 
 
+@pytest.mark.slow
 def test_on_a_tpu_the_forward_kernel_runs_once():
   rule = RuleOptions(fused=True, implementation="tpu")
   assert launches("names", rule, "tpu") == 2

@@ -58,8 +58,18 @@ def kernels(x, weight, d_out, interpret=True):
   )
 
 
-@pytest.mark.parametrize("dtype", ERRORS)
-@pytest.mark.parametrize("interpret", [True, pltpu.InterpretParams()])
+PLAIN, SIMULATED = True, pltpu.InterpretParams()
+
+
+@pytest.mark.parametrize(
+  "interpret, dtype",
+  [
+    (PLAIN, "bfloat16"),
+    (SIMULATED, "float32"),
+    pytest.param(PLAIN, "float32", marks=pytest.mark.slow),
+    pytest.param(SIMULATED, "bfloat16", marks=pytest.mark.slow),
+  ],
+)
 def test_values_and_gradients_against_float64(monkeypatch, dtype, interpret):
   """Two blocks, the second not full: what nobody wrote is NaN there."""
   monkeypatch.setattr(rms_tpu, "_BYTES", 32 * WIDE * jnp.dtype(dtype).itemsize)
@@ -122,6 +132,7 @@ def run(implementation, tokens, place=lambda state: state):
 TOKENS = np.arange(2 * 20).reshape(2, 20) % 7
 
 
+@pytest.mark.slow
 def test_a_model_with_the_kernels_is_that_without():
   """All three norms of one layer: its values and every gradient."""
   (gradients, found), (want_gradients, want) = map(
@@ -227,13 +238,8 @@ def on_mesh(mesh, implementation):
   return functools.partial(step, graph), state, tokens
 
 
-@pytest.mark.parametrize(
-  "sizes",
-  [
-    {"data": 2, "tensor": 2},
-    pytest.param({"fsdp": 4}, marks=pytest.mark.slow),
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [{"data": 2, "tensor": 2}, {"fsdp": 4}])
 def test_a_mesh_gives_each_device_its_rows(sizes):
   call, *given = on_mesh(sharding.make_mesh(**sizes), "auto")
   text = oracles.exported(call, "tpu", *given).mlir_module()

@@ -26,6 +26,7 @@ CONFIG = command_line.CONFIGS / "restoration.py:debug"
 
 def _run(folder, *flags):
   argv = ["restoration", f"--config={CONFIG}", f"--workdir={folder}", *flags]
+  argv.append("--config.tasks=('box inpainting',)")  # robustness has the other
   runner.main(
     "restoration",
     study.Settings,

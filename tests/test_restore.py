@@ -125,6 +125,7 @@ def test_a_cut_is_told(files, tmp_path, capsys):
   assert "the picture is cut to 44 x 40, divisible by 4" in said
 
 
+@pytest.mark.slow
 def test_a_baseline_and_its_mean(files, tmp_path):
   row = _run(
     tmp_path / "run",

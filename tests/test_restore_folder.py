@@ -405,6 +405,7 @@ def test_pictures_of_a_size_share_prior_and_programs(tmp_path, network):
   assert network == [""]
 
 
+@pytest.mark.slow
 def test_devices_restore_side_by_side_what_one_does(
   tmp_path, network, monkeypatch
 ):

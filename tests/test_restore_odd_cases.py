@@ -155,6 +155,7 @@ def test_the_spread_is_that_of_the_picture():
   assert abs(row["spread"] / np.sqrt((spread**2).mean()) - 1) < 1e-5
 
 
+@pytest.mark.slow
 def test_an_operator_that_is_not_linear_can_be_shown():
   """By its tangent; and what is no picture has no PSNR."""
   operator = operators.phase_retrieval((16, 16, 3))

@@ -194,10 +194,11 @@ def attention_operands(layer, tokens):
   "slot, first, room, dim",
   [
     (75, 3, 100, 128),
-    (40, 35, 41, 128),
     (0, 0, 8, 128),
-    (8, 0, 8, 128),
-    (40, 3, 41, 256),
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in ((40, 35, 41, 128), (8, 0, 8, 128), (40, 3, 41, 256))
+    ),
   ],
 )
 def test_the_kernel_is_a_layer_of_attention(
@@ -249,7 +250,11 @@ def test_the_kernel_has_no_numbers_of_64_bits():
 
 @pytest.mark.parametrize(
   "kind, dim",
-  [("linear_attention", 64), ("full_attention", 64), ("full_attention", 128)],
+  [
+    ("linear_attention", 64),
+    pytest.param("full_attention", 64, marks=pytest.mark.slow),
+    ("full_attention", 128),
+  ],
 )
 def test_a_layer_of_one_row_is_one_kernel_on_cuda(kind, dim):
   """And on a CPU what it is in XLA, but for where fusions round."""

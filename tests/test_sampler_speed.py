@@ -64,6 +64,7 @@ def test_torch_takes_the_same_steps():
   assert_close(found, expected.x[0], 1e-4)
 
 
+@pytest.mark.slow
 def test_run_writes_every_form_and_compiles_once(tmp_path):
   with record.Run(tmp_path) as run:
     sampler_speed.speed(_settings(levels=4, repeats=1), run)

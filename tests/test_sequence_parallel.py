@@ -104,6 +104,7 @@ def test_tokens_that_forget_all_next_to_tokens_that_keep_all():
   assert_rule(p, one_document(64), 8)
 
 
+@pytest.mark.slow
 def test_chunks_that_are_not_those_of_one_device():
   p = oracles.problem(80, ratio=3, key_heads=1)
   assert_rule(p, oracles.documents(80), 2)
@@ -150,6 +151,7 @@ def test_derivatives_taken_inside():
   assert_close(found, want, oracles.FLOAT32_RULE_GRADIENT)
 
 
+@pytest.mark.slow
 def test_rows_split_as_well():
   p, ids = oracles.problem(32), oracles.documents(32)
   both = P("rows", "tokens")
@@ -188,6 +190,7 @@ def test_rows_split_without_a_state(form):
   assert_close(oracles.quick_jit(run)(*p[:5]), want, oracles.FLOAT32_RULE)
 
 
+@pytest.mark.slow
 def test_a_rounded_inverse_is_that_of_one_device():
   """Whole chunks a shard: the matrices, and so their errors, are the same."""
   p, ids = oracles.problem(64), oracles.documents(64)

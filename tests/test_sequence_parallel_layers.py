@@ -62,6 +62,7 @@ def test_convolution_reaches_into_the_shard_before(width, shards, packed):
   assert_close(found[0], (y, kept.swapaxes(1, 2)), 1e-6)
 
 
+@pytest.mark.slow
 def test_columns_of_heads_by_kernels_reach_into_the_shard_before():
   """As the convolution does, and no document's into another's shard."""
   rng = np.random.default_rng(0)

@@ -105,7 +105,9 @@ def test_more_meshes(kind, name):
   _compare(kind, MESHES[name], True, oracles.FLOAT32_SHARDED_PACKED)
 
 
-@pytest.mark.parametrize("axis", ["fsdp", "tensor"])
+@pytest.mark.parametrize(
+  "axis", [pytest.param("fsdp", marks=pytest.mark.slow), "tensor"]
+)
 def test_devices_send_weights_and_sums_and_no_columns(axis):
   """fsdp: matrices alone; tensor: what a block adds to the residual stream."""
   length, hidden = 104, 64  # a length that is no width
@@ -137,10 +139,8 @@ def test_devices_send_weights_and_sums_and_no_columns(axis):
   assert found <= (sums if axis == "tensor" else set()), found
 
 
-# The sparse model has dense layers too.
-@pytest.mark.parametrize(
-  "kind", [pytest.param("dense", marks=pytest.mark.slow), "sparse"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
 def test_scales_of_quantised_matrices_keep_their_bits_on_a_mesh(kind):
   """What is gathered is what one device multiplies with."""
   half = neumann_jax.Execution(dtype="bfloat16", param_dtype="bfloat16")

@@ -31,6 +31,7 @@ def _same(found, truth):
     np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
+@pytest.mark.slow
 def test_saved_model_is_read_in_any_execution(manifest, tmp_path):
   """Rounded once to bfloat16, A_log and dt_bias not at all."""
   model = models.trained_like("deep")

@@ -146,6 +146,7 @@ def test_sampling_with_tiles_is_sampling_without_for_white_images():
   assert traces.count((1, *shape)) == 1
 
 
+@pytest.mark.slow
 def test_a_bfloat16_network_keeps_a_float32_state():
   config = priors.UNetConfig(channels=1, widths=(8, 8), blocks=(1, 1))
   initial = quick_jit(functools.partial(priors.initial_params, config))

@@ -112,9 +112,8 @@ def test_columns_and_gradients_against_float64(parts, length, packed, dtype):
     assert error <= (FLOAT32 if dtype == "float32" else NARROW)
 
 
-@pytest.mark.parametrize(
-  "width", [1, 8, pytest.param(2, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1, 2, 8])
 def test_fewer_and_more_taps(width):
   """One reaches no history: its cotangent is 0."""
   given = (Part(1, True),)
@@ -175,7 +174,9 @@ def test_nan_stays_in_its_document():
   np.testing.assert_array_equal(d_x[~bad], want[~bad])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+  "dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)]
+)
 def test_the_gated_norm_against_float64(dtype):
   arrays = [normal(2, 300, 3 * WIDTH, seed=n) for n in range(3)]
   x, z, d_out = (jnp.asarray(y, dtype) for y in arrays)
@@ -302,13 +303,8 @@ def test_padding_is_left_to_xla(platform, calls):
   assert lowered(platform, padded, state, TOKENS, IDS) == calls
 
 
-@pytest.mark.parametrize(
-  "sizes",
-  [
-    {"data": 2, "tensor": 2},
-    pytest.param({"data": 2}, marks=pytest.mark.slow),
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [{"data": 2, "tensor": 2}, {"data": 2}])
 def test_a_mesh_gives_each_device_its_rows_and_heads(sizes):
   mesh = sharding.make_mesh(**sizes)
   graph, state = nnx.split(

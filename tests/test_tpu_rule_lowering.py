@@ -41,7 +41,10 @@ def step(*arrays, **options):
 
 @pytest.mark.parametrize(
   "names, rows, heads",
-  [(("data",), "data", None), (("data", "tensor"), "data", "tensor")],
+  [
+    pytest.param(("data",), "data", None, marks=pytest.mark.slow),
+    (("data", "tensor"), "data", "tensor"),
+  ],
 )
 def test_lowers_on_meshes_with_its_own_rows_and_heads(names, rows, heads):
   size = (8,) if len(names) == 1 else (4, 2)

@@ -55,7 +55,11 @@ def check(found, p, out_limit, state_limit):
 
 
 @pytest.mark.parametrize(
-  "heads", [(1, 2), (2, 1), pytest.param((3, 4), marks=pytest.mark.slow)]
+  "heads",
+  [
+    (1, 2),
+    *(pytest.param(x, marks=pytest.mark.slow) for x in ((2, 1), (3, 4))),
+  ],
 )
 def test_a_token_is_that_of_the_recurrence(heads):
   """Every family, grouped heads, tokens that forget, beta to 2."""

@@ -311,7 +311,9 @@ def _same_runs(first, second):
   assert curves[0] == curves[1] and len(curves[0]) > 1
 
 
-@pytest.mark.parametrize("end", ["crash", "SIGTERM"])
+@pytest.mark.parametrize(
+  "end", ["crash", pytest.param("SIGTERM", marks=pytest.mark.slow)]
+)
 def test_resumed_run_is_bit_identical(
   end, quick, tmp_path, folder, monkeypatch
 ):

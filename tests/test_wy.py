@@ -1,6 +1,7 @@
 """u = T (beta v), w = T (beta exp(G) k): in XLA and in fused kernels."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -73,8 +74,17 @@ def fused(k, v, log_decay, beta, segment_ids, spec, how):
   )
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("how", ["auto", "xla", "interpret", "gpu"])
+@pytest.mark.parametrize(
+  "how, packed",
+  [
+    pytest.param(
+      *case, marks=pytest.mark.slow if case == ("interpret", False) else []
+    )
+    for case in itertools.product(
+      ("auto", "xla", "interpret", "gpu"), (False, True)
+    )
+  ],
+)
 def test_float32_against_the_definition(how, packed):
   """A border between documents is a token that forgets to the GPU kernel."""
   p = problem()
@@ -84,7 +94,9 @@ def test_float32_against_the_definition(how, packed):
   assert_close(found, truth(p, ids), limit)
 
 
-@pytest.mark.parametrize("how", ["interpret", "gpu"])
+@pytest.mark.parametrize(
+  "how", [pytest.param("interpret", marks=pytest.mark.slow), "gpu"]
+)
 def test_bfloat16_against_the_definition(how):
   p = problem()
   narrow = arrays(p, jnp.bfloat16)
@@ -97,7 +109,9 @@ def test_bfloat16_against_the_definition(how):
   assert_close(found, truth(rounded), NARROW)
 
 
-@pytest.mark.parametrize("how", ["xla", "interpret", "gpu"])
+@pytest.mark.parametrize(
+  "how", ["xla", pytest.param("interpret", marks=pytest.mark.slow), "gpu"]
+)
 def test_tokens_that_forget(how):
   """The GPU kernel sums 16 exponents: accurate to 4e-4 behind a reset."""
   p = problem(reset=True)

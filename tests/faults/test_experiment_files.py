@@ -154,7 +154,17 @@ def _options(name, field, place):
   return ["--config.task=denoising"] if field == "image" else []
 
 
-@pytest.mark.parametrize("case", CASES, ids=" ".join)
+@pytest.mark.parametrize(
+  "case",
+  [
+    # Takes seconds; `test_shipped.py` refuses such files too.
+    pytest.param(
+      x, marks=pytest.mark.slow if x == ("lm_accuracy", "model") else []
+    )
+    for x in CASES
+  ],
+  ids=" ".join,
+)
 def test_a_broken_file_is_refused_before_the_run(case, tmp_path, capsys):
   name, field = case
   _refused(name, field, CASES[case], tmp_path, capsys)
