@@ -12,7 +12,7 @@ Command: python -m experiments.equal_tuning --config.folder=PICTURES
   under another prior, and tries nothing.
   Several processes share the work by one --config.cells=FOLDER.
 Time: most of it is compiling. Two H200s with two processes each did 103 cells
-of the 254 in 545 s, and in 535 s 65 of those at 1000 evaluations, where one
+of the 255 in 545 s, and in 535 s 65 of those at 1000 evaluations, where one
 takes 4 to 130 s, `calibrated()` on blurs up to 340. Motion blur at 128 pixels
 needs eigenvectors, 5 s for a kernel on an H200 and many minutes on a CPU.
 Expected: two tables, of all points that were tried and of the pictures of the

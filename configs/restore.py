@@ -20,10 +20,10 @@ Command: python -m experiments.restore --config.image=photo.jpg
   directory, NAME.pt or NAME.safetensors of guided-diffusion, or "gaussian".
   method: any of `experiments/harness/subjects/samplers.py`.
   levels: denoiser calls an image. With NFC 5 to 19 are one call of the network
-  each, for large pictures and slow machines, and 20 or more up to five and a
-  little better; a blur of
-  noise below 0.015 (0.0087 of a grey picture) takes at most 30, or 20 to 40
-  with kernel_degrees, of one call. tile: 128 to 4096, a longer side is denoised
+  each, for large pictures and slow machines, and 20 or more up to four and a
+  little better; a blur of noise below 0.015 (0.0087 of a grey picture) takes at
+  most 30, or 20 to 40 with kernel_degrees, of one call. tile: 128 to 4096, a
+  longer side is denoised
   in tiles of at most that; sample_levels: those of NFC's samples, each with a
   Jacobian product of about a call's time; tie="spectrum" saves it but draws too
   wide on smooth pictures. nfc="('width.factor=3.0','schedule.momentum=0.2')"

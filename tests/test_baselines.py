@@ -29,7 +29,7 @@ COUNTS = {
   "dps": (1, 1),
   "fgps": (1, 1),
   "pigdm": (1, 1),
-  "mmps": (1, 2),  # one iteration, and one for what it found
+  "mmps": (1, 1),
   "daps": (5, 0),
   "sitcom": (4, 4),
   "diffpir": (1, 0),

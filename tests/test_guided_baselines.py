@@ -274,7 +274,7 @@ def test_pigdm_published_step():
 
 
 def test_mmps_takes_one_iteration_where_one_is_allowed():
-  """v = (r.r / r.K r) r, one Jacobian product, and one for C A^T v."""
+  """v = (r.r / r.K r) r, by one Jacobian product."""
   levels, at = 20, 13
   sigma = schedule.ddpm(levels)[at]
   p = problem("blur", sigma)

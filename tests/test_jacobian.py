@@ -311,7 +311,7 @@ def test_the_residual_is_that_of_the_answer():
   """Where float32 has run out the solver's own goes on to fall."""
   operator = operators.random_inpainting(SHAPE, fraction=0.3)
   y = normal((1, *operator.measurement_shape), 3)
-  observation = Observation(y, operator, jnp.float32(1e-3))
+  observation = Observation(y, operator, jnp.float32(1e-2))
   rank = np.float32(np.random.default_rng(1).standard_normal((64, 5)))
   spread = jnp.asarray(rank @ rank.T)
 
@@ -324,10 +324,11 @@ def test_the_residual_is_that_of_the_answer():
     centre,
     covariance,
     tolerance=1e-6,
-    max_iterations=40,
+    max_iterations=300,
     restrained=False,
   )
-  assert info.relative_residual > 1e-4
+  assert info.iterations < 300  # its own residual came to 1e-6
+  assert 5e-6 < info.relative_residual < 1e-3
 
 
 @pytest.mark.parametrize("name", ["negative", "turned", "indefinite"])
@@ -401,7 +402,8 @@ def test_info_counts_the_products_that_are_made(inner, prior):
   _, info = run(nfc(config), denoise, observe("blur", False), jax.random.key(0))
   jax.effects_barrier()
   assert int(info.products.sum()) == len(counted)
-  assert int(info.products.max()) <= config.stop.max_iterations + 7
+  root = 6 if inner is Exact else 0
+  assert int(info.products.max()) <= config.stop.max_iterations + root
   np.testing.assert_array_equal(info.evaluations, 1 + info.products)
 
 

@@ -162,7 +162,6 @@ def test_elements_stop_on_their_own():
       least=0.01,
       tolerance=1e-3,
       max_iterations=50,
-      precondition=lambda r: r,
     )[0]
 
   together = solved(b)

@@ -14,8 +14,8 @@ import pathlib
 import shutil
 import socket
 import tempfile
-import threading
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -52,8 +52,7 @@ def write(path: pathlib.Path, data: bytes | str) -> pathlib.Path:
     data = data.encode("utf-8", "backslashreplace")
   # Its own: several processes may write the same at once, as the winners that
   # every one of them knows.
-  own = f"{os.getpid()}-{threading.get_native_id()}"
-  beside = path.with_name(f"{BESIDE}{own}-{path.name}")
+  beside = path.with_name(f"{BESIDE}{uuid.uuid4().hex[:12]}")
   with _naming(path):
     try:
       with beside.open("wb") as file:

@@ -93,8 +93,8 @@ def evaluations(given: Observation, levels: int = FEWEST) -> float:
   """Of the network in one of so many levels, as far as is known before."""
   if plug_and_play(given, levels):
     return 1
-  # A call, the product that moves the image, and the most iterations.
-  return 2 + solves(given)["inner.max_iterations"]
+  # A call, and a product for each of the most iterations.
+  return 1 + solves(given)["inner.max_iterations"]
 
 
 def plug_and_play(given: Observation, levels: int = FEWEST) -> bool:

@@ -153,7 +153,8 @@ def guessed_mean(
       observation, guess, guess_tolerance, guess_iterations
     ),
   )
-  info = _report(observation, misfit, shift, v, iterations)
+  image = operator.forward(shift)
+  info = _report(observation, misfit, image, v, iterations)
   return centre + shift, info, iterations
 
 
@@ -233,27 +234,27 @@ def _move(
     tolerance=tolerance,
     max_iterations=max_iterations,
   )
-  info = _report(observation, misfit, shift, v, iterations)
+  image = operator.forward(shift)
+  info = _report(observation, misfit, image, v, iterations)
   if restrained:
-    shift = _shortening(misfit, operator.forward(shift)) * shift
+    shift = _shortening(misfit, image) * shift
   return start + shift, info
 
 
 def _report(
   observation: Observation,
   misfit: jax.Array,
-  shift: jax.Array,
+  image: jax.Array,
   v: jax.Array,
   iterations: jax.Array,
 ) -> SolveInfo:
-  """What shift = C A^T v leaves of the misfit, by the shift itself.
+  """What image = A C A^T v leaves of the misfit, of the shift itself.
 
   The solver's own residual is a recurrence, which goes on to fall where
   rounding has ended what a solution gains.
   """
-  operator = observation.operator
   noise = jnp.asarray(observation.noise_std, v.dtype)
-  solved = operator.observed * operator.forward(shift) + noise**2 * v
+  solved = observation.operator.observed * image + noise**2 * v
   return krylov.report(misfit, solved, iterations)
 
 

@@ -1,4 +1,4 @@
-"""Krylov methods on a batch of images: two solvers and a square root.
+"""Krylov methods on a batch of images: three solvers and a square root.
 
 A matrix is known by its products alone. Every element of a batch [..., H, W, C]
 stops on its own, so that a result does not depend on the batch it is in.

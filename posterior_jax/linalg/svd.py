@@ -47,8 +47,8 @@ def factors(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
   """U, values and V^T of a matrix [m, n].
 
   On the host and by float64 where the matrix is known, within a program as
-  wide as arrays may be. That is float32, mostly: some roundings off, on CPUs
-  1e-5 of what a solve by it is given under a weak tie, on a GPU 2.6e-2.
+  wide as arrays may be: float32, mostly, which is some roundings off, on GPUs
+  by far more than on CPUs (`docs/limits.md`).
 
   Raises:
     ValueError: for a known matrix that is not finite.

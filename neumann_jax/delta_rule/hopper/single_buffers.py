@@ -1,6 +1,7 @@
 """Buffers that are there once, in the programs for keys of 256.
 
-Each has a barrier of its own; keys and gates alone are there twice.
+Each has a barrier of its own. Keys, gates and, in `reverse`, the outputs'
+cotangents are there twice and share one.
 """
 
 from typing import Any
