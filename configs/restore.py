@@ -23,11 +23,11 @@ Command: python -m experiments.restore --config.image=photo.jpg
   each, for large pictures and slow machines, and 20 or more up to four and a
   little better; a blur of noise below 0.015 (0.0087 of a grey picture) takes at
   most 30, or 20 to 40 with kernel_degrees, of one call. tile: 128 to 4096, a
-  longer side is denoised
-  in tiles of at most that; sample_levels: those of NFC's samples, each with a
-  Jacobian product of about a call's time; tie="spectrum" saves it but draws too
-  wide on smooth pictures. nfc="('width.factor=3.0','schedule.momentum=0.2')"
-  changes fields of `NFCConfig` for the one image.
+  longer side is denoised in tiles of at most that; sample_levels: those of
+  NFC's samples, each with a Jacobian product of about a call's time;
+  tie="spectrum" saves it but draws too wide on smooth pictures.
+  nfc="('width.factor=3.0','schedule.momentum=0.2')" changes fields of
+  `NFCConfig` for the one image.
 Time: 3 minutes for 256 x 256 on 2 CPU cores, in proportion to the pixels;
 `:debug`, a known prior at few levels, 20 seconds.
 Expected: restored.png, sample_1.png and so on, mean.png, uncertainty.png and

@@ -6,7 +6,7 @@ transform diagonalises: a product v -> C v is one VJP through the denoiser
 measurement, where they are smaller and need no inverse of C.
 """
 
-from collections.abc import Callable
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -138,24 +138,22 @@ def guessed_mean(
   Returns:
     z, how the solve went, and how many products with C it took: the iterations.
   """
-  operator = observation.operator
   noise = jnp.asarray(observation.noise_std, centre.dtype)
-  misfit = operator.observed * (observation.y - operator.forward(centre))
-
-  shift, v, iterations = krylov.carrying(
-    _on_measurements(observation, covariance),
-    misfit,
+  return mean(
+    observation,
     centre,
-    least=noise**2,
+    covariance,
     tolerance=tolerance,
     max_iterations=max_iterations,
-    precondition=_guessed_inverse(
-      observation, guess, guess_tolerance, guess_iterations
+    solver=functools.partial(
+      krylov.carrying,
+      least=noise**2,
+      precondition=_guessed_inverse(
+        observation, guess, guess_tolerance, guess_iterations
+      ),
     ),
+    restrained=False,
   )
-  image = operator.forward(shift)
-  info = _report(observation, misfit, image, v, iterations)
-  return centre + shift, info, iterations
 
 
 def _guessed_inverse(
@@ -198,7 +196,7 @@ def _guessed_inverse(
 
 def _on_measurements(
   observation: Observation, covariance: Linear
-) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+) -> krylov.Carried:
   """v -> (A C A^T v + s^2 v, C A^T v), zero in dropped pixels where v is."""
   operator = observation.operator
 

@@ -5,14 +5,15 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from posterior_jax.base import Operator, SolveInfo
+from posterior_jax.base import SolveInfo
 from posterior_jax.linalg import solve
 from posterior_jax.linalg.svd import Svd
+from posterior_jax.operators.composed import Composed
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Decomposed(Operator):
+class Decomposed(Composed):
   """A and its singular value decomposition; made by `Operator.prepared`.
 
   The decomposition is an array like the others of the pytree: whoever changes
@@ -23,18 +24,7 @@ class Decomposed(Operator):
     known: of A.
   """
 
-  operator: Operator
   known: Svd
-
-  @property
-  def image_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
-    """(H, W, C)."""
-    return self.operator.image_shape
-
-  @property
-  def measurement_shape(self) -> tuple[int, int, int]:
-    """(h, w, c)."""
-    return self.operator.measurement_shape
 
   @property
   def pictorial(self) -> bool:
