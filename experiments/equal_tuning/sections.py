@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from experiments.equal_tuning import tables
+from experiments.equal_tuning import tables, words
 from experiments.equal_tuning.plane import CAPTION
 from experiments.equal_tuning.tables import NAMES, OWN
 from experiments.harness.reporting import markdown
@@ -24,20 +24,20 @@ def block(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
     "behind the best other method, one sample; beside others at the same "
     "budget, and beside the best that they have at it or at a smaller one; "
     "means of chains beside each other:",
-    _wide(_verdicts(rows)),
+    words.wide(_verdicts(rows)),
   ]
   for calls in sorted(set(rows["evaluations"])):
     parts += [
       f"**{calls} evaluations**, PSNR / LPIPS of one sample:",
-      _wide(_both(rows, calls)),
+      words.wide(_both(rows, calls)),
       f"The best of {OWN} less the best other method, paired by picture:",
-      _wide(_leads(rows, calls)),
+      words.wide(_leads(rows, calls)),
     ]
     if calls > rows["evaluations"].min():
       parts += [
         f"The best of {OWN} at {calls} evaluations less the best result that "
         f"another method has at {calls} or at a smaller budget:",
-        _wide(_leads(rows, calls, within=True)),
+        words.wide(_leads(rows, calls, within=True)),
       ]
     means = tables.chosen(rows, "PSNR", calls, mean=True)
     if len(means):
@@ -45,7 +45,7 @@ def block(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
       parts += [
         f"PSNR of the mean of {chains} chains of {calls // chains} "
         "evaluations each:",
-        _wide(_means(means)),
+        words.wide(_means(means)),
       ]
   return "\n\n".join([*parts, *_searches(rows, trials)])
 
@@ -64,7 +64,7 @@ def _searches(rows: pd.DataFrame, trials: pd.DataFrame) -> list[str]:
     f"side. {_lost(trials)}",
     "Different results among the points of a search, the fewest and the most "
     "over its tasks:",
-    _wide(_distinct(trials)),
+    words.wide(_distinct(trials)),
   ]
 
 
@@ -74,7 +74,7 @@ def _distinct(trials: pd.DataFrame) -> str:
   budgets = sorted(set(trials["evaluations"]))
   lines = [
     [
-      _code(str(method)),
+      words.code(str(method)),
       *(_of(spans, method, calls) for calls in budgets),
     ]
     for method in dict.fromkeys(trials["method"])
@@ -97,10 +97,6 @@ def _span(least: int, most: int) -> str:
   return f"{least}" if least == most else f"{least} to {most}"
 
 
-def _wide(table: str) -> str:
-  return f'<div class="numbers" markdown>\n\n{table}\n\n</div>'
-
-
 def _both(rows: pd.DataFrame, calls: int) -> str:
   own = {each: tables.chosen(rows, each, calls) for each in tables.SCORES}
   found = {
@@ -120,10 +116,9 @@ def _both(rows: pd.DataFrame, calls: int) -> str:
         continue
       most = name in known and value == psnr[name].max()
       least = name in known and distance == lpips[name].min()
-      cells.append(
-        f"{_bold(f'{value:.2f}', most)} / {_bold(f'{distance:.3f}'[1:], least)}"
-      )
-    lines.append([_code(method), *cells])
+      left = words.bold(f"{value:.2f}", most)
+      cells.append(f"{left} / {words.bold(f'{distance:.3f}'[1:], least)}")
+    lines.append([words.code(method), *cells])
   return markdown.table(["method", *psnr], lines)
 
 
@@ -132,11 +127,11 @@ def _means(rows: pd.DataFrame) -> str:
   order = psnr.mean(axis=1, skipna=False).sort_values(ascending=False).index
   lines = [
     [
-      _code(method),
+      words.code(method),
       *(
         _absent(rows, method, name)
         if value != value
-        else _bold(f"{value:.2f}", value == psnr[name].max())
+        else words.bold(f"{value:.2f}", value == psnr[name].max())
         for name, value in psnr.loc[method].items()
       ),
     ]
@@ -167,11 +162,7 @@ def _verdicts(rows: pd.DataFrame) -> str:
 
 
 def _counted(standing: pd.DataFrame) -> str:
-  if not len(standing):
-    return "-"
-  found = standing["NFC is"].value_counts()
-  words = (tables.AHEAD, tables.LEVEL, tables.BEHIND)
-  return ", ".join(f"{found.get(word, 0)} {word}" for word in words)
+  return words.counted(standing["NFC is"]) if len(standing) else "-"
 
 
 def _leads(rows: pd.DataFrame, calls: int, *, within: bool = False) -> str:
@@ -184,18 +175,15 @@ def _leads(rows: pd.DataFrame, calls: int, *, within: bool = False) -> str:
       else tables.standing(tables.chosen(rows, criterion, calls), criterion)
     )
     for operator, own in standing.iterrows():
-      lead, low, high = (
-        f"{own[name]:+.{digits}f}" for name in ("lead", "from", "to")
-      )
       colon = ":" if " at " in own["best other"] else ""
       lines.append(
         [
           criterion,
           operator,
-          f"{_code(own['best of NFC'])} {own['its mean']:.{digits}f}",
+          f"{words.code(own['best of NFC'])} {own['its mean']:.{digits}f}",
           f"{own['best other']}{colon} {own['other mean']:.{digits}f}",
-          f"{lead} ({low}, {high})",
-          _bold(own["NFC is"], own["NFC is"] == tables.AHEAD),
+          words.lead(own["lead"], own["from"], own["to"], digits),
+          words.bold(own["NFC is"], own["NFC is"] == tables.AHEAD),
         ]
       )
   head = ["score", "operator", OWN, "best other", "lead", f"{OWN} is"]
@@ -206,7 +194,7 @@ def _lost(trials: pd.DataFrame) -> str:
   """Whose points have no score, and how many."""
   known = trials[["psnr", "lpips"]].abs().max(axis=1) < math.inf
   counts = [
-    f"{_code(str(method))} {(~own).sum()} of {len(own)}"
+    f"{words.code(str(method))} {(~own).sum()} of {len(own)}"
     for method, own in known.groupby(trials["method"])
     if not own.all()
   ]
@@ -230,12 +218,3 @@ def _absent(rows: pd.DataFrame, method: str, operator: str) -> str:
   # DDRM has no form for the one, others were not run.
   none = method == "DDRM" and operator.startswith("motion")
   return "refused" if none else "-"
-
-
-def _bold(words: str, best: bool) -> str:
-  return f"**{words}**" if best else words
-
-
-def _code(method: str) -> str:
-  name, called, form = method.removeprefix(f"{OWN}, ").partition("()")
-  return f"`{name}()`{form}" if called else method

@@ -1,0 +1,36 @@
+"""What the tables of equal tuning have in their cells, as Markdown."""
+
+import pandas as pd
+
+from experiments.equal_tuning import tables
+from experiments.equal_tuning.tables import OWN
+
+_VERDICTS = tables.AHEAD, tables.LEVEL, tables.BEHIND
+
+
+def wide(table: str) -> str:
+  """A table that is scrolled where the page is narrow."""
+  return f'<div class="numbers" markdown>\n\n{table}\n\n</div>'
+
+
+def bold(words: str, best: bool) -> str:
+  """Words, in bold where they are the best."""
+  return f"**{words}**" if best else words
+
+
+def code(method: str) -> str:
+  """A method's name, that of a preset as code."""
+  name, called, form = method.removeprefix(f"{OWN}, ").partition("()")
+  return f"`{name}()`{form}" if called else method
+
+
+def lead(value: float, low: float, high: float, digits: int) -> str:
+  """A lead with its interval."""
+  mean, *ends = (f"{each:+.{digits}f}" for each in (value, low, high))
+  return f"{mean} ({', '.join(ends)})"
+
+
+def counted(verdicts: pd.Series) -> str:
+  """How many are ahead, level and behind."""
+  found = verdicts.value_counts()
+  return ", ".join(f"{found.get(word, 0)} {word}" for word in _VERDICTS)
