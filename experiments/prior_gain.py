@@ -3,25 +3,30 @@
     python -m experiments.prior_gain FOLDER PRIOR [BASE]
 
 adds noise of 25, 50 and 15 of 255 levels to the middle 256 x 256 of every
-picture, pixels as they are, and prints mean PSNR in dB of PRIOR and BASE, files
-of `prior_files.load` (BASE is the shipped prior unless one is named), and the
-gain with its interval over the pictures, a line as soon as a level is done: 3
-minutes a level for 23 pictures and 14.5 million parameters on two CPU cores.
+picture (another `--side`), pixels as they are, and prints mean PSNR in dB of
+PRIOR and BASE, files of `prior_files.load` (BASE is the shipped prior unless
+one is named), and the gain with its interval over the pictures, a line as soon
+as a level is done: 3 minutes a level for 23 pictures of 256 x 256 and 14.5
+million parameters on two CPU cores. `--table=FILE` writes the same as CSV.
 """
 
+import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from absl import app
+import pandas as pd
+from absl import app, flags
 
 from experiments.data import photographs
-from experiments.harness import paired, prior_files
+from experiments.harness import paired, prior_files, writing
 from experiments.peers import denoisers
 from posterior_jax import priors
 
-SIDE = 256
 LEVELS = (25, 50, 15)
 SEED = 0
+_SIDE = flags.DEFINE_integer("side", 256, "pixels of the square", lower_bound=8)
+_TABLE = flags.DEFINE_string("table", None, "file for the numbers, as CSV")
 
 
 def psnr(prior: priors.UNetPrior, truth: np.ndarray, level: int) -> float:
@@ -43,6 +48,24 @@ def line(level: int, better: np.ndarray, base: np.ndarray) -> str:
   )
 
 
+def row(
+  names: Sequence[str], level: int, better: np.ndarray, base: np.ndarray
+) -> dict[str, Any]:
+  """Of the table: what `line` says, under the priors' names."""
+  gain = paired.interval(better - base)
+  return {
+    **dict(zip(("prior", "base"), names)),
+    "sigma": level,
+    "pictures": len(base),
+    "side": _SIDE.value,
+    "psnr": better.mean(),
+    "base psnr": base.mean(),
+    "gain": gain.value,
+    "from": gain.low,
+    "to": gain.high,
+  }
+
+
 def main(argv: Sequence[str]) -> None:
   """Prints a line for each noise level."""
   if not 3 <= len(argv) <= 4:
@@ -50,17 +73,22 @@ def main(argv: Sequence[str]) -> None:
   folder, *named = argv[1:]
   try:
     pictures = [
-      photographs.crops(file, SIDE, 1)[0].astype(np.float64)
+      photographs.crops(file, _SIDE.value, 1)[0].astype(np.float64)
       for file in photographs.files_in(folder)
     ]
-    both = [
-      prior_files.load(name) for name in (*named, prior_files.SHIPPED)[:2]
-    ]
+    named = [*named, prior_files.SHIPPED][:2]
+    both = [prior_files.load(name) for name in named]
   except (OSError, ValueError) as error:
     raise app.UsageError(str(error)) from None
+  names, rows = [prior_files.named(name) for name in named], []
   for level in LEVELS:
     found = [[psnr(prior, x, level) for x in pictures] for prior in both]
-    print(line(level, *map(np.array, found)), flush=True)
+    pair = [np.array(own) for own in found]
+    print(line(level, *pair), flush=True)
+    rows.append(row(names, level, *pair))
+    if _TABLE.value:
+      text = pd.DataFrame(rows).to_csv(index=False, float_format="%.4f")
+      writing.write(pathlib.Path(_TABLE.value), text)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,16 @@
 import dataclasses
 import functools
 import json
+import pathlib
 import re
 
 import jax
 import numpy as np
+import pandas as pd
 import PIL.Image
 import pytest
-from absl import app
+from absl import app, flags
+from absl.testing import flagsaver
 
 from configs import denoise as config
 from configs import prior_speed as prior_speed_config
@@ -140,10 +143,12 @@ def test_speed_is_measured_and_torch_is_left_out_without_a_gpu(
 
 def test_gain_of_a_prior_over_a_folder(tmp_path, monkeypatch, capsys):
   """Of two answers whose errors are known: twice the error is 6.02 dB."""
+  folder = tmp_path / "pictures"
+  folder.mkdir()
   for number in range(2):
     pixels = np.random.default_rng(number).integers(60, 190, (256, 300, 3))
     picture = PIL.Image.fromarray(pixels.astype(np.uint8))
-    picture.save(tmp_path / f"{number}.png")
+    picture.save(folder / f"{number}.png")
   monkeypatch.setattr(
     prior_gain.prior_files, "load", {"mine.json": 1, "": 2}.get
   )
@@ -155,12 +160,22 @@ def test_gain_of_a_prior_over_a_folder(tmp_path, monkeypatch, capsys):
     return y - noise + 0.01 * error
 
   crops = [
-    photographs.crops(tmp_path / f"{i}.png", 256, 1)[0].astype(np.float64)
+    photographs.crops(folder / f"{i}.png", 256, 1)[0].astype(np.float64)
     for i in range(2)
   ]
   truths = crops * 2 * len(prior_gain.LEVELS)
   monkeypatch.setattr(prior_gain.denoisers, "learned", learned)
-  prior_gain.main(["", str(tmp_path), "mine.json"])
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path("mine.json").write_text("{}")  # it is named by its bytes
+  flags.FLAGS.mark_as_parsed()
+  with flagsaver.flagsaver(table="gain.csv"):
+    prior_gain.main(["", "pictures", "mine.json"])
+  table = pd.read_csv("gain.csv")
+  assert [*table["sigma"]] == [25, 50, 15]
+  assert {*table["prior"]} == {"mine.json 44136fa3"}
+  assert {*table["base"]} == {"shipped"} and {*table["side"]} == {256}
+  np.testing.assert_allclose(table["psnr"], 46.02, atol=0.01)
+  np.testing.assert_allclose(table["base psnr"], 40, atol=0.01)
   said = capsys.readouterr().out.splitlines()
   assert len(said) == 3 and said[0] == (
     "sigma 25 of 255, 2 pictures: 46.02 dB against 40.00, gain +6.02 "

@@ -1,13 +1,37 @@
 """Learned priors by the kind of file that they lie in."""
 
+import hashlib
+import json
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.harness import writing
 from posterior_jax import priors
+from posterior_jax.priors import photo
 
 SHIPPED, GAUSSIAN = "", "gaussian"
 CHANNELS = 3
+
+
+class About(NamedTuple):
+  """What is known of a prior: a row of a table.
+
+  Attributes:
+    prior: its name, by which rows say whose they are.
+    parameters: of its network; None without one.
+    photographs: how many it was trained on; as the others None where no
+      manifest says it.
+    steps: of its training.
+    seconds: that those took.
+    device: that they took them on.
+  """
+
+  prior: str
+  parameters: int | None = None
+  photographs: int | None = None
+  steps: int | None = None
+  seconds: int | None = None
+  device: str | None = None
 
 
 def load(prior: str, *, dtype: str = "float32") -> priors.UNetPrior[Any]:
@@ -38,6 +62,49 @@ def load(prior: str, *, dtype: str = "float32") -> priors.UNetPrior[Any]:
       f"{found.config.channels}"
     )
   return found
+
+
+def named(prior: str) -> str:
+  """A prior's name: another one for other weights, wherever they lie.
+
+  Args:
+    prior: as of `load`, or "gaussian".
+
+  Returns:
+    "shipped", "gaussian", or the file's name and the first eight digits of its
+    SHA-256, of a directory those of all its files together.
+  """
+  if prior == GAUSSIAN:
+    return GAUSSIAN
+  hashes = [*digests(prior).values()]
+  if not hashes or hashes == [writing.digest(photo.SHIPPED)]:
+    return "shipped"
+  whole, *more = hashes
+  if more:
+    whole = hashlib.sha256("".join(hashes).encode()).hexdigest()
+  return f"{pathlib.Path(prior).name} {whole[:8]}"
+
+
+def about(prior: str, network: priors.UNetPrior[Any] | None) -> About:
+  """What is known of a prior.
+
+  Args:
+    prior: as of `named`.
+    network: as `load` returns it; None of "gaussian".
+  """
+  if network is None:
+    return About(named(prior))
+  size = sum(held.size for held in network.params.values())
+  found = About(named(prior), size)
+  path = photo.SHIPPED if prior == SHIPPED else pathlib.Path(prior)
+  if path.suffix != ".json":
+    return found
+  said = json.loads(path.read_text("utf-8"))
+  seen = said.get("photographs")
+  return found._replace(
+    photographs=None if seen is None else len(seen),
+    **{name: said.get(name) for name in ("steps", "seconds", "device")},
+  )
 
 
 def any_way_up(prior: str) -> bool:
