@@ -9,7 +9,9 @@ Command: python -m experiments.equal_tuning --config.folder=PICTURES
   what has its points and rows is not done again.
   --config.known=... --config.again=True --config.rounds="(0,0,0)"
   --config.chains="()" --config.prior=FILE restores by the committed winners
-  under another prior, and tries nothing.
+  under another prior, and tries nothing; what the folder's `second_rows.csv`
+  has of that prior is not done again. --config.evaluations="(1000,)"
+  --config.rounds="(0,)" --config.tuned_on="(4,)" does so at one budget.
   Several processes share the work by one --config.cells=FOLDER.
 Time: most of it is compiling. Two H200s with two processes each did 103 cells
 of the 255 in 545 s, and in 535 s 65 of those at 1000 evaluations, where one

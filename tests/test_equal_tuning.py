@@ -153,6 +153,7 @@ def test_numbers_that_do_not_go_together_are_refused():
     ({"tuned_on": (2,)}, "tuned_on must have a number for each of evaluations"),
     ({"rounds": (0, 0)}, "rounds must be at least 1 without known"),
     ({"again": True}, "again must be False without known"),
+    ({"again": True, "known": ("a",)}, "rounds must be 0 with again"),
     ({"chains": (3,)}, "chains times evaluations must be the next"),
     ({"side": 16}, "side must be"),
   ):

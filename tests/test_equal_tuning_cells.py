@@ -17,13 +17,14 @@ from experiments.equal_tuning import (
   bench,
   cells,
   methods,
+  pending,
   study,
   tables,
   winners,
 )
 from experiments.equal_tuning.settings import Given, Settings
 from experiments.equal_tuning.slots import SAMPLERS, Program, Slot, measured
-from experiments.harness import command_line
+from experiments.harness import command_line, prior_files
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,14 @@ def given():
   truth = prior.sample(jax.random.key(0), (2,), channels=3)
   images = np.asarray(jnp.clip(truth, -1, 1))
   return Given(
-    settings, prior.denoise, prior.spectrum, None, ("a", "b"), images, images
+    settings,
+    prior.denoise,
+    prior.spectrum,
+    None,
+    ("a", "b"),
+    images,
+    images,
+    prior_files.About("gaussian"),
   )
 
 
@@ -199,3 +207,25 @@ def test_a_search_waits_for_another_process(given, tmp_path, monkeypatch):
 class Compiled:
   def compile(self, point, pictures):
     del point, pictures
+
+
+def test_a_process_begins_no_more_long_cells_than_it_can_run_soon(
+  given, tmp_path
+):
+  """Short ones as many as there are; one that is too long by itself, alone."""
+  changes = {"rounds": (1, 1, 1), "tuned_on": (1, 1, 1), "chains": ()}
+  own = dataclasses.replace(
+    given.settings, evaluations=(100, 1000, 4000), **changes
+  )
+
+  class Free:
+    waits = lacks_means_alone = staticmethod(lambda _: False)
+
+  waiting = pending.Pending(own, Free, tmp_path)
+  begun = [waiting.take()[1] for _ in range(4)]
+  assert [cell.budget for cell in begun] == [0, 0, 1, 1]
+  assert waiting.take() is None
+  for cell in begun:
+    waiting.is_done(cell)
+  assert waiting.take()[1].budget == 2
+  assert waiting.take() is None and len(waiting) == 1

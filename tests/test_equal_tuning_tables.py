@@ -271,5 +271,4 @@ def test_points_without_a_score_are_counted():
 def test_the_page_is_made_of_the_committed_rows():
   text = page.PAGE.read_text()
   block = text.split(page.BEGIN)[1].split(page.END)[0]
-  committed = tables.read(), pd.read_csv(tables.TRIALS)
-  assert block.strip() == sections.block(*committed).strip()
+  assert block.strip() == page.made().strip()

@@ -17,7 +17,7 @@ from experiments.equal_tuning.methods import METHODS
 from experiments.equal_tuning.pictures import Pictures
 from experiments.equal_tuning.rounds import Rounds
 from experiments.equal_tuning.runs import Row, Runs
-from experiments.equal_tuning.searches import Searches
+from experiments.equal_tuning.searches import CRITERIA, Searches
 from experiments.equal_tuning.settings import Given
 from experiments.equal_tuning.slots import Measured, Program, Slot, scores
 from experiments.equal_tuning.tables import TABLE, TRIED
@@ -57,8 +57,8 @@ class Bench:
     """Whether nothing is left of a cell, or it has no form."""
     if not self._has_form(cell):
       return True
-    if self._given.settings.again:
-      return not self._searches.tried(cell)
+    if self._given.settings.again and not self._searches.tried(cell):
+      return True  # there are no winners to restore by
     return self._is_known(cell, means=False) and self._is_known(
       cell, means=True
     )
@@ -111,11 +111,13 @@ class Bench:
     rows += self._means(cell, program, search)
     if not self._given.settings.again:
       yield from ((TRIED, row) for row in self._log(cell, search))
-    yield from ((TABLE, row) for row in rows)
+    prior = {"prior": self._given.prior.prior}
+    yield from ((TABLE, row | prior) for row in rows)
     if program is not None:
       whole = time.monotonic() - began
       print(
-        f"{self._said(cell, search)}; {tuned:.1f} of {whole:.1f} s", flush=True
+        f"{self._said(cell, search, rows)}; {tuned:.1f} of {whole:.1f} s",
+        flush=True,
       )
 
   def _searched(self, cell: Cell, program: Program | None) -> Rounds:
@@ -146,12 +148,15 @@ class Bench:
         continue
       pictures = self._pictures.report(kind)
       count = len(pictures.truth)
-      named = [self._searches.named(cell, point) for _, point in new]
+      # One point may be the best by either score.
+      points = [*dict.fromkeys(point for _, point in new)]
+      named = [self._searches.named(cell, point) for point in points]
       slots = [Slot(point, i) for point in named for i in range(count)]
       started = time.monotonic()
       found = self._scored(cell, program(slots, pictures), slots, pictures)
       seconds = time.monotonic() - started
-      for number, (about, point) in enumerate(new):
+      for about, point in new:
+        number = points.index(point)
         own = found[:, number * count : (number + 1) * count]
         rows = self._runs.rows(cell, about, point, own, seconds)
         yield from self._runs.placed(rows, search, point)
@@ -191,7 +196,7 @@ class Bench:
     return np.concatenate(parts, axis=1)[:, : len(slots)]
 
   def _is_known(self, cell: Cell, *, means: bool) -> bool:
-    if self._given.settings.again or not self._searches.is_known(cell):
+    if not self._searches.is_known(cell):
       return False
     search = self._searches.known(cell)
     return not any(self._runs.unknown(cell, search, means=means))
@@ -212,8 +217,18 @@ class Bench:
       found: dict[str, Any] = {"point": words, "psnr": psnr, "lpips": -lpips}
       yield self._searches.about(cell) | found
 
-  def _said(self, cell: Cell, search: Rounds) -> str:
-    """A cell's winners in words."""
+  def _said(self, cell: Cell, search: Rounds, rows: list[Row]) -> str:
+    """A cell's winners in words, with what they restored where they did again.
+
+    What was tried has been tried under another prior then.
+    """
+    if self._given.settings.again:
+      means = (
+        f"{name} {np.mean([r[name.lower()] for r in own]):.3f}"
+        for name in CRITERIA
+        if (own := [row for row in rows if row["tuned for"] == name])
+      )
+      return f"{cell}: {', '.join(means)}"
     words = (
       f"{shown(self._searches.named(cell, point))} {search.tried[point]}"
       f"{'' if search.interior(point) else ' EDGE'}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.equal_tuning import tables
+from experiments.equal_tuning import other_prior, tables
 from experiments.equal_tuning.rounds import Scores, Values
 from experiments.few_calls.search import Knob, Point
 
@@ -18,6 +18,12 @@ def files(folder: str) -> list[pathlib.Path]:
   return [pathlib.Path(folder) / p.name for p in (tables.TRIALS, tables.ROWS)]
 
 
+def present(folder: str) -> list[pathlib.Path]:
+  """`files`, and the rows under another prior where there are any."""
+  second = pathlib.Path(folder) / other_prior.ROWS.name
+  return [*files(folder), *([second] if second.exists() else [])]
+
+
 class Known:
   """Points and rows by what they are of; nothing at all without a folder."""
 
@@ -25,30 +31,41 @@ class Known:
     """Reads them.
 
     Args:
-      folders: of `rows.csv` and `trials.csv` as they are committed; the cells
-        of one take the place of those of the folders before it.
+      folders: of `rows.csv` and `trials.csv` as they are committed, and of
+        `second_rows.csv` where it is there; the cells of one take the place of
+        those of the folders before it.
 
     Raises:
       ValueError: for a folder that has no such files.
     """
     self._trials: dict[tuple, pd.DataFrame] = {}
     self._rows: dict[tuple, list[dict[str, Any]]] = {}
+    # Of winners that restored again: the prior is a part of the key.
+    self._again: dict[tuple, list[dict[str, Any]]] = {}
+    self._priors: set[str] = set()
     self._parsed: dict[tuple, dict[Values, Scores]] = {}  # asked for often
     for folder in folders:
-      log, pictures = files(folder)
+      log, pictures, *second = present(folder)
       try:
         trials, rows = pd.read_csv(log), tables.read(pictures)
         self._trials |= {key: own for key, own in trials.groupby(tables.SEARCH)}
-        found: dict[tuple, list[dict[str, Any]]] = {}
-        for row in rows.drop(columns="operator").to_dict("records"):
-          key = tuple(row[name] for name in _RUN)
-          found.setdefault(key, []).append(row)
-        self._rows |= found
+        self._rows |= _by(_RUN, rows)
+        self._priors |= {*other_prior.names(rows)}
+        for path in second:
+          self._again |= _by(("prior", *_RUN), tables.read(path))
       except (OSError, KeyError, ValueError) as error:
         raise ValueError(
           f"known must be folders of {log.name} and {pictures.name} as those "
           f"of equal tuning, {folder!r} is none ({error})"
         ) from error
+
+  def check_prior(self, prior: str) -> None:
+    """Refuses, with ValueError, to go on with searches under another prior."""
+    if others := self._priors - {prior}:
+      raise ValueError(
+        f"known must be of the prior that is tuned, {prior!r}, or again True; "
+        f"it is of {', '.join(sorted(others))!r}"
+      )
 
   def tried(
     self, about: Mapping[str, Any], knobs: Sequence[Knob]
@@ -84,12 +101,44 @@ class Known:
     return found
 
   def rows(
-    self, about: Mapping[str, Any], point: str, names: Sequence[str]
+    self,
+    about: Mapping[str, Any],
+    point: str,
+    names: Sequence[str],
+    *,
+    again: str | None = None,
   ) -> list[dict[str, Any]]:
-    """What a point restored, a row for each picture; none where that is new."""
-    own = self._rows.get(tuple(about[name] for name in _RUN), [])
+    """What a point restored, a row for each picture; none where that is new.
+
+    Args:
+      about: of the run.
+      point: in words.
+      names: of the pictures.
+      again: a prior: what winners restored again under it.
+    """
+    key = tuple(about[name] for name in _RUN)
+    own = (
+      self._rows.get(key, [])
+      if again is None
+      else self._again.get((again, *key), [])
+    )
     same = all(row["point"] == point for row in own)
     return own if same and [r["picture"] for r in own] == [*names] else []
+
+  def restored(self, about: Mapping[str, Any], point: str) -> bool:
+    """Whether the rows of a run are by a point, whatever the pictures."""
+    own = self._rows.get(tuple(about[name] for name in _RUN), [])
+    return any(row["point"] == point for row in own)
+
+
+def _by(
+  names: Sequence[str], rows: pd.DataFrame
+) -> dict[tuple, list[dict[str, Any]]]:
+  """Rows by their entries in some columns."""
+  found: dict[tuple, list[dict[str, Any]]] = {}
+  for row in rows.drop(columns="operator").to_dict("records"):
+    found.setdefault(tuple(row[name] for name in names), []).append(row)
+  return found
 
 
 def parsed(words: str) -> dict[str, float]:

@@ -1,13 +1,18 @@
-"""Puts the cells of a run into the committed rows and points."""
+"""Puts the cells of a run into the committed rows and points.
+
+Rows are of one prior in each file: those of searches in `rows.csv`, those of
+winners that restored again under another prior in `second_rows.csv`.
+"""
 
 import pathlib
 
 import pandas as pd
 
-from experiments.equal_tuning import tables
+from experiments.equal_tuning import other_prior, tables
 from experiments.equal_tuning.cells import kinds
 from experiments.equal_tuning.methods import METHODS
 from experiments.equal_tuning.tables import (
+  PRIOR,
   ROWS,
   SCORES,
   SEARCH,
@@ -15,6 +20,7 @@ from experiments.equal_tuning.tables import (
   TRIALS,
   TRIED,
 )
+from experiments.harness import writing
 from experiments.harness.rows import Table
 from posterior_jax.baselines import TASKS
 
@@ -26,6 +32,8 @@ def take(
   *,
   rows: pathlib.Path = ROWS,
   trials: pathlib.Path = TRIALS,
+  second: pathlib.Path = other_prior.ROWS,
+  about: pathlib.Path = other_prior.ABOUT,
 ) -> None:
   """Takes what a run has done of its cells, in the place of what is there.
 
@@ -34,19 +42,55 @@ def take(
       out.
     rows: the file of rows, which is written anew.
     trials: that of points.
+    second: that of rows under another prior, of winners that restored again.
+    about: that of what is known of it.
+
+  Raises:
+    ValueError: a file's rows are of another prior than the run's, or winners
+      restored again under the prior of `rows`.
   """
   found = _table(run, TABLE)
+  found = _whole(found) if len(found) else found
   if not len(found):
     return
-  found = _whole(found)
-  parts = [*SEARCH, "chains"]
+  log = _table(run, TRIED)
+  if not len(log):  # nothing was tried: winners restored again
+    _check_new(run, found, tables.read(rows))
+    _put(run, found, second)
+    (known,) = Table(run / PRIOR).rows()
+    writing.write_json(about, known)
+    return
   tuned = found.loc[found["chains"] == 1, SEARCH].drop_duplicates()
-  own = _table(run, TRIED).merge(tuned, on=SEARCH)
-  kept = _without(tables.read(rows), found[parts])
-  whole = tables.packed(ordered(pd.concat([kept, found])))
-  whole.to_csv(rows, index=False)
+  own = log.merge(tuned, on=SEARCH)
+  _put(run, found, rows)
   log = pd.concat([_without(pd.read_csv(trials), own[SEARCH]), own])
   ordered(log).to_csv(trials, index=False, float_format="%.4f")
+
+
+def _put(run: pathlib.Path, found: pd.DataFrame, file: pathlib.Path) -> None:
+  """Rows of a run into a file, which may not be there yet."""
+  old = tables.read(file) if file.exists() else found.iloc[:0]
+  mine, there = other_prior.names(found), other_prior.names(old)
+  if there and mine and mine != there:
+    raise ValueError(
+      f"{file.name} must be of one prior, {there[0]!r}; {run} is of {mine[0]!r}"
+    )
+  if mine == [other_prior.FIRST]:
+    # As the rows that are committed, which name none.
+    found = found.drop(columns="prior", errors="ignore")
+  kept = _without(old, found[[*SEARCH, "chains"]])
+  whole = tables.packed(ordered(pd.concat([kept, found])))
+  whole.to_csv(file, index=False)
+
+
+def _check_new(
+  run: pathlib.Path, found: pd.DataFrame, first: pd.DataFrame
+) -> None:
+  if (mine := other_prior.names(found)) == other_prior.names(first):
+    raise ValueError(
+      f"{run} restored again under {mine[0]!r}, the prior that everything was "
+      "tuned under: give one that was run under another"
+    )
 
 
 def ordered(table: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from experiments.equal_tuning.bench import Bench
 from experiments.equal_tuning.cells import Cell, begun, cells
 from experiments.equal_tuning.settings import Settings
 
-_AHEAD = 3  # of the longest cells, that one process may have begun
+_AHEAD = 3000  # evaluations of the cells that one process may have begun
 
 
 class Pending:
@@ -40,8 +40,8 @@ class Pending:
         calls = self._settings.evaluations[cell.budget]
         # Long cells are not taken before they can be run soon: another process
         # may be there sooner.
-        most = _AHEAD * self._settings.evaluations[-1]
-        if self._ahead + calls > most or self._bench.waits(cell):
+        full = self._ahead > 0 and self._ahead + calls > _AHEAD
+        if full or self._bench.waits(cell):
           continue
         self._cells.remove((number, cell))
         if begun(self._folder / str(number)):

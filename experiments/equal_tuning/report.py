@@ -56,13 +56,14 @@ def write(
     mean = tables.chosen(rows, "PSNR", calls, mean=True)
     _add(report, f"PSNR, {calls}, mean of chains", mean, "PSNR", about)
   report.section("Tuning")
-  report.table(
-    "Points that were tried",
-    tables.trial_counts(trials),
-    measured_on=about,
-    name="trials",
-    digits=0,
-  )
+  if len(trials):  # none where winners restored again
+    report.table(
+      "Points that were tried",
+      tables.trial_counts(trials),
+      measured_on=about,
+      name="trials",
+      digits=0,
+    )
   report.table(
     "Winners with nothing tried on one side",
     tables.on_edges(rows),

@@ -42,25 +42,29 @@ class Runs:
 
   def known(self, cell: Cell, about: Row, point: Values) -> list[Row]:
     """The rows of a run, where they are known."""
-    if self._given.settings.again:
-      return []
     words = shown(self._searches.named(cell, point))
-    rows = self._given.known.rows(about, words, self._given.names)
+    again = self._given.prior.prior if self._given.settings.again else None
+    rows = self._given.known.rows(about, words, self._given.names, again=again)
     return [about | {name: row[name] for name in _OWN} for row in rows]
 
   def best(self, cell: Cell, search: Rounds) -> list[Values]:
     """The winner by each criterion.
 
-    Scores that are known are rounded: of equal ones that whose rows are known.
+    Scores that are known are rounded: of equal ones that whose rows are known,
+    under another prior too.
     """
     found = []
     for number, about in enumerate(self.singles(cell, kinds(cell.task)[0])):
       best = search.best(number)
       highest = search.tried[best][number]
       equal = (p for p, s in search.tried.items() if s[number] == highest)
-      known = (p for p in equal if self.known(cell, about, p))
+      known = (p for p in equal if self._restored(cell, about, p))
       found.append(next(known, best))
     return found
+
+  def _restored(self, cell: Cell, about: Row, point: Values) -> bool:
+    words = shown(self._searches.named(cell, point))
+    return self._given.known.restored(about, words)
 
   def unknown(
     self, cell: Cell, search: Rounds, *, means: bool

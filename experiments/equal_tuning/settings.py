@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from experiments.data import degradations, photographs
-from experiments.equal_tuning.known import Known, files
+from experiments.equal_tuning.known import Known, present
 from experiments.equal_tuning.methods import METHODS
 from experiments.harness import prior_files, writing
 from experiments.harness.settings import Checked, setting
@@ -62,7 +62,8 @@ class Settings(Checked):
       whose searches are gone on with and whose rows stand where the winner is
       the same; () begins anew.
     again: whether the winners of `known` restore the pictures anew, as under
-      another prior.
+      another prior, and nothing is tried; what `known` has of this prior too is
+      not done again.
     cells: a folder for what was begun and for winners, which processes that
       share their work name alike; "" for the run's own.
     workers: programs compiled at a time.
@@ -106,6 +107,10 @@ class Settings(Checked):
         )
     if self.again and not self.known:
       raise ValueError("again must be False without known, got True")
+    if self.again and any(self.rounds):
+      raise ValueError(
+        f"rounds must be 0 with again, which tries nothing, got {self.rounds}"
+      )
     if not self.known and not all(self.rounds):
       raise ValueError(
         f"rounds must be at least 1 without known, got {self.rounds}"
@@ -130,28 +135,40 @@ class Given(NamedTuple):
   names: tuple[str, ...]  # of the pictures that are reported on
   truth: np.ndarray  # they, [N, size, size, 3] in [-1, 1]
   tuning: np.ndarray  # [M, size, size, 3]
+  prior: prior_files.About  # whose rows these are
   known: Known = Known()
 
 
 def prepare(settings: Settings) -> Given:
-  """Reads pictures, prior and LPIPS; ValueError where they are not there."""
+  """Reads pictures, prior and LPIPS.
+
+  Raises:
+    ValueError: they are not there, or `known` is of another prior.
+  """
   size = settings.size
   files = photographs.files_in(settings.folder)[: settings.pictures]
   whole = photographs.from_folder(settings.photographs, settings.side)
-  known = degradations.build_prior(size)
-  denoise: Denoiser = known.denoise
+  gaussian = degradations.build_prior(size)
+  denoise: Denoiser = gaussian.denoise
+  network = None
   if settings.prior != prior_files.GAUSSIAN:
-    denoise = prior_files.load(settings.prior, dtype=settings.dtype).denoise
+    network = prior_files.load(settings.prior, dtype=settings.dtype)
+    denoise = network.denoise
+  about = prior_files.about(settings.prior, network)
+  known = Known(settings.known)
+  if not settings.again:
+    known.check_prior(about.prior)
   lpips = metrics.load_lpips(settings.lpips) if settings.lpips else None
   return Given(
     settings,
     denoise,
-    known.spectrum,
+    gaussian.spectrum,
     lpips,
     tuple(file.stem for file in files),
     np.stack([photographs.crops(file, size, 1)[0] for file in files]),
     np.stack([middle(image, size) for image in whole.values()]),
-    Known(settings.known),
+    about,
+    known,
   )
 
 
@@ -165,7 +182,7 @@ def inputs(given: Given) -> dict[str, str]:
     | writing.digests("picture", pictures)
     | writing.digests("tuned on", tuned_on)
     | writing.digests("lpips", [settings.lpips] if settings.lpips else [])
-    | writing.digests("known", [p for f in settings.known for p in files(f)])
+    | writing.digests("known", [p for f in settings.known for p in present(f)])
   )
 
 

@@ -27,7 +27,7 @@ from experiments.equal_tuning.bench import Bench
 from experiments.equal_tuning.cells import Cell, before, cells
 from experiments.equal_tuning.pending import Pending
 from experiments.equal_tuning.settings import Given, Settings
-from experiments.equal_tuning.tables import FAILED, TABLE, TRIED
+from experiments.equal_tuning.tables import FAILED, PRIOR, TABLE, TRIED
 from experiments.harness import record
 from experiments.harness.progress import Progress
 
@@ -37,6 +37,7 @@ _QUIET = 60.0  # seconds without work, after which it says what it waits for
 def compare(given: Given, run: record.Run) -> None:
   """Tunes and reports all cells, writes their rows as they come."""
   settings = given.settings
+  run.write(PRIOR, given.prior)
   with Progress(len(cells(given.settings)), label=TABLE) as tick:
     folder = pathlib.Path(settings.cells or run.folder / "cells")
     for name, row in work(given, folder, tick):
@@ -46,7 +47,12 @@ def compare(given: Given, run: record.Run) -> None:
     return
   about = (
     f"{len(given.names)} pictures at {settings.size} x {settings.size}, noise "
-    f"{settings.noise_std:g}, tuned on {len(given.tuning)} others."
+    f"{settings.noise_std:g}, {given.prior.prior} prior, "
+    + (
+      "by what was best under the prior of the known searches."
+      if settings.again
+      else f"tuned on {len(given.tuning)} others."
+    )
   )
   rows = tables.named(run.frame(TABLE))
   report.write(run, rows, run.frame(TRIED), run.frame(FAILED), about)

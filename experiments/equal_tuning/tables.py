@@ -13,8 +13,9 @@ import pandas as pd
 
 from experiments.harness import paired
 
-# Of a run: its tables of pictures, of points and of cells without a program.
-TABLE, TRIED, FAILED = "equal", "trials", "failed"
+# Of a run: its tables of pictures, of points, of cells without a program, and
+# of the prior.
+TABLE, TRIED, FAILED, PRIOR = "equal", "trials", "failed", "prior"
 ROWS = pathlib.Path(__file__).with_name("rows.csv")
 TRIALS = pathlib.Path(__file__).with_name("trials.csv")
 SEARCH = ["method", "evaluations", "task"]  # columns that name one

@@ -1,0 +1,194 @@
+"""The Markdown of the section "Under another prior"."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from experiments.equal_tuning import other_prior, tables, words
+from experiments.equal_tuning.tables import AHEAD, NAMES, OWN, SCORES
+from experiments.harness.reporting import markdown
+
+_NEEDED = "sigma", "psnr", "base psnr"
+
+
+def block(
+  first: pd.DataFrame,
+  second: pd.DataFrame,
+  about: Mapping[str, Mapping[str, Any]],
+  gain: pd.DataFrame,
+) -> str:
+  """The section, of what both priors have rows of.
+
+  Args:
+    first: by `tables.read`.
+    second: likewise, under the other prior.
+    about: `prior_files.About` of both as mappings, by their names.
+    gain: of `experiments.prior_gain --table`; lines of other priors are left
+      out, so that it may be empty.
+  """
+  (one,), (two,) = other_prior.names(first), other_prior.names(second)
+  own, others = other_prior.shared(first, second)
+  budgets = sorted(set(others["evaluations"]))
+  parts = [
+    "### Under another prior",
+    f"The winners under the first prior, {_said(about[one])}, are used as they "
+    f"are under a second one, {_said(about[two])}: nothing was tuned again. "
+    f"{_denoised(gain, one, two)}{_lost(first, others, budgets)}".rstrip(),
+    f"On how many operators the best of {OWN} is ahead of, level with and "
+    "behind the best other method under either prior, one sample; on how many "
+    "that stays the same, and the best method; and Spearman's correlation of "
+    "the methods' mean scores under both, the median over operators and the "
+    "least:",
+    words.wide(_summary(own, others, budgets)),
+  ]
+  for calls in budgets:
+    for criterion in SCORES:
+      one_own, two_own = _chosen(own, others, criterion, calls)
+      found = other_prior.standing(one_own, two_own, criterion)
+      if len(found):
+        parts += [
+          f"**{criterion}, {calls} evaluations**, under the first prior and "
+          "under the second, leads paired by picture:",
+          words.wide(_leads(found, criterion)),
+        ]
+  return "\n\n".join(parts)
+
+
+def _said(about: Mapping[str, Any]) -> str:
+  """A prior in words, as far as it is known."""
+  found = [
+    "the shipped one"
+    if about["prior"] == other_prior.FIRST
+    else f"`{about['prior']}`"
+  ]
+  if about["parameters"]:
+    found.append(f"{about['parameters'] / 1e6:.1f} million parameters")
+  if about["photographs"]:
+    found.append(f"trained on {about['photographs']} photographs")
+  if about["steps"] and about["seconds"]:
+    device = about["device"].removeprefix("gpu: ")
+    found.append(
+      f"{about['steps']} steps in {about['seconds']} s on one {device}"
+    )
+  first, *rest = found
+  return f"{first} ({', '.join(rest)})" if rest else first
+
+
+def _denoised(gain: pd.DataFrame, one: str, two: str) -> str:
+  """How the priors denoise; nothing where it was not measured."""
+  if not len(gain):
+    return ""
+  own = gain[(gain["prior"] == two) & (gain["base"] == one)]
+  levels = [
+    f"at sigma {sigma:g} of 255 to {psnr:.2f} dB, the first to {base:.2f}"
+    for sigma, psnr, base in own[[*_NEEDED]].itertuples(index=False)
+  ]
+  if not levels:
+    return ""
+  count, side = own[["pictures", "side"]].iloc[0]
+  return (
+    f"The second denoises {count} pictures of {side} x {side}, "
+    f"{'; '.join(levels)} (`python -m experiments.prior_gain`). "
+  )
+
+
+def _lost(first: pd.DataFrame, others: pd.DataFrame, budgets: list[int]) -> str:
+  """What the second prior has no rows of, at the budgets that it has."""
+  parts = []
+  for calls in budgets:
+    every = tables.chosen(first, "PSNR", calls)
+    there = tables.chosen(others, "PSNR", calls)
+    if lost := [*_absent(every, there)]:
+      parts.append(f"at {calls} evaluations {', '.join(lost)}")
+  return f"Not run under it: {'; '.join(parts)}." if parts else ""
+
+
+def _absent(every: pd.DataFrame, there: pd.DataFrame) -> Iterator[str]:
+  """Operators without any row, then methods that lack some or all others."""
+  operators = set(there["operator"])
+  for name in (n for n in NAMES.values() if n in set(every["operator"])):
+    if name not in operators:
+      yield f"anything on {name}"
+  for method, own in every.groupby("method", sort=False):
+    has = set(there.loc[there["method"] == method, "operator"])
+    needed = operators & set(own["operator"])
+    if not has and needed:
+      yield words.code(str(method))
+    elif needed - has:
+      lacks = [n for n in NAMES.values() if n in needed - has]
+      yield f"{words.code(str(method))} on {' and '.join(lacks)}"
+
+
+def _chosen(
+  own: pd.DataFrame, others: pd.DataFrame, criterion: str, calls: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+  return (
+    tables.chosen(own, criterion, calls),
+    tables.chosen(others, criterion, calls),
+  )
+
+
+def _summary(
+  own: pd.DataFrame, others: pd.DataFrame, budgets: list[int]
+) -> str:
+  lines = []
+  for calls in budgets:
+    for criterion in SCORES:
+      one_own, two_own = _chosen(own, others, criterion, calls)
+      found = other_prior.standing(one_own, two_own, criterion)
+      if not len(found):
+        continue
+      same = (found["NFC is"] == found["NFC is 2"]).sum()
+      lines.append(
+        [
+          str(calls),
+          criterion,
+          words.counted(found["NFC is"]),
+          words.counted(found["NFC is 2"]),
+          f"{same} of {len(found)}",
+          *_ranks(other_prior.correlations(one_own, two_own, criterion)),
+        ]
+      )
+  head = ["evaluations", "score", "first prior", "second prior"]
+  head += ["same verdict", "same best method"]
+  return markdown.table([*head, "correlation, median", "least"], lines)
+
+
+def _ranks(found: pd.DataFrame) -> list[str]:
+  """How often one method is the best, the median and the least correlation."""
+  if not len(found):
+    return ["-"] * 3
+  ranks = found["correlation"].astype(float)
+  least = ranks.idxmin()
+  return [
+    f"{found['same best'].sum()} of {len(found)}",
+    f"{ranks.median():.2f}",
+    f"{ranks[least]:.2f} ({least}, {found.loc[least, 'methods']} methods)",
+  ]
+
+
+def _leads(found: pd.DataFrame, criterion: str) -> str:
+  _, digits, _ = SCORES[criterion]
+  lines = []
+  for operator, row in found.iterrows():
+    line = [str(operator)]
+    for end in ("", " 2"):
+      own, other, lead, low, high = (
+        row[f"{name}{end}"]
+        for name in ("its mean", "other mean", "lead", "from", "to")
+      )
+      line += [
+        f"{words.code(row[f'best of NFC{end}'])} {own:.{digits}f}",
+        f"{row[f'best other{end}']} {other:.{digits}f}",
+        words.lead(lead, low, high, digits),
+      ]
+    verdicts = [row[f"NFC is{end}"] for end in ("", " 2")]
+    lines.append(line + [words.bold(each, each == AHEAD) for each in verdicts])
+  head = ["operator"]
+  head += [
+    f"{what}, {which}"
+    for which in ("first", "second")
+    for what in (OWN, "best other", "lead")
+  ]
+  return markdown.table([*head, f"{OWN} is, first", f"{OWN} is, second"], lines)

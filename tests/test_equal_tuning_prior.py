@@ -1,0 +1,369 @@
+"""Equal tuning under another prior: what restores again, its rows, its page."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import PIL.Image
+import pytest
+
+from experiments.equal_tuning import (
+  cells,
+  known,
+  merged,
+  other_prior,
+  page,
+  prior_section,
+  settings,
+  study,
+  tables,
+)
+from experiments.equal_tuning.methods import METHODS
+from experiments.harness import prior_files, record
+from posterior_jax.priors import photo
+from tests import oracles
+from tests.test_equal_tuning_cells import given as given  # a fixture
+from tests.test_equal_tuning_tables import rows_of
+
+SECOND = prior_files.About("second 12345678", 1_840_000, 251, 1201, 201, "gpu")
+FIRST = SECOND._replace(prior="shipped", parameters=5_300_000, photographs=69)
+CALLS = 10, 20
+
+
+def points(method, calls):
+  """Three, of which the second and the third scored alike and best."""
+  knobs = METHODS[method].knobs(calls)
+  return [
+    known.shown({knob.name: knob.start / n for knob in knobs})
+    for n in (1, 2, 4)
+  ]
+
+
+@pytest.fixture
+def folder(given, tmp_path):
+  """A search that is known: of equal points the third is the one with rows."""
+  runs = [
+    {"method": method, "evaluations": calls, "task": "super_resolution"}
+    for method in given.settings.methods
+    for calls in CALLS
+  ]
+  trials = [
+    about | {"point": point, "psnr": psnr, "lpips": 0.5 - psnr / 100}
+    for about in runs
+    for point, psnr in zip(
+      points(about["method"], about["evaluations"]), (25.0, 26.0, 26.0)
+    )
+  ]
+  rows = [
+    about
+    | {"kernel": "", "tuned for": criterion, "chains": 1}
+    | {"point": points(about["method"], about["evaluations"])[2]}
+    | {"interior": True, "seconds": 0.5}
+    | {"picture": name, "psnr": 20.0, "lpips": 0.5}
+    for about in runs
+    for criterion in tables.SCORES
+    for name in given.names
+  ]
+  log, table = known.files(str(tmp_path))
+  pd.DataFrame(trials).to_csv(log, index=False)
+  rows = tables.named(pd.DataFrame(rows))
+  tables.packed(rows).to_csv(table, index=False)
+  return tmp_path
+
+
+@pytest.fixture
+def programs(monkeypatch):
+  """In place of compiled ones, those that return the pictures."""
+  made = []
+
+  class Program:
+    def __init__(self, *_):
+      self.calls = []
+
+    def compile(self, *_):
+      made.append(self)
+
+    def takes(self, point):
+      return True
+
+    def __call__(self, slots, pictures):
+      self.calls.append(slots)
+      which = np.array([slot.picture for slot in slots])
+      return pictures.truth[which] + 0.1
+
+  monkeypatch.setattr("experiments.equal_tuning.bench.Program", Program)
+  return made
+
+
+def again(given, folder, about=SECOND):
+  changes = {"known": (str(folder),), "again": True, "chains": ()}
+  own = dataclasses.replace(given.settings, rounds=(0, 0), **changes)
+  return given._replace(
+    settings=own, known=known.Known([str(folder)]), prior=about
+  )
+
+
+def restored(given, workdir):
+  """The folder of a whole run."""
+  with record.Run(workdir, command=["here"], config={}) as run:
+    study.compare(given, run)
+  return workdir
+
+
+def take(run, folder):
+  trials, rows = known.files(str(folder))
+  merged.take(
+    run,
+    rows=rows,
+    trials=trials,
+    second=folder / other_prior.ROWS.name,
+    about=folder / other_prior.ABOUT.name,
+  )
+  return tables.read(folder / other_prior.ROWS.name)
+
+
+def test_rows_of_a_second_prior_name_it_and_lie_apart(
+  given, folder, programs, tmp_path
+):
+  before = [path.read_bytes() for path in known.files(str(folder))]
+  found = take(restored(again(given, folder), tmp_path / "run"), folder)
+  assert len(found) == 2 * 2 * 2 * 2  # methods, budgets, criteria, pictures
+  assert set(found["prior"]) == {SECOND.prior}
+  assert (found["psnr"] > 26).all()  # those known are 20
+  assert [path.read_bytes() for path in known.files(str(folder))] == before
+  said = json.loads((folder / other_prior.ABOUT.name).read_text())
+  assert said == SECOND._asdict()
+
+
+def test_of_points_that_scored_alike_the_one_with_rows_restores_again(
+  given, folder, programs, tmp_path
+):
+  """And once for both criteria: the pictures are as many as the slots."""
+  found = take(restored(again(given, folder), tmp_path / "run"), folder)
+  for method in given.settings.methods:
+    own = found[(found["method"] == method) & (found["evaluations"] == 10)]
+    assert set(own["point"]) == {points(method, 10)[2]}
+  assert len(programs) == 4
+  assert [[len(c) for c in each.calls] for each in programs] == [[2]] * 4
+
+
+def test_a_run_that_was_cut_is_gone_on_with(given, folder, programs, tmp_path):
+  run = restored(again(given, folder), tmp_path / "run")
+  lines = (run / f"{tables.TABLE}.jsonl").read_text().splitlines()
+  last = json.loads(lines[-1])
+  (run / f"{tables.TABLE}.jsonl").write_text("\n".join(lines)[:-30])
+  assert len(take(run, folder)) == len(lines) - 4
+  programs.clear()
+  more = restored(again(given, folder), tmp_path / "more")
+  assert len(programs) == 1
+  assert len(take(more, folder)) == len(lines)
+  # All of it is done; under a third prior nothing is.
+  bench = study.Bench(again(given, folder), tmp_path)
+  third = again(given, folder, SECOND._replace(prior="third"))
+  other = study.Bench(third, tmp_path)
+  for cell in cells.cells(given.settings):
+    assert bench.is_done(cell) and not other.is_done(cell)
+  assert last["prior"] == SECOND.prior
+
+
+def test_rows_of_two_priors_are_not_mixed(given, folder, programs, tmp_path):
+  take(restored(again(given, folder), tmp_path / "run"), folder)
+  third = SECOND._replace(prior="third")
+  other = restored(again(given, folder, third), tmp_path / "third")
+  with oracles.refused(ValueError, "second_rows.csv must be of one prior"):
+    take(other, folder)
+  shipped = SECOND._replace(prior=other_prior.FIRST)
+  same = restored(again(given, folder, shipped), tmp_path / "same")
+  with oracles.refused(ValueError, "restored again under 'shipped'"):
+    take(same, folder)
+  searched = given._replace(prior=third, known=known.Known([str(folder)]))
+  own = dataclasses.replace(
+    given.settings, known=(str(folder),), rounds=(1, 1), chains=()
+  )
+  run = restored(searched._replace(settings=own), tmp_path / "searched")
+  assert len(pd.read_csv(run / f"{tables.TRIED}.csv"))
+  with oracles.refused(ValueError, "rows.csv must be of one prior, 'shipped'"):
+    take(run, folder)
+
+
+def test_searches_of_one_prior_are_not_gone_on_with_under_another(folder):
+  found = known.Known([str(folder)])
+  found.check_prior("shipped")
+  with oracles.refused(ValueError, "or again True; it is of 'shipped'"):
+    found.check_prior("gaussian")
+  known.Known().check_prior("gaussian")  # of nothing
+
+
+def test_a_prior_is_named_by_its_weights(tmp_path):
+  assert prior_files.named("") == prior_files.named(str(photo.SHIPPED))
+  text = photo.SHIPPED.read_text()
+  (tmp_path / "mine.json").write_text(text)
+  assert prior_files.named(str(tmp_path / "mine.json")) == "shipped"
+  (tmp_path / "mine.json").write_text(text + "\n")
+  name = prior_files.named(str(tmp_path / "mine.json"))
+  assert name.startswith("mine.json ") and len(name) == len("mine.json ") + 8
+  folders = tmp_path / "a", tmp_path / "b"
+  for number, each in enumerate(folders):
+    each.mkdir()
+    (each / "config.json").write_text("of both")
+    (each / "weights").write_text(f"{number}")
+  names = [prior_files.named(str(each)) for each in folders]
+  assert names[0][:2] == "a " and names[0][2:] != names[1][2:]
+
+
+def test_what_the_manifest_says_is_known_of_a_prior():
+  found = prior_files.about("", prior_files.load(""))
+  assert found.prior == "shipped" and found.photographs == 69
+  said = json.loads(photo.SHIPPED.read_text())
+  assert found[3:] == (said["steps"], said["seconds"], said["device"])
+  assert 5.2e6 < found.parameters < 5.4e6
+  assert prior_files.about("gaussian", None) == ("gaussian", *[None] * 5)
+
+
+def second_of(psnr, about=SECOND):
+  return rows_of(psnr).assign(prior=about.prior)
+
+
+def test_both_standings_are_of_what_both_have():
+  first = rows_of({"NFC, a": 27.0, "X": 25.0, "Y": 30.0, "Z": 20.0})
+  second = second_of({"NFC, a": 26.0, "X": 28.0, "Z": 20.0})
+  pair = other_prior.shared(first, second)
+  for criterion, leads in (("PSNR", (2, -2)), ("LPIPS", (0.02, -0.02))):
+    own = [tables.chosen(rows, criterion, 20) for rows in pair]
+    found = other_prior.standing(*own, criterion)
+    assert list(found.index) == ["motion, short", "box"]
+    np.testing.assert_allclose(found["lead"], leads[0])
+    np.testing.assert_allclose(found["lead 2"], leads[1])
+    assert set(found["NFC is"]) == {tables.AHEAD}  # Y has no second row
+    assert set(found["NFC is 2"]) == {tables.BEHIND}
+
+
+def test_rows_of_another_point_are_not_compared():
+  first = rows_of({"NFC, a": 27.0, "X": 25.0})
+  second = second_of({"NFC, a": 26.0, "X": 28.0})
+  second.loc[second["method"] == "X", "point"] = "a=2"
+  own, others = other_prior.shared(first, second)
+  assert set(own["method"]) == set(others["method"]) == {"NFC, a"}
+
+
+def test_ranks_are_compared_by_operator():
+  """1, 2, 3 and 2, 1, 3: Spearman's correlation is a half."""
+  first = rows_of({"NFC, a": 27.0, "X": 25.0, "Y": 24.0})
+  second = second_of({"NFC, a": 26.0, "X": 28.0, "Y": 20.0, "Z": 1.0})
+  box = second["operator"] == "box"
+  second.loc[box & (second["method"] == "X"), ["psnr", "lpips"]] = math.nan
+  pair = other_prior.shared(first, second)
+  for criterion in tables.SCORES:
+    own = [tables.chosen(rows, criterion, 20) for rows in pair]
+    found = other_prior.correlations(*own, criterion)
+    # In the box X diverges under the second one: the worst of three.
+    np.testing.assert_allclose(found["correlation"], 0.5)
+    assert set(found["methods"]) == {3}
+    assert [*found["same best"]] == [False, True]
+  two = second[second["method"] != "Y"]
+  own = other_prior.shared(first, two)
+  assert not len(other_prior.correlations(*own, "PSNR"))
+
+
+def sectioned(first, second, gain=None):
+  about = {each.prior: each._asdict() for each in (FIRST, SECOND)}
+  gain = pd.DataFrame() if gain is None else gain
+  return prior_section.block(first, second, about, gain)
+
+
+def test_the_section_says_which_prior_and_what_became_of_the_ranks():
+  first = rows_of({"NFC, a": 27.0, "X": 25.0, "Y": 24.0})
+  text = sectioned(first, second_of({"NFC, a": 26.0, "X": 28.0, "Y": 20.0}))
+  assert (
+    "the shipped one (5.3 million parameters, trained on 69 photographs, 1201 "
+    "steps in 201 s on one gpu), are used as they are under a second one, "
+    "`second 12345678` (1.8 million parameters, trained on 251 photographs"
+  ) in text
+  assert "denoises" not in text and "Not run" not in text
+  row = "2 ahead, 0 level, 0 behind | 0 ahead, 0 level, 2 behind | 0 of 2 "
+  row += "| 0 of 2 | 0.50 | 0.50 (motion, short, 3 methods) |"
+  for criterion in tables.SCORES:
+    assert f"| 20 | {criterion} | {row}" in text
+  assert (
+    "| box | NFC, a 27.50 | X 25.50 | +2.00 (+2.00, +2.00) "
+    "| NFC, a 26.50 | X 28.50 | -2.00 (-2.00, -2.00) | **ahead** | behind |"
+  ) in text
+
+
+def test_the_section_has_the_denoising_of_its_own_prior_alone():
+  first = rows_of({"NFC, a": 27.0, "X": 25.0})
+  second = second_of({"NFC, a": 26.0, "X": 28.0})
+  about = {"base": "shipped", "pictures": 23, "side": 128, "base psnr": 31.59}
+  gain = pd.DataFrame(
+    [
+      about | {"prior": SECOND.prior, "sigma": 25, "psnr": 30.11},
+      about | {"prior": "third", "sigma": 50, "psnr": 26.8},
+    ]
+  )
+  text = sectioned(first, second, gain)
+  assert (
+    "denoises 23 pictures of 128 x 128, at sigma 25 of 255 to 30.11 dB, the "
+    "first to 31.59 (`python -m experiments.prior_gain`)."
+  ) in text
+  assert "sigma 50" not in text
+  assert "denoises" not in sectioned(first, second, gain.iloc[1:])
+
+
+def test_the_section_says_what_was_not_run():
+  first = rows_of({"NFC, a": 27.0, "X": 25.0, "Y": 24.0, "Z": 20.0})
+  more = first.assign(evaluations=100)
+  second = second_of({"NFC, a": 26.0, "X": 28.0, "Y": 20.0})
+  lost = (second["method"] == "Y") & (second["operator"] == "box")
+  text = sectioned(pd.concat([first, more]), second[~lost])
+  assert "Not run under it: at 20 evaluations Y on box, Z.\n" in text
+  assert "100 evaluations" not in text
+  text = sectioned(first, second[second["operator"] != "box"])
+  assert "at 20 evaluations anything on box, Z.\n" in text
+
+
+def test_the_page_has_the_section_where_there_are_rows(tmp_path, monkeypatch):
+  for name in ("ROWS", "ABOUT", "GAIN"):
+    path = tmp_path / getattr(other_prior, name).name
+    monkeypatch.setattr(other_prior, name, path)
+  monkeypatch.setattr(page, "block", lambda *_: "the tables")
+  assert page.made() == "the tables"
+  own = tables.read()
+  own = own[(own["chains"] == 1) & (own["evaluations"] == 20)]
+  second = own.assign(prior=SECOND.prior, psnr=own["psnr"] - 1)
+  tables.packed(second).to_csv(other_prior.ROWS, index=False)
+  other_prior.ABOUT.write_text(json.dumps(SECOND._asdict()))
+  before, text = page.made().split("### Under another prior")
+  assert before == "the tables\n\n"
+  verdicts = "4 ahead, 2 level, 1 behind"
+  row = f"| 20 | PSNR | {verdicts} | {verdicts} | 7 of 7 | 7 of 7 | 1.00 |"
+  assert row in text
+
+
+def test_committed_rows_of_a_second_prior_are_by_the_winners():
+  """Every one by the point, and of the picture, of a committed row."""
+  if not other_prior.ROWS.exists():
+    pytest.skip("no second prior has rows")
+  second = tables.read(other_prior.ROWS)
+  _, found = other_prior.shared(tables.read(), second)
+  assert len(found) == len(second)
+  (name,) = other_prior.names(second)
+  assert json.loads(other_prior.ABOUT.read_text())["prior"] == name
+
+
+def test_a_prior_of_another_file_than_known_is_refused_before_it_runs(
+  given, folder, tmp_path
+):
+  for name in ("a", "b"):
+    pixels = np.random.default_rng(0).integers(0, 255, (48, 48, 3))
+    PIL.Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{name}.png")
+  own = dataclasses.replace(
+    given.settings, folder=str(tmp_path), photographs=str(tmp_path)
+  )
+  assert settings.prepare(own).prior.prior == "gaussian"
+  more = dataclasses.replace(own, known=(str(folder),))
+  with oracles.refused(ValueError, "known must be of the prior that is tuned"):
+    settings.prepare(more)
+  ready = settings.prepare(dataclasses.replace(more, again=True, rounds=(0, 0)))
+  assert ready.prior.prior == "gaussian"
