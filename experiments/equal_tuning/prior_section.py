@@ -66,7 +66,7 @@ def _said(about: Mapping[str, Any]) -> str:
     found.append(f"{about['parameters'] / 1e6:.1f} million parameters")
   if about["photographs"]:
     found.append(f"trained on {about['photographs']} photographs")
-  if about["steps"] and about["seconds"]:
+  if about["steps"] and about["seconds"] and about["device"]:
     device = about["device"].removeprefix("gpu: ")
     found.append(
       f"{about['steps']} steps in {about['seconds']} s on one {device}"
@@ -100,24 +100,27 @@ def _lost(first: pd.DataFrame, others: pd.DataFrame, budgets: list[int]) -> str:
     every = tables.chosen(first, "PSNR", calls)
     there = tables.chosen(others, "PSNR", calls)
     if lost := [*_absent(every, there)]:
-      parts.append(f"at {calls} evaluations {', '.join(lost)}")
-  return f"Not run under it: {'; '.join(parts)}." if parts else ""
+      parts.append(f"at {calls} evaluations {'; '.join(lost)}")
+  return f"Not run under it: {'. And '.join(parts)}." if parts else ""
 
 
 def _absent(every: pd.DataFrame, there: pd.DataFrame) -> Iterator[str]:
   """Operators without any row, then methods that lack some or all others."""
   operators = set(there["operator"])
-  for name in (n for n in NAMES.values() if n in set(every["operator"])):
-    if name not in operators:
-      yield f"anything on {name}"
+  if lacks := _in_order(set(every["operator"]) - operators):
+    yield f"anything on {' and '.join(lacks)}"
   for method, own in every.groupby("method", sort=False):
     has = set(there.loc[there["method"] == method, "operator"])
     needed = operators & set(own["operator"])
     if not has and needed:
       yield words.code(str(method))
     elif needed - has:
-      lacks = [n for n in NAMES.values() if n in needed - has]
+      lacks = _in_order(needed - has)
       yield f"{words.code(str(method))} on {' and '.join(lacks)}"
+
+
+def _in_order(operators: set[str]) -> list[str]:
+  return [name for name in NAMES.values() if name in operators]
 
 
 def _chosen(
