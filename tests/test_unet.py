@@ -15,6 +15,7 @@ from experiments.peers import torch_unet
 from posterior_jax import priors
 from posterior_jax.priors import edm, eight_bits
 from posterior_jax.priors.learned import REACH, param_shapes
+from posterior_jax.priors.nets import unet
 from tests.oracles import FLOAT32_OPERATOR, quick_jit, refused
 
 # Two scales, one block each way: sees 12 pixels to either side.
@@ -142,10 +143,13 @@ def test_random_network_is_not(prior):
   assert np.abs(other - again.skip * x).max() > 0.05
 
 
-def test_network_equals_the_same_in_pytorch():
+@pytest.mark.parametrize("normed", [False, True])
+def test_network_equals_the_same_in_pytorch(normed):
   """An independent implementation with other layers: three scales."""
   torch = pytest.importorskip("torch")
-  config = priors.UNetConfig(widths=(8, 16, 24), blocks=(1, 2, 1), embedding=16)
+  config = priors.UNetConfig(
+    widths=(8, 16, 24), blocks=(1, 2, 1), embedding=16, normed=normed
+  )
   params = _params(2, config)
   x, sigma = _image((3, 16, 24, 3)), jnp.array([0.05, 3.0, 120.0])
   found = quick_jit(priors.unet_prior(config, params).denoise)(x, sigma)
@@ -153,6 +157,18 @@ def test_network_equals_the_same_in_pytorch():
   turned = torch.tensor(np.asarray(x)).permute(0, 3, 1, 2)
   y = other(turned, torch.tensor(np.asarray(sigma))).permute(0, 2, 3, 1)
   np.testing.assert_allclose(found, y.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_normed_block_does_not_see_the_size_of_its_input(normed):
+  """RMSNorm over the channels of each pixel, whatever its neighbours are."""
+  block = unet._Block(8, 16, normed=normed, dtype=jnp.float32, rngs=nnx.Rngs(0))
+  block.outer.kernel[...] = jnp.ones_like(block.outer.kernel[...])
+  x = _image((1, 6, 6, 8)) + 2
+  sizes = jnp.asarray(np.float32([1, 10, 100] * 12)).reshape(1, 6, 6, 1)
+  added, again = (block(y, jnp.ones((1, 16))) - y for y in (x, sizes * x))
+  error = np.abs(again - added).max() / np.abs(added).max()
+  assert error < 1e-4 if normed else error > 1
 
 
 def test_images_of_a_batch_do_not_meet(prior):

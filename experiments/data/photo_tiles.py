@@ -6,10 +6,12 @@ traces away.
 """
 
 import bz2
+import concurrent.futures
 import hashlib
+import itertools
 import pathlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -17,6 +19,9 @@ import PIL.Image
 from experiments.data import photographs
 from posterior_jax.foreign_files import picture_file
 from posterior_jax.foreign_files.messages import clean
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 TILE = 144
 # Reductions, three an octave; sides of what is left are at least a tile.
@@ -58,8 +63,9 @@ def read(folder: str) -> list[Photograph]:
     name: _thumbnail(_pixels(photographs.path(name)))
     for name in photographs.HELD_OUT
   }
-  read = []
-  for name, path in found:
+
+  def one(named: tuple[str, pathlib.Path]) -> Photograph:
+    name, path = named
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     pixels = _pixels(path)
     if min(pixels.shape[:2]) < TILE:
@@ -72,15 +78,24 @@ def read(folder: str) -> list[Photograph]:
         raise ValueError(
           f"{clean(name)} looks like {other}, which is held out from training"
         )
-    read.append(Photograph(name, sha256, pixels))
-  return read
+    return Photograph(name, sha256, pixels)
+
+  return _each(one, found)
 
 
 def tiles(photos: Sequence[Photograph]) -> np.ndarray:
   """Overlapping tiles of photographs at every scale, [K, T, T, 3] uint8."""
-  return np.concatenate(
-    [_cut(reduced) for photo in photos for reduced in _reduced(photo.pixels)]
-  )
+  return np.concatenate(_each(_tiles, [photo.pixels for photo in photos]))
+
+
+def _each(function: Callable[[A], B], values: Sequence[A]) -> list[B]:
+  """Of every value, in order; decoding and reducing leave Python's lock."""
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    return list(pool.map(function, values))
+
+
+def _tiles(pixels: np.ndarray) -> np.ndarray:
+  return np.concatenate([_cut(reduced) for reduced in _reduced(pixels)])
 
 
 def _reduced(pixels: np.ndarray) -> list[np.ndarray]:
@@ -105,11 +120,8 @@ def _cut(pixels: np.ndarray) -> np.ndarray:
     np.linspace(0, side - TILE, 1 + -(-(side - TILE) // (TILE // 2))).round()
     for side in pixels.shape[:2]
   ]
-  windows = np.lib.stride_tricks.sliding_window_view(
-    pixels, (TILE, TILE), axis=(0, 1)
-  )  # [h - T + 1, w - T + 1, 3, T, T]
-  rows, columns = np.meshgrid(*(s.astype(int) for s in starts), indexing="ij")
-  return np.moveaxis(windows[rows.ravel(), columns.ravel()], 1, -1)
+  corners = itertools.product(*(s.astype(int) for s in starts))
+  return np.stack([pixels[r : r + TILE, c : c + TILE] for r, c in corners])
 
 
 def _pixels(path: pathlib.Path) -> np.ndarray:

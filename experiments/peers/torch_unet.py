@@ -60,9 +60,15 @@ def _network(
     kernel, bias = weights[f"{name}.kernel"], weights[f"{name}.bias"]
     return functional.conv2d(x, kernel, bias, **options)
 
+  def normed(name: str, h: Any) -> Any:
+    mean = h.float().square().mean(1, keepdim=True)
+    scale = weights[f"{name}.norm.scale"][:, None, None]
+    return (h.float() * (mean + 1e-6).rsqrt()).to(h.dtype) * scale
+
   def block(name: str, h: Any) -> Any:
     scale, shift = conv(f"{name}.modulation", embedded).chunk(2, 1)
-    inner = conv(f"{name}.inner", functional.silu(h), padding=1)
+    entering = normed(name, h) if config.normed else functional.silu(h)
+    inner = conv(f"{name}.inner", entering, padding=1)
     inner = functional.silu(inner * (1 + scale) + shift)
     return h + conv(f"{name}.outer", inner, padding=1)
 

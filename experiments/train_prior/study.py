@@ -26,13 +26,10 @@ from experiments.harness import record, writing
 from experiments.harness.settings import setting
 from experiments.harness.training import loop, optimiser
 from experiments.harness.training.loop import Loop, LoopSettings
-from experiments.harness.training.optimiser import (
-  OptimSettings,
-  StepInfo,
-  TrainState,
-)
+from experiments.harness.training.optimiser import StepInfo, TrainState
 from experiments.train_prior import report, training
 from experiments.train_prior.batches import BatchSettings, Pool
+from experiments.train_prior.optim import PriorOptim
 from posterior_jax import priors
 from posterior_jax.priors import UNetConfig, UNetPrior
 
@@ -53,7 +50,7 @@ class Settings(LoopSettings):
   samples: int  # draws of each size at the end
   sample_steps: int  # of their ODE
   network: UNetConfig  # shape of the network
-  optim: OptimSettings  # how the parameters move
+  optim: PriorOptim  # how the parameters move
   batch: BatchSettings  # what is in a batch
   leaves: LeafSettings  # the dead leaves' model
 
@@ -178,6 +175,7 @@ def save(
     "command": found["command"],
     "revision": found["revision"],
     "device": found["devices"][0],
+    "devices": len(found["devices"]),
     "versions": found["versions"],
     "steps": int(state.step),
     "seconds": round(run.seconds()),

@@ -1,4 +1,4 @@
-"""The optimiser of every training: AdamW of clipped gradients, maybe averaged.
+"""What moves the parameters of every training, and maybe averages them.
 
 The step of a study takes a gradient and calls `moved`.
 """
@@ -31,6 +31,25 @@ class OptimSettings(Checked):
   average: float = setting(0.0, at_least=0, below=1)
   b2: float = setting(0.95, at_least=0, below=1)  # decay of the second moment
 
+  def rule(
+    self,
+    rate: jax.Array | float,
+    decays: Callable[[str], bool] | None = None,
+  ) -> optax.GradientTransformation:
+    """AdamW of clipped gradients, at a rate that is a number of the trace.
+
+    Not a schedule of optax: those need the number of steps before the trace; a
+    run of given minutes learns it on the way.
+    """
+
+    def mask(params: Params) -> dict[str, bool]:
+      return {name: decays is None or decays(name) for name in params}
+
+    return optax.chain(
+      optax.clip_by_global_norm(self.clip),
+      optax.adamw(rate, b1=0.9, b2=self.b2, weight_decay=self.decay, mask=mask),
+    )
+
 
 class TrainState(NamedTuple):
   """What the next step needs."""
@@ -52,7 +71,7 @@ class StepInfo(NamedTuple):
 def init(params: Params, optim: OptimSettings) -> TrainState:
   """The state before the first step."""
   average = jax.tree.map(jnp.copy, params) if optim.average else {}
-  moments = _optimiser(optim, 0.0, None).init(params)
+  moments = optim.rule(0.0).init(params)
   return TrainState(params, average, moments, jnp.int32(0))
 
 
@@ -89,7 +108,7 @@ def moved(
   )
   # optax raises a float to the integer count of steps.
   with jax.numpy_dtype_promotion("standard"):
-    updates, moments = _optimiser(optim, rate, decays).update(
+    updates, moments = optim.rule(rate, decays).update(
       gradient, state.moments, state.params
     )
   params = optax.apply_updates(state.params, updates)
@@ -103,23 +122,3 @@ def moved(
   finite = jnp.isfinite(norm)
   after = jax.tree.map(lambda a, b: jnp.where(finite, a, b), after, state)
   return after._replace(step=state.step + 1), StepInfo(loss, norm, rate)
-
-
-def _optimiser(
-  optim: OptimSettings,
-  rate: jax.Array | float,
-  decays: Callable[[str], bool] | None,
-) -> optax.GradientTransformation:
-  """AdamW at a rate that is a number of the trace, not a schedule of optax.
-
-  Those need the number of steps before the trace; a run of given minutes
-  learns it on the way.
-  """
-
-  def mask(params: Params) -> dict[str, bool]:
-    return {name: decays is None or decays(name) for name in params}
-
-  return optax.chain(
-    optax.clip_by_global_norm(optim.clip),
-    optax.adamw(rate, b1=0.9, b2=optim.b2, weight_decay=optim.decay, mask=mask),
-  )
