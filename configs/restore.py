@@ -16,8 +16,9 @@ Command: python -m experiments.restore --config.image=photo.jpg
   beyond the picture as well, "reflect" takes it for a mirror.
   noise_std is that of pixels in [-1, 1]: n levels of 255 are n / 127.5; left
   out it is estimated from the picture, 0 is what rounding leaves.
-  prior: "" for the shipped one, NAME.json of train_prior, a diffusers
-  directory, NAME.pt or NAME.safetensors of guided-diffusion, or "gaussian".
+  prior: "" for the small shipped one, "large" for the large one, NAME.json of
+  train_prior, a diffusers directory, NAME.pt or NAME.safetensors of
+  guided-diffusion, or "gaussian".
   method: any of `experiments/harness/subjects/samplers.py`.
   levels: denoiser calls an image. With NFC 5 to 19 are one call of the network
   each, for large pictures and slow machines, and 20 or more up to four and a

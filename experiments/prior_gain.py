@@ -4,10 +4,10 @@
 
 adds noise of 25, 50 and 15 of 255 levels to the middle 256 x 256 of every
 picture (another `--side`), pixels as they are, and prints mean PSNR in dB of
-PRIOR and BASE, files of `prior_files.load` (BASE is the shipped prior unless
-one is named), and the gain with its interval over the pictures, a line as soon
-as a level is done: 3 minutes a level for 23 pictures of 256 x 256 and 14.5
-million parameters on two CPU cores. `--table=FILE` writes the same as CSV.
+PRIOR and BASE, as `prior_files.load` takes them (BASE is the small shipped one
+unless one is named), and the gain with its interval over the pictures, a line
+as soon as a level is done: 3 minutes a level for 23 pictures of 256 x 256 and
+14.5 million parameters on two CPU cores. `--table=FILE` writes the same as CSV.
 """
 
 import pathlib

@@ -173,7 +173,7 @@ def test_gain_of_a_prior_over_a_folder(tmp_path, monkeypatch, capsys):
   table = pd.read_csv("gain.csv")
   assert [*table["sigma"]] == [25, 50, 15]
   assert {*table["prior"]} == {"mine.json 44136fa3"}
-  assert {*table["base"]} == {"shipped"} and {*table["side"]} == {256}
+  assert {*table["base"]} == {"small"} and {*table["side"]} == {256}
   np.testing.assert_allclose(table["psnr"], 46.02, atol=0.01)
   np.testing.assert_allclose(table["base psnr"], 40, atol=0.01)
   said = capsys.readouterr().out.splitlines()

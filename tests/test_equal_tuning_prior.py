@@ -28,7 +28,7 @@ from tests.test_equal_tuning_cells import given as given  # a fixture
 from tests.test_equal_tuning_tables import rows_of
 
 SECOND = prior_files.About("second 12345678", 1_840_000, 251, 1201, 201, "gpu")
-FIRST = SECOND._replace(prior="shipped", parameters=5_300_000, photographs=69)
+FIRST = SECOND._replace(prior="small", parameters=5_300_000, photographs=69)
 CALLS = 10, 20
 
 
@@ -176,7 +176,7 @@ def test_rows_of_two_priors_are_not_mixed(given, folder, programs, tmp_path):
     take(other, folder)
   shipped = SECOND._replace(prior=other_prior.FIRST)
   same = restored(again(given, folder, shipped), tmp_path / "same")
-  with oracles.refused(ValueError, "restored again under 'shipped'"):
+  with oracles.refused(ValueError, "restored again under 'small'"):
     take(same, folder)
   searched = given._replace(prior=third, known=known.Known([str(folder)]))
   own = dataclasses.replace(
@@ -184,23 +184,23 @@ def test_rows_of_two_priors_are_not_mixed(given, folder, programs, tmp_path):
   )
   run = restored(searched._replace(settings=own), tmp_path / "searched")
   assert len(pd.read_csv(run / f"{tables.TRIED}.csv"))
-  with oracles.refused(ValueError, "rows.csv must be of one prior, 'shipped'"):
+  with oracles.refused(ValueError, "rows.csv must be of one prior, 'small'"):
     take(run, folder)
 
 
 def test_searches_of_one_prior_are_not_gone_on_with_under_another(folder):
   found = known.Known([str(folder)])
-  found.check_prior("shipped")
-  with oracles.refused(ValueError, "or again True; it is of 'shipped'"):
+  found.check_prior("small")
+  with oracles.refused(ValueError, "or again True; it is of 'small'"):
     found.check_prior("gaussian")
   known.Known().check_prior("gaussian")  # of nothing
 
 
 def test_a_prior_is_named_by_its_weights(tmp_path):
-  assert prior_files.named("") == prior_files.named(str(photo.SHIPPED))
-  text = photo.SHIPPED.read_text()
+  assert prior_files.named("") == prior_files.named(str(photo.SHIPPED["small"]))
+  text = photo.SHIPPED["small"].read_text()
   (tmp_path / "mine.json").write_text(text)
-  assert prior_files.named(str(tmp_path / "mine.json")) == "shipped"
+  assert prior_files.named(str(tmp_path / "mine.json")) == "small"
   (tmp_path / "mine.json").write_text(text + "\n")
   name = prior_files.named(str(tmp_path / "mine.json"))
   assert name.startswith("mine.json ") and len(name) == len("mine.json ") + 8
@@ -215,11 +215,15 @@ def test_a_prior_is_named_by_its_weights(tmp_path):
 
 def test_what_the_manifest_says_is_known_of_a_prior():
   found = prior_files.about("", prior_files.load(""))
-  assert found.prior == "shipped" and found.photographs == 69
-  said = json.loads(photo.SHIPPED.read_text())
-  assert found[3:] == (said["steps"], said["seconds"], said["device"])
+  assert found.prior == "small" and found.photographs == 69
+  said = json.loads(photo.SHIPPED["small"].read_text())
+  assert found[3:] == (said["steps"], said["seconds"], said["device"], 1)
   assert 5.2e6 < found.parameters < 5.4e6
-  assert prior_files.about("gaussian", None) == ("gaussian", *[None] * 5)
+  assert prior_files.about("gaussian", None) == (
+    "gaussian",
+    *[None] * 5,
+    1,
+  )
 
 
 def second_of(psnr, about=SECOND):
@@ -277,8 +281,8 @@ def test_the_section_says_which_prior_and_what_became_of_the_ranks():
   first = rows_of({"NFC, a": 27.0, "X": 25.0, "Y": 24.0})
   text = sectioned(first, second_of({"NFC, a": 26.0, "X": 28.0, "Y": 20.0}))
   assert (
-    "the shipped one (5.3 million parameters, trained on 69 photographs, 1201 "
-    "steps in 201 s on one gpu), are used as they are under a second one, "
+    "`small` (5.3 million parameters, trained on 69 photographs, 1201 steps in "
+    "201 s on 1 gpu), are used as they are under a second one, "
     "`second 12345678` (1.8 million parameters, trained on 251 photographs"
   ) in text
   assert "denoises" not in text and "Not run" not in text
@@ -292,10 +296,19 @@ def test_the_section_says_which_prior_and_what_became_of_the_ranks():
   ) in text
 
 
+def test_the_section_has_what_each_method_gains_and_loses():
+  first = rows_of({"NFC, a": 27.0, "X": 25.0, "Y": 24.0})
+  second = second_of({"NFC, a": 26.0, "X": 28.25, "Y": np.nan})
+  text = sectioned(first, second)
+  assert "| NFC, a | -1.00 / +0.010 | -1.00 / +0.010 |" in text
+  assert "| X | +3.25 / -0.032 | +3.25 / -0.032 |" in text
+  assert "| Y | - / - | - / - |" in text
+
+
 def test_the_section_has_the_denoising_of_its_own_prior_alone():
   first = rows_of({"NFC, a": 27.0, "X": 25.0})
   second = second_of({"NFC, a": 26.0, "X": 28.0})
-  about = {"base": "shipped", "pictures": 23, "side": 128, "base psnr": 31.59}
+  about = {"base": "small", "pictures": 23, "side": 128, "base psnr": 31.59}
   gain = pd.DataFrame(
     [
       about | {"prior": SECOND.prior, "sigma": 25, "psnr": 30.11},

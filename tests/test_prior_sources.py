@@ -259,7 +259,7 @@ def test_pictures_of_the_kodak_set_are_not_among_them():
   kodak = json.loads((FIXTURES / "kodak.json").read_text())
   # Number 23 is the file that the shipped prior had.
   assert len(set(kodak.values())) == 24
-  shipped = json.loads(photo.SHIPPED.read_text())["photographs"]
+  shipped = json.loads(photo.SHIPPED["small"].read_text())["photographs"]
   assert set(kodak.values()) & set(shipped.values()) == {kodak["23"]}
   for sources in (prior_sources.PHOTOGRAPHS, prior_sources.DEBIAN):
     text = json.dumps(sources)

@@ -231,7 +231,7 @@ def test_cameras_turn_pictures(tmp_path):
 
 def test_priors_by_kind_of_file(tmp_path):
   fixtures = command_line.CONFIGS.parent / "tests/fixtures/unets"
-  shipped = pj.priors.photo.SHIPPED
+  shipped = pj.priors.photo.SHIPPED["small"]
   assert prior_files.load("").config == prior_files.load(str(shipped)).config
   for name in ("adm.pt", "diffusers_new"):
     assert prior_files.load(str(fixtures / name)).config.channels == 3

@@ -32,7 +32,7 @@ class Settings(Checked):
   """Settings of the comparison."""
 
   seed: int  # of the noise
-  prior: str  # a file of `prior_files.load`, or "" for the shipped one
+  prior: str  # a file of `prior_files.load`, or "" for the small shipped one
   dtype: str  # of the network's arithmetic
   # names, none of which a prior may have learned from
   photographs: tuple[str, ...] = setting(some=True)

@@ -43,6 +43,11 @@ def block(
     words.wide(_summary(own, others, budgets)),
   ]
   for calls in budgets:
+    parts += [
+      f"**PSNR and LPIPS, {calls} evaluations**, of each method under the "
+      "second prior less under the first:",
+      words.wide(_changes(own, others, calls)),
+    ]
     for criterion in SCORES:
       one_own, two_own = _chosen(own, others, criterion, calls)
       found = other_prior.standing(one_own, two_own, criterion)
@@ -57,11 +62,7 @@ def block(
 
 def _said(about: Mapping[str, Any]) -> str:
   """A prior in words, as far as it is known."""
-  found = [
-    "the shipped one"
-    if about["prior"] == other_prior.FIRST
-    else f"`{about['prior']}`"
-  ]
+  found = [f"`{about['prior']}`"]
   if about["parameters"]:
     found.append(f"{about['parameters'] / 1e6:.1f} million parameters")
   if about["photographs"]:
@@ -69,7 +70,8 @@ def _said(about: Mapping[str, Any]) -> str:
   if about["steps"] and about["seconds"] and about["device"]:
     device = about["device"].removeprefix("gpu: ")
     found.append(
-      f"{about['steps']} steps in {about['seconds']} s on one {device}"
+      f"{about['steps']} steps in {about['seconds']} s on {about['devices']} "
+      f"{device}"
     )
   first, *rest = found
   return f"{first} ({', '.join(rest)})" if rest else first
@@ -169,6 +171,28 @@ def _ranks(found: pd.DataFrame) -> list[str]:
     f"{ranks.median():.2f}",
     f"{ranks[least]:.2f} ({least}, {found.loc[least, 'methods']} methods)",
   ]
+
+
+def _changes(own: pd.DataFrame, others: pd.DataFrame, calls: int) -> str:
+  """By method and operator, what the second prior gains and loses."""
+  found = []
+  for criterion, (column, digits, _) in SCORES.items():
+    one, two = (
+      rows.groupby(["method", "operator"])[column].agg(tables.mean)
+      for rows in _chosen(own, others, criterion, calls)
+    )
+    less = (two - one).dropna()  # what diverged has no mean
+    found.append(less.map(f"{{:+.{digits}f}}".format))
+  operators = _in_order(set(others["operator"]))
+  lines = [
+    [words.code(str(method))]
+    + [
+      " / ".join(each.get((method, name), "-") for each in found)
+      for name in operators
+    ]
+    for method in dict.fromkeys(others["method"])
+  ]
+  return markdown.table(["", *operators], lines)
 
 
 def _leads(found: pd.DataFrame, criterion: str) -> str:

@@ -44,7 +44,7 @@ class Settings(Checked):
     pictures: how many are reported on, the first by name.
     size: side of the crops.
     noise_std: of the measurements.
-    prior: a file of `prior_files.load`, "" for the shipped one.
+    prior: a file of `prior_files.load`, "" for the small shipped one.
     dtype: of the network's arithmetic.
     lpips: a file of `metrics.load_lpips`.
     tasks: of `baselines.TASKS`; motion blur is tuned on the medium kernel and

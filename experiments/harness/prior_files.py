@@ -3,13 +3,18 @@
 import hashlib
 import json
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from experiments.harness import writing
 from posterior_jax import priors
 from posterior_jax.priors import photo
 
-SHIPPED, GAUSSIAN = "", "gaussian"
+SHIPPED, LARGE, GAUSSIAN = "", "large", "gaussian"
+# What the package has, by what a config says.
+_OURS: dict[str, Literal["small", "large"]] = {
+  SHIPPED: "small",
+  LARGE: "large",
+}
 CHANNELS = 3
 
 
@@ -23,7 +28,8 @@ class About(NamedTuple):
       manifest says it.
     steps: of its training.
     seconds: that those took.
-    device: that they took them on.
+    device: the kind that they took them on.
+    devices: how many of them; 1 where the manifest does not say it.
   """
 
   prior: str
@@ -32,15 +38,16 @@ class About(NamedTuple):
   steps: int | None = None
   seconds: int | None = None
   device: str | None = None
+  devices: int = 1
 
 
 def load(prior: str, *, dtype: str = "float32") -> priors.UNetPrior[Any]:
   """A prior of colour photographs.
 
   Args:
-    prior: "" for the shipped one; a manifest NAME.json as `train_prior` writes
-      it; a directory of diffusers; or a state dict of guided-diffusion, NAME.pt
-      or NAME.safetensors.
+    prior: "" for the small shipped one, "large" for the large one; a manifest
+      NAME.json as `train_prior` writes it; a directory of diffusers; or a state
+      dict of guided-diffusion, NAME.pt or NAME.safetensors.
     dtype: of the network's arithmetic, float32 or bfloat16.
 
   Returns:
@@ -50,8 +57,8 @@ def load(prior: str, *, dtype: str = "float32") -> priors.UNetPrior[Any]:
     ValueError: for a path that does not exist or is of no such kind, a file
       that its loader refuses, or a network of other than three channels.
   """
-  if prior == SHIPPED:
-    return priors.photo_prior(dtype=dtype)
+  if prior in _OURS:
+    return priors.photo_prior(_OURS[prior], dtype=dtype)
   path = pathlib.Path(prior)
   if not path.exists():
     raise ValueError(f"prior must name a file or directory, {prior!r} is none")
@@ -71,17 +78,19 @@ def named(prior: str) -> str:
     prior: as of `load`, or "gaussian".
 
   Returns:
-    "shipped", "gaussian", or the file's name and the first eight digits of its
-    SHA-256, of a directory those of all its files together.
+    "small", "large", "gaussian", or the file's name and the first eight digits
+    of its SHA-256, of a directory those of all its files together.
   """
   if prior == GAUSSIAN:
     return GAUSSIAN
-  hashes = [*digests(prior).values()]
-  if not hashes or hashes == [writing.digest(photo.SHIPPED)]:
-    return "shipped"
-  whole, *more = hashes
+  if prior in _OURS:
+    return _OURS[prior]
+  whole, *more = digests(prior).values()
+  for size, manifest in photo.SHIPPED.items():
+    if not more and whole == writing.digest(manifest):
+      return size
   if more:
-    whole = hashlib.sha256("".join(hashes).encode()).hexdigest()
+    whole = hashlib.sha256("".join([whole, *more]).encode()).hexdigest()
   return f"{pathlib.Path(prior).name} {whole[:8]}"
 
 
@@ -96,24 +105,26 @@ def about(prior: str, network: priors.UNetPrior[Any] | None) -> About:
     return About(named(prior))
   size = sum(held.size for held in network.params.values())
   found = About(named(prior), size)
-  path = photo.SHIPPED if prior == SHIPPED else pathlib.Path(prior)
+  ours = photo.SHIPPED.get(_OURS.get(prior, ""))
+  path = ours or pathlib.Path(prior)
   if path.suffix != ".json":
     return found
   said = json.loads(path.read_text("utf-8"))
   seen = said.get("photographs")
   return found._replace(
     photographs=None if seen is None else len(seen),
+    devices=said.get("devices", 1),
     **{name: said.get(name) for name in ("steps", "seconds", "device")},
   )
 
 
 def any_way_up(prior: str) -> bool:
-  """Whether it knows pictures mirrored and transposed: the shipped one does.
+  """Whether it knows pictures mirrored and transposed: the shipped ones do.
 
   A prior of one's own may have learned what has one way up, such as faces, so
   that `NFCConfig.fast` must not turn its pictures.
   """
-  return prior == SHIPPED
+  return prior in _OURS
 
 
 def digests(prior: str) -> dict[str, str]:
@@ -123,7 +134,7 @@ def digests(prior: str) -> dict[str, str]:
     OSError: there is no such file.
   """
   # A manifest says the hash of its weights, which is verified on loading.
-  known = prior in (SHIPPED, GAUSSIAN)
+  known = prior in (*_OURS, GAUSSIAN)
   return {} if known else writing.digests("prior", [prior])
 
 

@@ -51,7 +51,7 @@ class RestorationSettings(Checked):
   """What is restored and how long it may take."""
 
   seed: int = 0  # of the noise and of the samplers
-  # a file of `prior_files.load`, "" for the shipped photo prior, or "gaussian"
+  # a file of `prior_files.load`, "" for the small photo prior, or "gaussian"
   # for one with the spectrum of other photographs
   prior: str = prior_files.SHIPPED
   # which, none of those that priors learn from

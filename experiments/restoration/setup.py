@@ -28,7 +28,7 @@ class SetupSettings(Checked):
   size: int = setting(at_least=64, at_most=1024, multiple_of=8)
   # of the measurements, pixels in [-1, 1]
   noise_std: float = setting(above=0, below=float("inf"))
-  # a file of `prior_files.load`, "" for the shipped photo prior, or "gaussian"
+  # a file of `prior_files.load`, "" for the small photo prior, or "gaussian"
   # for one with the spectrum of other photographs
   prior: str
   dtype: str  # of a network's arithmetic, float32 or bfloat16
