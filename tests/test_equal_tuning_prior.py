@@ -14,13 +14,12 @@ from experiments.equal_tuning import (
   known,
   merged,
   other_prior,
-  page,
-  prior_section,
   settings,
   study,
   tables,
 )
 from experiments.equal_tuning.methods import METHODS
+from experiments.equal_tuning.page import prior_section, written
 from experiments.harness import prior_files, record
 from posterior_jax.priors import photo
 from tests import oracles
@@ -340,14 +339,14 @@ def test_the_page_has_the_section_where_there_are_rows(tmp_path, monkeypatch):
   for name in ("ROWS", "ABOUT", "GAIN"):
     path = tmp_path / getattr(other_prior, name).name
     monkeypatch.setattr(other_prior, name, path)
-  monkeypatch.setattr(page, "block", lambda *_: "the tables")
-  assert page.made() == "the tables"
+  monkeypatch.setattr(written, "block", lambda *_: "the tables")
+  assert written.made() == "the tables"
   own = tables.read()
   own = own[(own["chains"] == 1) & (own["evaluations"] == 20)]
   second = own.assign(prior=SECOND.prior, psnr=own["psnr"] - 1)
   tables.packed(second).to_csv(other_prior.ROWS, index=False)
   other_prior.ABOUT.write_text(json.dumps(SECOND._asdict()))
-  before, text = page.made().split("### Under another prior")
+  before, text = written.made().split("### Under another prior")
   assert before == "the tables\n\n"
   verdicts = "4 ahead, 2 level, 1 behind"
   row = f"| 20 | PSNR | {verdicts} | {verdicts} | 7 of 7 | 7 of 7 | 1.00 |"

@@ -8,11 +8,10 @@ import pytest
 
 from experiments.equal_tuning import (
   methods,
-  page,
   report,
-  sections,
   tables,
 )
+from experiments.equal_tuning.page import sections, written
 from experiments.harness import record
 from posterior_jax import baselines
 
@@ -269,6 +268,6 @@ def test_points_without_a_score_are_counted():
 
 
 def test_the_page_is_made_of_the_committed_rows():
-  text = page.PAGE.read_text()
-  block = text.split(page.BEGIN)[1].split(page.END)[0]
-  assert block.strip() == page.made().strip()
+  text = written.PAGE.read_text()
+  block = text.split(written.BEGIN)[1].split(written.END)[0]
+  assert block.strip() == written.made().strip()

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from experiments.equal_tuning import tables
-from experiments.equal_tuning.plane import CAPTION, plane
+from experiments.equal_tuning.page.plane import CAPTION, plane
 from experiments.equal_tuning.tables import OWN, SCORES
 from experiments.harness import record
 from experiments.harness.reporting.report import Report

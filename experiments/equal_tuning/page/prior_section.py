@@ -5,7 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.equal_tuning import other_prior, tables, words
+from experiments.equal_tuning import other_prior, tables
+from experiments.equal_tuning.page import words
 from experiments.equal_tuning.tables import AHEAD, NAMES, OWN, SCORES
 from experiments.harness.reporting import markdown
 

@@ -4,8 +4,9 @@ import math
 
 import pandas as pd
 
-from experiments.equal_tuning import tables, words
-from experiments.equal_tuning.plane import CAPTION
+from experiments.equal_tuning import tables
+from experiments.equal_tuning.page import words
+from experiments.equal_tuning.page.plane import CAPTION
 from experiments.equal_tuning.tables import NAMES, OWN
 from experiments.harness.reporting import markdown
 

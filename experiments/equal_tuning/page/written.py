@@ -1,0 +1,39 @@
+"""What stands between the two `equal tuning` comments of the page."""
+
+import json
+import pathlib
+
+import pandas as pd
+
+from experiments.equal_tuning import other_prior, tables
+from experiments.equal_tuning.page import prior_section
+from experiments.equal_tuning.page.sections import block
+from experiments.equal_tuning.tables import TRIALS
+from experiments.harness import prior_files
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+PICTURE = "notebooks/figures/plane.png"
+PAGE = ROOT / "docs/benchmarks/restoration.md"
+BEGIN = (
+  "<!-- equal tuning: written by `python -m experiments.equal_tuning.page` -->"
+)
+END = "<!-- end of equal tuning -->"
+
+
+def made() -> str:
+  """The page's block, of the committed files."""
+  rows = tables.read()
+  parts = [block(rows, pd.read_csv(TRIALS))]
+  if other_prior.ROWS.exists():
+    second = json.loads(other_prior.ABOUT.read_text())
+    first = prior_files.about("", prior_files.load(""))._asdict()
+    gain = other_prior.GAIN
+    parts.append(
+      prior_section.block(
+        rows,
+        tables.read(other_prior.ROWS),
+        {each["prior"]: each for each in (first, second)},
+        pd.read_csv(gain) if gain.exists() else pd.DataFrame(),
+      )
+    )
+  return "\n\n".join(parts)
