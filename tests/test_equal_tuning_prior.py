@@ -285,13 +285,14 @@ def test_the_section_says_which_prior_and_what_became_of_the_ranks():
     "`second 12345678` (1.8 million parameters, trained on 251 photographs"
   ) in text
   assert "denoises" not in text and "Not run" not in text
-  row = "2 ahead, 0 level, 0 behind | 0 ahead, 0 level, 2 behind | 0 of 2 "
-  row += "| 0 of 2 | 0.50 | 0.50 (motion, short, 3 methods) |"
+  row = "2 / 0 / 0 | 0 / 0 / 2 | 0 of 2 "
+  row += "| 0 of 2 | 0.50 | 0.50 (motion, short) |"
   for criterion in tables.SCORES:
-    assert f"| 20 | {criterion} | {row}" in text
+    assert f"| {criterion}, 20 | {row}" in text
   assert (
-    "| box | NFC, a 27.50 | X 25.50 | +2.00 (+2.00, +2.00) "
-    "| NFC, a 26.50 | X 28.50 | -2.00 (-2.00, -2.00) | **ahead** | behind |"
+    "| box | first | NFC, a 27.50 | X 25.50 | +2.00 (+2.00, +2.00) "
+    "| **ahead** |\n"
+    "|  | second | NFC, a 26.50 | X 28.50 | -2.00 (-2.00, -2.00) | behind |"
   ) in text
 
 
@@ -299,8 +300,8 @@ def test_the_section_has_what_each_method_gains_and_loses():
   first = rows_of({"NFC, a": 27.0, "X": 25.0, "Y": 24.0})
   second = second_of({"NFC, a": 26.0, "X": 28.25, "Y": np.nan})
   text = sectioned(first, second)
-  assert "| NFC, a | -1.00 / +0.010 | -1.00 / +0.010 |" in text
-  assert "| X | +3.25 / -0.032 | +3.25 / -0.032 |" in text
+  assert "| NFC, a | -1.00 / +.010 | -1.00 / +.010 |" in text
+  assert "| X | +3.25 / -.032 | +3.25 / -.032 |" in text
   assert "| Y | - / - | - / - |" in text
 
 
@@ -348,8 +349,7 @@ def test_the_page_has_the_section_where_there_are_rows(tmp_path, monkeypatch):
   other_prior.ABOUT.write_text(json.dumps(SECOND._asdict()))
   before, text = written.made().split("### Under another prior")
   assert before == "the tables\n\n"
-  verdicts = "4 ahead, 2 level, 1 behind"
-  row = f"| 20 | PSNR | {verdicts} | {verdicts} | 7 of 7 | 7 of 7 | 1.00 |"
+  row = "| PSNR, 20 | 4 / 2 / 1 | 4 / 2 / 1 | 7 of 7 | 7 of 7 | 1.00 |"
   assert row in text
 
 

@@ -48,10 +48,10 @@ def photo_prior(
     size: "small" has 5.3 million parameters, learned from 69 photographs, and
       the presets were tuned under it. "large" has 14.5 million, learned from
       381 and denoises 0.16 dB better (sigma 25 of 255, 23 Kodak pictures), at
-      3.6 times the time on a CPU. Presets that draw noise at every level
-      (`perceptual`, `calibrated`) gain up to 0.16 dB by it; `NFCConfig.fast`,
-      whose images carry none, loses up to 1 dB on blurs and 3 on
-      super-resolution (docs/benchmarks/restoration.md, "Under another prior").
+      3.6 times the time on a CPU. `NFCConfig.perceptual` gains up to 0.14 dB
+      by it; `NFCConfig.fast`, whose images carry no noise, loses up to 1 dB on
+      blurs and 3 on super-resolution (docs/benchmarks/restoration.md, "Under
+      another prior").
     dtype: of the arithmetic: float32, or bfloat16 on accelerators.
 
   Returns:

@@ -36,11 +36,11 @@ def block(
     f"The winners under the first prior, {_said(about[one])}, are used as they "
     f"are under a second one, {_said(about[two])}: nothing was tuned again. "
     f"{_denoised(gain, one, two)}{_lost(first, others, budgets)}".rstrip(),
-    f"On how many operators the best of {OWN} is ahead of, level with and "
+    f"On how many operators the best of {OWN} is ahead of / level with / "
     "behind the best other method under either prior, one sample; on how many "
-    "that stays the same, and the best method; and Spearman's correlation of "
-    "the methods' mean scores under both, the median over operators and the "
-    "least:",
+    "that stays the same, and the best of all methods; and Spearman's "
+    "correlation of the methods' mean scores under both, the median over "
+    "operators and the least:",
     words.wide(_summary(own, others, budgets)),
   ]
   for calls in budgets:
@@ -148,17 +148,21 @@ def _summary(
       same = (found["NFC is"] == found["NFC is 2"]).sum()
       lines.append(
         [
-          str(calls),
-          criterion,
-          words.counted(found["NFC is"]),
-          words.counted(found["NFC is 2"]),
+          f"{criterion}, {calls}",
+          _counted(found["NFC is"]),
+          _counted(found["NFC is 2"]),
           f"{same} of {len(found)}",
           *_ranks(other_prior.correlations(one_own, two_own, criterion)),
         ]
       )
-  head = ["evaluations", "score", "first prior", "second prior"]
-  head += ["same verdict", "same best method"]
-  return markdown.table([*head, "correlation, median", "least"], lines)
+  head = ["score, evaluations", "first prior", "second prior", "same verdict"]
+  head += ["same best", "correlation", "least"]
+  return markdown.table(head, lines)
+
+
+def _counted(verdicts: pd.Series) -> str:
+  found = verdicts.value_counts()
+  return " / ".join(str(found.get(word, 0)) for word in words.VERDICTS)
 
 
 def _ranks(found: pd.DataFrame) -> list[str]:
@@ -170,7 +174,7 @@ def _ranks(found: pd.DataFrame) -> list[str]:
   return [
     f"{found['same best'].sum()} of {len(found)}",
     f"{ranks.median():.2f}",
-    f"{ranks[least]:.2f} ({least}, {found.loc[least, 'methods']} methods)",
+    f"{ranks[least]:.2f} ({least})",
   ]
 
 
@@ -183,7 +187,9 @@ def _changes(own: pd.DataFrame, others: pd.DataFrame, calls: int) -> str:
       for rows in _chosen(own, others, criterion, calls)
     )
     less = (two - one).dropna()  # what diverged has no mean
-    found.append(less.map(f"{{:+.{digits}f}}".format))
+    signed = less.map(f"{{:+.{digits}f}}".format)
+    # As the other tables write a distance below 1.
+    found.append(signed.str.replace("0.", ".") if digits > 2 else signed)
   operators = _in_order(set(others["operator"]))
   lines = [
     [words.code(str(method))]
@@ -197,26 +203,25 @@ def _changes(own: pd.DataFrame, others: pd.DataFrame, calls: int) -> str:
 
 
 def _leads(found: pd.DataFrame, criterion: str) -> str:
+  """Two lines for each operator, one for each prior."""
   _, digits, _ = SCORES[criterion]
   lines = []
   for operator, row in found.iterrows():
-    line = [str(operator)]
-    for end in ("", " 2"):
+    for name, which, end in ((operator, "first", ""), ("", "second", " 2")):
       own, other, lead, low, high = (
-        row[f"{name}{end}"]
-        for name in ("its mean", "other mean", "lead", "from", "to")
+        row[f"{column}{end}"]
+        for column in ("its mean", "other mean", "lead", "from", "to")
       )
-      line += [
-        f"{words.code(row[f'best of NFC{end}'])} {own:.{digits}f}",
-        f"{row[f'best other{end}']} {other:.{digits}f}",
-        words.lead(lead, low, high, digits),
-      ]
-    verdicts = [row[f"NFC is{end}"] for end in ("", " 2")]
-    lines.append(line + [words.bold(each, each == AHEAD) for each in verdicts])
-  head = ["operator"]
-  head += [
-    f"{what}, {which}"
-    for which in ("first", "second")
-    for what in (OWN, "best other", "lead")
-  ]
-  return markdown.table([*head, f"{OWN} is, first", f"{OWN} is, second"], lines)
+      verdict = row[f"NFC is{end}"]
+      lines.append(
+        [
+          str(name),
+          which,
+          f"{words.code(row[f'best of NFC{end}'])} {own:.{digits}f}",
+          f"{row[f'best other{end}']} {other:.{digits}f}",
+          words.lead(lead, low, high, digits),
+          words.bold(verdict, verdict == AHEAD),
+        ]
+      )
+  head = ["operator", "prior", OWN, "best other", "lead", f"{OWN} is"]
+  return markdown.table(head, lines)

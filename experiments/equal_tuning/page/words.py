@@ -5,7 +5,7 @@ import pandas as pd
 from experiments.equal_tuning import tables
 from experiments.equal_tuning.tables import OWN
 
-_VERDICTS = tables.AHEAD, tables.LEVEL, tables.BEHIND
+VERDICTS = tables.AHEAD, tables.LEVEL, tables.BEHIND
 
 
 def wide(table: str) -> str:
@@ -33,4 +33,4 @@ def lead(value: float, low: float, high: float, digits: int) -> str:
 def counted(verdicts: pd.Series) -> str:
   """How many are ahead, level and behind."""
   found = verdicts.value_counts()
-  return ", ".join(f"{found.get(word, 0)} {word}" for word in _VERDICTS)
+  return ", ".join(f"{found.get(word, 0)} {word}" for word in VERDICTS)
