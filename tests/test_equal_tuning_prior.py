@@ -104,9 +104,9 @@ def again(given, folder, about=SECOND):
   )
 
 
-def restored(given, workdir):
+def restored(given, workdir, **options):
   """The folder of a whole run."""
-  with record.Run(workdir, command=["here"], config={}) as run:
+  with record.Run(workdir, command=["here"], config={}, **options) as run:
     study.compare(given, run)
   return workdir
 
@@ -165,6 +165,13 @@ def test_a_run_that_was_cut_is_gone_on_with(given, folder, programs, tmp_path):
   for cell in cells.cells(given.settings):
     assert bench.is_done(cell) and not other.is_done(cell)
   assert last["prior"] == SECOND.prior
+
+
+def test_a_resumed_run_names_its_prior_once(given, folder, programs, tmp_path):
+  run = restored(again(given, folder), tmp_path / "run")
+  restored(again(given, folder), run, resume=True)
+  assert len((run / f"{tables.PRIOR}.jsonl").read_text().splitlines()) == 1
+  assert len(take(run, folder))
 
 
 def test_rows_of_two_priors_are_not_mixed(given, folder, programs, tmp_path):

@@ -37,7 +37,7 @@ _QUIET = 60.0  # seconds without work, after which it says what it waits for
 def compare(given: Given, run: record.Run) -> None:
   """Tunes and reports all cells, writes their rows as they come."""
   settings = given.settings
-  run.write(PRIOR, given.prior)
+  run.write_once(PRIOR, given.prior, ["prior"])
   with Progress(len(cells(given.settings)), label=TABLE) as tick:
     folder = pathlib.Path(settings.cells or run.folder / "cells")
     for name, row in work(given, folder, tick):
