@@ -42,8 +42,15 @@ def test_a_step_is_exported_with_its_cache():
   jax.tree.map(np.testing.assert_array_equal, cache, whole)
 
 
-@pytest.mark.parametrize("kind", ["dense", "sparse"])
-@pytest.mark.parametrize("length", [1, 64])
+@pytest.mark.parametrize(
+  "kind, length",
+  [
+    ("dense", 64),
+    ("sparse", 1),
+    pytest.param("dense", 1, marks=pytest.mark.slow),
+    pytest.param("sparse", 64, marks=pytest.mark.slow),
+  ],
+)
 def test_a_step_in_xla_is_exported_for_every_platform(kind, length):
   """With no check of `jax.export` disabled, whatever the layers are made of."""
   rule = RuleOptions(chunk_size=16, implementation="xla")

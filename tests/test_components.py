@@ -224,7 +224,13 @@ OPERATORS = {
 every_operator = pytest.mark.parametrize("name", OPERATORS)
 # Every operator, with a band or without.
 DRAWN = (("resize", True), ("random", False), ("blur", True))
-CASES = pytest.mark.parametrize("banded", [False, True], ids=["open", "banded"])
+drawn = pytest.mark.parametrize(
+  ("name", "banded"),
+  [
+    pytest.param(*case, marks=[] if case in DRAWN else pytest.mark.slow)
+    for case in itertools.product(OPERATORS, (False, True))
+  ],
+)
 
 
 def _target(name, banded, count=1):
@@ -270,8 +276,7 @@ def _exact(name, banded):
   return mean, covariance
 
 
-@CASES
-@every_operator
+@drawn
 def test_mean_is_the_minimiser(name, banded):
   expected, _ = _exact(name, banded)
   target = _target(name, banded)
@@ -285,13 +290,7 @@ def test_mean_is_the_minimiser(name, banded):
   assert np.abs(slope(target, z)).max() < 1e-4 * scale
 
 
-@pytest.mark.parametrize(
-  ("name", "banded"),
-  [
-    pytest.param(*case, marks=[] if case in DRAWN else pytest.mark.slow)
-    for case in itertools.product(OPERATORS, (False, True))
-  ],
-)
+@drawn
 def test_draw_has_mean_and_covariance_of_the_target(name, banded):
   count = 4000
   mean, covariance = _exact(name, banded)

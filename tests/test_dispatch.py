@@ -62,8 +62,15 @@ def test_transformations(implementation, name):
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-@pytest.mark.parametrize("implementation", ["auto", "xla"])
-@pytest.mark.parametrize("gradient", ["implicit", "truncated"])
+@pytest.mark.parametrize(
+  "implementation, gradient",
+  [
+    ("auto", "truncated"),
+    ("xla", "implicit"),
+    pytest.param("auto", "implicit", marks=pytest.mark.slow),
+    pytest.param("xla", "truncated", marks=pytest.mark.slow),
+  ],
+)
 def test_gradients_under_transformations(implementation, name, gradient):
   a, truth = problem()
   weights = np.random.default_rng(0).standard_normal(a.shape)
@@ -84,14 +91,22 @@ SPECS = {
 }
 
 
-@pytest.mark.parametrize("spec", SPECS)
+PLATFORMS = (
+  *(("tpu", "tpu", "tpu_custom_call"), ("tpu", "auto", "tpu_custom_call")),
+  *(("cuda", "gpu", oracles.GPU_CALL), ("cuda", "auto", oracles.GPU_CALL)),
+)
+
+
 @pytest.mark.parametrize(
-  "platform, implementation, call",
+  "platform, implementation, call, spec",
   [
-    ("tpu", "tpu", "tpu_custom_call"),
-    ("tpu", "auto", "tpu_custom_call"),
-    ("cuda", "gpu", oracles.GPU_CALL),
-    ("cuda", "auto", oracles.GPU_CALL),
+    # A back end that is named is what "auto" takes, of any inverse.
+    pytest.param(
+      *(*case, spec),
+      marks=[] if "auto" in case or spec == "ladder" else pytest.mark.slow,
+    )
+    for case in PLATFORMS
+    for spec in SPECS
   ],
 )
 def test_export_from_a_cpu_host(platform, implementation, call, spec):
@@ -168,9 +183,16 @@ def test_auto_logs_a_fallback_once(caplog):
   ]
 
 
-@pytest.mark.parametrize("platforms", [["cuda", "tpu"], ["cpu", "tpu"]])
-@pytest.mark.parametrize("form", ["inverse", "rule", "vmap"])
-def test_one_export_for_two_platforms(platforms, form):
+@pytest.mark.parametrize(
+  "form, platforms",
+  [
+    *((form, ["cpu", "tpu"]) for form in ("inverse", "rule", "vmap")),
+    ("rule", ["cuda", "tpu"]),
+    pytest.param("inverse", ["cuda", "tpu"], marks=pytest.mark.slow),
+    pytest.param("vmap", ["cuda", "tpu"], marks=pytest.mark.slow),
+  ],
+)
+def test_one_export_for_two_platforms(form, platforms):
   """Each kernel is lowered for its own platform alone."""
   f = neumann_jax.inverse if form != "vmap" else jax.vmap(neumann_jax.inverse)
   shapes = [jax.ShapeDtypeStruct((5, 2, 64, 64), jnp.float32)]

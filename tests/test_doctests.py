@@ -7,6 +7,8 @@ import inspect
 import jax.numpy as jnp
 import pytest
 
+from tests import models
+
 PACKAGES = ("neumann_jax", "posterior_jax")
 # Not in a package's __all__, but documented paths of their own.
 ROOMS = (
@@ -87,7 +89,8 @@ def test_example(name):
   runner = doctest.DocTestRunner(
     optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
   )
-  outcome = runner.run(EXAMPLES[name], out=report.append)
+  with models.drawn_by_numpy():
+    outcome = runner.run(EXAMPLES[name], out=report.append)
   assert outcome.attempted and not outcome.failed, "".join(report)
 
 

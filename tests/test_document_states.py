@@ -46,7 +46,7 @@ GRADIENT = {
 }
 slow = pytest.mark.slow
 EVERY = [
-  pytest.param(form, marks=slow if form == "interpret" else ())
+  pytest.param(form, marks=slow if form in ("fused", "interpret") else ())
   for form in FORMS
 ]
 

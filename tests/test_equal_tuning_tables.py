@@ -1,5 +1,6 @@
 """Equal tuning: its tables, its report, and the committed rows and page."""
 
+import functools
 import math
 
 import numpy as np
@@ -14,6 +15,10 @@ from experiments.equal_tuning import (
 from experiments.equal_tuning.page import sections, written
 from experiments.harness import record
 from posterior_jax import baselines
+
+# Parsed once: that takes as long as what is asked of them.
+committed = functools.cache(tables.read)
+tried = functools.cache(functools.partial(pd.read_csv, tables.TRIALS))
 
 
 def rows_of(psnr):
@@ -175,7 +180,7 @@ def test_the_report_begins_with_the_plane_of_both_scores(tmp_path):
 
 def test_what_is_committed_is_tied_to_the_best_point_that_was_tried():
   """Every winner is the best of its log; inside says what the log says."""
-  rows, trials = tables.read(), pd.read_csv(tables.TRIALS)
+  rows, trials = committed(), tried()
   about = ["method", "evaluations", "task"]
   logs = {key: own for key, own in trials.groupby(about)}
   single = rows[rows["chains"] == 1]
@@ -191,19 +196,20 @@ def test_what_is_committed_is_tied_to_the_best_point_that_was_tried():
 
 
 def test_means_are_of_the_winners_by_psnr_of_the_budget_before():
-  rows = tables.read()
+  rows = committed()
   several = rows[rows["chains"] > 1].drop_duplicates(
     ["method", "evaluations", "task", "kernel"]
   )
   assert set(several["evaluations"]) == {100, 1000}
+  before = functools.cache(functools.partial(tables.chosen, rows, "PSNR"))
   for _, row in several.iterrows():
-    own = tables.chosen(rows, "PSNR", row["evaluations"] // row["chains"])
+    own = before(row["evaluations"] // row["chains"])
     same = (own["method"] == row["method"]) & (own["task"] == row["task"])
     assert set(own[same]["point"]) == {row["point"]}
 
 
 def test_every_search_began_from_a_winner_of_the_budget_before():
-  trials = pd.read_csv(tables.TRIALS)
+  trials = tried()
   for about, own in trials.groupby(["method", "task"]):
     winners = None
     for _, log in own.groupby("evaluations"):
@@ -236,7 +242,7 @@ def numbers(point):
 
 def test_methods_were_tuned_by_as_many_points():
   """MMPS has fewer: its one knob has no more values."""
-  counts = pd.read_csv(tables.TRIALS).groupby(["method", "evaluations", "task"])
+  counts = tried().groupby(["method", "evaluations", "task"])
   sizes = counts.size().drop("MMPS").groupby("evaluations").unique()
   assert {calls: [*n] for calls, n in sizes.items()} == {
     20: [48],
@@ -247,7 +253,7 @@ def test_methods_were_tuned_by_as_many_points():
 
 def test_the_tuned_setting_of_adamdps_has_the_medians_of_its_winners():
   """By PSNR at 100 evaluations, one for each task, as `tuned` says."""
-  rows = tables.chosen(tables.read(), "PSNR", 100)
+  rows = tables.chosen(committed(), "PSNR", 100)
   own = rows[rows["method"] == "AdamDPS"].drop_duplicates("task")
   assert len(own) == 5
   medians = np.median([numbers(point) for point in own["point"]], axis=0)

@@ -44,12 +44,21 @@ def inner(a, b):
 
 
 SLOW = ("auto", "interpret")  # what "xla" and "fused" do, compiled for longer
+INTEGERS = InverseSpec(quant=QuantSpec(8, "dynamic", integer=True))
 
 
-@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(
-  "form",
-  [pytest.param(x, marks=pytest.mark.slow if x in SLOW else ()) for x in FORMS],
+  "form, packed",
+  [
+    pytest.param(
+      *(x, packed),
+      marks=pytest.mark.slow
+      if x in SLOW or (x, packed) == ("fused", False)
+      else (),
+    )
+    for x in FORMS
+    for packed in (False, True)
+  ],
 )
 def test_the_rule(form, packed):
   p = Problem(*map(jnp.asarray, oracles.problem(40)))
@@ -63,14 +72,22 @@ def test_the_rule(form, packed):
   assert inner(cotangents(p), tangents) == pytest.approx(want, rel=1e-4)
 
 
-@pytest.mark.parametrize("gradient", ["implicit", "truncated"])
 @pytest.mark.parametrize(
-  "spec",
+  "spec, gradient",
   [
-    InverseSpec(),
-    InverseSpec(precision="bfloat16"),
-    InverseSpec(quant=QuantSpec(8, "dynamic", integer=True)),
-    InverseSpec("exact"),
+    (InverseSpec(), "truncated"),
+    (InverseSpec(precision="bfloat16"), "implicit"),
+    (INTEGERS, "implicit"),
+    (InverseSpec("exact"), "implicit"),
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in (
+        (InverseSpec(), "implicit"),
+        (InverseSpec(precision="bfloat16"), "truncated"),
+        (INTEGERS, "truncated"),
+        (InverseSpec("exact"), "truncated"),
+      )
+    ),
   ],
 )
 def test_the_inverse(spec, gradient):

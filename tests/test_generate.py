@@ -22,7 +22,7 @@ from neumann_jax import (
 from neumann_jax.generation import decoding
 from neumann_jax.generation.job import prepare
 from neumann_jax.generation.sampling import SamplingSpec
-from tests import oracles
+from tests import models, oracles
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -63,7 +63,8 @@ def model_of(scanned=False, sparse=False, dtype="float32"):
     rule=RuleOptions(chunk_size=8),
     scan_layers=scanned,
   )
-  model = LanguageModel(config, execution, rngs=nnx.Rngs(1))
+  with models.drawn_by_numpy():
+    model = LanguageModel(config, execution, rngs=nnx.Rngs(0))
   for path, rate in nnx.to_flat_state(nnx.state(model)):
     if path[-1] == "A_log":
       slow = np.linspace(-7, -4, rate[...].size).reshape(rate[...].shape)

@@ -19,6 +19,7 @@ from neumann_jax.layers.kernels import grouped_blocks, grouped_tiles
 from tests import oracles
 
 SIZES = [3, 0, 1, 30, 0, 13, 7]
+FEW = [0, 0, 5], [1], [0, 200, 0]
 WIDTHS = 24, 40
 
 
@@ -42,9 +43,16 @@ def counts(sizes):
 product = oracles.quick_jit(grouped_product, static_argnames="dtype")
 
 
-@pytest.mark.parametrize("sizes", [SIZES, [0, 0, 5], [1], [0, 200, 0]])
-@pytest.mark.parametrize("form", ["public", "tiles"])
-def test_values(sizes, form):
+@pytest.mark.parametrize(
+  "form, sizes",
+  [
+    *(("public", sizes) for sizes in (SIZES, *FEW)),
+    ("tiles", SIZES),  # groups without rows, of one and of several
+    *(pytest.param("tiles", x, marks=pytest.mark.slow) for x in FEW[:2]),
+    ("tiles", FEW[2]),
+  ],
+)
+def test_values(form, sizes):
   x, kernels = operands(sizes)
   if form == "public":
     found = product(x, kernels, counts(sizes))
@@ -266,7 +274,9 @@ def test_derivatives_on_a_mesh(name):
   oracles.assert_close(step(*many), step(*one), 1e-5)
 
 
-@pytest.mark.parametrize("name", ["rows", "both"])
+@pytest.mark.parametrize(
+  "name", [pytest.param("rows", marks=pytest.mark.slow), "both"]
+)
 def test_each_device_of_a_tpu_multiplies_its_own_rows(name):
   step, _, arrays = on_mesh(name)
   lowered = step.trace(*arrays).lower(lowering_platforms=("tpu",))

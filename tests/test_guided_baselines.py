@@ -148,6 +148,11 @@ def test_adamdps_keeps_moments_from_step_to_step():
   sampler = baselines.adamdps(config)
   state = sampler.init(jax.random.key(0), p.observation, 2)
   state = state._replace(x=p.x)
+
+  @oracles.quick_jit
+  def step(state, key):
+    return sampler.step(state, p.prior.denoise, p.observation, key)
+
   x, mean, square = flat(p.x), 0.0, 0.0
   for number in range(2):
     sigma, following = nodes[number : number + 2]
@@ -166,7 +171,7 @@ def test_adamdps_keeps_moments_from_step_to_step():
     noise = flat(jax.random.normal(key, p.x.shape))
     moved = ancestral(x, np.clip(raw, -1, 1), noise, sigma, following)
     x = (moved - 0.1 * to / (kept / after) ** 0.5) / after**0.5
-    state, info = sampler.step(state, p.prior.denoise, p.observation, key)
+    state, info = step(state, key)
     # Of noise of 157, with its rounding.
     np.testing.assert_allclose(flat(state.x), x, rtol=1e-4, atol=2e-3)
     assert info.evaluations == 2
@@ -219,8 +224,15 @@ def exact_mean(p, sigma):
   ]
 
 
-@pytest.mark.parametrize("name", OPERATORS)
-@pytest.mark.parametrize("method", ["pigdm", "mmps"])
+@pytest.mark.parametrize(
+  "method, name",
+  [
+    *(("pigdm", "random"), ("pigdm", "blur"), ("mmps", "resize")),
+    pytest.param("pigdm", "resize", marks=pytest.mark.slow),
+    pytest.param("mmps", "random", marks=pytest.mark.slow),
+    pytest.param("mmps", "blur", marks=pytest.mark.slow),
+  ],
+)
 def test_guidance_is_exact_for_a_gaussian_prior(method, name):
   """White of any variance for PiGDM, coloured for MMPS; a middle level."""
   levels, at = 20, 13

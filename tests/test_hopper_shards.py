@@ -73,8 +73,8 @@ def kernels(monkeypatch):
 @pytest.mark.parametrize(
   "packed, check_vma, dv",
   [
-    (False, True, 16),
     (True, True, 16),
+    pytest.param(False, True, 16, marks=pytest.mark.slow),
     pytest.param(True, False, 16, marks=pytest.mark.slow),
     pytest.param(False, False, 16, marks=pytest.mark.slow),
     pytest.param(True, True, 32, marks=pytest.mark.slow),

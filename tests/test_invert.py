@@ -13,6 +13,7 @@ from neumann_jax.chunk_inverse import api as ni
 from neumann_jax.chunk_inverse import bounds, masks, xla
 from neumann_jax.chunk_inverse.integer import QuantSpec
 from neumann_jax.chunk_inverse.inverse_spec import InverseSpec, resolve
+from tests import oracles
 
 
 def problem(family="cosine_0.5", chunk_size=32, count=3, beta=(0.6, 1.0)):
@@ -22,6 +23,13 @@ def problem(family="cosine_0.5", chunk_size=32, count=3, beta=(0.6, 1.0)):
   rng = np.random.default_rng(1)
   g = rng.standard_normal(c.a.shape)
   return np.float32(c.a), np.float32(g)
+
+
+@functools.partial(oracles.quick_jit, static_argnames=("spec", "gradient"))
+def pulled(a, g, spec, gradient):
+  """The cotangent of a, of one program for matrices of all families."""
+  _, vjp = jax.vjp(lambda a: ni.inverse(a, spec, gradient=gradient), a)
+  return vjp(g)[0]
 
 
 @pytest.mark.parametrize("family", key_families.FAMILIES)
@@ -38,14 +46,12 @@ def problem(family="cosine_0.5", chunk_size=32, count=3, beta=(0.6, 1.0)):
 def test_gradient_of_exact_forms(spec, family, gradient):
   """-T^t G T^t on the strictly lower part, in float64."""
   a, g = problem(family)
-  _, vjp = jax.vjp(
-    lambda a: ni.inverse(a, spec, gradient=gradient), jnp.asarray(a)
-  )
+  found = pulled(a, g, spec=spec, gradient=gradient)
   t = key_families.exact_inverse(a)
   tt = np.swapaxes(t, -1, -2)
   want = -np.tril(tt @ g.astype(np.float64) @ tt, -1)
   scale = np.abs(want).max()
-  assert np.abs(np.asarray(vjp(jnp.asarray(g))[0]) - want).max() <= 1e-5 * scale
+  assert np.abs(found - want).max() <= 1e-5 * scale
 
 
 @pytest.mark.parametrize(
@@ -72,10 +78,7 @@ def test_truncated_gradient_is_that_of_the_computed_polynomial(spec):
       step[i[p], j[p]] = h
       slope = (np.asarray(run(a64 + step)) - np.asarray(run(a64 - step))) / 2
       want.append((slope / h * g64).sum())
-  _, vjp = jax.vjp(
-    lambda a: ni.inverse(a, spec, gradient="truncated"), jnp.asarray(a[0])
-  )
-  got = np.asarray(vjp(jnp.asarray(g[0]))[0])
+  got = np.asarray(pulled(a[0], g[0], spec=spec, gradient="truncated"))
   chex.assert_trees_all_close(
     got[i[picks], j[picks]].astype(np.float64),
     np.array(want),
@@ -87,12 +90,7 @@ def test_the_two_gradients_differ_where_truncation_matters():
   a, g = problem("cosine_0.5")
   spec = InverseSpec("newton", order=3, residual_steps=1)
   grads = [
-    np.asarray(
-      jax.vjp(
-        functools.partial(ni.inverse, spec=spec, gradient=name),
-        jnp.asarray(a),
-      )[1](jnp.asarray(g))[0]
-    )
+    np.asarray(pulled(a, g, spec=spec, gradient=name))
     for name in ("implicit", "truncated")
   ]
   assert np.abs(grads[0] - grads[1]).max() > 1e-2
@@ -109,13 +107,9 @@ def test_low_precision_gradients_stay_near_the_exact_one(precision, gradient):
   if precision == "int8":
     form = {"quant": QuantSpec(8, "dynamic")}
   a, g = problem("cosine_0.5")
-  _, vjp = jax.vjp(
-    lambda a: ni.inverse(a, InverseSpec(**form), gradient=gradient),
-    jnp.asarray(a),
-  )
   tt = np.swapaxes(key_families.exact_inverse(a), -1, -2)
   want = -np.tril(tt @ g.astype(np.float64) @ tt, -1)
-  got = np.asarray(vjp(jnp.asarray(g))[0])
+  got = pulled(a, g, spec=InverseSpec(**form), gradient=gradient)
   assert np.linalg.norm(got - want) <= 0.1 * np.linalg.norm(want)
 
 

@@ -127,7 +127,7 @@ def test_draws_are_those_of_the_spectral_target(name, banded, prior):
 
   Its mean by `by_spectrum.mean`, its covariance dense in float64.
   """
-  count = 3000
+  count = 1500
   observation = observe(name, banded)
   centre = jnp.tile(normal((1, 1, *SHAPE), 4), (count, 1, 1, 1, 1))
   variance = width(prior)

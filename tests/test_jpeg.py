@@ -21,8 +21,11 @@ def _levels(x):
   return np.asarray((x + 1) * 127.5)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("chroma", [1, 2])
+@pytest.mark.parametrize(
+  "channels, chroma",
+  # A grey picture has no colours to halve.
+  [(1, 2), (3, 1), (3, 2), pytest.param(1, 1, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("quality", [10, 50, 90])
 def test_it_shows_what_pillow_decodes(quality, chroma, channels):
   """But where a coefficient of libjpeg's integers is rounded otherwise."""

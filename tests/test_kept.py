@@ -187,25 +187,29 @@ def test_a_level_keeps_the_state_s_noise(prior):
   config = _config(renewal=0.0).replace(levels=2, schedule={"relaxation": 2.0})
   sampler = compose(parts_of(config), levels_of(config))
   levels = levels_of(config)
-  state = sampler.init(jax.random.key(0), observation, 3)
-  for number in range(2):
-    level = jax.tree.map(lambda entry, i=number: entry[i], levels)
+
+  @oracles.quick_jit
+  def both(state, level):
+    """What a step should make of a state, and what it makes."""
     x0 = prior.denoise(state.x[:, 0], jnp.full(3, level.sigma))[:, None]
     own = prior.spectrum / (prior.spectrum + level.sigma**2) * level.sigma**2
     z, *_ = by_products.guessed_mean(
       observation,
       x0,
-      lambda v, own=own: fourier.apply_transfer(v, own),
+      lambda v: fourier.apply_transfer(v, own),
       jnp.minimum(level.sigma**2, 0.25),
       tolerance=1e-2,
       max_iterations=1,
     )
-    if level.following > 0:
-      z = x0 + 2 * (z - x0)
+    z = jnp.where(level.following > 0, x0 + 2 * (z - x0), z)
     expected = z + level.following / level.sigma * (state.x - z)
-    state, info = sampler.step(
-      state, prior.denoise, observation, jax.random.key(1)
-    )
+    key = jax.random.key(1)
+    return expected, sampler.step(state, prior.denoise, observation, key)
+
+  state = sampler.init(jax.random.key(0), observation, 3)
+  for number in range(2):
+    level = jax.tree.map(lambda entry, i=number: entry[i], levels)
+    expected, (state, info) = both(state, level)
     np.testing.assert_allclose(state.x, expected, atol=2e-4)
     assert int(info.products) == 1 and int(info.calls) == 1
 

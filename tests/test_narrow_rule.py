@@ -116,8 +116,15 @@ def test_kernel_and_scan_against_float64(dtype, packed):
       assert errors.max() <= oracles.NARROW_RULE_ANY[dtype]
 
 
-@pytest.mark.parametrize("implementation", ["gpu", "auto"])
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+  "implementation, fused",
+  [
+    ("gpu", False),
+    ("auto", True),
+    pytest.param("gpu", True, marks=pytest.mark.slow),
+    pytest.param("auto", False, marks=pytest.mark.slow),
+  ],
+)
 def test_export_from_a_cpu_host(implementation, fused):
   k = jax.ShapeDtypeStruct((1, 130, 2, 128), jnp.bfloat16)
   v = jax.ShapeDtypeStruct((1, 130, 4, 128), jnp.bfloat16)

@@ -1,6 +1,7 @@
 """Linear solves of the operators against dense ones in float64."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,11 @@ import pytest
 from posterior_jax import priors
 from tests import oracles
 from tests.small_operators import (
+  NAMES,
   NOISE,
   SOLVED,
   build,
   define,
-  every_operator,
   normal,
 )
 
@@ -28,11 +29,20 @@ def precisions():
     yield "spectral", 1 / s + 1 / sigma**2
 
 
-# The first and the last of `precisions`; those between are slow.
-CASES = [
-  pytest.param(case, marks=[] if case in (0, 4) else [pytest.mark.slow])
-  for case in range(5)
-]
+def cases(quick):
+  """Operators and `precisions`: of each operator one is fast, others slow."""
+  return pytest.mark.parametrize(
+    "name, case",
+    [
+      pytest.param(*case, marks=[] if case in quick else pytest.mark.slow)
+      for case in itertools.product(NAMES, range(5))
+    ],
+  )
+
+
+# The first and the last, by turns: what one type has, the other has not.
+TURNS = [*zip(NAMES, itertools.cycle((0, 4)))]
+OTHERS = [(name, 4 - case) for name, case in TURNS]
 
 
 def normal_matrix(name, precision):
@@ -49,8 +59,7 @@ def solve(operator, rhs, **options):
   return operator.normal_solve(rhs, **options)
 
 
-@every_operator
-@pytest.mark.parametrize("case", CASES)
+@cases(TURNS)
 def test_normal_solve_float64(name, case):
   """To the accuracy of the float32 operator, by perturbation of the matrix."""
   _, precision = list(precisions())[case]
@@ -72,8 +81,7 @@ def test_normal_solve_float64(name, case):
   assert (error <= bound * np.linalg.norm(expected, axis=1)).all()
 
 
-@every_operator
-@pytest.mark.parametrize("case", CASES)
+@cases(OTHERS)
 def test_normal_solve_float32_reports_the_truth(name, case):
   _, precision = list(precisions())[case]
   matrix = normal_matrix(name, precision)

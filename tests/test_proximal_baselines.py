@@ -37,6 +37,9 @@ OPERATORS = {
   "blur": lambda: operators.blur(SHAPE, LOPSIDED),
 }
 every_operator = pytest.mark.parametrize("name", OPERATORS)
+few_operators = pytest.mark.parametrize(
+  "name", ["resize", "random", pytest.param("blur", marks=pytest.mark.slow)]
+)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +89,7 @@ def one_step(sampler, prior, observation, state, key):
 # --- DiffPIR -----------------------------------------------------------------
 
 
-@every_operator
+@few_operators
 def test_diffpir_step_is_the_published_one(name):
   """Algorithm 1 of the paper in VP variables, the code's lambda and ranges."""
   spectrum = priors.power_law_spectrum(*SIZE, pixel_std=2.0)  # saturates
@@ -162,7 +165,7 @@ def test_diffpir_limits(prior):
 # --- RED-diff ----------------------------------------------------------------
 
 
-@every_operator
+@few_operators
 def test_reddiff_first_step_is_the_published_one(name, prior):
   """Along the sign of the published slope, in VP variables and noises.
 

@@ -40,7 +40,9 @@ def test_one_convention_of_kernels_whatever_the_border(boundary, tmp_path):
     kernel_file.read(str(tmp_path / "even.npy"))
 
 
-@pytest.mark.parametrize("name", ["nfc", "ddnm"])
+@pytest.mark.parametrize(
+  "name", [pytest.param("nfc", marks=pytest.mark.slow), "ddnm"]
+)
 def test_a_mask_may_have_any_size(name):
   """wyhuai/DDNM#73: no degradation for a random mask on an odd size."""
   shape = (41, 37, 3)

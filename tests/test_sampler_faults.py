@@ -180,8 +180,18 @@ def avals(jaxpr):
       yield from avals(inner)
 
 
-@pytest.mark.parametrize("name", EVERY_PART)
-@pytest.mark.parametrize("measured", MEASURED)
+@pytest.mark.parametrize(
+  "measured, name",
+  [
+    *(("blur", name) for name in EVERY_PART),
+    ("random", "fast"),  # which starts from what it shows of an image
+    *(
+      pytest.param("random", name, marks=pytest.mark.slow)
+      for name in EVERY_PART
+      if name != "fast"
+    ),
+  ],
+)
 def test_nothing_is_float64_within_a_run(measured, name):
   """A scalar of NumPy in a step would double everything that it meets."""
   operator = MEASURED[measured]

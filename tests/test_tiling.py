@@ -69,7 +69,13 @@ def test_a_vjp_takes_the_memory_of_a_tile():
   assert memory(prior.denoise, 128) > 10 * of_a_tile
 
 
-@pytest.mark.parametrize("size", [*SIZES, (5, 40), (9, 3)])
+@pytest.mark.parametrize(
+  "size",
+  [
+    *(pytest.param(size, marks=pytest.mark.slow) for size in SIZES[:3]),
+    *(SIZES[3], (5, 40), (9, 3)),
+  ],
+)
 def test_a_pointwise_denoiser_is_tiled_exactly(size):
   x = normal((2, *size, 2))
   for overlap, margin in ((0, 0), (4, None), (9, 4), (15, 7)):
@@ -77,7 +83,13 @@ def test_a_pointwise_denoiser_is_tiled_exactly(size):
     np.testing.assert_allclose(found, pointwise(x, SIGMA), atol=1e-6)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+  "size",
+  [
+    *(SIZES[0], SIZES[3]),
+    *(pytest.param(size, marks=pytest.mark.slow) for size in SIZES[1:3]),
+  ],
+)
 def test_a_local_denoiser_is_tiled_exactly_within_its_margin(size):
   x = normal((2, *size, 1))
   expected = local(x, SIGMA)

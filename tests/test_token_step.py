@@ -4,6 +4,8 @@ The kernel's body runs in interpret mode against float64; on a card see
 `experiments.model_speed`.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,8 +77,9 @@ def exact(token, weights, cache, key_heads, beta_max):
   return out.reshape(rows, 1, -1), Cache(history, state)
 
 
+@functools.partial(oracles.quick_jit, static_argnames=("key_heads", "beta_max"))
 def by_kernel(token, weights, cache, mask, key_heads, beta_max=1.0):
-  live = jnp.ones(len(token.b), jnp.int32) if mask is None else mask
+  live = np.ones(len(token.b), np.int32) if mask is None else mask
   y, *new = token_gpu.step(
     *(x[:, 0] for x in token),
     live,
@@ -90,6 +93,7 @@ def by_kernel(token, weights, cache, mask, key_heads, beta_max=1.0):
   return y[:, None], Cache(*new)
 
 
+@functools.partial(oracles.quick_jit, static_argnames=("key_heads", "beta_max"))
 def by_xla(token, weights, cache, mask, key_heads, beta_max=1.0):
   mask = None if mask is None else mask[:, None] != 0
   block = token_step.Block(key_heads, beta_max, EPS)
@@ -127,7 +131,7 @@ def test_padding_leaves_the_cache_alone(form):
   # What stands at padding is zeros, of which the projections make zeros.
   token = jax.tree.map(lambda x: x.at[1].set(0), token)
   y, new = form(token, weights, cache, jnp.asarray([1, 0]), 2)
-  want, moved = form(token, weights, cache, None, 2)
+  want, moved = form(token, weights, cache, jnp.asarray([1, 1]), 2)
   assert (y[1] == 0).all()
   for x, before, after in zip(new, cache, moved, strict=True):
     np.testing.assert_array_equal(x[1], before[1])

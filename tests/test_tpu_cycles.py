@@ -100,7 +100,9 @@ def test_refusals(override, sentence, tmp_path, capsys):
 @pytest.mark.parametrize(
   "which, kernels",
   [
-    (rules.FORWARD, {"neumann_rule_forward": 4}),
+    pytest.param(
+      *(rules.FORWARD, {"neumann_rule_forward": 4}), marks=pytest.mark.slow
+    ),
     (
       rules.GRADIENTS,
       {"neumann_rule_forward": 4, "neumann_rule_backward": 4 * 4},
@@ -412,7 +414,9 @@ def test_the_share_of_the_inverse_and_what_the_layer_saves():
 @pytest.mark.parametrize(
   "form, kernels",
   [
-    (layers.INVERSE, ["neumann_ladder_64"]),
+    pytest.param(
+      *(layers.INVERSE, ["neumann_ladder_64"]), marks=pytest.mark.slow
+    ),
     (
       layers.RULE,
       [

@@ -68,7 +68,9 @@ def test_lowers_on_meshes_with_its_own_rows_and_heads(names, rows, heads):
   assert all(f"tensor<{rows}x64x{heads * WIDTH}xbf16>" in x for x in calls)
 
 
-@pytest.mark.parametrize("chunk_size", [64, 32])
+@pytest.mark.parametrize(
+  "chunk_size", [64, pytest.param(32, marks=pytest.mark.slow)]
+)
 def test_kernels_have_no_integers_of_64_bits(chunk_size):
   """A TPU has none: Mosaic refuses some and dies of others."""
   how = {"implementation": "tpu", "chunk_size": chunk_size}
