@@ -51,7 +51,7 @@ setuptools.setup(
     "ml_dtypes>=0.5",
     "msgspec>=0.19",
     "numpy>=2.0",
-    "optax>=0.2.5",
+    "optax>=0.2.8",
     "orbax-checkpoint>=0.11",
     "safetensors>=0.5",
     "scipy>=1.13",

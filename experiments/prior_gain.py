@@ -10,6 +10,7 @@ as soon as a level is done: 3 minutes a level for 23 pictures of 256 x 256 and
 14.5 million parameters on two CPU cores. `--table=FILE` writes the same as CSV.
 """
 
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -49,7 +50,11 @@ def line(level: int, better: np.ndarray, base: np.ndarray) -> str:
 
 
 def row(
-  names: Sequence[str], level: int, better: np.ndarray, base: np.ndarray
+  names: Sequence[str],
+  side: int,
+  level: int,
+  better: np.ndarray,
+  base: np.ndarray,
 ) -> dict[str, Any]:
   """Of the table: what `line` says, under the priors' names."""
   gain = paired.interval(better - base)
@@ -57,7 +62,7 @@ def row(
     **dict(zip(("prior", "base"), names)),
     "sigma": level,
     "pictures": len(base),
-    "side": _SIDE.value,
+    "side": side,
     "psnr": better.mean(),
     "base psnr": base.mean(),
     "gain": gain.value,
@@ -70,14 +75,17 @@ def main(argv: Sequence[str]) -> None:
   """Prints a line for each noise level."""
   if not 3 <= len(argv) <= 4:
     raise app.UsageError("give the folder of pictures, and one or two priors")
-  folder, *named = argv[1:]
+  (folder, *named), side = argv[1:], _SIDE.value
   try:
     pictures = [
-      photographs.crops(file, _SIDE.value, 1)[0].astype(np.float64)
+      photographs.crops(file, side, 1)[0].astype(np.float64)
       for file in photographs.files_in(folder)
     ]
     named = [*named, prior_files.SHIPPED][:2]
     both = [prior_files.load(name) for name in named]
+    unit = math.lcm(*(prior.config.unit for prior in both))
+    if side % unit:
+      raise ValueError(f"--side must be divisible by {unit}, got {side}")
   except (OSError, ValueError) as error:
     raise app.UsageError(str(error)) from None
   names, rows = [prior_files.named(name) for name in named], []
@@ -85,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
     found = [[psnr(prior, x, level) for x in pictures] for prior in both]
     pair = [np.array(own) for own in found]
     print(line(level, *pair), flush=True)
-    rows.append(row(names, level, *pair))
+    rows.append(row(names, side, level, *pair))
     if _TABLE.value:
       text = pd.DataFrame(rows).to_csv(index=False, float_format="%.4f")
       writing.write(pathlib.Path(_TABLE.value), text)

@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 import re
+import types
 
 import jax
 import numpy as np
@@ -149,15 +150,18 @@ def test_gain_of_a_prior_over_a_folder(tmp_path, monkeypatch, capsys):
     pixels = np.random.default_rng(number).integers(60, 190, (256, 300, 3))
     picture = PIL.Image.fromarray(pixels.astype(np.uint8))
     picture.save(folder / f"{number}.png")
-  monkeypatch.setattr(
-    prior_gain.prior_files, "load", {"mine.json": 1, "": 2}.get
-  )
+  config = priors.UNetConfig()
+  both = {
+    name: types.SimpleNamespace(config=config, error=error)
+    for name, error in (("mine.json", 1), ("", 2))
+  }
+  monkeypatch.setattr(prior_gain.prior_files, "load", both.get)
 
-  def learned(error, y, sigma):
+  def learned(prior, y, sigma):
     noise = y - truths.pop(0)
     # The noise has variance sigma^2, the same for both priors.
     assert abs(noise.std() / sigma - 1) < 0.01
-    return y - noise + 0.01 * error
+    return y - noise + 0.01 * prior.error
 
   crops = [
     photographs.crops(folder / f"{i}.png", 256, 1)[0].astype(np.float64)
@@ -185,3 +189,6 @@ def test_gain_of_a_prior_over_a_folder(tmp_path, monkeypatch, capsys):
     prior_gain.main(["", str(tmp_path / "none"), "mine.json"])
   with refused(app.UsageError, "one or two priors"):
     prior_gain.main(["", str(tmp_path)])
+  with flagsaver.flagsaver(side=100):
+    with refused(app.UsageError, "--side must be divisible by 8, got 100"):
+      prior_gain.main(["", "pictures", "mine.json"])

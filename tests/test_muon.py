@@ -123,6 +123,8 @@ def test_a_rate_of_muon_moves_the_matrices_alone(muon_rate):
       np.testing.assert_allclose(step, adamw[name], rtol=1e-6)
 
 
-def test_refused_rate():
+def test_refusals():
   with refused(ValueError, "muon_rate must be at least 0, got -1"):
     PriorOptim(muon_rate=-1)
+  with refused(ValueError, "decays must be None with a muon_rate"):
+    PriorOptim(muon_rate=1e-3).rule(1e-3, is_matrix)

@@ -218,15 +218,17 @@ class Bench:
       yield self._searches.about(cell) | found
 
   def _said(self, cell: Cell, search: Rounds, rows: list[Row]) -> str:
-    """A cell's winners in words, with what they restored where they did again.
+    """A cell's winners and their scores in words.
 
-    What was tried has been tried under another prior then.
+    Of winners that restored again the mean scores of that: those of the search
+    are of another prior.
     """
     if self._given.settings.again:
+      single = [row for row in rows if row["chains"] == 1]
       means = (
         f"{name} {np.mean([r[name.lower()] for r in own]):.3f}"
         for name in CRITERIA
-        if (own := [row for row in rows if row["tuned for"] == name])
+        if (own := [row for row in single if row["tuned for"] == name])
       )
       return f"{cell}: {', '.join(means)}"
     words = (

@@ -63,8 +63,8 @@ class Known:
     """Refuses, with ValueError, to go on with searches under another prior."""
     if others := self._priors - {prior}:
       raise ValueError(
-        f"known must be of the prior that is tuned, {prior!r}, or again True; "
-        f"it is of {', '.join(sorted(others))!r}"
+        f"known must be of the prior that is tuned, {prior!r}, unless again is "
+        f"True; it is of {', '.join(sorted(others))!r}"
       )
 
   def tried(

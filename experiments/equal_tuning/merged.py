@@ -64,7 +64,8 @@ def take(
   own = log.merge(tuned, on=SEARCH)
   _put(run, found, rows)
   log = pd.concat([_without(pd.read_csv(trials), own[SEARCH]), own])
-  ordered(log).to_csv(trials, index=False, float_format="%.4f")
+  points = ordered(log).to_csv(index=False, float_format="%.4f")
+  writing.write(trials, points.encode())
 
 
 def _put(run: pathlib.Path, found: pd.DataFrame, file: pathlib.Path) -> None:
@@ -80,7 +81,7 @@ def _put(run: pathlib.Path, found: pd.DataFrame, file: pathlib.Path) -> None:
     found = found.drop(columns="prior", errors="ignore")
   kept = _without(old, found[[*SEARCH, "chains"]])
   whole = tables.packed(ordered(pd.concat([kept, found])))
-  whole.to_csv(file, index=False)
+  writing.write(file, whole.to_csv(index=False).encode())
 
 
 def _check_new(

@@ -7,7 +7,8 @@ from experiments.equal_tuning.bench import Bench
 from experiments.equal_tuning.cells import Cell, begun, cells
 from experiments.equal_tuning.settings import Settings
 
-_AHEAD = 3000  # evaluations of the cells that one process may have begun
+# Evaluations of what one process may have begun: three of the longest cells.
+_AHEAD = 3000
 
 
 class Pending:

@@ -27,9 +27,11 @@ class PriorOptim(OptimSettings):
     rate: jax.Array | float,
     decays: Callable[[str], bool] | None = None,
   ) -> optax.GradientTransformation:
-    """As of `OptimSettings`."""
+    """As of `OptimSettings`; beside Muon all parameters decay or none."""
     if not self.muon_rate:
       return super().rule(rate, decays)
+    if decays is not None:
+      raise ValueError("decays must be None with a muon_rate")
     others = optax.adamw(rate, b1=0.9, b2=self.b2, weight_decay=self.decay)
     faster = rate * (self.muon_rate / self.rate)
     return optax.chain(

@@ -48,10 +48,11 @@ def photo_prior(
     size: "small" has 5.3 million parameters, learned from 69 photographs, and
       the presets were tuned under it. "large" has 14.5 million, learned from
       381 and denoises 0.16 dB better (sigma 25 of 255, 23 Kodak pictures), at
-      3.6 times the time on a CPU. `NFCConfig.perceptual` gains up to 0.14 dB
-      by it; `NFCConfig.fast`, whose images carry no noise, loses up to 1 dB on
-      blurs and 3 on super-resolution (docs/benchmarks/restoration.md, "Under
-      another prior").
+      3.6 times the time on a CPU. By settings tuned under the small one
+      `NFCConfig.perceptual` changes by -0.03 to 0.14 dB under it, and
+      `NFCConfig.fast`, whose images carry no noise, loses up to 1 dB on blurs
+      and 3 on super-resolution (docs/benchmarks/restoration.md, "Under another
+      prior").
     dtype: of the arithmetic: float32, or bfloat16 on accelerators.
 
   Returns:
@@ -112,7 +113,7 @@ def save_prior(
     config: shape of the network.
     about: what else the manifest says: data, command, seconds.
     bits: of a stored weight: 16, a floating-point number, or 8, a whole one
-      times a scale per output channel; biases have 16 in any case.
+      times a scale per output channel; all else has 16 in any case.
 
   Raises:
     ValueError: if the parameters are not the network's, one is not finite in

@@ -35,7 +35,7 @@ def block(
     "### Under another prior",
     f"The winners under the first prior, {_said(about[one])}, are used as they "
     f"are under a second one, {_said(about[two])}: nothing was tuned again. "
-    f"{_denoised(gain, one, two)}{_lost(first, others, budgets)}".rstrip(),
+    f"{_denoised(gain, one, two)}{_not_run(first, others, budgets)}".rstrip(),
     f"On how many operators the best of {OWN} is ahead of / level with / "
     "behind the best other method under either prior, one sample; on how many "
     "that stays the same, and the best of all methods; and Spearman's "
@@ -45,8 +45,9 @@ def block(
   ]
   for calls in budgets:
     parts += [
-      f"**PSNR and LPIPS, {calls} evaluations**, of each method under the "
-      "second prior less under the first:",
+      f"**PSNR / LPIPS, {calls} evaluations**, of each method under the second "
+      "prior less under the first, PSNR of its winner by PSNR and LPIPS of its "
+      "winner by LPIPS; more PSNR and less LPIPS are better:",
       words.wide(_changes(own, others, calls)),
     ]
     for criterion in SCORES:
@@ -92,11 +93,14 @@ def _denoised(gain: pd.DataFrame, one: str, two: str) -> str:
   count, side = own[["pictures", "side"]].iloc[0]
   return (
     f"The second denoises {count} pictures of {side} x {side}, "
-    f"{'; '.join(levels)} (`python -m experiments.prior_gain`). "
+    f"{'; '.join(levels)} (`python -m experiments.prior_gain KODAK {two} "
+    f"--side={side}`). "
   )
 
 
-def _lost(first: pd.DataFrame, others: pd.DataFrame, budgets: list[int]) -> str:
+def _not_run(
+  first: pd.DataFrame, others: pd.DataFrame, budgets: list[int]
+) -> str:
   """What the second prior has no rows of, at the budgets that it has."""
   parts = []
   for calls in budgets:
@@ -149,8 +153,8 @@ def _summary(
       lines.append(
         [
           f"{criterion}, {calls}",
-          _counted(found["NFC is"]),
-          _counted(found["NFC is 2"]),
+          words.counted(found["NFC is"], short=True),
+          words.counted(found["NFC is 2"], short=True),
           f"{same} of {len(found)}",
           *_ranks(other_prior.correlations(one_own, two_own, criterion)),
         ]
@@ -160,13 +164,8 @@ def _summary(
   return markdown.table(head, lines)
 
 
-def _counted(verdicts: pd.Series) -> str:
-  found = verdicts.value_counts()
-  return " / ".join(str(found.get(word, 0)) for word in words.VERDICTS)
-
-
 def _ranks(found: pd.DataFrame) -> list[str]:
-  """How often one method is the best, the median and the least correlation."""
+  """How often the same method is best, the median and least correlation."""
   if not len(found):
     return ["-"] * 3
   ranks = found["correlation"].astype(float)
@@ -180,26 +179,36 @@ def _ranks(found: pd.DataFrame) -> list[str]:
 
 def _changes(own: pd.DataFrame, others: pd.DataFrame, calls: int) -> str:
   """By method and operator, what the second prior gains and loses."""
-  found = []
+  found = {}
   for criterion, (column, digits, _) in SCORES.items():
     one, two = (
       rows.groupby(["method", "operator"])[column].agg(tables.mean)
       for rows in _chosen(own, others, criterion, calls)
     )
-    less = (two - one).dropna()  # what diverged has no mean
-    signed = less.map(f"{{:+.{digits}f}}".format)
-    # As the other tables write a distance below 1.
-    found.append(signed.str.replace("0.", ".") if digits > 2 else signed)
+    less = (two - one).dropna().round(digits) + 0.0  # nothing is -0
+    found[criterion] = less.map(f"{{:+.{digits}f}}".format)
+  # As the other tables write a distance, which is below 1.
+  found["LPIPS"] = found["LPIPS"].str.replace(r"^([+-])0", r"\1", regex=True)
   operators = _in_order(set(others["operator"]))
   lines = [
     [words.code(str(method))]
-    + [
-      " / ".join(each.get((method, name), "-") for each in found)
-      for name in operators
-    ]
+    + [_change(found, others, str(method), name) for name in operators]
     for method in dict.fromkeys(others["method"])
   ]
-  return markdown.table(["", *operators], lines)
+  return markdown.table(["method", *operators], lines)
+
+
+def _change(
+  found: Mapping[str, Mapping[Any, str]],
+  rows: pd.DataFrame,
+  method: str,
+  operator: str,
+) -> str:
+  """Of one method and operator; diverged where one prior's rows have."""
+  each = [found[criterion].get((method, operator)) for criterion in SCORES]
+  if None in each:
+    return words.absent(rows, method, operator)
+  return " / ".join(map(str, each))
 
 
 def _leads(found: pd.DataFrame, criterion: str) -> str:

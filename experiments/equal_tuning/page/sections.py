@@ -113,7 +113,7 @@ def _both(rows: pd.DataFrame, calls: int) -> str:
     for name in psnr:
       value, distance = psnr.loc[method, name], lpips.loc[method, name]
       if value != value or distance != distance:
-        cells.append(_absent(own["PSNR"], method, name))
+        cells.append(words.absent(own["PSNR"], method, name))
         continue
       most = name in known and value == psnr[name].max()
       least = name in known and distance == lpips[name].min()
@@ -130,7 +130,7 @@ def _means(rows: pd.DataFrame) -> str:
     [
       words.code(method),
       *(
-        _absent(rows, method, name)
+        words.absent(rows, method, name)
         if value != value
         else words.bold(f"{value:.2f}", value == psnr[name].max())
         for name, value in psnr.loc[method].items()
@@ -210,12 +210,3 @@ def _pivot(rows: pd.DataFrame, column: str) -> pd.DataFrame:
   found = rows.groupby(["method", "operator"])[column].agg(tables.mean)
   found = found.unstack()
   return found.reindex(columns=[n for n in NAMES.values() if n in found])
-
-
-def _absent(rows: pd.DataFrame, method: str, operator: str) -> str:
-  """Why there is no number."""
-  if ((rows["method"] == method) & (rows["operator"] == operator)).any():
-    return "diverged"
-  # DDRM has no form for the one, others were not run.
-  none = method == "DDRM" and operator.startswith("motion")
-  return "refused" if none else "-"

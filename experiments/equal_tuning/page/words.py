@@ -5,7 +5,7 @@ import pandas as pd
 from experiments.equal_tuning import tables
 from experiments.equal_tuning.tables import OWN
 
-VERDICTS = tables.AHEAD, tables.LEVEL, tables.BEHIND
+_VERDICTS = tables.AHEAD, tables.LEVEL, tables.BEHIND
 
 
 def wide(table: str) -> str:
@@ -30,7 +30,18 @@ def lead(value: float, low: float, high: float, digits: int) -> str:
   return f"{mean} ({', '.join(ends)})"
 
 
-def counted(verdicts: pd.Series) -> str:
-  """How many are ahead, level and behind."""
+def counted(verdicts: pd.Series, *, short: bool = False) -> str:
+  """How many are ahead, level and behind; in short without these words."""
   found = verdicts.value_counts()
-  return ", ".join(f"{found.get(word, 0)} {word}" for word in VERDICTS)
+  if short:
+    return " / ".join(str(found.get(word, 0)) for word in _VERDICTS)
+  return ", ".join(f"{found.get(word, 0)} {word}" for word in _VERDICTS)
+
+
+def absent(rows: pd.DataFrame, method: str, operator: str) -> str:
+  """Why there is no number."""
+  if ((rows["method"] == method) & (rows["operator"] == operator)).any():
+    return "diverged"
+  # DDRM has no form for the one, others were not run.
+  none = method == "DDRM" and operator.startswith("motion")
+  return "refused" if none else "-"

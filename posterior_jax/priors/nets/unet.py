@@ -39,7 +39,7 @@ class UNetConfig:
     sigma_min: smallest one; it is told of this level where there is less.
     normed: whether a block sees its input over its root mean square, taken over
       the channels of a pixel, times a learned scale (RMSNorm), and not silu of
-      it. Such networks train at rates at which others diverge.
+      it.
   """
 
   channels: int = 3
