@@ -42,7 +42,7 @@ def test_pictures_are_measured_before_they_are_decoded(tmp_path):
     lambda: read_picture(str(path)),
     lambda: kernel_file.read(str(path)),
     lambda: read_mask(str(path), (64, 64)),
-    lambda: photo_tiles._pixels(path),
+    lambda: photo_tiles._pixels("a.png", path),
   ):
     with cheap(), refused(ValueError, "has 13000 x 13000 pixels, more than"):
       read()
