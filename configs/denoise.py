@@ -1,7 +1,8 @@
 """Denoising of held-out photographs: the photo prior against BM3D and others.
 
 Command: python -m experiments.denoise
-  --config.prior=FOLDER/photo_prior.json evaluates another run's weights;
+  --config.prior=large evaluates the large shipped prior instead of the small
+  one, --config.prior=FOLDER/photo_prior.json another run's weights;
   --config=configs/denoise.py:debug shrinks the photographs for the tests.
 Time: 5 minutes on 2 CPU cores with BM3D; `:debug` 1 minute.
 Expected: report.html with PSNR at sigma 15, 25 and 50 of 255, means over

@@ -8,7 +8,7 @@ Command: python -m experiments.equal_tuning --config.folder=PICTURES
   --config.known="('experiments/equal_tuning',)" goes on from what is committed:
   what has its points and rows is not done again.
   --config.known=... --config.again=True --config.rounds="(0,0,0)"
-  --config.chains="()" --config.prior=FILE restores by the committed winners
+  --config.chains="()" --config.prior=large restores by the committed winners
   under another prior, and tries nothing; what the folder's `second_rows.csv`
   has of that prior is not done again. --config.evaluations="(1000,)"
   --config.rounds="(0,)" --config.tuned_on="(4,)" does so at one budget.

@@ -6,8 +6,9 @@ Command: python -m experiments.few_calls --config.folder=PICTURES
   `experiments.prior_sources DIR` fetched;
   --config.tasks="('gaussian blur',)" --config.calls="(5,)": one case.
   --config=configs/few_calls.py:debug: two crops of 32 x 32.
-  prior: "" for the small shipped one, or a file; of pictures that it knows any
-  way up, since `fast()` and its other forms turn them.
+  prior: "" for the small shipped one, "large" for the large one, or a file; of
+  pictures that it knows any way up, since `fast()` and its other forms turn
+  them. "large" has learned from what --config.tuned_on=DIR tunes on.
 Time: with the search of `fast()` 290 s on two H200s for all baselines at 5, 10
 and 20 evaluations, most of it compiling. On a CPU a method takes minutes for
 every task and number of evaluations.

@@ -8,7 +8,7 @@ three of 64 x 64 with levels=40 take 4 minutes a method on 2 busy CPU cores,
 `:debug` 20 seconds.
 Expected: the PSNR of every restart, and of each method the median of the best
 of four, the share of photographs above 25 dB, and the spread over restarts: a
-quarter is found under the shipped prior (docs/benchmarks/restoration.md).
+quarter is found under the small shipped prior (docs/benchmarks/restoration.md).
 """
 
 import ml_collections

@@ -344,6 +344,42 @@ def test_the_section_says_what_was_not_run():
   assert "at 20 evaluations anything on box; Z.\n" in text
 
 
+def test_what_is_written_of_the_large_prior_is_in_the_rows():
+  """Sentences beside the tables, which no command writes."""
+  both = other_prior.shared(tables.read(), tables.read(other_prior.ROWS))
+  one, two = (
+    rows[rows["tuned for"] == "PSNR"]
+    .groupby(["method", "evaluations", "operator"])["psnr"]
+    .agg(tables.mean)
+    for rows in both
+  )
+  change = (two - one).dropna()
+  method, calls, on = (change.index.get_level_values(i) for i in range(3))
+  motion, blur = on.str.startswith("motion"), on.str.endswith("blur")
+  wide = on == "super-resolution x4"
+  ends = lambda x: f"{x.min():.2f} to {x.max():.2f}"  # noqa: E731
+  page = " ".join(written.PAGE.read_text().split())
+  gaining = ["NFC, perceptual()", "NFC, calibrated()", "NFC, by ODE"]
+  gains = change[motion & method.isin([*gaining, "DDNM+", "DiffPIR"])]
+  assert f"NFC by ODE gain {ends(gains)} dB on motion blur" in page
+  quiet = method.isin(["NFC, fast()", "DPIR"])
+  assert "lose on blurs and super-resolution, both 3 dB on" in page
+  assert change[quiet & (motion | blur | wide)].max() < 0
+  assert {*change[quiet & wide & (calls == 100)].round()} == {-3}
+  assert "DPIR 10 to 11 in the box" in page
+  assert {*change[(method == "DPIR") & (on == "box")].round()} == {-10, -11}
+  losing = ["PiGDM", "MMPS", "DPS", "NFC, restoration()"]
+  lost = change[method.isin(losing) & (calls == 20)]
+  assert len(lost) == 28 and lost.max() < 0
+  assert "`restoration()` (0.1 to 0.6 dB), PiGDM, MMPS and DPS" in page
+  assert {*lost["NFC, restoration()"].round(1)} <= {-0.1, -0.2, -0.4, -0.6}
+  most = change["NFC, perceptual()"].max()
+  limits = written.PAGE.parents[1] / "limits.md"
+  for text in (limits.read_text(), photo.photo_prior.__doc__):
+    assert f"gains up to {most:.2f} dB by it" in " ".join(text.split())
+    assert "1 dB on blurs and 3 on super-res" in " ".join(text.split())
+
+
 def test_the_page_has_the_section_where_there_are_rows(tmp_path, monkeypatch):
   for name in ("ROWS", "ABOUT", "GAIN"):
     path = tmp_path / getattr(other_prior, name).name

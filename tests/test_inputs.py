@@ -13,8 +13,10 @@ from experiments.continuation import study as continuation
 from experiments.data import photographs
 from experiments.denoise import study as denoise
 from experiments.few_calls import settings as few_calls
+from experiments.harness import prior_files
 from experiments.lm_accuracy import study as lm_accuracy
 from experiments.quickstart import study as quickstart
+from posterior_jax.priors import photo
 from tests import oracles
 
 ROOT = pathlib.Path(photographs.__file__).parents[1]
@@ -86,6 +88,23 @@ def test_restoring_experiments_hash_pictures_and_prior(files):
   assert quickstart.inputs(task) == own | _of_pip("photograph", "astronaut")
 
 
+@pytest.mark.parametrize(
+  "prior, file", [("", "photo_prior.json"), ("large", "photo_prior_large.json")]
+)
+def test_a_shipped_prior_is_hashed_too(prior, file, monkeypatch, tmp_path):
+  """Another version may have another one, under which no run goes on."""
+  assert prior_files.digests(prior) == {
+    f"prior {file}": _digest(photo.SHIPPED[prior or "small"])
+  }
+  assert prior_files.digests("gaussian") == {}
+  # A folder of that name in the working directory is another thing.
+  (tmp_path / "large").mkdir()
+  (tmp_path / "large/config.json").write_text("{}")
+  monkeypatch.chdir(tmp_path)
+  assert prior_files.digests(prior).keys() == {f"prior {file}"}
+  assert prior_files.digests("./large").keys() == {"prior config.json"}
+
+
 def test_language_experiments_hash_text_and_weights(files, monkeypatch):
   (files / "model").mkdir()
   (files / "model/config.json").write_text("{}")
@@ -95,6 +114,13 @@ def test_language_experiments_hash_text_and_weights(files, monkeypatch):
   found = lm_accuracy.inputs(SimpleNamespace(settings=settings))
   nothing = hashlib.sha256().hexdigest()
   assert found == {"held-out text": nothing, "model config.json": weights}
+  settings.model = "shipped"
+  found = lm_accuracy.inputs(SimpleNamespace(settings=settings))
+  file = lm_accuracy.SHIPPED
+  assert found == {
+    "held-out text": nothing,
+    "model language_model.json": _digest(file),
+  }
   settings.checkpoint = "any"
   source = generate.text_model.Source(files / "model", None)
   monkeypatch.setattr(generate.text_model, "find", lambda _: source)

@@ -54,7 +54,8 @@ def test_shipped_prior_is_what_its_manifest_says(size, least, most):
 
 
 def test_sizes_that_are_none_are_refused():
-  for size in ("medium", 5, ["large"]):
+  arrays = [np.array(x) for x in ("large", ["large"], ["small", "large"])]
+  for size in ("medium", "Large", 5, ["large"], *arrays):
     with refused(ValueError, "size must be 'small' or 'large', got"):
       priors.photo_prior(size)
 

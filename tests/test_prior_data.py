@@ -84,6 +84,18 @@ def test_folders_without_pictures_are_refused(tmp_path):
     photo_tiles.read(str(tmp_path))
 
 
+def test_the_first_broken_picture_is_named_among_others_of_its_name(tmp_path):
+  """Whichever thread is done first, the error is that of the first in order."""
+  for i, folder in enumerate(("a", "b", "c")):
+    (tmp_path / folder).mkdir()
+    _picture(tmp_path / folder / "1.png", i)
+  for folder in ("b", "c"):
+    whole = (tmp_path / folder / "1.png").read_bytes()
+    (tmp_path / folder / "1.png").write_bytes(whole[: len(whole) // 2])
+  with refused(ValueError, "^b/1.png cannot be read as a picture"):
+    photo_tiles.read(str(tmp_path))
+
+
 # --- dead leaves --------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ from experiments.inverse_accuracy import cases, errors, text_matrices
 from experiments.inverse_accuracy import study as inverse_study
 from experiments.quickstart import known, pages, restoration, study
 from neumann_jax import InverseSpec, shipped
+from posterior_jax.priors import photo
 from tests import conftest, oracles
 
 
@@ -328,3 +329,10 @@ def test_report_escapes_and_refuses_ragged_rows(tmp_path):
   text = page.write(tmp_path / "r.html").read_text()
   assert "a &lt; b" in text and "<code>code &lt;</code>" in text
   assert "&lt;b&gt;" in text and "<b>" not in text
+
+
+@pytest.mark.parametrize("prior, size", [("", "small"), ("large", "large")])
+def test_the_caption_says_what_the_prior_learned_from(prior, size):
+  said = json.loads(photo.SHIPPED[size].read_text())
+  words = pages._prior(restoration.RestorationSettings(prior=prior))
+  assert f"learned from {len(said['photographs'])} other photographs" in words

@@ -235,8 +235,10 @@ def test_priors_by_kind_of_file(tmp_path):
   assert prior_files.load("").config == prior_files.load(str(shipped)).config
   for name in ("adm.pt", "diffusers_new"):
     assert prior_files.load(str(fixtures / name)).config.channels == 3
-  with refused(ValueError, "prior must name a file or directory, 'no.pt'"):
-    prior_files.load("no.pt")
+  for name in ("no.pt", "small", "Large"):
+    words = f"must name a file or directory, '{name}' is none; .* \"large\" the"
+    with refused(ValueError, words):
+      prior_files.load(name)
   (tmp_path / "a.txt").touch()
   with refused(ValueError, "prior must end in .json, .pt, .pth or"):
     prior_files.load(str(tmp_path / "a.txt"))

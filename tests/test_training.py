@@ -1,5 +1,6 @@
 """The loop and the update that every training shares."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -11,16 +12,18 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from experiments.harness import record
+from experiments.harness import record, writing
 from experiments.harness.training import loop, optimiser
 from experiments.harness.training.checkpoints import Checkpoints
 from experiments.harness.training.loop import LoopSettings
 from experiments.harness.training.optimiser import OptimSettings
+from posterior_jax import priors
 from tests.oracles import refused
 
 MOVED = jax.jit(optimiser.moved, static_argnames=("optim", "decays"))
 OPTIM = OptimSettings(warmup=2, decay=0.1, average=0.9)
 MESH = Mesh(np.array(jax.devices()[:1]), ("data",))
+NETWORK = priors.UNetConfig(widths=(4,), blocks=(1,), embedding=4)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -86,6 +89,29 @@ def test_a_run_killed_beyond_its_checkpoint_repeats_no_line(tmp_path):
     json.loads(line)["step"] for line in (tmp_path / "training.jsonl").open()
   ]
   assert steps == list(range(1, 10))
+
+
+def test_weights_that_have_diverged_end_in_a_sentence(tmp_path):
+  """Those that `save` refuses; a run of minutes would go on for nothing."""
+
+  def save(state):
+    priors.save_prior(tmp_path / "a.json", state.average, NETWORK, {})
+
+  huge = dataclasses.replace(OPTIM, rate=1e30, warmup=0)
+  state = optimiser.init(
+    priors.initial_params(NETWORK, jax.random.key(0)), huge
+  )
+  settings = LoopSettings(0.0, 7, save_every=2, report_every=1)
+  about = loop.Loop("test", settings, lambda _, info: info._asdict(), save)
+  ones = jax.tree.map(jnp.ones_like, state.params)
+
+  def step(state, _, total):
+    return MOVED(state, jnp.float32(1), ones, total, huge)
+
+  with record.Run(tmp_path / "run") as run:
+    saved = loop.start(state, settings, MESH, run.folder)
+    with refused(writing.Refused, "after 2 steps cannot be kept: .* finite"):
+      loop.train(saved, step, about, run)
 
 
 def test_gradient_that_is_not_finite_changes_nothing():

@@ -295,6 +295,9 @@ def test_refusals_of_parameters():
     priors.UNetConfig(embedding=7)
   with refused(ValueError, "sigma_data"):
     priors.UNetConfig(sigma_data=0.0)
+  for value in ("no", 1, None):  # "no" would be as good as True
+    with refused(ValueError, "normed must be True or False, got"):
+      priors.UNetConfig(normed=value)
   with refused(ValueError, "sigma_max must be positive, got -1"):
     priors.UNetConfig(sigma_max=-1)
 

@@ -32,7 +32,8 @@ class Settings(Checked):
     pictures: how many, the first by name.
     crop: side of their middle that is restored.
     phase_levels: numbers of noise levels from which their phases are retrieved.
-    prior: a file of `prior_files.load`, "" for the small shipped one.
+    prior: a file of `prior_files.load`, "large", or "" for the small
+      shipped one.
     seed: of noise and samplers.
     workers: programs compiled at a time.
   """

@@ -60,14 +60,14 @@ def read(folder: str) -> list[Photograph]:
   if not found:
     raise ValueError(f"photographs {folder!r} must be a folder with pictures")
   held_out = {
-    name: _thumbnail(_pixels(photographs.path(name)))
+    name: _thumbnail(_pixels(name, photographs.path(name)))
     for name in photographs.HELD_OUT
   }
 
   def one(named: tuple[str, pathlib.Path]) -> Photograph:
     name, path = named
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    pixels = _pixels(path)
+    pixels = _pixels(name, path)
     if min(pixels.shape[:2]) < TILE:
       raise ValueError(
         f"{clean(name)} must have at least {TILE} pixels a side, got "
@@ -124,15 +124,15 @@ def _cut(pixels: np.ndarray) -> np.ndarray:
   return np.stack([pixels[r : r + TILE, c : c + TILE] for r, c in corners])
 
 
-def _pixels(path: pathlib.Path) -> np.ndarray:
-  """[h, w, 3] uint8."""
+def _pixels(name: str, path: pathlib.Path) -> np.ndarray:
+  """[h, w, 3] uint8; by its name the picture is told from those it is among."""
   try:
     if path.suffix == ".dat":  # how scipy packed its raccoon
       return _raccoon(path.read_bytes())
     return picture_file.read(path, _on_white)
   except (OSError, ValueError) as error:
     raise ValueError(
-      f"{clean(path.name)} cannot be read as a picture ({error})"
+      f"{clean(name)} cannot be read as a picture ({error})"
     ) from None
 
 

@@ -16,8 +16,9 @@ from posterior_jax.base import Denoiser
 from posterior_jax.baselines import TASKS
 
 # The pictures that the committed rows were tuned on, of gcompris-qt-data as
-# `python -m experiments.prior_sources` fetches it; the shipped prior has seen
-# none of them.
+# `python -m experiments.prior_sources` fetches it. The small shipped prior has
+# seen none of them, the large one all: a search under that one is on pictures
+# it has learned.
 TUNED_ON = (
   "explore_world_animals/resource/animals/bison.webp",
   "explore_farm_animals/resource/animals/cat.webp",
@@ -44,7 +45,8 @@ class Settings(Checked):
     pictures: how many are reported on, the first by name.
     size: side of the crops.
     noise_std: of the measurements.
-    prior: a file of `prior_files.load`, "" for the small shipped one.
+    prior: a file of `prior_files.load`, "large", or "" for the small
+      shipped one.
     dtype: of the network's arithmetic.
     lpips: a file of `metrics.load_lpips`.
     tasks: of `baselines.TASKS`; motion blur is tuned on the medium kernel and

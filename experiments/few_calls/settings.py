@@ -38,7 +38,8 @@ class Settings(Checked):
       `photographs.TUNING`, which need no download.
     size: side of the crops.
     noise_std: of the measurements.
-    prior: a file of `prior_files.load`, "" for the small shipped one.
+    prior: a file of `prior_files.load`, "large", or "" for the small
+      shipped one.
     tasks: of `degradations.FROZEN`.
     calls: network evaluations of a run, VJPs counted; a method whose level
       takes more is left out there.

@@ -45,7 +45,8 @@ def load(prior: str, *, dtype: str = "float32") -> priors.UNetPrior[Any]:
   """A prior of colour photographs.
 
   Args:
-    prior: "" for the small shipped one, "large" for the large one; a manifest
+    prior: "" for the small shipped one, "large" for the large one, whatever the
+      working directory holds (a folder of that name is "./large"); a manifest
       NAME.json as `train_prior` writes it; a directory of diffusers; or a state
       dict of guided-diffusion, NAME.pt or NAME.safetensors.
     dtype: of the network's arithmetic, float32 or bfloat16.
@@ -61,7 +62,10 @@ def load(prior: str, *, dtype: str = "float32") -> priors.UNetPrior[Any]:
     return priors.photo_prior(_OURS[prior], dtype=dtype)
   path = pathlib.Path(prior)
   if not path.exists():
-    raise ValueError(f"prior must name a file or directory, {prior!r} is none")
+    raise ValueError(
+      f"prior must name a file or directory, {prior!r} is none; of those that "
+      'are shipped "" is the small one and "large" the large one'
+    )
   found = _read(path, dtype)
   if found.config.channels != CHANNELS:
     raise ValueError(
@@ -128,14 +132,19 @@ def any_way_up(prior: str) -> bool:
 
 
 def digests(prior: str) -> dict[str, str]:
-  """SHA-256 of the files of `load`; none for priors that come with the package.
+  """SHA-256 of the files of `load`; none for "gaussian".
+
+  Those of a shipped prior too: another version of the package may have another
+  one, under which a run must not go on.
 
   Raises:
     OSError: there is no such file.
   """
+  if prior == GAUSSIAN:
+    return {}
   # A manifest says the hash of its weights, which is verified on loading.
-  known = prior in (*_OURS, GAUSSIAN)
-  return {} if known else writing.digests("prior", [prior])
+  ours = _OURS.get(prior)
+  return writing.digests("prior", [photo.SHIPPED[ours] if ours else prior])
 
 
 def _read(path: pathlib.Path, dtype: str) -> priors.UNetPrior[Any]:

@@ -64,11 +64,12 @@ def prepare(settings: Settings) -> Study:
 
 
 def inputs(study: Study) -> dict[str, str]:
-  """SHA-256 of the held-out text and of a model of one's own."""
+  """SHA-256 of the held-out text and of the model, shipped or one's own."""
   settings = study.settings
   text = text_data.fingerprint(text_data.held_out_text(settings.data))
-  known = settings.model in (text_model.RANDOM, "shipped")
-  files = [] if known else [settings.model]
+  random = settings.model == text_model.RANDOM
+  model = SHIPPED if settings.model == "shipped" else settings.model
+  files = [] if random else [model]
   found = {"held-out text": str(text["sha256"])}
   return found | writing.digests("model", files)
 

@@ -23,6 +23,11 @@ from experiments.quickstart.restoration import (
 
 PHOTOGRAPH, RESTORED, SPREAD = "photograph", "restored", "spread of samples"
 BASELINE = "best baseline"
+# By what a config says: in words, and how many photographs it learned from.
+SHIPPED = {
+  prior_files.SHIPPED: ("the photo prior", 69),
+  prior_files.LARGE: ("the large photo prior", 381),
+}
 WHITE = 0.3  # standard deviation that the spread shows as white
 # What README shows.
 BRIEF_OPERATORS = (
@@ -134,10 +139,11 @@ def caption(settings: RestorationSettings) -> str:
 
 def _prior(settings: RestorationSettings) -> str:
   """In words."""
-  if settings.prior == prior_files.SHIPPED:
+  if settings.prior in SHIPPED:
+    name, seen = SHIPPED[settings.prior]
     return (
-      "the photo prior that ships with the package (a network that learned "
-      "from 69 other photographs; every call shows it the image mirrored or "
+      f"{name} that ships with the package (a network that learned from {seen} "
+      "other photographs; every call shows it the image mirrored or "
       "transposed in another way)"
     )
   if settings.prior == prior_files.GAUSSIAN:

@@ -49,9 +49,10 @@ METHODS_TEXT = (
 )
 PAPERS_TEXT = (
   "The published figures are for faces under a prior of 94 million parameters "
-  "trained on 50,000 faces; ours are for photographs of anything under 5.3 "
-  "million parameters and 69 photographs, so a hole of 128 pixels or lost "
-  "detail cannot be guessed as well. Motion kernels of the papers are fresh "
+  "trained on 50,000 faces; ours are for photographs of anything, and the "
+  "prior that is taken where none is named has 5.3 million parameters and 69 "
+  "photographs, so a hole of 128 pixels or lost detail cannot be guessed as "
+  "well. Motion kernels of the papers are fresh "
   "random draws whose length moves results by several dB; ours are frozen. "
   "The paper gives neither step size nor tau for pixel space: DAPS's stand in. "
   "Its 36.69 dB on motion blur lies 5 dB above every other published number "

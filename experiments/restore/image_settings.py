@@ -58,7 +58,7 @@ def config(
     levels: denoiser calls at most.
     kernel_known: False where the kernel of a blur is drawn with the picture.
     any_way_up: whether the prior has learned pictures mirrored and transposed
-      too, as the shipped one has; a network of faces has not.
+      too, as the shipped ones have; a network of faces has not.
   """
   schedule: dict[str, Any] = {}
   if follows_noise(given):

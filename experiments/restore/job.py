@@ -1,7 +1,6 @@
 """What is to be restored, read and checked before anything is compiled."""
 
 import dataclasses
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,6 +30,7 @@ from experiments.restore.settings import Settings
 from experiments.restore.shared_inputs import SharedInputs
 from posterior_jax import uncertain
 from posterior_jax.base import Denoiser
+from posterior_jax.foreign_files.hushed import hushed
 from posterior_jax.nfc_sampler import Probed, Spectrum
 from posterior_jax.operators.scene import Correlation
 
@@ -103,9 +103,8 @@ def prepare(
       found = uncertain.uncertain(
         found, common.family, spectrum=degradations.build_prior(*grid).spectrum
       )
-    with warnings.catch_warnings():
-      # The range of a file's pixels is known: bright ones are no mistake.
-      warnings.filterwarnings("ignore", "y looks as if its pixels were")
+    # The range of a file's pixels is known: bright ones are no mistake.
+    with hushed("y looks as if its pixels were"):
       jax.eval_shape(
         lambda key: posterior_jax.run(found, denoise, given.coloured(), key)[0],
         jax.random.key(0),

@@ -1,11 +1,11 @@
 """Pictures, measured before they are decoded."""
 
 import pathlib
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from . import folder
+from .hushed import hushed
 from .messages import clean
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ def read(
 
   folder.size(path)
   # pillow warns of what it then decodes all the same.
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
+  with hushed():
     try:
       with PIL.Image.open(path, formats=FORMATS) as picture:
         width, height = picture.size

@@ -91,7 +91,7 @@ def _name(path: tuple) -> str:
 class UNetPrior(Generic[Config]):
   """An image prior given by a denoising network.
 
-  `unet_prior` makes one, `photo_prior` loads the one that is shipped,
+  `unet_prior` makes one, `photo_prior` loads one that is shipped,
   `load_adm` and `load_diffusers` read those of others. Images lie in [-1, 1];
   pixels further from there than noise gets, REACH sigma, are brought back.
 

@@ -67,7 +67,8 @@ def photo_prior(
     >>> prior.config.channels, prior.config.unit
     (3, 8)
   """
-  if size not in tuple(SHIPPED):  # a list has no hash
+  # A list has no hash, and an array no single answer.
+  if not isinstance(size, str) or size not in SHIPPED:
     raise ValueError(f"size must be 'small' or 'large', got {shown(size)}")
   return load_prior(SHIPPED[size], dtype=dtype)
 

@@ -1,15 +1,20 @@
 """Pictures and arrays are measured before they are decoded."""
 
 import bz2
+import concurrent.futures
 import struct
+import threading
+import warnings
 import zlib
 
 import numpy as np
+import PIL.Image
 
 from experiments.data import photo_tiles
 from experiments.restore.picture_files import kernel_file
 from experiments.restore.picture_files.mask import read_mask
 from experiments.restore.picture_files.picture import read_picture
+from posterior_jax.foreign_files import picture_file
 from tests.faults.spending import cheap
 from tests.oracles import refused
 
@@ -37,7 +42,7 @@ def test_pictures_are_measured_before_they_are_decoded(tmp_path):
     lambda: read_picture(str(path)),
     lambda: kernel_file.read(str(path)),
     lambda: read_mask(str(path), (64, 64)),
-    lambda: photo_tiles._pixels(path),
+    lambda: photo_tiles._pixels("a.png", path),
   ):
     with cheap(), refused(ValueError, "has 13000 x 13000 pixels, more than"):
       read()
@@ -47,6 +52,31 @@ def test_pictures_are_measured_before_they_are_decoded(tmp_path):
   path.write_bytes(_png(1000, 10**6))  # which pillow itself refuses
   with cheap(), refused(ValueError, "cannot be read as a picture"):
     read_picture(str(path))
+
+
+def test_pictures_are_read_side_by_side_and_warnings_stay(tmp_path):
+  """A thread that begins second and leaves last finds the other's filters."""
+  PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+  begun, joined, left = (threading.Event() for _ in range(3))
+
+  def first(_):
+    begun.set()
+    assert joined.wait(10)
+
+  def second(_):
+    joined.set()
+    assert left.wait(10)
+    return warnings.filters[0][0]
+
+  before = list(warnings.filters)
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    one = pool.submit(picture_file.read, tmp_path / "a.png", first)
+    assert begun.wait(10)
+    other = pool.submit(picture_file.read, tmp_path / "a.png", second)
+    one.result()
+    left.set()
+    assert other.result() == "ignore"
+  assert list(warnings.filters) == before
 
 
 def test_formats_that_run_programs_are_no_pictures(tmp_path):

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.harness import record
+from experiments.harness import record, writing
 from experiments.harness.processes import hosts
 from experiments.harness.progress import Progress
 from experiments.harness.settings import Checked, setting
@@ -80,7 +80,8 @@ class Loop(NamedTuple):
   # (number of steps done, what the step says) -> numbers of the table besides
   # "step", "of" and "seconds"
   row: Callable[[int, Any], Mapping[str, float]]
-  save: Callable[[Any], None]  # writes what the run leaves of a state
+  # writes what the run leaves of a state; ValueError where that has diverged
+  save: Callable[[Any], None]
 
 
 def start(
@@ -133,6 +134,7 @@ def train(saved: Saved, step: Step, loop: Loop, run: record.Run) -> Any:
 
   Raises:
     SystemExit: SIGTERM came; the state after the step under way is kept.
+    Refused: the weights are such as `Loop.save` does not take.
   """
   checkpoints, scalars = Checkpoints(run.folder), Scalars(run.folder)
   for row in run.rows(TABLE):  # curves are made of the table, once more
@@ -141,7 +143,13 @@ def train(saved: Saved, step: Step, loop: Loop, run: record.Run) -> Any:
   def keep(saved: Saved) -> None:
     # The checkpoint first: the weights can be made of it, not it of them.
     checkpoints.save(saved)
-    loop.save(saved.state)
+    try:
+      loop.save(saved.state)
+    except ValueError as error:  # what diverged fits no file
+      raise writing.Refused(
+        f"the weights after {int(saved.state.step)} steps cannot be kept: "
+        f"{error}; start anew with smaller learning rates"
+      ) from error
 
   with Interrupt() as interrupt:
     try:

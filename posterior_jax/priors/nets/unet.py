@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from posterior_jax.foreign_files.messages import clean
+from posterior_jax.foreign_files.messages import clean, shown
 from posterior_jax.priors.nets.convolution import Conv
 from posterior_jax.priors.parametrisation import EDM
 
@@ -63,6 +63,10 @@ class UNetConfig:
       raise ValueError(
         "channels, widths, blocks and embedding must be positive and the "
         f"embedding even; got {clean(str(self))}"
+      )
+    if not isinstance(self.normed, bool):
+      raise ValueError(
+        f"normed must be True or False, got {shown(self.normed)}"
       )
     EDM(self.sigma_data, self.sigma_max, self.sigma_min)  # refuses wrong ones
 
