@@ -1,5 +1,6 @@
 """Training of the photo prior: its step, its checkpoints, its run."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -160,8 +161,15 @@ def _train(settings, path, *, resume=False):
 
 
 @pytest.mark.slow
-def test_resumed_run_is_bit_identical(tmp_path, folder):
+@pytest.mark.parametrize("muon_rate", [0.0, 1e-3])
+def test_resumed_run_is_bit_identical(tmp_path, folder, muon_rate):
+  """Of AdamW, and of Muon beside it in blocks with norms."""
   settings = _settings(folder, steps=6, save_every=100)
+  settings = dataclasses.replace(
+    settings,
+    optim=dataclasses.replace(settings.optim, muon_rate=muon_rate),
+    network=dataclasses.replace(settings.network, normed=muon_rate > 0),
+  )
   whole = _train(settings, tmp_path / "whole")
 
   class Stopped(Exception):
