@@ -215,6 +215,23 @@ def test_bfloat16_stays_near_float32(prior):
   assert 0 < np.abs(rough - exact).max() < 0.05
 
 
+def test_norms_in_bfloat16_stay_near_float32():
+  """Where types are not promoted by themselves, as in all of these tests."""
+  config = priors.UNetConfig(widths=(8,), blocks=(1,), embedding=8, normed=True)
+  x, sigma, params = (
+    _image((2, 16, 16, 3)),
+    jnp.array([0.1, 2.0]),
+    _params(3, config),
+  )
+  found, half = (
+    quick_jit(priors.unet_prior(config, params, dtype=dtype).denoise)(x, sigma)
+    for dtype in ("float32", "bfloat16")
+  )
+  assert half.dtype == jnp.float32
+  # Eight bits at each of about ten layers.
+  assert 0 < np.abs(found - half).max() < 0.05 * np.abs(found).max()
+
+
 def test_same_key_same_parameters():
   first, other = (_initial(CONFIG)(jax.random.key(seed)) for seed in (5, 6))
   # A program of its own, so that tracing anew is part of the claim.

@@ -112,7 +112,9 @@ class _Block(nnx.Module):
 
   def __call__(self, x: jax.Array, noise: jax.Array) -> jax.Array:
     scale, shift = jnp.split(self.modulation(noise)[:, None, None], 2, -1)
-    h = nnx.silu(x) if self.norm is None else self.norm(x)
+    # flax has the mean square of bfloat16 in float32, and asks for promotion.
+    with jax.numpy_dtype_promotion("standard"):
+      h = nnx.silu(x) if self.norm is None else self.norm(x)
     h = self.inner(h) * (1 + scale) + shift
     return x + self.outer(nnx.silu(h))
 
