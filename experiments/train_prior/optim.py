@@ -22,22 +22,19 @@ class PriorOptim(OptimSettings):
   # moves everything
   muon_rate: float = setting(0.0, at_least=0)
 
-  def rule(
+  def moves(
     self,
     rate: jax.Array | float,
-    decays: Callable[[str], bool] | None = None,
+    decays: Callable[[str], bool] | None,
   ) -> optax.GradientTransformation:
     """As of `OptimSettings`; beside Muon all parameters decay or none."""
+    others = super().moves(rate, decays)
     if not self.muon_rate:
-      return super().rule(rate, decays)
+      return others
     if decays is not None:
       raise ValueError("decays must be None with a muon_rate")
-    others = optax.adamw(rate, b1=0.9, b2=self.b2, weight_decay=self.decay)
     faster = rate * (self.muon_rate / self.rate)
-    return optax.chain(
-      optax.clip_by_global_norm(self.clip),
-      muon.muon(faster, others, is_matrix, decay=self.decay),
-    )
+    return muon.muon(faster, others, is_matrix, decay=self.decay)
 
 
 def is_matrix(name: str) -> bool:

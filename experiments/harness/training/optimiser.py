@@ -36,18 +36,26 @@ class OptimSettings(Checked):
     rate: jax.Array | float,
     decays: Callable[[str], bool] | None = None,
   ) -> optax.GradientTransformation:
-    """AdamW of clipped gradients, at a rate that is a number of the trace.
+    """What moves by clipped gradients, at a rate that is a number of the trace.
 
     Not a schedule of optax: those need the number of steps before the trace; a
     run of given minutes learns it on the way.
     """
+    clip = optax.clip_by_global_norm(self.clip)
+    return optax.chain(clip, self.moves(rate, decays))
+
+  def moves(
+    self,
+    rate: jax.Array | float,
+    decays: Callable[[str], bool] | None,
+  ) -> optax.GradientTransformation:
+    """AdamW, which decays what `decays` names; None: all."""
 
     def mask(params: Params) -> dict[str, bool]:
       return {name: decays is None or decays(name) for name in params}
 
-    return optax.chain(
-      optax.clip_by_global_norm(self.clip),
-      optax.adamw(rate, b1=0.9, b2=self.b2, weight_decay=self.decay, mask=mask),
+    return optax.adamw(
+      rate, b1=0.9, b2=self.b2, weight_decay=self.decay, mask=mask
     )
 
 
