@@ -60,7 +60,7 @@ def load(prior: str, *, dtype: str = "float32") -> priors.UNetPrior[Any]:
   """
   if prior in _OURS:
     return priors.photo_prior(_OURS[prior], dtype=dtype)
-  path = pathlib.Path(prior)
+  path = _path(prior)
   if not path.exists():
     raise ValueError(
       f"prior must name a file or directory, {prior!r} is none; of those that "
@@ -87,8 +87,6 @@ def named(prior: str) -> str:
   """
   if prior == GAUSSIAN:
     return GAUSSIAN
-  if prior in _OURS:
-    return _OURS[prior]
   whole, *more = digests(prior).values()
   for size, manifest in photo.SHIPPED.items():
     if not more and whole == writing.digest(manifest):
@@ -109,8 +107,7 @@ def about(prior: str, network: priors.UNetPrior[Any] | None) -> About:
     return About(named(prior))
   size = sum(held.size for held in network.params.values())
   found = About(named(prior), size)
-  ours = photo.SHIPPED.get(_OURS.get(prior, ""))
-  path = ours or pathlib.Path(prior)
+  path = _path(prior)
   if path.suffix != ".json":
     return found
   said = json.loads(path.read_text("utf-8"))
@@ -143,8 +140,12 @@ def digests(prior: str) -> dict[str, str]:
   if prior == GAUSSIAN:
     return {}
   # A manifest says the hash of its weights, which is verified on loading.
-  ours = _OURS.get(prior)
-  return writing.digests("prior", [photo.SHIPPED[ours] if ours else prior])
+  return writing.digests("prior", [_path(prior)])
+
+
+def _path(prior: str) -> pathlib.Path:
+  """The file or directory, of a shipped prior its manifest."""
+  return photo.SHIPPED[_OURS[prior]] if prior in _OURS else pathlib.Path(prior)
 
 
 def _read(path: pathlib.Path, dtype: str) -> priors.UNetPrior[Any]:
