@@ -344,8 +344,9 @@ def test_the_section_says_what_was_not_run():
   assert "at 20 evaluations anything on box; Z.\n" in text
 
 
-def test_what_is_written_of_the_large_prior_is_in_the_rows():
-  """Sentences beside the tables, which no command writes."""
+@pytest.fixture(scope="module")
+def change():
+  """Mean PSNR under the large prior less that under the small one."""
   both = other_prior.shared(tables.read(), tables.read(other_prior.ROWS))
   one, two = (
     rows[rows["tuned for"] == "PSNR"]
@@ -353,12 +354,20 @@ def test_what_is_written_of_the_large_prior_is_in_the_rows():
     .agg(tables.mean)
     for rows in both
   )
-  change = (two - one).dropna()
+  return (two - one).dropna()
+
+
+@pytest.fixture(scope="module")
+def page():
+  return " ".join(written.PAGE.read_text().split())
+
+
+def test_what_is_written_of_the_large_prior_is_in_the_rows(change, page):
+  """Sentences beside the tables, which no command writes."""
   method, calls, on = (change.index.get_level_values(i) for i in range(3))
   motion, blur = on.str.startswith("motion"), on.str.endswith("blur")
   wide = on == "super-resolution x4"
   ends = lambda x: f"{x.min():.2f} to {x.max():.2f}"  # noqa: E731
-  page = " ".join(written.PAGE.read_text().split())
   gaining = ["NFC, perceptual()", "NFC, calibrated()", "NFC, by ODE"]
   gains = change[motion & method.isin([*gaining, "DDNM+", "DiffPIR"])]
   assert f"NFC by ODE gain {ends(gains)} dB on motion blur" in page
@@ -368,7 +377,18 @@ def test_what_is_written_of_the_large_prior_is_in_the_rows():
   assert {*change[quiet & wide & (calls == 100)].round()} == {-3}
   assert "DPIR 10 to 11 in the box" in page
   assert {*change[(method == "DPIR") & (on == "box")].round()} == {-10, -11}
-  few = change[calls == 20]
+  ends = [f(change["NFC, perceptual()"]) for f in (min, max)]
+  changes = "changes by {:.2f} to {:.2f} dB".format(*ends)
+  limits = written.PAGE.parents[1] / "limits.md"
+  for text in (limits.read_text(), photo.photo_prior.__doc__):
+    assert changes in " ".join(text.split())
+    assert "1 dB on blurs and 3 on super-res" in " ".join(text.split())
+
+
+def test_what_is_written_of_losses_at_few_evaluations_is_in_the_rows(
+  change, page
+):
+  few = change.xs(20, level="evaluations")
   for name, words, least, most, digits in (
     (
       "NFC, restoration()",
@@ -387,13 +407,7 @@ def test_what_is_written_of_the_large_prior_is_in_the_rows():
     assert (lost.min(), lost.max()) == (least, most)
   assert "SITCOM on super-resolution and masks (1.5)" in page
   masks = ["super-resolution x4", "random 70 %", "box"]
-  assert few["SITCOM"].droplevel(0)[masks].between(-1.6, -1.45).all()
-  ends = [f(change["NFC, perceptual()"]) for f in (min, max)]
-  changes = "changes by {:.2f} to {:.2f} dB".format(*ends)
-  limits = written.PAGE.parents[1] / "limits.md"
-  for text in (limits.read_text(), photo.photo_prior.__doc__):
-    assert changes in " ".join(text.split())
-    assert "1 dB on blurs and 3 on super-res" in " ".join(text.split())
+  assert few["SITCOM"][masks].between(-1.6, -1.45).all()
 
 
 def test_the_page_has_the_section_where_there_are_rows(tmp_path, monkeypatch):

@@ -31,6 +31,7 @@ def block(
   (one,), (two,) = other_prior.names(first), other_prior.names(second)
   own, others = other_prior.shared(first, second)
   budgets = sorted(set(others["evaluations"]))
+  standings = _standings(own, others, budgets)
   parts = [
     "### Under another prior",
     f"The winners under the first prior, {_said(about[one])}, are used as they "
@@ -41,7 +42,7 @@ def block(
     "that stays the same, and the best of all methods; and Spearman's "
     "correlation of the methods' mean scores under both, the median over "
     "operators and the least:",
-    words.wide(_summary(own, others, budgets)),
+    words.wide(_summary(own, others, standings)),
   ]
   for calls in budgets:
     parts += [
@@ -50,10 +51,8 @@ def block(
       "winner by LPIPS; more PSNR and less LPIPS are better:",
       words.wide(_changes(own, others, calls)),
     ]
-    for criterion in SCORES:
-      one_own, two_own = _chosen(own, others, criterion, calls)
-      found = other_prior.standing(one_own, two_own, criterion)
-      if len(found):
+    for (criterion, at), found in standings.items():
+      if at == calls:
         parts += [
           f"**{criterion}, {calls} evaluations**, under the first prior and "
           "under the second, leads paired by picture:",
@@ -139,26 +138,38 @@ def _chosen(
   )
 
 
-def _summary(
+def _standings(
   own: pd.DataFrame, others: pd.DataFrame, budgets: list[int]
+) -> dict[tuple[str, int], pd.DataFrame]:
+  """By score and budget, of those that have any."""
+  found = {
+    (criterion, calls): other_prior.standing(
+      *_chosen(own, others, criterion, calls), criterion
+    )
+    for calls in budgets
+    for criterion in SCORES
+  }
+  return {key: standing for key, standing in found.items() if len(standing)}
+
+
+def _summary(
+  own: pd.DataFrame,
+  others: pd.DataFrame,
+  standings: Mapping[tuple[str, int], pd.DataFrame],
 ) -> str:
   lines = []
-  for calls in budgets:
-    for criterion in SCORES:
-      one_own, two_own = _chosen(own, others, criterion, calls)
-      found = other_prior.standing(one_own, two_own, criterion)
-      if not len(found):
-        continue
-      same = (found["NFC is"] == found["NFC is 2"]).sum()
-      lines.append(
-        [
-          f"{criterion}, {calls}",
-          words.counted(found["NFC is"], short=True),
-          words.counted(found["NFC is 2"], short=True),
-          f"{same} of {len(found)}",
-          *_ranks(other_prior.correlations(one_own, two_own, criterion)),
-        ]
-      )
+  for (criterion, calls), found in standings.items():
+    both = _chosen(own, others, criterion, calls)
+    same = (found["NFC is"] == found["NFC is 2"]).sum()
+    lines.append(
+      [
+        f"{criterion}, {calls}",
+        words.counted(found["NFC is"], short=True),
+        words.counted(found["NFC is 2"], short=True),
+        f"{same} of {len(found)}",
+        *_ranks(other_prior.correlations(*both, criterion)),
+      ]
+    )
   head = ["score, evaluations", "first prior", "second prior", "same verdict"]
   head += ["same best", "correlation", "least"]
   return markdown.table(head, lines)
