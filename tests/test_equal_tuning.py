@@ -84,15 +84,15 @@ def test_a_step_that_ends_beside_a_bound_ends_at_it():
 
 def test_every_method_keeps_to_its_evaluations():
   """By levels and what one takes, at every budget."""
-  for calls in (20, 100, 1000):
+  for calls in configs.get_config().evaluations:
     made = {
-      "fast": methods.fast(calls).levels,
-      "restoration": 4 * methods.restoration(calls).levels,
-      "calibrated": 2 * methods.calibrated(calls).levels,
+      "fast": methods.preset("fast")(calls).levels,
+      "restoration": 4 * methods.preset("restoration")(calls).levels,
+      "calibrated": 2 * methods.preset("calibrated")(calls).levels,
       "Jacobian": 2 * methods.by_jacobian(calls).levels,
       "ODE": methods.by_ode(calls).levels
       * methods.by_ode(calls).predictor.calls,
-      "perceptual": methods.perceptual(calls).levels,
+      "perceptual": methods.preset("perceptual")(calls).levels,
       "guided": 2 * methods.guided(calls).levels,
       "AdamDPS": 2 * methods.adamdps(calls).levels,
       "DAPS": methods.daps(calls).levels * methods.daps(calls).predictor_steps,
@@ -154,7 +154,6 @@ def test_numbers_that_do_not_go_together_are_refused():
     ({"rounds": (0, 0)}, "rounds must be at least 1 without known"),
     ({"again": True}, "again must be False without known"),
     ({"again": True, "known": ("a",)}, "rounds must be 0 with again"),
-    ({"chains": (3,)}, "chains times evaluations must be the next"),
     ({"side": 16}, "side must be"),
   ):
     with oracles.refused(ValueError, words):

@@ -57,7 +57,9 @@ def daps(point):
 def perceptual(point, spectrum):
   schedule = {name: point[name] for name in ("sigma_max", "renewal")}
   width = {name: point[name] for name in ("factor", "most")}
-  config = methods.perceptual(10).replace(width=width, schedule=schedule)
+  config = methods.preset("perceptual")(10).replace(
+    width=width, schedule=schedule
+  )
   return pj.nfc(config, spectrum=spectrum)
 
 

@@ -332,6 +332,31 @@ def test_the_section_has_the_denoising_of_its_own_prior_alone():
   assert "denoises" not in sectioned(first, second, gain.iloc[1:])
 
 
+def test_what_was_not_run_is_not_said_to_have_diverged():
+  """Neither at another budget, nor of what was tuned for the other score."""
+  first = rows_of({"NFC, a": 27.0, "X": 25.0, "Y": 24.0})
+  first = pd.concat([first, first.assign(evaluations=100)])
+  second = first.assign(prior=SECOND.prior)
+  few = second["evaluations"] == 20
+  x, lpips = second["method"] == "X", second["tuned for"] == "LPIPS"
+  box = second["operator"] == "box"
+  text = sectioned(first, second[~(few & box & x) & ~(~few & box & x & lpips)])
+  assert "diverged" not in text
+  at_20, at_100 = text.split("**PSNR / LPIPS, ")[1:]
+  assert "| X | +0.00 / +.000 | - |" in at_20
+  assert "| X | +0.00 / +.000 | +0.00 / - |" in at_100
+
+
+def test_winners_that_were_replaced_are_counted():
+  first = rows_of({"NFC, a": 27.0, "X": 25.0, "Y": 24.0})
+  second = first.assign(prior=SECOND.prior)
+  assert "replaced since" not in sectioned(first, second)
+  newer = first[(first["method"] == "X") & (first["tuned for"] == "PSNR")]
+  text = sectioned(pd.concat([first, newer.assign(point="a=2")]), second)
+  count = len(newer["task"].unique())
+  assert f"{count} of the {2 * 3 * count} have been replaced since" in text
+
+
 def test_the_section_says_what_was_not_run():
   first = rows_of({"NFC, a": 27.0, "X": 25.0, "Y": 24.0, "Z": 20.0})
   more = first.assign(evaluations=100)
@@ -347,7 +372,8 @@ def test_the_section_says_what_was_not_run():
 @pytest.fixture(scope="module")
 def change():
   """Mean PSNR under the large prior less that under the small one."""
-  both = other_prior.shared(tables.read(), tables.read(other_prior.ROWS))
+  first = other_prior.with_base(tables.read())
+  both = other_prior.shared(first, tables.read(other_prior.ROWS))
   one, two = (
     rows[rows["tuned for"] == "PSNR"]
     .groupby(["method", "evaluations", "operator"])["psnr"]
@@ -375,8 +401,8 @@ def test_what_is_written_of_the_large_prior_is_in_the_rows(change, page):
   assert "lose on blurs and super-resolution, both 3 dB on" in page
   assert change[quiet & (motion | blur | wide)].max() < 0
   assert {*change[quiet & wide & (calls == 100)].round()} == {-3}
-  assert "DPIR 10 to 11 in the box" in page
-  assert {*change[(method == "DPIR") & (on == "box")].round()} == {-10, -11}
+  assert "DPIR 9 to 11 in the box" in page
+  assert {*change[(method == "DPIR") & (on == "box")].round()} == {-9, -10, -11}
   ends = [f(change["NFC, perceptual()"]) for f in (min, max)]
   changes = "changes by {:.2f} to {:.2f} dB".format(*ends)
   limits = written.PAGE.parents[1] / "limits.md"
@@ -411,7 +437,7 @@ def test_what_is_written_of_losses_at_few_evaluations_is_in_the_rows(
 
 
 def test_the_page_has_the_section_where_there_are_rows(tmp_path, monkeypatch):
-  for name in ("ROWS", "ABOUT", "GAIN"):
+  for name in ("ROWS", "ABOUT", "GAIN", "BASE"):
     path = tmp_path / getattr(other_prior, name).name
     monkeypatch.setattr(other_prior, name, path)
   monkeypatch.setattr(written, "block", lambda *_: "the tables")
@@ -421,17 +447,23 @@ def test_the_page_has_the_section_where_there_are_rows(tmp_path, monkeypatch):
   second = own.assign(prior=SECOND.prior, psnr=own["psnr"] - 1)
   tables.packed(second).to_csv(other_prior.ROWS, index=False)
   other_prior.ABOUT.write_text(json.dumps(SECOND._asdict()))
-  before, text = written.made().split("### Under another prior")
+  before, text = written.made().split("## Under another prior")
   assert before == "the tables\n\n"
   row = "| PSNR, 20 | 4 / 2 / 1 | 4 / 2 / 1 | 7 of 7 | 7 of 7 | 1.00 |"
   assert row in text
 
 
 def test_committed_rows_of_a_second_prior_are_by_the_winners():
-  """Every one by the point, and of the picture, of a committed row."""
-  second = tables.read(other_prior.ROWS)
-  _, found = other_prior.shared(tables.read(), second)
+  """Every one by the point, and of the picture, of a committed row.
+
+  Or of one whose point a longer search has replaced, of which there are no
+  others.
+  """
+  rows, second = tables.read(), tables.read(other_prior.ROWS)
+  _, found = other_prior.shared(other_prior.with_base(rows), second)
   assert len(found) == len(second)
+  _, today = other_prior.shared(rows, second)
+  assert len(today) + len(tables.read(other_prior.BASE)) == len(second)
   (name,) = other_prior.names(second)
   assert json.loads(other_prior.ABOUT.read_text())["prior"] == name
 

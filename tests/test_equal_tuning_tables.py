@@ -1,6 +1,7 @@
 """Equal tuning: its tables, its report, and the committed rows and page."""
 
 import functools
+import json
 import math
 
 import numpy as np
@@ -10,11 +11,14 @@ import pytest
 from experiments.equal_tuning import (
   methods,
   report,
+  shipped,
   tables,
 )
 from experiments.equal_tuning.page import sections, written
+from experiments.equal_tuning.rounds import Rounds
 from experiments.harness import record
 from posterior_jax import baselines
+from posterior_jax.nfc_sampler import tuned
 
 # Parsed once: that takes as long as what is asked of them.
 committed = functools.cache(tables.read)
@@ -208,16 +212,22 @@ def test_means_are_of_the_winners_by_psnr_of_the_budget_before():
     assert set(own[same]["point"]) == {row["point"]}
 
 
-def test_every_search_began_from_a_winner_of_the_budget_before():
-  trials = tried()
-  for about, own in trials.groupby(["method", "task"]):
-    winners = None
-    for _, log in own.groupby("evaluations"):
-      assert winners is None or log["point"].iloc[0] in winners, about
-      # As rounded in the file several may be the best.
-      best = log["psnr"] == log["psnr"].max()
-      best |= log["lpips"] == log["lpips"].min()
-      winners = set(log["point"][best])
+# What the searches of a budget began from: the winners of another among its
+# first points, after which some went on.
+BEGAN = {50: (20, 72), 100: (20, 48), 200: (100, 54), 1000: (100, 30)}
+
+
+def test_every_search_began_from_a_winner_of_a_smaller_budget():
+  logs = dict([*tried().groupby(["method", "task", "evaluations"])])
+  for (method, task, calls), log in logs.items():
+    if calls == 20:
+      continue
+    budget, points = BEGAN[calls]
+    before = logs[method, task, budget].iloc[:points]
+    # As rounded in the file several may be the best.
+    best = before["psnr"] == before["psnr"].max()
+    best |= before["lpips"] == before["lpips"].min()
+    assert log["point"].iloc[0] in set(before["point"][best]), (method, task)
 
 
 def inside(row, log):
@@ -241,14 +251,21 @@ def numbers(point):
 
 
 def test_methods_were_tuned_by_as_many_points():
-  """MMPS has fewer: its one knob has no more values."""
-  counts = tried().groupby(["method", "evaluations", "task"])
-  sizes = counts.size().drop("MMPS").groupby("evaluations").unique()
-  assert {calls: [*n] for calls, n in sizes.items()} == {
-    20: [48],
-    100: [30],
-    1000: [36],
-  }
+  """Fewer only where nothing is left to try, as of MMPS's one knob."""
+  most = {20: 72, 50: 36, 100: 54, 200: 36, 1000: 36}
+  short = set()
+  for (method, calls, _), log in tried().groupby(tables.SEARCH):
+    assert len(log) <= most[calls]
+    if len(log) == most[calls]:
+      continue
+    short.add(method)
+    knobs = methods.METHODS[method].knobs(calls)
+    points = [tuple(numbers(point)) for point in log["point"]]
+    search = Rounds(knobs, points[:1] * 2)
+    for point, psnr, lpips in zip(points, log["psnr"], log["lpips"]):
+      search.add(point, (psnr, -lpips))
+    assert search.propose(1, closing=True) == []
+  assert short == {"MMPS", "PiGDM", "DDRM"}
 
 
 def test_the_tuned_setting_of_adamdps_has_the_medians_of_its_winners():
@@ -277,3 +294,27 @@ def test_the_page_is_made_of_the_committed_rows():
   text = written.PAGE.read_text()
   block = text.split(written.BEGIN)[1].split(written.END)[0]
   assert block.strip() == written.made().strip()
+
+
+def test_what_ships_is_the_best_on_the_pictures_that_are_tuned_on():
+  """The preset too: b is better on the report's pictures, a is chosen."""
+  a, b = "NFC, fast()", "NFC, perceptual()"
+  rows = rows_of({a: 26.0, b: 27.0, "X": 25.0})
+  trials = pd.concat(
+    [
+      trials_of(a, 20, [30.0]).assign(point="a=1"),
+      trials_of(b, 20, [29.0]).assign(point="a=1"),
+      # No winner, whatever it scored: of the criterion it is tuned for.
+      trials_of(b, 20, [31.0]).assign(point="a=2"),
+      trials_of("X", 20, [33.0]).assign(point="a=1"),
+    ]
+  )
+  found = json.loads(shipped.made(rows, trials))
+  for score in tables.SCORES:
+    assert found[score]["20"] == {"box_inpainting": {"preset": "fast", "a": 1}}
+    beside = shipped.beside_others(rows, trials, score, 20)
+    assert set(beside["method"]) == {a, "X"}
+
+
+def test_what_ships_is_made_of_the_committed_points():
+  assert tuned.ASSET.read_text() == shipped.made(committed(), tried())

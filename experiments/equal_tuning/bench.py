@@ -86,8 +86,8 @@ class Bench:
     """Whether the winners that a cell begins from are still to come."""
     if cell.budget == 0 or not self._has_form(cell):
       return False
-    if self._given.settings.again:
-      return False  # the points that it restores by are known, or none are
+    if self._given.settings.again or self._searches.tried(cell):
+      return False  # it goes on from its own points, or tries none
     return not winners.path(self._folder, before(cell)).exists()
 
   def give_up(self, cell: Cell) -> None:

@@ -34,12 +34,12 @@ from posterior_jax.nfc_sampler import (
   compose,
   levels_of,
   parts_of,
+  tuned,
 )
 
 # DiffPIR's quadratic spacing has no more timesteps.
 _MOST = 500
-_WIDTH = "factor", "most"
-_FEW = 50  # evaluations; below, levels with several of them would be too few
+_FEW = 100  # evaluations; below, levels with several of them would be too few
 
 
 def daps(evaluations: int) -> baselines.DAPSConfig:
@@ -89,16 +89,16 @@ def pigdm(evaluations: int) -> baselines.PiGDMConfig:
 
 
 def nfc(config: Callable[[int], NFCConfig], *knobs: Knob) -> Contender:
-  """Settings of `nfc`: knobs `factor` and `most` are the width's.
+  """Settings of `nfc`: knobs of `tuned.WIDTH` are the width's.
 
   The others are the schedule's, whose numbers make the levels, which are
   operands.
   """
 
   def operands(evaluations: int, point: Point) -> dict[str, Any]:
-    schedule = {name: v for name, v in point.items() if name not in _WIDTH}
+    schedule = {n: v for n, v in point.items() if n not in tuned.WIDTH}
     made = config(evaluations).replace(schedule=schedule)
-    beside = {n: point[n] for n in (*_WIDTH, "renewal") if n in point}
+    beside = {n: point[n] for n in (*tuned.WIDTH, "renewal") if n in point}
     return {"levels": levels_of(made), **beside}
 
   def restore(evaluations: int) -> Restore:
@@ -112,7 +112,7 @@ def nfc(config: Callable[[int], NFCConfig], *knobs: Knob) -> Contender:
       spectrum: jax.Array,
     ) -> jax.Array:
       renewal = {n: operands[n] for n in ("renewal",) if n in operands}
-      width = {n: operands[n] for n in _WIDTH if n in operands}
+      width = {n: operands[n] for n in tuned.WIDTH if n in operands}
       now = made.replace(width=width, schedule=renewal)
       sampler = compose(parts_of(now, spectrum), operands["levels"])
       return scanned(sampler, denoise, observation, key)
@@ -122,21 +122,9 @@ def nfc(config: Callable[[int], NFCConfig], *knobs: Knob) -> Contender:
   return Contender(lambda _: knobs, operands, restore)
 
 
-def fast(evaluations: int) -> NFCConfig:
-  """`fast()`, a call for each level, for a prior that knows any way up."""
-  return NFCConfig.fast(levels=evaluations, predictor={"turned": True})
-
-
-def restoration(evaluations: int) -> NFCConfig:
-  """`restoration()`: a call and at most three VJPs for each level."""
-  return NFCConfig.restoration(
-    levels=evaluations // 4, inner=Mean(max_iterations=3)
-  )
-
-
-def calibrated(evaluations: int) -> NFCConfig:
-  """`calibrated()`: a call and a VJP for each level."""
-  return NFCConfig.calibrated(levels=evaluations // 2)
+def preset(name: str) -> Callable[[int], NFCConfig]:
+  """One of `tuned.FORMS` with as many levels as fill a budget."""
+  return functools.partial(tuned.form, NFCConfig, name)
 
 
 # The knobs' first values.
@@ -165,15 +153,10 @@ def by_ode(evaluations: int) -> NFCConfig:
   )
 
 
-def perceptual(evaluations: int) -> NFCConfig:
-  """`perceptual()`, a call for each level."""
-  return NFCConfig.perceptual(levels=evaluations)
-
-
 def guided(evaluations: int) -> NFCConfig:
-  """`guided()`: a call and a VJP for each level, which may go further."""
+  """`guided()` whose levels may go further than their solve."""
   # Any relaxation but 1 does: the levels of a point have its own.
-  return NFCConfig.guided(levels=evaluations // 2, schedule={"relaxation": 1.5})
+  return preset("guided")(evaluations).replace(schedule={"relaxation": 1.5})
 
 
 # Bounds of the knobs: those of the settings themselves, the first noise of
@@ -204,9 +187,9 @@ def _share(name: str, start: float) -> Knob:
 # Done last at every budget: what a cut run lacks is what matters least.
 LATE = ("DDRM", "AdamDPS", "NFC, calibrated()", "DPS")
 METHODS: dict[str, Contender] = {
-  "NFC, fast()": nfc(fast, _factor(4.35), *_ends(0.845, 0.0493)),
+  "NFC, fast()": nfc(preset("fast"), _factor(4.35), *_ends(0.845, 0.0493)),
   "NFC, perceptual()": nfc(
-    perceptual,
+    preset("perceptual"),
     _factor(1.0, 2.0),
     Knob("most", 0.6, low=0.02, high=16.0),
     _share("renewal", 0.4),
@@ -242,7 +225,7 @@ METHODS: dict[str, Contender] = {
     _share("eta", 0.8),
     Knob("data_std", 0.5, low=0.01, high=16.0),
   ),
-  "NFC, restoration()": nfc(restoration, _factor(2.0), _last(0.1)),
+  "NFC, restoration()": nfc(preset("restoration"), _factor(2.0), _last(0.1)),
   "DDRM": built(
     baselines.ddrm, ddrm, _share("eta", 0.8), _share("eta_data", 1.0)
   ),
@@ -265,6 +248,6 @@ METHODS: dict[str, Contender] = {
     Knob("first_decay", 0.6, factor=None, step=0.2, high=0.99),
     Knob("second_decay", 0.6, factor=None, step=0.2, high=0.99),
   ),
-  "NFC, calibrated()": nfc(calibrated, _factor(1.0), _last(0.02)),
+  "NFC, calibrated()": nfc(preset("calibrated"), _factor(1.0), _last(0.02)),
   "DPS": BASELINES["DPS"],
 }

@@ -3,7 +3,9 @@
 `rows.csv` is of the prior under which every method was tuned. The winners of
 that search, as they are, restored the same pictures under a second prior:
 `second_rows.csv`, whose rows name it, `second_prior.json`, which says what it
-is, and `second_gain.csv`, how it denoises (`experiments.prior_gain`).
+is, and `second_gain.csv`, how it denoises (`experiments.prior_gain`). Of
+winners that the search has replaced since, `second_base.csv` keeps what they
+restored under the first prior.
 """
 
 import math
@@ -18,6 +20,7 @@ from experiments.equal_tuning.tables import NAMES, SCORES, SEARCH
 ROWS = pathlib.Path(__file__).with_name("second_rows.csv")
 ABOUT = pathlib.Path(__file__).with_name("second_prior.json")
 GAIN = pathlib.Path(__file__).with_name("second_gain.csv")
+BASE = pathlib.Path(__file__).with_name("second_base.csv")
 FIRST = "small"  # the prior of rows that name none, as of those committed
 # Of two methods ranks are equal or opposite, which says little.
 _FEWEST = 3
@@ -29,6 +32,11 @@ def names(rows: pd.DataFrame) -> list[str]:
   if "prior" in rows:
     return [*rows["prior"].unique()]
   return [FIRST] * bool(len(rows))
+
+
+def with_base(first: pd.DataFrame) -> pd.DataFrame:
+  """Rows of the first prior, those of BASE among them where there are any."""
+  return pd.concat([first, tables.read(BASE)]) if BASE.exists() else first
 
 
 def shared(

@@ -56,8 +56,8 @@ class Settings(Checked):
       on a search begins where that of the budget before it ended.
     rounds: of every budget's search, those of `known` among them.
     tuned_on: pictures of every budget's search, the first by name.
-    chains: whose mean is reported at the next budget, a number for each of the
-      first budgets, so that chains times budget is the next one.
+    chains: whose mean is reported, of every one of the first budgets: at chains
+      times its evaluations, which may be a budget too; 1 for no mean.
     slots: images that a program restores at once; a round has a point for every
       `tuned_on` of them.
     known: folders of `rows.csv` and `trials.csv`, as those beside the code,
@@ -86,7 +86,7 @@ class Settings(Checked):
   evaluations: tuple[int, ...] = setting(at_least=10, some=True)
   rounds: tuple[int, ...] = setting(at_least=0)
   tuned_on: tuple[int, ...] = setting(at_least=1)
-  chains: tuple[int, ...] = setting(at_least=2)
+  chains: tuple[int, ...] = setting(at_least=1)
   slots: int = setting(at_least=1)
   known: tuple[str, ...]
   again: bool
@@ -117,14 +117,6 @@ class Settings(Checked):
       raise ValueError(
         f"rounds must be at least 1 without known, got {self.rounds}"
       )
-    for few, many, chains in zip(
-      self.evaluations, self.evaluations[1:], self.chains, strict=False
-    ):
-      if few * chains != many:
-        raise ValueError(
-          "chains times evaluations must be the next of evaluations, got "
-          f"{chains} times {few} for {many}"
-        )
 
 
 class Given(NamedTuple):

@@ -51,7 +51,7 @@ def photo_prior(
       3.6 times the time on a CPU. By settings tuned under the small one
       `NFCConfig.perceptual` changes by -0.03 to 0.14 dB under it, and
       `NFCConfig.fast`, whose images carry no noise, loses up to 1 dB on blurs
-      and 3 on super-resolution (docs/benchmarks/restoration.md, "Under another
+      and 3 on super-resolution (docs/benchmarks/tuned_alike.md, "Under another
       prior").
     dtype: of the arithmetic: float32, or bfloat16 on accelerators.
 

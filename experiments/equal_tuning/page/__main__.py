@@ -1,9 +1,10 @@
-"""Puts the tables of equal tuning into docs/benchmarks/restoration.md.
+"""Puts the tables of equal tuning into docs/benchmarks/tuned_alike.md.
 
     python -m experiments.equal_tuning.page [RUN ...]
 
 Everything between its two `equal tuning` comments, and the picture of the
-plane, is made anew from the committed rows. Given the folders of runs, finished
+plane, is made anew from the committed rows, and so are the points that ship
+with the package (`NFCConfig.tuned`). Given the folders of runs, finished
 or cut short, it first takes their cells into `rows.csv` and `trials.csv`, in
 the place of those that are there; those of winners that restored again under
 another prior, into `second_rows.csv`.
@@ -12,15 +13,17 @@ another prior, into `second_rows.csv`.
 import pathlib
 from collections.abc import Sequence
 
+import pandas as pd
 from absl import app
 
-from experiments.equal_tuning import merged, tables
+from experiments.equal_tuning import merged, shipped, tables
 from experiments.equal_tuning.page import written
 from experiments.equal_tuning.page.plane import plane
 from experiments.equal_tuning.tables import TABLE
 from experiments.harness import writing
 from experiments.harness.reporting import markdown
 from experiments.harness.reporting.report import render
+from posterior_jax.nfc_sampler import tuned
 
 
 def main(argv: Sequence[str]) -> None:
@@ -35,6 +38,8 @@ def main(argv: Sequence[str]) -> None:
       raise app.UsageError(str(error)) from None
   picture = render(plane(tables.read()), "png")
   writing.write(written.ROOT / written.PICTURE, picture)
+  points = shipped.made(tables.read(), pd.read_csv(tables.TRIALS))
+  writing.write(tuned.ASSET, points.encode())
   markdown.put(
     written.PAGE, written.made(), begin=written.BEGIN, end=written.END
   )

@@ -33,9 +33,10 @@ def block(
   budgets = sorted(set(others["evaluations"]))
   standings = _standings(own, others, budgets)
   parts = [
-    "### Under another prior",
+    "## Under another prior",
     f"The winners under the first prior, {_said(about[one])}, are used as they "
     f"are under a second one, {_said(about[two])}: nothing was tuned again. "
+    f"{_replaced(first, others)}"
     f"{_denoised(gain, one, two)}{_not_run(first, others, budgets)}".rstrip(),
     f"On how many operators the best of {OWN} is ahead of / level with / "
     "behind the best other method under either prior, one sample; on how many "
@@ -94,6 +95,21 @@ def _denoised(gain: pd.DataFrame, one: str, two: str) -> str:
     f"The second denoises {count} pictures of {side} x {side}, "
     f"{'; '.join(levels)} (`python -m experiments.prior_gain KODAK {two} "
     f"--side={side}`). "
+  )
+
+
+def _replaced(first: pd.DataFrame, others: pd.DataFrame) -> str:
+  """How many winners are of a search that has gone on since."""
+  search = [*tables.SEARCH, "tuned for"]
+  single = first[first["chains"] == 1]
+  points = single.groupby(search)["point"].nunique()
+  there = others.groupby(search).size()
+  count = int((points[points.index.isin(there.index)] > 1).sum())
+  if not count:
+    return ""
+  return (
+    f"{count} of the {len(there)} have been replaced since, by searches that "
+    "went on; in this section both priors have those from before. "
   )
 
 
@@ -164,8 +180,8 @@ def _summary(
     lines.append(
       [
         f"{criterion}, {calls}",
-        words.counted(found["NFC is"], short=True),
-        words.counted(found["NFC is 2"], short=True),
+        words.counted(found["NFC is"]),
+        words.counted(found["NFC is 2"]),
         f"{same} of {len(found)}",
         *_ranks(other_prior.correlations(*both, criterion)),
       ]
@@ -190,36 +206,41 @@ def _ranks(found: pd.DataFrame) -> list[str]:
 
 def _changes(own: pd.DataFrame, others: pd.DataFrame, calls: int) -> str:
   """By method and operator, what the second prior gains and loses."""
-  found = {}
+  found, there = {}, {}
   for criterion, (column, digits, _) in SCORES.items():
+    both = _chosen(own, others, criterion, calls)
     one, two = (
       rows.groupby(["method", "operator"])[column].agg(tables.mean)
-      for rows in _chosen(own, others, criterion, calls)
+      for rows in both
     )
     less = (two - one).dropna().round(digits) + 0.0  # nothing is -0
     found[criterion] = less.map(f"{{:+.{digits}f}}".format)
+    there[criterion] = both[1]
   # As the other tables write a distance, which is below 1.
   found["LPIPS"] = found["LPIPS"].str.replace(r"^([+-])0", r"\1", regex=True)
-  operators = _in_order(set(others["operator"]))
+  every = pd.concat(there.values())
+  operators = _in_order(set(every["operator"]))
   lines = [
     [words.code(str(method))]
-    + [_change(found, others, str(method), name) for name in operators]
-    for method in dict.fromkeys(others["method"])
+    + [_change(found, there, str(method), name) for name in operators]
+    for method in dict.fromkeys(every["method"])
   ]
   return markdown.table(["method", *operators], lines)
 
 
 def _change(
   found: Mapping[str, Mapping[Any, str]],
-  rows: pd.DataFrame,
+  rows: Mapping[str, pd.DataFrame],
   method: str,
   operator: str,
 ) -> str:
   """Of one method and operator; diverged where one prior's rows have."""
-  each = [found[criterion].get((method, operator)) for criterion in SCORES]
-  if None in each:
-    return words.absent(rows, method, operator)
-  return " / ".join(map(str, each))
+  each = [
+    found[score].get((method, operator))
+    or words.absent(rows[score], method, operator)
+    for score in SCORES
+  ]
+  return each[0] if len({*each}) == 1 else " / ".join(each)
 
 
 def _leads(found: pd.DataFrame, criterion: str) -> str:

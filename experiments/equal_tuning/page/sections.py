@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from experiments.equal_tuning import tables
+from experiments.equal_tuning import shipped, tables
 from experiments.equal_tuning.page import words
 from experiments.equal_tuning.page.plane import CAPTION
 from experiments.equal_tuning.tables import NAMES, OWN
@@ -21,15 +21,17 @@ def block(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
   parts = [
     f"![{CAPTION}](../figures/plane.png)",
     CAPTION,
-    f"On how many operators the best of {OWN} is ahead of, level with and "
+    f"On how many operators the best of {OWN} is ahead of / level with / "
     "behind the best other method, one sample; beside others at the same "
     "budget, and beside the best that they have at it or at a smaller one; "
-    "means of chains beside each other:",
-    words.wide(_verdicts(rows)),
+    "`tuned()` is the preset that was best on the pictures that are tuned on, "
+    "as `NFCConfig.tuned` gives it; means of chains beside each other:",
+    words.wide(_verdicts(rows, trials)),
   ]
   for calls in sorted(set(rows["evaluations"])):
     parts += [
-      f"**{calls} evaluations**, PSNR / LPIPS of one sample:",
+      f"## {calls} evaluations",
+      "PSNR / LPIPS of one sample:",
       words.wide(_both(rows, calls)),
       f"The best of {OWN} less the best other method, paired by picture:",
       words.wide(_leads(rows, calls)),
@@ -60,6 +62,7 @@ def _searches(rows: pd.DataFrame, trials: pd.DataFrame) -> list[str]:
     for calls, own in inside.iterrows()
   )
   return [
+    "## What the searches came to",
     f"Of the {total['winners']} winners {total['inside']} lie inside of what "
     f"was tried, {by_budget} evaluations; beside the others a knob has an open "
     f"side. {_lost(trials)}",
@@ -141,22 +144,24 @@ def _means(rows: pd.DataFrame) -> str:
   return markdown.table(["method", *psnr], lines)
 
 
-def _verdicts(rows: pd.DataFrame) -> str:
-  """The verdicts of `_leads`, counted."""
+def _verdicts(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
+  """The verdicts of `_leads`, counted, and those of `NFCConfig.tuned`."""
   head = ["evaluations"]
   head += [
-    f"{criterion}, {beside}"
+    f"{criterion}{beside}"
     for criterion in tables.SCORES
-    for beside in ("same budget", "or smaller")
+    for beside in ("", ", or smaller", ", `tuned()`")
   ]
-  head.append("PSNR, means of chains")
+  head.append("chains, PSNR")
   lines = []
   for calls in sorted(set(rows["evaluations"])):
     cells = [str(calls)]
     for criterion in tables.SCORES:
       own = tables.standing(tables.chosen(rows, criterion, calls), criterion)
       within = tables.standing_within(rows, criterion, calls)
-      cells += [_counted(own), _counted(within)]
+      one = shipped.beside_others(rows, trials, criterion, calls)
+      alone = tables.standing(one, criterion)
+      cells += [_counted(own), _counted(within), _counted(alone)]
     means = tables.chosen(rows, "PSNR", calls, mean=True)
     lines.append([*cells, _counted(tables.standing(means, "PSNR"))])
   return markdown.table(head, lines)

@@ -30,12 +30,10 @@ def lead(value: float, low: float, high: float, digits: int) -> str:
   return f"{mean} ({', '.join(ends)})"
 
 
-def counted(verdicts: pd.Series, *, short: bool = False) -> str:
-  """How many are ahead, level and behind; in short without these words."""
+def counted(verdicts: pd.Series) -> str:
+  """How many are ahead / level / behind."""
   found = verdicts.value_counts()
-  if short:
-    return " / ".join(str(found.get(word, 0)) for word in _VERDICTS)
-  return ", ".join(f"{found.get(word, 0)} {word}" for word in _VERDICTS)
+  return " / ".join(str(found.get(word, 0)) for word in _VERDICTS)
 
 
 def absent(rows: pd.DataFrame, method: str, operator: str) -> str:

@@ -13,7 +13,7 @@ from experiments.harness import prior_files
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 PICTURE = "notebooks/figures/plane.png"
-PAGE = ROOT / "docs/benchmarks/restoration.md"
+PAGE = ROOT / "docs/benchmarks/tuned_alike.md"
 BEGIN = (
   "<!-- equal tuning: written by `python -m experiments.equal_tuning.page` -->"
 )
@@ -30,7 +30,7 @@ def made() -> str:
     gain = other_prior.GAIN
     parts.append(
       prior_section.block(
-        rows,
+        other_prior.with_base(rows),
         tables.read(other_prior.ROWS),
         {each["prior"]: each for each in (first, second)},
         pd.read_csv(gain) if gain.exists() else pd.DataFrame(),
