@@ -27,7 +27,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
   debug = is_debug(form, __file__)
   return ml_collections.ConfigDict(
     {
-      "size": 16 if debug else 64,
+      "size": 32 if debug else 64,
       "kernels": ("short",)
       if debug
       else ("Gaussian", "short", "medium", "long"),

@@ -47,6 +47,7 @@ from posterior_jax.nfc_sampler import (
   levels_of,
   parts_of,
 )
+from tests.oracles import refused
 
 SIZE, NOISE, LEVELS, COUNT = 8, 0.1, 4, 3000
 POWER = priors.power_law_spectrum(SIZE, SIZE)
@@ -255,6 +256,16 @@ def test_weights_give_modes_their_shares():
     shares = weight @ jax.nn.one_hot(nearest, 3)
     error = float(0.5 * jnp.abs(shares - posterior.weights).sum())
     assert error < 0.02 if weighted else error > 0.04, error
+
+
+def test_the_small_form_is_large_enough_for_its_kernels():
+  """Ended in a traceback: a kernel of 61 does not mirror an image of 16."""
+  config = configs.get_config("debug")
+  rows = list(closed_form.rows(command_line.to_settings(Settings, config)))
+  assert len(rows) > 20 and all(np.isfinite(row["psnr"]) for row in rows)
+  config.size = 31
+  with refused(command_line.UsageError, r"size must lie in \[32, 512\]"):
+    command_line.to_settings(Settings, config)
 
 
 def test_photographs_have_the_settings_of_the_closed_form():

@@ -38,7 +38,7 @@ class Settings(Checked):
     workers: programs compiled at a time.
   """
 
-  size: int = setting(at_least=8, at_most=512)
+  size: int = setting(at_least=32, at_most=512)
   kernels: tuple[str, ...] = setting(among=KERNELS, some=True)
   levels: tuple[int, ...] = setting(at_least=1, some=True)
   noise_std: float = setting(above=0)
