@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -15,6 +16,8 @@ import pytest
 from experiments.harness import command_line, progress, record, runner
 from experiments.harness.folders import open_folder
 from experiments.harness.rows import Table
+from experiments.harness.settings import Checked
+from tests.oracles import refused
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -45,7 +48,7 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(Checked):
   seed: int
   part: Part
 
@@ -119,6 +122,20 @@ REFUSALS = {
   ),
   "refused value": (["--config.part.rate=-1."], "rate must be at least 0"),
   "unknown flag": (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
+  "given twice": (
+    ["--config.part.names=('x',)", "--config.part.names", "('y',)"],
+    "--config.part.names is given 2 times; give it once, several values of a "
+    'tuple together, as "(20,50)"',
+  ),
+  "turned off and on": (
+    ["--noconfig.part.on", "-config.part.on=True"],
+    "--config.part.on is given 2 times",
+  ),
+  "a tuple of others": (
+    ["--config.part.names=1"],
+    "names must be a tuple of words in quotes, got (1,)",
+  ),
+  "seed below 0": (["--config.seed=-1"], "seed must lie in [0, 2147483647]"),
   "stray word": (["fast"], "unexpected argument 'fast'"),
 }
 
@@ -161,6 +178,34 @@ def test_field_the_settings_do_not_have():
   short = ml_collections.ConfigDict({"seed": 1, "part": {}})
   with pytest.raises(command_line.UsageError, match="missing 3 required"):
     command_line.to_settings(Settings, short)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuples:
+  counts: tuple[int, ...] = ()
+  shares: tuple[float, ...] = ()
+  pair: tuple[float, float] = (0.0, 1.0)
+  shapes: tuple[tuple[int, ...], ...] = ()
+
+
+@pytest.mark.parametrize(
+  "name, value, words",
+  [
+    ("counts", (2.5,), "a tuple of whole numbers, got (2.5,)"),
+    ("counts", (True,), "a tuple of whole numbers, got (True,)"),
+    ("counts", ("(20",), "a tuple of whole numbers, got ('(20',)"),
+    ("counts", 3, "a tuple of whole numbers, got 3"),
+    ("shares", ("nan",), "a tuple of numbers, got ('nan',)"),
+    ("pair", (1.0,), "a tuple of 2 numbers, got (1.0,)"),
+    ("shapes", (1, 2), "a tuple of tuples of whole numbers, got (1, 2)"),
+  ],
+)
+def test_elements_of_tuples_are_of_the_kind_of_their_field(name, value, words):
+  """ml_collections lets anything in, and so a traceback or half a level."""
+  fit = {"counts": (1,), "shares": (1, 0.5), "shapes": [[1, 2], (3,)]}
+  command_line.to_settings(Tuples, fit)
+  with refused(command_line.UsageError, f"{name} must be {re.escape(words)}"):
+    command_line.to_settings(Tuples, {name: value})
 
 
 def test_unwritable_workdir(config_file, tmp_path, capsys):

@@ -5,12 +5,14 @@
         [--hosts=auto | --hosts=HOST:PORT --processes=N --process=I]
 
 Without `--config` the experiment's own `configs/NAME.py` is read. The config
-is locked: a field it does not have is refused. Without `--workdir` results go
-to `runs/NAME`. A folder that holds anything is never written over: the run
-then gets `DIR/2`, `DIR/3`, ... and says so. With `--resume`, which only long
-experiments have, the run goes on in `DIR` with the rows that are there, under
-the same config and of the same files; in an empty folder, it starts. Others
-who would write into a run's folder meanwhile are told which process holds it.
+is locked: a field it does not have is refused, and so is a flag that is given
+twice; the values of a tuple go into one, as --config.FIELD="(20,50)". Without
+`--workdir` results go to `runs/NAME`. A folder that holds anything is never
+written over: the run then gets `DIR/2`, `DIR/3`, ... and says so. With
+`--resume`, which only long experiments have, the run goes on in `DIR` with the
+rows that are there, under the same config and of the same files; in an empty
+folder, it starts. Others who would write into a run's folder meanwhile are told
+which process holds it.
 
 Experiments for many hosts are started once on each, in a folder that all see,
 with --hosts=auto where a Cloud TPU, SLURM, Open MPI or Kubernetes says who they
@@ -22,6 +24,7 @@ stop here: experiments see frozen dataclasses.
 """
 
 import ast
+import collections
 import dataclasses
 import pathlib
 import re
@@ -35,6 +38,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments.harness.processes.meeting import Hosts
+from experiments.harness.settings import check_elements
 
 S = TypeVar("S")
 
@@ -88,6 +92,7 @@ def parse(argv: Sequence[str], name: str) -> Command:
   Raises:
     UsageError: an unknown flag, config file, form or field, or a wrong value.
   """
+  _check_given_once(argv)
   base, _ = _parse_flags([name, *_config_argument(argv)], name)
   for arg in argv[1:]:
     if match := re.match(r"--?(?:no)?config\.([^=]+)", arg):
@@ -135,6 +140,8 @@ def to_settings(settings_type: type[S], config: Mapping[str, Any]) -> S:
       value = _section(hints[name], value)
     values[name] = tuple(value) if isinstance(value, list) else value
   try:
+    for name, value in values.items():
+      check_elements(name, hints[name], value)
     return settings_type(**values)
   except (TypeError, ValueError) as error:
     raise UsageError(str(error)) from error
@@ -158,6 +165,22 @@ def _config_argument(argv: Sequence[str]) -> Sequence[str]:
     if re.fullmatch(r"--?config", arg):
       return argv[i : i + 2]
   return []
+
+
+def _check_given_once(argv: Sequence[str]) -> None:
+  """Refuses a flag that is repeated.
+
+  Of most flags absl takes the last value, of a tuple's ml_collections takes all
+  of them together: who changes a command by adding to its end means neither.
+  """
+  named = (re.match(r"--?(?:no)?([a-z][\w.]*)", arg) for arg in argv[1:])
+  given = collections.Counter(match[1] for match in named if match)
+  for flag, times in given.items():
+    if times > 1:
+      raise UsageError(
+        f"--{flag} is given {times} times; give it once, several values of a "
+        'tuple together, as "(20,50)"'
+      )
 
 
 def _parse_flags(

@@ -7,11 +7,13 @@
       dtype: str = setting("bfloat16", among=("float32", "bfloat16"))
 
 A value out of range is refused in one sentence when the dataclass is made,
-from a config or in code. Rules between fields go into `__post_init__`, after
+from a config or in code. A field `seed` has the range of `SEEDS` without being
+told. Rules between fields go into `__post_init__`, after
 `super().__post_init__()`.
 """
 
 import dataclasses
+import typing
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -101,13 +103,66 @@ def setting(default: Any = dataclasses.MISSING, **limits: Any) -> Any:
   return dataclasses.field(default=default, metadata=metadata)
 
 
+# What NumPy (none below 0) and JAX (which drops the bits from the 33rd on) both
+# tell apart.
+SEEDS = Range(at_least=0, at_most=2**31 - 1)
+
+
 class Checked:
   """Base of settings: refuses values out of their fields' ranges."""
 
   def __post_init__(self) -> None:
     for field in dataclasses.fields(self):  # type: ignore[arg-type]
-      if _KEY in field.metadata:
-        field.metadata[_KEY].check(field.name, getattr(self, field.name))
+      limits = SEEDS if field.name == "seed" else field.metadata.get(_KEY)
+      if limits is not None:
+        limits.check(field.name, getattr(self, field.name))
+
+
+# Kinds of elements: types, and their name in a sentence.
+_KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
+  int: ((int,), "whole numbers"),
+  float: ((int, float), "numbers"),
+  str: ((str,), "words in quotes"),
+}
+
+
+def check_elements(name: str, hint: Any, value: Any) -> None:
+  """Raises ValueError where a tuple's elements are not of its hint's kind.
+
+  Flags of ml_collections take anything for an element, and for one alone.
+
+  Args:
+    name: of the field.
+    hint: its type; what is no tuple of numbers or words may hold anything.
+    value: of the field.
+  """
+  if not _fills(hint, value):
+    raise ValueError(f"{name} must be {_kind(hint)}, got {value!r}")
+
+
+def _holds(hint: Any, value: Any) -> bool:
+  if hint in _KINDS:
+    return isinstance(value, _KINDS[hint][0]) and not isinstance(value, bool)
+  return _fills(hint, value)
+
+
+def _fills(hint: Any, value: Any) -> bool:
+  """Whether a value is a tuple as its hint says, or the hint is of no tuple."""
+  if typing.get_origin(hint) is not tuple:
+    return True
+  if not isinstance(value, tuple | list):
+    return False
+  kinds = typing.get_args(hint)
+  kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+  return len(kinds) == len(value) and all(map(_holds, kinds, value))
+
+
+def _kind(hint: Any) -> str:
+  first, *rest = typing.get_args(hint)
+  count = "" if Ellipsis in rest else f"{1 + len(rest)} "
+  if first in _KINDS:
+    return f"a tuple of {count}{_KINDS[first][1]}"
+  return f"a tuple of {_kind(first).replace('a tuple', 'tuples')}"
 
 
 def _choice(known: list[str], *, many: bool) -> str:

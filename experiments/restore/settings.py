@@ -80,7 +80,7 @@ class Settings(Checked):
   prior: str
   dtype: str = setting(among=("float32", "bfloat16"))
   tile: int = setting(at_least=2 * OVERLAP, at_most=MOST_SIDE)
-  seed: int = setting(at_least=0, at_most=2**31 - 1)
+  seed: int
 
   def __post_init__(self) -> None:
     if not self.image:
