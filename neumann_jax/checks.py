@@ -72,6 +72,20 @@ def check_floating(name: str, array: jax.Array) -> None:
     raise TypeError(f"{name} must be floating point, got dtype {array.dtype}")
 
 
+def check_number(name: str, value: Any) -> None:
+  """Raises unless a finite real number, or an array that is one."""
+  if dtype := getattr(value, "dtype", None):
+    real = any(jnp.issubdtype(dtype, x) for x in (jnp.floating, jnp.integer))
+  else:
+    real = isinstance(value, float | int) and not isinstance(value, bool)
+  if not real:
+    raise TypeError(f"{name} must be a real number, got {value!r:.100}")
+  if shape := jnp.shape(value):
+    raise ValueError(f"{name} must be one number, got shape {shape}")
+  if not isinstance(value, jax.core.Tracer) and not np.isfinite(value):
+    raise ValueError(f"{name} must be finite, got {value}")
+
+
 def check_integers(name: str, array: jax.Array | np.ndarray) -> None:
   """Raises TypeError unless an integer array."""
   dtype = getattr(array, "dtype", None)

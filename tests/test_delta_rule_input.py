@@ -317,3 +317,25 @@ def test_bad_chunk_matrices(change, sentence):
   options = {"k": P.k, "log_decay": P.log_decay, "beta": P.beta} | change
   with oracles.refused(ValueError, sentence):
     neumann_jax.chunk_matrices(**options)
+
+
+@pytest.mark.parametrize(
+  "scale, kind, words",
+  [
+    (np.ones(32), ValueError, r"scale must be one number, got shape \(32,\)"),
+    (np.nan, ValueError, "scale must be finite, got nan"),
+    (1j, TypeError, "scale must be a real number, got 1j"),
+    ("1", TypeError, "scale must be a real number, got '1'"),
+  ],
+  ids=("a number for each channel", "NaN", "complex", "a word"),
+)
+def test_the_scale_is_one_number(scale, kind, words):
+  """An array broadcast along the channels of q, without a word."""
+  p = oracles.problem(3)
+  token = [x[:, 0] for x in p[:5]]
+  for form in (
+    *(functools.partial(rule, *p[:5]) for rule in FORMS),
+    functools.partial(neumann_jax.gated_delta_step, *token, p.initial_state),
+  ):
+    with oracles.refused(kind, words):
+      form(scale=scale)

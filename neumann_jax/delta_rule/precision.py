@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from neumann_jax import checks
+
 
 def compute_dtype(x: jax.Array) -> jnp.dtype:
   """float64 stays; everything narrower is computed in float32."""
@@ -73,8 +75,17 @@ def of_scaled(cotangent: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def output_scale(scale: float | None, q: jax.Array) -> float:
-  """The factor on the output: Dk^-0.5 unless given."""
-  return q.shape[-1] ** -0.5 if scale is None else scale
+  """The factor on the output: Dk^-0.5 unless given.
+
+  Raises:
+    TypeError: for what is no real number.
+    ValueError: for many numbers, which would broadcast along some axis, or one
+      that is not finite.
+  """
+  if scale is None:
+    return q.shape[-1] ** -0.5
+  checks.check_number("scale", scale)
+  return scale
 
 
 def scaled(
