@@ -73,7 +73,7 @@ def check_floating(name: str, array: jax.Array) -> None:
 
 
 def check_number(name: str, value: Any) -> None:
-  """Raises unless a finite real number, or an array that is one."""
+  """Raises unless a real number, or an array that is one."""
   if dtype := getattr(value, "dtype", None):
     real = any(jnp.issubdtype(dtype, x) for x in (jnp.floating, jnp.integer))
   else:
@@ -82,8 +82,6 @@ def check_number(name: str, value: Any) -> None:
     raise TypeError(f"{name} must be a real number, got {value!r:.100}")
   if shape := jnp.shape(value):
     raise ValueError(f"{name} must be one number, got shape {shape}")
-  if not isinstance(value, jax.core.Tracer) and not np.isfinite(value):
-    raise ValueError(f"{name} must be finite, got {value}")
 
 
 def check_integers(name: str, array: jax.Array | np.ndarray) -> None:

@@ -50,13 +50,13 @@ def run(
     Samples [B, N, H, W, C] float32 and the Info of every step, stacked.
 
   Raises:
-    TypeError: if `sampler` is no `Sampler`, `denoise` not callable, the
-      operator no `Operator`, y no array of floating point, key no single key,
-      or num_samples no integer.
+    TypeError: if `sampler` is no `Sampler`, `denoise` not callable, observation
+      no `Observation`, its operator no `Operator`, y no array of floating
+      point, key no single key, or num_samples no integer.
     ValueError: for a measurement of the wrong shape, not finite or far beyond
       [-1, 1], a noise level that is not positive, num_samples < 1, an image
       that spectrum or Haar levels do not fit, or a denoiser that returns
-      another shape; before any compilation.
+      another shape or type, or is no function of JAX; before any compilation.
     FloatingPointError: if the samples are not finite, naming the first step
       that was not, or what the operator measures of them is not.
 
@@ -75,17 +75,15 @@ def run(
     >>> samples.shape, info.residual.shape
     ((2, 1, 8, 8, 1), (3, 2, 1))
   """
-  if not isinstance(sampler, Sampler):
-    raise TypeError(
-      f"sampler must be a Sampler, as nfc returns, got {type(sampler).__name__}"
-    )
+  _check_sampler(sampler)
   if not callable(denoise):
     raise TypeError(
       "denoise must be callable, as the denoise of a prior is, got "
       f"{type(denoise).__name__}"
     )
   _check_key(key)
-  if not isinstance(num_samples, int):
+  number = isinstance(num_samples, int | np.integer)
+  if isinstance(num_samples, bool) or not number:
     raise TypeError(f"num_samples must be an integer, got {num_samples!r}")
   if num_samples < 1:
     raise ValueError(f"num_samples must be at least 1, got {num_samples}")
@@ -98,7 +96,7 @@ def run(
   )
   functions = _as_pytrees(sampler.init, sampler.step, denoise)
   samples, info = _run(
-    *functions, observation, key, sampler.num_steps, num_samples
+    *functions, observation, key, sampler.num_steps, int(num_samples)
   )
   _check_finite(samples, info)
   return samples, info
@@ -111,6 +109,13 @@ def _as_pytrees(*functions: Callable[..., Any]) -> list[Callable[..., Any]]:
     jax.tree_util.Partial(f) if jax.tree_util.all_leaves([f]) else f
     for f in functions
   ]
+
+
+def _check_sampler(sampler: Sampler) -> None:
+  if not isinstance(sampler, Sampler):
+    raise TypeError(
+      f"sampler must be a Sampler, as nfc returns, got {type(sampler).__name__}"
+    )
 
 
 def _check_key(key: jax.Array) -> None:
@@ -195,7 +200,7 @@ def streamed(
     The sampler, its samples unchanged.
 
   Raises:
-    TypeError: if the callback is not callable.
+    TypeError: if the sampler is none or the callback not callable.
 
   Example:
     >>> import jax, jax.numpy as jnp
@@ -214,6 +219,7 @@ def streamed(
     >>> done
     [0, 1, 2]
   """
+  _check_sampler(sampler)
   if not callable(callback):
     raise TypeError(f"callback must be callable, got {type(callback).__name__}")
 
@@ -248,6 +254,9 @@ def recorded(sampler: Sampler) -> Sampler:
     The sampler; after `run`, `info.trajectory` is [K, B, N, H, W, C], the state
     after each of the K steps, at the noise of the next level.
 
+  Raises:
+    TypeError: if the sampler is none.
+
   Example:
     >>> import jax, jax.numpy as jnp
     >>> import posterior_jax as pj
@@ -262,6 +271,7 @@ def recorded(sampler: Sampler) -> Sampler:
     >>> info.trajectory.shape
     (3, 1, 1, 8, 8, 1)
   """
+  _check_sampler(sampler)
   return sampler._replace(step=_wrapped(_record, sampler))
 
 

@@ -87,6 +87,22 @@ def _blur(**how):
       "fraction must be a number, got 'a'",
     ),
     (
+      lambda: operators.random_inpainting(SHAPE, seed=-1),
+      "seed must be at least 0, got -1",
+    ),
+    (
+      lambda: operators.check_operator(_blur(), seed=-1),
+      "seed must be at least 0, got -1",
+    ),
+    (
+      lambda: pj.tiled(lambda x, s: x, tile=16, overlap=4.5),
+      "overlap must be an integer, got 4.5",
+    ),
+    (
+      lambda: pj.tiled(lambda x, s: x, tile=16, overlap=4, margin=0.5),
+      "margin must be an integer, got 0.5",
+    ),
+    (
       lambda: operators.inpainting(SHAPE, "m.png"),
       "mask must be an array of real numbers, got 'm.png'",
     ),

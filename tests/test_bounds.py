@@ -10,6 +10,7 @@ import pytest
 
 from experiments import rounding_table
 from experiments.data import key_families
+from neumann_jax import inverse
 from neumann_jax.chunk_inverse import bounds as nb
 from neumann_jax.chunk_inverse import planner, xla
 from neumann_jax.chunk_inverse.integer import QuantSpec
@@ -275,6 +276,9 @@ def test_plan_refines_when_that_is_what_it_takes():
   "kwargs, error, sentence",
   [
     ({"tolerance": 0.0}, ValueError, "tolerance must be positive"),
+    ({"tolerance": "1"}, TypeError, "tolerance must be a real number, got '1'"),
+    ({"tolerance": np.ones(2)}, ValueError, "tolerance must be one number"),
+    ({"beta_max": None}, TypeError, "beta_max must be a real number, got None"),
     ({"precision": "int8"}, ValueError, "precision must be one of"),
     ({"beta_max": 2.5}, ValueError, r"beta_max must lie in \(0, 2\]"),
     ({"chunk_size": 48}, ValueError, "chunk_size must be a power of two"),
@@ -295,6 +299,31 @@ def test_plan_refuses_bad_input(kwargs, error, sentence):
   arguments = {"chunk_size": 64, "tolerance": 1e-2} | kwargs
   with pytest.raises(error, match=sentence):
     planner.plan(arguments.pop("chunk_size"), **arguments)
+
+
+def test_chunk_sizes_of_numpy_are_whole():
+  """Were refused by "must be a power of two, got 64"."""
+  own, of_numpy = (planner.plan(n, tolerance=0.1) for n in (64, np.int64(64)))
+  assert own == of_numpy
+
+
+@pytest.mark.parametrize(
+  "call, words",
+  [
+    (
+      lambda: nb.envelope(jnp.ones(4), jnp.zeros(4), key_norm="1"),
+      "key_norm must be a real number, got '1'",
+    ),
+    (
+      lambda: inverse(jnp.zeros((4, 4)), envelope=1.0),
+      "envelope must be an array, got float",
+    ),
+    (lambda: InverseSpec.parse(3), "METHOD .*; got 3"),
+  ],
+)
+def test_other_kinds_are_named(call, words):
+  with pytest.raises((TypeError, ValueError), match=words):
+    call()
 
 
 def test_plan_refuses_traced_gates():

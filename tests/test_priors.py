@@ -391,6 +391,26 @@ def test_sample_refuses_another_number_of_channels(extra):
     prior.sample(jax.random.key(0), (2,), channels=1)
 
 
+@pytest.mark.parametrize("extra", [{"spectrum": (3,)}, {"mean": (3,)}, {}])
+def test_denoise_names_images_that_are_not_the_prior_s(extra):
+  """Axes of length 1 broadcast, others were JAX's several lines."""
+  spectrum = np.ones((*SIZE, *extra.get("spectrum", ())))
+  gaussian = priors.gaussian_prior(spectrum, np.zeros(extra.get("mean", ())))
+  mixture = priors.gaussian_mixture(np.ones(1), np.ones((1, *SIZE, 3)), 1.0)
+  for prior in (gaussian, mixture):
+    any_number = prior is gaussian and not extra
+    own = f"{SIZE[0]}, {SIZE[1]}, {'C' if any_number else 3}"
+    x = jnp.zeros((2, *SIZE, 3))
+    assert prior.denoise(x, jnp.ones(2)).shape == x.shape
+    for wrong in (x[0], x[:, :1], *(() if any_number else (x[..., :1],))):
+      with oracles.refused(ValueError, rf"x must have shape \[M, {own}\], got"):
+        prior.denoise(wrong, jnp.ones(2))
+    with oracles.refused(ValueError, r"one entry per image, shape \(2,\)"):
+      prior.denoise(x, jnp.ones(1))
+    with oracles.refused(TypeError, "sigma must be an array, got float"):
+      prior.denoise(x, 1.0)
+
+
 def test_mixture_is_normalised_and_keeps_its_std():
   prior = priors.gaussian_mixture(
     jnp.array([1, 3]), jnp.array([-1, 1]).reshape(2, 1, 1, 1), 1.5

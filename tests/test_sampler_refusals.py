@@ -1,13 +1,22 @@
 """Settings and calls that the sampler refuses, in a sentence each."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from posterior_jax import NFCConfig, Observation, nfc, operators, run
+from posterior_jax import (
+  NFCConfig,
+  Observation,
+  nfc,
+  operators,
+  recorded,
+  run,
+  streamed,
+)
 from posterior_jax.nfc_sampler import Exact
 from tests import oracles
 from tests.sampled import CONFIGS, OPERATORS, PAPER, observe, the_prior
@@ -121,6 +130,9 @@ def test_bad_calls_are_one_sentence(prior):
 
   refuse(prior, "num_samples must be at least 1", num_samples=0)
   refuse(prior, "must be an integer", TypeError, num_samples=2.5)
+  refuse(prior, "integer, got True", TypeError, num_samples=True)
+  three = (good.y, good.operator, good.noise_std)
+  refuse(prior, "an Observation.*, got tuple", TypeError, observation=three)
   refuse(prior, "y must be an array", TypeError, **changed(y=[1.0]))
   whole = np.zeros(good.y.shape, np.uint8)
   refuse(prior, "y must be floating point", TypeError, **changed(y=whole))
@@ -161,6 +173,31 @@ def test_denoiser_of_another_shape(prior):
   for wrong in (lambda x, sigma: x[:1], lambda x, sigma: (x, x)):
     with pytest.raises(ValueError, match="denoise must return images"):
       run(sampler, wrong, observation, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+  "wrong, words",
+  [
+    (lambda x, sigma: x.astype(int), "denoise must return floating point, got"),
+    (lambda x, sigma: np.asarray(x), "denoise must consist of JAX operations"),
+    (lambda x, sigma: x if sigma[0] > 1 else -x, "jnp.where in place of if"),
+  ],
+  ids=("whole numbers", "NumPy", "if"),
+)
+def test_denoiser_of_another_kind(prior, wrong, words):
+  """Whole numbers were taken, and pixels became hundreds."""
+  sampler = nfc(CONFIGS["calibrated"], spectrum=prior.spectrum)
+  observation = observe(OPERATORS["blur"](), prior)
+  with oracles.refused(ValueError, words):
+    run(sampler, wrong, observation, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+  "wrap", [recorded, functools.partial(streamed, callback=print)]
+)
+def test_what_is_wrapped_is_a_sampler(wrap):
+  with oracles.refused(TypeError, "sampler must be a Sampler, as nfc returns"):
+    wrap(lambda: None)
 
 
 def test_images_that_do_not_fit_the_settings(prior):

@@ -199,6 +199,10 @@ def test_bad_tiles_are_one_sentence(change, sentence):
     tiled(pointwise, **change)
 
 
+def test_tiles_of_numpy_are_whole():
+  assert tiled(pointwise, tile=np.int64(16), overlap=4).tile == (16, 16)
+
+
 def test_bad_wrappers_are_one_sentence():
   with pytest.raises(ValueError, match="multiple must be at least 1, got 0"):
     padded(pointwise, multiple=0)

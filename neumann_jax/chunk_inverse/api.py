@@ -42,7 +42,8 @@ def inverse(
     and backward.
 
   Raises:
-    TypeError: if `a` is not floating point or `spec` no InverseSpec.
+    TypeError: if `a` or `envelope` is not floating point, or `spec` is no
+      InverseSpec.
     ValueError: if `a` is not square with C a power of two, if `envelope` does
       not match it, or for an unknown name; all before any compilation.
 
@@ -73,6 +74,7 @@ def _check(a: jax.Array, envelope: jax.Array | None, gradient: str) -> None:
   if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
     raise ValueError(f"a must have shape [..., C, C], got {a.shape}")
   if envelope is not None:
+    checks.check_floating("envelope", envelope)
     fits = envelope.ndim <= a.ndim and envelope.shape[-2:] == a.shape[-2:]
     lead = zip(envelope.shape[-3::-1], a.shape[-3::-1])
     if not fits or any(one not in (1, many) for one, many in lead):

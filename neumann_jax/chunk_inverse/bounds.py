@@ -206,6 +206,8 @@ def _check_same(**arrays: jax.Array) -> None:
 def _check_key_norm(key_norm: float | jax.Array) -> None:
   if isinstance(key_norm, jax.core.Tracer):
     return
+  if not hasattr(key_norm, "dtype"):
+    checks.check_number("key_norm", key_norm)
   least = np.asarray(key_norm, np.float64).min()
   if not least >= 1.0:  # NaN is not
     raise ValueError(f"key_norm must be at least 1, got {least:g}")

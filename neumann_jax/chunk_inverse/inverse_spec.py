@@ -8,6 +8,8 @@ import dataclasses
 import typing
 from typing import Literal, Self
 
+import numpy as np
+
 from neumann_jax.checks import plain_numbers
 from neumann_jax.chunk_inverse import integer, spec_names
 
@@ -177,7 +179,7 @@ def check_spec(spec: InverseSpec) -> None:
 
 def check_chunk_size(chunk_size: int, *, name: str = "chunk_size") -> None:
   """Raises ValueError unless `chunk_size` is a power of two, at least 1."""
-  whole = isinstance(chunk_size, int)
+  whole = isinstance(chunk_size, int | np.integer)
   if not whole or chunk_size < 1 or chunk_size & (chunk_size - 1):
     raise ValueError(f"{name} must be a power of two, got {chunk_size}")
 

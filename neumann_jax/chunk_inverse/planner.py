@@ -79,7 +79,8 @@ def plan(
 
   Raises:
     ValueError: for an argument out of range.
-    TypeError: if `log_decay` is traced.
+    TypeError: for a tolerance or beta_max that is no number, or if `log_decay`
+      is traced.
 
   Example:
     Without gates the whole chunk counts; where a token keeps e^-2 of the state,
@@ -209,6 +210,8 @@ def _check(
   log_decay: jax.Array | None,
 ) -> None:
   check_chunk_size(chunk_size)
+  checks.check_number("tolerance", tolerance)
+  checks.check_number("beta_max", beta_max)
   if not tolerance > 0:
     raise ValueError(f"tolerance must be positive, got {tolerance}")
   if precision not in PRECISIONS:

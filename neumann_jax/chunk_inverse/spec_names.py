@@ -52,7 +52,7 @@ def fields(
   Raises:
     ValueError: for a name that is not of this form.
   """
-  match = _WORDS.fullmatch(name)
+  match = _WORDS.fullmatch(name) if isinstance(name, str) else None
   found = match.groupdict() if match else {}
   method, form = found.get("method"), found.get("format")
   if method not in (*methods, _MASKED) or form not in (*precisions, *QUANTS):

@@ -8,6 +8,7 @@ precision, or float64 for float64 values.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
@@ -85,6 +86,8 @@ def output_scale(scale: float | None, q: jax.Array) -> float:
   if scale is None:
     return q.shape[-1] ** -0.5
   checks.check_number("scale", scale)
+  if not isinstance(scale, jax.core.Tracer) and not np.isfinite(scale):
+    raise ValueError(f"scale must be finite, got {scale}")
   return scale
 
 

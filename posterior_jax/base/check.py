@@ -19,14 +19,19 @@ def check_observation(observation: Observation) -> None:
     observation: y [N, h, w, C], its operator and noise.
 
   Raises:
-    TypeError: if the operator is not an `Operator` or y is no array of
-      floating point.
+    TypeError: if there is no `Observation`, the operator is not an `Operator`
+      or y is no array of floating point.
     ValueError: for a measurement of the wrong shape, not finite or far beyond
       [-1, 1], or a noise level that is not positive.
 
   Warns:
     UserWarning: where a measured picture looks as if its pixels were in [0, 1].
   """
+  if not isinstance(observation, Observation):
+    raise TypeError(
+      "observation must be an Observation(y, operator, noise_std), got "
+      f"{type(observation).__name__}"
+    )
   y, operator, noise_std = (
     observation.y,
     observation.operator,

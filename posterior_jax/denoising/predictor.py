@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from posterior_jax.base import Denoiser, Linear
+from posterior_jax.foreign_files.messages import first_line
 
 Predictor = Literal["denoise", "euler", "heun", "dpm_solver_2m"]
 
@@ -28,16 +29,28 @@ def clean(denoise: Denoiser, x: jax.Array, sigma: jax.Array) -> jax.Array:
     [..., H, W, C] float32.
 
   Raises:
-    ValueError: if the denoiser returns something of another shape.
+    ValueError: if the denoiser returns something of another shape or type, or
+      is no function of JAX.
   """
   flat = x.reshape(-1, *x.shape[-3:])  # [M, H, W, C]
   levels = jnp.ravel(jnp.asarray(sigma, flat.dtype))  # [1] or [M]
   levels = jnp.broadcast_to(levels, flat.shape[:1])
-  found = denoise(flat, levels)
+  try:
+    found = denoise(flat, levels)
+  # What NumPy and `if` say of a traced array.
+  except jax.errors.JAXTypeError as error:
+    raise ValueError(
+      "denoise must consist of JAX operations, jnp in place of np and "
+      f"jnp.where in place of if: {first_line(error).split('. ')[0]}"
+    ) from error
   if getattr(found, "shape", None) != flat.shape:
     raise ValueError(
       f"denoise must return images of shape {flat.shape}, as it was given, "
       f"got {getattr(found, 'shape', type(found).__name__)}"
+    )
+  if not jnp.issubdtype(found.dtype, jnp.floating):
+    raise ValueError(
+      f"denoise must return floating point, got dtype {found.dtype}"
     )
   return found.astype(jnp.float32).reshape(x.shape)
 

@@ -120,14 +120,16 @@ def tiled(
     (1, 24, 40, 3)
   """
   sides = tuple(tile) if isinstance(tile, tuple | list) else (tile, tile)
-  if len(sides) != 2 or not all(isinstance(n, int) and n > 0 for n in sides):
+  whole = all(isinstance(n, int | np.integer) and n > 0 for n in sides)
+  if len(sides) != 2 or not whole:
     raise ValueError(f"tile must be one or two positive integers, got {tile}")
+  overlap = fields.whole("overlap", overlap)
   if not 0 <= overlap < min(sides):
     raise ValueError(
       f"overlap must lie in [0, {min(sides)}), below the tile's sides; got "
       f"{overlap}"
     )
-  margin = overlap // 4 if margin is None else margin
+  margin = overlap // 4 if margin is None else fields.whole("margin", margin)
   if not 0 <= 2 * margin <= overlap:
     raise ValueError(
       f"margin must lie in [0, {overlap // 2}], half of the overlap; got "

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from posterior_jax import fields
 from posterior_jax.base import Operator
 
 # Float32 products of images of a megapixel are right to about 1e-6.
@@ -34,7 +35,7 @@ def check_operator(operator: Operator, *, seed: int = 0) -> OperatorErrors:
 
   Args:
     operator: any.
-    seed: of the random images.
+    seed: of the random images, at least 0.
 
   Returns:
     The errors found, all at most 1e-4 (1e-3 of a solve).
@@ -42,7 +43,7 @@ def check_operator(operator: Operator, *, seed: int = 0) -> OperatorErrors:
   Raises:
     TypeError: if it is no `Operator`.
     ValueError: naming what is wrong: shapes, linearity, the adjoint, the gain,
-      or the solve.
+      or the solve; or for a seed that is none.
 
   Example:
     >>> import posterior_jax as pj
@@ -55,6 +56,8 @@ def check_operator(operator: Operator, *, seed: int = 0) -> OperatorErrors:
       f"operator must be a posterior_jax Operator, got "
       f"{type(operator).__name__}"
     )
+  if fields.whole("seed", seed) < 0:
+    raise ValueError(f"seed must be at least 0, got {seed}")
   # Compiled whole: operation by operation each would be a program of its own.
   forward, adjoint_of = jax.jit(operator.forward), jax.jit(operator.adjoint)
   # By numpy, and so are sums: each of those would be a program too.

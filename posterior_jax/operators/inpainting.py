@@ -201,10 +201,11 @@ def random_inpainting(
   Args:
     image_shape: (H, W, C).
     fraction: share of dropped pixels, in [0, 1).
-    seed: of numpy's default generator, so the mask is the same everywhere.
+    seed: of numpy's default generator, so the mask is the same everywhere;
+      at least 0.
 
   Raises:
-    ValueError: if the fraction is out of range.
+    ValueError: if the fraction or the seed is out of range.
 
   Example:
     >>> import posterior_jax as pj
@@ -217,6 +218,8 @@ def random_inpainting(
     raise ValueError(f"fraction must lie in [0, 1), got {fraction}")
   height, width, _ = image_shape
   count = height * width
+  if fields.whole("seed", seed) < 0:
+    raise ValueError(f"seed must be at least 0, got {seed}")
   order = np.random.default_rng(seed).permutation(count)
   mask = np.ones((height, width), np.float32)
   mask.flat[order[: int(fraction * count)]] = 0

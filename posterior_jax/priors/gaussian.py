@@ -19,6 +19,7 @@ from posterior_jax.base import (
   check_observation,
 )
 from posterior_jax.linalg import fourier
+from posterior_jax.priors.arguments import check_arguments
 
 
 @jax.tree_util.register_dataclass
@@ -50,13 +51,12 @@ class GaussianPrior:
     Raises:
       ValueError: if the spectrum or the mean has other channels.
     """
-    for name, array in (("spectrum", self.spectrum), ("mean", self.mean)):
-      of_channels = array.ndim == 3 or (name, array.ndim) == ("mean", 1)
-      if of_channels and array.shape[-1] not in (1, channels):
-        raise ValueError(
-          f"channels must be {array.shape[-1]}, those of the {name}; got "
-          f"{channels}"
-        )
+    own = _channels(self)
+    if own not in (None, channels):
+      raise ValueError(
+        f"channels must be {own}, those of the spectrum or the mean; got "
+        f"{channels}"
+      )
     height, width = self.spectrum.shape[:2]
     white = jax.random.normal(
       key, (*shape, height, width, channels), self.spectrum.dtype
@@ -114,9 +114,16 @@ def gaussian_prior(
   return GaussianPrior(spectrum, mean)
 
 
+def _channels(prior: GaussianPrior) -> int | None:
+  """Of the images, where the spectrum or the mean has several, else None."""
+  axes = (*prior.spectrum.shape[2:], *jnp.shape(prior.mean)[-1:])
+  return next((n for n in axes if n > 1), None)
+
+
 def _denoise(prior: GaussianPrior, x: jax.Array, sigma: jax.Array) -> jax.Array:
   """mean + S / (S + sigma^2) (x - mean); x [M, H, W, C], sigma [M]."""
   spectrum = prior.spectrum
+  check_arguments(x, sigma, (*spectrum.shape[:2], _channels(prior)))
   spectrum = spectrum[..., None] if spectrum.ndim == 2 else spectrum
 
   def one(x: jax.Array, sigma: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from posterior_jax.base import Denoiser
 from posterior_jax.foreign_files.messages import clean, shown
 from posterior_jax.priors import edm
+from posterior_jax.priors.arguments import check_arguments
 from posterior_jax.priors.parametrisation import Parametrisation
 
 # Standard deviations; 1 in 5e8 draws of the noise is beyond it. What lies
@@ -265,25 +266,7 @@ def _denoise(prior: UNetPrior, x: jax.Array, sigma: jax.Array) -> jax.Array:
     ValueError: if the images do not fit the network, or sigma the images.
   """
   config = prior.config
-  for name, array in (("x", x), ("sigma", sigma)):
-    if not isinstance(array, jax.Array | np.ndarray):
-      raise TypeError(f"{name} must be an array, got {type(array).__name__}")
-  if (
-    x.ndim != 4
-    or x.shape[3] != config.channels
-    or 0 in x.shape
-    or x.shape[1] % config.unit
-    or x.shape[2] % config.unit
-  ):
-    raise ValueError(
-      f"x must have shape [N, H, W, {config.channels}], H and W positive and "
-      f"divisible by {config.unit}, got {x.shape}"
-    )
-  if sigma.shape != x.shape[:1]:
-    raise ValueError(
-      f"sigma must have one entry per image, shape {x.shape[:1]}, got "
-      f"{sigma.shape}"
-    )
+  check_arguments(x, sigma, (None, None, config.channels), unit=config.unit)
   x, sigma = x.astype(jnp.float32), sigma.astype(jnp.float32)
   if prior.reach is not None:
     furthest = (1 + prior.reach * sigma)[:, None, None, None]

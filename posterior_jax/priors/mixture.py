@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from posterior_jax.base import Denoiser
+from posterior_jax.priors.arguments import check_arguments
 
 _HIGHEST = lax.Precision.HIGHEST
 
@@ -218,6 +219,7 @@ def _denoise(
 
   r is the posterior of the component; x [M, H, W, C], sigma [M].
   """
+  check_arguments(x, sigma, prior.means.shape[1:])
   size = prior.means[0].size
   variance = prior.std**2 + sigma[:, None] ** 2  # [M, K]
   offset = x[:, None] - prior.means  # [M, K, H, W, C]
