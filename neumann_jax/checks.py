@@ -72,6 +72,19 @@ def check_floating(name: str, array: jax.Array) -> None:
     raise TypeError(f"{name} must be floating point, got dtype {array.dtype}")
 
 
+def floating_dtype(name: str, value: Any) -> np.dtype:
+  """A dtype by any of its names, or ValueError unless of floating point."""
+  try:
+    # NumPy takes None for float64.
+    dtype = None if value is None else jnp.dtype(value)
+  except TypeError:
+    dtype = None
+  if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+    found = repr(value) if dtype is None else dtype
+    raise ValueError(f"{name} must be floating point, got {found!s:.100}")
+  return dtype
+
+
 def check_number(name: str, value: Any) -> None:
   """Raises unless a real number, or an array that is one."""
   if dtype := getattr(value, "dtype", None):

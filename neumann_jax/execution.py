@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from neumann_jax.checks import plain_numbers
+from neumann_jax.checks import floating_dtype, plain_numbers
 from neumann_jax.delta_rule.options import RuleOptions
 
 ATTENTION = ("auto", "tpu", "gpu", "xla")
@@ -78,9 +78,7 @@ class Execution:
     plain_numbers(self)
     for name in ("dtype", "param_dtype"):
       # "bfloat16", jnp.bfloat16 and its dtype are one option, and must hash so.
-      value = jnp.dtype(getattr(self, name))
-      if not jnp.issubdtype(value, jnp.floating):
-        raise ValueError(f"{name} must be floating point, got {value}")
+      value = floating_dtype(name, getattr(self, name))
       object.__setattr__(self, name, value)
     if not isinstance(self.rule, RuleOptions):
       raise TypeError(

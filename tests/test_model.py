@@ -344,6 +344,14 @@ def other_cache(model, **changes):
       "sequence_axis must be the name of a mesh axis or None, got 1",
     ),
     (lambda m: neumann_jax.Execution(dtype=jnp.int8), "dtype must be floating"),
+    (
+      lambda m: neumann_jax.Execution(param_dtype="half-float"),
+      "param_dtype must be floating point, got 'half-float'",
+    ),
+    (
+      lambda m: neumann_jax.Execution(dtype=None),
+      "dtype must be floating point, got None",
+    ),
   ],
 )
 def test_refusals(make, message):

@@ -304,8 +304,9 @@ def test_refusals_of_parameters():
     priors.unet_prior(CONFIG, params | {name: params[name][:1]})
   with refused(ValueError, f"'{name}'.* must be floating"):
     priors.unet_prior(CONFIG, params | {name: params[name].astype(int)})
-  with refused(ValueError, "dtype must be"):
-    priors.unet_prior(CONFIG, params, dtype="float16")
+  for dtype in ("float16", "half-float", None):
+    with refused(ValueError, f"dtype must be float32 .*, got '?{dtype}"):
+      priors.unet_prior(CONFIG, params, dtype=dtype)
   with refused(ValueError, "as many scales"):
     priors.UNetConfig(widths=(8,), blocks=(1, 1))
   with refused(ValueError, "embedding even"):

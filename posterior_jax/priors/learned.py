@@ -194,7 +194,11 @@ def prior_of_file(
   reach: float | None = REACH,
 ) -> UNetPrior[Config]:
   """`unet_prior` of numbers whose reader has found them finite."""
-  name = jnp.dtype(dtype).name
+  try:
+    # NumPy takes None for float64.
+    name = "None" if dtype is None else jnp.dtype(dtype).name
+  except TypeError:
+    name = repr(dtype)
   if name not in ("float32", "bfloat16"):
     raise ValueError(f"dtype must be float32 or bfloat16, got {name}")
   shapes = _structure(config, name).shapes
