@@ -27,7 +27,8 @@ class Settings(Checked):
 
   batch: int = setting(at_least=1)  # images a call
   size: int = setting(at_least=8, multiple_of=8)  # their side
-  dtypes: tuple[str, ...]  # of the arithmetic, by name
+  # of the arithmetic
+  dtypes: tuple[str, ...] = setting(among=("float32", "bfloat16"), some=True)
   repeats: int = setting(at_least=1)  # measurements
   inner: int = setting(at_least=1)  # calls in a measurement
 

@@ -55,7 +55,8 @@ class Settings(Checked):
   size: int = setting(at_least=64, multiple_of=8)
   levels: int = setting(at_least=1, words=_COUNTS)  # denoiser calls a run
   noise_std: float = setting(above=0)  # of the measurements
-  dtype: str  # of the network's arithmetic
+  # of the network's arithmetic
+  dtype: str = setting(among=("float32", "bfloat16"))
   repeats: int = setting(at_least=1, words=_COUNTS)  # measurements
 
 

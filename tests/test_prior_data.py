@@ -119,6 +119,24 @@ def _draw(key):
   return _images(jax.random.key(key), tiles)
 
 
+@pytest.mark.parametrize(
+  "numbers, words",
+  [
+    ({"smallest": (3.0, 1.0)}, "smallest must be two ascending radii"),
+    ({"largest": 1.0}, "smallest must be .* and at most largest"),
+    ({"largest": np.nan}, "smallest must be .* and at most largest"),
+    ({"leaves": 0}, "leaves and palette must be at least 1, got 0 and 4"),
+    ({"plain": 1.5}, r"plain must lie in \[0, 1\], got 1.5"),
+    ({"shading": np.nan}, r"shading must lie in \[0, 1\], got nan"),
+    ({"blur": -1.0}, "blur must be at least 0, got -1"),
+  ],
+)
+def test_numbers_of_leaves_that_make_no_image_are_refused(numbers, words):
+  """They were taken without a word."""
+  with refused(ValueError, words):
+    LeafSettings(**numbers)
+
+
 _leaves = functools.cache(_draw)
 
 

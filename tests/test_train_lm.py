@@ -237,6 +237,8 @@ def test_batches_are_a_pure_function_of_key_and_step(folder):
   [
     ({"minutes": 1.0}, "one of minutes and steps"),
     ({"steps": 0}, "one of minutes and steps"),
+    ({"minutes": -1.0}, "one of minutes and steps"),
+    ({"minutes": math.nan}, "one of minutes and steps"),
     ({"save_every": 0}, "save_every must be at least 1, got 0"),
     ({"model.vocab_size": 256}, "model.vocab_size must be at least 264"),
     ({"devices": 99}, r"devices must be in \[0, "),
@@ -251,6 +253,7 @@ def test_batches_are_a_pure_function_of_key_and_step(folder):
     ({"execution.remat": "some"}, "remat must be one of"),
     ({"execution.rule.chunk_size": 48}, "chunk_size must be a power of two"),
     ({"execution.dtype": "int8"}, "dtype must be floating"),
+    ({"execution.dtype": "some"}, "dtype must be floating point, got 'some'"),
     ({"model.layer_types": ("linear_attention",) * 2}, "layer_types must name"),
   ],
 )

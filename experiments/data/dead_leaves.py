@@ -9,6 +9,7 @@ make it softer.
 
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -33,6 +34,27 @@ class LeafSettings:
   plain: float = 0.3  # share of the shapes without texture
   shading: float = 0.3  # greatest change of brightness across a shape
   blur: float = 1.0  # greatest standard deviation of the blur
+
+  def __post_init__(self) -> None:
+    """Raises ValueError for numbers out of range, of which images are NaN."""
+    least, most = self.smallest
+    if not 0 < least <= most <= self.largest < math.inf:
+      raise ValueError(
+        "smallest must be two ascending radii, positive and at most largest; "
+        f"got {self.smallest} and {self.largest}"
+      )
+    if min(self.leaves, self.palette) < 1:
+      raise ValueError(
+        f"leaves and palette must be at least 1, got {self.leaves} and "
+        f"{self.palette}"
+      )
+    for name in ("plain", "shading"):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(
+          f"{name} must lie in [0, 1], got {getattr(self, name)}"
+        )
+    if not 0 <= self.blur < math.inf:
+      raise ValueError(f"blur must be at least 0, got {self.blur}")
 
 
 class _Leaf(NamedTuple):

@@ -33,16 +33,17 @@ class Settings(Checked):
 
   seed: int  # of the noise
   prior: str  # a file of `prior_files.load`, or "" for the small shipped one
-  dtype: str  # of the network's arithmetic
+  # of the network's arithmetic
+  dtype: str = setting(among=("float32", "bfloat16"))
   # names, none of which a prior may have learned from
   photographs: tuple[str, ...] = setting(some=True)
-  size: int  # their side
+  size: int = setting(at_least=8, multiple_of=8)  # their side
   # standard deviations of the noise, of 255 levels
   sigmas: tuple[float, ...] = setting(
     above=0, some=True, words="sigmas must be positive"
   )
   other: str  # the photograph that is also restored at other sizes
-  other_sizes: tuple[int, ...]  # those
+  other_sizes: tuple[int, ...] = setting(at_least=8, multiple_of=8)  # those
 
   def __post_init__(self) -> None:
     super().__post_init__()

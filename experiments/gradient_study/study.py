@@ -44,7 +44,8 @@ class Settings(Checked):
   # with; see `InverseSpec.parse`, GRADIENT is implicit or truncated
   cases: tuple[str, ...] = setting(some=True, distinct=True)
   chunk_size: int  # C
-  dtype: str  # of activations and products with weights
+  # of activations and products with weights
+  dtype: str = setting(among=("float32", "bfloat16", "float16"))
   model: ModelConfig  # the architecture
   optim: OptimSettings  # how the parameters move
   batch: BatchSettings  # what is in a batch

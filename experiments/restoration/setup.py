@@ -31,7 +31,8 @@ class SetupSettings(Checked):
   # a file of `prior_files.load`, "" for the small photo prior, or "gaussian"
   # for one with the spectrum of other photographs
   prior: str
-  dtype: str  # of a network's arithmetic, float32 or bfloat16
+  # of a network's arithmetic
+  dtype: str = setting(among=("float32", "bfloat16"))
   lpips: str  # a file of `metrics.load_lpips`, "" to do without that distance
 
   def __post_init__(self) -> None:

@@ -40,7 +40,7 @@ class Settings(SpeedSettings):
   error_shape: tuple[int, ...]  # of the problems whose errors are taken
   families: tuple[str, ...]  # of keys, see `experiments.data.key_families`
   beta_max: tuple[float, ...]  # largest betas of the errors
-  dim: int  # width of keys and values
+  dim: int = setting(at_least=1)  # width of keys and values
   precision: Precision  # of the ladder's operands
   skip: tuple[str, ...]  # names of rules to leave out
   # hard sequences of ours, forward and backward; 0 for none
@@ -50,6 +50,7 @@ class Settings(SpeedSettings):
 
   def __post_init__(self) -> None:
     super().__post_init__()
+    InverseSpec("ladder", precision=self.precision)  # which refuses others
     for shape in (*self.shapes, self.error_shape):
       if len(shape) != 4 or min(shape) < 1 or shape[3] % shape[2]:
         raise ValueError(

@@ -44,11 +44,12 @@ class Settings(LoopSettings):
   photographs: str  # a folder of pictures, or "" for the few installed ones
   sizes: tuple[int, ...]  # sides of the crops, one a step, in turn
   pixels: int  # of a batch
-  dtype: str  # of the network's arithmetic
+  # of the network's arithmetic
+  dtype: str = setting(among=("float32", "bfloat16"))
   bits: int = setting(16, among=(8, 16))  # of a stored weight
   leaf_images: int = setting(at_least=1)  # how many dead leaves are drawn
-  samples: int  # draws of each size at the end
-  sample_steps: int  # of their ODE
+  samples: int = setting(at_least=1)  # draws of each size at the end
+  sample_steps: int = setting(at_least=1)  # of their ODE
   network: UNetConfig  # shape of the network
   optim: PriorOptim  # how the parameters move
   batch: BatchSettings  # what is in a batch

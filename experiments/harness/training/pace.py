@@ -35,8 +35,8 @@ def planned(
 
 
 def check(minutes: float, steps: int) -> None:
-  """Raises ValueError unless exactly one of both is positive."""
-  if (minutes > 0) == (steps > 0):
+  """Raises ValueError unless one of both is positive and the other 0."""
+  if not (minutes >= 0 <= steps and (minutes > 0) != (steps > 0)):
     raise ValueError(
       f"one of minutes and steps must be positive, the other 0; got "
       f"{minutes} and {steps}"
