@@ -410,6 +410,25 @@ def test_refusals(changes, kind, pattern, monkeypatch):
     neumann_jax.generate(model_of(), **(options | changes))
 
 
+def test_a_number_of_tokens_may_be_one_of_numpy(monkeypatch):
+  """Ended in a traceback: NumPy's integers have no bit_length."""
+  jobs = []
+  monkeypatch.setattr(
+    "neumann_jax.generation.api.run", lambda job, looks: jobs.append(job)
+  )
+  for count in (NEW, np.int64(NEW)):
+    generation.stream(
+      model_of(), PROMPTS, every=1, max_new_tokens=count, spec=GREEDY
+    )
+  chex.assert_trees_all_equal(*(job.written for job in jobs))
+  assert jobs[0].capacity == jobs[1].capacity
+
+
+def test_what_generates_is_a_model():
+  with oracles.refused(TypeError, "model must be a LanguageModel, got dict"):
+    neumann_jax.generate({}, PROMPTS, max_new_tokens=1, spec=GREEDY)
+
+
 def test_stream_refuses_at_the_call():
   with oracles.refused(ValueError, "every must be at least 1, got 0"):
     generation.stream(

@@ -87,6 +87,7 @@ def prepare(
     ValueError: as `generate`.
   """
   check_counts(max_new_tokens=max_new_tokens)
+  max_new_tokens = int(max_new_tokens)  # NumPy's have no bit_length
   if prefill_chunk is not None:
     check_counts(prefill_chunk=prefill_chunk)
   _check_model(model)
@@ -264,6 +265,10 @@ def _check_sharding(
 
 
 def _check_model(model: LanguageModel) -> None:
+  if not isinstance(model, LanguageModel):
+    raise TypeError(
+      f"model must be a LanguageModel, got {type(model).__name__}"
+    )
   axis = model.execution.sequence_axis
   if axis is not None:
     raise ValueError(
