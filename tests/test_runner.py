@@ -94,6 +94,13 @@ def test_overrides_reach_a_frozen_dataclass(config_file, tmp_path):
     settings.seed = 4
 
 
+def test_a_workdir_may_be_added_to_a_command(config_file):
+  """What stops a run says: the same command with --resume --workdir=THERE."""
+  argv = ["x", f"--config={config_file}", "--workdir=a", "--workdir=a/2"]
+  command = command_line.parse(argv, "quickstart")
+  assert command.workdir == pathlib.Path("a/2")
+
+
 def test_config_is_locked(config_file):
   command = command_line.parse(["x", f"--config={config_file}"], "quickstart")
   with pytest.raises(AttributeError):
@@ -127,6 +134,7 @@ REFUSALS = {
     "--config.part.names is given 2 times; give it once, several values of a "
     'tuple together, as "(20,50)"',
   ),
+  "two configs": (["--config=other.py"], "--config is given 2 times"),
   "turned off and on": (
     ["--noconfig.part.on", "-config.part.on=True"],
     "--config.part.on is given 2 times",

@@ -5,7 +5,7 @@
         [--hosts=auto | --hosts=HOST:PORT --processes=N --process=I]
 
 Without `--config` the experiment's own `configs/NAME.py` is read. The config
-is locked: a field it does not have is refused, and so is a flag that is given
+is locked: a field it does not have is refused, and so is one that is given
 twice; the values of a tuple go into one, as --config.FIELD="(20,50)". Without
 `--workdir` results go to `runs/NAME`. A folder that holds anything is never
 written over: the run then gets `DIR/2`, `DIR/3`, ... and says so. With
@@ -168,12 +168,15 @@ def _config_argument(argv: Sequence[str]) -> Sequence[str]:
 
 
 def _check_given_once(argv: Sequence[str]) -> None:
-  """Refuses a flag that is repeated.
+  """Refuses a config, or a field of it, that is repeated.
 
   Of most flags absl takes the last value, of a tuple's ml_collections takes all
-  of them together: who changes a command by adding to its end means neither.
+  of them together. Of --workdir it is the last: what stops a run says which to
+  add to the command, which may have one.
   """
-  named = (re.match(r"--?(?:no)?([a-z][\w.]*)", arg) for arg in argv[1:])
+  named = (
+    re.match(r"--?(?:no)?(config(?:\.[\w.]+)?)(?:=|$)", arg) for arg in argv[1:]
+  )
   given = collections.Counter(match[1] for match in named if match)
   for flag, times in given.items():
     if times > 1:
