@@ -100,6 +100,7 @@ class Some(Checked):
   [
     ({"count": 0}, "count must be at least 1, got 0"),
     ({"rate": math.nan}, "rate must be positive, got nan"),
+    ({"rate": math.inf}, "rate must be finite, got inf"),
     ({"share": 2}, r"share must lie in \(0, 1\], got 2"),
     ({"size": 60}, "size must be at least 64 and divisible by 8, got 60"),
     ({"kind": "c"}, "kind must be a or b, got 'c'"),

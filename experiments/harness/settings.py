@@ -13,6 +13,7 @@ told. Rules between fields go into `__post_init__`, after
 """
 
 import dataclasses
+import math
 import typing
 from collections.abc import Callable, Collection
 from typing import Any
@@ -65,7 +66,7 @@ class Range:
     high = self.at_most if self.below is None else self.below
     if low is None and high is None:
       return ""
-    if high is None or high == float("inf"):
+    if high is None:
       if self.above is None:
         return f"be at least {low}"
       return "be positive" if low == 0 else f"be above {low}"
@@ -88,6 +89,9 @@ class Range:
     if self.distinct and len(set(value)) < len(value):
       raise ValueError(f"{name} must not repeat, got {value}")
     for each in value if many else (value,):
+      # No field with a range means it, and what is made of it is NaN.
+      if isinstance(each, float) and math.isinf(each):
+        raise ValueError(f"{name} must be finite, got {each!r}")
       if not self.holds(each):
         raise ValueError(f"{self.sentence(name, many=many)}, got {each!r}")
 

@@ -27,7 +27,7 @@ class SetupSettings(Checked):
   # side of all of them; 256 is that of the frozen masks
   size: int = setting(at_least=64, at_most=1024, multiple_of=8)
   # of the measurements, pixels in [-1, 1]
-  noise_std: float = setting(above=0, below=float("inf"))
+  noise_std: float = setting(above=0)
   # a file of `prior_files.load`, "" for the small photo prior, or "gaussian"
   # for one with the spectrum of other photographs
   prior: str

@@ -28,7 +28,7 @@ class BatchSettings(Checked):
   # share of the crops that show dead leaves
   leaf_share: float = setting(0.15, at_least=0, at_most=1, words=SHARES)
   # strength of the changes of colour; 0 none, 1 as in training
-  jitter: float = setting(1.0, at_least=0, below=float("inf"))
+  jitter: float = setting(1.0, at_least=0)
   # of the log-normal part of the noise levels
   noise_median: float = setting(0.25, above=0)
   # standard deviation of its logarithm
