@@ -21,11 +21,13 @@ from experiments import prior_gain, prior_speed
 from experiments.data import photographs
 from experiments.denoise import study
 from experiments.harness import command_line, record
+from experiments.harness.speed import in_turns, timing
 from experiments.peers import denoisers
 from posterior_jax import metrics, priors
 from tests.oracles import quick_jit, refused
 
 NETWORK = priors.UNetConfig(widths=(8, 16), blocks=(1, 1), embedding=16)
+WIDTHS = {"small": (8, 16), "large": (16, 32)}
 
 
 @pytest.fixture(scope="module")
@@ -126,18 +128,46 @@ def test_report_holds_the_table(tmp_path, prior, monkeypatch, capsys):
   assert text.count("<figure>") == 3
 
 
-def test_speed_is_measured_and_torch_is_left_out_without_a_gpu(
-  tmp_path, capsys
+def test_large_prior_is_timed_beside_the_small_one_and_torch_left_out(
+  tmp_path, monkeypatch, capsys
 ):
+  """Without a GPU; two small networks, for their times their operations."""
+
+  def network(size, **_):
+    config = dataclasses.replace(NETWORK, widths=WIDTHS[size])
+    shapes = jax.eval_shape(
+      functools.partial(priors.initial_params, config), jax.random.key(0)
+    )
+    zeros = {name: np.zeros(x.shape, x.dtype) for name, x in shapes.items()}
+    return priors.unet_prior(config, zeros)
+
+  def counted(calls, inputs, **_):
+    first, *_ = costs = [
+      call.lower(*inputs[0]).cost_analysis()["flops"] for call in calls
+    ]
+    return [
+      in_turns.Beside(
+        timing.of([cost], 1), in_turns.Ratio(cost / first, 1.5, 4.5)
+      )
+      for cost in costs
+    ]
+
+  monkeypatch.setattr(priors, "photo_prior", network)
+  monkeypatch.setattr(in_turns, "measure", counted)
   debug = prior_speed_config.get_config("debug")
   settings = command_line.to_settings(prior_speed.Settings, debug)
   with record.Run(tmp_path / "run") as run:
     prior_speed.speed(settings, run)
   lines = (run.folder / "prior_speed.jsonl").read_text().splitlines()
   rows = {row["form"]: row for row in map(json.loads, lines)}
-  assert rows["jax float32"]["median_ms"] > 0
+  small, large = rows["jax float32"], rows["jax large float32"]
+  ratio = large["to_small"]
+  assert ratio == pytest.approx(large["median_ms"] / small["median_ms"])
+  assert 2 < ratio < 5
   assert "CUDA devices only" in rows["torch compiled float32"]["note"]
-  assert "torch compiled float32: torch is timed" in capsys.readouterr().out
+  said = capsys.readouterr().out
+  assert "torch compiled float32: torch is timed" in said
+  assert f"large over small, float32: {ratio:.2f} [1.50, 4.50]" in said
   with pytest.raises(ValueError, match="divisible by 8"):
     dataclasses.replace(settings, size=12)
 

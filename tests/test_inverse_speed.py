@@ -17,7 +17,7 @@ import neumann_jax
 from experiments.data import device_keys, key_families
 from experiments.harness import command_line, runner
 from experiments.harness.reporting import tables
-from experiments.harness.speed import timing
+from experiments.harness.speed import in_turns, timing
 from experiments.inverse_speed import cases as speed_cases
 from experiments.inverse_speed import (
   inverse_part,
@@ -76,6 +76,20 @@ def test_measure_rotates_and_leaves_the_first_calls_out():
   assert found == pytest.approx((20.0, 10.0, 30.0, 4, 5.0))
   assert "".join(clock.seen) == ("abc" * 7)[:19]
   assert len(waited) == 1 + 1 + 1 + 1 + 2
+
+
+def test_calls_in_turns_are_compared_turn_by_turn():
+  """A machine that halves its speed for a turn does so for both calls."""
+  # Of each 1 that compiles, 3 + 3 to warm up, 1 unmeasured; then three turns.
+  ready = [0.1] * 8 + [0.3] * 8
+  clock = Clock([*ready, 0.1, 0.3, 0.2, 0.8, 0.1, 0.2])
+  first, second = in_turns.measure(
+    [clock.work] * 2, [(0,)] * 3, repeats=3, inner=1, wait=id, clock=clock
+  )
+  assert first.timing == pytest.approx((100, 100, 200, 1, 0.1))
+  assert second.timing == pytest.approx((300, 200, 800, 1, 0.3))
+  assert first.ratio == pytest.approx((1, 1, 1))
+  assert second.ratio == pytest.approx((3, 2, 4))
 
 
 def test_measure_cuts_slow_calls_short():

@@ -48,7 +48,8 @@ def photo_prior(
     size: "small" has 5.3 million parameters, learned from 69 photographs, and
       the presets were tuned under it. "large" has 14.5 million, learned from
       381 and denoises 0.16 dB better (sigma 25 of 255, 23 Kodak pictures), at
-      3.6 times the time on a CPU. By settings tuned under the small one
+      3.7 times the time on a CPU (`python -m experiments.prior_speed`,
+      docs/benchmarks/speed.md). By settings tuned under the small one
       `NFCConfig.perceptual` changes by -0.03 to 0.14 dB under it, and
       `NFCConfig.fast`, whose images carry no noise, loses up to 1 dB on blurs
       and 3 on super-resolution (docs/benchmarks/tuned_alike.md, "Under another

@@ -91,6 +91,27 @@ def measure(
   Returns:
     Its times, after one call a set and one unmeasured round.
   """
+  warm = warmed(call, inputs, inner=inner, wait=wait, clock=clock)
+  return of([warm.once() for _ in range(repeats)], warm.calls, warm.first_s)
+
+
+class Warm(NamedTuple):
+  """A call that is compiled and ready to be measured."""
+
+  once: Callable[[], float]  # seconds of one measurement
+  calls: int  # back-to-back calls in it
+  first_s: float  # seconds of the very first call, which compiled
+
+
+def warmed(
+  call: Callable[..., Any],
+  inputs: Sequence[tuple],
+  *,
+  inner: int,
+  wait: Callable[[Any], object] = jax.block_until_ready,
+  clock: Callable[[], float] = time.perf_counter,
+) -> Warm:
+  """Readies a call: the arguments are those of `measure`."""
   turn = itertools.cycle(inputs)
 
   def seconds(calls: int) -> float:
@@ -107,7 +128,7 @@ def measure(
   if one * inner > LONGEST_S:
     calls = max(1, int(LONGEST_S / one))
   seconds(calls)
-  return of([seconds(calls) for _ in range(repeats)], calls, first)
+  return Warm(lambda: seconds(calls), calls, first)
 
 
 def of(seconds: Sequence[float], calls: int, first: float = 0.0) -> Timing:
