@@ -297,7 +297,6 @@ def test_who_meets_no_curvature_stays_where_it_is():
       lambda v: ((gains + 0.0025) * v, gains * v),
       b,
       b,
-      least=0.0,
       tolerance=1e-6,
       max_iterations=steps,
     )[0]

@@ -5,7 +5,6 @@ Observations by Expectation Maximization, arXiv 2405.13712.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -103,7 +102,7 @@ def mmps(config: MMPSConfig = MMPSConfig.published()) -> Sampler:  # noqa: B008
       tolerance=config.tolerance,
       max_iterations=config.iterations,
       # As published, and no step shortened: a baseline keeps its own solver.
-      solver=functools.partial(krylov.carrying, least=0.0),
+      solver=krylov.carrying,
       restrained=False,
     )
     # The denoiser of the posterior takes the prior's place in the transition.

@@ -5,6 +5,7 @@ stops on its own, so that a result does not depend on the batch it is in.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,38 +45,18 @@ def conjugate_gradients(
   Returns:
     x [..., H, W, C] and the iterations of the slowest, int32 scalar.
   """
-  # Squares are compared: no root in the loop's condition.
-  limit = tolerance**2 * _dot(b, b)  # [..., 1, 1, 1]
-
-  def running(carry: tuple) -> jax.Array:
-    _, residual, _, _, k = carry
-    return jnp.any(_dot(residual, residual) > limit) & (k < max_iterations)
-
-  def step(carry: tuple) -> tuple:
-    x, residual, direction, rho, k = carry
-    active = _dot(residual, residual) > limit  # [..., 1, 1, 1]
-    image = matrix(direction)
-    curvature = _dot(direction, image)
-    # A direction of negative curvature has no minimum: the image stays there.
-    active = active & (curvature > 0)
-    # The inner `where` keeps 0 / 0 out of gradients and of debug_nans.
-    alpha = jnp.where(active, rho / jnp.where(active, curvature, 1), 0)
-    x = x + alpha * direction
-    residual = residual - alpha * image
-    z = precondition(residual)
-    new = _dot(residual, z)
-    beta = jnp.where(active, new / jnp.where(active, rho, 1), 0)
-    direction = jnp.where(active, z + beta * direction, direction)
-    return x, residual, direction, jnp.where(active, new, rho), k + 1
-
   x, residual = jnp.zeros_like(b), b
   if start is not None:
     left = b - matrix(start)
     nearer = _dot(left, left) < _dot(b, b)
     x, residual = jnp.where(nearer, start, x), jnp.where(nearer, left, b)
-  z = precondition(residual)
-  carry = (x, residual, z, _dot(residual, z), jnp.zeros((), jnp.int32))
-  x, *_, iterations = lax.while_loop(running, step, carry)
+  _, x, iterations = _conjugate(
+    lambda v: (matrix(v), None),
+    (None, x, residual),
+    limit=tolerance**2 * _dot(b, b),
+    max_iterations=max_iterations,
+    precondition=precondition,
+  )
   return x, iterations
 
 
@@ -145,7 +126,7 @@ def carrying(
   b: jax.Array,
   like: jax.Array,
   *,
-  least: jax.Array | float,
+  least: jax.Array | float | None = None,
   tolerance: float,
   max_iterations: int,
   precondition: Linear = lambda r: r,
@@ -162,7 +143,7 @@ def carrying(
     like: an array of the shape of L v, with the batch of b.
     least: no eigenvalue of K lies below it. A direction that seems to have
       less, as under a network's Jacobian, counts as having that; an element of
-      the batch that meets one without any stays where it is.
+      the batch that meets one without any stays where it is. None: unknown.
     tolerance: relative residual at which an element of the batch stops.
     max_iterations: limit for all of them.
     precondition: v -> about K^-1 v.
@@ -170,7 +151,39 @@ def carrying(
   Returns:
     L x, x and the iterations of the slowest.
   """
-  limit = tolerance**2 * _dot(b, b)  # [..., 1, 1, 1]
+  return _conjugate(
+    matrix,
+    (jnp.zeros_like(like), jnp.zeros_like(b), b),
+    limit=tolerance**2 * _dot(b, b),
+    max_iterations=max_iterations,
+    precondition=precondition,
+    least=least,
+  )
+
+
+def _conjugate(
+  matrix: Callable[[jax.Array], tuple[jax.Array, Any]],
+  start: tuple[Any, jax.Array, jax.Array],
+  *,
+  limit: jax.Array,
+  max_iterations: int,
+  precondition: Linear,
+  least: jax.Array | float | None = None,
+) -> tuple[Any, jax.Array, jax.Array]:
+  """Conjugate gradients from L x, x and the residual of x.
+
+  Args:
+    matrix: v -> (K v, L v); None for L v where start has None for L x.
+    start: L x, x [..., h, w, C] and b - K x.
+    limit: square of the residual at which an element stops, [..., 1, 1, 1]:
+      squares are compared, so that the loop's condition has no root.
+    max_iterations: limit for all of them.
+    precondition: v -> about K^-1 v.
+    least: as of `carrying`; None: unknown.
+
+  Returns:
+    L x, x and the iterations of the slowest, int32 scalar.
+  """
 
   def running(carry: tuple) -> jax.Array:
     residual, k = carry[2], carry[-1]
@@ -181,16 +194,18 @@ def carrying(
     active = _dot(residual, residual) > limit
     z = precondition(residual)
     new = _dot(residual, z)
+    # The inner `where` keeps 0 / 0 out of gradients and of debug_nans.
     beta = jnp.where(rho > 0, new / jnp.where(rho > 0, rho, 1), 0)
     direction = z + beta * before
     image, lead = matrix(direction)
-    curvature = jnp.maximum(
-      _dot(direction, image), least * _dot(direction, direction)
-    )
+    curvature = _dot(direction, image)
+    if least is not None:
+      curvature = jnp.maximum(curvature, least * _dot(direction, direction))
+    # A direction of negative curvature has no minimum: the image stays there.
     active = active & (curvature > 0)
     alpha = jnp.where(active, new / jnp.where(active, curvature, 1), 0)
     return (
-      found + alpha * lead,
+      None if found is None else found + alpha * lead,
       x + alpha * direction,
       residual - alpha * image,
       # Of one that stays where it is this would grow from step to step.
@@ -199,10 +214,9 @@ def carrying(
       k + 1,
     )
 
-  zero = jnp.zeros_like(b)
-  start = (jnp.zeros_like(like), zero, b, zero, jnp.zeros_like(limit))
+  nothing = jnp.zeros_like(start[1]), jnp.zeros_like(limit)
   found, x, *_, iterations = lax.while_loop(
-    running, step, (*start, jnp.zeros((), jnp.int32))
+    running, step, (*start, *nothing, jnp.zeros((), jnp.int32))
   )
   return found, x, iterations
 
