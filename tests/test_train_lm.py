@@ -67,13 +67,15 @@ def _text(folder):
 
 
 def _step(params_or_state, folder, *, key=0, total=10.0, **changes):
-  """A step; the state is placed as the step leaves it: one compilation."""
+  """A step; all is placed as a run has it: one compilation for this file."""
   state, plan = params_or_state, _settings(**changes).plan()
   if isinstance(state, dict):
     state = optimiser.init(state, plan.optim)
   everywhere = NamedSharding(plan.mesh, P())
-  state, text = jax.device_put((state, _text(folder)), everywhere)
-  return STEP(state, text, jax.random.key(key), jnp.float32(total), plan=plan)
+  state, text, key = jax.device_put(
+    (state, _text(folder), jax.random.key(key)), everywhere
+  )
+  return STEP(state, text, key, jnp.float32(total), plan=plan)
 
 
 def _mean(state):
