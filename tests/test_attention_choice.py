@@ -138,6 +138,7 @@ def tokens(rows=2, length=LENGTH, seed=0):
   return rng.integers(0, models.VOCABULARY, (rows, length)).astype(np.int32)
 
 
+@models.drawn_by_numpy()
 def layer(implementation):
   execution = neumann_jax.Execution(attention=implementation)
   return attention.GatedAttention(

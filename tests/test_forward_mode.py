@@ -117,7 +117,8 @@ def layer_beside_no_kernel():
   )
   rule = neumann_jax.RuleOptions(fused=True)
   execution = neumann_jax.Execution(rule=rule)
-  layer = neumann_jax.GatedDeltaNet(config, execution, rngs=nnx.Rngs(0))
+  with models.drawn_by_numpy():
+    layer = neumann_jax.GatedDeltaNet(config, execution, rngs=nnx.Rngs(0))
   graph, state = nnx.split(layer)
   ids = jnp.asarray([[0] * 5 + [1] * 4])
 

@@ -15,7 +15,7 @@ from neumann_jax import (
   generation,
 )
 from neumann_jax.generation import text
-from tests import oracles
+from tests import models, oracles
 from tests.faults.server import CONFIG
 
 BYTES = generation.load_tokenizer(None, 256)
@@ -28,8 +28,8 @@ ROOM = {"prefill_chunk": 16, "capacity": 64}
 def model():
   config = ModelConfig(**vars(CONFIG) | {"vocab_size": 256})
   execution = Execution(rule=RuleOptions(chunk_size=16))
-  make = lambda: LanguageModel(config, execution, rngs=nnx.Rngs(3))  # noqa: E731
-  return nnx.jit(make)()
+  with models.drawn_by_numpy():
+    return LanguageModel(config, execution, rngs=nnx.Rngs(3))
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from neumann_jax import sharding
 from neumann_jax.layers.feed_forward import SparseExperts
 from neumann_jax.layers.grouped_product import grouped_product
 from neumann_jax.layers.kernels import grouped_blocks, grouped_tiles
-from tests import oracles
+from tests import models, oracles
 
 SIZES = [3, 0, 1, 30, 0, 13, 7]
 FEW = [0, 0, 5], [1], [0, 200, 0]
@@ -237,7 +237,8 @@ MESHES = {
 def on_mesh(name, config=SMALL, rows=4, derivatives=True):
   mesh = sharding.make_mesh(**MESHES[name])
   execution = neumann_jax.Execution()
-  layer = SparseExperts(config, execution, rngs=nnx.Rngs(0))
+  with models.drawn_by_numpy():
+    layer = SparseExperts(config, execution, rngs=nnx.Rngs(0))
   graph, state = nnx.split(layer)
   rng = np.random.default_rng(0)
   x = jnp.asarray(rng.standard_normal((rows, 5, 32)), jnp.float32)

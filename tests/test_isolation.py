@@ -203,12 +203,13 @@ def test_a_layer_keeps_documents_apart(kind, document):
 def _layer(kind):
   index = {"linear_attention": 0, "full_attention": 1}[kind]
   rule = neumann_jax.RuleOptions(chunk_size=16)
-  layer = DecoderLayer(
-    models.CONFIGS["dense"],
-    neumann_jax.Execution(rule=rule),
-    index,
-    rngs=nnx.Rngs(0),
-  )
+  with models.drawn_by_numpy():
+    layer = DecoderLayer(
+      models.CONFIGS["dense"],
+      neumann_jax.Execution(rule=rule),
+      index,
+      rngs=nnx.Rngs(0),
+    )
   graph, state = nnx.split(layer)
   known = Tokens(positions(1, 48, segment_ids=ids(1)), ids(1), None)
 

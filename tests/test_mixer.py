@@ -125,6 +125,7 @@ CONFIG = dataclasses.replace(
 )
 
 
+@models.drawn_by_numpy()
 def model_of(**options):
   execution = neumann_jax.Execution(**options)
   return neumann_jax.LanguageModel(CONFIG, execution, rngs=nnx.Rngs(0))

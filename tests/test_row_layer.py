@@ -26,7 +26,7 @@ from neumann_jax.layers.kernels import (
 from neumann_jax.layers.one_kernel import row_weights
 from neumann_jax.layers.positions import Positions
 from neumann_jax.model.decoder import DecoderLayer, Tokens
-from tests import kernel_bodies, oracles
+from tests import kernel_bodies, models, oracles
 
 CONFIG = neumann_jax.ModelConfig(
   vocab_size=64,
@@ -61,6 +61,7 @@ NO_TOKENS = Tokens(None, None, None)
 LIMIT = 1e-2
 
 
+@models.drawn_by_numpy()
 def layer_of(config, execution=IN_XLA):
   """With norms that do something."""
   layer = DecoderLayer(config, execution, 0, rngs=nnx.Rngs(0))
@@ -260,9 +261,12 @@ def test_a_layer_of_one_row_is_one_kernel_on_cuda(kind, dim):
   """And on a CPU what it is in XLA, but for where fusions round."""
   config = dataclasses.replace(CONFIG, layer_types=(kind,), head_dim=dim)
   execution = dataclasses.replace(IN_XLA, rule=AUTO)
-  model = neumann_jax.LanguageModel(config, execution, rngs=nnx.Rngs(0))
+  with models.drawn_by_numpy():
+    model, plain = (
+      neumann_jax.LanguageModel(config, how, rngs=nnx.Rngs(0))
+      for how in (execution, IN_XLA)
+    )
   graph, state = nnx.split(model)
-  plain = neumann_jax.LanguageModel(config, IN_XLA, rngs=nnx.Rngs(0))
   xla = nnx.graphdef(plain)
   token = jnp.ones((1, 1), jnp.int32)
   cache = model.init_cache(1, 8)
@@ -399,7 +403,8 @@ def left(case, kind, name, monkeypatch):
     execution = dataclasses.replace(execution, attention="xla")
   if case == "float32":
     execution = dataclasses.replace(execution, dtype=case, param_dtype=case)
-  layer = DecoderLayer(config, execution, 0, rngs=nnx.Rngs(0))
+  with models.drawn_by_numpy():
+    layer = DecoderLayer(config, execution, 0, rngs=nnx.Rngs(0))
   x = jax.ShapeDtypeStruct((1, 1, CONFIG.hidden_size), execution.dtype)
   if case == "bias":
     kinds = {"dtype": x.dtype, "param_dtype": x.dtype}

@@ -19,7 +19,7 @@ from neumann_jax import InverseSpec, RuleOptions, backends, sharding
 from neumann_jax.layers import head_columns, head_norm
 from neumann_jax.layers.convolution import short_conv
 from neumann_jax.layers.head_columns import Part
-from tests import kernel_bodies, oracles, tpu_compiler
+from tests import kernel_bodies, models, oracles, tpu_compiler
 
 WIDTH, TAPS = 128, 4
 PARTS = Part(1, True), Part(2, False)
@@ -207,6 +207,7 @@ def test_the_gated_norm_against_float64(dtype):
 # --- In the layer -------------------------------------------------------------
 
 
+@models.drawn_by_numpy()
 def layer(implementation, dtype="float32", chunk_size=64, **sizes):
   sizes = {"linear_num_key_heads": 1, "linear_num_value_heads": 2} | sizes
   config = neumann_jax.ModelConfig(

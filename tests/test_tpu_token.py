@@ -17,7 +17,7 @@ from neumann_jax import RuleOptions, sharding
 from neumann_jax.delta_rule import one_token
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.tpu import token_kernel
-from tests import oracles, tpu_compiler
+from tests import models, oracles, tpu_compiler
 
 WIDTH = 128
 SCALE = WIDTH**-0.5
@@ -93,9 +93,10 @@ def layer_step(implementation, rows=2):
     linear_value_head_dim=WIDTH,
   )
   rule = RuleOptions(implementation=implementation)
-  layer = neumann_jax.GatedDeltaNet(
-    config, neumann_jax.Execution(rule=rule), rngs=nnx.Rngs(0)
-  )
+  with models.drawn_by_numpy():
+    layer = neumann_jax.GatedDeltaNet(
+      config, neumann_jax.Execution(rule=rule), rngs=nnx.Rngs(0)
+    )
   cache = layer.init_cache(rows)
   rng = np.random.default_rng(0)
   cache = jax.tree.map(
