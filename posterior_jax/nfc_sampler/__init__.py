@@ -1,11 +1,12 @@
 """Noise-frequency continuation: a sampler composed of parts.
 
 `sampler` composes them; `parts` gives their signatures, `from_config` chooses
-them from the settings (`config`, six of them in `presets`, with `records` and
-`weights` for its parts and `combinations` for what goes together), `levels`
-says what changes from level to level, `states` how a run starts and is
-renoised. The parts' own mathematics: prediction in `denoising.predictor`, bands
-and likelihood in `likelihood`, the `width` of the tie, wavelet `fusion`.
+them from the settings (`config`, six of them in `presets`, with `records`,
+`schedule_settings` and `weights` for its parts and `combinations` for what goes
+together), `levels` says what changes from level to level, `states` how a run
+starts and is renoised. The parts' own mathematics: prediction in
+`denoising.predictor`, bands and likelihood in `likelihood`, the `width` of the
+tie, wavelet `fusion`.
 """
 
 from posterior_jax.nfc_sampler.config import NFCConfig as NFCConfig
@@ -24,11 +25,11 @@ from posterior_jax.nfc_sampler.records import Langevin as Langevin
 from posterior_jax.nfc_sampler.records import Mean as Mean
 from posterior_jax.nfc_sampler.records import Ode as Ode
 from posterior_jax.nfc_sampler.records import Probed as Probed
-from posterior_jax.nfc_sampler.records import Schedule as Schedule
 from posterior_jax.nfc_sampler.records import Sigma as Sigma
 from posterior_jax.nfc_sampler.records import Spectrum as Spectrum
 from posterior_jax.nfc_sampler.sampler import compose as compose
 from posterior_jax.nfc_sampler.sampler import nfc as nfc
+from posterior_jax.nfc_sampler.schedule_settings import Schedule as Schedule
 from posterior_jax.nfc_sampler.weights import Band as Band
 from posterior_jax.nfc_sampler.weights import Exponential as Exponential
 from posterior_jax.nfc_sampler.weights import Fusion as Fusion

@@ -13,11 +13,11 @@ from posterior_jax.nfc_sampler.records import (
   Ode,
   Predictor,
   Probed,
-  Schedule,
   Sigma,
   Spectrum,
   Width,
 )
+from posterior_jax.nfc_sampler.schedule_settings import Schedule
 
 # Fewer levels than this cannot make up for what few iterations leave out.
 _FEW_LEVELS = 20

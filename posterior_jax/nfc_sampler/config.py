@@ -14,10 +14,10 @@ from posterior_jax.nfc_sampler.records import (
   Exact,
   Inner,
   Predictor,
-  Schedule,
   Spectrum,
   Width,
 )
+from posterior_jax.nfc_sampler.schedule_settings import Schedule
 from posterior_jax.nfc_sampler.weights import Band, Fusion, Snr
 
 

@@ -12,9 +12,9 @@ from posterior_jax.nfc_sampler.records import (
   Mean,
   Ode,
   Probed,
-  Schedule,
   Sigma,
 )
+from posterior_jax.nfc_sampler.schedule_settings import Schedule
 from posterior_jax.nfc_sampler.weights import Band, Fusion
 
 

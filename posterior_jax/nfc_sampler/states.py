@@ -12,11 +12,11 @@ from posterior_jax.base import Observation, Operator
 from posterior_jax.likelihood import gaussian
 from posterior_jax.nfc_sampler.levels import Level
 from posterior_jax.nfc_sampler.records import (
-  Schedule,
   Sigma,
   Spectrum,
   Width,
 )
+from posterior_jax.nfc_sampler.schedule_settings import Schedule
 
 # Misfits further off, in units of the noise, say that something else is wrong
 # than the noise that was taken out.
