@@ -14,7 +14,7 @@ import pytest
 
 import neumann_jax
 from experiments.data import key_families
-from tests import oracles
+from tests import float64_rule, oracles
 from tests.oracles import FAMILY_COUNT, Problem, assert_close
 
 # Around every border of the chunks of 64; the other lengths up to 200 are
@@ -45,7 +45,7 @@ def assert_forms(p, segment_ids=None, *, by_chunks=chunked, allowance=1):
   """Chunked == recurrent == float64 loop, outputs and final state."""
   tolerance = allowance * oracles.FLOAT32_RULE
   found, serial = by_chunks(p, segment_ids), recurrent(p, segment_ids)
-  truth = oracles.delta_rule(p, segment_ids)
+  truth = float64_rule.delta_rule(p, segment_ids)
   assert_close(found, truth, tolerance)
   assert_close(serial, truth, tolerance)
   assert_close(found, serial, tolerance)
@@ -90,7 +90,7 @@ def test_documents_of_every_length(chunk_size):
 def test_as_users_call_it():
   """Outside of jit and with every default."""
   p = oracles.problem(100)
-  tape = oracles.delta_rule_loop(*p[:5])
+  tape = float64_rule.delta_rule_loop(*p[:5])
   found = neumann_jax.gated_delta_rule(*p[:5])
   assert_close(found, (tape.out, tape.states[-1]), oracles.FLOAT32_RULE)
 
@@ -107,12 +107,12 @@ def test_grouped_value_heads(ratio, key_heads):
 def test_any_chunk_size(chunk_size):
   p, ids = oracles.problem(40), oracles.documents(40)
   found = chunked(p, ids, chunk_size=chunk_size)
-  assert_close(found, oracles.delta_rule(p, ids), oracles.FLOAT32_RULE)
+  assert_close(found, float64_rule.delta_rule(p, ids), oracles.FLOAT32_RULE)
 
 
 def test_both_forms_in_float64_are_the_loop():
   p, ids = oracles.problem(40), oracles.documents(40)
-  truth = oracles.delta_rule(p, ids)
+  truth = float64_rule.delta_rule(p, ids)
   with jax.enable_x64(True):
     wide = Problem(*(jnp.asarray(x, jnp.float64) for x in p))
     serial = recurrent(wide, ids)
@@ -135,7 +135,7 @@ def assert_carries(p, cuts, forms):
     out, state = forms[i % len(forms)](piece)
     pieces.append(out)
   found = np.concatenate(pieces, 1), state
-  assert_close(found, oracles.delta_rule(p), oracles.FLOAT32_RULE)
+  assert_close(found, float64_rule.delta_rule(p), oracles.FLOAT32_RULE)
 
 
 @pytest.mark.parametrize(
@@ -165,12 +165,12 @@ def test_steps_are_the_loop():
     out, state = neumann_jax.gated_delta_step(*(x[:, t] for x in p[:5]), state)
     pieces.append(out)
   found = np.stack(pieces, 1), state
-  assert_close(found, oracles.delta_rule(p), oracles.FLOAT32_RULE)
+  assert_close(found, float64_rule.delta_rule(p), oracles.FLOAT32_RULE)
 
 
 def test_scale_and_missing_state():
   p = oracles.problem(20)
-  tape = oracles.delta_rule_loop(*p[:5], scale=3.0)
+  tape = float64_rule.delta_rule_loop(*p[:5], scale=3.0)
   truth = (tape.out, tape.states[-1])
   found = neumann_jax.gated_delta_rule(*p[:5], scale=3.0, chunk_size=16)
   assert_close(found, truth, oracles.FLOAT32_RULE)
@@ -209,7 +209,7 @@ def test_a_document_is_the_sequence_alone():
   p = oracles.problem(40)
   ids = np.tile((np.arange(40) >= 30).astype(np.int32), (FAMILY_COUNT, 1))
   alone = Problem(*(x[:, 30:] for x in p[:5]), np.zeros_like(p[5]))
-  truth = oracles.delta_rule(alone)
+  truth = float64_rule.delta_rule(alone)
   for form in (short_chunks, recurrent):
     out, state = form(p, ids)
     assert_close((out[:, 30:], state), truth, oracles.FLOAT32_RULE)

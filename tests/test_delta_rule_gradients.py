@@ -9,7 +9,7 @@ import pytest
 
 import neumann_jax
 from neumann_jax import InverseSpec, QuantSpec
-from tests import oracles
+from tests import float64_rule, oracles
 from tests.oracles import FAMILY_COUNT, Problem, assert_close, error
 
 FORMS = {
@@ -40,7 +40,7 @@ def rule_gradients(rule, p, segment_ids=None):
 def oracle_gradients(p, segment_ids=None):
   d_out, d_state = map(np.float64, cotangents(p))
   adjoint = functools.partial(
-    oracles.delta_rule_adjoint, d_out=d_out, d_state=d_state
+    float64_rule.delta_rule_adjoint, d_out=d_out, d_state=d_state
   )
   return Problem(*p.under(adjoint, segment_ids))
 
@@ -62,7 +62,7 @@ def test_the_oracle_by_central_differences():
     values = []
     for step in (1e-5, -1e-5):
       moved = getattr(p, name) + step * direction
-      pair = oracles.delta_rule(p._replace(**{name: moved}), ids)
+      pair = float64_rule.delta_rule(p._replace(**{name: moved}), ids)
       values.append(sum(np.vdot(a, b) for a, b in zip(g, pair)))
     slope = (values[0] - values[1]) / 2e-5
     assert slope == pytest.approx(np.vdot(gradient, direction), rel=1e-6), name
@@ -238,7 +238,7 @@ def test_outputs_inherit_the_error_of_the_inverse(spec, exact):
   p = oracles.problem(128)
 
   out, inverses = outputs_and_inverses(p, spec)
-  found = error(out, oracles.delta_rule(p)[0])
+  found = error(out, float64_rule.delta_rule(p)[0])
   if exact:
     assert found <= oracles.FLOAT32_RULE
   else:  # a spec that changed nothing would be a bug
@@ -255,7 +255,7 @@ def test_the_envelope_scale_comes_from_the_gates():
   spec = InverseSpec(quant=QuantSpec(16, "envelope"))
 
   out, saturated = outputs_and_inverses(p, spec)
-  truth = oracles.delta_rule(p)[0]
+  truth = float64_rule.delta_rule(p)[0]
   assert error(out, truth) <= 1e-2
   assert error(rule_with(p, np.float64(saturated)), truth) > 1e-1
 

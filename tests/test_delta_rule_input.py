@@ -11,7 +11,7 @@ import pytest
 
 import neumann_jax
 from neumann_jax import InverseSpec
-from tests import oracles
+from tests import float64_rule, oracles
 from tests.oracles import Problem, assert_close
 
 NAMES = Problem._fields
@@ -47,7 +47,7 @@ def test_a_narrow_step_keeps_a_wide_state():
   out, state = neumann_jax.gated_delta_step(*token, p.initial_state)
   assert out.dtype == jnp.bfloat16 and state.dtype == jnp.float32
   rounded = [np.asarray(x, np.float32)[:, None] for x in token]
-  truth = oracles.delta_rule(Problem(*rounded, p.initial_state))[1]
+  truth = float64_rule.delta_rule(Problem(*rounded, p.initial_state))[1]
   assert_close(state, truth, oracles.FLOAT32_RULE)
 
 
@@ -56,7 +56,7 @@ def test_vmap_is_the_batch():
   single = Problem(*(x[:, None] for x in p))
   form = oracles.quick_jit(jax.vmap(lambda p: p.under(short_chunks)))
   found = jax.tree.map(lambda x: x[:, 0], form(single))
-  assert_close(found, oracles.delta_rule(p), oracles.FLOAT32_RULE)
+  assert_close(found, float64_rule.delta_rule(p), oracles.FLOAT32_RULE)
 
 
 def test_one_trace_and_the_same_bits():
@@ -81,7 +81,7 @@ def test_documents_may_have_any_numbers():
   p = oracles.problem(24)
   ids = np.tile(np.repeat(np.int32([1, 2, 0]), 8), (8, 1))
   numbers = np.tile(np.repeat(np.int32([0, 1, 2]), 8), (8, 1))
-  want = oracles.delta_rule(p, numbers)
+  want = float64_rule.delta_rule(p, numbers)
   for rule in FORMS:
     assert_close(p.under(rule, ids), want, oracles.FLOAT32_RULE)
     found = oracles.quick_jit(lambda p, ids, rule=rule: p.under(rule, ids))(
@@ -114,7 +114,7 @@ def test_codes_cover_keys_that_are_not_normalised(bits):
     )[0]
     for scale in ("envelope", "dynamic")
   )
-  truth = oracles.delta_rule(p._replace(initial_state=0 * p[5]))[0]
+  truth = float64_rule.delta_rule(p._replace(initial_state=0 * p[5]))[0]
   error = oracles.error(envelope, truth)
   assert error <= {8: 0.5, 16: 2e-3}[bits]
   assert error <= 30 * oracles.error(dynamic, truth)

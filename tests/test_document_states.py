@@ -10,7 +10,7 @@ import pytest
 import neumann_jax
 from neumann_jax import sharding
 from neumann_jax.delta_rule.sequence_parallel import sharded_delta_rule
-from tests import oracles
+from tests import float64_rule, oracles
 from tests.oracles import Problem
 
 # Borders inside of chunks of 16 and at one; the second row has two documents,
@@ -92,12 +92,12 @@ def test_every_document_is_the_float64_loop_from_its_state(form):
   for row, n, span in SPANS:
     own = alone(p, row, n, span)
     where = (slice(row, row + 1), span)
-    truth, state = oracles.delta_rule(own)
+    truth, state = float64_rule.delta_rule(own)
     found = out[where], states[row : row + 1, n]
     oracles.assert_close(found, (truth, state), oracles.FLOAT32_RULE)
     want = own.under(
       functools.partial(
-        oracles.delta_rule_adjoint,
+        float64_rule.delta_rule_adjoint,
         d_out=d_out[where],
         d_state=d_states[row : row + 1, n],
       )

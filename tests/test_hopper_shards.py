@@ -21,7 +21,7 @@ from neumann_jax.delta_rule.hopper.tiles import CHUNK
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.options import RuleOptions
 from neumann_jax.delta_rule.sequence_parallel import sharded_delta_rule
-from tests import oracles
+from tests import float64_rule, oracles
 from tests.oracles import FAMILY_COUNT, Problem, assert_close
 
 TOKENS = P(None, "tokens")
@@ -106,9 +106,11 @@ def test_values_and_gradients_are_those_of_one_device(
 
   values, gradients = run(p, ids)
   adjoint = functools.partial(
-    oracles.delta_rule_adjoint, d_out=np.float64(g[0]), d_state=np.float64(g[1])
+    float64_rule.delta_rule_adjoint,
+    d_out=np.float64(g[0]),
+    d_state=np.float64(g[1]),
   )
-  assert_close(values, oracles.delta_rule(p, ids), oracles.FLOAT32_RULE)
+  assert_close(values, float64_rule.delta_rule(p, ids), oracles.FLOAT32_RULE)
   truth = Problem(*p.under(adjoint, ids))
   assert_close(gradients, truth, oracles.FLOAT32_RULE_GRADIENT)
 

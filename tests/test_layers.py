@@ -14,7 +14,7 @@ from flax import nnx
 
 import neumann_jax
 from neumann_jax import Cache
-from tests import models, oracles
+from tests import float64_rule, models, oracles
 from tests.oracles import assert_close
 
 HIDDEN = models.BLOCK["hidden_size"]
@@ -46,7 +46,7 @@ def checkpoint(layer):
 
 
 def truth_of(layer, x, segment_ids=None, weights=None):
-  return oracles.gated_delta_net(
+  return float64_rule.gated_delta_net(
     x,
     checkpoint(layer) if weights is None else weights,
     key_heads=layer.config.linear_num_key_heads,

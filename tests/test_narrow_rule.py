@@ -14,7 +14,7 @@ from neumann_jax.delta_rule import layout, precision
 from neumann_jax.delta_rule.chunks import by_chunks, chunk_scan
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.kernels import chunk_scan_gpu
-from tests import oracles
+from tests import float64_rule, oracles
 from tests.oracles import Problem, narrow
 
 CHUNK = 32
@@ -32,7 +32,7 @@ def test_every_family_against_float64(dtype):
   p, rounded = narrow(oracles.problem(100, dk=128, key_heads=1), dtype)
   out, final = rule(p, spec=EXACT)
   assert out.dtype == dtype and final.dtype == jnp.float32
-  truth = oracles.delta_rule(rounded)
+  truth = float64_rule.delta_rule(rounded)
   for found, want in zip((out, final), truth):
     errors = oracles.rms_error(found, want)
     assert errors[0] <= oracles.NARROW_RULE[dtype]
@@ -103,7 +103,7 @@ def test_kernel_and_scan_against_float64(dtype, packed):
     given = given._replace(state=jnp.zeros_like(given.state))
     zero = np.zeros_like(rounded.initial_state)
     rounded = rounded._replace(initial_state=zero)
-  truth = oracles.delta_rule(rounded, ids)
+  truth = float64_rule.delta_rule(rounded, ids)
   kernel = chunk_scan.OPERATION.kernels["gpu"].launch
   launch = functools.partial(kernel, CHUNK, interpret=True)
   scan = functools.partial(chunk_scan.OPERATION.in_xla, CHUNK)

@@ -18,7 +18,7 @@ import neumann_jax
 from neumann_jax import InverseSpec, QuantSpec, backends, sequence_axis
 from neumann_jax.delta_rule.sequence_parallel import sharded_delta_rule
 from neumann_jax.delta_rule.tpu import rule as tpu_rule
-from tests import oracles
+from tests import float64_rule, oracles
 from tests.oracles import FAMILY_COUNT, Problem, assert_close
 from tests.over_shards import SPECS, TOKENS, mesh_of, over, sharded
 
@@ -61,7 +61,7 @@ def one_document(length):
 def gradients_of(p, segment_ids):
   d_out, d_state = map(np.float64, cotangents(p))
   adjoint = functools.partial(
-    oracles.delta_rule_adjoint, d_out=d_out, d_state=d_state
+    float64_rule.delta_rule_adjoint, d_out=d_out, d_state=d_state
   )
   return Problem(*p.under(adjoint, segment_ids))
 
@@ -72,7 +72,7 @@ def assert_rule(p, ids, shards, *, allowance=1, check_vma=True, chunk_size=16):
   form = derivatives_of(shards, chunk_size=chunk_size, check_vma=check_vma)
   found = form(p, ids, g)
   one = derivatives_of(None, chunk_size=chunk_size)(p, ids, g)
-  values, gradients = oracles.delta_rule(p, ids), gradients_of(p, ids)
+  values, gradients = float64_rule.delta_rule(p, ids), gradients_of(p, ids)
   tolerance = allowance * oracles.FLOAT32_RULE
   assert_close(found, one, tolerance)
   assert_close(found[0], values, tolerance)
@@ -172,7 +172,7 @@ def test_rows_split_as_well():
     )
     found = oracles.quick_jit(form)(p, ids)
     start = p.initial_state if state else np.zeros_like(p.initial_state)
-    want = oracles.delta_rule(p._replace(initial_state=start), ids)
+    want = float64_rule.delta_rule(p._replace(initial_state=start), ids)
     assert_close(found, want, oracles.FLOAT32_RULE)
 
 
@@ -186,7 +186,7 @@ def test_rows_split_without_a_state(form):
     in_specs=P("rows"),
     out_specs=P("rows"),
   )
-  want = oracles.delta_rule(p._replace(initial_state=0 * p.initial_state))
+  want = float64_rule.delta_rule(p._replace(initial_state=0 * p.initial_state))
   assert_close(oracles.quick_jit(run)(*p[:5]), want, oracles.FLOAT32_RULE)
 
 
@@ -197,7 +197,7 @@ def test_a_rounded_inverse_is_that_of_one_device():
   spec = InverseSpec(quant=QuantSpec(8))
   found, one = (values_of(n, spec=spec)(p, ids) for n in (4, None))
   assert_close(found, one, oracles.FLOAT32_RULE)
-  assert oracles.error(one[0], oracles.delta_rule(p, ids)[0]) > 1e-4
+  assert oracles.error(one[0], float64_rule.delta_rule(p, ids)[0]) > 1e-4
 
 
 @pytest.mark.slow
@@ -242,11 +242,11 @@ def test_the_kernels_of_a_tpu_scan_both_columns(implementation, monkeypatch):
   step = jax.grad(loss, has_aux=True)
   assert "neumann_rule_forward" in str(jax.make_jaxpr(step)(p))
   gradient, found = oracles.quick_jit(step)(p)
-  truth = oracles.delta_rule(p, ids)
+  truth = float64_rule.delta_rule(p, ids)
   assert_close(found, truth, oracles.FLOAT32_RULE)
   want = p.under(
     functools.partial(
-      oracles.delta_rule_adjoint,
+      float64_rule.delta_rule_adjoint,
       d_out=np.cos(truth[0]),
       d_state=np.ones_like(truth[1]),
     ),
@@ -287,7 +287,7 @@ def test_narrow_operands_are_rounded_once(dtype):
   out, state = values_of(8)(p, ids)
   assert out.dtype == dtype and state.dtype == jnp.float32
   assert oracles.error(state.astype(dtype), state) > 1e-4  # it has more bits
-  want, last = oracles.delta_rule(rounded, ids)
+  want, last = float64_rule.delta_rule(rounded, ids)
   assert_close(state, last, oracles.FLOAT32_RULE)
   np.testing.assert_allclose(
     np.float64(out),
@@ -324,7 +324,7 @@ def test_narrow_operands_are_rounded_as_on_one_device(shards):
   found, one = (values_of(n)(p, one_document(64)) for n in (shards, None))
   assert_close(found[1], by_maps(p, shards), oracles.FLOAT32_RULE)
   for values in (found, one):
-    for a, b in zip(values, oracles.delta_rule(rounded), strict=True):
+    for a, b in zip(values, float64_rule.delta_rule(rounded), strict=True):
       allowance = oracles.NARROW_RULE_ANY["bfloat16"]
       assert oracles.rms_error(a, b).max() <= allowance
 
@@ -363,7 +363,7 @@ def test_documents_are_sequences_alone():
       *(x[:, stop - size : stop] for x in p[:5]),
       p.initial_state if stop == size else np.zeros_like(p.initial_state),
     )
-    want, last = oracles.delta_rule(alone)
+    want, last = float64_rule.delta_rule(alone)
     found = out[:, stop - size : stop]
     assert_close(found, want, oracles.FLOAT32_RULE)
   assert_close(state, last, oracles.FLOAT32_RULE)

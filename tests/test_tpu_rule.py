@@ -14,7 +14,7 @@ from neumann_jax import InverseSpec, QuantSpec, RuleOptions
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.tpu import grid_plan
 from neumann_jax.delta_rule.tpu import rule as tpu_rule
-from tests import oracles
+from tests import float64_rule, oracles
 
 FLOAT32, BF16 = InverseSpec(), InverseSpec(precision="bfloat16")
 WIDTH = 128
@@ -55,7 +55,7 @@ def test_float32_against_the_recurrence():
     (problem(70), many),
     (problem(70, resets=True), one),
   ):
-    truth = oracles.delta_rule(p, ids)
+    truth = float64_rule.delta_rule(p, ids)
     oracles.assert_close(kernel(p, ids), truth, oracles.FLOAT32_RULE)
 
 
@@ -66,7 +66,9 @@ def test_float32_against_the_recurrence():
 def test_grouped_heads(key_heads, ratio):
   """Packs of one key head, of two, and with one head left over."""
   p = problem(64, ratio, key_heads)
-  oracles.assert_close(kernel(p), oracles.delta_rule(p), oracles.FLOAT32_RULE)
+  oracles.assert_close(
+    kernel(p), float64_rule.delta_rule(p), oracles.FLOAT32_RULE
+  )
 
 
 @pytest.mark.slow
@@ -76,7 +78,7 @@ def test_bfloat16_against_the_recurrence(beta):
   p, rounded = oracles.narrow(problem(130, beta=beta), jnp.bfloat16)
   out, final = kernel(p, spec=BF16)
   assert out.dtype == jnp.bfloat16 and final.dtype == jnp.float32
-  for found, want in zip((out, final), oracles.delta_rule(rounded)):
+  for found, want in zip((out, final), float64_rule.delta_rule(rounded)):
     errors = oracles.rms_error(found, want)
     assert errors[0] <= oracles.NARROW_RULE["bfloat16"]
     assert errors.max() <= beta * oracles.NARROW_RULE_ANY["bfloat16"]
@@ -98,7 +100,7 @@ def test_other_inverses(spec, interpreter):
   if spec.quant is not None:
     limit = 10 * oracles.DESIGN_TABLE_BETA_2["int16"]
   found = kernel(p, spec=spec, interpret=interpreter)
-  oracles.assert_close(found, oracles.delta_rule(p), limit)
+  oracles.assert_close(found, float64_rule.delta_rule(p), limit)
 
 
 def kept_of_one_chunk(p):
@@ -139,7 +141,7 @@ def check_gradients(
   arrays, d_scale, d_initial = gradient(p, scale)
   truth = wide.under(
     functools.partial(
-      oracles.delta_rule_adjoint,
+      float64_rule.delta_rule_adjoint,
       d_out=np.asarray(d_out, np.float64),
       d_state=np.asarray(d_state, np.float64),
     ),
@@ -149,7 +151,7 @@ def check_gradients(
     errors = error(found.astype(jnp.float32), want)
     assert np.all(errors <= tolerance), errors
   # The outputs are linear in the scale, also where it is 0.
-  out = oracles.delta_rule(wide, ids)[0] * np.asarray(d_out, np.float64)
+  out = float64_rule.delta_rule(wide, ids)[0] * np.asarray(d_out, np.float64)
   size = np.sqrt((out**2).sum())
   of_zero, d_of_zero, _ = gradient(p, jnp.float32(0))
   assert not np.any(np.asarray(of_zero.q, np.float32))
@@ -265,7 +267,7 @@ def test_gradients_by_the_public_door(implementation):
 
   truth = p.under(
     functools.partial(
-      oracles.delta_rule_adjoint, d_out=ones[0], d_state=ones[1]
+      float64_rule.delta_rule_adjoint, d_out=ones[0], d_state=ones[1]
     ),
     ids,
   )

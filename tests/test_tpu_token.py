@@ -17,7 +17,7 @@ from neumann_jax import RuleOptions, sharding
 from neumann_jax.delta_rule import one_token
 from neumann_jax.delta_rule.inputs import Operands
 from neumann_jax.delta_rule.tpu import token_kernel
-from tests import models, oracles, tpu_compiler
+from tests import float64_rule, models, oracles, tpu_compiler
 
 WIDTH = 128
 SCALE = WIDTH**-0.5
@@ -49,7 +49,7 @@ def kernel(p, interpret=True):
 
 def check(found, p, out_limit, state_limit):
   out, state = found
-  truth = oracles.delta_rule(p)
+  truth = float64_rule.delta_rule(p)
   assert oracles.error(np.float32(out), truth[0][:, 0]) <= out_limit
   assert oracles.error(np.float32(state), truth[1]) <= state_limit
 

@@ -11,7 +11,7 @@ import pytest
 import neumann_jax
 from neumann_jax import InverseSpec, QuantSpec, RuleOptions
 from neumann_jax.delta_rule.chunks import wy
-from tests import oracles
+from tests import float64_rule, oracles
 from tests.oracles import assert_close
 
 CHUNK = 32
@@ -23,7 +23,7 @@ NARROW = oracles.DESIGN_TABLE[0]["bfloat16"] * 2
 
 def truth(p, segment_ids=None):
   """u and w from the token loop in float64, by their definition."""
-  _, k, v, keep, beta = oracles._delta_rule_arrays(*p[:5], segment_ids)
+  _, k, v, keep, beta = float64_rule._delta_rule_arrays(*p[:5], segment_ids)
   u, w = np.zeros(v.shape), np.zeros((*v.shape[:3], k.shape[-1]))
   for start in range(0, v.shape[1], CHUNK):
     at = slice(start, min(start + CHUNK, v.shape[1]))
@@ -129,7 +129,7 @@ def test_the_rule_with_a_fused_kernel(implementation):
     implementation=implementation,
   )
   found = oracles.quick_jit(lambda p: p.under(form, ids))(p)
-  assert_close(found, oracles.delta_rule(p, ids), oracles.FLOAT32_RULE)
+  assert_close(found, float64_rule.delta_rule(p, ids), oracles.FLOAT32_RULE)
 
 
 def test_gradients_are_those_of_the_unfused_rule():
