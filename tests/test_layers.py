@@ -211,7 +211,10 @@ def test_documents_are_sequences_alone():
   sizes = (3, 1, 14, 2)
   ids = np.repeat(np.int32([0, 1, 4, 5]), sizes)[None].repeat(2, 0)
   x = hidden_states(2, 20)
-  before = call(layer, hidden_states(2, 5, seed=2))[1]
+  empty, rng = layer.init_cache(2), np.random.default_rng(2)
+  before = jax.tree.map(
+    lambda held: np.float32(rng.standard_normal(held.shape)), empty
+  )
   y, cache = call(layer, x, before, ids)
   truth = truth_of(layer, x, ids)
   assert_close(y[:, 3:], truth.y[:, 3:], oracles.FLOAT32_BLOCK)
@@ -222,8 +225,8 @@ def test_documents_are_sequences_alone():
     y[:, :3], call(layer, x[:, :3], before)[0], oracles.FLOAT32_BLOCK
   )
   with_it, without = (
-    _call_in_order(*nnx.split(layer), x, cache, ids, None)[0]
-    for cache in (before, None)
+    _call_in_order(*nnx.split(layer), x, held, ids, None)[0]
+    for held in (before, empty)
   )
   chex.assert_trees_all_equal(with_it[:, 3:], without[:, 3:])
   assert oracles.error(y[:, :3], without[:, :3]) > 1e-2

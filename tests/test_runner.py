@@ -237,7 +237,7 @@ def test_no_traceback_from_a_fresh_process(tmp_path):
     [
       sys.executable,
       "-m",
-      "experiments.quickstart",
+      "experiments.prior_speed",
       "--config.nope=1",
       f"--workdir={tmp_path / 'out'}",
     ],
