@@ -154,6 +154,8 @@ def test_numbers_that_do_not_go_together_are_refused():
     ({"rounds": (0, 0)}, "rounds must be at least 1 without known"),
     ({"again": True}, "again must be False without known"),
     ({"again": True, "known": ("a",)}, "rounds must be 0 with again"),
+    ({"chains": (2, 2, 2)}, "chains must have at most a number for each of"),
+    ({"chains": (4, 2)}, "chains times evaluations must differ .* got 40, 40"),
     ({"side": 16}, "side must be"),
   ):
     with oracles.refused(ValueError, words):

@@ -126,6 +126,8 @@ def test_photographs_are_verified(tmp_path, monkeypatch):
 def test_pictures_of_a_folder(tmp_path):
   with refused(ValueError, "must hold pictures, it holds none"):
     photographs.from_folder(str(tmp_path), 64)
+  with refused(ValueError, "photographs '' must hold pictures"):
+    photographs.from_folder("", 64, named="photographs")
   left = np.zeros((64, 128, 3), np.uint8)
   left[:, :64] = 255  # of the centre square only the left half
   PIL.Image.fromarray(left).save(tmp_path / "a.png")

@@ -62,22 +62,29 @@ def verify(names: tuple[str, ...]) -> None:
 def from_folder(
   folder: str,  # its own files are read, not those of folders in it
   size: int,  # side of the result
+  *,
+  named: str = "folder",  # the argument, in a refusal
 ) -> dict[str, np.ndarray]:
   """The pictures of a folder by file name, averaged down like `load`'s.
 
   ValueError where there is none, or one is unreadable or too small.
   """
-  return {file.name: _reduced(file, size) for file in files_in(folder)}
+  files = files_in(folder, named=named)
+  return {file.name: _reduced(file, size) for file in files}
 
 
-def files_in(folder: str) -> list[pathlib.Path]:
-  """The pictures of a folder, by name; ValueError where there is none."""
+def files_in(folder: str, *, named: str = "folder") -> list[pathlib.Path]:
+  """The pictures of a folder, by name; ValueError where there is none.
+
+  It calls the folder by the name of its argument. "" is no folder.
+  """
   root = pathlib.Path(folder)
-  files = sorted(root.iterdir()) if root.is_dir() else []
+  # Path("") would be the working directory.
+  files = sorted(root.iterdir()) if folder and root.is_dir() else []
   # A pipe of that name would never end.
   files = [f for f in files if f.suffix.lower() in SUFFIXES and f.is_file()]
   if not files:
-    raise ValueError(f"folder {folder!r} must hold pictures, it holds none")
+    raise ValueError(f"{named} {folder!r} must hold pictures, it holds none")
   return files
 
 

@@ -56,8 +56,8 @@ class Settings(Checked):
       on a search begins where that of the budget before it ended.
     rounds: of every budget's search, those of `known` among them.
     tuned_on: pictures of every budget's search, the first by name.
-    chains: whose mean is reported, of every one of the first budgets: at chains
-      times its evaluations, which may be a budget too; 1 for no mean.
+    chains: whose mean is reported, a number for each of the first budgets: at
+      chains times its evaluations, which may be a budget too; 1 for no mean.
     slots: images that a program restores at once; a round has a point for every
       `tuned_on` of them.
     known: folders of `rows.csv` and `trials.csv`, as those beside the code,
@@ -117,6 +117,22 @@ class Settings(Checked):
       raise ValueError(
         f"rounds must be at least 1 without known, got {self.rounds}"
       )
+    self._check_chains()
+
+  def _check_chains(self) -> None:
+    if len(self.chains) > len(self.evaluations):
+      raise ValueError(
+        "chains must have at most a number for each of evaluations, got "
+        f"{self.chains} for {self.evaluations}"
+      )
+    pairs = zip(self.evaluations, self.chains, strict=False)
+    whole = [calls * chains for calls, chains in pairs if chains > 1]
+    if len({*whole}) < len(whole):
+      # Their means would be rows of one budget.
+      raise ValueError(
+        "chains times evaluations must differ from each other, got "
+        f"{', '.join(map(str, whole))}"
+      )
 
 
 class Given(NamedTuple):
@@ -141,7 +157,9 @@ def prepare(settings: Settings) -> Given:
   """
   size = settings.size
   files = photographs.files_in(settings.folder)[: settings.pictures]
-  whole = photographs.from_folder(settings.photographs, settings.side)
+  whole = photographs.from_folder(
+    settings.photographs, settings.side, named="photographs"
+  )
   gaussian = degradations.build_prior(size)
   denoise: Denoiser = gaussian.denoise
   network = None
