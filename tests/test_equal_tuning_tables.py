@@ -296,6 +296,33 @@ def test_the_page_is_made_of_the_committed_rows():
   assert block.strip() == written.made().strip()
 
 
+def test_what_diverged_by_one_score_keeps_the_other():
+  rows = rows_of({"NFC, a": 27.0, "X": 25.0})
+  lost = (rows["method"] == "X") & (rows["operator"] == "box")
+  lost &= rows["tuned for"] == "LPIPS"
+  rows.loc[lost, ["psnr", "lpips"]] = math.nan
+  text = sections.block(rows, trials_of("X", 20, [25.0]))
+  assert "| X | 25.50 / .745 | 25.50 / diverged |" in text
+
+
+def test_a_budget_of_means_alone_has_no_tables_of_single_samples():
+  rows = rows_of({"NFC, a": 27.0, "X": 25.0})
+  means = rows.assign(evaluations=40, chains=2)
+  text = sections.block(pd.concat([rows, means]), trials_of("X", 20, [25.0]))
+  own = text.split("## 40 evaluations")[1].split("## What")[0]
+  assert own.strip().startswith("PSNR of the mean of 2 chains of 20")
+
+
+def test_the_page_says_what_the_tuned_settings_give():
+  """Those of each score by that score, at the budgets that were searched."""
+  a, b = "NFC, fast()", "NFC, perceptual()"
+  rows = rows_of({a: 26.0, b: 27.0, "X": 25.0})
+  trials = [trials_of(a, 20, [1.0, 30.0]), trials_of(b, 20, [1.0, 29.0])]
+  text = sections.block(rows, pd.concat(trials))
+  table = text.split("`NFCConfig.tuned` gives for either score")[1]
+  assert "| 20 | - | 26.50 / .735 |" in table
+
+
 def test_what_ships_is_the_best_on_the_pictures_that_are_tuned_on():
   """The preset too: b is better on the report's pictures, a is chosen."""
   a, b = "NFC, fast()", "NFC, perceptual()"

@@ -27,21 +27,13 @@ def block(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
     "`tuned()` is the preset that was best on the pictures that are tuned on, "
     "as `NFCConfig.tuned` gives it; means of chains beside each other:",
     words.wide(_verdicts(rows, trials)),
+    "PSNR / LPIPS of what `NFCConfig.tuned` gives for either score:",
+    words.wide(_tuned(rows, trials)),
   ]
   for calls in sorted(set(rows["evaluations"])):
-    parts += [
-      f"## {calls} evaluations",
-      "PSNR / LPIPS of one sample:",
-      words.wide(_both(rows, calls)),
-      f"The best of {OWN} less the best other method, paired by picture:",
-      words.wide(_leads(rows, calls)),
-    ]
-    if calls > rows["evaluations"].min():
-      parts += [
-        f"The best of {OWN} at {calls} evaluations less the best result that "
-        f"another method has at {calls} or at a smaller budget:",
-        words.wide(_leads(rows, calls, within=True)),
-      ]
+    parts.append(f"## {calls} evaluations")
+    if len(tables.chosen(rows, "PSNR", calls)):
+      parts += _singles(rows, calls)
     means = tables.chosen(rows, "PSNR", calls, mean=True)
     if len(means):
       chains = means["chains"].iloc[0]
@@ -51,6 +43,23 @@ def block(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
         words.wide(_means(means)),
       ]
   return "\n\n".join([*parts, *_searches(rows, trials)])
+
+
+def _singles(rows: pd.DataFrame, calls: int) -> list[str]:
+  """One sample of every method at a budget, and how NFC stands there."""
+  parts = [
+    "PSNR / LPIPS of one sample:",
+    words.wide(_both(rows, calls)),
+    f"The best of {OWN} less the best other method, paired by picture:",
+    words.wide(_leads(rows, calls)),
+  ]
+  if calls > rows["evaluations"].min():
+    parts += [
+      f"The best of {OWN} at {calls} evaluations less the best result that "
+      f"another method has at {calls} or at a smaller budget:",
+      words.wide(_leads(rows, calls, within=True)),
+    ]
+  return parts
 
 
 def _searches(rows: pd.DataFrame, trials: pd.DataFrame) -> list[str]:
@@ -115,13 +124,13 @@ def _both(rows: pd.DataFrame, calls: int) -> str:
     cells = []
     for name in psnr:
       value, distance = psnr.loc[method, name], lpips.loc[method, name]
-      if value != value or distance != distance:
-        cells.append(words.absent(own["PSNR"], method, name))
-        continue
       most = name in known and value == psnr[name].max()
       least = name in known and distance == lpips[name].min()
-      left = words.bold(f"{value:.2f}", most)
-      cells.append(f"{left} / {words.bold(f'{distance:.3f}'[1:], least)}")
+      none = words.absent(own["PSNR"], method, name)
+      left = none if value != value else words.bold(f"{value:.2f}", most)
+      right = words.bold(f"{distance:.3f}"[1:], least)
+      right = none if distance != distance else right
+      cells.append(left if left == right else f"{left} / {right}")
     lines.append([words.code(method), *cells])
   return markdown.table(["method", *psnr], lines)
 
@@ -165,6 +174,27 @@ def _verdicts(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
     means = tables.chosen(rows, "PSNR", calls, mean=True)
     lines.append([*cells, _counted(tables.standing(means, "PSNR"))])
   return markdown.table(head, lines)
+
+
+def _tuned(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
+  """What `NFCConfig.tuned` restores with, for each score by that score."""
+  operators = [name for name in NAMES.values() if name in set(rows["operator"])]
+  lines = []
+  for calls in sorted(set(trials["evaluations"])):
+    means = []
+    for criterion, (column, _, _) in tables.SCORES.items():
+      own = shipped.beside_others(rows, trials, criterion, calls)
+      own = own[own["method"].str.startswith(OWN)]
+      means.append(own.groupby("operator")[column].agg(tables.mean))
+    pairs = zip(*(each.reindex(operators) for each in means))
+    lines.append(
+      [str(calls)]
+      + [
+        "-" if value != value else f"{value:.2f} / {f'{distance:.3f}'[1:]}"
+        for value, distance in pairs
+      ]
+    )
+  return markdown.table(["evaluations", *operators], lines)
 
 
 def _counted(standing: pd.DataFrame) -> str:
