@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 
 import posterior_jax as pj
@@ -39,6 +40,13 @@ def test_settings_are_a_preset_with_the_numbers_of_the_search():
     assert config == tuned.with_point(plain, point)
 
 
+def test_an_integer_of_numpy_is_a_budget():
+  one, two = (
+    pj.NFCConfig.tuned("motion_blur", evaluations=n) for n in (50, np.int64(50))
+  )
+  assert one == two and type(two.levels) is int
+
+
 def test_changes_come_last():
   config = pj.NFCConfig.tuned(
     "gaussian_blur", evaluations=20, predictor={"turned": False}, levels=10
@@ -51,6 +59,10 @@ def test_changes_come_last():
   [
     ({"task": "deblurring"}, "task must be one of super_resolution, .*'debl"),
     ({"evaluations": 30}, "evaluations must be one of 20, .*, 1000; got 30"),
+    ({"evaluations": "20"}, "evaluations must be an integer, got '20'"),
+    ({"evaluations": 20.0}, "evaluations must be an integer, got 20.0"),
+    ({"evaluations": True}, "evaluations must be an integer, got True"),
+    ({"evaluations": np.array(20)}, "evaluations must be an integer, got arr"),
     ({"score": "psnr"}, "score must be one of PSNR, LPIPS; got 'psnr'"),
   ],
 )

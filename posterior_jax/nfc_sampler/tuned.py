@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from posterior_jax import fields
 from posterior_jax.nfc_sampler.records import Mean
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def best(config: type[_C], task: str, evaluations: int, score: str) -> _C:
       searched.
   """
   by_budget = _entry(_table(), score, "score")
+  evaluations = fields.whole("evaluations", evaluations)
   by_task = _entry(by_budget, evaluations, "evaluations")
   point = dict(_entry(by_task, task, "task"))
   preset = point.pop("preset")
