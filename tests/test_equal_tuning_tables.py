@@ -16,7 +16,7 @@ from experiments.equal_tuning import (
 )
 from experiments.equal_tuning.page import sections, written
 from experiments.equal_tuning.rounds import Rounds
-from experiments.harness import record
+from experiments.harness import paired, record
 from posterior_jax import baselines
 from posterior_jax.nfc_sampler import tuned
 
@@ -341,6 +341,37 @@ def test_what_ships_is_the_best_on_the_pictures_that_are_tuned_on():
     assert found[score]["20"] == {"box_inpainting": {"preset": "fast", "a": 1}}
     beside = shipped.beside_others(rows, trials, score, 20)
     assert set(beside["method"]) == {a, "X"}
+
+
+@pytest.mark.parametrize(
+  ("score", "ahead", "behind", "words"),
+  [
+    ("PSNR", {0.19}, set(), "100 are 0.19 dB above 20 on the short kernel"),
+    ("LPIPS", {0.009, 0.019, 0.029, 0.041}, {0.053, 0.065, 0.076}, "0.009 to"),
+  ],
+)
+def test_what_is_written_of_100_evaluations_beside_20_is_in_the_rows(
+  score, ahead, behind, words
+):
+  column, digits, high = tables.SCORES[score]
+  few, many = (
+    shipped.beside_others(committed(), tried(), score, calls)
+    for calls in (20, 100)
+  )
+  found = {"ahead": set(), "behind": set()}
+  for operator in tables.NAMES.values():
+    one, two = (
+      own[own["method"].str.startswith("NFC") & (own["operator"] == operator)]
+      .set_index("picture")[column]
+      .sort_index()
+      for own in (few, many)
+    )
+    gain, low, top = paired.interval(((two - one) * (2 * high - 1)).to_numpy())
+    if low > 0 or top < 0:
+      verdict = "ahead" if low > 0 else "behind"
+      found[verdict].add(round(abs(gain), digits))
+  assert found == {"ahead": ahead, "behind": behind}
+  assert words in " ".join(written.PAGE.read_text().split())
 
 
 def test_what_ships_is_made_of_the_committed_points():

@@ -57,7 +57,7 @@ class Presets:
     may lie elsewhere.
 
     More evaluations are not always better on other pictures, 23 of the Kodak
-    set: in PSNR 100 are level with 20 but on a short motion kernel (0.20 dB
+    set: in PSNR 100 are level with 20 but on a short motion kernel (0.19 dB
     above), and in LPIPS better on masks, super-resolution and Gaussian blur and
     worse on motion blur.
 

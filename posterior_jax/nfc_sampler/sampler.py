@@ -34,7 +34,7 @@ def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
 
   Args:
     config: see `NFCConfig`, its `paper`, `restoration`, `fast`, `perceptual`,
-      `guided`, `calibrated`.
+      `guided`, `calibrated`, `tuned`.
     spectrum: the prior's power spectrum on the image grid, [H, W] or
       [H, W, C], > 0, as in `priors.GaussianPrior`; needed by the widths
       `Spectrum` and `Probed`, by the mask `Snr` and by a start from the
