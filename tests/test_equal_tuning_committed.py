@@ -1,0 +1,158 @@
+"""Equal tuning: what is committed of it, rows, points, page and asset."""
+
+import functools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.equal_tuning import methods, shipped, tables
+from experiments.equal_tuning.page import written
+from experiments.equal_tuning.rounds import Rounds
+from experiments.harness import paired
+from posterior_jax import baselines
+from posterior_jax.nfc_sampler import tuned
+
+# Parsed once: that takes as long as what is asked of them.
+committed = functools.cache(tables.read)
+tried = functools.cache(functools.partial(pd.read_csv, tables.TRIALS))
+
+
+def test_what_is_committed_is_tied_to_the_best_point_that_was_tried():
+  """Every winner is the best of its log; inside says what the log says."""
+  rows, trials = committed(), tried()
+  about = ["method", "evaluations", "task"]
+  logs = {key: own for key, own in trials.groupby(about)}
+  single = rows[rows["chains"] == 1]
+  winners = single.drop_duplicates([*about, "kernel", "tuned for"])
+  assert len(winners) > 600
+  for _, row in winners.iterrows():
+    log = logs[tuple(row[about])]
+    column, _, high = tables.SCORES[row["tuned for"]]
+    best = log[column].max() if high else log[column].min()
+    own = log[log["point"] == row["point"]]
+    np.testing.assert_allclose(own[column], best, atol=1e-9)
+    assert bool(row["interior"]) == inside(row, log), tuple(row[about])
+
+
+def test_means_are_of_the_winners_by_psnr_of_the_budget_before():
+  rows = committed()
+  several = rows[rows["chains"] > 1].drop_duplicates(
+    ["method", "evaluations", "task", "kernel"]
+  )
+  assert set(several["evaluations"]) == {100, 1000}
+  before = functools.cache(functools.partial(tables.chosen, rows, "PSNR"))
+  for _, row in several.iterrows():
+    own = before(row["evaluations"] // row["chains"])
+    same = (own["method"] == row["method"]) & (own["task"] == row["task"])
+    assert set(own[same]["point"]) == {row["point"]}
+
+
+# What the searches of a budget began from: the winners of another among its
+# first points, after which some went on.
+BEGAN = {50: (20, 72), 100: (20, 48), 200: (100, 54), 1000: (100, 30)}
+
+
+def test_every_search_began_from_a_winner_of_a_smaller_budget():
+  logs = dict([*tried().groupby(["method", "task", "evaluations"])])
+  for (method, task, calls), log in logs.items():
+    if calls == 20:
+      continue
+    budget, points = BEGAN[calls]
+    before = logs[method, task, budget].iloc[:points]
+    # As rounded in the file several may be the best.
+    best = before["psnr"] == before["psnr"].max()
+    best |= before["lpips"] == before["lpips"].min()
+    assert log["point"].iloc[0] in set(before["point"][best]), (method, task)
+
+
+def inside(row, log):
+  """Whether the log has points on both sides of a winner, or a knob ends."""
+  knobs = methods.METHODS[row["method"]].knobs(row["evaluations"])
+  tried = np.array([numbers(point) for point in log["point"]])
+  winner = numbers(row["point"])
+  for i, knob in enumerate(knobs):
+    others = np.delete(tried == winner, i, axis=1)
+    line = tried[others.all(axis=1), i]
+    for side in (-1, 1):
+      beyond = (side * (line - winner[i]) > 0).any()
+      ends = math.isclose(knob._replace(start=winner[i]).at(side), winner[i])
+      if not (beyond or ends):
+        return False
+  return True
+
+
+def numbers(point):
+  return [float(part.split("=")[1]) for part in point.split(", ")]
+
+
+def test_methods_were_tuned_by_as_many_points():
+  """Fewer only where nothing is left to try, as of MMPS's one knob."""
+  most = {20: 72, 50: 36, 100: 54, 200: 36, 1000: 36}
+  short = set()
+  for (method, calls, _), log in tried().groupby(tables.SEARCH):
+    assert len(log) <= most[calls]
+    if len(log) == most[calls]:
+      continue
+    short.add(method)
+    knobs = methods.METHODS[method].knobs(calls)
+    points = [tuple(numbers(point)) for point in log["point"]]
+    search = Rounds(knobs, points[:1] * 2)
+    for point, psnr, lpips in zip(points, log["psnr"], log["lpips"]):
+      search.add(point, (psnr, -lpips))
+    assert search.propose(1, closing=True) == []
+  assert short == {"MMPS", "PiGDM", "DDRM"}
+
+
+def test_the_tuned_setting_of_adamdps_has_the_medians_of_its_winners():
+  """By PSNR at 100 evaluations, one for each task, as `tuned` says."""
+  rows = tables.chosen(committed(), "PSNR", 100)
+  own = rows[rows["method"] == "AdamDPS"].drop_duplicates("task")
+  assert len(own) == 5
+  medians = np.median([numbers(point) for point in own["point"]], axis=0)
+  knobs = methods.METHODS["AdamDPS"].knobs(100)
+  tuned = baselines.AdamDPSConfig.tuned()
+  found = [getattr(tuned, knob.name) for knob in knobs]
+  np.testing.assert_allclose(found, medians)
+
+
+def test_the_page_is_made_of_the_committed_rows():
+  text = written.PAGE.read_text()
+  block = text.split(written.BEGIN)[1].split(written.END)[0]
+  assert block.strip() == written.made().strip()
+
+
+@pytest.mark.parametrize(
+  ("score", "ahead", "behind", "words"),
+  [
+    ("PSNR", {0.19}, set(), "100 are 0.19 dB above 20 on the short kernel"),
+    ("LPIPS", {0.009, 0.019, 0.029, 0.041}, {0.053, 0.065, 0.076}, "0.009 to"),
+  ],
+)
+def test_what_is_written_of_100_evaluations_beside_20_is_in_the_rows(
+  score, ahead, behind, words
+):
+  column, digits, high = tables.SCORES[score]
+  few, many = (
+    shipped.beside_others(committed(), tried(), score, calls)
+    for calls in (20, 100)
+  )
+  found = {"ahead": set(), "behind": set()}
+  for operator in tables.NAMES.values():
+    one, two = (
+      own[own["method"].str.startswith("NFC") & (own["operator"] == operator)]
+      .set_index("picture")[column]
+      .sort_index()
+      for own in (few, many)
+    )
+    gain, low, top = paired.interval(((two - one) * (2 * high - 1)).to_numpy())
+    if low > 0 or top < 0:
+      verdict = "ahead" if low > 0 else "behind"
+      found[verdict].add(round(abs(gain), digits))
+  assert found == {"ahead": ahead, "behind": behind}
+  assert words in " ".join(written.PAGE.read_text().split())
+
+
+def test_what_ships_is_made_of_the_committed_points():
+  assert tuned.ASSET.read_text() == shipped.made(committed(), tried())
