@@ -170,6 +170,19 @@ def test_refusals_are_one_sentence(case, config_file, tmp_path, capsys):
   assert not workdir.exists()
 
 
+def test_lines_of_a_flagfile_are_a_part_of_the_command(
+  config_file, tmp_path, capsys
+):
+  file = tmp_path / "flags.txt"
+  file.write_text(f"--config={config_file}\n--config.part.names=('x',)\n")
+  command = command_line.parse(["x", f"--flagfile={file}"], "quickstart")
+  assert command.config.part.names == ("x",)
+  more = "--config.part.names=('y',)"
+  said = _sentence(capsys, f"--flagfile={file}", more)
+  assert "--config.part.names is given 2 times" in said
+  assert "none.txt" in _sentence(capsys, f"--flagfile={tmp_path / 'none.txt'}")
+
+
 def test_unknown_form_and_missing_file(config_file, tmp_path, capsys):
   said = _sentence(capsys, f"--config={config_file}:fast")
   assert said == "quickstart: this config has the form debug, not 'fast'"

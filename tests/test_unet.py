@@ -143,6 +143,13 @@ def test_random_network_is_not(prior):
   assert np.abs(other - again.skip * x).max() > 0.05
 
 
+def test_without_noise_the_image_is_the_answer(prior):
+  x = _image((2, 16, 16, 3))
+  found = quick_jit(prior.denoise)(x, jnp.array([0.0, 0.5]))
+  np.testing.assert_allclose(found[0], x[0], atol=1e-4)
+  assert np.abs(found[1] - x[1]).max() > 0.05
+
+
 @pytest.mark.parametrize("normed", [False, True])
 def test_network_equals_the_same_in_pytorch(normed):
   """An independent implementation with other layers: three scales."""

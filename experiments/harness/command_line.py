@@ -92,6 +92,7 @@ def parse(argv: Sequence[str], name: str) -> Command:
   Raises:
     UsageError: an unknown flag, config file, form or field, or a wrong value.
   """
+  argv = _with_flagfiles(argv)
   _check_given_once(argv)
   base, _ = _parse_flags([name, *_config_argument(argv)], name)
   for arg in argv[1:]:
@@ -165,6 +166,14 @@ def _config_argument(argv: Sequence[str]) -> Sequence[str]:
     if re.fullmatch(r"--?config", arg):
       return argv[i : i + 2]
   return []
+
+
+def _with_flagfiles(argv: Sequence[str]) -> list[str]:
+  """The command line with the lines of a --flagfile=FILE in its place."""
+  try:
+    return flags.FlagValues().read_flags_from_files(list(argv))
+  except flags.Error as error:
+    raise UsageError(_last_line(error)) from error
 
 
 def _check_given_once(argv: Sequence[str]) -> None:

@@ -21,6 +21,8 @@ from posterior_jax.priors.parametrisation import Parametrisation
 # further is no noise, and a network amplifies what it has never seen without
 # bound.
 REACH = 6.0
+# Noise that no pixel shows: at 0 a network is told a logarithm of nothing.
+_LEAST = 1e-6
 
 
 class NetworkConfig(Hashable, Protocol):
@@ -263,7 +265,8 @@ def _denoise(prior: UNetPrior, x: jax.Array, sigma: jax.Array) -> jax.Array:
   sigma_max): a network has none where it was not trained, and where nearly all
   is noise its scale is all that differs. Pixels further than `reach` sigma from
   [-1, 1], where all images lie, are brought back to there first: no noise gets
-  so far, and a network amplifies without bound what it has never seen.
+  so far, and a network amplifies without bound what it has never seen. Without
+  noise the answer is x.
 
   Raises:
     TypeError: if one of them is no array.
@@ -271,7 +274,8 @@ def _denoise(prior: UNetPrior, x: jax.Array, sigma: jax.Array) -> jax.Array:
   """
   config = prior.config
   check_arguments(x, sigma, (None, None, config.channels), unit=config.unit)
-  x, sigma = x.astype(jnp.float32), sigma.astype(jnp.float32)
+  x = x.astype(jnp.float32)
+  sigma = jnp.maximum(sigma.astype(jnp.float32), _LEAST)
   if prior.reach is not None:
     furthest = (1 + prior.reach * sigma)[:, None, None, None]
     x = jnp.clip(x, -furthest, furthest)
