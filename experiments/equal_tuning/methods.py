@@ -96,8 +96,7 @@ def nfc(config: Callable[[int], NFCConfig], *knobs: Knob) -> Contender:
   """
 
   def operands(evaluations: int, point: Point) -> dict[str, Any]:
-    schedule = {n: v for n, v in point.items() if n not in tuned.WIDTH}
-    made = config(evaluations).replace(schedule=schedule)
+    made = tuned.with_point(config(evaluations), point)
     beside = {n: point[n] for n in (*tuned.WIDTH, "renewal") if n in point}
     return {"levels": levels_of(made), **beside}
 
@@ -111,10 +110,9 @@ def nfc(config: Callable[[int], NFCConfig], *knobs: Knob) -> Contender:
       key: jax.Array,
       spectrum: jax.Array,
     ) -> jax.Array:
-      renewal = {n: operands[n] for n in ("renewal",) if n in operands}
-      width = {n: operands[n] for n in tuned.WIDTH if n in operands}
-      now = made.replace(width=width, schedule=renewal)
-      sampler = compose(parts_of(now, spectrum), operands["levels"])
+      beside = {n: v for n, v in operands.items() if n != "levels"}
+      parts = parts_of(tuned.with_point(made, beside), spectrum)
+      sampler = compose(parts, operands["levels"])
       return scanned(sampler, denoise, observation, key)
 
     return run

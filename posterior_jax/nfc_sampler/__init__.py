@@ -1,12 +1,12 @@
 """Noise-frequency continuation: a sampler composed of parts.
 
 `sampler` composes them; `parts` gives their signatures, `from_config` chooses
-them from the settings (`config`, six of them in `presets`, with `records`,
-`schedule_settings` and `weights` for its parts and `combinations` for what goes
-together), `levels` says what changes from level to level, `states` how a run
-starts and is renoised. The parts' own mathematics: prediction in
-`denoising.predictor`, bands and likelihood in `likelihood`, the `width` of the
-tie, wavelet `fusion`.
+them from the settings (`config`, six of them in `presets`, those found for a
+task in `tuned`, with `records`, `schedule_settings` and `weights` for its parts
+and `combinations` for what goes together), `levels` says what changes from
+level to level, `states` how a run starts and is renoised. The parts' own
+mathematics: prediction in `denoising.predictor`, bands and likelihood in
+`likelihood`, the `width` of the tie, wavelet `fusion`.
 """
 
 from posterior_jax.nfc_sampler.config import NFCConfig as NFCConfig

@@ -8,7 +8,6 @@ from posterior_jax import fields
 from posterior_jax.nfc_sampler import combinations
 from posterior_jax.nfc_sampler import fusion as wavelets
 from posterior_jax.nfc_sampler.combinations import Stop
-from posterior_jax.nfc_sampler.presets import Presets
 from posterior_jax.nfc_sampler.records import (
   Denoise,
   Exact,
@@ -18,11 +17,12 @@ from posterior_jax.nfc_sampler.records import (
   Width,
 )
 from posterior_jax.nfc_sampler.schedule_settings import Schedule
+from posterior_jax.nfc_sampler.tuned import Tuned
 from posterior_jax.nfc_sampler.weights import Band, Fusion, Snr
 
 
 @dataclasses.dataclass(frozen=True)
-class NFCConfig(Presets):
+class NFCConfig(Tuned):
   """Settings of `nfc`, a record per part; pixels of [-1, 1] throughout.
 
   Attributes:

@@ -1,9 +1,8 @@
-"""Six named settings of noise-frequency continuation, and tuned ones."""
+"""Six named settings of noise-frequency continuation."""
 
 from typing import Any, Self
 
 from posterior_jax import fields
-from posterior_jax.nfc_sampler import tuned
 from posterior_jax.nfc_sampler.records import (
   Denoise,
   Exact,
@@ -37,52 +36,6 @@ class Presets:
       (9, 50, 0.01)
     """
     return fields.changed(self, changes)
-
-  @classmethod
-  def tuned(
-    cls,
-    task: str,
-    *,
-    evaluations: int = 20,
-    score: str = "PSNR",
-    **changes: Any,
-  ) -> Self:
-    """The preset that a search found best for a task, and its best numbers.
-
-    `experiments.equal_tuning` tuned five presets for every task and budget on
-    eight photographs (four at 1000), 128 x 128, noise 0.05 for pixels of
-    [-1, 1], under `photo_prior()` (docs/benchmarks/tuned_alike.md). The choice
-    between the presets is made on the same photographs. Begin from it where
-    your problem is like one of the tasks; under another prior or noise the best
-    may lie elsewhere.
-
-    More evaluations are not always better on other pictures, 23 of the Kodak
-    set: in PSNR 100 are level with 20 but on a short motion kernel (0.19 dB
-    above), and in LPIPS better on masks, super-resolution and Gaussian blur and
-    worse on motion blur.
-
-    Where `fast` is the best it turns the images that it shows to the prior:
-    pass `predictor={"turned": False}` for a prior of pictures with one way up.
-    `nfc` needs the prior's `spectrum` for all presets but `restoration`.
-
-    Args:
-      task: one of `baselines.TASKS`: super-resolution x4, half a side's box, 70
-        % of pixels dropped, Gaussian blur, motion blur by the medium kernel.
-      evaluations: of the network, calls and VJPs: 20, 50, 100, 200 or 1000.
-      score: "PSNR", or "LPIPS" for one sharp image.
-      **changes: as of `replace`.
-
-    Raises:
-      ValueError: for a task, a number of evaluations or a score that was not
-        searched.
-
-    Example:
-      >>> import posterior_jax as pj
-      >>> config = pj.NFCConfig.tuned("gaussian_blur")
-      >>> config.levels, config.predictor.turned
-      (20, True)
-    """
-    return tuned.best(cls, task, evaluations, score).replace(**changes)
 
   @classmethod
   def paper(cls, **changes: Any) -> Self:
