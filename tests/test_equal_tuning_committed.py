@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.equal_tuning import methods, shipped, tables
-from experiments.equal_tuning.page import written
+from experiments.equal_tuning import methods, tables
+from experiments.equal_tuning.page import shipped, written
 from experiments.equal_tuning.rounds import Rounds
 from experiments.harness import paired
 from posterior_jax import baselines
@@ -120,7 +120,7 @@ def test_the_tuned_setting_of_adamdps_has_the_medians_of_its_winners():
 def test_the_page_is_made_of_the_committed_rows():
   text = written.PAGE.read_text()
   block = text.split(written.BEGIN)[1].split(written.END)[0]
-  assert block.strip() == written.made().strip()
+  assert block.strip() == written.made(committed(), tried()).strip()
 
 
 @pytest.mark.parametrize(

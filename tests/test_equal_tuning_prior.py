@@ -441,13 +441,14 @@ def test_the_page_has_the_section_where_there_are_rows(tmp_path, monkeypatch):
     path = tmp_path / getattr(other_prior, name).name
     monkeypatch.setattr(other_prior, name, path)
   monkeypatch.setattr(written, "block", lambda *_: "the tables")
-  assert written.made() == "the tables"
-  own = tables.read()
-  own = own[(own["chains"] == 1) & (own["evaluations"] == 20)]
+  rows, trials = tables.read(), pd.DataFrame()
+  assert written.made(rows, trials) == "the tables"
+  own = rows[(rows["chains"] == 1) & (rows["evaluations"] == 20)]
   second = own.assign(prior=SECOND.prior, psnr=own["psnr"] - 1)
   tables.packed(second).to_csv(other_prior.ROWS, index=False)
   other_prior.ABOUT.write_text(json.dumps(SECOND._asdict()))
-  before, text = written.made().split("## Under another prior")
+  page = written.made(rows, trials)
+  before, text = page.split("## Under another prior")
   assert before == "the tables\n\n"
   row = "| PSNR, 20 | 4 / 2 / 1 | 4 / 2 / 1 | 7 of 7 | 7 of 7 | 1.00 |"
   assert row in text

@@ -9,10 +9,9 @@ import pytest
 
 from experiments.equal_tuning import (
   report,
-  shipped,
   tables,
 )
-from experiments.equal_tuning.page import sections
+from experiments.equal_tuning.page import sections, shipped
 from experiments.harness import record
 
 

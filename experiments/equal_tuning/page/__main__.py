@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import pandas as pd
 from absl import app
 
-from experiments.equal_tuning import merged, shipped, tables
-from experiments.equal_tuning.page import written
+from experiments.equal_tuning import merged, tables
+from experiments.equal_tuning.page import shipped, written
 from experiments.equal_tuning.page.plane import plane
 from experiments.equal_tuning.tables import TABLE
 from experiments.harness import writing
@@ -36,13 +36,12 @@ def main(argv: Sequence[str]) -> None:
       merged.take(run)
     except ValueError as error:
       raise app.UsageError(str(error)) from None
-  picture = render(plane(tables.read()), "png")
+  rows, trials = tables.read(), pd.read_csv(tables.TRIALS)
+  picture = render(plane(rows), "png")
   writing.write(written.ROOT / written.PICTURE, picture)
-  points = shipped.made(tables.read(), pd.read_csv(tables.TRIALS))
-  writing.write(tuned.ASSET, points.encode())
-  markdown.put(
-    written.PAGE, written.made(), begin=written.BEGIN, end=written.END
-  )
+  writing.write(tuned.ASSET, shipped.made(rows, trials).encode())
+  text = written.made(rows, trials)
+  markdown.put(written.PAGE, text, begin=written.BEGIN, end=written.END)
   print(f"wrote {written.PAGE}")
 
 

@@ -240,7 +240,7 @@ def _change(
     or words.absent(rows[score], method, operator)
     for score in SCORES
   ]
-  return each[0] if len({*each}) == 1 else " / ".join(each)
+  return words.both(*each)
 
 
 def _leads(found: pd.DataFrame, criterion: str) -> str:

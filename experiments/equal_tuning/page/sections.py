@@ -1,14 +1,18 @@
 """The Markdown of equal tuning: its tables, by budget, and its searches."""
 
 import math
+from collections.abc import Mapping
 
 import pandas as pd
 
-from experiments.equal_tuning import shipped, tables
-from experiments.equal_tuning.page import words
+from experiments.equal_tuning import tables
+from experiments.equal_tuning.page import shipped, words
 from experiments.equal_tuning.page.plane import CAPTION
 from experiments.equal_tuning.tables import NAMES, OWN
 from experiments.harness.reporting import markdown
+
+# By evaluations, score, and whether others may spend less.
+Standings = Mapping[tuple[int, str, bool], pd.DataFrame]
 
 
 def block(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
@@ -18,6 +22,7 @@ def block(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
     rows: of the pictures, by `tables.read`.
     trials: all points, in their order.
   """
+  standings = _standings(rows)
   parts = [
     f"![{CAPTION}](../figures/plane.png)",
     CAPTION,
@@ -26,14 +31,14 @@ def block(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
     "budget, and beside the best that they have at it or at a smaller one; "
     "`tuned()` is the preset that was best on the pictures that are tuned on, "
     "as `NFCConfig.tuned` gives it; means of chains beside each other:",
-    words.wide(_verdicts(rows, trials)),
+    words.wide(_verdicts(rows, trials, standings)),
     "PSNR / LPIPS of what `NFCConfig.tuned` gives for either score:",
     words.wide(_tuned(rows, trials)),
   ]
   for calls in sorted(set(rows["evaluations"])):
     parts.append(f"## {calls} evaluations")
     if len(tables.chosen(rows, "PSNR", calls)):
-      parts += _singles(rows, calls)
+      parts += _singles(rows, calls, standings)
     means = tables.chosen(rows, "PSNR", calls, mean=True)
     if len(means):
       chains = means["chains"].iloc[0]
@@ -45,19 +50,30 @@ def block(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
   return "\n\n".join([*parts, *_searches(rows, trials)])
 
 
-def _singles(rows: pd.DataFrame, calls: int) -> list[str]:
+def _standings(rows: pd.DataFrame) -> Standings:
+  """Of NFC beside others, whose intervals take a while: once for all tables."""
+  found = {}
+  for calls in sorted(set(rows["evaluations"])):
+    for score in tables.SCORES:
+      own = tables.chosen(rows, score, calls)
+      found[calls, score, False] = tables.standing(own, score)
+      found[calls, score, True] = tables.standing_within(rows, score, calls)
+  return found
+
+
+def _singles(rows: pd.DataFrame, calls: int, standings: Standings) -> list[str]:
   """One sample of every method at a budget, and how NFC stands there."""
   parts = [
     "PSNR / LPIPS of one sample:",
     words.wide(_both(rows, calls)),
     f"The best of {OWN} less the best other method, paired by picture:",
-    words.wide(_leads(rows, calls)),
+    words.wide(_leads(calls, standings)),
   ]
   if calls > rows["evaluations"].min():
     parts += [
       f"The best of {OWN} at {calls} evaluations less the best result that "
       f"another method has at {calls} or at a smaller budget:",
-      words.wide(_leads(rows, calls, within=True)),
+      words.wide(_leads(calls, standings, within=True)),
     ]
   return parts
 
@@ -128,9 +144,8 @@ def _both(rows: pd.DataFrame, calls: int) -> str:
       least = name in known and distance == lpips[name].min()
       none = words.absent(own["PSNR"], method, name)
       left = none if value != value else words.bold(f"{value:.2f}", most)
-      right = words.bold(f"{distance:.3f}"[1:], least)
-      right = none if distance != distance else right
-      cells.append(left if left == right else f"{left} / {right}")
+      short = words.bold(words.distance(distance), least)
+      cells.append(words.both(left, none if distance != distance else short))
     lines.append([words.code(method), *cells])
   return markdown.table(["method", *psnr], lines)
 
@@ -153,7 +168,9 @@ def _means(rows: pd.DataFrame) -> str:
   return markdown.table(["method", *psnr], lines)
 
 
-def _verdicts(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
+def _verdicts(
+  rows: pd.DataFrame, trials: pd.DataFrame, standings: Standings
+) -> str:
   """The verdicts of `_leads`, counted, and those of `NFCConfig.tuned`."""
   head = ["evaluations"]
   head += [
@@ -166,11 +183,9 @@ def _verdicts(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
   for calls in sorted(set(rows["evaluations"])):
     cells = [str(calls)]
     for criterion in tables.SCORES:
-      own = tables.standing(tables.chosen(rows, criterion, calls), criterion)
-      within = tables.standing_within(rows, criterion, calls)
+      both = (standings[calls, criterion, within] for within in (False, True))
       one = shipped.beside_others(rows, trials, criterion, calls)
-      alone = tables.standing(one, criterion)
-      cells += [_counted(own), _counted(within), _counted(alone)]
+      cells += map(_counted, (*both, tables.standing(one, criterion)))
     means = tables.chosen(rows, "PSNR", calls, mean=True)
     lines.append([*cells, _counted(tables.standing(means, "PSNR"))])
   return markdown.table(head, lines)
@@ -190,7 +205,9 @@ def _tuned(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
     lines.append(
       [str(calls)]
       + [
-        "-" if value != value else f"{value:.2f} / {f'{distance:.3f}'[1:]}"
+        "-"
+        if value != value
+        else words.both(f"{value:.2f}", words.distance(distance))
         for value, distance in pairs
       ]
     )
@@ -201,16 +218,11 @@ def _counted(standing: pd.DataFrame) -> str:
   return words.counted(standing["NFC is"]) if len(standing) else "-"
 
 
-def _leads(rows: pd.DataFrame, calls: int, *, within: bool = False) -> str:
+def _leads(calls: int, standings: Standings, *, within: bool = False) -> str:
   """Verdicts at a budget; `within`, against others at smaller ones too."""
   lines = []
   for criterion, (_, digits, _) in tables.SCORES.items():
-    standing = (
-      tables.standing_within(rows, criterion, calls)
-      if within
-      else tables.standing(tables.chosen(rows, criterion, calls), criterion)
-    )
-    for operator, own in standing.iterrows():
+    for operator, own in standings[calls, criterion, within].iterrows():
       colon = ":" if " at " in own["best other"] else ""
       lines.append(
         [

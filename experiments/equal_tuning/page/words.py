@@ -36,6 +36,16 @@ def counted(verdicts: pd.Series) -> str:
   return " / ".join(str(found.get(word, 0)) for word in _VERDICTS)
 
 
+def distance(value: float) -> str:
+  """An LPIPS, which is below 1, without its 0."""
+  return f"{value:.3f}".removeprefix("0")
+
+
+def both(left: str, right: str) -> str:
+  """A cell of two scores; of one word for both, that."""
+  return left if left == right else f"{left} / {right}"
+
+
 def absent(rows: pd.DataFrame, method: str, operator: str) -> str:
   """Why there is no number."""
   if ((rows["method"] == method) & (rows["operator"] == operator)).any():

@@ -8,7 +8,6 @@ import pandas as pd
 from experiments.equal_tuning import other_prior, tables
 from experiments.equal_tuning.page import prior_section
 from experiments.equal_tuning.page.sections import block
-from experiments.equal_tuning.tables import TRIALS
 from experiments.harness import prior_files
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -20,10 +19,14 @@ BEGIN = (
 END = "<!-- end of equal tuning -->"
 
 
-def made() -> str:
-  """The page's block, of the committed files."""
-  rows = tables.read()
-  parts = [block(rows, pd.read_csv(TRIALS))]
+def made(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
+  """The page's block; what is of another prior is of the committed files.
+
+  Args:
+    rows: of the pictures, by `tables.read`.
+    trials: all points, in their order.
+  """
+  parts = [block(rows, trials)]
   if other_prior.ROWS.exists():
     second = json.loads(other_prior.ABOUT.read_text())
     first = prior_files.about("", prior_files.load(""))._asdict()
