@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import record, runner, writing
-from experiments.harness.settings import Checked, setting
+from experiments.harness.settings import DTYPES, Checked, setting
 from experiments.harness.subjects import text_model
 from neumann_jax import (
   Execution,
@@ -54,7 +54,7 @@ class Settings(Checked):
   chunk_size: int  # C of the chunk-wise rule
   implementation: str  # of the inverse
   # of activations and of parameters
-  dtype: str = setting(among=("float32", "bfloat16"))
+  dtype: str = setting(among=DTYPES)
   # tokens of a piece of the prompt; 0: pieces of 512 and 64
   prefill_chunk: int = setting(at_least=0)
   # equal layers are compiled once, but every token then copies their caches

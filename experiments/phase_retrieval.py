@@ -21,7 +21,7 @@ import pandas as pd
 from experiments.data import degradations, photographs
 from experiments.harness import prior_files, record, runner, writing
 from experiments.harness.progress import Progress
-from experiments.harness.settings import Checked, setting
+from experiments.harness.settings import DTYPES, Checked, setting
 from posterior_jax import (
   NFCConfig,
   Observation,
@@ -69,7 +69,7 @@ class Settings(Checked):
   methods: tuple[str, ...] = setting(some=True)
   levels: int = setting(at_least=2, at_most=1000)
   prior: str
-  dtype: str = setting(among=("float32", "bfloat16"))
+  dtype: str = setting(among=DTYPES)
   seed: int
 
   def __post_init__(self) -> None:

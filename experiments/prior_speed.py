@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import record, runner
-from experiments.harness.settings import Checked, setting
+from experiments.harness.settings import DTYPES, Checked, setting
 from experiments.harness.speed import in_turns, timing
 from experiments.harness.speed.timing import Job, Timing
 from experiments.peers import gpu, torch_unet
@@ -37,7 +37,7 @@ class Settings(Checked):
   batch: int = setting(at_least=1)  # images a call
   size: int = setting(at_least=8, multiple_of=8)  # their side
   # of the arithmetic
-  dtypes: tuple[str, ...] = setting(among=("float32", "bfloat16"), some=True)
+  dtypes: tuple[str, ...] = setting(among=DTYPES, some=True)
   repeats: int = setting(at_least=1)  # measurements
   inner: int = setting(at_least=1)  # calls in a measurement
 

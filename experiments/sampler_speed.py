@@ -21,7 +21,7 @@ import numpy as np
 import posterior_jax
 from experiments.data import photographs
 from experiments.harness import record, runner
-from experiments.harness.settings import Checked, setting
+from experiments.harness.settings import DTYPES, Checked, setting
 from experiments.harness.speed import timing
 from experiments.harness.speed.timing import Job, Timing
 from experiments.peers import gpu, torch_sampler, torch_unet
@@ -56,7 +56,7 @@ class Settings(Checked):
   levels: int = setting(at_least=1, words=_COUNTS)  # denoiser calls a run
   noise_std: float = setting(above=0)  # of the measurements
   # of the network's arithmetic
-  dtype: str = setting(among=("float32", "bfloat16"))
+  dtype: str = setting(among=DTYPES)
   repeats: int = setting(at_least=1, words=_COUNTS)  # measurements
 
 

@@ -19,7 +19,7 @@ from experiments.data import photographs
 from experiments.denoise import report
 from experiments.harness import prior_files, record, writing
 from experiments.harness.progress import Progress, Tick
-from experiments.harness.settings import Checked, setting
+from experiments.harness.settings import DTYPES, Checked, setting
 from experiments.peers import denoisers
 from experiments.peers.denoisers import NOISY
 from posterior_jax import metrics, priors
@@ -34,7 +34,7 @@ class Settings(Checked):
   seed: int  # of the noise
   prior: str  # a file of `prior_files.load`, or "" for the small shipped one
   # of the network's arithmetic
-  dtype: str = setting(among=("float32", "bfloat16"))
+  dtype: str = setting(among=DTYPES)
   # names, none of which a prior may have learned from
   photographs: tuple[str, ...] = setting(some=True)
   size: int = setting(at_least=8, multiple_of=8)  # their side

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from typing import NamedTuple
 
-from experiments.harness.settings import Checked, setting
+from experiments.harness.settings import DTYPES, Checked, setting
 from experiments.harness.subjects import text_model
 from neumann_jax import InverseSpec, RuleOptions
 from neumann_jax.chunk_inverse.inverse_spec import check_chunk_size
@@ -54,7 +54,7 @@ class Settings(Checked):
   tolerance: float = setting(above=0)
   implementation: str  # of the inverse
   # of activations and of parameters
-  dtype: str = setting(among=("float32", "bfloat16"))
+  dtype: str = setting(among=DTYPES)
   seed: int  # of random weights
 
   def __post_init__(self) -> None:

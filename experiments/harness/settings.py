@@ -4,7 +4,7 @@
     class Settings(Checked):
       steps: int = setting(at_least=1)
       sizes: tuple[int, ...] = setting(at_least=16, multiple_of=8, some=True)
-      dtype: str = setting("bfloat16", among=("float32", "bfloat16"))
+      dtype: str = setting("bfloat16", among=DTYPES)
 
 A value out of range is refused in one sentence when the dataclass is made,
 from a config or in code. A field `seed` has the range of `SEEDS` without being
@@ -106,6 +106,9 @@ def setting(default: Any = dataclasses.MISSING, **limits: Any) -> Any:
   metadata = {_KEY: Range(**limits)}
   return dataclasses.field(default=default, metadata=metadata)
 
+
+# Those of a network's arithmetic.
+DTYPES = ("float32", "bfloat16")
 
 # What NumPy (none below 0) and JAX (which drops the bits from the 33rd on) both
 # tell apart.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from experiments.data import degradations, photographs
 from experiments.data.degradations import Degradation
 from experiments.harness import prior_files, writing
-from experiments.harness.settings import Checked, setting
+from experiments.harness.settings import DTYPES, Checked, setting
 from posterior_jax import metrics
 from posterior_jax.base import Denoiser
 from posterior_jax.operators import frozen
@@ -32,7 +32,7 @@ class SetupSettings(Checked):
   # for one with the spectrum of other photographs
   prior: str
   # of a network's arithmetic
-  dtype: str = setting(among=("float32", "bfloat16"))
+  dtype: str = setting(among=DTYPES)
   lpips: str  # a file of `metrics.load_lpips`, "" to do without that distance
 
   def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from experiments.harness.settings import Checked, setting
+from experiments.harness.settings import DTYPES, Checked, setting
 from experiments.harness.subjects import samplers
 from experiments.restore.measurement.degradation import (
   BLURRED,
@@ -78,7 +78,7 @@ class Settings(Checked):
   sample_levels: int = setting(at_least=1, at_most=10_000)
   tie: str = setting(among=("spectrum", "probed"))
   prior: str
-  dtype: str = setting(among=("float32", "bfloat16"))
+  dtype: str = setting(among=DTYPES)
   tile: int = setting(at_least=2 * OVERLAP, at_most=MOST_SIDE)
   seed: int
 

@@ -23,7 +23,7 @@ from experiments.data import dead_leaves, photo_tiles
 from experiments.data.dead_leaves import LeafSettings
 from experiments.data.photo_tiles import Photograph
 from experiments.harness import record, writing
-from experiments.harness.settings import setting
+from experiments.harness.settings import DTYPES, setting
 from experiments.harness.training import loop, optimiser
 from experiments.harness.training.loop import Loop, LoopSettings
 from experiments.harness.training.optimiser import StepInfo, TrainState
@@ -45,7 +45,7 @@ class Settings(LoopSettings):
   sizes: tuple[int, ...]  # sides of the crops, one a step, in turn
   pixels: int  # of a batch
   # of the network's arithmetic
-  dtype: str = setting(among=("float32", "bfloat16"))
+  dtype: str = setting(among=DTYPES)
   bits: int = setting(16, among=(8, 16))  # of a stored weight
   leaf_images: int = setting(at_least=1)  # how many dead leaves are drawn
   samples: int = setting(at_least=1)  # draws of each size at the end
