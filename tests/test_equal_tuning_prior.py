@@ -401,7 +401,8 @@ def test_what_is_written_of_the_large_prior_is_in_the_rows(change, page):
   assert "lose on blurs and super-resolution, both 3 dB on" in page
   assert change[quiet & (motion | blur | wide)].max() < 0
   assert {*change[quiet & wide & (calls == 100)].round()} == {-3}
-  assert "DPIR 9 to 11 in the box" in page
+  assert "in the box DPIR 9 to 11, `fast()` 1.8 at 1000" in page
+  assert round(change["NFC, fast()", 1000, "box"], 1) == -1.8
   assert {*change[(method == "DPIR") & (on == "box")].round()} == {-9, -10, -11}
   ends = [f(change["NFC, perceptual()"]) for f in (min, max)]
   changes = "changes by {:.2f} to {:.2f} dB".format(*ends)
