@@ -16,7 +16,7 @@ def differences(rows: pd.DataFrame, method: str = FAST) -> pd.DataFrame:
   Returns:
     By task, calls and baseline: its PSNR, that of fast(), the mean difference,
     half the width of its interval, the number of pictures, and the ends of the
-    interval by 10,000 resamples of the pictures (percentile bootstrap).
+    interval by 10,000 resamples of the pictures.
   """
   case = ["task", "calls"]
   wide = rows.pivot_table("psnr", [*case, "picture"], "method", sort=False)

@@ -22,15 +22,20 @@ class Interval(NamedTuple):
 
 
 def interval(values: np.ndarray, *, level: float = 0.95) -> Interval:
-  """Mean of values and its interval by resampled cases (percentile bootstrap).
+  """Mean of values and its interval by resampled cases.
+
+  The expanded percentile bootstrap (Hesterberg 2015, arXiv 1411.5279, section
+  3.3): plain percentiles are narrower than Student's t by sqrt((n - 1) / n) and
+  by a normal quantile in the place of t's, 7 % of 23 cases.
 
   Args:
     values: [n], one per case; of two methods, their differences.
     level: probability of the interval, in (0, 1).
 
   Returns:
-    The mean with the quantiles (1 - level) / 2 and (1 + level) / 2 of the means
-    of 10,000 resamples, the same ones whenever n is the same.
+    The mean with the quantiles q and 1 - q of the means of 10,000 resamples,
+    the same ones whenever n is the same, where q is the normal distribution's
+    at sqrt(n / (n - 1)) times Student's quantile (1 - level) / 2.
 
   Raises:
     ValueError: if there are no values, or one is not finite.
@@ -46,11 +51,17 @@ def interval(values: np.ndarray, *, level: float = 0.95) -> Interval:
     (values,),
     np.mean,
     n_resamples=RESAMPLES,
-    confidence_level=level,
+    confidence_level=1 - 2 * _tail(values.size, level),
     method="percentile",
     rng=np.random.default_rng(0),
   ).confidence_interval
   return Interval(float(values.mean()), float(found.low), float(found.high))
+
+
+def _tail(count: int, level: float) -> float:
+  """Share of the resamples beyond either end of an interval."""
+  student = scipy.stats.t.ppf((1 - level) / 2, count - 1)
+  return float(scipy.stats.norm.cdf(student * (count / (count - 1)) ** 0.5))
 
 
 def wins(scores: pd.DataFrame, *, high_is_good: bool = True) -> pd.Series:
