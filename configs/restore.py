@@ -8,9 +8,10 @@ Command: python -m experiments.restore --config.image=photo.jpg
   and with several devices they are restored side by side.
   task: super_resolution (factor), box_inpainting or random_inpainting (mask: a
   picture, white where observed; transparent pixels of the image are holes as
-  well), gaussian_blur (std), motion_blur (kernel: a picture, .npy or short,
-  medium, long; kernel_flip turns it by 180 degrees; with kernel_degrees=20 it
-  may be turned by as much and is drawn with the picture), denoising, or custom
+  well), gaussian_blur (std), motion_blur (kernel: a picture, .npy or a frozen
+  one, by length short, p20, p30, p40, medium, p60, p70, p80, long or p95;
+  kernel_flip turns it by 180 degrees; with kernel_degrees=20 it may be turned
+  by as much and is drawn with the picture), denoising, or custom
   (operator: a Python file that defines operator(shape), which is run).
   boundary: of blurs and super-resolution; "valid" restores what lies just
   beyond the picture as well, "reflect" takes it for a mirror.

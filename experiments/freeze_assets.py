@@ -5,9 +5,9 @@
 rewrites `posterior_jax/assets/frozen.npz` and its manifest. The kernels are
 random paths in the manner of the 61-wide, intensity-0.5 motion generator that
 the restoration benchmarks use: a walk whose steps turn by random angles on a
-canvas twice as large, slightly blurred, reduced to 61 and normalised. Short,
-medium and long are the draws nearest to the 10th, 50th and 90th percentile of
-path length among 200.
+canvas twice as large, slightly blurred, reduced to 61 and normalised. Of 200
+draws ten are kept: short, medium and long are those nearest to the 10th, 50th
+and 90th percentile of path length, and p20 is the one nearest to the 20th.
 """
 
 import hashlib
@@ -27,7 +27,20 @@ SIZE = 61
 INTENSITY = 0.5
 DRAWS = 200
 SEED = 20260217
-PERCENTILES = {"short": 10, "medium": 50, "long": 90}
+# By path length, as `frozen.ALL_PATHS`; above the 90th there is the middle of
+# what is left.
+PERCENTILES = {
+  "short": 10,
+  "p20": 20,
+  "p30": 30,
+  "p40": 40,
+  "medium": 50,
+  "p60": 60,
+  "p70": 70,
+  "p80": 80,
+  "long": 90,
+  "p95": 95,
+}
 FOLDER = pathlib.Path(__file__).parents[1] / "posterior_jax" / "assets"
 
 

@@ -79,7 +79,7 @@ class Degradation(NamedTuple):
   """One frozen measurement of the restoration benchmark."""
 
   task: Task  # which
-  # of "motion_blur", a name of `frozen.PATHS`; "" for other tasks
+  # of "motion_blur", a name of `frozen.ALL_PATHS`; "" for other tasks
   kernel: str = ""
 
   def __str__(self) -> str:
@@ -87,10 +87,17 @@ class Degradation(NamedTuple):
     return f"{words}, {self.kernel}" if self.kernel else words
 
 
+# What the benchmark reports.
 FROZEN = (
   *(Degradation(task) for task in TASKS if task != "motion_blur"),
   *(Degradation("motion_blur", kernel) for kernel in frozen.PATHS),
 )
+# Motion blur by every frozen kernel, by increasing path length.
+MOTION_BLURS = tuple(
+  Degradation("motion_blur", kernel) for kernel in frozen.ALL_PATHS
+)
+# A measurement's noise follows from its place here: what is new goes last.
+_NUMBERED = (*FROZEN, *(each for each in MOTION_BLURS if each not in FROZEN))
 
 
 def frozen_operator(
@@ -122,7 +129,7 @@ def measure(
   """
   height, width, channels = truth.shape[1:]
   operator = frozen_operator(degradation, (height, width, channels))
-  number = FROZEN.index(degradation)
+  number = _NUMBERED.index(degradation)
   key = jax.random.fold_in(jax.random.key(seed), number)
   return _observed(str(degradation), operator, truth, noise_std, key)
 

@@ -11,6 +11,7 @@ from experiments.restore.measurement.degradation import (
   MASKED,
 )
 from experiments.restore.picture_files.picture_file import MOST_SIDE
+from posterior_jax.operators import frozen
 
 OVERLAP = 64  # pixels that tiles of a large picture share
 # Levels of NFC's one image: below FEWEST those of `NFCConfig.fast`, for solves
@@ -107,8 +108,9 @@ class Settings(Checked):
     ):
       needed = self.task in tasks and name != "mask"  # its image may have holes
       if needed and not getattr(self, name):
-        frozen = ", or be short, medium or long" if name == "kernel" else ""
-        raise ValueError(f"{name} must name a file for {self.task}{frozen}")
+        names = f", or be one of {', '.join(frozen.ALL_PATHS)}"
+        known = names if name == "kernel" else ""
+        raise ValueError(f"{name} must name a file for {self.task}{known}")
       if self.task not in tasks and getattr(self, name):
         raise ValueError(f"{name} must be left out: {self.task} reads none")
     if self.kernel_degrees and self.task not in BLURRED:

@@ -1,6 +1,11 @@
 """Frozen random draws of the benchmark: loaded once, verified by SHA-256.
 
 Written by `python -m experiments.freeze_assets`; see `assets/frozen.json`.
+
+Of 200 random paths ten are motion kernels here. `PATHS` are the three that
+benchmarks report: "short", "medium" and "long", the draws nearest to the 10th,
+50th and 90th percentile of path length. `ALL_PATHS` are all ten by increasing
+length: "p20" is the draw nearest to the 20th percentile, and so on.
 """
 
 import functools
@@ -11,20 +16,32 @@ import json
 import numpy as np
 
 PATHS = ("short", "medium", "long")
+ALL_PATHS = (
+  "short",
+  "p20",
+  "p30",
+  "p40",
+  "medium",
+  "p60",
+  "p70",
+  "p80",
+  "long",
+  "p95",
+)
 
 
 def motion_kernel(name: str) -> np.ndarray:
   """A frozen motion kernel, [61, 61] float32, sum 1.
 
   Args:
-    name: "short", "medium" or "long" path.
+    name: of `ALL_PATHS`.
 
   Raises:
     ValueError: for another name, or if the stored file was altered.
   """
-  if name not in PATHS:
+  if name not in ALL_PATHS:
     raise ValueError(
-      f"kernel must be one of {', '.join(PATHS)} or an array; got {name!r}"
+      f"kernel must be one of {', '.join(ALL_PATHS)} or an array; got {name!r}"
     )
   return _arrays()[f"motion_{name}"]
 

@@ -16,7 +16,7 @@ def read(kernel: str, *, flip: bool = False) -> np.ndarray:
   """A blur kernel [k, k], k odd, of sum 1; correlated as it is.
 
   Args:
-    kernel: "short", "medium" or "long" for a frozen one; a picture, black or
+    kernel: "medium" or another name of `frozen.ALL_PATHS`; a picture, black or
       transparent where the kernel is 0; or an array [k, l] as NAME.npy. k and l
       are odd; the shorter side is padded with zeros.
     flip: turn it by 180 degrees, for a kernel that is to be convolved.
@@ -24,7 +24,7 @@ def read(kernel: str, *, flip: bool = False) -> np.ndarray:
   Raises:
     ValueError: there is no such file, or it holds no such kernel.
   """
-  if kernel in frozen.PATHS:
+  if kernel in frozen.ALL_PATHS:
     values = np.asarray(frozen.motion_kernel(kernel), np.float64)
   else:
     values = _values(kernel)
@@ -68,7 +68,7 @@ def _values(kernel: str) -> np.ndarray:
       raise ValueError(
         f"kernel {kernel!r} cannot be read as .npy ({error})"
       ) from None
-  name = f"kernel must be one of {', '.join(frozen.PATHS)}, or"
+  name = f"kernel must be one of {', '.join(frozen.ALL_PATHS)}, or"
   stored = picture_file.read(name, kernel)
   grey = stored.values.mean(-1)
   if stored.alpha is None:
