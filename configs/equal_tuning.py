@@ -7,14 +7,17 @@ Command: python -m experiments.equal_tuning --config.folder=PICTURES
   --config=configs/equal_tuning.py:debug: crops of 32 x 32, a known prior.
   --config.known="('experiments/equal_tuning',)" goes on from what is committed:
   what has its points and rows is not done again.
-  --config.known=... --config.again=True --config.rounds="(0,0,0,0,0)"
-  --config.chains="()" --config.prior=large restores by the committed winners
-  under another prior, and tries nothing; what the folder's `second_rows.csv`
-  has of that prior is not done again. --config.evaluations="(1000,)"
-  --config.rounds="(0,)" --config.tuned_on="(4,)" does so at one budget.
+  --config.known=... --config.again=True --config.rounds="(0,0,0,0,0)" restores
+  the pictures of the report by the committed winners, all in one run, and tries
+  nothing; with --config.prior=large under another prior, where what the
+  folder's `second_rows.csv` has of that one is not done again;
+  --config.tasks="('motion_blur',)" --config.kernels="('p20','p30')" through
+  further kernels. --config.evaluations="(1000,)" --config.rounds="(0,)"
+  --config.tuned_on="(4,)" --config.draws="(1,)" --config.chains="()" does so at
+  one budget.
   Several processes share the work by one --config.cells=FOLDER.
-  The budgets 20, 50, 100 and 200 with `chains` 5, 1 and 10 are those of one
-  more run: a number of chains is of the budget in its place, 1 for no mean.
+  A number of draws or chains is of the budget in its place; of budgets beyond
+  it is 1, one sample and no mean.
 Time: one H200 with three processes did 336 cells of 20 to 200 evaluations in
 1690 s, two with two each in 535 s 65 of those at 1000, where one takes 4 to 130
 s, `calibrated()` on blurs up to 340. Motion blur at 128 pixels
@@ -53,10 +56,12 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
         "random_inpainting",
         "box_inpainting",
       ),
+      "kernels": ("short", "medium", "long"),
       "methods": ("NFC, fast()", "DPIR") if debug else (),
       "evaluations": (10, 20) if debug else (20, 50, 100, 200, 1000),
       "rounds": (2, 1) if debug else (12, 6, 9, 6, 3),
       "tuned_on": (2, 2) if debug else (8, 8, 8, 8, 4),
+      "draws": (2,) if debug else (2, 2, 2, 1, 1),
       "chains": (2,) if debug else (5, 1, 10),
       "slots": 4 if debug else 48,
       "known": (),

@@ -155,6 +155,10 @@ def test_numbers_that_do_not_go_together_are_refused():
     ({"again": True}, "again must be False without known"),
     ({"again": True, "known": ("a",)}, "rounds must be 0 with again"),
     ({"chains": (2, 2, 2)}, "chains must have at most a number for each of"),
+    ({"draws": (2, 2, 2)}, "draws must have at most a number for each of"),
+    ({"draws": (0,)}, "draws must be at least 1"),
+    ({"kernels": ("wide",)}, "kernels must be among short, p20, p30"),
+    ({"kernels": ()}, "kernels must"),
     ({"chains": (4, 2)}, "chains times evaluations must differ .* got 40, 40"),
     ({"side": 16}, "side must be"),
   ):

@@ -91,7 +91,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 )
 def test_a_slot_is_a_run_of_its_own_point(given, name, made, points):
   """Knobs are traced, a share of noise and a likelihood's noise among them."""
-  task = cells.kinds("super_resolution")[0]
+  task = cells.tuned_on("super_resolution")
   pictures = measured(task, given.truth, 0.1, 0)
   contender = methods.METHODS[name]
   program = Program(contender, 10, 4, given.denoise, given.spectrum, 7)
@@ -114,7 +114,7 @@ def test_a_slot_is_a_run_of_its_own_point(given, name, made, points):
 
 
 def test_no_sampler_shares_a_key_with_a_measurement(given):
-  pictures = measured(cells.kinds("super_resolution")[0], given.truth, 0.1, 0)
+  pictures = measured(cells.tuned_on("super_resolution"), given.truth, 0.1, 0)
   contender = methods.METHODS["DiffPIR"]
   program = Program(contender, 10, 4, given.denoise, given.spectrum, 0)
   point = {knob.name: knob.start for knob in contender.knobs(10)}
@@ -150,6 +150,44 @@ def test_cells_are_tuned_alike_and_each_is_done_once(given, tmp_path):
   assert {row["chains"] for row in table} == {1, 2}
   # A second process finds everything begun.
   assert not [*study.work(given, tmp_path, lambda words: None)]
+
+
+def test_scores_of_several_draws_are_averaged(given, tmp_path, monkeypatch):
+  """Of every picture, each with noise of its own; not of means of chains."""
+
+  class Drawn:
+    """Off by 0.1 in the first sample of a picture, by 0.2 in the second."""
+
+    def __init__(self, *_):
+      self.takes = lambda _: True
+
+    def compile(self, *_):
+      pass
+
+    def __call__(self, slots, pictures):
+      off = 0.1 * np.array([[[[1 + slot.chain]]] for slot in slots])
+      return off * jnp.ones(pictures.truth.shape[1:])
+
+  monkeypatch.setattr(bench, "Program", Drawn)
+  black = given._replace(truth=np.zeros_like(given.truth))
+  rows = [
+    row
+    for name, row in study.work(black, tmp_path, lambda _: None)
+    if name == tables.TABLE
+  ]
+  one, two = -20 * np.log10(0.05), -20 * np.log10(0.1)
+  for calls, chains, draws, psnr in (
+    (10, 1, 2, (one + two) / 2),
+    (20, 1, 1, one),
+    (20, 2, 1, -20 * np.log10(0.075)),
+  ):
+    own = [
+      row
+      for row in rows
+      if (row["evaluations"], row["chains"]) == (calls, chains)
+    ]
+    assert own and {row["draws"] for row in own} == {draws}
+    np.testing.assert_allclose([row["psnr"] for row in own], psnr, rtol=1e-5)
 
 
 class Bench(bench.Bench):

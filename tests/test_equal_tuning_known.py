@@ -163,7 +163,7 @@ def test_rows_of_another_point_than_the_winner_do_not_stand(given, before):
   more = going_on(given, folder)
   own = runs.Runs(more, searches.Searches(more, folder))
   cell = cells.Cell(0, "super_resolution", "DPIR")
-  (about, _) = own.singles(cell, cells.kinds(cell.task)[0])
+  (about, _) = own.singles(cell, cells.tuned_on(cell.task))
   tried = searches.Searches(more, folder).tried(cell)
   best = max(tried, key=lambda point: tried[point][0])
   found = {point: len(own.known(cell, about, point)) for point in tried}

@@ -144,8 +144,9 @@ def test_of_points_that_scored_alike_the_one_with_rows_restores_again(
   for method in given.settings.methods:
     own = found[(found["method"] == method) & (found["evaluations"] == 10)]
     assert set(own["point"]) == {points(method, 10)[2]}
-  assert len(programs) == 4
-  assert [[len(c) for c in each.calls] for each in programs] == [[2]] * 4
+  # Two samples of each picture at the first budget, one at the second.
+  sizes = sorted([len(c) for c in each.calls] for each in programs)
+  assert sizes == [[2], [2], [4], [4]]
 
 
 def test_a_run_that_was_cut_is_gone_on_with(given, folder, programs, tmp_path):
@@ -180,10 +181,6 @@ def test_rows_of_two_priors_are_not_mixed(given, folder, programs, tmp_path):
   other = restored(again(given, folder, third), tmp_path / "third")
   with oracles.refused(ValueError, "second_rows.csv must be of one prior"):
     take(other, folder)
-  shipped = SECOND._replace(prior=other_prior.FIRST)
-  same = restored(again(given, folder, shipped), tmp_path / "same")
-  with oracles.refused(ValueError, "restored again under 'small'"):
-    take(same, folder)
   searched = given._replace(prior=third, known=known.Known([str(folder)]))
   own = dataclasses.replace(
     given.settings, known=(str(folder),), rounds=(1, 1), chains=()
@@ -192,6 +189,23 @@ def test_rows_of_two_priors_are_not_mixed(given, folder, programs, tmp_path):
   assert len(pd.read_csv(run / f"{tables.TRIED}.csv"))
   with oracles.refused(ValueError, "rows.csv must be of one prior, 'small'"):
     take(run, folder)
+
+
+def test_winners_restored_again_under_the_first_prior_replace_its_rows(
+  given, folder, programs, tmp_path
+):
+  shipped = SECOND._replace(prior=other_prior.FIRST)
+  run = restored(again(given, folder, shipped), tmp_path / "run")
+  trials, rows = known.files(str(folder))
+  log, old = trials.read_bytes(), tables.read(rows)
+  merged.take(run, rows=rows, trials=trials, second=folder / "none.csv")
+  assert trials.read_bytes() == log and not (folder / "none.csv").exists()
+  new = tables.read(rows)
+  assert len(new) == len(old) and (old["psnr"] == 20).all()
+  assert (new["psnr"] > 26).all() and set(new["draws"]) == {1, 2}
+  # All of it anew next time, whatever is known of it.
+  bench = study.Bench(again(given, folder, shipped), tmp_path)
+  assert not any(map(bench.is_done, cells.cells(given.settings)))
 
 
 def test_searches_of_one_prior_are_not_gone_on_with_under_another(folder):
@@ -480,6 +494,9 @@ def test_a_prior_of_another_file_than_known_is_refused_before_it_runs(
     given.settings, folder=str(tmp_path), photographs=str(tmp_path)
   )
   assert settings.prepare(own).prior.prior == "gaussian"
+  many = dataclasses.replace(own, tuned_on=(2, 3))
+  with oracles.refused(ValueError, "tuned_on must be at most 2, the pictures"):
+    settings.prepare(many)
   more = dataclasses.replace(own, known=(str(folder),))
   with oracles.refused(ValueError, "known must be of the prior that is tuned"):
     settings.prepare(more)

@@ -27,6 +27,7 @@ def rows_of(psnr):
           "kernel": kernel,
           "tuned for": criterion,
           "chains": 1,
+          "draws": 1,
           "picture": picture,
           "psnr": value + number,
           "lpips": 1 - (value + number) / 100,
@@ -196,7 +197,7 @@ def test_a_budget_of_means_alone_has_no_tables_of_single_samples():
   means = rows.assign(evaluations=40, chains=2)
   text = sections.block(pd.concat([rows, means]), trials_of("X", 20, [25.0]))
   own = text.split("## 40 evaluations")[1].split("## What")[0]
-  assert own.strip().startswith("PSNR of the mean of 2 chains of 20")
+  assert own.strip().startswith("PSNR / LPIPS of the mean of 2 chains of 20")
 
 
 def test_the_page_says_what_the_tuned_settings_give():

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.equal_tuning import winners
-from experiments.equal_tuning.cells import Cell, before, cells, kinds
+from experiments.equal_tuning.cells import Cell, before, cells
 from experiments.equal_tuning.known import shown
 from experiments.equal_tuning.methods import METHODS
 from experiments.equal_tuning.pictures import Pictures
@@ -137,8 +137,8 @@ class Bench:
     self, cell: Cell, program: Program | None, search: Rounds
   ) -> Iterator[Row]:
     """The report's pictures by the winner of each criterion."""
-    best = self._runs.best(cell, search)
-    for kind in kinds(cell.task):
+    best, draws = self._runs.best(cell, search), self._runs.draws(cell)
+    for kind in self._runs.kinds(cell):
       new = []
       for about, point in zip(self._runs.singles(cell, kind), best):
         rows = self._runs.known(cell, about, point)
@@ -151,14 +151,19 @@ class Bench:
       # One point may be the best by either score.
       points = [*dict.fromkeys(point for _, point in new)]
       named = [self._searches.named(cell, point) for point in points]
-      slots = [Slot(point, i) for point in named for i in range(count)]
+      slots = [
+        Slot(point, i, draw)
+        for point in named
+        for draw in range(draws)
+        for i in range(count)
+      ]
       started = time.monotonic()
       found = self._scored(cell, program(slots, pictures), slots, pictures)
+      found = found.reshape(2, len(points), draws, count).mean(axis=2)
       seconds = time.monotonic() - started
       for about, point in new:
         number = points.index(point)
-        own = found[:, number * count : (number + 1) * count]
-        rows = self._runs.rows(cell, about, point, own, seconds)
+        rows = self._runs.rows(cell, about, point, found[:, number], seconds)
         yield from self._runs.placed(rows, search, point)
 
   def _means(
@@ -166,7 +171,7 @@ class Bench:
   ) -> Iterator[Row]:
     """The mean of several chains, of what was tuned for PSNR."""
     point = self._runs.best(cell, search)[0]
-    for kind in kinds(cell.task):
+    for kind in self._runs.kinds(cell):
       for about in self._runs.means(cell, kind):
         rows = self._runs.known(cell, about, point)
         if not rows and program is not None:

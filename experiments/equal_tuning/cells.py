@@ -2,21 +2,23 @@
 
 import os
 import pathlib
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
-from experiments.data.degradations import FROZEN, Degradation
+from experiments.data.degradations import Degradation
 from experiments.equal_tuning.methods import LATE, METHODS
 from experiments.equal_tuning.settings import Settings
-from posterior_jax.baselines import TASKS
+from posterior_jax.baselines import TASKS, Task
 
-_MEDIUM = "medium"  # of the motion kernels, the one that is tuned on
+MOTION: Task = "motion_blur"  # the task that has kernels
+_MEDIUM = "medium"  # of them the one that is tuned on
 
 
 class Cell(NamedTuple):
   """A method, a task and a budget, by its number in the settings."""
 
   budget: int
-  task: str
+  task: Task
   method: str
 
   def __str__(self) -> str:
@@ -26,7 +28,7 @@ class Cell(NamedTuple):
 def cells(settings: Settings) -> list[Cell]:
   """All of them, in the order of the work."""
   return [
-    Cell(number, task, method)
+    Cell(number, cast(Task, task), method)
     for number in range(len(settings.evaluations))
     for late in (False, True)
     for task in settings.tasks or TASKS
@@ -40,10 +42,16 @@ def before(cell: Cell) -> Cell:
   return cell._replace(budget=cell.budget - 1)
 
 
-def kinds(task: str) -> list[Degradation]:
-  """Degradations of a task, the one that is tuned on first."""
-  found = [each for each in FROZEN if each.task == task]
-  return sorted(found, key=lambda each: each.kernel != _MEDIUM)
+def tuned_on(task: Task) -> Degradation:
+  """What a task is tuned on."""
+  return Degradation(task, _MEDIUM if task == MOTION else "")
+
+
+def reported(task: Task, kernels: Sequence[str]) -> list[Degradation]:
+  """Degradations of a task: of motion blur those of some kernels."""
+  if task != MOTION:
+    return [Degradation(task)]
+  return [Degradation(task, each) for each in kernels]
 
 
 def begun(path: pathlib.Path) -> bool:

@@ -11,6 +11,7 @@ from experiments.equal_tuning.rounds import Scores, Values
 from experiments.few_calls.search import Knob, Point
 
 _RUN = (*tables.SEARCH, "kernel", "tuned for", "chains")
+_ROWS = (*_RUN, "draws")  # of a run's own rows
 
 
 def files(folder: str) -> list[pathlib.Path]:
@@ -40,6 +41,7 @@ class Known:
     """
     self._trials: dict[tuple, pd.DataFrame] = {}
     self._rows: dict[tuple, list[dict[str, Any]]] = {}
+    self._points: dict[tuple, str] = {}
     # Of winners that restored again: the prior is a part of the key.
     self._again: dict[tuple, list[dict[str, Any]]] = {}
     self._priors: set[str] = set()
@@ -49,10 +51,11 @@ class Known:
       try:
         trials, rows = pd.read_csv(log), tables.read(pictures)
         self._trials |= {key: own for key, own in trials.groupby(tables.SEARCH)}
-        self._rows |= _by(_RUN, rows)
+        self._rows |= _by(_ROWS, rows)
+        self._points |= _points(rows)
         self._priors |= {*other_prior.names(rows)}
         for path in second:
-          self._again |= _by(("prior", *_RUN), tables.read(path))
+          self._again |= _by(("prior", *_ROWS), tables.read(path))
       except (OSError, KeyError, ValueError) as error:
         raise ValueError(
           f"known must be folders of {log.name} and {pictures.name} as those "
@@ -116,7 +119,7 @@ class Known:
       names: of the pictures.
       again: a prior: what winners restored again under it.
     """
-    key = tuple(about[name] for name in _RUN)
+    key = tuple(about[name] for name in _ROWS)
     own = (
       self._rows.get(key, [])
       if again is None
@@ -126,9 +129,8 @@ class Known:
     return own if same and [r["picture"] for r in own] == [*names] else []
 
   def restored(self, about: Mapping[str, Any], point: str) -> bool:
-    """Whether the rows of a run are by a point, whatever the pictures."""
-    own = self._rows.get(tuple(about[name] for name in _RUN), [])
-    return any(row["point"] == point for row in own)
+    """Whether rows are by a point, whatever the pictures and the draws."""
+    return self._points.get(tuple(about[name] for name in _RUN)) == point
 
 
 def _by(
@@ -139,6 +141,15 @@ def _by(
   for row in rows.drop(columns="operator").to_dict("records"):
     found.setdefault(tuple(row[name] for name in names), []).append(row)
   return found
+
+
+def _points(rows: pd.DataFrame) -> dict[tuple, str]:
+  """By run the point of its rows."""
+  single = rows.drop_duplicates([*_RUN])
+  return {
+    tuple(row[name] for name in _RUN): row["point"]
+    for row in single.to_dict("records")
+  }
 
 
 def parsed(words: str) -> dict[str, float]:

@@ -1,7 +1,9 @@
 """Puts the cells of a run into the committed rows and points.
 
-Rows are of one prior in each file: those of searches in `rows.csv`, those of
-winners that restored again under another prior in `second_rows.csv`.
+Rows are of one prior in each file: those under the prior that everything was
+tuned under in `rows.csv`, and of further kernels of motion blur in
+`kernel_rows.csv`; those of winners that restored again under another prior in
+`second_rows.csv`.
 """
 
 import pathlib
@@ -9,9 +11,10 @@ import pathlib
 import pandas as pd
 
 from experiments.equal_tuning import other_prior, tables
-from experiments.equal_tuning.cells import kinds
+from experiments.equal_tuning.cells import MOTION
 from experiments.equal_tuning.methods import METHODS
 from experiments.equal_tuning.tables import (
+  KERNELS,
   PRIOR,
   ROWS,
   SCORES,
@@ -23,6 +26,7 @@ from experiments.equal_tuning.tables import (
 from experiments.harness import writing
 from experiments.harness.rows import Table
 from posterior_jax.baselines import TASKS
+from posterior_jax.operators import frozen
 
 _NUMBERS = ["psnr", "lpips"]
 
@@ -31,6 +35,7 @@ def take(
   run: pathlib.Path,
   *,
   rows: pathlib.Path = ROWS,
+  kernels: pathlib.Path = KERNELS,
   trials: pathlib.Path = TRIALS,
   second: pathlib.Path = other_prior.ROWS,
   about: pathlib.Path = other_prior.ABOUT,
@@ -41,24 +46,26 @@ def take(
     run: its folder; it may have been killed: a cell that it was writing is left
       out.
     rows: the file of rows, which is written anew.
+    kernels: that of rows of further kernels.
     trials: that of points.
     second: that of rows under another prior, of winners that restored again.
     about: that of what is known of it.
 
   Raises:
-    ValueError: a file's rows are of another prior than the run's, or winners
-      restored again under the prior of `rows`.
+    ValueError: a file's rows are of another prior than the run's.
   """
-  found = _table(run, TABLE)
-  found = _whole(found) if len(found) else found
+  found, more = _parts(_table(run, TABLE))
+  if len(more):
+    _put(run, more, kernels)
   if not len(found):
     return
   log = _table(run, TRIED)
   if not len(log):  # nothing was tried: winners restored again
-    _check_new(run, found, tables.read(rows))
-    _put(run, found, second)
-    (known,) = Table(run / PRIOR).rows()
-    writing.write_json(about, known)
+    same = other_prior.names(found) == other_prior.names(tables.read(rows))
+    _put(run, found, rows if same else second)
+    if not same:
+      (known,) = Table(run / PRIOR).rows()
+      writing.write_json(about, known)
     return
   tuned = found.loc[found["chains"] == 1, SEARCH].drop_duplicates()
   own = log.merge(tuned, on=SEARCH)
@@ -79,19 +86,9 @@ def _put(run: pathlib.Path, found: pd.DataFrame, file: pathlib.Path) -> None:
   if mine == [other_prior.FIRST]:
     # As the rows that are committed, which name none.
     found = found.drop(columns="prior", errors="ignore")
-  kept = _without(old, found[[*SEARCH, "chains"]])
+  kept = _without(old, found[[*SEARCH, "kernel", "chains"]])
   whole = tables.packed(ordered(pd.concat([kept, found])))
   writing.write(file, whole.to_csv(index=False).encode())
-
-
-def _check_new(
-  run: pathlib.Path, found: pd.DataFrame, first: pd.DataFrame
-) -> None:
-  if (mine := other_prior.names(found)) == other_prior.names(first):
-    raise ValueError(
-      f"{run} restored again under {mine[0]!r}, the prior that everything was "
-      "tuned under: give one that was run under another"
-    )
 
 
 def ordered(table: pd.DataFrame) -> pd.DataFrame:
@@ -111,14 +108,24 @@ def _table(run: pathlib.Path, name: str) -> pd.DataFrame:
   return found.astype(dict.fromkeys(_NUMBERS, float)) if len(found) else found
 
 
-def _whole(rows: pd.DataFrame) -> pd.DataFrame:
-  """Cells and means that have all of their runs."""
+def _parts(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+  """What is whole: of the kernels of `rows.csv`, and of further ones."""
+  if not len(rows):
+    return rows, rows
+  further = ~rows["kernel"].isin(["", *frozen.PATHS])
+  more = rows[further]
+  kernels = more["kernel"].nunique()
+  return _whole(rows[~further], len(frozen.PATHS)), _whole(more, kernels)
+
+
+def _whole(rows: pd.DataFrame, kernels: int) -> pd.DataFrame:
+  """Cells and means that have all of their runs, of so many kernels."""
   pictures = rows["picture"].nunique()
   parts = [*SEARCH, "chains"]
 
   def needed(row: pd.Series) -> int:
     criteria = len(SCORES) if row["chains"] == 1 else 1
-    return len(kinds(row["task"])) * criteria * pictures
+    return (kernels if row["task"] == MOTION else 1) * criteria * pictures
 
   sizes = rows.groupby(parts).size().rename("size").reset_index()
   sizes = sizes[sizes["size"] == sizes.apply(needed, axis=1)]

@@ -5,12 +5,12 @@ import threading
 import numpy as np
 
 from experiments.data.degradations import Degradation, frozen_operator
-from experiments.equal_tuning.cells import kinds
+from experiments.equal_tuning.cells import tuned_on
 from experiments.equal_tuning.decomposed import decomposed
 from experiments.equal_tuning.settings import Given
 from experiments.equal_tuning.slots import Measured, measured
 from posterior_jax.base import Operator
-from posterior_jax.baselines import TASKS
+from posterior_jax.baselines import TASKS, Task
 
 
 class Pictures:
@@ -22,20 +22,20 @@ class Pictures:
     self._made: dict[tuple[Degradation, bool], Measured] = {}
     self._operators: dict[Degradation, Operator] = {}
     size = given.settings.size
-    self._plain: dict[str, Operator] = {
-      task: frozen_operator(kinds(task)[0], (size, size, 3)) for task in TASKS
+    self._plain: dict[Task, Operator] = {
+      task: frozen_operator(tuned_on(task), (size, size, 3)) for task in TASKS
     }
     # Programs are compiled by several threads; one is to decompose.
     self._lock = threading.Lock()
 
-  def plain(self, task: str) -> Operator:
+  def plain(self, task: Task) -> Operator:
     """A task's operator, which may have no decomposition."""
     return self._plain[task]
 
-  def tuning(self, task: str) -> Measured:
+  def tuning(self, task: Task) -> Measured:
     """Of a task, what is tuned on."""
     settings, images = self._given.settings, self._given.tuning
-    return self._of(kinds(task)[0], True, images, settings.seed)
+    return self._of(tuned_on(task), True, images, settings.seed)
 
   def report(self, kind: Degradation) -> Measured:
     """Of a degradation, what is reported."""

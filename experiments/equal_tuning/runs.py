@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.data.degradations import Degradation
-from experiments.equal_tuning.cells import Cell, kinds
+from experiments.equal_tuning.cells import Cell, reported, tuned_on
 from experiments.equal_tuning.known import shown
 from experiments.equal_tuning.rounds import Rounds, Values
 from experiments.equal_tuning.searches import CRITERIA, Searches
@@ -24,19 +24,29 @@ class Runs:
     """Of some settings and searches."""
     self._given, self._searches = given, searches
 
+  def kinds(self, cell: Cell) -> list[Degradation]:
+    """What a cell is reported on."""
+    return reported(cell.task, self._given.settings.kernels)
+
+  def draws(self, cell: Cell) -> int:
+    """Samples of every picture, whose scores are averaged."""
+    return _of(self._given.settings.draws, cell)
+
   def singles(self, cell: Cell, kind: Degradation) -> list[Row]:
-    """One sample by the winner of each criterion: the first columns."""
+    """Samples by the winner of each criterion: the first columns."""
     about = self._searches.about(cell) | {"kernel": kind.kernel}
-    return [about | {"tuned for": each, "chains": 1} for each in CRITERIA]
+    beside = {"chains": 1, "draws": self.draws(cell)}
+    return [about | {"tuned for": each} | beside for each in CRITERIA]
 
   def means(self, cell: Cell, kind: Degradation) -> list[Row]:
     """The mean of chains that the settings ask for: one, or none."""
-    chains = dict(enumerate(self._given.settings.chains)).get(cell.budget, 1)
+    chains = _of(self._given.settings.chains, cell)
     if chains == 1:
       return []
     about = self._searches.about(cell) | {"kernel": kind.kernel}
     calls = self._searches.calls(cell) * chains
     own = {"evaluations": calls, "tuned for": CRITERIA[0], "chains": chains}
+    own |= {"draws": 1}
     return [about | own]
 
   def known(self, cell: Cell, about: Row, point: Values) -> list[Row]:
@@ -53,7 +63,7 @@ class Runs:
     under another prior too.
     """
     found = []
-    for number, about in enumerate(self.singles(cell, kinds(cell.task)[0])):
+    for number, about in enumerate(self.singles(cell, tuned_on(cell.task))):
       best = search.best(number)
       highest = search.tried[best][number]
       equal = (p for p, s in search.tried.items() if s[number] == highest)
@@ -70,7 +80,7 @@ class Runs:
   ) -> Iterator[Row]:
     """Runs without rows, those of means only or of single samples only."""
     best = self.best(cell, search)
-    for kind in kinds(cell.task):
+    for kind in self.kinds(cell):
       listed = self.means(cell, kind) if means else self.singles(cell, kind)
       yield from (
         about
@@ -112,3 +122,8 @@ class Runs:
     """Rows with whether their point lies inside of what was tried."""
     inside = search.interior(point)
     yield from (row | {"interior": inside} for row in rows)
+
+
+def _of(numbers: Sequence[int], cell: Cell) -> int:
+  """That of a cell's budget; 1 beyond the first ones."""
+  return dict(enumerate(numbers)).get(cell.budget, 1)

@@ -115,8 +115,7 @@ class Searches:
 
   def tuned_on(self, cell: Cell) -> int:
     """Pictures that a point is tried on."""
-    settings = self._given.settings
-    return min(settings.tuned_on[cell.budget], len(self._given.tuning))
+    return self._given.settings.tuned_on[cell.budget]
 
   def _closes(self, cell: Cell, left: int) -> bool:
     """Whether a round with so many behind it begins nothing new.

@@ -14,6 +14,7 @@ from experiments.harness.settings import Checked, setting
 from posterior_jax import metrics
 from posterior_jax.base import Denoiser
 from posterior_jax.baselines import TASKS
+from posterior_jax.operators import frozen
 
 # The pictures that the committed rows were tuned on, of gcompris-qt-data as
 # `python -m experiments.prior_sources` fetches it. The small shipped prior has
@@ -42,20 +43,23 @@ class Settings(Checked):
       TUNED_ON.
     side: that their middle squares are averaged down to before they are
       cropped.
-    pictures: how many are reported on, the first by name.
+    pictures: how many are reported on at most, the first by name.
     size: side of the crops.
     noise_std: of the measurements.
     prior: a file of `prior_files.load`, "large", or "" for the small
       shipped one.
     dtype: of the network's arithmetic.
     lpips: a file of `metrics.load_lpips`.
-    tasks: of `baselines.TASKS`; motion blur is tuned on the medium kernel and
-      reported on all three.
+    tasks: of `baselines.TASKS`.
+    kernels: of motion blur, which is tuned on the medium one, those that are
+      reported on.
     methods: of METHODS, () for all.
     evaluations: of the network, each a budget of its own; from the second one
       on a search begins where that of the budget before it ended.
     rounds: of every budget's search, those of `known` among them.
     tuned_on: pictures of every budget's search, the first by name.
+    draws: samples of every picture that is reported on, whose scores are
+      averaged, a number for each of the first budgets, 1 for the others.
     chains: whose mean is reported, a number for each of the first budgets: at
       chains times its evaluations, which may be a budget too; 1 for no mean.
     slots: images that a program restores at once; a round has a point for every
@@ -63,9 +67,9 @@ class Settings(Checked):
     known: folders of `rows.csv` and `trials.csv`, as those beside the code,
       whose searches are gone on with and whose rows stand where the winner is
       the same; () begins anew.
-    again: whether the winners of `known` restore the pictures anew, as under
-      another prior, and nothing is tried; what `known` has of this prior too is
-      not done again.
+    again: whether the winners of `known` restore the pictures anew, under the
+      prior they were found under or another one, and nothing is tried; what
+      `known` has of another one is not done again.
     cells: a folder for what was begun and for winners, which processes that
       share their work name alike; "" for the run's own.
     workers: programs compiled at a time.
@@ -82,10 +86,12 @@ class Settings(Checked):
   dtype: str
   lpips: str
   tasks: tuple[str, ...] = setting(among=TASKS)
+  kernels: tuple[str, ...] = setting(among=frozen.ALL_PATHS, some=True)
   methods: tuple[str, ...] = setting(among=METHODS)
   evaluations: tuple[int, ...] = setting(at_least=10, some=True)
   rounds: tuple[int, ...] = setting(at_least=0)
   tuned_on: tuple[int, ...] = setting(at_least=1)
+  draws: tuple[int, ...] = setting(at_least=1)
   chains: tuple[int, ...] = setting(at_least=1)
   slots: int = setting(at_least=1)
   known: tuple[str, ...]
@@ -120,11 +126,13 @@ class Settings(Checked):
     self._check_chains()
 
   def _check_chains(self) -> None:
-    if len(self.chains) > len(self.evaluations):
-      raise ValueError(
-        "chains must have at most a number for each of evaluations, got "
-        f"{self.chains} for {self.evaluations}"
-      )
+    for name in ("draws", "chains"):
+      own = getattr(self, name)
+      if len(own) > len(self.evaluations):
+        raise ValueError(
+          f"{name} must have at most a number for each of evaluations, got "
+          f"{own} for {self.evaluations}"
+        )
     pairs = zip(self.evaluations, self.chains, strict=False)
     whole = [calls * chains for calls, chains in pairs if chains > 1]
     if len({*whole}) < len(whole):
@@ -153,13 +161,19 @@ def prepare(settings: Settings) -> Given:
   """Reads pictures, prior and LPIPS.
 
   Raises:
-    ValueError: they are not there, or `known` is of another prior.
+    ValueError: they are not there, are fewer than `tuned_on`, or `known` is of
+      another prior.
   """
   size = settings.size
   files = photographs.files_in(settings.folder)[: settings.pictures]
   whole = photographs.from_folder(
     settings.photographs, settings.side, named="photographs"
   )
+  if max(settings.tuned_on) > len(whole):
+    raise ValueError(
+      f"tuned_on must be at most {len(whole)}, the pictures in photographs, "
+      f"got {settings.tuned_on}"
+    )
   gaussian = degradations.build_prior(size)
   denoise: Denoiser = gaussian.denoise
   network = None

@@ -18,6 +18,8 @@ from experiments.harness import paired
 TABLE, TRIED, FAILED, PRIOR = "equal", "trials", "failed", "prior"
 ROWS = pathlib.Path(__file__).with_name("rows.csv")
 TRIALS = pathlib.Path(__file__).with_name("trials.csv")
+# Of kernels of motion blur that `rows.csv` has none of.
+KERNELS = pathlib.Path(__file__).with_name("kernel_rows.csv")
 SEARCH = ["method", "evaluations", "task"]  # columns that name one
 OWN = "NFC"  # how the names of its settings begin
 # By what is tuned for: its column, digits, and whether high is good.
@@ -46,6 +48,8 @@ def read(path: pathlib.Path = ROWS) -> pd.DataFrame:
   for name in _LISTS:
     found[name] = found[name].map(shlex.split)
   found = found.explode(list(_LISTS), ignore_index=True)
+  if "draws" not in found:  # as rows from before there were several
+    found["draws"] = 1
   return named(found.astype({"psnr": float, "lpips": float}))
 
 
@@ -63,8 +67,10 @@ def packed(rows: pd.DataFrame) -> pd.DataFrame:
 
 def named(rows: pd.DataFrame) -> pd.DataFrame:
   """Rows with the operator's name in a column of its own."""
-  joined = (rows["task"] + " " + rows["kernel"].fillna("")).str.strip()
-  return rows.assign(operator=joined.map(NAMES))
+  kernels = rows["kernel"].fillna("")
+  joined = (rows["task"] + " " + kernels).str.strip()
+  # Other kernels of motion blur have no column of their own.
+  return rows.assign(operator=joined.map(NAMES).fillna("motion, " + kernels))
 
 
 def chosen(
@@ -160,8 +166,9 @@ def _standing(
   ]
   if not found:
     return pd.DataFrame()
-  order = [n for n in NAMES.values() if n in {f["operator"] for f in found}]
-  return pd.DataFrame(found).set_index("operator").loc[order]
+  table = pd.DataFrame(found).set_index("operator")
+  order = [name for name in NAMES.values() if name in table.index]
+  return table.loc[[*order, *table.index.difference(order, sort=False)]]
 
 
 def _pair(rows: pd.DataFrame, criterion: str) -> dict[str, Any]:

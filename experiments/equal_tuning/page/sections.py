@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import pandas as pd
 
 from experiments.equal_tuning import tables
-from experiments.equal_tuning.page import shipped, words
+from experiments.equal_tuning.page import ranks, shipped, words
 from experiments.equal_tuning.page.plane import CAPTION
-from experiments.equal_tuning.tables import NAMES, OWN
+from experiments.equal_tuning.tables import NAMES, OWN, SCORES
 from experiments.harness.reporting import markdown
 
 # By evaluations, score, and whether others may spend less.
@@ -43,18 +43,18 @@ def block(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
     if len(means):
       chains = means["chains"].iloc[0]
       parts += [
-        f"PSNR of the mean of {chains} chains of {calls // chains} "
-        "evaluations each:",
-        words.wide(_means(means)),
+        f"PSNR / LPIPS of the mean of {chains} chains of {calls // chains} "
+        "evaluations each, tuned for PSNR:",
+        words.wide(_both(means, means)),
       ]
-  return "\n\n".join([*parts, *_searches(rows, trials)])
+  return "\n\n".join([*parts, ranks.block(rows), *_searches(rows, trials)])
 
 
 def _standings(rows: pd.DataFrame) -> Standings:
   """Of NFC beside others, whose intervals take a while: once for all tables."""
   found = {}
   for calls in sorted(set(rows["evaluations"])):
-    for score in tables.SCORES:
+    for score in SCORES:
       own = tables.chosen(rows, score, calls)
       found[calls, score, False] = tables.standing(own, score)
       found[calls, score, True] = tables.standing_within(rows, score, calls)
@@ -64,8 +64,8 @@ def _standings(rows: pd.DataFrame) -> Standings:
 def _singles(rows: pd.DataFrame, calls: int, standings: Standings) -> list[str]:
   """One sample of every method at a budget, and how NFC stands there."""
   parts = [
-    "PSNR / LPIPS of one sample:",
-    words.wide(_both(rows, calls)),
+    f"PSNR / LPIPS of one sample{_drawn(tables.chosen(rows, 'PSNR', calls))}:",
+    words.wide(_both(*(tables.chosen(rows, s, calls) for s in SCORES))),
     f"The best of {OWN} less the best other method, paired by picture:",
     words.wide(_leads(calls, standings)),
   ]
@@ -126,14 +126,19 @@ def _span(least: int, most: int) -> str:
   return f"{least}" if least == most else f"{least} to {most}"
 
 
-def _both(rows: pd.DataFrame, calls: int) -> str:
-  own = {each: tables.chosen(rows, each, calls) for each in tables.SCORES}
-  found = {
-    criterion: _pivot(own[criterion], column)
-    for criterion, (column, _, _) in tables.SCORES.items()
-  }
-  psnr, lpips = found["PSNR"], found["LPIPS"]
-  known = tables.comparable(own["PSNR"])
+def _drawn(rows: pd.DataFrame) -> str:
+  """How many samples the scores are means of, where there are several."""
+  draws = sorted(set(rows["draws"]))
+  if draws == [1]:
+    return ""
+  words = " or ".join(map(str, draws))
+  return f", the mean of its score over {words} of each picture"
+
+
+def _both(by_psnr: pd.DataFrame, by_lpips: pd.DataFrame) -> str:
+  """PSNR of what was tuned for PSNR, LPIPS of what was for LPIPS."""
+  psnr, lpips = _pivot(by_psnr, "psnr"), _pivot(by_lpips, "lpips")
+  known = tables.comparable(by_psnr)
   order = psnr.mean(axis=1, skipna=False).sort_values(ascending=False).index
   lines = []
   for method in order:
@@ -142,29 +147,11 @@ def _both(rows: pd.DataFrame, calls: int) -> str:
       value, distance = psnr.loc[method, name], lpips.loc[method, name]
       most = name in known and value == psnr[name].max()
       least = name in known and distance == lpips[name].min()
-      none = words.absent(own["PSNR"], method, name)
+      none = words.absent(by_psnr, method, name)
       left = none if value != value else words.bold(f"{value:.2f}", most)
       short = words.bold(words.distance(distance), least)
       cells.append(words.both(left, none if distance != distance else short))
     lines.append([words.code(method), *cells])
-  return markdown.table(["method", *psnr], lines)
-
-
-def _means(rows: pd.DataFrame) -> str:
-  psnr = _pivot(rows, "psnr")
-  order = psnr.mean(axis=1, skipna=False).sort_values(ascending=False).index
-  lines = [
-    [
-      words.code(method),
-      *(
-        words.absent(rows, method, name)
-        if value != value
-        else words.bold(f"{value:.2f}", value == psnr[name].max())
-        for name, value in psnr.loc[method].items()
-      ),
-    ]
-    for method in order
-  ]
   return markdown.table(["method", *psnr], lines)
 
 
@@ -175,19 +162,20 @@ def _verdicts(
   head = ["evaluations"]
   head += [
     f"{criterion}{beside}"
-    for criterion in tables.SCORES
+    for criterion in SCORES
     for beside in ("", ", or smaller", ", `tuned()`")
   ]
-  head.append("chains, PSNR")
+  head += [f"chains, {criterion}" for criterion in SCORES]
   lines = []
   for calls in sorted(set(rows["evaluations"])):
     cells = [str(calls)]
-    for criterion in tables.SCORES:
+    for criterion in SCORES:
       both = (standings[calls, criterion, within] for within in (False, True))
       one = shipped.beside_others(rows, trials, criterion, calls)
       cells += map(_counted, (*both, tables.standing(one, criterion)))
     means = tables.chosen(rows, "PSNR", calls, mean=True)
-    lines.append([*cells, _counted(tables.standing(means, "PSNR"))])
+    cells += [_counted(tables.standing(means, score)) for score in SCORES]
+    lines.append(cells)
   return markdown.table(head, lines)
 
 
@@ -197,7 +185,7 @@ def _tuned(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
   lines = []
   for calls in sorted(set(trials["evaluations"])):
     means = []
-    for criterion, (column, _, _) in tables.SCORES.items():
+    for criterion, (column, _, _) in SCORES.items():
       own = shipped.beside_others(rows, trials, criterion, calls)
       own = own[own["method"].str.startswith(OWN)]
       means.append(own.groupby("operator")[column].agg(tables.mean))
@@ -221,7 +209,7 @@ def _counted(standing: pd.DataFrame) -> str:
 def _leads(calls: int, standings: Standings, *, within: bool = False) -> str:
   """Verdicts at a budget; `within`, against others at smaller ones too."""
   lines = []
-  for criterion, (_, digits, _) in tables.SCORES.items():
+  for criterion, (_, digits, _) in SCORES.items():
     for operator, own in standings[calls, criterion, within].iterrows():
       colon = ":" if " at " in own["best other"] else ""
       lines.append(

@@ -6,7 +6,7 @@ import pathlib
 import pandas as pd
 
 from experiments.equal_tuning import other_prior, tables
-from experiments.equal_tuning.page import prior_section
+from experiments.equal_tuning.page import kernels, prior_section
 from experiments.equal_tuning.page.sections import block
 from experiments.harness import prior_files
 
@@ -20,13 +20,15 @@ END = "<!-- end of equal tuning -->"
 
 
 def made(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
-  """The page's block; what is of another prior is of the committed files.
+  """The page's block; further kernels and priors are of the committed files.
 
   Args:
     rows: of the pictures, by `tables.read`.
     trials: all points, in their order.
   """
   parts = [block(rows, trials)]
+  if tables.KERNELS.exists():
+    parts.append(kernels.block(rows, tables.read(tables.KERNELS)))
   if other_prior.ROWS.exists():
     second = json.loads(other_prior.ABOUT.read_text())
     first = prior_files.about("", prior_files.load(""))._asdict()

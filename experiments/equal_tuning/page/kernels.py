@@ -1,0 +1,89 @@
+"""The Markdown of the section "Ten motion kernels"."""
+
+import pandas as pd
+
+from experiments.equal_tuning import tables
+from experiments.equal_tuning.cells import MOTION
+from experiments.equal_tuning.page import words
+from experiments.equal_tuning.tables import AHEAD, OWN, SCORES
+from experiments.harness.reporting import markdown
+from posterior_jax.operators import frozen
+
+_ORDER = [f"motion, {name}" for name in frozen.ALL_PATHS]
+_ALL = "all"
+
+
+def block(rows: pd.DataFrame, more: pd.DataFrame) -> str:
+  """The section, of the budgets that the further kernels have.
+
+  Args:
+    rows: of the pictures, by `tables.read`.
+    more: likewise, of further kernels of motion blur.
+  """
+  budgets = sorted(set(more["evaluations"]))
+  own = rows[(rows["task"] == MOTION) & rows["evaluations"].isin(budgets)]
+  every = pd.concat([own, more])
+  standings = {
+    (score, calls): _standing(tables.chosen(every, score, calls), score)
+    for calls in budgets
+    for score in SCORES
+  }
+  parts = [
+    "## Ten motion kernels",
+    "Everything was tuned on the medium kernel alone. Names are percentiles "
+    "of the path's length; `all` is paired by picture, the mean of a picture's "
+    "ten scores. On how many kernels the best of NFC is ahead of / level with "
+    "/ behind the best other method, and over all of them:",
+    words.wide(_summary(standings)),
+  ]
+  for (score, calls), found in standings.items():
+    parts += [
+      f"**{score}, {calls} evaluations**, one sample:",
+      words.wide(_leads(found, score)),
+    ]
+  return "\n\n".join(parts)
+
+
+def _standing(rows: pd.DataFrame, score: str) -> pd.DataFrame:
+  """By kernel, and over all that every method has."""
+  found = tables.standing(rows, score)
+  column = SCORES[score][0]
+  whole = rows.groupby("method")["operator"].transform("nunique")
+  mean = rows[whole == whole.max()].groupby(["method", "picture"])[column]
+  over = mean.agg(tables.mean).reset_index().assign(operator=_ALL)
+  order = [name for name in _ORDER if name in found.index]
+  return pd.concat([found.loc[order], tables.standing(over, score)])
+
+
+def _summary(standings: dict[tuple[str, int], pd.DataFrame]) -> str:
+  lines = []
+  for (score, calls), found in standings.items():
+    _, digits, _ = SCORES[score]
+    over = found.loc[_ALL]
+    lines.append(
+      [
+        f"{score}, {calls}",
+        words.counted(found["NFC is"].drop(_ALL)),
+        words.code(over["best of NFC"]),
+        over["best other"],
+        words.lead(over["lead"], over["from"], over["to"], digits),
+      ]
+    )
+  head = ["score, evaluations", "kernels", OWN, "best other", "lead over all"]
+  return markdown.table(head, lines)
+
+
+def _leads(found: pd.DataFrame, score: str) -> str:
+  _, digits, _ = SCORES[score]
+  lines = [
+    [
+      str(operator).removeprefix("motion, "),
+      f"{words.code(own['best of NFC'])} {own['its mean']:.{digits}f}",
+      f"{own['best other']} {own['other mean']:.{digits}f}",
+      words.lead(own["lead"], own["from"], own["to"], digits),
+      words.bold(own["NFC is"], own["NFC is"] == AHEAD),
+    ]
+    for operator, own in found.iterrows()
+  ]
+  head = ["kernel", OWN, "best other", "lead", f"{OWN} is"]
+  return markdown.table(head, lines)
