@@ -92,6 +92,20 @@ CASES = {
     baselines.DPSConfig(levels=4),
     {"levels": 5, "scale": 1.0, "clip": False},
   ),
+  "fastdips": Case(
+    baselines.fastdips,
+    baselines.FASTDIPSConfig(levels=4),
+    {
+      "levels": 5,
+      "sigma_max": 50.0,
+      "sigma_min": 0.2,
+      "rho": 5.0,
+      "iterations": 4,
+      "steps": 2,
+      "radius": 1.0,
+      "penalty": 2.0,
+    },
+  ),
   "fgps": Case(
     baselines.fgps,
     baselines.FGPSConfig(levels=4),

@@ -31,6 +31,7 @@ COUNTS = {
   "pigdm": (1, 1),
   "mmps": (1, 1),
   "daps": (5, 0),
+  "fastdips": (1, 0),
   "sitcom": (4, 4),
   "diffpir": (1, 0),
   "ddrm": (1, 0),
@@ -148,6 +149,11 @@ PUBLISHED = {
   ("daps", "box_inpainting"): dict(predictor_steps=5, step_size=5e-5),
   ("daps", "motion_blur"): dict(inner_steps=100, step_size=5e-5),
   ("sitcom", None): dict(levels=20, steps=30, rate=0.02, anchor=0.0),
+  ("fastdips", None): dict(
+    levels=75, sigma_max=100, sigma_min=0.1, penalty=0.5
+  ),
+  ("fastdips", "super_resolution"): dict(levels=75, iterations=3, steps=1),
+  ("fastdips", "motion_blur"): dict(levels=50, iterations=3, steps=2),
   ("diffpir", "motion_blur"): dict(levels=100, weight=7 / 4, renewal=0.3),
   ("diffpir", "super_resolution"): dict(weight=7 / 4, renewal=0.25),
   ("diffpir", "box_inpainting"): dict(weight=1 / 4, renewal=1.0),

@@ -168,6 +168,9 @@ def _settings(levels):
     "DPS": baselines.dps(baselines.DPSConfig.tuned(levels=levels, scale=1.0)),
     "DAPS": baselines.daps(baselines.DAPSConfig(levels=levels, step_size=5e-3)),
     "MMPS": baselines.mmps(baselines.MMPSConfig(levels=levels, iterations=5)),
+    "FAST-DIPS": baselines.fastdips(
+      baselines.FASTDIPSConfig(levels=levels, iterations=4, steps=3)
+    ),
     "SITCOM": baselines.sitcom(baselines.SITCOMConfig(levels=levels, steps=5)),
   }
 

@@ -16,6 +16,7 @@ module of a method is called NAME_sampler: `baselines.NAME` is the function.
   mmps     Gaussian likelihood, the denoiser's Jacobian as covariance
   daps     a draw of the clean image at every level, then fresh noise
   sitcom   optimises the denoiser's input at every level, then fresh noise
+  fastdips the clean image moved into a ball about the data, then fresh noise
   diffpir  proximal data step on the clean image, then DDIM
   ddrm     DDIM in the singular vectors of the operator
   ddnm     data in its range, DDIM in the rest
@@ -39,6 +40,10 @@ from posterior_jax.baselines.diffpir_sampler import (
 from posterior_jax.baselines.diffpir_sampler import diffpir as diffpir
 from posterior_jax.baselines.dps_sampler import DPSConfig as DPSConfig
 from posterior_jax.baselines.dps_sampler import dps as dps
+from posterior_jax.baselines.fastdips_sampler import (
+  FASTDIPSConfig as FASTDIPSConfig,
+)
+from posterior_jax.baselines.fastdips_sampler import fastdips as fastdips
 from posterior_jax.baselines.fgps_sampler import FGPSConfig as FGPSConfig
 from posterior_jax.baselines.fgps_sampler import fgps as fgps
 from posterior_jax.baselines.mmps_sampler import MMPSConfig as MMPSConfig
@@ -64,6 +69,7 @@ __all__ = (
   "DDRMConfig",
   "DPSConfig",
   "DiffPIRConfig",
+  "FASTDIPSConfig",
   "FGPSConfig",
   "MMPSConfig",
   "PiGDMConfig",
@@ -77,6 +83,7 @@ __all__ = (
   "ddrm",
   "diffpir",
   "dps",
+  "fastdips",
   "fgps",
   "mmps",
   "pigdm",

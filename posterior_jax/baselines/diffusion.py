@@ -63,7 +63,7 @@ Move = Callable[
 ]  # (key, level, x, denoise, observation)
 
 
-def sampler(sigmas: np.ndarray, move: Move) -> Sampler:
+def sampler(sigmas: np.ndarray | jax.Array, move: Move) -> Sampler:
   """A sampler that starts at sigmas[0] n and moves from level to level.
 
   Args:

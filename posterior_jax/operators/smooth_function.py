@@ -59,7 +59,7 @@ def _no_matrix() -> ValueError:
   return ValueError(
     "operator must be linear here: nonlinear measurements are taken by nfc "
     "without a band and from a start of noise, dps, daps with Langevin "
-    "updates, mmps and sitcom"
+    "updates, mmps, sitcom and fastdips"
   )
 
 
@@ -106,7 +106,8 @@ def nonlinear(function: Linear, image_shape: tuple[int, int, int]) -> Nonlinear:
 
   Taken by `nfc` without a band and from a start of noise, so not under
   `NFCConfig.fast` or the band of `paper`, and, of the baselines, by `dps`,
-  `daps` with Langevin updates, `mmps` and `sitcom`; others refuse it.
+  `daps` with Langevin updates, `mmps`, `sitcom` and `fastdips`; others refuse
+  it.
 
   Args:
     function: f, [H, W, C] to [h, w, c], of JAX operations on real arrays, with
