@@ -6,11 +6,13 @@ solves are no evaluations; here all but those of `calibrated()` have a closed
 form (`decomposed`).
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from experiments.few_calls.contenders import (
   BASELINES,
@@ -23,8 +25,9 @@ from experiments.few_calls.contenders import (
 )
 from experiments.few_calls.search import Knob, Point
 from experiments.peers.dpir import FIRST
-from posterior_jax import NFCConfig, Observation, baselines
+from posterior_jax import NFCConfig, Observation, baselines, fields
 from posterior_jax.base import Denoiser
+from posterior_jax.baselines import fastdips_sampler
 from posterior_jax.nfc_sampler import (
   Jacobian,
   Mean,
@@ -73,6 +76,11 @@ def adamdps(evaluations: int) -> baselines.AdamDPSConfig:
   return baselines.AdamDPSConfig.tuned(levels=evaluations // 2)
 
 
+def fastdips(evaluations: int) -> baselines.FASTDIPSConfig:
+  """One call for each level."""
+  return baselines.FASTDIPSConfig.tuned(levels=evaluations)
+
+
 def ddrm(evaluations: int) -> baselines.DDRMConfig:
   """One call for each level."""
   return baselines.DDRMConfig.tuned(levels=evaluations)
@@ -113,6 +121,37 @@ def nfc(config: Callable[[int], NFCConfig], *knobs: Knob) -> Contender:
       beside = {n: v for n, v in operands.items() if n != "levels"}
       parts = parts_of(tuned.with_point(made, beside), spectrum)
       sampler = compose(parts, operands["levels"])
+      return scanned(sampler, denoise, observation, key)
+
+    return run
+
+  return Contender(lambda _: knobs, operands, restore)
+
+
+def ball(*knobs: Knob) -> Contender:
+  """Settings of `fastdips`; those of its schedule make the levels.
+
+  The ball has the radius of its authors, who have one for everything.
+  """
+
+  def operands(evaluations: int, point: Point) -> dict[str, Any]:
+    made = fields.changed(fastdips(evaluations), point)
+    sigmas = np.float32(fastdips_sampler.levels_of(made))
+    return {"sigmas": sigmas, "penalty": made.penalty}
+
+  def restore(evaluations: int) -> Restore:
+    made = fastdips(evaluations)
+
+    def run(
+      operands: dict[str, Any],
+      denoise: Denoiser,
+      observation: Observation,
+      key: jax.Array,
+      spectrum: jax.Array,
+    ) -> jax.Array:
+      del spectrum
+      config = dataclasses.replace(made, penalty=operands["penalty"])
+      sampler = fastdips_sampler.annealed(config, operands["sigmas"])
       return scanned(sampler, denoise, observation, key)
 
     return run
@@ -232,6 +271,7 @@ METHODS: dict[str, Contender] = {
   "DAPS": built(
     baselines.daps, daps, Knob("noise_std", 0.014), Knob("step_size", 1e-4)
   ),
+  "FAST-DIPS": ball(Knob("penalty", 0.5), *_ends(3.0, 0.1)),
   "SITCOM": built(
     baselines.sitcom,
     sitcom,
