@@ -42,6 +42,7 @@ GRIDS: dict[str, dict[str, tuple[Any, ...]]] = {
   "DDRM": {"eta": (0.0, 0.5, 0.85, 1.0), "eta_data": (0.5, 1.0)},
   "DiffPIR": {"weight": (0.125, 0.25, 0.5), "renewal": (0.7, 1.0), **_SOLVE},
   "DPS": {"scale": (0.1, 0.3, 1.0, 3.0, 6.0, 10.0), "clip": (True,)},
+  "FAST-DIPS": {"penalty": (0.25, 0.5, 1.0), "sigma_max": (3.0, 20.0, 100.0)},
   "FGPS": {"scale_start": (1.0, 3.0, 6.0), "scale_end": (1.0, 3.0, 6.0)},
   "MMPS": {"eta": (0.5, 1.0), "iterations": (1, 2, 3)},
   "PiGDM": {"eta": (0.5, 1.0), "data_std": (0.03, 0.06, 0.12, 0.25), **_SOLVE},

@@ -45,7 +45,7 @@ def test_an_observation_is_a_pytree_of_anything():
 
 
 def test_every_baseline_has_both_settings():
-  assert len(CONFIGS) == 12
+  assert len(CONFIGS) == 13
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda each: each.__name__)

@@ -98,6 +98,7 @@ def test_every_method_keeps_to_its_evaluations():
       "DAPS": methods.daps(calls).levels * methods.daps(calls).predictor_steps,
       "SITCOM": 2 * methods.sitcom(calls).levels * methods.sitcom(calls).steps,
       "DiffPIR": methods.diffpir(calls).levels,
+      "FAST-DIPS": methods.fastdips(calls).levels,
     }
     assert max(made.values()) <= calls
     assert min(v for k, v in made.items() if k != "DiffPIR") > calls - 5

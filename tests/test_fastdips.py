@@ -3,13 +3,17 @@
 With a Gaussian prior the denoiser is a matrix, D(x) = C (C + sigma^2)^-1 x.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import posterior_jax as pj
+from experiments.few_calls import contenders
 from posterior_jax import baselines, operators, priors, schedule
+from posterior_jax.baselines import fastdips_sampler
 from tests import oracles
 
 SHAPE = (8, 8, 1)
@@ -78,7 +82,7 @@ def corrected(x0, sigma, forward, jacobian, y, config):
   return z
 
 
-def trajectory(config, observation, forward, jacobian, y, noises):
+def trajectory(config, forward, jacobian, y, noises):
   """States of every level, the last the answer, from the sampler's noise."""
   sigmas = schedule.karras(config.levels, sigma_max=config.sigma_max)
   c = oracles.fourier_diagonal(np.asarray(PRIOR.spectrum, np.float64))
@@ -114,20 +118,128 @@ CONFIG = baselines.FASTDIPSConfig(
 )
 
 
-@pytest.mark.parametrize("name", OPERATORS)
-def test_the_trajectory_is_that_of_the_equations(name):
-  operator = OPERATORS[name]()
-  observation = observe(operator)
-  x, info, noises = chain(CONFIG, observation)
-  seen = np.broadcast_to(operator.observed, operator.measurement_shape)
-  a = oracles.dense_operator(operator)[seen.ravel() > 0]
-  y = np.tile(flat(observation.y)[:, seen.ravel() > 0], (2, 1))
-  expected = trajectory(
-    CONFIG, observation, lambda z: z @ a.T, lambda row: a, y, noises
-  )
+def unobserved(operator):
+  return np.broadcast_to(operator.observed, operator.measurement_shape) == 0
+
+
+def compare(config, observation, forward, jacobian, y):
+  x, info, noises = chain(config, observation)
+  expected = trajectory(config, forward, jacobian, np.tile(y, (2, 1)), noises)
   for found, state, sigma in zip(x, expected, info.sigma, strict=True):
     np.testing.assert_allclose(
       flat(found).reshape(-1, D), state, atol=2e-5 * max(1, float(sigma))
     )
-  np.testing.assert_array_equal(info.calls, np.ones(CONFIG.levels))
-  np.testing.assert_array_equal(info.products, np.zeros(CONFIG.levels))
+  np.testing.assert_array_equal(info.calls, np.ones(config.levels))
+  np.testing.assert_array_equal(info.products, np.zeros(config.levels))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_the_trajectory_is_that_of_the_equations(name):
+  operator = OPERATORS[name]()
+  observation = observe(operator)
+  seen = ~unobserved(operator).ravel()
+  a = oracles.dense_operator(operator)[seen]
+  y = flat(observation.y)[:, seen]
+  compare(CONFIG, observation, lambda z: z @ a.T, lambda row: a, y)
+
+
+def test_no_step_is_longer_than_one():
+  """With rho = 0.5 the best step down would be of 2 where sigma is large."""
+  config = dataclasses.replace(CONFIG, penalty=0.5 * NOISE**2)
+  observation = observe(operators.random_inpainting(SHAPE, fraction=0.5))
+  seen = ~unobserved(observation.operator).ravel()
+  a = oracles.dense_operator(observation.operator)[seen]
+  y = flat(observation.y)[:, seen]
+  compare(config, observation, lambda z: z @ a.T, lambda row: a, y)
+
+
+def test_a_bent_measurement_halves_steps_that_lead_up():
+  """sin(4 x): where it is flat the tangent's best step is far too long."""
+  operator = operators.nonlinear(lambda x: jnp.sin(4 * x), SHAPE)
+  observation = observe(operator)
+  config = dataclasses.replace(CONFIG, levels=3, sigma_max=2.0)
+  compare(
+    config,
+    observation,
+    lambda z: np.sin(4 * z),
+    lambda row: np.diag(4 * np.cos(4 * row)),
+    flat(observation.y),
+  )
+
+
+def first_level(config, observation):
+  """z and x0 of the first of two levels, [4, D], and its residuals."""
+  x, info, noises = chain(dataclasses.replace(config, levels=2), observation)
+  sigma, following = schedule.karras(2, sigma_max=config.sigma_max)[:2]
+  c = oracles.fourier_diagonal(np.asarray(PRIOR.spectrum, np.float64))
+  x0 = sigma * noises[0] @ np.linalg.solve(c + sigma**2 * np.eye(D), c).T
+  z = flat(x[0]).reshape(-1, D) - following * noises[1]
+  return z, x0, np.asarray(info.residual[0])
+
+
+def nearest(x0, a, y, radius):
+  """The point of the ball ||A z - y|| <= radius next to x0: by bisection.
+
+  z = (I + t A^T A)^-1 (x0 + t A^T y), whose residual falls as t grows.
+  """
+  low, high = -10.0, 10.0
+  for _ in range(60):
+    t = np.exp((low + high) / 2)
+    z = np.linalg.solve(np.eye(D) + t * a.T @ a, x0 + t * a.T @ y)
+    if norm(a @ z - y) > radius:
+      low = np.log(t)
+    else:
+      high = np.log(t)
+  return z
+
+
+@pytest.mark.parametrize("name", ["resize", "random"])
+def test_a_level_ends_in_the_ball(name):
+  """On its surface where it is next to the denoised image."""
+  operator = OPERATORS[name]()
+  observation = observe(operator)
+  # So little noise that the tie to the denoised image counts: it converges.
+  config = dataclasses.replace(CONFIG, sigma_max=0.5, iterations=300, steps=3)
+  z, x0, residual = first_level(config, observation)
+  np.testing.assert_allclose(residual.ravel(), config.radius**2, rtol=1e-3)
+  seen = ~unobserved(operator).ravel()
+  a = oracles.dense_operator(operator)[seen]
+  y = np.tile(flat(observation.y)[:, seen], (2, 1))
+  radius = config.radius * NOISE * len(a) ** 0.5
+  assert norm(x0 @ a.T - y).min() > 2 * radius  # it begins outside
+  expected = [nearest(*pair, radius) for pair in zip(x0, [a] * 4, y)]
+  np.testing.assert_allclose(z, expected, atol=1e-3)
+
+
+def test_what_lies_in_the_ball_stays():
+  observation = observe(operators.random_inpainting(SHAPE, fraction=0.5))
+  wide = dataclasses.replace(CONFIG, radius=100.0)
+  z, x0, _ = first_level(wide, observation)
+  np.testing.assert_allclose(z, x0, atol=3e-5)
+
+
+def test_an_empty_ramp_is_refused():
+  with oracles.refused(ValueError, r"sigma_min must lie in \(0, sigma_max\)"):
+    baselines.FASTDIPSConfig(sigma_min=3.0, sigma_max=2.0)
+
+
+def test_levels_of_a_search_are_operands():
+  """One program for many schedules, each of which is that of its settings."""
+  observation = observe(operators.random_inpainting(SHAPE, fraction=0.5))
+  traces = []
+
+  @oracles.quick_jit
+  def restored(sigmas, key):
+    traces.append(sigmas)
+    sampler = fastdips_sampler.annealed(CONFIG, sigmas)
+    return contenders.scanned(sampler, PRIOR.denoise, observation, key)
+
+  key = jax.random.key(5)
+  for sigma_max in (20.0, 3.0):
+    config = dataclasses.replace(CONFIG, sigma_max=sigma_max)
+    sigmas = jnp.asarray(fastdips_sampler.levels_of(config), jnp.float32)
+    expected, _ = pj.run(
+      baselines.fastdips(config), PRIOR.denoise, observation, key
+    )
+    np.testing.assert_allclose(restored(sigmas, key), expected[0], atol=1e-4)
+  assert len(traces) == 1

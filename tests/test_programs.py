@@ -108,7 +108,7 @@ def test_baselines_of_equal_settings_are_equal(build):
 
 
 def test_all_baselines_are_there():
-  assert len(BUILDERS) == 12
+  assert len(BUILDERS) == 13
 
 
 def test_what_a_builder_refuses_is_refused_at_once():

@@ -243,7 +243,7 @@ def _descended(
     tangent = operator.tangent(z)
     slope = tie * (z - x0) + rho * tangent.adjoint(missed(z))
     steep = reduce.total(slope**2)
-    seen = reduce.total((operator.observed * tangent.forward(slope)) ** 2)
+    seen = reduce.total(tangent.forward(slope) ** 2)
     curved = jnp.maximum(tie * steep + rho * seen, _TINY)
     size = jnp.minimum(steep / curved, _LONGEST)
     # A linear one's step is the best on its line: it never leads up.

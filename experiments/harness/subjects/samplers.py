@@ -105,6 +105,9 @@ METHODS: dict[str, Method] = {
     ),
   ),
   "DPS": _baseline(baselines.DPSConfig, baselines.dps),
+  "FAST-DIPS": _baseline(
+    baselines.FASTDIPSConfig, baselines.fastdips, most=10_000
+  ),
   "FGPS": _baseline(baselines.FGPSConfig, baselines.fgps),
   "MMPS": _baseline(baselines.MMPSConfig, baselines.mmps),
   "PiGDM": _baseline(baselines.PiGDMConfig, baselines.pigdm),
