@@ -137,7 +137,8 @@ def share(name: str, start: float) -> Knob:
 
 DPIR = "DPIR"
 # Left out: DAPS, SITCOM and PnP-DM take several evaluations per level, so that
-# five of them are one level or two; FGPS is DPS behind a band.
+# five of them are one level or two; FGPS is DPS behind a band. AdamDPS and
+# FAST-DIPS are tuned from 20 evaluations on, in `equal_tuning`.
 BASELINES: dict[str, Contender] = {
   DPIR: Contender(
     lambda evaluations: (Knob("weight", 0.2), Knob("first", 98 / 255)),
