@@ -71,7 +71,9 @@ def test_what_is_right_is_not_doubted(y):
     check_observation(pj.Observation(y, operator, 0.1))
 
 
-@pytest.mark.parametrize("metric", [pj.metrics.psnr, pj.metrics.ssim])
+@pytest.mark.parametrize(
+  "metric", [pj.metrics.psnr, pj.metrics.ssim, pj.metrics.flip]
+)
 @pytest.mark.parametrize("data_range", [(0, 1), (0, 255), (0, 65535)])
 def test_metrics_know_the_range(metric, data_range):
   noisy = PHOTOGRAPH + 0.1 * RNG.standard_normal(PHOTOGRAPH.shape)

@@ -2,6 +2,8 @@
 
 from posterior_jax.metrics.dists import DISTS as DISTS
 from posterior_jax.metrics.dists import load_dists as load_dists
+from posterior_jax.metrics.flip import flip as flip
+from posterior_jax.metrics.flip import flip_map as flip_map
 from posterior_jax.metrics.image import (
   measurement_residual as measurement_residual,
 )
@@ -39,6 +41,8 @@ __all__ = (
   "coefficient_variance",
   "coverage",
   "crps",
+  "flip",
+  "flip_map",
   "hpd_coverage",
   "load_dists",
   "load_lpips",

@@ -69,28 +69,6 @@ FORMS: dict[Network, Form] = {
 }
 
 
-def check_images(x: jax.Array, metric: str, least: int) -> None:
-  """Refuses images that the classifier has no features of.
-
-  Args:
-    x: [..., H, W, C].
-    metric: its name, for the message.
-    least: pixels that a side needs.
-
-  Raises:
-    ValueError: if they are smaller or not of 3 channels.
-  """
-  if x.shape[-1] != CHANNELS:
-    raise ValueError(
-      f"x and truth must have 3 channels for {metric}, got {x.shape[-1]}"
-    )
-  if min(x.shape[-3:-1]) < least:
-    raise ValueError(
-      f"images must be at least {least} pixels wide and high for {metric}, got "
-      f"{x.shape[-3:-1]}"
-    )
-
-
 def convolutions(
   network: Network, tensors: Mapping[str, np.ndarray], prefix: str
 ) -> tuple[dict[str, Source], list[int]]:

@@ -15,7 +15,7 @@ from jax import lax
 
 from posterior_jax.metrics import classifier
 from posterior_jax.metrics.classifier import CHANNELS, FORMS
-from posterior_jax.metrics.image import matching_images
+from posterior_jax.metrics.image import check_colours, matching_images
 from posterior_jax.priors.checkpoints import named_tensors
 from posterior_jax.priors.checkpoints.named_tensors import Source
 
@@ -69,7 +69,7 @@ class DISTS:
       TypeError: if they are not floating point.
     """
     x, truth = matching_images(x, truth)
-    classifier.check_images(x, "dists", _VGG.least)
+    check_colours(x, "dists", _VGG.least)
     total = jnp.sum(self.alpha) + jnp.sum(self.beta)
     alike, place = jnp.zeros((), jnp.float32), 0
     for a, b in zip(self._features(x), self._features(truth), strict=True):

@@ -66,6 +66,28 @@ def matching_images(
   return x.astype(dtype), truth.astype(dtype)
 
 
+def check_colours(x: jax.Array, metric: str, least: int) -> None:
+  """Refuses images that a metric of colour images cannot compare.
+
+  Args:
+    x: [..., H, W, C].
+    metric: its name, for the message.
+    least: pixels that a side needs.
+
+  Raises:
+    ValueError: if they are smaller or not of 3 channels.
+  """
+  if x.shape[-1] != 3:
+    raise ValueError(
+      f"x and truth must have 3 channels for {metric}, got {x.shape[-1]}"
+    )
+  if min(x.shape[-3:-1]) < least:
+    raise ValueError(
+      f"images must be at least {least} pixels wide and high for {metric}, got "
+      f"{x.shape[-3:-1]}"
+    )
+
+
 def psnr(
   x: jax.Array, truth: jax.Array, *, data_range: Range = (-1.0, 1.0)
 ) -> jax.Array:
@@ -95,8 +117,8 @@ def psnr(
     20.0
   """
   x, truth = matching_images(x, truth)
-  truth = _in_range(truth, data_range)
-  error = _unit(x, data_range) - _unit(truth, data_range)
+  truth = in_range(truth, data_range)
+  error = unit(x, data_range) - unit(truth, data_range)
   return -10.0 * jnp.log10(jnp.mean(error**2, axis=_IMAGE))
 
 
@@ -136,7 +158,7 @@ def ssim(
       f"images must be at least {width} pixels wide and high for ssim, got "
       f"{x.shape[-3:-1]}"
     )
-  truth = _in_range(truth, data_range)
+  truth = in_range(truth, data_range)
   return _similarity(x, truth, tuple(data_range))
 
 
@@ -144,7 +166,7 @@ def ssim(
 def _similarity(x: jax.Array, truth: jax.Array, data_range: Range) -> jax.Array:
   """Of images [..., H, W, C], one program: eagerly there are 40."""
   # Centred at grey: variances do not change and lose less to cancellation.
-  a, b = (_unit(image, data_range) - 0.5 for image in (x, truth))
+  a, b = (unit(image, data_range) - 0.5 for image in (x, truth))
   mean_a, mean_b = _window(a), _window(b)
   var_a = _window(a * a) - mean_a**2
   var_b = _window(b * b) - mean_b**2
@@ -182,14 +204,14 @@ def measurement_residual(x: jax.Array, observation: Observation) -> jax.Array:
   return normalised_residual(observation, x)
 
 
-def _unit(x: jax.Array, data_range: Range) -> jax.Array:
+def unit(x: jax.Array, data_range: Range) -> jax.Array:
   """[low, high] -> [0, 1], clipped."""
   low, high = data_range
   scale = 1 / (high - low)
   return jnp.clip(x * scale - low * scale, 0.0, 1.0)
 
 
-def _in_range(truth: jax.Array, data_range: Range) -> jax.Array:
+def in_range(truth: jax.Array, data_range: Range) -> jax.Array:
   """The truth, where its values are known to be of the unit that was said."""
   if not (isinstance(data_range, tuple | list) and len(data_range) == 2):
     raise ValueError(f"data_range must be (low, high), got {data_range!r}")

@@ -16,7 +16,7 @@ from jax import lax
 
 from posterior_jax.metrics import classifier
 from posterior_jax.metrics.classifier import CHANNELS, FORMS, Network
-from posterior_jax.metrics.image import matching_images
+from posterior_jax.metrics.image import check_colours, matching_images
 from posterior_jax.priors.checkpoints import named_tensors
 from posterior_jax.priors.checkpoints.named_tensors import Source
 
@@ -60,7 +60,7 @@ class LPIPS:
       TypeError: if they are not floating point.
     """
     x, truth = matching_images(x, truth)
-    classifier.check_images(x, "lpips", FORMS[self.network].least)
+    check_colours(x, "lpips", FORMS[self.network].least)
     lead = jnp.broadcast_shapes(x.shape[:-3], truth.shape[:-3])
     total = jnp.zeros(lead, jnp.float32)
     features = [self._features(x), self._features(truth)]
