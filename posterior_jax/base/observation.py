@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from posterior_jax.base.operator import Operator
+from posterior_jax.short_repr import short_repr
 
 
 @jax.tree_util.register_dataclass
@@ -36,6 +37,8 @@ class Observation:
   y: jax.Array
   operator: Operator
   noise_std: jax.Array | float
+
+  __repr__ = short_repr
 
   def __post_init__(self) -> None:
     # As far as it is known without waiting for a device; `check_observation`

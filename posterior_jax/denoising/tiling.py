@@ -9,6 +9,7 @@ from jax import lax
 
 from posterior_jax import fields
 from posterior_jax.base import Denoiser
+from posterior_jax.short_repr import short_repr
 
 
 @jax.tree_util.register_dataclass
@@ -27,6 +28,8 @@ class Tiled:
   tile: tuple[int, int] = dataclasses.field(metadata={"static": True})
   overlap: int = dataclasses.field(metadata={"static": True})
   margin: int = dataclasses.field(metadata={"static": True})
+
+  __repr__ = short_repr
 
   def __call__(self, x: jax.Array, sigma: jax.Array) -> jax.Array:
     """E[x0 | x], tile by tile: x [M, H, W, C], sigma [M] -> [M, H, W, C]."""
@@ -72,6 +75,8 @@ class Padded:
 
   denoise: Denoiser
   multiple: int = dataclasses.field(metadata={"static": True})
+
+  __repr__ = short_repr
 
   def __call__(self, x: jax.Array, sigma: jax.Array) -> jax.Array:
     """E[x0 | x]: x [M, H, W, C], sigma [M] -> [M, H, W, C]."""

@@ -16,6 +16,7 @@ import numpy as np
 from posterior_jax.base import Observation, Operator
 from posterior_jax.linalg import fourier, solve
 from posterior_jax.operators.composed import Composed
+from posterior_jax.short_repr import short_repr
 
 Shape = Literal["hard", "butterworth", "gaussian"]
 Blend = Literal["convex", "additive"]
@@ -132,6 +133,8 @@ class Banded(Composed, solve.Iterative):
   """
 
   gain: jax.Array
+
+  __repr__ = short_repr
 
   @property
   def gram_gain(self) -> jax.Array:

@@ -18,6 +18,7 @@ from posterior_jax.metrics.classifier import CHANNELS, FORMS
 from posterior_jax.metrics.image import check_colours, matching_images
 from posterior_jax.priors.checkpoints import named_tensors
 from posterior_jax.priors.checkpoints.named_tensors import Source
+from posterior_jax.short_repr import short_repr
 
 _VGG = FORMS["vgg"]
 # Of the similarities of means and of variances, and below the pooling's root.
@@ -46,6 +47,8 @@ class DISTS:
   biases: tuple[jax.Array, ...]
   alpha: jax.Array
   beta: jax.Array
+
+  __repr__ = short_repr
 
   def __call__(self, x: jax.Array, truth: jax.Array) -> jax.Array:
     """1 - sum of alpha l(x, truth) + beta s(x, truth), 0 if equal.

@@ -19,6 +19,7 @@ from posterior_jax.metrics.classifier import CHANNELS, FORMS, Network
 from posterior_jax.metrics.image import check_colours, matching_images
 from posterior_jax.priors.checkpoints import named_tensors
 from posterior_jax.priors.checkpoints.named_tensors import Source
+from posterior_jax.short_repr import short_repr
 
 # Added to the length of a feature vector, outside of the root, as they do.
 _EPSILON = 1e-10
@@ -44,6 +45,8 @@ class LPIPS:
   biases: tuple[jax.Array, ...]
   weights: tuple[jax.Array, ...]
   network: Network = dataclasses.field(metadata={"static": True})
+
+  __repr__ = short_repr
 
   def __call__(self, x: jax.Array, truth: jax.Array) -> jax.Array:
     """Distance of every image, 0 if equal.

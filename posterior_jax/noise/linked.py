@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from posterior_jax.noise.measured import OfPixels
 from posterior_jax.noise.weighted import Weighted
 from posterior_jax.operators.smooth_function import WithoutMatrix
+from posterior_jax.short_repr import short_repr
 
 
 class Link(Protocol):
@@ -29,6 +30,8 @@ class Linked(OfPixels, WithoutMatrix):
   """
 
   link: Link
+
+  __repr__ = short_repr
 
   def forward(self, x: jax.Array) -> jax.Array:
     """g(A x)."""

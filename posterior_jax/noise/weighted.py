@@ -10,6 +10,7 @@ from posterior_jax import fields
 from posterior_jax.base import Observation, Operator, check_observation
 from posterior_jax.linalg import fourier, solve
 from posterior_jax.noise.measured import OfPixels
+from posterior_jax.short_repr import short_repr
 
 # Between two pixels of one observation, squared in a solve of float32: a pixel
 # of a thousandth of the others' noise puts the mean off by 0.3 to 3 % of its
@@ -28,6 +29,8 @@ class Weighted(OfPixels, solve.Iterative):
   """
 
   weight: jax.Array
+
+  __repr__ = short_repr
 
   @property
   def gridded(self) -> bool:

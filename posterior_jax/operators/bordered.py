@@ -15,6 +15,7 @@ from posterior_jax.linalg import svd as decompose
 from posterior_jax.operators.decomposed import Decomposed
 from posterior_jax.operators.scene import Correlation
 from posterior_jax.operators.shapes import widened
+from posterior_jax.short_repr import short_repr
 
 
 @jax.tree_util.register_dataclass
@@ -39,6 +40,8 @@ class Blur(Correlation):
     default="reflect", metadata={"static": True}
   )
   separable: bool = dataclasses.field(default=False, metadata={"static": True})
+
+  __repr__ = short_repr
 
   @property
   def measurement_shape(self) -> tuple[int, int, int]:

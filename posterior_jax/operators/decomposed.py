@@ -9,6 +9,7 @@ from posterior_jax.base import SolveInfo
 from posterior_jax.linalg import solve
 from posterior_jax.linalg.svd import Svd
 from posterior_jax.operators.composed import Composed
+from posterior_jax.short_repr import short_repr
 
 
 @jax.tree_util.register_dataclass
@@ -25,6 +26,8 @@ class Decomposed(Composed):
   """
 
   known: Svd
+
+  __repr__ = short_repr
 
   @property
   def pictorial(self) -> bool:

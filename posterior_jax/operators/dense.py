@@ -15,6 +15,7 @@ from posterior_jax.linalg import svd as decompose
 from posterior_jax.linalg.svd import Svd
 from posterior_jax.operators.decomposed import Decomposed
 from posterior_jax.operators.shapes import check_batch, check_image_shape
+from posterior_jax.short_repr import short_repr
 
 
 @jax.tree_util.register_dataclass
@@ -31,6 +32,8 @@ class Dense(Operator):
   image_shape: tuple[int, int, int] = dataclasses.field(
     metadata={"static": True}
   )
+
+  __repr__ = short_repr
 
   @property
   def measurement_shape(self) -> tuple[int, int, int]:

@@ -18,6 +18,7 @@ from posterior_jax.base import Linear, Operator
 from posterior_jax.foreign_files.messages import first_line
 from posterior_jax.linalg import fourier, solve
 from posterior_jax.operators.shapes import check_image_shape, widened
+from posterior_jax.short_repr import short_repr
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -46,6 +47,8 @@ class Function(solve.Iterative):
   output_shape: tuple[int, int, int] = dataclasses.field(
     metadata={"static": True}
   )
+
+  __repr__ = short_repr
 
   @property
   def measurement_shape(self) -> tuple[int, int, int]:

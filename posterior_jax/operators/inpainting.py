@@ -11,6 +11,7 @@ from posterior_jax.base import Operator, SolveInfo
 from posterior_jax.linalg import solve
 from posterior_jax.linalg.svd import Svd
 from posterior_jax.operators.shapes import check_batch, check_image_shape
+from posterior_jax.short_repr import short_repr
 
 
 @jax.tree_util.register_dataclass
@@ -33,6 +34,8 @@ class Inpainting(Operator):
     metadata={"static": True}
   )
   contiguous: bool = dataclasses.field(default=False, metadata={"static": True})
+
+  __repr__ = short_repr
 
   @property
   def measurement_shape(self) -> tuple[int, int, int]:

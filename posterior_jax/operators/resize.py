@@ -14,6 +14,7 @@ from posterior_jax.linalg import solve
 from posterior_jax.linalg import svd as decompose
 from posterior_jax.operators.decomposed import Decomposed
 from posterior_jax.operators.shapes import check_batch, check_image_shape
+from posterior_jax.short_repr import short_repr
 
 
 @jax.tree_util.register_dataclass
@@ -36,6 +37,8 @@ class Resize(Operator):
   margin: int = dataclasses.field(  # type: ignore[assignment]
     default=0, metadata={"static": True}
   )
+
+  __repr__ = short_repr
 
   @property
   def measurement_shape(self) -> tuple[int, int, int]:

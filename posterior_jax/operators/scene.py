@@ -17,6 +17,7 @@ from posterior_jax.base import Operator, SolveInfo
 from posterior_jax.linalg import fourier, solve
 from posterior_jax.linalg.svd import Svd
 from posterior_jax.operators.shapes import widened
+from posterior_jax.short_repr import short_repr
 
 UNIT = 8  # of fast sides: what a U-Net of three halvings divides
 
@@ -44,6 +45,8 @@ class SceneBlur(Correlation):
     metadata={"static": True}
   )
   seen: tuple[int, int] = dataclasses.field(metadata={"static": True})
+
+  __repr__ = short_repr
 
   @property
   def margin(self) -> int:

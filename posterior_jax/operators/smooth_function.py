@@ -17,6 +17,7 @@ from posterior_jax.foreign_files.messages import first_line
 from posterior_jax.operators.function import as_pytree, each, returned
 from posterior_jax.operators.shapes import check_image_shape, widened
 from posterior_jax.operators.tangent import Tangent, tangent_at
+from posterior_jax.short_repr import short_repr
 
 
 class WithoutMatrix(Operator):
@@ -81,6 +82,8 @@ class Nonlinear(WithoutMatrix):
   output_shape: tuple[int, int, int] = dataclasses.field(
     metadata={"static": True}
   )
+
+  __repr__ = short_repr
 
   @property
   def measurement_shape(self) -> tuple[int, int, int]:

@@ -16,6 +16,7 @@ import numpy as np
 from posterior_jax.base import Linear
 from posterior_jax.linalg import fourier, solve
 from posterior_jax.operators.shapes import widened
+from posterior_jax.short_repr import short_repr
 
 
 @jax.tree_util.register_dataclass
@@ -42,6 +43,8 @@ class Tangent(solve.Iterative):
   output_shape: tuple[int, int, int] = dataclasses.field(
     metadata={"static": True}
   )
+
+  __repr__ = short_repr
 
   @property
   def measurement_shape(self) -> tuple[int, int, int]:

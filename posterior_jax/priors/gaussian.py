@@ -20,6 +20,7 @@ from posterior_jax.base import (
 )
 from posterior_jax.linalg import fourier
 from posterior_jax.priors.arguments import check_arguments
+from posterior_jax.short_repr import short_repr
 
 
 @jax.tree_util.register_dataclass
@@ -37,6 +38,8 @@ class GaussianPrior:
 
   spectrum: jax.Array
   mean: jax.Array
+
+  __repr__ = short_repr
 
   @property
   def denoise(self) -> Denoiser:

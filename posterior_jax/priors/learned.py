@@ -16,6 +16,7 @@ from posterior_jax.foreign_files.messages import clean, shown
 from posterior_jax.priors import edm
 from posterior_jax.priors.arguments import check_arguments
 from posterior_jax.priors.parametrisation import Parametrisation
+from posterior_jax.short_repr import short_repr
 
 # Standard deviations; 1 in 5e8 draws of the noise is beyond it. What lies
 # further is no noise, and a network amplifies what it has never seen without
@@ -113,6 +114,8 @@ class UNetPrior(Generic[Config]):
   reach: float | None = dataclasses.field(
     default=REACH, metadata={"static": True}
   )
+
+  __repr__ = short_repr
 
   @property
   def denoise(self) -> Denoiser:

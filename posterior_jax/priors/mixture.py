@@ -14,6 +14,7 @@ from jax import lax
 
 from posterior_jax.base import Denoiser
 from posterior_jax.priors.arguments import check_arguments
+from posterior_jax.short_repr import short_repr
 
 _HIGHEST = lax.Precision.HIGHEST
 
@@ -32,6 +33,8 @@ class GaussianMixture:
   weights: jax.Array
   means: jax.Array
   std: jax.Array
+
+  __repr__ = short_repr
 
   @property
   def denoise(self) -> Denoiser:

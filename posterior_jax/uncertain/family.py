@@ -8,6 +8,7 @@ import numpy as np
 import scipy.ndimage
 
 from posterior_jax import fields
+from posterior_jax.short_repr import short_repr
 
 
 @jax.tree_util.register_dataclass
@@ -24,6 +25,8 @@ class Kernels:
   values: jax.Array
   degrees: jax.Array
   scales: jax.Array
+
+  __repr__ = short_repr
 
 
 def turned(
