@@ -59,6 +59,7 @@ def packed(rows: pd.DataFrame) -> pd.DataFrame:
   shown = rows.assign(
     psnr=rows["psnr"].map("{:.3f}".format),
     lpips=rows["lpips"].map("{:.4f}".format),
+    seconds=rows["seconds"].map("{:.3g}".format),
   )
   # Names of pictures may have spaces.
   lists = dict.fromkeys(_LISTS, shlex.join)

@@ -30,10 +30,12 @@ def block(rows: pd.DataFrame, more: pd.DataFrame) -> str:
   }
   parts = [
     "## Ten motion kernels",
-    "Everything was tuned on the medium kernel alone. Names are percentiles "
-    "of the path's length; `all` is paired by picture, the mean of a picture's "
-    "ten scores. On how many kernels the best of NFC is ahead of / level with "
-    "/ behind the best other method, and over all of them:",
+    "Everything was tuned on the medium kernel alone, and runs here as it is. "
+    "A kernel's name is the percentile of its path's length; short, medium and "
+    "long are the 10th, 50th and 90th. Over all ten, leads are paired by "
+    "picture, by the mean of its ten scores. On how many kernels the best of "
+    f"{OWN} is ahead of / level with / behind the best other method, and over "
+    "all of them:",
     words.wide(_summary(standings)),
   ]
   for (score, calls), found in standings.items():
