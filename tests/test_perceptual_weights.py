@@ -19,9 +19,10 @@ import safetensors.numpy
 from absl import app
 
 from experiments import prior_sources
+from experiments.data import legacy_torch
 from experiments.harness.packages import pip_archives
 from experiments.perceptual_weights import __main__ as command
-from experiments.perceptual_weights import convert, legacy_torch
+from experiments.perceptual_weights import convert
 from posterior_jax import metrics
 from posterior_jax.priors.checkpoints import array_pickle
 from tests import perceptual_oracle as oracle

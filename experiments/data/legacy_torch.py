@@ -17,7 +17,7 @@ from posterior_jax.priors.checkpoints import tensor_pickle
 from posterior_jax.priors.checkpoints.torch_archive import Refused
 from posterior_jax.priors.checkpoints.torch_tensors import Tensors
 
-MOST_BYTES = 1 << 20  # heads alone, no networks
+MOST_BYTES = 1 << 24  # FFDNet has 3.4 MB, the heads of DISTS a few kB
 _MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _PICKLES = 5
 
@@ -26,8 +26,8 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
   """The tensors of such a file; no code of it is run.
 
   Raises:
-    ValueError: for a file that is truncated, changed, above 1 MiB or of another
-      format, and for a class that no dict of tensors needs, named.
+    ValueError: for a file that is truncated, changed, above 16 MiB or of
+      another format, and for a class that no dict of tensors needs, named.
   """
   data = path.read_bytes()
   if len(data) > MOST_BYTES or not data.startswith(_MAGIC):
