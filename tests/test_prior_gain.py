@@ -15,6 +15,16 @@ from experiments.data import photographs
 from posterior_jax import priors
 from tests.oracles import refused
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = ROOT / "docs/benchmarks"
+SHOWN = {
+  "large": '`photo_prior("large")`',
+  "small": "`photo_prior()`",
+  "BM3D": "BM3D",
+  "FFDNet": "FFDNet",
+}
+SIGMAS = 15, 25, 50
+
 
 def test_gain_of_a_prior_over_a_folder(tmp_path, monkeypatch, capsys):
   """Of three answers whose errors are known: twice the error is 6.02 dB."""
@@ -49,7 +59,7 @@ def test_gain_of_a_prior_over_a_folder(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   pathlib.Path("mine.json").write_text("{}")  # it is named by its bytes
   flags.FLAGS.mark_as_parsed()
-  with flagsaver.flagsaver(table="gain.csv"):
+  with flagsaver.flagsaver(table="gain.csv", scores="scores.csv"):
     prior_gain.main(["", "pictures", "mine.json"])
   table = pd.read_csv("gain.csv")
   assert [*table["sigma"]] == [25] * 3 + [50] * 3 + [15] * 3
@@ -61,6 +71,12 @@ def test_gain_of_a_prior_over_a_folder(tmp_path, monkeypatch, capsys):
   for name, score in ("prior", "psnr"), ("base", "base psnr"):
     np.testing.assert_allclose(table[score], table[name].map(scores), atol=0.01)
   np.testing.assert_allclose(table["gain"], [6.02, 12.04, 6.02] * 3, atol=0.01)
+  every = pd.read_csv("scores.csv")
+  assert [*every["picture"]] == ["0.png", "1.png"] * 9
+  np.testing.assert_allclose(
+    every["psnr"], every["method"].map(scores), atol=0.01
+  )
+  assert every.groupby(["sigma", "method"]).size().eq(2).all()
   said = capsys.readouterr().out.splitlines()
   assert len(said) == 10 and said[:2] == [
     "No BM3D",
@@ -87,3 +103,48 @@ def test_a_peer_without_its_weights_is_one_sentence(monkeypatch):
   flags.FLAGS.mark_as_parsed()
   with refused(app.UsageError, "ffdnet_color.pth is truncated or changed"):
     prior_gain.main(["", "pictures", ""])
+
+
+def _rows():
+  """What the command prints of the committed scores, by sigma and names."""
+  every = pd.read_csv(ROOT / "experiments/prior_gain.csv")
+  found = {}
+  for sigma, own in every.groupby("sigma"):
+    wide = own.pivot(index="picture", columns="method", values="psnr")
+    assert len(wide) == 23 and not wide.isna().to_numpy().any()
+    # As the page says of every picture.
+    assert (
+      wide[["large", "small"]].min(1) > wide[["BM3D", "FFDNet"]].max(1)
+    ).all()
+    answers = [prior_gain.Answers(m, wide[m].to_numpy()) for m in SHOWN]
+    for pair in prior_gain.pairs(answers):
+      row = prior_gain.row(256, sigma, *pair)
+      found[sigma, row["prior"], row["base"]] = row
+  return found
+
+
+def test_pages_have_what_the_scores_say():
+  """Means and gains of the section, and the gains that the claims name."""
+  rows = _rows()
+  assert {sigma for sigma, *_ in rows} == {*SIGMAS}
+  text = (PAGES / "restoration.md").read_text().split("## Denoising")[1]
+  table = [line for line in text.splitlines() if line.startswith("|")]
+  means, gains = {}, {}
+  for (sigma, *names), row in rows.items():
+    for name, score in zip(names, ("psnr", "base psnr")):
+      means.setdefault(name, {})[sigma] = f"{row[score]:.2f}"
+    gains.setdefault(tuple(names), {})[sigma] = (
+      f"{row['gain']:+.2f} ({row['from']:+.2f}, {row['to']:+.2f})"
+    )
+  expected = [
+    f"| {' | '.join(SHOWN[name] for name in names)} | "
+    f"{' | '.join(cells[sigma] for sigma in SIGMAS)} |"
+    for names, cells in [((name,), own) for name, own in means.items()]
+    + [*gains.items()]
+  ]
+  heads = [line for line in table if "sigma" in line or line.startswith("|---")]
+  assert sorted(table) == sorted([*heads, *expected]) and len(heads) == 4
+  claims = (PAGES / "index.md").read_text()
+  for peer in ("FFDNet", "BM3D"):
+    by = [f"{rows[sigma, 'small', peer]['gain']:+.2f}" for sigma in SIGMAS]
+    assert f"{', '.join(by)} dB over {peer}" in claims
