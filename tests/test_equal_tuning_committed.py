@@ -4,7 +4,6 @@ import functools
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from experiments.equal_tuning import methods, tables
@@ -16,7 +15,7 @@ from posterior_jax.nfc_sampler import tuned
 
 # Parsed once: that takes as long as what is asked of them.
 committed = functools.cache(tables.read)
-tried = functools.cache(functools.partial(pd.read_csv, tables.TRIALS))
+tried = functools.cache(tables.read_trials)
 
 
 def test_what_is_committed_is_tied_to_the_best_point_that_was_tried():

@@ -33,9 +33,8 @@ def test_rows_of_further_kernels_lie_apart(tmp_path):
   trials, rows = known.files(str(tmp_path))
   old = rows_of({"NFC, a": 27.0, "DPIR": 25.0})
   tables.packed(old).to_csv(rows, index=False)
-  pd.DataFrame(columns=[*tables.SEARCH, "point", "psnr", "lpips"]).to_csv(
-    trials, index=False
-  )
+  columns = [*tables.SEARCH, "knobs", "point", "psnr", "lpips"]
+  pd.DataFrame(columns=columns).to_csv(trials, index=False)
   before = rows.read_bytes()
   found = motion({"NFC, fast()": 27.0, "DPIR": 25.0}, FURTHER)
   found = found.assign(prior="small").drop(columns="operator")

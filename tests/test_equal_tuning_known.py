@@ -63,7 +63,8 @@ def before(given, tmp_path_factory):
     name: list(next(row for n, row in rows if n == name)) for name, _ in rows
   }
   for file, name in zip(known.files(str(folder)), (tables.TRIED, tables.TABLE)):
-    pd.DataFrame(columns=columns[name]).to_csv(file, index=False)
+    empty = pd.DataFrame(columns=[*columns[name], "knobs"])
+    empty.to_csv(file, index=False)
   written(folder / "run", rows)
   trials, table = known.files(str(folder))
   merged.take(folder / "run", rows=table, trials=trials)
@@ -149,7 +150,7 @@ def test_winners_restore_again_where_smaller_budgets_are_unknown(
 def test_known_points_of_other_knobs_are_refused(given, before, tmp_path):
   _, folder = before
   for file in known.files(str(folder)):
-    text = file.read_text().replace("weight=", "strength=")
+    text = file.read_text().replace("weight first", "strength first")
     (tmp_path / file.name).write_text(text)
   with oracles.refused(ValueError, "known has points of strength, first"):
     study.Bench(going_on(given, tmp_path), tmp_path)
@@ -177,9 +178,9 @@ def test_a_later_folder_takes_the_place_of_cells_of_one_before(
   for file in known.files(str(folder)):
     (tmp_path / file.name).write_bytes(file.read_bytes())
   trials, _ = known.files(str(tmp_path))
-  log = pd.read_csv(trials)
+  log = tables.read_trials(trials)
   one = (log["method"] == "DPIR") & (log["evaluations"] == 10)
-  log[one].iloc[:1].to_csv(trials, index=False)
+  tables.packed_trials(log[one].iloc[:1]).to_csv(trials, index=False)
   found = known.Known([str(folder), str(tmp_path)])
   knobs = methods.METHODS["DPIR"].knobs(10)
   about = {"method": "DPIR", "task": "super_resolution"}
@@ -196,7 +197,7 @@ def test_a_cell_that_was_being_written_is_left_out(before, tmp_path):
   for file in known.files(str(folder)):
     (tmp_path / file.name).write_bytes(file.read_bytes())
   trials, table = known.files(str(tmp_path))
-  count = len(tables.read(table)), len(pd.read_csv(trials))
+  count = len(tables.read(table)), len(tables.read_trials(trials))
   tuned = [
     (name, row | {"psnr": row["psnr"] + 1})
     for name, row in rows
@@ -206,7 +207,7 @@ def test_a_cell_that_was_being_written_is_left_out(before, tmp_path):
   with (tmp_path / "run" / f"{tables.TABLE}.jsonl").open("a") as file:
     file.write(json.dumps(tuned[-1][1])[:20])
   merged.take(tmp_path / "run", rows=table, trials=trials)
-  assert (len(tables.read(table)), len(pd.read_csv(trials))) == count
+  assert (len(tables.read(table)), len(tables.read_trials(trials))) == count
   found = tables.read(table).set_index(["method", "evaluations", "chains"])
   old = tables.read(folder / table.name).set_index(found.index.names)
   gain = (found["psnr"] - old["psnr"].loc[found.index]).groupby(level=[0, 1, 2])

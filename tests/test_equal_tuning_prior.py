@@ -62,7 +62,7 @@ def folder(given, tmp_path):
     for name in given.names
   ]
   log, table = known.files(str(tmp_path))
-  pd.DataFrame(trials).to_csv(log, index=False)
+  tables.packed_trials(pd.DataFrame(trials)).to_csv(log, index=False)
   rows = tables.named(pd.DataFrame(rows))
   tables.packed(rows).to_csv(table, index=False)
   return tmp_path

@@ -160,6 +160,23 @@ def test_committed_rows_are_packed_and_read_again(tmp_path):
   )
 
 
+def test_committed_points_are_packed_and_read_again(tmp_path):
+  """In their order, what has no score among them."""
+  trials = pd.concat(
+    [
+      trials_of("X", 20, [25.0, -math.inf]).assign(lpips=[0.75, math.inf]),
+      trials_of("Y", 100, [26.0]).assign(point="b=0.25, c=1e-05"),
+      trials_of("X", 100, [27.5, 24.0]),
+    ],
+    ignore_index=True,
+  )
+  file = tmp_path / "trials.csv"
+  tables.packed_trials(trials).to_csv(file, index=False)
+  assert len(file.read_text().splitlines()) == 1 + 3
+  again = tables.read_trials(file)
+  pd.testing.assert_frame_equal(again[trials.columns], trials)
+
+
 def test_the_report_begins_with_the_plane_of_both_scores(tmp_path):
   rows = rows_of({"NFC, a": 27.0, "X": 25.0})
   trials = rows[["method", "evaluations", "task", "psnr"]]

@@ -49,7 +49,7 @@ class Known:
     for folder in folders:
       log, pictures, *second = present(folder)
       try:
-        trials, rows = pd.read_csv(log), tables.read(pictures)
+        trials, rows = tables.read_trials(log), tables.read(pictures)
         self._trials |= {key: own for key, own in trials.groupby(tables.SEARCH)}
         self._rows |= _by(_ROWS, rows)
         self._points |= _points(rows)

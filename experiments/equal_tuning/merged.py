@@ -70,9 +70,9 @@ def take(
   tuned = found.loc[found["chains"] == 1, SEARCH].drop_duplicates()
   own = log.merge(tuned, on=SEARCH)
   _put(run, found, rows)
-  log = pd.concat([_without(pd.read_csv(trials), own[SEARCH]), own])
-  points = ordered(log).to_csv(index=False, float_format="%.4f")
-  writing.write(trials, points.encode())
+  log = pd.concat([_without(tables.read_trials(trials), own[SEARCH]), own])
+  points = tables.packed_trials(ordered(log))
+  writing.write(trials, points.to_csv(index=False).encode())
 
 
 def _put(run: pathlib.Path, found: pd.DataFrame, file: pathlib.Path) -> None:

@@ -34,6 +34,7 @@ NAMES = {
   "box_inpainting": "box",
 }
 _LISTS = ("picture", "psnr", "lpips")
+_TRIED = ("point", "psnr", "lpips")
 AHEAD, LEVEL, BEHIND = "ahead", "level", "behind"
 
 
@@ -64,6 +65,37 @@ def packed(rows: pd.DataFrame) -> pd.DataFrame:
   # Names of pictures may have spaces.
   lists = dict.fromkeys(_LISTS, shlex.join)
   return shown.groupby(about, sort=False, as_index=False).agg(lists)
+
+
+def read_trials(path: pathlib.Path = TRIALS) -> pd.DataFrame:
+  """The committed points, one for each row again.
+
+  In the file the points of a search share a line, their numbers one after the
+  other.
+  """
+  found = pd.read_csv(path, dtype=str, keep_default_na=False)
+  for name in _TRIED:
+    found[name] = found[name].map(str.split)
+  found = found.explode([*_TRIED], ignore_index=True)
+  found["point"] = [
+    ", ".join(map("=".join, zip(names.split(), numbers.split("/"))))
+    for names, numbers in zip(found.pop("knobs"), found["point"])
+  ]
+  return found.astype({"evaluations": int, "psnr": float, "lpips": float})
+
+
+def packed_trials(trials: pd.DataFrame) -> pd.DataFrame:
+  """What `read_trials` reads: a line for each search, its points in order."""
+  knobs = trials["point"].str.findall(r"(\w+)=")
+  numbers = trials["point"].str.findall(r"=([^,]+)")
+  shown = trials[SEARCH].assign(
+    knobs=knobs.map(" ".join),
+    point=numbers.map("/".join),
+    psnr=trials["psnr"].map("{:.4f}".format),
+    lpips=trials["lpips"].map("{:.4f}".format),
+  )
+  by = shown.groupby([*SEARCH, "knobs"], sort=False, as_index=False)
+  return by.agg(dict.fromkeys(_TRIED, " ".join))
 
 
 def named(rows: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,6 @@ another prior, into `second_rows.csv`.
 import pathlib
 from collections.abc import Sequence
 
-import pandas as pd
 from absl import app
 
 from experiments.equal_tuning import merged, tables
@@ -36,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
       merged.take(run)
     except ValueError as error:
       raise app.UsageError(str(error)) from None
-  rows, trials = tables.read(), pd.read_csv(tables.TRIALS)
+  rows, trials = tables.read(), tables.read_trials()
   picture = render(plane(rows), "png")
   writing.write(written.ROOT / written.PICTURE, picture)
   writing.write(tuned.ASSET, shipped.made(rows, trials).encode())
