@@ -94,7 +94,7 @@ def test_the_mask_drops_70_percent():
 
 
 @pytest.mark.parametrize("name", frozen.ALL_PATHS)
-def test_whoever_takes_a_name_takes_all(name):
+def test_every_name_is_known_to_operators_and_to_restore(name):
   kernel = frozen.motion_kernel(name)
   operator = operators.motion_blur((64, 64, 1), name)
   np.testing.assert_array_equal(operator.kernel, kernel)

@@ -123,9 +123,9 @@ class Settings(Checked):
       raise ValueError(
         f"rounds must be at least 1 without known, got {self.rounds}"
       )
-    self._check_chains()
+    self._check_draws_and_chains()
 
-  def _check_chains(self) -> None:
+  def _check_draws_and_chains(self) -> None:
     for name in ("draws", "chains"):
       own = getattr(self, name)
       if len(own) > len(self.evaluations):

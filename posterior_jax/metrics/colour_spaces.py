@@ -50,5 +50,7 @@ def hunt(rgb: jax.Array) -> jax.Array:
   )
   x, y, z = jnp.moveaxis(bent, -3, 0)
   light = 116 * y - 16
-  hunt = 0.01 * light
-  return jnp.stack([light, hunt * 500 * (x - y), hunt * 200 * (y - z)], axis=-3)
+  paler = 0.01 * light
+  return jnp.stack(
+    [light, paler * 500 * (x - y), paler * 200 * (y - z)], axis=-3
+  )

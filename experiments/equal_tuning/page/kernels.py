@@ -47,12 +47,12 @@ def block(rows: pd.DataFrame, more: pd.DataFrame) -> str:
 
 
 def _standing(rows: pd.DataFrame, score: str) -> pd.DataFrame:
-  """By kernel, and over all that every method has."""
+  """By kernel, and over all of them, of the methods that have them all."""
   found = tables.standing(rows, score)
   column = SCORES[score][0]
-  whole = rows.groupby("method")["operator"].transform("nunique")
-  mean = rows[whole == whole.max()].groupby(["method", "picture"])[column]
-  over = mean.agg(tables.mean).reset_index().assign(operator=_ALL)
+  kernels = rows.groupby("method")["operator"].transform("nunique")
+  whole = rows[kernels == kernels.max()].groupby(["method", "picture"])
+  over = whole[column].agg(tables.mean).reset_index().assign(operator=_ALL)
   order = [name for name in _ORDER if name in found.index]
   return pd.concat([found.loc[order], tables.standing(over, score)])
 

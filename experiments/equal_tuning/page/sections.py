@@ -131,8 +131,8 @@ def _drawn(rows: pd.DataFrame) -> str:
   draws = sorted(set(rows["draws"]))
   if draws == [1]:
     return ""
-  words = " or ".join(map(str, draws))
-  return f", the mean of its score over {words} of each picture"
+  numbers = " or ".join(map(str, draws))
+  return f", the mean of its score over {numbers} of each picture"
 
 
 def _both(by_psnr: pd.DataFrame, by_lpips: pd.DataFrame) -> str:
