@@ -161,5 +161,39 @@ def test_what_is_written_of_100_evaluations_beside_20_is_in_the_rows(
   assert words in " ".join(written.PAGE.read_text().split())
 
 
+def test_what_the_readme_and_the_changelog_claim_is_in_the_rows():
+  """On how many operators NFC is ahead at each budget, of ten kernels too."""
+
+  def ahead(choose):
+    found = {}
+    for score in tables.SCORES:
+      each = [tables.standing(choose(score, n), score) for n in (20, *BEGAN)]
+      found[score] = [
+        int((own["NFC is"] == tables.AHEAD).sum()) for own in each
+      ]
+    return found
+
+  best = ahead(lambda *of: tables.chosen(committed(), *of))
+  one = ahead(lambda *of: shipped.beside_others(committed(), tried(), *of))
+  slashed = lambda counts: " / ".join(map(str, counts))  # noqa: E731
+  listed = lambda c: f"{', '.join(map(str, c[:-1]))} and {c[-1]}"  # noqa: E731
+  readme = (written.ROOT / "README.md").read_text()
+  assert f"ahead of all on {slashed(best['PSNR'])}, behind DPIR" in readme
+  assert f"LPIPS: ahead on {slashed(best['LPIPS'])}, else level" in readme
+  words = f"PSNR {slashed(one['PSNR'])}, LPIPS {slashed(one['LPIPS'])}, behind"
+  assert f"by `NFCConfig.tuned` {words} on two at 100" in readme
+  log = " ".join((written.ROOT / "CHANGELOG.md").read_text().split())
+  assert f"ahead of all in PSNR on {listed(best['PSNR'])} of seven" in log
+  assert f"in LPIPS ahead on {listed(best['LPIPS'])} and behind" in log
+  assert f"gives is ahead in LPIPS on {listed(one['LPIPS'])}." in log
+  ten = written.PAGE.read_text().split("## Ten motion kernels")[1]
+  few, many = (
+    ten.split(f"| LPIPS, {calls} | ")[1].split(" / ")[0] for calls in (20, 100)
+  )
+  assert (
+    f"ahead in LPIPS on {few} at 20 evaluations and on {many} at 100" in log
+  )
+
+
 def test_what_ships_is_made_of_the_committed_points():
   assert tuned.ASSET.read_text() == shipped.made(committed(), tried())
