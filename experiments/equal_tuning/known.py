@@ -11,7 +11,7 @@ from experiments.equal_tuning.rounds import Scores, Values
 from experiments.few_calls.search import Knob, Point
 
 _RUN = (*tables.SEARCH, "kernel", "tuned for", "chains")
-_ROWS = (*_RUN, "draws")  # of a run's own rows
+_ROWS = (*_RUN, "draws")  # rows of other draws are not a run's own
 
 
 def files(folder: str) -> list[pathlib.Path]:

@@ -131,7 +131,8 @@ def nfc(config: Callable[[int], NFCConfig], *knobs: Knob) -> Contender:
 def ball(*knobs: Knob) -> Contender:
   """Settings of `fastdips`; those of its schedule make the levels.
 
-  The ball has the radius of its authors, who have one for everything.
+  The ball has the radius of the default, for every task: about as small as its
+  authors', who have one norm for all of them.
   """
 
   def operands(evaluations: int, point: Point) -> dict[str, Any]:

@@ -6,8 +6,9 @@ Everything between its two `equal tuning` comments, and the picture of the
 plane, is made anew from the committed rows, and so are the points that ship
 with the package (`NFCConfig.tuned`). Given the folders of runs, finished
 or cut short, it first takes their cells into `rows.csv` and `trials.csv`, in
-the place of those that are there; those of winners that restored again under
-another prior, into `second_rows.csv`.
+the place of those that are there; those of further motion kernels, into
+`kernel_rows.csv`, and of winners that restored again under another prior, into
+`second_rows.csv`.
 """
 
 import pathlib
