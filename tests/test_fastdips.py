@@ -218,6 +218,21 @@ def test_what_lies_in_the_ball_stays():
   np.testing.assert_allclose(z, x0, atol=3e-5)
 
 
+def test_published_balls_have_one_radius():
+  """0.05 in all, at noise 0.05 and 256 x 256 pixels, whatever is observed."""
+  for task, share in (
+    (None, 1.0),
+    ("gaussian_blur", 1.0),
+    ("motion_blur", 1.0),
+    ("super_resolution", 1 / 16),
+    ("box_inpainting", 3 / 4),
+    ("random_inpainting", 0.3),
+  ):
+    config = baselines.FASTDIPSConfig.published(task)
+    norm_of_noise = 0.05 * (3 * 256**2 * share) ** 0.5
+    np.testing.assert_allclose(config.radius * norm_of_noise, 0.05, rtol=3e-3)
+
+
 def test_an_empty_ramp_is_refused():
   with oracles.refused(ValueError, r"sigma_min must lie in \(0, sigma_max\)"):
     baselines.FASTDIPSConfig(sigma_min=3.0, sigma_max=2.0)

@@ -35,14 +35,14 @@ class FASTDIPSConfig:
   Attributes:
     levels: noise levels, 1 to 10000 (`schedule.karras`), one call each.
     sigma_max: first level.
-    sigma_min: where the polynomial ramp would end.
+    sigma_min: where the polynomial ramp would end, below sigma_max.
     rho: exponent of the ramp.
-    iterations: K, of the splitting per level, >= 2; the first of them moves
-      nothing, as in the paper's code.
-    steps: S, of steepest descent per iteration.
-    radius: epsilon, of the ball about the data, in units of the noise's norm
-      noise_std sqrt(m), m the number of observed entries.
-    penalty: their rho, of the splitting, in units of 1 / noise_std^2.
+    iterations: K, of the splitting per level, 2 to 10000; the first of them
+      moves nothing, as in the paper's code.
+    steps: S, of steepest descent per iteration, 1 to 10000.
+    radius: epsilon, of the ball about the data, 0 to 100, in units of the
+      noise's norm noise_std sqrt(m), m the number of observed entries.
+    penalty: their rho, of the splitting, > 0, in units of 1 / noise_std^2.
 
   Raises:
     ValueError: for a value out of range, by name.
@@ -170,10 +170,10 @@ def annealed(config: FASTDIPSConfig, sigmas: np.ndarray | jax.Array) -> Sampler:
 
   Args:
     config: what is done at every level; its schedule is not read.
-    sigmas: [K + 1] decreasing, the last 0.
+    sigmas: [levels + 1] decreasing, the last 0.
 
   Returns:
-    Sampler(init, step, K).
+    Sampler(init, step, levels).
   """
 
   def move(
