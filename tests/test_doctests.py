@@ -38,8 +38,8 @@ WITH_EXAMPLES = {
     priors.gaussian_prior priors.gaussian_mixture priors.mixture_posterior
     priors.power_law_spectrum priors.unet_prior priors.photo_prior
     baselines.dps metrics.psnr metrics.ssim metrics.variance_ratio
-    metrics.coverage metrics.crps metrics.flip metrics.hpd_coverage
-    metrics.sliced_wasserstein nfc_sampler.compose
+    metrics.coverage metrics.crps metrics.flip metrics.flip_map
+    metrics.hpd_coverage metrics.sliced_wasserstein nfc_sampler.compose
   """.split(),
 }
 

@@ -107,8 +107,17 @@ def flip_map(
 
   Raises:
     ValueError: if the images do not match, are not of 3 channels or have no
-      pixel, the truth is far out of range, or pixels_per_degree is out of its.
+      pixel, if the truth lies far outside of data_range, or for another
+      pixels_per_degree or data_range than these.
     TypeError: if they are not floating point.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> import posterior_jax as pj
+    >>> black = -jnp.ones((8, 8, 3))
+    >>> seen = pj.metrics.flip_map(black.at[0, 0].set(1), black)
+    >>> seen.shape, bool(seen[0, 0] > seen[7, 7])
+    ((8, 8), True)
   """
   x, truth = matching_images(x, truth)
   check_colours(x, "flip", least=1)
