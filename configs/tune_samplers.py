@@ -3,7 +3,7 @@
 Command: python -m experiments.tune_samplers
   --resume goes on with a run that was cut short;
   --config=configs/tune_samplers.py:debug: one method, a known prior.
-  What `tuned()` of most holds was found with two photographs, tissue, retina,
+  Most settings of `tuned()` were found with two photographs, tissue and retina,
   and 400 calls: `--config.setup.photographs="('tissue','retina')"
   --config.evaluations=400`; for DAPS on a CPU, `--config.setup.size=128
   --config.setup.dtype=float32`; NFC's width and last noise with all four

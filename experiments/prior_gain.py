@@ -10,8 +10,8 @@ same of both over BM3D and FFDNet, where those are installed. Lines come as soon
 as a level is done: 3 minutes for 23 pictures of 256 x 256 and a prior of 14.5
 million parameters on two CPU cores; BM3D adds 6 s a picture, FFDNet less than
 one. `--table=FILE` writes the same as CSV, `--scores=FILE` the PSNR of every
-picture; `prior_gain.csv` beside this file is that of 23 Kodak pictures and
-`large`.
+picture: `prior_gain.csv` beside this file has the scores of `large` and of all
+others on 23 Kodak pictures.
 """
 
 import functools

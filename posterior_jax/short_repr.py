@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-# Of a record within another, in characters: it is named alone beyond.
+# Characters of a record within another: a longer one is named alone.
 _LONG = 100
 
 
@@ -14,8 +14,9 @@ def short_repr(record: Any) -> str:
   """`Name(field=...)` of a dataclass instance, in place of Python's own.
 
   An array is its dtype and shape; a tree of arrays, such as a network's
-  parameters, how many numbers they are. A field at its default is left out,
-  and the fields of a record within, where they fill a line.
+  parameters, how many numbers they are, and a function its name. A field at its
+  default is left out. A record within is a line of its own kind, or its name
+  alone where that line is long.
 
   Args:
     record: a dataclass instance; inside of JAX's transformations its arrays may

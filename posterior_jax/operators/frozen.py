@@ -3,9 +3,9 @@
 Written by `python -m experiments.freeze_assets`; see `assets/frozen.json`.
 
 Of 200 random paths ten are motion kernels here. `PATHS` are the three that
-benchmarks report: "short", "medium" and "long", the draws nearest to the 10th,
-50th and 90th percentile of path length. `ALL_PATHS` are all ten by increasing
-length: "p20" is the draw nearest to the 20th percentile, and so on.
+all benchmarks report: "short", "medium" and "long", the draws nearest to the
+10th, 50th and 90th percentile of path length. `ALL_PATHS` are all ten by
+increasing length: "p20" is the draw nearest to the 20th percentile, and so on.
 """
 
 import functools
