@@ -10,7 +10,8 @@ Command: python -m experiments.equal_tuning --config.folder=PICTURES
   --config.known=... --config.again=True --config.rounds="(0,0,0,0,0)" restores
   the pictures of the report by the committed winners, all in one run, and tries
   nothing; with --config.prior=large under another prior, where what the
-  folder's `second_rows.csv` has of that one is not done again;
+  folder's `second_rows.csv` has of that one and of as many draws is not done
+  again (the committed ones have one: --config.draws="()");
   --config.tasks="('motion_blur',)" --config.kernels="('p20','p30')" through
   further kernels. --config.evaluations="(1000,)" --config.rounds="(0,)"
   --config.tuned_on="(4,)" --config.draws="(1,)" --config.chains="()" does so at
