@@ -11,7 +11,7 @@ module of a method is called NAME_sampler: `baselines.NAME` is the function.
 
   dps      gradient of the residual's norm through the denoiser
   adamdps  its moments kept from level to level, by Adam
-  fgps     the same on a growing band of low frequencies
+  fgps     as dps, on a growing band of low frequencies
   pigdm    Gaussian likelihood, one variance for every pixel
   mmps     Gaussian likelihood, the denoiser's Jacobian as covariance
   daps     a draw of the clean image at every level, then fresh noise
