@@ -53,7 +53,7 @@ def folder(given, tmp_path):
   ]
   rows = [
     about
-    | {"kernel": "", "tuned for": criterion, "chains": 1}
+    | {"kernel": "", "tuned for": criterion, "chains": 1, "draws": 1}
     | {"point": points(about["method"], about["evaluations"])[2]}
     | {"interior": True, "seconds": 0.5}
     | {"picture": name, "psnr": 20.0, "lpips": 0.5}

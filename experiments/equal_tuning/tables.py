@@ -49,8 +49,6 @@ def read(path: pathlib.Path = ROWS) -> pd.DataFrame:
   for name in _LISTS:
     found[name] = found[name].map(shlex.split)
   found = found.explode(list(_LISTS), ignore_index=True)
-  if "draws" not in found:  # as rows from before there were several
-    found["draws"] = 1
   return named(found.astype({"psnr": float, "lpips": float}))
 
 
