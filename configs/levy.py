@@ -4,12 +4,12 @@ Command: python -m experiments.levy
   --resume goes on with a run that was cut short;
   --config=configs/levy.py:debug: two methods, one law, short signals.
 Time: 10 seconds of one CPU core for every law, operator and method at 20 calls,
-  compilation included, so 35 minutes for all; `:debug` 10 seconds.
+  compilation included, so 45 minutes for all; `:debug` 10 seconds.
 Expected: report.html: for every law and operator the gap to the least mean
-squared error and coverage by method, exact draws among them. Half of the
-points seen, 20 calls, NFC's `calibrated()`: central 90 % intervals within 0.3
-points for Gaussian, Laplace and Student's t increments, 4 off for spike and
-slab; gaps of at most 0.34 dB beside 0.08 to 0.33 of exact draws.
+squared error and coverage by method, exact draws among them. NFC's
+`calibrated()`: central 90 % intervals within 0.8 points for Gaussian, Laplace
+and Student's t increments through all operators, 3 to 6 off for spike and slab.
+`python -m experiments.levy.page RUN` takes a run's rows into the docs' tables.
 """
 
 import ml_collections
