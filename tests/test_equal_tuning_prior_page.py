@@ -147,10 +147,10 @@ def test_the_section_says_what_was_not_run():
   second = second_of({"NFC, a": 26.0, "X": 28.0, "Y": 20.0})
   lost = (second["method"] == "Y") & (second["operator"] == "box")
   text = sectioned(pd.concat([first, more]), second[~lost])
-  assert "Not run under it: at 20 evaluations Y on box; Z.\n" in text
+  assert "Not run under it at 20 evaluations: Y on box; Z.\n" in text
   assert "100 evaluations" not in text
   text = sectioned(first, second[second["operator"] != "box"])
-  assert "at 20 evaluations anything on box; Z.\n" in text
+  assert "20 evaluations: anything on box; Z.\n" in text
 
 
 @pytest.fixture(scope="module")

@@ -54,29 +54,34 @@ def take(
   Raises:
     ValueError: a file's rows are of another prior than the run's.
   """
-  found, more = _parts(_table(run, TABLE))
-  if len(more):
-    _put(run, more, kernels)
-  if not len(found):
-    return
-  log = _table(run, TRIED)
-  if not len(log):  # nothing was tried: winners restored again
-    same = other_prior.names(found) == other_prior.names(tables.read(rows))
-    _put(run, found, rows if same else second)
-    if not same:
-      (known,) = Table(run / PRIOR).rows()
-      writing.write_json(about, known)
+  every, log = _table(run, TABLE), _table(run, TRIED)
+  found, more = _parts(every)
+  if lost := len(every) - len(found) - len(more):
+    print(f"{run}: {lost} rows of cells that lack others are left out")
+  again = not len(log)  # nothing was tried: winners restored again
+  same = other_prior.names(found) == other_prior.names(tables.read(rows))
+  file = second if again and not same else rows
+  # All is checked before anything is written.
+  parts = ((more, kernels), (found, file))
+  texts = {to: _merged(run, own, to) for own, to in parts if len(own)}
+  for to, text in texts.items():
+    writing.write(to, text)
+  if file == second and len(found):
+    (known,) = Table(run / PRIOR).rows()
+    writing.write_json(about, known)
+  if again or not len(found):
     return
   tuned = found.loc[found["chains"] == 1, SEARCH].drop_duplicates()
   own = log.merge(tuned, on=SEARCH)
-  _put(run, found, rows)
   log = pd.concat([_without(tables.read_trials(trials), own[SEARCH]), own])
   points = tables.packed_trials(ordered(log))
   writing.write(trials, points.to_csv(index=False).encode())
 
 
-def _put(run: pathlib.Path, found: pd.DataFrame, file: pathlib.Path) -> None:
-  """Rows of a run into a file, which may not be there yet."""
+def _merged(
+  run: pathlib.Path, found: pd.DataFrame, file: pathlib.Path
+) -> bytes:
+  """A file, which may not be there yet, with rows of a run."""
   old = tables.read(file) if file.exists() else found.iloc[:0]
   mine, there = other_prior.names(found), other_prior.names(old)
   if there and mine and mine != there:
@@ -88,7 +93,7 @@ def _put(run: pathlib.Path, found: pd.DataFrame, file: pathlib.Path) -> None:
     found = found.drop(columns="prior", errors="ignore")
   kept = _without(old, found[[*SEARCH, "kernel", "chains"]])
   whole = tables.packed(ordered(pd.concat([kept, found])))
-  writing.write(file, whole.to_csv(index=False).encode())
+  return whole.to_csv(index=False).encode()
 
 
 def ordered(table: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ ABOUT = (
   "Every method was tuned by as many points for every task and budget, on "
   "pictures that no report restores, once for PSNR and once for LPIPS (alex). "
   "A budget is in evaluations of the network, a product with its Jacobian "
-  "counted as one. Leads are paired by picture, with 95 % intervals by 10,000 "
+  "counted as one. Leads are paired by picture, with 95 % intervals by 100,000 "
   "resamples."
 )
 

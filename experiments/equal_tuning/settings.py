@@ -101,6 +101,8 @@ class Settings(Checked):
 
   def __post_init__(self) -> None:
     super().__post_init__()
+    if len({*self.kernels}) < len(self.kernels):
+      raise ValueError(f"kernels must name each once, got {self.kernels}")
     if self.side < self.size:
       raise ValueError(
         f"side must be at least size {self.size}, got {self.side}"

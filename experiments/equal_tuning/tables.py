@@ -131,7 +131,8 @@ def quality(rows: pd.DataFrame, criterion: str) -> pd.DataFrame:
   column, _, high = SCORES[criterion]
   # Of what diverged there is no mean.
   wide = rows.groupby(["method", "operator"])[column].agg(mean).unstack()
-  wide = wide[[name for name in NAMES.values() if name in wide]]
+  order = [name for name in NAMES.values() if name in wide]
+  wide = wide[[*order, *wide.columns.difference(order, sort=False)]]
   wide = wide.rename_axis(columns=None)
   whole = scores(rows, criterion).dropna(axis=1)
   wide["wins"] = 100 * paired.wins(whole, high_is_good=high)

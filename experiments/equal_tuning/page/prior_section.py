@@ -122,8 +122,8 @@ def _not_run(
     every = tables.chosen(first, "PSNR", calls)
     there = tables.chosen(others, "PSNR", calls)
     if lost := [*_absent(every, there)]:
-      parts.append(f"at {calls} evaluations {'; '.join(lost)}")
-  return f"Not run under it: {'. And '.join(parts)}." if parts else ""
+      parts.append(f"{calls} evaluations: {'; '.join(lost)}")
+  return f"Not run under it at {'. At '.join(parts)}." if parts else ""
 
 
 def _absent(every: pd.DataFrame, there: pd.DataFrame) -> Iterator[str]:

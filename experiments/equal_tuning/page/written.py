@@ -28,7 +28,7 @@ def made(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
   """
   parts = [block(rows, trials)]
   if tables.KERNELS.exists():
-    parts.append(kernels.block(rows, tables.read(tables.KERNELS)))
+    parts.append(kernels.block(rows, tables.read(tables.KERNELS), trials))
   if other_prior.ROWS.exists():
     second = json.loads(other_prior.ABOUT.read_text())
     first = prior_files.about("", prior_files.load(""))._asdict()
