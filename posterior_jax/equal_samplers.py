@@ -50,6 +50,7 @@ def from_settings(build: Callable[P, Sampler]) -> Callable[P, Sampler]:
 
   @functools.wraps(build)
   def built(*given: P.args, **named: P.kwargs) -> Sampler:
+    _check_settings(signature, given, named)
     # Once as it is: what is refused is refused here, before any tracing.
     sampler = build(*given, **named)
     if any(map(_traced, (*given, *named.values()))):
@@ -67,6 +68,19 @@ def from_settings(build: Callable[P, Sampler]) -> Callable[P, Sampler]:
     return Sampler(init, step, sampler.num_steps)
 
   return built
+
+
+def _check_settings(
+  signature: inspect.Signature, given: tuple, named: Mapping[str, Any]
+) -> None:
+  """Raises TypeError where the first argument is no record of its type."""
+  name, parameter = next(iter(signature.parameters.items()))
+  kind = parameter.annotation
+  config = given[0] if given else named.get(name, parameter.default)
+  if not isinstance(kind, type) or config is parameter.empty:
+    return
+  if not isinstance(config, kind):
+    raise TypeError(f"{name} must be of type {kind.__name__}, got {config!r}")
 
 
 def _traced(settings: Any) -> bool:

@@ -69,7 +69,10 @@ def real(name: str, value: Any) -> float:
   number = isinstance(value, int | float | np.integer | np.floating)
   if isinstance(value, bool) or not number:
     raise ValueError(f"{name} must be a number, got {_shown(value)}")
-  return float(value)
+  try:
+    return float(value)
+  except OverflowError:  # a whole number of more than 308 digits
+    raise ValueError(f"{name} must be a finite float64") from None
 
 
 def _shown(value: Any) -> str:

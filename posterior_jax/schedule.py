@@ -43,6 +43,13 @@ def karras(
     )
   if not 0 < rho < np.inf:
     raise ValueError(f"rho must be positive and finite, got {rho}")
+  # Below, an end to the power of 1 / rho is no float64.
+  least = max(abs(np.log(sigma_max)), abs(np.log(sigma_min))) / 700
+  if rho < least:
+    raise ValueError(
+      f"rho must be at least {least:.3g} for sigma_max={sigma_max} and "
+      f"sigma_min={sigma_min}, got {rho}"
+    )
   ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
   # In float64 and on the host: nodes are constants of the compiled program.
   sigmas = np.linspace(*ends, levels + 1) ** rho  # [levels + 1]

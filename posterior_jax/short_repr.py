@@ -58,4 +58,7 @@ def _shown(value: Any) -> str:
   if arrays:
     numbers = sum(math.prod(array.shape) for array in arrays)
     return f"<{numbers} numbers in {len(arrays)} arrays>"
-  return getattr(value, "__qualname__", None) or repr(value)
+  if callable(value):
+    # Of a partial, which may hold arrays, what it is.
+    return getattr(value, "__qualname__", type(value).__name__)
+  return repr(value)

@@ -160,7 +160,7 @@ def test_numbers_that_do_not_go_together_are_refused():
     ({"draws": (0,)}, "draws must be at least 1"),
     ({"kernels": ("wide",)}, "kernels must be among short, p20, p30"),
     ({"kernels": ()}, "kernels must"),
-    ({"kernels": ("p20", "p20")}, "kernels must name each once"),
+    ({"kernels": ("p20", "p20")}, "kernels must not repeat"),
     ({"chains": (4, 2)}, "chains times evaluations must differ .* got 40, 40"),
     ({"side": 16}, "side must be"),
   ):

@@ -256,7 +256,23 @@ def test_refusals():
   number = "pixels_per_degree must be a number, got"
   for degree, message in (
     *((0, limits), (-67.0, limits), (0.9, limits), (np.inf, limits)),
+    (10**400, "pixels_per_degree must be a finite float64"),
     *((np.nan, limits), ("67", number), (None, number), (True, number)),
   ):
     with refused(ValueError, message):
       metrics.flip(x, x, pixels_per_degree=degree)
+
+
+@pytest.mark.parametrize("metric", [metrics.flip, metrics.ssim, metrics.psnr])
+def test_a_range_is_of_known_numbers_however_they_are_written(metric):
+  rng = np.random.default_rng(0)
+  x, truth = rng.uniform(0, 1, (2, 16, 16, 3)).astype(np.float32)
+  expected = metric(x, truth, data_range=(0, 1))
+  for ends in ([0.0, 1.0], (np.float32(0), np.int64(1)), (jnp.zeros(()), 1)):
+    np.testing.assert_array_equal(metric(x, truth, data_range=ends), expected)
+  number = "data_range must be a number, got"
+  for ends in (("0", "1"), (None, 1), (True, 2), (jnp.zeros(2), 1)):
+    with refused(ValueError, number):
+      metric(x, truth, data_range=ends)
+  with refused(ValueError, number):
+    jax.jit(lambda high: metric(x, truth, data_range=(0.0, high)))(1.0)

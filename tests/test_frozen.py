@@ -122,3 +122,10 @@ def test_measurements_of_all_ten():
     noise = 0.1 * jax.random.normal(key, truth.shape)
     found = degradations.measure(kind, truth, 0.1, 3).observation.y
     np.testing.assert_allclose(found, noise, atol=1e-6)
+
+
+def test_what_was_verified_cannot_be_written_to():
+  """It is cached: a change would be everybody's."""
+  for array in (frozen.motion_kernel("p20"), frozen.random_mask()):
+    with pytest.raises(ValueError, match="read-only"):
+      array[:] = 0

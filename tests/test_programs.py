@@ -107,6 +107,20 @@ def test_baselines_of_equal_settings_are_equal(build):
   assert kind(config) != kind(dataclasses.replace(config, levels=7))
 
 
+@pytest.mark.parametrize(
+  "build", [pj.nfc, *BUILDERS], ids=lambda build: build.__name__
+)
+def test_settings_of_another_kind_are_refused(build):
+  """Those of another sampler, a class, words, None; as a keyword too."""
+  kind = inspect.signature(build).parameters["config"].annotation
+  other = baselines.DPSConfig if kind is pj.NFCConfig else pj.NFCConfig
+  for wrong in (other(), kind, "motion_blur", None):
+    with refused(TypeError, f"config must be of type {kind.__name__}, got"):
+      build(wrong)
+  with refused(TypeError, f"config must be of type {kind.__name__}, got"):
+    build(config=None)
+
+
 def test_all_baselines_are_there():
   assert len(BUILDERS) == 13
 

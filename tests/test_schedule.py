@@ -85,6 +85,11 @@ def test_karras_defaults_are_the_benchmarks():
     (lambda: schedule.karras(5, rho=-7.0), "rho must be positive"),
     (lambda: schedule.karras(5, rho=np.nan), "rho must be positive"),
     (lambda: schedule.karras(5, rho=np.inf), "rho must be"),
+    (lambda: schedule.karras(5, rho=1e-3), "rho must be at least 0.00658 for"),
+    (
+      lambda: schedule.karras(5, sigma_min=1e-9, rho=0.02),
+      "rho must be at least 0.0296 for",
+    ),
     (
       lambda: fourier.check_spectrum(np.ones(4)),
       r"spectrum must have shape \[H, W\]",

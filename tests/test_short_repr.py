@@ -1,6 +1,7 @@
 """What is printed of records that hold arrays: a line, whatever their size."""
 
 import dataclasses
+import functools
 import importlib
 import pathlib
 import re
@@ -133,3 +134,9 @@ def test_what_is_shown_of_a_field():
 
   traced(pj.priors.gaussian_prior(np.ones((8, 8))))
   assert shown == ["GaussianPrior(spectrum=float32[8,8], mean=float32[])"]
+
+
+def test_a_partial_prints_none_of_the_arrays_it_holds():
+  held = functools.partial(lambda big, x: x, np.arange(1000.0))
+  text = repr(pj.operators.nonlinear(held, (8, 8, 3)))
+  assert text.startswith("Nonlinear(function=") and len(text) < 100

@@ -85,10 +85,12 @@ class Settings(Checked):
   prior: str
   dtype: str
   lpips: str
-  tasks: tuple[str, ...] = setting(among=TASKS)
-  kernels: tuple[str, ...] = setting(among=frozen.ALL_PATHS, some=True)
-  methods: tuple[str, ...] = setting(among=METHODS)
-  evaluations: tuple[int, ...] = setting(at_least=10, some=True)
+  tasks: tuple[str, ...] = setting(among=TASKS, distinct=True)
+  kernels: tuple[str, ...] = setting(
+    among=frozen.ALL_PATHS, some=True, distinct=True
+  )
+  methods: tuple[str, ...] = setting(among=METHODS, distinct=True)
+  evaluations: tuple[int, ...] = setting(at_least=10, some=True, distinct=True)
   rounds: tuple[int, ...] = setting(at_least=0)
   tuned_on: tuple[int, ...] = setting(at_least=1)
   draws: tuple[int, ...] = setting(at_least=1)
@@ -101,8 +103,6 @@ class Settings(Checked):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    if len({*self.kernels}) < len(self.kernels):
-      raise ValueError(f"kernels must name each once, got {self.kernels}")
     if self.side < self.size:
       raise ValueError(
         f"side must be at least size {self.size}, got {self.side}"

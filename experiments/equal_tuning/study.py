@@ -43,7 +43,10 @@ def compare(given: Given, run: record.Run) -> None:
     for name, row in work(given, folder, tick):
       run.write(name, row)
   if not run.rows(TABLE):
-    print("every cell was begun by another process, or nothing is left of it")
+    print(
+      "every cell was begun by another process, or nothing is left of it"
+      + ", or has no winners to restore by" * settings.again
+    )
     return
   about = (
     f"{len(given.names)} pictures at {settings.size} x {settings.size}, noise "

@@ -2,7 +2,8 @@
 
 Andersson et al. 2020, "FLIP: A Difference Evaluator for Alternating Images",
 HPG, for images of low dynamic range, with the constants of the authors'
-program, version 1.7, whose values these are but for rounding; no weights.
+program, version 1.7, whose values these are but for rounding (below 2 pixels
+per degree that program's weights underflow); no weights.
 """
 
 import functools
@@ -19,6 +20,7 @@ from posterior_jax.metrics.colour_spaces import OPPONENT
 from posterior_jax.metrics.image import (
   Range,
   check_colours,
+  ends,
   in_range,
   matching_images,
   unit,
@@ -121,6 +123,7 @@ def flip_map(
   """
   x, truth = matching_images(x, truth)
   check_colours(x, "flip", least=1)
+  data_range = ends(data_range)
   truth = in_range(truth, data_range)
   degree = fields.real("pixels_per_degree", pixels_per_degree)
   if not _LEAST <= degree <= _MOST:
@@ -128,7 +131,7 @@ def flip_map(
       f"pixels_per_degree must lie in [{_LEAST:g}, {_MOST:g}], got "
       f"{pixels_per_degree}"
     )
-  return _errors(x, truth, degree, tuple(data_range))
+  return _errors(x, truth, degree, data_range)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

@@ -7,12 +7,14 @@ so an average over images is one of decibels.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from posterior_jax import fields
 from posterior_jax.base import (
   Observation,
   check_observation,
@@ -117,6 +119,7 @@ def psnr(
     20.0
   """
   x, truth = matching_images(x, truth)
+  data_range = ends(data_range)
   truth = in_range(truth, data_range)
   error = unit(x, data_range) - unit(truth, data_range)
   return -10.0 * jnp.log10(jnp.mean(error**2, axis=_IMAGE))
@@ -158,8 +161,8 @@ def ssim(
       f"images must be at least {width} pixels wide and high for ssim, got "
       f"{x.shape[-3:-1]}"
     )
-  truth = in_range(truth, data_range)
-  return _similarity(x, truth, tuple(data_range))
+  data_range = ends(data_range)
+  return _similarity(x, in_range(truth, data_range), data_range)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -211,15 +214,28 @@ def unit(x: jax.Array, data_range: Range) -> jax.Array:
   return jnp.clip(x * scale - low * scale, 0.0, 1.0)
 
 
-def in_range(truth: jax.Array, data_range: Range) -> jax.Array:
-  """The truth, where its values are known to be of the unit that was said."""
+def ends(data_range: Any) -> Range:
+  """`data_range` as two of Python's numbers, or ValueError."""
   if not (isinstance(data_range, tuple | list) and len(data_range) == 2):
     raise ValueError(f"data_range must be (low, high), got {data_range!r}")
-  low, high = data_range
+  low, high = (fields.real("data_range", _known(each)) for each in data_range)
   if not (math.isfinite(low) and low < high < math.inf):
     raise ValueError(
       f"data_range must be (low, high), finite and ascending, got {data_range}"
     )
+  return low, high
+
+
+def _known(value: Any) -> Any:
+  """An array of one known number as that number; all else as it is."""
+  traced = isinstance(value, jax.core.Tracer)
+  one = isinstance(value, jax.Array | np.ndarray) and value.ndim == 0
+  return value.item() if one and not traced else value
+
+
+def in_range(truth: jax.Array, data_range: Range) -> jax.Array:
+  """The truth, where its values are known to be of the unit that was said."""
+  low, high = data_range
   if not isinstance(truth, jax.core.Tracer) and truth.size:
     reach = float(jnp.abs(truth - (low + high) / 2).max()) / (high - low)
     # Draws of a Gaussian prior go beyond white; another unit goes far beyond.

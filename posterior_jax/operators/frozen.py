@@ -68,7 +68,10 @@ def _arrays() -> dict[str, np.ndarray]:
   with importlib.resources.as_file(folder / manifest["file"]) as path:
     # No pickle: a data file must not be able to run code.
     with np.load(path, allow_pickle=False) as arrays:
-      return {name: arrays[name] for name in arrays.files}
+      found = {name: arrays[name] for name in arrays.files}
+  for array in found.values():
+    array.setflags(write=False)  # what was verified is everybody's
+  return found
 
 
 def verify(data: bytes, expected: str, name: str) -> None:
