@@ -114,6 +114,23 @@ def test_winners_inside_are_counted_by_budget():
   assert "8 of 8 at 20, 6 of 8 at 100 evaluations" in text
 
 
+def test_winners_at_an_end_of_a_range_are_counted():
+  """Once, whatever else they are; a score of its own has its own winner."""
+  rows = rows_of({"DPIR": 25.0, "PiGDM": 26.0, "X": 20.0})
+  inside = "weight=0.2, first=0.5"
+  dpir = rows["method"] == "DPIR"
+  rows.loc[dpir, "point"] = inside
+  rows.loc[rows["method"] == "PiGDM", "point"] = "eta=1, data_std=16"
+  text = sections.block(rows, trials_of("DPIR", 20, [25.0]))
+  # Two operators of PiGDM, each with a winner for PSNR and one for LPIPS.
+  assert "Of 4 winners a knob stands at an end of its range" in text
+  rows.loc[dpir & (rows["task"] == "box_inpainting"), "point"] = (
+    "weight=0.2, first=157"
+  )
+  text = sections.block(rows, trials_of("DPIR", 20, [25.0]))
+  assert "Of 6 winners a knob stands at an end of its range" in text
+
+
 def test_quality_has_wins_and_ranks_of_what_is_whole():
   rows = rows_of({"NFC, a": 27.0, "X": 25.0, "Y": 28.0})
   rows = rows[(rows["method"] != "Y") | (rows["operator"] != "box")]

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import pandas as pd
 
 from experiments.equal_tuning import tables
+from experiments.equal_tuning.known import parsed
+from experiments.equal_tuning.methods import METHODS
 from experiments.equal_tuning.page import ranks, shipped, words
 from experiments.equal_tuning.page.plane import CAPTION
 from experiments.equal_tuning.tables import NAMES, OWN, SCORES
@@ -90,11 +92,27 @@ def _searches(rows: pd.DataFrame, trials: pd.DataFrame) -> list[str]:
     "## What the searches came to",
     f"Of the {total['winners']} winners {total['inside']} lie inside of what "
     f"was tried, {by_budget} evaluations; beside the others a knob has an open "
-    f"side. {_lost(trials)}",
+    f"side. Of {_ended(rows)} winners a knob stands at an end of its range, "
+    f"the setting's own or one given to the search. {_lost(trials)}",
     "Different results among the points of a search, the fewest and the most "
     "over its tasks:",
     words.wide(_distinct(trials)),
   ]
+
+
+def _ended(rows: pd.DataFrame) -> int:
+  """How many winners have a knob at an end of its range."""
+  about = [*tables.SEARCH, "tuned for", "point"]
+  single = rows.loc[rows["chains"] == 1, about].drop_duplicates()
+  columns = zip(single["method"], single["evaluations"], single["point"])
+  return sum(
+    any(
+      parsed(point).get(knob.name) in (knob.low, knob.high)
+      for knob in METHODS[method].knobs(calls)
+    )
+    for method, calls, point in columns
+    if method in METHODS
+  )
 
 
 def _distinct(trials: pd.DataFrame) -> str:
