@@ -199,3 +199,25 @@ def test_what_the_readme_and_the_changelog_claim_is_in_the_rows():
 
 def test_what_ships_is_made_of_the_committed_points():
   assert tuned.ASSET.read_text() == shipped.made(committed(), tried())
+
+
+def test_the_table_in_short_is_in_the_rows():
+  text = written.PAGE.read_text()
+  for score in tables.SCORES:
+    best, one = [], []
+    for calls in (20, *BEGAN):
+      rows = tables.chosen(committed(), score, calls)
+      best.append(tables.standing(rows, score))
+      own = shipped.beside_others(committed(), tried(), score, calls)
+      one.append(tables.standing(own, score))
+    for words, standings in (
+      (f"{score}: NFC's best form", best),
+      ("what `NFCConfig.tuned` gives", one),
+    ):
+      cells = [
+        f"{(own['NFC is'] == tables.AHEAD).sum()} / "
+        f"{(own['NFC is'] == tables.BEHIND).sum()}"
+        for own in standings
+      ]
+      line = f"| {words} is ahead on / behind on | {' | '.join(cells)} |"
+      assert line in text

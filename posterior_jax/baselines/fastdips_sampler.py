@@ -129,7 +129,8 @@ def fastdips(
     z <- steps down ||z - x0||^2 / (2 sigma^2) + rho ||A z - v + u||^2 / 2,
     v <- y + min(1, eps / ||w||) w,  w = A z + u - y,    u <- u + A z - v,
 
-  then x' = z plus fresh noise of the next level. A step goes along the slope g
+  then x' = z plus fresh noise of the next level. So few steps go towards the
+  ball and need not reach it. A step goes along the slope g
   by what is best where A is its tangent J, which no line search asks for,
 
     alpha = ||g||^2 / (||g||^2 / sigma^2 + rho ||J g||^2), at most 1 pixel^2;
