@@ -80,7 +80,10 @@ def _check_settings(
   if not isinstance(kind, type) or config is parameter.empty:
     return
   if not isinstance(config, kind):
-    raise TypeError(f"{name} must be of type {kind.__name__}, got {config!r}")
+    raise TypeError(
+      f"{name} must be an instance of {kind.__name__}, got "
+      f"{type(config).__name__}"
+    )
 
 
 def _traced(settings: Any) -> bool:

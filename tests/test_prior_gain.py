@@ -114,7 +114,8 @@ def _rows():
     assert len(wide) == 23 and not wide.isna().to_numpy().any()
     # As the page says of every picture.
     assert (
-      wide[["large", "small"]].min(1) > wide[["BM3D", "FFDNet"]].max(1)
+      wide[["large", "small"]].min(axis=1)
+      > wide[["BM3D", "FFDNet"]].max(axis=1)
     ).all()
     answers = [prior_gain.Answers(m, wide[m].to_numpy()) for m in SHOWN]
     for pair in prior_gain.pairs(answers):

@@ -114,10 +114,11 @@ def test_settings_of_another_kind_are_refused(build):
   """Those of another sampler, a class, words, None; as a keyword too."""
   kind = inspect.signature(build).parameters["config"].annotation
   other = baselines.DPSConfig if kind is pj.NFCConfig else pj.NFCConfig
+  words = f"config must be an instance of {kind.__name__}, got"
   for wrong in (other(), kind, "motion_blur", None):
-    with refused(TypeError, f"config must be of type {kind.__name__}, got"):
+    with refused(TypeError, f"{words} {type(wrong).__name__}"):
       build(wrong)
-  with refused(TypeError, f"config must be of type {kind.__name__}, got"):
+  with refused(TypeError, f"{words} NoneType"):
     build(config=None)
 
 

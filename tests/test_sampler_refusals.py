@@ -146,7 +146,7 @@ def test_bad_calls_are_one_sentence(prior):
   config = CONFIGS["calibrated"]
   refuse(prior, "sampler must be a Sampler", TypeError, sampler=config)
   with pytest.raises(
-    TypeError, match="config must be an NFCConfig, got method"
+    TypeError, match="config must be an instance of NFCConfig, got method"
   ):
     nfc(NFCConfig.calibrated)
   refuse(prior, r"y must have shape \[N, 16", **changed(y=good.y[0]))

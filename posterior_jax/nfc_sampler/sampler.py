@@ -56,8 +56,6 @@ def nfc(config: NFCConfig, *, spectrum: jax.Array | None = None) -> Sampler:
     >>> sampler.num_steps
     10
   """
-  if not isinstance(config, NFCConfig):
-    raise TypeError(f"config must be an NFCConfig, got {type(config).__name__}")
   return compose(parts_of(config, spectrum), levels_of(config))
 
 
