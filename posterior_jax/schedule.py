@@ -9,6 +9,20 @@ Spacing = Literal["uniform", "quadratic"]
 Law = Literal["step", "log_sigma"]
 
 
+def check_ends(sigma_max: float, sigma_min: float) -> None:
+  """Raises ValueError where the last noise is not below the first.
+
+  Args:
+    sigma_max: first level of a setting, positive.
+    sigma_min: last one, positive.
+  """
+  if not sigma_min < sigma_max:
+    raise ValueError(
+      f"sigma_min must lie in (0, sigma_max), got {sigma_min} with sigma_max "
+      f"{sigma_max}"
+    )
+
+
 def karras(
   levels: int,
   *,

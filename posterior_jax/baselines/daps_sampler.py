@@ -64,11 +64,7 @@ class DAPSConfig:
     ranges |= {"predictor_steps": (1, 1000), "inner_steps": (1, 100_000)}
     ranges |= {"step_size_decay": (0.0, 1.0), "tolerance": (1e-7, 1e-1)}
     fields.check(self, ranges | {"max_iterations": (1, 100_000)})
-    if not self.sigma_min < self.sigma_max:
-      raise ValueError(
-        f"sigma_min must lie in (0, sigma_max), got {self.sigma_min} with "
-        f"sigma_max {self.sigma_max}"
-      )
+    schedule.check_ends(self.sigma_max, self.sigma_min)
 
   @classmethod
   def published(

@@ -61,11 +61,7 @@ class FASTDIPSConfig:
     ranges = {"levels": (1, 10_000), "rho": (1e-3, 100.0)}
     ranges |= {"iterations": (2, 10_000), "steps": (1, 10_000)}
     fields.check(self, ranges | {"radius": (0.0, 100.0)})
-    if not self.sigma_min < self.sigma_max:
-      raise ValueError(
-        f"sigma_min must lie in (0, sigma_max), got {self.sigma_min} with "
-        f"sigma_max {self.sigma_max}"
-      )
+    schedule.check_ends(self.sigma_max, self.sigma_min)
 
   @classmethod
   def published(

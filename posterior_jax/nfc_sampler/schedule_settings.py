@@ -6,7 +6,7 @@ As those in `records`.
 import dataclasses
 from typing import Literal
 
-from posterior_jax import fields
+from posterior_jax import fields, schedule
 
 _COUNT = (1, 1000)
 _SHARE = (0.0, 1.0)
@@ -94,8 +94,4 @@ class Schedule:
       )
     if self.sigma_min is None:
       return  # `NFCConfig` knows it
-    if not self.sigma_min < self.sigma_max:
-      raise ValueError(
-        f"sigma_min must lie in (0, sigma_max), got {self.sigma_min} with "
-        f"sigma_max {self.sigma_max}"
-      )
+    schedule.check_ends(self.sigma_max, self.sigma_min)
