@@ -124,8 +124,7 @@ def test_a_run_takes_the_evaluations_of_its_budget(name, monkeypatch):
     _, info = pj.run(sampler, denoise, observation, key)
     return np.sum(np.broadcast_to(info.evaluations, sampler.num_steps))
 
-  for module in (methods, contenders):
-    monkeypatch.setattr(module, "scanned", counted)
+  monkeypatch.setattr(contenders, "scanned", counted)
   prior = pj.priors.gaussian_prior(pj.priors.power_law_spectrum(16, 16))
   operator = pj.operators.gaussian_blur(
     (16, 16, 1), size=5, std=1.0, boundary="circular"

@@ -161,21 +161,33 @@ def test_what_is_written_of_100_evaluations_beside_20_is_in_the_rows(
   assert words in " ".join(written.PAGE.read_text().split())
 
 
+@functools.cache
+def verdicts(score, calls, own):
+  """Of NFC's best form at a budget, or of its `own`, that `tuned` gives."""
+  rows = (
+    shipped.beside_others(committed(), tried(), score, calls)
+    if own
+    else tables.chosen(committed(), score, calls)
+  )
+  return tables.standing(rows, score)["NFC is"]
+
+
+def counts(score, verdict, own):
+  """On how many operators, by budget."""
+  return [
+    int((verdicts(score, calls, own) == verdict).sum())
+    for calls in (20, *BEGAN)
+  ]
+
+
 def test_what_the_readme_and_the_changelog_claim_is_in_the_rows():
   """On how many operators NFC is ahead at each budget, of ten kernels too."""
 
-  def ahead(choose):
-    found = {}
-    for score in tables.SCORES:
-      each = [tables.standing(choose(score, n), score) for n in (20, *BEGAN)]
-      found[score] = [
-        int((own["NFC is"] == tables.AHEAD).sum()) for own in each
-      ]
-    return found
-
-  best = ahead(lambda *of: tables.chosen(committed(), *of))
-  one = ahead(lambda *of: shipped.beside_others(committed(), tried(), *of))
-  slashed = lambda counts: " / ".join(map(str, counts))  # noqa: E731
+  best, one = (
+    {score: counts(score, tables.AHEAD, own) for score in tables.SCORES}
+    for own in (False, True)
+  )
+  slashed = lambda c: " / ".join(map(str, c))  # noqa: E731
   listed = lambda c: f"{', '.join(map(str, c[:-1]))} and {c[-1]}"  # noqa: E731
   readme = (written.ROOT / "README.md").read_text()
   assert f"ahead of all on {slashed(best['PSNR'])}, behind DPIR" in readme
@@ -204,20 +216,11 @@ def test_what_ships_is_made_of_the_committed_points():
 def test_the_table_in_short_is_in_the_rows():
   text = written.PAGE.read_text()
   for score in tables.SCORES:
-    best, one = [], []
-    for calls in (20, *BEGAN):
-      rows = tables.chosen(committed(), score, calls)
-      best.append(tables.standing(rows, score))
-      own = shipped.beside_others(committed(), tried(), score, calls)
-      one.append(tables.standing(own, score))
-    for words, standings in (
-      (f"{score}: NFC's best form", best),
-      ("what `NFCConfig.tuned` gives", one),
+    for words, own in (
+      (f"{score}: NFC's best form", False),
+      ("what `NFCConfig.tuned` gives", True),
     ):
-      cells = [
-        f"{(own['NFC is'] == tables.AHEAD).sum()} / "
-        f"{(own['NFC is'] == tables.BEHIND).sum()}"
-        for own in standings
-      ]
+      both = (counts(score, v, own) for v in (tables.AHEAD, tables.BEHIND))
+      cells = (f"{ahead} / {behind}" for ahead, behind in zip(*both))
       line = f"| {words} is ahead on / behind on | {' | '.join(cells)} |"
       assert line in text

@@ -51,8 +51,8 @@ class Known:
       try:
         trials, rows = tables.read_trials(log), tables.read(pictures)
         self._trials |= {key: own for key, own in trials.groupby(tables.SEARCH)}
-        self._rows |= _by(_ROWS, rows)
-        self._points |= _points(rows)
+        self._rows |= (mine := _by(_ROWS, rows))
+        self._points |= {key[:-1]: own[0]["point"] for key, own in mine.items()}
         self._priors |= {*other_prior.names(rows)}
         for path in second:
           self._again |= _by(("prior", *_ROWS), tables.read(path))
@@ -141,15 +141,6 @@ def _by(
   for row in rows.drop(columns="operator").to_dict("records"):
     found.setdefault(tuple(row[name] for name in names), []).append(row)
   return found
-
-
-def _points(rows: pd.DataFrame) -> dict[tuple, str]:
-  """By run the point of its rows."""
-  single = rows.drop_duplicates([*_RUN])
-  return {
-    tuple(row[name] for name in _RUN): row["point"]
-    for row in single.to_dict("records")
-  }
 
 
 def parsed(words: str) -> dict[str, float]:

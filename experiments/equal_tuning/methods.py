@@ -18,15 +18,14 @@ from experiments.few_calls.contenders import (
   BASELINES,
   DPIR,
   Contender,
-  Restore,
   built,
   plug_and_play,
-  scanned,
+  sampled,
 )
 from experiments.few_calls.search import Knob, Point
 from experiments.peers.dpir import FIRST
-from posterior_jax import NFCConfig, Observation, baselines, fields
-from posterior_jax.base import Denoiser
+from posterior_jax import NFCConfig, baselines, fields
+from posterior_jax.base import Sampler
 from posterior_jax.baselines import fastdips_sampler
 from posterior_jax.nfc_sampler import (
   Jacobian,
@@ -108,24 +107,12 @@ def nfc(config: Callable[[int], NFCConfig], *knobs: Knob) -> Contender:
     beside = {n: point[n] for n in (*tuned.WIDTH, "renewal") if n in point}
     return {"levels": levels_of(made), **beside}
 
-  def restore(evaluations: int) -> Restore:
-    made = config(evaluations)
+  def build(made: NFCConfig, operands: Any, spectrum: jax.Array) -> Sampler:
+    beside = {n: v for n, v in operands.items() if n != "levels"}
+    parts = parts_of(tuned.with_point(made, beside), spectrum)
+    return compose(parts, operands["levels"])
 
-    def run(
-      operands: dict[str, Any],
-      denoise: Denoiser,
-      observation: Observation,
-      key: jax.Array,
-      spectrum: jax.Array,
-    ) -> jax.Array:
-      beside = {n: v for n, v in operands.items() if n != "levels"}
-      parts = parts_of(tuned.with_point(made, beside), spectrum)
-      sampler = compose(parts, operands["levels"])
-      return scanned(sampler, denoise, observation, key)
-
-    return run
-
-  return Contender(lambda _: knobs, operands, restore)
+  return sampled(build, config, operands, *knobs)
 
 
 def ball(*knobs: Knob) -> Contender:
@@ -140,24 +127,13 @@ def ball(*knobs: Knob) -> Contender:
     sigmas = np.float32(fastdips_sampler.levels_of(made))
     return {"sigmas": sigmas, "penalty": made.penalty}
 
-  def restore(evaluations: int) -> Restore:
-    made = fastdips(evaluations)
+  def build(
+    made: baselines.FASTDIPSConfig, operands: Any, _: jax.Array
+  ) -> Sampler:
+    config = dataclasses.replace(made, penalty=operands["penalty"])
+    return fastdips_sampler.annealed(config, operands["sigmas"])
 
-    def run(
-      operands: dict[str, Any],
-      denoise: Denoiser,
-      observation: Observation,
-      key: jax.Array,
-      spectrum: jax.Array,
-    ) -> jax.Array:
-      del spectrum
-      config = dataclasses.replace(made, penalty=operands["penalty"])
-      sampler = fastdips_sampler.annealed(config, operands["sigmas"])
-      return scanned(sampler, denoise, observation, key)
-
-    return run
-
-  return Contender(lambda _: knobs, operands, restore)
+  return sampled(build, fastdips, operands, *knobs)
 
 
 def preset(name: str) -> Callable[[int], NFCConfig]:

@@ -81,24 +81,48 @@ def built(
     *knobs: what is tuned.
     each: as of `Contender`.
   """
+  return sampled(
+    lambda made, numbers, _: build(dataclasses.replace(made, **numbers)),
+    config,
+    lambda _, point: dict(point),
+    *knobs,
+    each=each,
+  )
+
+
+def sampled(
+  build: Callable[[Any, Any, jax.Array], Sampler],
+  config: Callable[[int], Any],
+  operands: Callable[[int, Point], Any],
+  *knobs: Knob,
+  each: int = 1,
+) -> Contender:
+  """A sampler of a config at a number of evaluations and of what is traced.
+
+  Args:
+    build: a config, operands and the prior's spectrum to the sampler.
+    config: evaluations -> the config.
+    operands: evaluations and a point -> what of it the program takes.
+    *knobs: what is tuned.
+    each: as of `Contender`.
+  """
 
   def restore(evaluations: int) -> Restore:
     made = config(evaluations)
 
     def run(
-      numbers: Point,
+      numbers: Any,
       denoise: Denoiser,
       observation: Observation,
       key: jax.Array,
       spectrum: jax.Array,
     ) -> jax.Array:
-      del spectrum
-      sampler = build(dataclasses.replace(made, **numbers))
+      sampler = build(made, numbers, spectrum)
       return scanned(sampler, denoise, observation, key)
 
     return run
 
-  return Contender(lambda _: knobs, lambda _, point: dict(point), restore, each)
+  return Contender(lambda _: knobs, operands, restore, each)
 
 
 def _baseline(
