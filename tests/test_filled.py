@@ -106,6 +106,20 @@ def test_what_is_kept_has_none_of_the_measurement(most):
   assert twice < 0.01 if most == 5.0 else twice > 0.05
 
 
+@pytest.mark.parametrize("most", [None, 0.7])
+def test_another_pass_begins_anew(most):
+  """With more noise than the level had nothing of it is kept."""
+  keys = jax.random.split(jax.random.key(0), 2)
+  x0 = jax.random.normal(keys[0], (1, 2, *SIZE))
+  observation = pj.Observation(_blur().forward(x0[0]), _blur(), NOISE)
+  config = _config(renewal=0.1, most=most)
+  found = [
+    _moved(config, observation, x0 + noise, x0, _level(config, 2.0))
+    for noise in (0.0, jax.random.normal(keys[1], x0.shape))
+  ]
+  np.testing.assert_array_equal(*found)
+
+
 def test_a_level_is_a_step_of_ddnm():
   """Where the operator has no decomposition and every singular value counts."""
   keys = jax.random.split(jax.random.key(0), 2)

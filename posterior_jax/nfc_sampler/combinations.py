@@ -135,8 +135,6 @@ def check_kept(schedule: Schedule, inner: Inner, predictor: Predictor) -> None:
   beside = "noise kept"
   # The noise beside a draw is not that of the state.
   _need("inner", inner, (Mean,), beside)
-  # Nor is there any to begin the next pass with.
-  _only("passes", schedule.passes, (1,), beside)
   if isinstance(predictor, Denoise):
     _only("discrepancy", predictor.discrepancy, (0.0,), beside)
 

@@ -32,8 +32,10 @@ class Schedule:
       it must be where held is 0.
     passes: how often all levels are gone through, 1 to 1000; each later pass
       starts from the last one's image under `renewal` of the noise of the first
-      level, which all but hides it as published, and adds its held levels to
-      one average. 1 unless held.
+      level, or all of it where noise is kept or filled in, and adds its held
+      levels to one average. Under as much noise as published that image is all
+      but hidden, so that passes are runs of their own; under less they go on
+      from each other. 1 unless held.
     start: first state: "noise" at sigma_max alone, as published, or
       "measurement": what it shows of the image (`states.shown`), moved to it
       under the width, and under `renewal` of that noise, or all of it where

@@ -192,7 +192,10 @@ def keeping(renewal: jax.Array | float) -> Callable[..., jax.Array]:
   def part(
     key: chex.PRNGKey, x: jax.Array, image: jax.Array, level: Level
   ) -> jax.Array:
-    kept = (level.following / level.sigma) ** renewal**2
+    # The next pass begins anew, at more noise than there is to keep.
+    falls = level.following <= level.sigma
+    ratio = level.following / level.sigma
+    kept = jnp.where(falls, ratio**renewal**2, 0.0)
     noise = jax.random.normal(key, image.shape, image.dtype)
     mixed = kept * (x - image) / level.sigma + (1 - kept**2) ** 0.5 * noise
     return image + level.following * mixed
@@ -243,8 +246,9 @@ def filling(
     kept = (x - x0) / level.sigma
     if width.most is not None and not _whole(renewal):
       kept = _unseen(keys[0], observation, kept, width.most, stop)
-    kept = (1 - renewal**2) ** 0.5 * kept
-    free = level.following * (kept + renewal * fresh)
+    # The next pass begins anew, as in `keeping`.
+    anew = jnp.where(level.following > level.sigma, 1.0, renewal)
+    free = level.following * ((1 - anew**2) ** 0.5 * kept + anew * fresh)
     data = observation.y + operator.forward(level.following * within)
     share: jax.Array | float = 2 / width.factor
     if width.most is not None:
