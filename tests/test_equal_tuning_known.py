@@ -28,6 +28,21 @@ def written(folder, rows):
       run.write(name, row)
 
 
+def merged_into(folder, rows):
+  """A folder with the files of a run's rows."""
+  folder.mkdir(exist_ok=True)
+  columns = {
+    name: list(next(row for n, row in rows if n == name)) for name, _ in rows
+  }
+  for file, name in zip(known.files(str(folder)), (tables.TRIED, tables.TABLE)):
+    empty = pd.DataFrame(columns=[*columns[name], "knobs"])
+    empty.to_csv(file, index=False)
+  written(folder / "run", rows)
+  trials, table = known.files(str(folder))
+  merged.take(folder / "run", rows=table, trials=trials)
+  return folder
+
+
 def worked(given, folder):
   return [*study.work(given, folder, lambda words: None)]
 
@@ -52,23 +67,13 @@ def only(rows, name, **about):
 @pytest.fixture(scope="module")
 def before(given, tmp_path_factory):
   """What a first run left: its rows, and the folder that has taken them."""
-  folder = tmp_path_factory.mktemp("known")
   rows = worked(given, tmp_path_factory.mktemp("cells"))
   # LPIPS has no weights here; files have numbers.
   rows = [
     (n, {k: 0.5 if k == "lpips" else v for k, v in row.items()})
     for n, row in rows
   ]
-  columns = {
-    name: list(next(row for n, row in rows if n == name)) for name, _ in rows
-  }
-  for file, name in zip(known.files(str(folder)), (tables.TRIED, tables.TABLE)):
-    empty = pd.DataFrame(columns=[*columns[name], "knobs"])
-    empty.to_csv(file, index=False)
-  written(folder / "run", rows)
-  trials, table = known.files(str(folder))
-  merged.take(folder / "run", rows=table, trials=trials)
-  return rows, folder
+  return rows, merged_into(tmp_path_factory.mktemp("known"), rows)
 
 
 def test_what_is_known_to_the_end_is_not_done_again(

@@ -107,8 +107,8 @@ class Bench:
     search = self._searched(cell, program)
     self._keep(cell, search)
     tuned = time.monotonic() - began
-    rows = [*self._single(cell, program, search)]
-    rows += self._means(cell, program, search)
+    rows = [*self._reported(cell, program, search, means=False)]
+    rows += self._reported(cell, program, search, means=True)
     if not self._given.settings.again:
       yield from ((TRIED, row) for row in self._log(cell, search))
     prior = {"prior": self._given.prior.prior}
@@ -128,66 +128,65 @@ class Bench:
 
     def score(points: Sequence[Point]) -> np.ndarray:
       slots = [Slot(point, i) for point in points for i in range(count)]
-      found = self._scored(cell, program(slots, pictures), slots, pictures)
+      found = self._scored(program(slots, pictures), slots, pictures)
       return found.reshape(2, len(points), count)
 
     return self._searches.run(cell, program.takes, score)
 
-  def _single(
-    self, cell: Cell, program: Program | None, search: Rounds
+  def _reported(
+    self, cell: Cell, program: Program | None, search: Rounds, *, means: bool
   ) -> Iterator[Row]:
     """The report's pictures by the winner of each criterion."""
-    best, draws = self._runs.best(cell, search), self._runs.draws(cell)
+    best = self._runs.best(cell, search)
+    listed = self._runs.means if means else self._runs.singles
     for kind in self._runs.kinds(cell):
       new = []
-      for about, point in zip(self._runs.singles(cell, kind), best):
+      for about, point in zip(listed(cell, kind), best):
         rows = self._runs.known(cell, about, point)
         yield from self._runs.placed(rows, search, point)
         new += [] if rows else [(about, point)]
       if not new or program is None:
         continue
       pictures = self._pictures.report(kind)
-      count = len(pictures.truth)
       # One point may be the best by either score.
       points = [*dict.fromkeys(point for _, point in new)]
       named = [self._searches.named(cell, point) for point in points]
-      slots = [
-        Slot(point, i, draw)
-        for point in named
-        for draw in range(draws)
-        for i in range(count)
-      ]
       started = time.monotonic()
-      found = self._scored(cell, program(slots, pictures), slots, pictures)
-      found = found.reshape(2, len(points), draws, count).mean(axis=2)
+      found = self._restored(program, named, new[0][0], pictures)
       seconds = time.monotonic() - started
       for about, point in new:
         number = points.index(point)
         rows = self._runs.rows(cell, about, point, found[:, number], seconds)
         yield from self._runs.placed(rows, search, point)
 
-  def _means(
-    self, cell: Cell, program: Program | None, search: Rounds
-  ) -> Iterator[Row]:
-    """The mean of several chains, of what was tuned for PSNR."""
-    point = self._runs.best(cell, search)[0]
-    for kind in self._runs.kinds(cell):
-      for about in self._runs.means(cell, kind):
-        rows = self._runs.known(cell, about, point)
-        if not rows and program is not None:
-          pictures, chains = self._pictures.report(kind), about["chains"]
-          count, own = len(pictures.truth), self._searches.named(cell, point)
-          slots = [Slot(own, i, c) for c in range(chains) for i in range(count)]
-          started = time.monotonic()
-          x = program(slots, pictures).reshape(chains, *pictures.truth.shape)
-          mean = jnp.mean(x, axis=0)
-          found = self._scored(cell, mean, slots[:count], pictures)
-          seconds = time.monotonic() - started
-          rows = self._runs.rows(cell, about, point, found, seconds)
-        yield from self._runs.placed(rows, search, point)
+  def _restored(
+    self,
+    program: Program,
+    points: Sequence[Point],
+    about: Row,
+    pictures: Measured,
+  ) -> np.ndarray:
+    """PSNR and LPIPS of every point and picture, [2, P, N].
+
+    Of the mean of a point's chains, or the mean of its samples' scores.
+    """
+    count, chains = len(pictures.truth), about["chains"]
+    slots = [
+      Slot(point, i, sample)
+      for point in points
+      for sample in range(chains * about["draws"])
+      for i in range(count)
+    ]
+    x = program(slots, pictures)
+    if chains > 1:
+      parts = x.reshape(len(points), chains, count, *x.shape[1:])
+      x = jnp.mean(parts, axis=1).reshape(-1, *x.shape[1:])
+      slots = [slot for slot in slots if slot.chain == 0]
+    found = self._scored(x, slots, pictures)
+    return found.reshape(2, len(points), -1, count).mean(axis=2)
 
   def _scored(
-    self, cell: Cell, x: jax.Array, slots: list[Slot], pictures: Measured
+    self, x: jax.Array, slots: list[Slot], pictures: Measured
   ) -> np.ndarray:
     """PSNR and LPIPS, [2, S]."""
     which = np.array([slot.picture for slot in slots])

@@ -128,12 +128,9 @@ def _whole(rows: pd.DataFrame, kernels: int) -> pd.DataFrame:
   pictures = rows["picture"].nunique()
   parts = [*SEARCH, "chains"]
 
-  def needed(row: pd.Series) -> int:
-    criteria = len(SCORES) if row["chains"] == 1 else 1
-    return (kernels if row["task"] == MOTION else 1) * criteria * pictures
-
   sizes = rows.groupby(parts).size().rename("size").reset_index()
-  sizes = sizes[sizes["size"] == sizes.apply(needed, axis=1)]
+  each = sizes["task"].map(lambda task: kernels if task == MOTION else 1)
+  sizes = sizes[sizes["size"] == each * len(SCORES) * pictures]
   return rows.merge(sizes[parts], on=parts)
 
 

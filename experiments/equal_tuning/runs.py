@@ -39,15 +39,15 @@ class Runs:
     return [about | {"tuned for": each} | beside for each in CRITERIA]
 
   def means(self, cell: Cell, kind: Degradation) -> list[Row]:
-    """The mean of chains that the settings ask for: one, or none."""
+    """Means of chains by the winner of each criterion, or none."""
     chains = _of(self._given.settings.chains, cell)
     if chains == 1:
       return []
-    about = self._searches.about(cell) | {"kernel": kind.kernel}
     calls = self._searches.calls(cell) * chains
-    own = {"evaluations": calls, "tuned for": CRITERIA[0], "chains": chains}
-    own |= {"draws": 1}
-    return [about | own]
+    about = self._searches.about(cell) | {"kernel": kind.kernel}
+    about |= {"evaluations": calls}
+    beside = {"chains": chains, "draws": 1}
+    return [about | {"tuned for": each} | beside for each in CRITERIA]
 
   def known(self, cell: Cell, about: Row, point: Values) -> list[Row]:
     """The rows of a run, where they are known."""

@@ -60,8 +60,9 @@ class Settings(Checked):
     tuned_on: pictures of every budget's search, the first by name.
     draws: samples of every picture that is reported on, whose scores are
       averaged, a number for each of the first budgets, 1 for the others.
-    chains: whose mean is reported, a number for each of the first budgets: at
-      chains times its evaluations, which may be a budget too; 1 for no mean.
+    chains: whose mean is reported, by the winner for either score, a number for
+      each of the first budgets: at chains times its evaluations, which may be a
+      budget too; 1 for no mean.
     slots: images that a program restores at once; a round has a point for every
       `tuned_on` of them.
     known: folders of `rows.csv` and `trials.csv`, as those beside the code,
