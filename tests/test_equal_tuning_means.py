@@ -4,12 +4,16 @@ import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
-from experiments.equal_tuning import bench, study, tables
+from experiments.equal_tuning import bench, report, study, tables
 from experiments.equal_tuning.known import parsed
+from experiments.equal_tuning.page import sections, standings
+from experiments.harness import record
 from tests.test_equal_tuning_cells import given as given  # a fixture
 from tests.test_equal_tuning_known import going_on, merged_into, only
+from tests.test_equal_tuning_tables import rows_of, trials_of
 
 
 class Constant:
@@ -125,3 +129,90 @@ def test_winners_that_restore_again_have_means_of_both(given, worked, tmp_path):
   before, after = (only(each, tables.TABLE, chains=2) for each in (rows, again))
   assert [row["point"] for row in after] == [row["point"] for row in before]
   assert len(Constant.chained) == 4  # two points and two pictures
+
+
+def beside(single, means):
+  """Rows of single samples and of means of two chains at 20 evaluations."""
+  rows = [rows_of(single), rows_of(means).assign(chains=2)]
+  return pd.concat(rows, ignore_index=True)
+
+
+def page(rows):
+  text = sections.block(rows, trials_of("X", 20, [25.0]))
+  return text.split("## Wins and ranks")[0]
+
+
+def reported(rows, folder):
+  trials = rows[["method", "evaluations", "task", "psnr"]]
+  with record.Run(folder, command=["here"], config={}) as run:
+    report.write(run, rows, trials, pd.DataFrame(), "two pictures")
+  return (folder / "report.html").read_text()
+
+
+def test_a_mean_has_the_psnr_and_the_lpips_of_what_was_tuned_for_it():
+  """And is one of the results among which each side has its best."""
+  rows = beside({"NFC, a": 27.0, "X": 25.0}, {"NFC, a": 26.0, "X": 28.0})
+  lpips = (rows["chains"] == 2) & (rows["tuned for"] == "LPIPS")
+  rows.loc[lpips, "lpips"] -= 0.5
+  rows.loc[lpips, "psnr"] -= 20
+  text = page(rows)
+  _, means = text.split(
+    "PSNR / LPIPS of the mean of 2 chains of 10 evaluations"
+  )
+  table, leads = means.split("each by one sample or by a mean of chains")
+  assert "| X | **28.50** / **.215** | **28.50** / **.215** |" in table
+  assert "| NFC, a | 26.50 / .235 | 26.50 / .235 |" in table
+  assert (
+    "| PSNR | box | NFC, a 27.50 | X, mean of 2: 28.50 "
+    "| -1.00 (-1.00, -1.00) | behind |"
+  ) in leads
+  assert (
+    "| LPIPS | box | NFC, a, mean of 2: 0.235 | X, mean of 2: 0.215 "
+    "| -0.020 (-0.020, -0.020) | behind |"
+  ) in leads
+  ahead, behind = "2 / 0 / 0", "0 / 0 / 2"
+  for score in tables.SCORES:
+    assert f"| {score}, 20 | {ahead} | {ahead} | {behind} | - |" in text
+
+
+def test_means_that_nobody_tuned_for_lpips_have_none(tmp_path):
+  """Neither the LPIPS of those tuned for PSNR nor a verdict."""
+  rows = beside({"NFC, a": 27.0, "X": 25.0}, {"NFC, a": 28.0, "X": 26.0})
+  rows = rows[(rows["chains"] == 1) | (rows["tuned for"] == "PSNR")]
+  text = page(rows)
+  _, means = text.split(
+    "PSNR / LPIPS of the mean of 2 chains of 10 evaluations"
+  )
+  assert "| X | 26.50 / - | 26.50 / - |" in means
+  assert (
+    "| PSNR | box | NFC, a, mean of 2: 28.50 | X, mean of 2: 26.50" in means
+  )
+  assert "| LPIPS |" not in means
+  ahead = "2 / 0 / 0"
+  assert f"| PSNR, 20 | {ahead} | {ahead} | {ahead} | - |" in text
+  assert f"| LPIPS, 20 | {ahead} | {ahead} | - | - |" in text
+  report_text = reported(rows, tmp_path / "run")
+  assert "PSNR, 20, mean of chains" in report_text
+  assert "LPIPS, 20, mean of chains" not in report_text
+
+
+def test_the_report_has_means_of_either_score(tmp_path):
+  rows = beside({"NFC, a": 27.0, "X": 25.0}, {"NFC, a": 28.0, "X": 26.0})
+  lpips = (rows["chains"] == 2) & (rows["tuned for"] == "LPIPS")
+  rows.loc[lpips, "lpips"] = 0.123
+  text = reported(rows, tmp_path / "run")
+  assert "0.123" in text.split("LPIPS, 20, mean of chains")[1]
+
+
+def test_operators_without_means_of_the_others_have_no_verdict_by_them():
+  """Nobody knows who would be the best there."""
+  rows = beside(
+    {"NFC, a": 27.0, "X": 25.0, "Y": 24.0, "Z": 23.0},
+    {"NFC, a": 26.0, "X": 28.0, "Y": 24.0, "Z": 23.0},
+  )
+  lost = rows["method"].isin(["X", "Y"]) & (rows["chains"] == 2)
+  left = rows[~lost | (rows["operator"] != "box")]
+  found = standings.sample_or_mean(left, "PSNR", 20)
+  assert list(found.index) == ["motion, short"]
+  single = rows[rows["chains"] == 1]
+  assert not len(standings.sample_or_mean(single, "PSNR", 20))

@@ -11,7 +11,7 @@ from experiments.equal_tuning import (
   report,
   tables,
 )
-from experiments.equal_tuning.page import sections, shipped
+from experiments.equal_tuning.page import sections, shipped, standings
 from experiments.harness import record
 
 
@@ -65,7 +65,7 @@ def test_others_may_spend_less_than_nfc():
   most = rows_of({"NFC, a": 40.0, "X": 40.0}).assign(evaluations=1000)
   rows = pd.concat([few, many.assign(evaluations=100), most])
   for criterion, lead in (("PSNR", -1.0), ("LPIPS", -0.01)):
-    found = tables.standing_within(rows, criterion, 100)
+    found = standings.same_or_smaller(rows, criterion, 100)
     np.testing.assert_allclose(found["lead"], lead)
     assert set(found["best other"]) == {"X at 20"}
     assert set(found["NFC is"]) == {tables.BEHIND}

@@ -10,7 +10,8 @@ from experiments.harness.reporting.report import Report
 
 ABOUT = (
   "Every method was tuned by as many points for every task and budget, on "
-  "pictures that no report restores, once for PSNR and once for LPIPS (alex). "
+  "pictures that no report restores, once for PSNR and once for LPIPS (alex); "
+  "each table is of what was tuned for its score, means of chains too. "
   "A budget is in evaluations of the network, a product with its Jacobian "
   "counted as one. Leads are paired by picture, with 95 % intervals by 100,000 "
   "resamples."
@@ -38,23 +39,7 @@ def write(
   report.figure(plane(rows), CAPTION)
   report.text(ABOUT)
   for calls in sorted(set(rows["evaluations"])):
-    report.section(f"{calls} evaluations")
-    for criterion, (column, digits, _) in SCORES.items():
-      own = tables.chosen(rows, criterion, calls)
-      if own[column].isna().all():  # as LPIPS without its weights
-        continue
-      _add(report, f"{criterion}, {calls}, one sample", own, criterion, about)
-      standing = tables.standing(own, criterion)
-      if len(standing):
-        report.table(
-          f"{criterion}, {calls}: the best of {OWN} and the best other method",
-          standing,
-          digits=digits + 1,
-          measured_on=about,
-          name=f"standing-{criterion}-{calls}",
-        )
-    mean = tables.chosen(rows, "PSNR", calls, mean=True)
-    _add(report, f"PSNR, {calls}, mean of chains", mean, "PSNR", about)
+    _budget(report, rows, calls, about)
   report.section("Tuning")
   if len(trials):  # none where winners restored again
     report.table(
@@ -77,12 +62,33 @@ def write(
   report.leave(run.folder)
 
 
+def _budget(report: Report, rows: pd.DataFrame, calls: int, about: str) -> None:
+  """Single samples and means of chains, each by what was tuned for a score."""
+  report.section(f"{calls} evaluations")
+  for criterion, (_, digits, _) in SCORES.items():
+    own = tables.chosen(rows, criterion, calls)
+    _add(report, f"{criterion}, {calls}, one sample", own, criterion, about)
+    standing = tables.standing(own, criterion)
+    if len(standing):
+      report.table(
+        f"{criterion}, {calls}: the best of {OWN} and the best other method",
+        standing,
+        digits=digits + 1,
+        measured_on=about,
+        name=f"standing-{criterion}-{calls}",
+      )
+  for criterion in SCORES:
+    means = tables.chosen(rows, criterion, calls, mean=True)
+    caption = f"{criterion}, {calls}, mean of chains"
+    _add(report, caption, means, criterion, about)
+
+
 def _add(
   report: Report, caption: str, rows: pd.DataFrame, criterion: str, about: str
 ) -> None:
-  if not len(rows):
+  column, digits, high = SCORES[criterion]
+  if rows[column].isna().all():  # as LPIPS without its weights
     return
-  _, digits, high = SCORES[criterion]
   table = tables.quality(rows, criterion)
   best = {name: "max" if high else "min" for name in table}
   best |= {"wins": "max", "median rank": "min"}

@@ -151,11 +151,16 @@ def comparable(rows: pd.DataFrame) -> set[str]:
   return set(count.index[count + 1 >= count.max()])
 
 
-def standing(rows: pd.DataFrame, criterion: str) -> pd.DataFrame:
+def standing(
+  rows: pd.DataFrame, criterion: str, among: set[str] | None = None
+) -> pd.DataFrame:
   """The best setting of NFC against the best other method, by operator.
 
-  Operators that are not `comparable` are left out: nobody knows who would be
-  the best there.
+  Args:
+    rows: by `chosen`.
+    criterion: of SCORES, what they were tuned for.
+    among: operators; None for those that are `comparable`: of the others nobody
+      knows who would be the best there.
 
   Returns:
     By operator both names and means, the mean lead (positive where NFC is
@@ -163,34 +168,7 @@ def standing(rows: pd.DataFrame, criterion: str) -> pd.DataFrame:
     zero (ahead), below (behind) or about it (level). Empty where NFC or all
     others were not run.
   """
-  return _standing(rows, criterion, comparable(rows))
-
-
-def standing_within(
-  rows: pd.DataFrame, criterion: str, evaluations: int
-) -> pd.DataFrame:
-  """`standing` of NFC at a budget against others at any budget up to it.
-
-  More evaluations may make a method worse, and whoever has a large budget may
-  spend less.
-
-  Returns:
-    As of `standing`; the name of the best other method has its budget behind
-    it, "X at 20".
-  """
-  own = chosen(rows, criterion, evaluations)
-  ours = own["method"].str.startswith(OWN)
-  budgets = [n for n in set(rows["evaluations"]) if n <= evaluations]
-  every = pd.concat(chosen(rows, criterion, n) for n in budgets)
-  others = every[~every["method"].str.startswith(OWN)]
-  at = others["method"] + " at " + others["evaluations"].astype(str)
-  both = pd.concat([own[ours], others.assign(method=at)])
-  return _standing(both, criterion, comparable(own))
-
-
-def _standing(
-  rows: pd.DataFrame, criterion: str, operators: set[str]
-) -> pd.DataFrame:
+  operators = comparable(rows) if among is None else among
   found = [
     {"operator": operator} | pair
     for operator, own in rows.groupby("operator", sort=False)

@@ -90,8 +90,8 @@ def _leads(found: pd.DataFrame, score: str) -> str:
   lines = [
     [
       str(operator).removeprefix("motion, "),
-      f"{words.code(own['best of NFC'])} {own['its mean']:.{digits}f}",
-      f"{own['best other']} {own['other mean']:.{digits}f}",
+      words.scored(own["best of NFC"], own["its mean"], digits),
+      words.scored(own["best other"], own["other mean"], digits),
       words.lead(own["lead"], own["from"], own["to"], digits),
       words.bold(own["NFC is"], own["NFC is"] == AHEAD),
     ]

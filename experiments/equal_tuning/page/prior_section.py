@@ -258,8 +258,8 @@ def _leads(found: pd.DataFrame, criterion: str) -> str:
         [
           str(name),
           which,
-          f"{words.code(row[f'best of NFC{end}'])} {own:.{digits}f}",
-          f"{row[f'best other{end}']} {other:.{digits}f}",
+          words.scored(row[f"best of NFC{end}"], own, digits),
+          words.scored(row[f"best other{end}"], other, digits),
           words.lead(lead, low, high, digits),
           words.bold(verdict, verdict == AHEAD),
         ]

@@ -1,7 +1,7 @@
 """The Markdown of equal tuning: its tables, by budget, and its searches."""
 
 import math
-from collections.abc import Mapping
+from typing import get_args
 
 import pandas as pd
 
@@ -10,11 +10,9 @@ from experiments.equal_tuning.known import parsed
 from experiments.equal_tuning.methods import METHODS
 from experiments.equal_tuning.page import ranks, shipped, words
 from experiments.equal_tuning.page.plane import CAPTION
+from experiments.equal_tuning.page.standings import Beside, Standings, every
 from experiments.equal_tuning.tables import NAMES, OWN, SCORES
 from experiments.harness.reporting import markdown
-
-# By evaluations, score, and whether others may spend less.
-Standings = Mapping[tuple[int, str, bool], pd.DataFrame]
 
 
 def block(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
@@ -24,15 +22,16 @@ def block(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
     rows: of the pictures, by `tables.read`.
     trials: all points, in their order.
   """
-  standings = _standings(rows)
+  standings = every(rows)
   parts = [
     f"![{CAPTION}](../figures/plane.png)",
     CAPTION,
     f"On how many operators the best of {OWN} is ahead of / level with / "
-    "behind the best other method, one sample; beside others at the same "
-    "budget, and beside the best that they have at it or at a smaller one; "
-    "`tuned()` is the preset that was best on the pictures that are tuned on, "
-    "as `NFCConfig.tuned` gives it; means of chains beside each other:",
+    "behind the best other method: one sample beside others at the same "
+    "budget; beside the best that they have at it or at a smaller one; and the "
+    "best sample or mean of chains of either, by as many evaluations in all. "
+    "`tuned()` is one sample by the preset that was best on the pictures that "
+    "are tuned on, as `NFCConfig.tuned` gives it:",
     words.wide(_verdicts(rows, trials, standings)),
     "PSNR / LPIPS of what `NFCConfig.tuned` gives for either score:",
     words.wide(_tuned(rows, trials)),
@@ -41,26 +40,8 @@ def block(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
     parts.append(f"## {calls} evaluations")
     if len(tables.chosen(rows, "PSNR", calls)):
       parts += _singles(rows, calls, standings)
-    means = tables.chosen(rows, "PSNR", calls, mean=True)
-    if len(means):
-      chains = means["chains"].iloc[0]
-      parts += [
-        f"PSNR / LPIPS of the mean of {chains} chains of {calls // chains} "
-        "evaluations each, tuned for PSNR:",
-        words.wide(_both(means, means)),
-      ]
+    parts += _means(rows, calls, standings)
   return "\n\n".join([*parts, ranks.block(rows), *_searches(rows, trials)])
-
-
-def _standings(rows: pd.DataFrame) -> Standings:
-  """Of NFC beside others, whose intervals take a while: once for all tables."""
-  found = {}
-  for calls in sorted(set(rows["evaluations"])):
-    for score in SCORES:
-      own = tables.chosen(rows, score, calls)
-      found[calls, score, False] = tables.standing(own, score)
-      found[calls, score, True] = tables.standing_within(rows, score, calls)
-  return found
 
 
 def _singles(rows: pd.DataFrame, calls: int, standings: Standings) -> list[str]:
@@ -69,13 +50,33 @@ def _singles(rows: pd.DataFrame, calls: int, standings: Standings) -> list[str]:
     f"PSNR / LPIPS of one sample{_drawn(tables.chosen(rows, 'PSNR', calls))}:",
     words.wide(_both(*(tables.chosen(rows, s, calls) for s in SCORES))),
     f"The best of {OWN} less the best other method, paired by picture:",
-    words.wide(_leads(calls, standings)),
+    words.wide(_leads(calls, standings, "same budget")),
   ]
   if calls > rows["evaluations"].min():
     parts += [
       f"The best of {OWN} at {calls} evaluations less the best result that "
       f"another method has at {calls} or at a smaller budget:",
-      words.wide(_leads(calls, standings, within=True)),
+      words.wide(_leads(calls, standings, "same or smaller")),
+    ]
+  return parts
+
+
+def _means(rows: pd.DataFrame, calls: int, standings: Standings) -> list[str]:
+  """Means of chains by as many evaluations in all, and how NFC stands then."""
+  both = [tables.chosen(rows, score, calls, mean=True) for score in SCORES]
+  if not len(both[0]):
+    return []
+  chains = both[0]["chains"].iloc[0]
+  parts = [
+    f"PSNR / LPIPS of the mean of {chains} chains of {calls // chains} "
+    "evaluations each:",
+    words.wide(_both(*both)),
+  ]
+  if any(len(standings[calls, score, "sample or mean"]) for score in SCORES):
+    parts += [
+      f"The best of {OWN} less the best other method by {calls} evaluations in "
+      "all, each by one sample or by a mean of chains, whichever is better:",
+      words.wide(_leads(calls, standings, "sample or mean")),
     ]
   return parts
 
@@ -155,7 +156,9 @@ def _drawn(rows: pd.DataFrame) -> str:
 
 def _both(by_psnr: pd.DataFrame, by_lpips: pd.DataFrame) -> str:
   """PSNR of what was tuned for PSNR, LPIPS of what was for LPIPS."""
-  psnr, lpips = _pivot(by_psnr, "psnr"), _pivot(by_lpips, "lpips")
+  psnr = _pivot(by_psnr, "psnr")
+  # What was not tuned for LPIPS has none.
+  lpips = _pivot(by_lpips, "lpips").reindex_like(psnr)
   known = tables.comparable(by_psnr)
   order = psnr.mean(axis=1, skipna=False).sort_values(ascending=False).index
   lines = []
@@ -165,10 +168,17 @@ def _both(by_psnr: pd.DataFrame, by_lpips: pd.DataFrame) -> str:
       value, distance = psnr.loc[method, name], lpips.loc[method, name]
       most = name in known and value == psnr[name].max()
       least = name in known and distance == lpips[name].min()
-      none = words.absent(by_psnr, method, name)
-      left = none if value != value else words.bold(f"{value:.2f}", most)
-      short = words.bold(words.distance(distance), least)
-      cells.append(words.both(left, none if distance != distance else short))
+      left = (
+        words.absent(by_psnr, method, name)
+        if value != value
+        else words.bold(f"{value:.2f}", most)
+      )
+      right = (
+        words.absent(by_lpips, method, name)
+        if distance != distance
+        else words.bold(words.distance(distance), least)
+      )
+      cells.append(words.both(left, right))
     lines.append([words.code(method), *cells])
   return markdown.table(["method", *psnr], lines)
 
@@ -177,23 +187,15 @@ def _verdicts(
   rows: pd.DataFrame, trials: pd.DataFrame, standings: Standings
 ) -> str:
   """The verdicts of `_leads`, counted, and those of `NFCConfig.tuned`."""
-  head = ["evaluations"]
-  head += [
-    f"{criterion}{beside}"
-    for criterion in SCORES
-    for beside in ("", ", or smaller", ", `tuned()`")
-  ]
-  head += [f"chains, {criterion}" for criterion in SCORES]
+  compared = get_args(Beside)
   lines = []
-  for calls in sorted(set(rows["evaluations"])):
-    cells = [str(calls)]
-    for criterion in SCORES:
-      both = (standings[calls, criterion, within] for within in (False, True))
+  for criterion in SCORES:
+    for calls in sorted(set(rows["evaluations"])):
+      each = [standings[calls, criterion, beside] for beside in compared]
       one = shipped.beside_others(rows, trials, criterion, calls)
-      cells += map(_counted, (*both, tables.standing(one, criterion)))
-    means = tables.chosen(rows, "PSNR", calls, mean=True)
-    cells += [_counted(tables.standing(means, score)) for score in SCORES]
-    lines.append(cells)
+      each.append(tables.standing(one, criterion))
+      lines.append([f"{criterion}, {calls}", *map(_counted, each)])
+  head = ["score, evaluations", *compared, "`tuned()`, same budget"]
   return markdown.table(head, lines)
 
 
@@ -224,18 +226,17 @@ def _counted(standing: pd.DataFrame) -> str:
   return words.counted(standing["NFC is"]) if len(standing) else "-"
 
 
-def _leads(calls: int, standings: Standings, *, within: bool = False) -> str:
-  """Verdicts at a budget; `within`, against others at smaller ones too."""
+def _leads(calls: int, standings: Standings, beside: Beside) -> str:
+  """Verdicts at a budget."""
   lines = []
   for criterion, (_, digits, _) in SCORES.items():
-    for operator, own in standings[calls, criterion, within].iterrows():
-      colon = ":" if " at " in own["best other"] else ""
+    for operator, own in standings[calls, criterion, beside].iterrows():
       lines.append(
         [
           criterion,
           operator,
-          f"{words.code(own['best of NFC'])} {own['its mean']:.{digits}f}",
-          f"{own['best other']}{colon} {own['other mean']:.{digits}f}",
+          words.scored(own["best of NFC"], own["its mean"], digits),
+          words.scored(own["best other"], own["other mean"], digits),
           words.lead(own["lead"], own["from"], own["to"], digits),
           words.bold(own["NFC is"], own["NFC is"] == tables.AHEAD),
         ]

@@ -24,6 +24,12 @@ def code(method: str) -> str:
   return f"`{name}()`{form}" if called else method
 
 
+def scored(method: str, value: float, digits: int) -> str:
+  """A method and its score, apart where the name ends with a number."""
+  colon = ":" if method[-1].isdigit() else ""
+  return f"{code(method)}{colon} {value:.{digits}f}"
+
+
 def lead(value: float, low: float, high: float, digits: int) -> str:
   """A lead with its interval."""
   mean, *ends = (f"{each:+.{digits}f}" for each in (value, low, high))
