@@ -256,7 +256,7 @@ def test_the_numbers_of_fast_are_those_that_results_are_quoted_for():
   assert (schedule.sigma_max, schedule.sigma_min) == (0.845, 0.0493)
   assert (schedule.held, schedule.momentum, schedule.renewal) == (0.2, 0.5, 0)
   assert (schedule.averaged, schedule.start) == ("predicted", "measurement")
-  assert config.predictor == Denoise(discrepancy=0.5)
+  assert config.predictor == Denoise(discrepancy=0.25)
   # Tables turn: the shipped prior has learned pictures any way up.
   assert variants.ANY_WAY_UP == {"turned": True}
   assert (config.levels, config.inner) == (10, Mean())
@@ -399,7 +399,7 @@ def test_what_is_tuned_is_the_best_of_the_log_and_inside_of_it():
             assert near.any(), (method, calls, task, knob.name, side)
 
 
-def test_the_best_point_that_is_committed_is_fast():
+def test_the_best_point_that_is_committed_is_fast_but_for_the_discrepancy():
   """Leads beyond 0.5 dB count as 0.5; `fast` has the numbers of the best."""
   points = pd.read_csv(study.__file__.replace("study.py", "fast_points.csv"))
   leads = points.iloc[:, 3:]
@@ -412,12 +412,13 @@ def test_the_best_point_that_is_committed_is_fast():
   config = pj.NFCConfig.fast(predictor=variants.ANY_WAY_UP)
   schedule, predictor = config.schedule, config.predictor
   assert best["found"] == "search" and float(words.pop("growth")) == 0
+  # Of which short motion kernels, which were no task, run away.
+  assert float(words.pop("discrepancy")) == 0.5
   assert {name: float(value) for name, value in words.items()} == {
     "sigma_max": schedule.sigma_max,
     "sigma_min": schedule.sigma_min,
     "factor": config.width.factor,
     "momentum": schedule.momentum,
     "held": schedule.held,
-    "discrepancy": predictor.discrepancy,
     "turned": predictor.turned,
   }
