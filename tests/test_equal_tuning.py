@@ -13,6 +13,7 @@ from configs import equal_tuning as configs
 from experiments import prior_sources
 from experiments.equal_tuning import (
   methods,
+  rounds,
 )
 from experiments.equal_tuning.rounds import Rounds
 from experiments.equal_tuning.settings import TUNED_ON, Settings
@@ -80,6 +81,34 @@ def test_a_step_that_ends_beside_a_bound_ends_at_it():
   assert point == (0.0,)
   search.add(point, (0.0,))
   assert search.interior(point)
+
+
+def test_a_count_has_whole_steps():
+  """Powers of two alone, and between neighbours nothing."""
+  knob = Knob("passes", 2, low=1, high=64, whole=True)
+  search = searched((knob,), lambda p: 2 * (-abs(p[0] - 8),), rounds=4, count=3)
+  tried = {p[0] for p in search.tried}
+  assert {4.0, 8.0, 16.0} < tried < {float(2**k) for k in range(7)}
+  assert search.best(0) == (8.0,)
+  assert rounds._middle(knob, 4.0, 8.0) is None
+  assert rounds._middle(knob, 16.0, 64.0) == 32.0
+
+
+@pytest.mark.parametrize("passes", [1, 2, 4])
+def test_passes_share_the_evaluations_of_a_budget(passes):
+  """What they do not share evenly is left; then nothing more is done."""
+  for name, each in (("perceptual()", 1), ("guided()", 2)):
+    contender = methods.METHODS[f"NFC, {name} in passes"]
+    knobs = contender.knobs(50)
+    assert knobs[-1].name == "passes" and knobs[-1].high in (4, 8)
+    point = {knob.name: knob.start for knob in knobs} | {"passes": passes}
+    operands = contender.operands(50, point)
+    levels = 50 // each
+    assert operands["count"] == levels // passes * passes
+    assert len(operands["levels"].sigma) == levels
+    following = np.asarray(operands["levels"].following)
+    last = int(operands["count"]) - 1
+    assert following[last] == 0 and (following[:last] > 0).all()
 
 
 def test_every_method_keeps_to_its_evaluations():

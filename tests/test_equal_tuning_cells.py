@@ -54,13 +54,18 @@ def daps(point):
   return pj.baselines.daps(dataclasses.replace(methods.daps(10), **point))
 
 
-def perceptual(point, spectrum):
+def perceptual(point, spectrum, levels=10, passes=1):
   schedule = {name: point[name] for name in ("sigma_max", "renewal")}
+  schedule["passes"] = passes
   width = {name: point[name] for name in ("factor", "most")}
-  config = methods.preset("perceptual")(10).replace(
+  config = methods.preset("perceptual")(levels).replace(
     width=width, schedule=schedule
   )
   return pj.nfc(config, spectrum=spectrum)
+
+
+def passing(point, spectrum):
+  return perceptual(point, spectrum, levels=5, passes=2)
 
 
 def guided(point, spectrum):
@@ -70,6 +75,7 @@ def guided(point, spectrum):
   return pj.nfc(config, spectrum=spectrum)
 
 
+NFC = perceptual, passing, guided
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
@@ -83,11 +89,16 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
       perceptual,
       ((0.5, 0.9, 0.4, 2.0), (2.0, 0.4, 1.0, 1.0)),
     ),
+    (
+      "NFC, perceptual() in passes",
+      passing,
+      ((0.5, 0.9, 0.4, 2.0, 2.0), (2.0, 0.4, 1.0, 1.0, 2.0)),
+    ),
     slow(
       *("NFC, guided()", guided, ((2.0, 0.5, 1.5, 4.0), (1.0, 2.0, 0.6, 1.0)))
     ),
   ],
-  ids=["DiffPIR", "DAPS", "perceptual", "guided"],
+  ids=["DiffPIR", "DAPS", "perceptual", "passes", "guided"],
 )
 def test_a_slot_is_a_run_of_its_own_point(given, name, made, points):
   """Knobs are traced, a share of noise and a likelihood's noise among them."""
@@ -101,7 +112,7 @@ def test_a_slot_is_a_run_of_its_own_point(given, name, made, points):
   own = jax.random.fold_in(jax.random.key(7), SAMPLERS)
   found = program([Slot(points[0], 0), Slot(points[1], 1)], pictures)
   for number, point in enumerate(points):
-    needed = (given.spectrum,) if made in (perceptual, guided) else ()
+    needed = (given.spectrum,) if made in NFC else ()
     expected, _ = pj.run(
       made(point, *needed),
       given.denoise,

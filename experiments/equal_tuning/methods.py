@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.few_calls.contenders import (
@@ -24,8 +25,8 @@ from experiments.few_calls.contenders import (
 )
 from experiments.few_calls.search import Knob, Point
 from experiments.peers.dpir import FIRST
-from posterior_jax import NFCConfig, baselines, fields
-from posterior_jax.base import Sampler
+from posterior_jax import NFCConfig, Observation, baselines, fields
+from posterior_jax.base import Denoiser, Info, Sampler, SamplerState
 from posterior_jax.baselines import fastdips_sampler
 from posterior_jax.nfc_sampler import (
   Jacobian,
@@ -41,6 +42,7 @@ from posterior_jax.nfc_sampler import (
 
 # DiffPIR's quadratic spacing has no more timesteps.
 _MOST = 500
+_SHORTEST = 5  # levels of a pass
 _FEW = 100  # evaluations; below, levels with several of them would be too few
 
 
@@ -103,16 +105,52 @@ def nfc(config: Callable[[int], NFCConfig], *knobs: Knob) -> Contender:
   """
 
   def operands(evaluations: int, point: Point) -> dict[str, Any]:
-    made = tuned.with_point(config(evaluations), point)
+    made = config(evaluations)
+    own = levels_of(tuned.with_point(made, point))
+    count = len(own.sigma)
+    room = (0, made.levels - count)
+    levels = jax.tree.map(lambda v: jnp.pad(v, room, mode="edge"), own)
     beside = {n: point[n] for n in (*tuned.WIDTH, "renewal") if n in point}
-    return {"levels": levels_of(made), **beside}
+    return {"levels": levels, "count": count, **beside}
 
   def build(made: NFCConfig, operands: Any, spectrum: jax.Array) -> Sampler:
-    beside = {n: v for n, v in operands.items() if n != "levels"}
+    beside = {n: v for n, v in operands.items() if n not in ("levels", "count")}
     parts = parts_of(tuned.with_point(made, beside), spectrum)
-    return compose(parts, operands["levels"])
+    return _stopping(compose(parts, operands["levels"]), operands["count"])
 
   return sampled(build, config, operands, *knobs)
+
+
+def in_passes(config: Callable[[int], NFCConfig], *knobs: Knob) -> Contender:
+  """`nfc` that may go through fewer levels several times."""
+
+  def with_passes(evaluations: int) -> tuple[Knob, ...]:
+    levels = config(evaluations).levels
+    most = 2 ** int(np.log2(levels / _SHORTEST))
+    return *knobs, Knob("passes", 2, low=1, high=most, whole=True)
+
+  return nfc(config, *knobs)._replace(knobs=with_passes)
+
+
+def _stopping(sampler: Sampler, count: jax.Array) -> Sampler:
+  """A sampler that is done after `count` levels, whatever comes behind.
+
+  Passes that do not share all levels evenly leave a few: one program serves
+  every number of them.
+  """
+
+  def step(
+    state: SamplerState,
+    denoise: Denoiser,
+    observation: Observation,
+    key: jax.Array,
+  ) -> tuple[SamplerState, Info]:
+    after, info = sampler.step(state, denoise, observation, key)
+    # Operands of a program are float32.
+    done = state.level >= jnp.asarray(count, jnp.int32)
+    return jax.tree.map(functools.partial(jnp.where, done), state, after), info
+
+  return sampler._replace(step=step)
 
 
 def ball(*knobs: Knob) -> Contender:
@@ -198,25 +236,27 @@ def _share(name: str, start: float) -> Knob:
   return Knob(name, start, low=0.0125, high=1.0)
 
 
+_PERCEPTUAL = (
+  _factor(1.0, 2.0),
+  Knob("most", 0.3, low=0.02, high=16.0),
+  _share("renewal", 0.8),
+  Knob("sigma_max", 2.0, low=0.1, high=_FIRST),
+)
+_GUIDED = (
+  Knob("relaxation", 1.5, factor=1.5, low=0.5, high=5.0),
+  _factor(2.0),
+  # Less noise anew is best at ten levels alone, and in a valley of its own.
+  Knob("renewal", 1.0, factor=1.5, low=0.5, high=4.0),
+  Knob("sigma_max", 4.0, low=0.1, high=_FIRST),
+)
 # Done last at every budget: what a cut run lacks is what matters least.
 LATE = ("DDRM", "AdamDPS", "NFC, calibrated()", "DPS")
 METHODS: dict[str, Contender] = {
   "NFC, fast()": nfc(preset("fast"), _factor(4.35), *_ends(0.845, 0.0493)),
-  "NFC, perceptual()": nfc(
-    preset("perceptual"),
-    _factor(1.0, 2.0),
-    Knob("most", 0.6, low=0.02, high=16.0),
-    _share("renewal", 0.4),
-    Knob("sigma_max", 4.0, low=0.1, high=_FIRST),
-  ),
-  "NFC, guided()": nfc(
-    guided,
-    Knob("relaxation", 1.5, factor=1.5, low=0.5, high=5.0),
-    _factor(2.0),
-    # Less noise anew is best at ten levels alone, and in a valley of its own.
-    Knob("renewal", 1.0, factor=1.5, low=0.5, high=4.0),
-    Knob("sigma_max", 4.0, low=0.1, high=_FIRST),
-  ),
+  "NFC, perceptual()": nfc(preset("perceptual"), *_PERCEPTUAL),
+  "NFC, guided()": nfc(guided, *_GUIDED),
+  "NFC, perceptual() in passes": in_passes(preset("perceptual"), *_PERCEPTUAL),
+  "NFC, guided() in passes": in_passes(guided, *_GUIDED),
   DPIR: Contender(
     lambda _: (
       Knob("weight", 0.2),

@@ -160,8 +160,15 @@ def _stepped(knob: Knob, value: float, steps: float) -> float:
 
 
 def _middle(knob: Knob, a: float, b: float) -> float | None:
-  """Half way between two values, None where the gap is fine enough."""
-  if not _gap(knob, a, b) > 2 * _FINEST * 0.999:
+  """Half way between two values, None where the gap is fine enough.
+
+  A count has nothing between neighbours.
+  """
+  gap = _gap(knob, a, b)
+  if knob.whole:
+    half = round(gap) // 2
+    return _stepped(knob, min(a, b), half) if half else None
+  if not gap > 2 * _FINEST * 0.999:
     return None
   middle = (a + b) / 2 if knob.factor is None else math.sqrt(a * b)
   return _rounded(knob, middle)

@@ -23,6 +23,7 @@ class Knob(NamedTuple):
     step: difference of neighbours, > 0.
     low: least value, where the number has one.
     high: greatest.
+    whole: whether it is a count, whose values lie whole steps apart.
   """
 
   name: str
@@ -31,6 +32,7 @@ class Knob(NamedTuple):
   step: float = 0.0
   low: float = 0.0
   high: float = float("inf")
+  whole: bool = False
 
   def at(self, place: float) -> float:
     """The value so many steps from the start, kept within the bounds."""

@@ -20,6 +20,8 @@ from posterior_jax.nfc_sampler.weights import Band, Fusion
 class Presets:
   """The named settings of `NFCConfig`, which inherits them."""
 
+  levels: int  # its field
+
   def replace(self, **changes: Any) -> Self:
     """The settings with changes; a mapping changes fields of a part.
 

@@ -49,10 +49,20 @@ def form(config: type[_C], preset: str, evaluations: int) -> _C:
 
 
 def with_point(config: _C, point: Mapping[str, float]) -> _C:
-  """Settings with the numbers of a point, those of WIDTH and the schedule's."""
+  """Settings with the numbers of a point, those of WIDTH and the schedule's.
+
+  Passes share the levels that the settings have.
+  """
   width = {name: v for name, v in point.items() if name in WIDTH}
   schedule = {name: v for name, v in point.items() if name not in WIDTH}
-  return config.replace(width=width, schedule=schedule)
+  if "passes" not in schedule:
+    return config.replace(width=width, schedule=schedule)
+  passes = int(schedule.pop("passes"))
+  return config.replace(
+    levels=config.levels // passes,
+    width=width,
+    schedule=schedule | {"passes": passes},
+  )
 
 
 @functools.cache

@@ -16,7 +16,12 @@ from experiments.equal_tuning.tables import OWN, SCORES, SEARCH
 from posterior_jax.baselines import TASKS
 from posterior_jax.nfc_sampler import tuned
 
-_PRESETS = {f"{OWN}, {name}()": name for name in tuned.FORMS}
+# Presets as they are and in passes, whose number is one of the point's.
+_PRESETS = {
+  f"{OWN}, {name}(){form}": name
+  for name in tuned.FORMS
+  for form in ("", " in passes")
+}
 
 
 def made(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
