@@ -126,20 +126,22 @@ class Presets:
     (`experiments/few_calls/fast_points.csv`), with `predictor={"turned":
     True}`: a network that has learned pictures any way up, as `photo_prior`
     has, gains 0.02 to 0.1 dB by it. All but the discrepancy: the search, which
-    saw no motion kernel shorter than the medium one, had 0.5. That takes out
-    too little where a picture's prediction loses detail, and on short kernels
-    the noise that stays grows: at 5 calls 1.87 dB less than without in the mean
-    of 48 photographs, 8.2 on the worst. With 0.25 it is 0.03 more, at worst
-    0.47 less; at 5 or 20 calls it gains 0.3 to 0.5 dB on random pixels, where
-    0.5 gains 0.4 to 0.9, and changes other means by -0.01 to 0.11
-    (docs/benchmarks/restoration.md, "At few calls").
+    saw no motion kernel shorter than the medium one, had 0.5. That leaves noise
+    in where a prediction loses detail, and on short kernels it grows: at 5
+    calls 1.9 dB less than with 0 in the mean of 48 photographs, 8.2 on the
+    worst. 0.25 changes means by -0.01 to 0.11, at worst by -0.5 on motion blur
+    and -0.8 in a box, and gains 0.5 on random pixels at 5 calls and 0.3 at 20,
+    where 0.5 gains 0.9 and 0.4. A blur of much less noise than 0.05 takes
+    `predictor={"discrepancy": 0.0}`: 0.25 loses up to 1.1 dB at 0.01
+    (docs/benchmarks/restoration.md, "What each part of fast() is worth").
 
-    With 0.5, DPIR tuned for every task and number of calls, and not turned, was
-    between 0.05 dB better and 0.16 worse on Gaussian blur and the medium motion
-    kernel, and 0.01 to 5.9 dB worse elsewhere. Turned too, with both tuned for
-    every task at 20 calls (`experiments.equal_tuning`), it was 0.30 dB better
-    on the short motion kernel, level on the medium one and on Gaussian blur,
-    and 0.02 and 0.10 worse on the long kernel and super-resolution.
+    DPIR tuned for every task and number of calls, and not turned, is between
+    0.05 dB better and 0.13 worse on Gaussian blur and the medium motion kernel,
+    and elsewhere between 0.02 better and 5.7 worse. Turned too, with both tuned
+    for every task at 20 calls (`experiments.equal_tuning`), it was 0.30 dB
+    better on the short motion kernel, level on the medium one and on Gaussian
+    blur, and 0.02 and 0.10 worse on the long kernel and super-resolution, with
+    a discrepancy of 0.5.
     Turning is off here, because a prior of pictures with one way up, such as
     faces or scans, loses several dB by it.
 
