@@ -34,9 +34,9 @@ SEARCH_LEVELS, SEARCH_START, SEARCH_RENEWAL = 40, 3.0, 0.5
 WIDTH = 4.0  # their tie, on sigma^2
 # First noise of the others, no momentum, and the last prediction for result.
 # The numbers of `fast` are for TUNED_NOISE: turned and with the same last noise
-# they are 0.3 to 0.9 dB below these at noise 0.01 and 2.5 to 5.7 at 0.0025, at 5
-# and 10 levels of three photographs under the short kernel. Its discrepancy is
-# all of that at 0.01, and 1 to 3 dB at 0.0025.
+# they are 0.3 to 0.9 dB below these at noise 0.01 and 2.5 to 5.7 at 0.0025, at
+# 5 and 10 levels of three photographs under the short kernel. Its discrepancy
+# is all of that at 0.01, and 1.1 to 3.5 dB of it at 0.0025.
 PLUG_AND_PLAY = {"sigma_max": 0.4, "momentum": 0.0, "held": 0.01}
 LAST, LEAST = 2.0, 0.01  # last noise, of the measurement's
 # What follows the noise is part of the compiled program. It goes in steps of an
