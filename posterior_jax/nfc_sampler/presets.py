@@ -125,25 +125,21 @@ class Presets:
     The numbers are one search for all tasks at 5 and at 20 calls, made once
     (`experiments/few_calls/fast_points.csv`), with `predictor={"turned":
     True}`: a network that has learned pictures any way up, as `photo_prior`
-    has, gains 0.02 to 0.1 dB by it. All but the discrepancy: the search, which
-    saw no motion kernel shorter than the medium one, had 0.5. That leaves noise
-    in where a prediction loses detail, and on short kernels it grows: at 5
-    calls 1.9 dB less than with 0 in the mean of 48 photographs, 8.2 on the
-    worst. 0.25 changes means by -0.01 to 0.11, at worst by -0.5 on motion blur
-    and -0.8 in a box, and gains 0.5 on random pixels at 5 calls and 0.3 at 20,
-    where 0.5 gains 0.9 and 0.4. A blur of much less noise than 0.05 takes
-    `predictor={"discrepancy": 0.0}`: 0.25 loses up to 1.1 dB at 0.01
+    has, gains 0.02 to 0.1 dB by it. Turning is off here, because a prior of
+    pictures with one way up, such as faces or scans, loses several dB. The
+    discrepancy is not the search's 0.5, by which noise grows on motion kernels
+    shorter than it saw: at 5 calls 1.9 dB less than by 0 in the mean of 48
+    photographs, 8.2 on the worst. 0.25 costs single pictures up to 0.5 dB there
+    and gains 0.3 to 0.5 on random pixels. A blur of much less noise than 0.05
+    takes `predictor={"discrepancy": 0.0}`: 0.25 loses up to 1.1 dB at 0.01
     (docs/benchmarks/restoration.md, "What each part of fast() is worth").
 
     DPIR tuned for every task and number of calls, and not turned, is between
     0.05 dB better and 0.13 worse on Gaussian blur and the medium motion kernel,
     and elsewhere between 0.02 better and 5.7 worse. Turned too, with both tuned
-    for every task at 20 calls (`experiments.equal_tuning`), it was 0.30 dB
-    better on the short motion kernel, level on the medium one and on Gaussian
-    blur, and 0.02 and 0.10 worse on the long kernel and super-resolution, with
-    a discrepancy of 0.5.
-    Turning is off here, because a prior of pictures with one way up, such as
-    faces or scans, loses several dB by it.
+    for every task at 20 calls (`experiments.equal_tuning`), it is 0.08 and 0.02
+    dB better on the short and the long motion kernel, level on the medium one,
+    and 0.02 and 0.11 worse on Gaussian blur and super-resolution.
 
     Args:
       **changes: as of `replace`.
@@ -186,13 +182,16 @@ class Presets:
     Tuned alike (`experiments.equal_tuning`), at 20 evaluations its LPIPS is
     lower than that of any baseline on longer motion blurs and in a box, and
     level with DPIR's on a short one and DDNM+'s on Gaussian blur and
-    super-resolution, at 0.6 to 1.6 dB less PSNR than `fast`. That is with
-    numbers per task, whose best lie far apart: `tuned` gives them. Those here
-    are one for all tasks. On the tuning pictures they are behind the task's own
-    best by 0.01 of LPIPS on motion blur, 0.08 on super-resolution and 0.12 on
-    Gaussian blur. In a box they were not among the points. For pixels dropped
-    at random take renewal=1.0, sigma_max=0.5 and factor=2.0: these numbers cost
-    about 0.2 there, of which kept noise alone, renewal=0.8, costs 0.125.
+    super-resolution, at 0.7 to 1.7 dB less PSNR than `fast`: by numbers per
+    task, which lie far apart (`tuned` gives them). Those here are one for all
+    tasks, on the tuning pictures behind the task's own best by 0.01 of LPIPS on
+    motion blur, 0.08 on super-resolution and 0.12 on Gaussian blur. For pixels
+    dropped at random take renewal=1.0, sigma_max=0.5 and factor=2.0: these
+    numbers cost about 0.2 there.
+
+    With schedule={"passes": 2} and half the levels the prediction is a mean of
+    two: nearer to the image, up to 0.2 dB at 20 evaluations and by more passes
+    0.7 at 1000, and in LPIPS better or worse by the task.
 
     Args:
       **changes: as of `replace`.
@@ -235,14 +234,18 @@ class Presets:
     grow. The result is the prediction of the last level.
 
     Tuned for every task like all others (`experiments.equal_tuning`), at 100
-    evaluations its LPIPS is the lowest of all methods' on random pixels, 0.088
-    against 0.101, and in the mean in a box, on super-resolution and on Gaussian
+    evaluations its LPIPS is the lowest of all methods' on random pixels, 0.087
+    against 0.098, and in the mean in a box, on super-resolution and on Gaussian
     blur, where the intervals of the lead reach 0. At 1000 it is the lowest on
     super-resolution, 0.244 against 0.260, and Gaussian blur, 0.229 against
     0.254. The best numbers lie far apart, as renewal=0.75 on super-resolution,
     relaxation=2.25 and factor=0.5 in a box and renewal from 2.25 on random
     pixels and motion blur: `tuned` gives them. Those here are one for all tasks
     and no search's.
+
+    Passes (schedule={"passes": 4}), each of fewer levels, gain 0.1 to 0.6 dB at
+    100 evaluations and 0.4 to 1.5 at 1000, and in LPIPS up to 0.06 on motion
+    blur at 100.
 
     Args:
       **changes: as of `replace`.

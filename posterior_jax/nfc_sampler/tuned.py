@@ -92,17 +92,17 @@ class Tuned(Presets):
   ) -> Self:
     """The preset that a search found best for a task, and its best numbers.
 
-    `experiments.equal_tuning` tuned five presets for every task and budget on
-    eight photographs (four at 1000), 128 x 128, noise 0.05 for pixels of
+    `experiments.equal_tuning` tuned five presets, two of them in passes too,
+    for every task and budget on eight photographs (four at 1000), 128 x 128, noise 0.05 for pixels of
     [-1, 1], under `photo_prior()` (docs/benchmarks/tuned_alike.md). The choice
     between the presets is made on the same photographs. Begin from it where
     your problem is like one of the tasks; under another prior or noise the best
     may lie elsewhere.
 
     More evaluations are not always better on other pictures, 23 of the Kodak
-    set: in PSNR 100 are level with 20 but on a short motion kernel (0.19 dB
-    above), and in LPIPS better on masks, super-resolution and Gaussian blur and
-    worse on motion blur.
+    set: in PSNR 100 are level with 20 but in a box (0.11 dB above) and on a
+    short motion kernel (0.10 below), and in LPIPS better on masks and
+    super-resolution and level on blurs. `levels` are those of a pass.
 
     Where `fast` is the best it turns the images that it shows to the prior:
     pass `predictor={"turned": False}` for a prior of pictures with one way up.

@@ -51,9 +51,8 @@ def photo_prior(
       3.7 times the time on a CPU (`python -m experiments.prior_speed`,
       docs/benchmarks/speed.md). By settings tuned under the small one
       `NFCConfig.perceptual` changes by -0.03 to 0.14 dB under it, and
-      `NFCConfig.fast`, whose images carry no noise, loses up to 1 dB on blurs
-      and 3 on super-resolution, in a box 1.8 at 1000 evaluations
-      (docs/benchmarks/tuned_alike.md, "Under another prior").
+      `NFCConfig.fast`, whose images carry no noise, loses up to 0.2 dB on
+      blurs and 2.2 on super-resolution (docs/benchmarks/tuned_alike.md, "Under another prior").
     dtype: of the arithmetic: float32, or bfloat16 on accelerators.
 
   Returns:
