@@ -175,7 +175,7 @@ def page():
 def test_what_is_written_of_the_large_prior_is_in_the_rows(change, page):
   """Sentences beside the tables, which no command writes."""
   method, calls, on = (change.index.get_level_values(i) for i in range(3))
-  motion, blur = on.str.startswith("motion"), on.str.endswith("blur")
+  motion = on.str.startswith("motion")
   wide = on == "super-resolution x4"
   ends = lambda x: f"{x.min():.2f} to {x.max():.2f}"  # noqa: E731
   gaining = ["NFC, perceptual()", "NFC, calibrated()", "NFC, by ODE"]

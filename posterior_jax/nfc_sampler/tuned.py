@@ -93,9 +93,10 @@ class Tuned(Presets):
     """The preset that a search found best for a task, and its best numbers.
 
     `experiments.equal_tuning` tuned five presets, two of them in passes too,
-    for every task and budget on eight photographs (four at 1000), 128 x 128, noise 0.05 for pixels of
-    [-1, 1], under `photo_prior()` (docs/benchmarks/tuned_alike.md). The choice
-    between the presets is made on the same photographs. Begin from it where
+    for every task and budget on eight photographs (four at 1000), 128 x 128,
+    noise 0.05 for pixels of [-1, 1], under `photo_prior()`
+    (docs/benchmarks/tuned_alike.md). The choice between the presets is made on
+    the same photographs. Begin from it where
     your problem is like one of the tasks; under another prior or noise the best
     may lie elsewhere.
 

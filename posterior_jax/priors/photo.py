@@ -52,7 +52,8 @@ def photo_prior(
       docs/benchmarks/speed.md). By settings tuned under the small one
       `NFCConfig.perceptual` changes by -0.03 to 0.14 dB under it, and
       `NFCConfig.fast`, whose images carry no noise, loses up to 0.2 dB on
-      blurs and 2.2 on super-resolution (docs/benchmarks/tuned_alike.md, "Under another prior").
+      blurs and 2.2 on super-resolution (docs/benchmarks/tuned_alike.md,
+      "Under another prior").
     dtype: of the arithmetic: float32, or bfloat16 on accelerators.
 
   Returns:
