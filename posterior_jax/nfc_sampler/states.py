@@ -246,8 +246,10 @@ def filling(
     kept = (x - x0) / level.sigma
     if width.most is not None and not _whole(renewal):
       kept = _unseen(keys[0], observation, kept, width.most, stop)
-    # The next pass begins anew, as in `keeping`.
-    anew = jnp.where(level.following > level.sigma, 1.0, renewal)
+    # The next pass begins anew, as in `keeping`. Of two plain numbers x64 would
+    # make float64.
+    anew = jnp.asarray(renewal, x.dtype)
+    anew = jnp.where(level.following > level.sigma, 1.0, anew)
     free = level.following * ((1 - anew**2) ** 0.5 * kept + anew * fresh)
     data = observation.y + operator.forward(level.following * within)
     share: jax.Array | float = 2 / width.factor
