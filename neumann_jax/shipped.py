@@ -25,6 +25,7 @@ from neumann_jax.checkpoint.params import (
   abstract_model,
 )
 from neumann_jax.execution import Execution
+from neumann_jax.foreign_files.folder import as_path
 from neumann_jax.foreign_files.manifest import read as read_manifest
 from neumann_jax.model.language_model import LanguageModel
 from neumann_jax.model_config import ModelConfig
@@ -70,11 +71,12 @@ def load_model(
     execution: as for `language_model`.
 
   Raises:
+    TypeError: if `manifest` is no path.
     FileNotFoundError: if there is no such manifest.
     ValueError: if the manifest says no model, or the weights are missing,
       changed, not finite, elsewhere, or those of another architecture.
   """
-  manifest = pathlib.Path(manifest)
+  manifest = as_path(manifest, "manifest")
   config, path, params = read_manifest(manifest, "config", ModelConfig)
   # All shapes before any array goes to a device.
   held = {name: value.shape for name, value in params.items()}
@@ -103,10 +105,11 @@ def save_model(
     about: what else the manifest says: data, command, seconds.
 
   Raises:
+    TypeError: if `manifest` is no path.
     ValueError: if a parameter is not finite in bfloat16, or lies on devices of
       other processes.
   """
-  manifest = pathlib.Path(manifest)
+  manifest = as_path(manifest, "manifest")
   sources, small = Sources(model), {}
   for path in param_shapes(model.config):
     # A_log and dt_bias are exponents of a decay over thousands of tokens.

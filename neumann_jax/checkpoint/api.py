@@ -21,6 +21,7 @@ from neumann_jax.checkpoint import (
 from neumann_jax.checkpoint import params as param_place
 from neumann_jax.checkpoint.new_folder import new_folder
 from neumann_jax.execution import Execution, check_execution
+from neumann_jax.foreign_files.folder import as_path
 from neumann_jax.model.language_model import LanguageModel
 from neumann_jax.weight_quantization.quantized_model import is_quantized
 
@@ -53,7 +54,7 @@ def load(
 
   Raises:
     FileNotFoundError: if a file is missing: names on a hub are not fetched.
-    TypeError: if execution is no `Execution`.
+    TypeError: if execution is no `Execution`, or path no path.
     ValueError: for a config that this package does not compute, for a file
       that is truncated or corrupt or lies outside of the directory, and for
       tensors that are missing, surplus or misshapen; all before anything is
@@ -73,7 +74,7 @@ def load(
     True
   """
   check_execution(execution)
-  path = pathlib.Path(path)
+  path = as_path(path, "path")
   config = hf_config.read_config(path)
   files = safetensors_io.Files(path, hf_config.read_block_size(path))
   hf_config.check_held(config, files.shapes, str(path))
@@ -119,6 +120,7 @@ def save(
       read with `like`.
 
   Raises:
+    TypeError: if `path` is no path.
     FileExistsError: if something is at `path`; it stays as it was.
     FileNotFoundError: if the folder above, or a file of `like`, does not exist.
     ValueError: if max_shard_bytes is below 1, if parameters lie on devices of
@@ -148,9 +150,9 @@ def save(
       "model must have its weights as trained: quantised ones have no place "
       "in a Hugging Face directory; save it before quantize_weights"
     )
-  with new_folder(pathlib.Path(path)) as folder:
+  with new_folder(as_path(path, "path")) as folder:
     if like is not None:
-      drop_in.write(model, pathlib.Path(like), folder)
+      drop_in.write(model, as_path(like, "like"), folder)
       return
     config = hf_config.to_json(model.config, model.execution.param_dtype)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

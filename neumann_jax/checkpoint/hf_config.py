@@ -84,8 +84,9 @@ def read_block_size(path: str | pathlib.Path) -> tuple[int, int] | None:
 
 
 def _read(path: str | pathlib.Path, of: Callable[[dict[str, Any]], T]) -> T:
-  file = folder.own_file(pathlib.Path(path), "config.json")
-  if not pathlib.Path(path).exists():
+  path = folder.as_path(path, "path")
+  file = folder.own_file(path, "config.json")
+  if not path.exists():
     raise FileNotFoundError(
       f"path must hold a config.json, got {path}, which is no folder here: "
       "names on a hub are not fetched (`hf download` makes a folder of one)"

@@ -20,6 +20,7 @@ from neumann_jax.checkpoint.params import (
   with_params,
 )
 from neumann_jax.execution import Execution, check_execution
+from neumann_jax.foreign_files.folder import as_path
 from neumann_jax.model.language_model import LanguageModel
 from neumann_jax.model.scan_layers import stack_layers, unstack_layers
 
@@ -34,13 +35,14 @@ def save_orbax(model: LanguageModel, path: str | pathlib.Path) -> None:
     path: a new folder, in one that exists. It is there complete or not at all.
 
   Raises:
+    TypeError: if `path` is no path.
     FileExistsError: if something is at `path`; it stays as it was.
     FileNotFoundError: if the folder above does not exist.
     OSError: if the disk has no room for the parameters.
     ValueError: for a model with adapters.
   """
   check_no_adapters(model)
-  path = pathlib.Path(path).absolute()
+  path = as_path(path, "path").absolute()
   if not path.parent.is_dir():
     raise FileNotFoundError(
       f"path must lie in a folder that exists, got {path}"
@@ -76,12 +78,12 @@ def restore_orbax(
 
   Raises:
     FileNotFoundError: if there is no such folder.
-    TypeError: if execution is no `Execution`.
+    TypeError: if execution is no `Execution`, or path no path.
     ValueError: if it was not written by `save_orbax`, a file in it is not as it
       was then, or a parameter holds a NaN or an infinity.
   """
   check_execution(execution)
-  path = pathlib.Path(path).absolute()
+  path = as_path(path, "path").absolute()
   if not path.is_dir():
     raise FileNotFoundError(f"path must be a folder of save_orbax, got {path}")
   metadata = orbax_tree.read_metadata(path, writer="save_orbax")

@@ -4,13 +4,30 @@ A folder of weights names files of its own. Another name would have a reader
 open what its user never meant to show: a key, a device, another checkpoint.
 """
 
+import os
 import pathlib
 import stat
+from typing import Any
 
 from .messages import shown
 
 # Of file systems; longer names make the system's calls fail.
 _LONGEST = 255
+
+
+def as_path(value: Any, name: str) -> pathlib.Path:
+  """What a user named, as a path.
+
+  Args:
+    value: a path or the text of one.
+    name: of the argument.
+
+  Raises:
+    TypeError: for anything else.
+  """
+  if not isinstance(value, str | os.PathLike):
+    raise TypeError(f"{name} must be a path, got {shown(value)}")
+  return pathlib.Path(value)
 
 
 def own_file(folder: pathlib.Path, *names: str) -> pathlib.Path:

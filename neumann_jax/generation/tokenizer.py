@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from neumann_jax.foreign_files.folder import as_path
 from neumann_jax.generation import chat_template, tokenizer_files
 from neumann_jax.generation.tokenizer_files import TOKENIZER
 
@@ -86,6 +87,7 @@ def load_tokenizer(
     which the chat template ends an answer.
 
   Raises:
+    TypeError: if `checkpoint` is no path.
     ImportError: there is a tokenizer, but no `tokenizers` package.
     ValueError: the directory is none or has no tokenizer, a file in it cannot
       be read, or it and the model do not fit.
@@ -94,7 +96,7 @@ def load_tokenizer(
     raise ValueError(f"vocab_size must be at least 1, got {vocab_size}")
   if checkpoint is None:
     return _of_bytes(vocab_size, ())
-  checkpoint = pathlib.Path(checkpoint)
+  checkpoint = as_path(checkpoint, "checkpoint")
   if not checkpoint.is_dir():
     raise ValueError(f"checkpoint {str(checkpoint)!r} is not a directory")
   found = tokenizer_files.read_tokenizer(checkpoint)

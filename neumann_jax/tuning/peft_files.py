@@ -16,7 +16,7 @@ from neumann_jax.checkpoint.hf_layout import Path
 from neumann_jax.checkpoint.new_folder import new_folder
 from neumann_jax.checkpoint.params import flat_params, with_params
 from neumann_jax.foreign_files import tensor_file
-from neumann_jax.foreign_files.folder import own_file
+from neumann_jax.foreign_files.folder import as_path, own_file
 from neumann_jax.foreign_files.messages import clean
 from neumann_jax.model.language_model import LanguageModel
 from neumann_jax.tuning.lora import adapters, add_adapters
@@ -60,6 +60,7 @@ def save_adapters(
       `AutoModelForCausalLM` loads from any of these checkpoints.
 
   Raises:
+    TypeError: if `path` is no path.
     FileExistsError: if something is at `path`; it stays as it was.
     FileNotFoundError: if the folder above does not exist.
     ValueError: if the model has no adapters, if they lie on devices of other
@@ -90,7 +91,7 @@ def save_adapters(
   }
   if parameters:  # a key that PEFT below 0.17 does not know
     config["target_parameters"] = parameters
-  with new_folder(pathlib.Path(path)) as folder:
+  with new_folder(as_path(path, "path")) as folder:
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     (folder / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
 
@@ -112,12 +113,13 @@ def load_adapters(
     A new model, which shares every array of the old one.
 
   Raises:
+    TypeError: if `path` is no path.
     FileNotFoundError: if a file is missing.
     ValueError: for a kind of adapter that this package does not compute or a
       setting that it does not know, for a damaged file, and for tensors that do
       not fit `r` or the model; all before an adapter is allocated.
   """
-  path = pathlib.Path(path)
+  path = as_path(path, "path")
   config = read_config(path)
   tensors = _read_tensors(path)
   _check_no_experts(path, tensors)

@@ -6,13 +6,13 @@ weights are not shipped (`load_dists`).
 
 import dataclasses
 import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from posterior_jax.foreign_files.folder import as_path
 from posterior_jax.metrics import classifier
 from posterior_jax.metrics.classifier import CHANNELS, FORMS
 from posterior_jax.metrics.image import check_colours, matching_images
@@ -114,11 +114,12 @@ def load_dists(path: str | os.PathLike[str]) -> DISTS:
     The distance.
 
   Raises:
+    TypeError: if `path` is no path.
     FileNotFoundError: if there is no file.
     ValueError: for a damaged file, one of another network, or a tensor that is
       missing, unknown or of another shape, by name.
   """
-  path = pathlib.Path(path)
+  path = as_path(path, "path")
   tensors = named_tensors.read(path)
   # The pooling's taps are its definition, which files repeat per channel.
   tensors = {k: v for k, v in tensors.items() if not k.endswith(".filter")}

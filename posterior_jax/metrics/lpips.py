@@ -6,7 +6,6 @@ follows to the last epsilon; its weights are not shipped (`load_lpips`).
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Mapping
 
 import jax
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from posterior_jax.foreign_files.folder import as_path
 from posterior_jax.metrics import classifier
 from posterior_jax.metrics.classifier import CHANNELS, FORMS, Network
 from posterior_jax.metrics.image import check_colours, matching_images
@@ -105,11 +105,12 @@ def load_lpips(path: str | os.PathLike[str]) -> LPIPS:
     The distance.
 
   Raises:
+    TypeError: if `path` is no path.
     FileNotFoundError: if there is no file.
     ValueError: for a damaged file, one of another network, or a tensor that is
       missing, unknown or of another shape, by name.
   """
-  path = pathlib.Path(path)
+  path = as_path(path, "path")
   tensors = named_tensors.read(path)
   # The file names the weights of the slices twice.
   tensors = {k: v for k, v in tensors.items() if not k.startswith("lins.")}

@@ -19,6 +19,7 @@ import numpy as np
 import safetensors.numpy
 from jax.typing import DTypeLike
 
+from posterior_jax.foreign_files.folder import as_path
 from posterior_jax.foreign_files.manifest import read as read_manifest
 from posterior_jax.foreign_files.messages import shown
 from posterior_jax.priors import eight_bits
@@ -87,12 +88,13 @@ def load_prior(
     The prior.
 
   Raises:
+    TypeError: if `manifest` is no path.
     FileNotFoundError: if there is no such manifest.
     ValueError: if the manifest says no network, or the weights are missing,
       changed, not finite, elsewhere, or those of another network.
   """
   config, path, held = read_manifest(
-    pathlib.Path(manifest), "network", UNetConfig, eight_bits=True
+    as_path(manifest, "manifest"), "network", UNetConfig, eight_bits=True
   )
   params = eight_bits.widened(path.name, held)
   check_held(path.name, params, config)
@@ -118,6 +120,7 @@ def save_prior(
       times a scale per output channel; all else has 16 in any case.
 
   Raises:
+    TypeError: if `manifest` is no path.
     ValueError: if the parameters are not the network's, one is not finite in
       float16, or bits is neither 8 nor 16.
 
@@ -133,7 +136,7 @@ def save_prior(
     ...   pj.priors.load_prior(manifest).config == config
     True
   """
-  manifest = pathlib.Path(manifest)
+  manifest = as_path(manifest, "manifest")
   if bits not in (8, 16):
     raise ValueError(f"bits must be 8 or 16, got {bits}")
   unet_prior(config, params)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from posterior_jax.foreign_files.folder import as_path
 from posterior_jax.foreign_files.messages import clean
 from posterior_jax.priors.checkpoints import named_tensors
 from posterior_jax.priors.checkpoints.named_tensors import Source
@@ -95,12 +96,13 @@ def load_adm(
     are divisible by `prior.config.unit`.
 
   Raises:
+    TypeError: if `path` is no path.
     FileNotFoundError: if there is no file.
     ValueError: for a file that is truncated, changed, of another kind, or that
       names a class; for a tensor that is missing, unknown, of another shape or
       not finite; all before anything is compiled.
   """
-  path = pathlib.Path(path)
+  path = as_path(path, "path")
   tensors = named_tensors.read(path)
   if "label_emb.weight" in tensors:
     raise ValueError(

@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from posterior_jax.foreign_files import folder, json_file, tensor_file
+from posterior_jax.foreign_files.folder import as_path
 from posterior_jax.foreign_files.messages import shown
 from posterior_jax.priors.checkpoints import named_tensors
 from posterior_jax.priors.checkpoints.diffusers_config import (
@@ -71,13 +72,14 @@ def load_diffusers(
     are divisible by `prior.config.unit`.
 
   Raises:
+    TypeError: if `path` is no path.
     FileNotFoundError: if a file is missing.
     ValueError: for a config with an option that is not computed here, a
       pipeline of latent diffusion, and for a file of weights that is truncated,
       of another kind, names a class, or holds tensors that are missing,
       unknown, of another shape or not finite; all before anything is compiled.
   """
-  path = _model_folder(pathlib.Path(path))
+  path = _model_folder(as_path(path, "path"))
   said = _read(path, [folder.own_file(path, "config.json")])
   if parametrisation is None:
     name = "scheduler_config.json"
