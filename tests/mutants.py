@@ -20,6 +20,7 @@ from posterior_jax.likelihood import bands
 from posterior_jax.nfc_sampler import (
   Power,
   Sigma,
+  first_state,
   from_config,
   fusion,
   levels,
@@ -154,7 +155,7 @@ MUTANTS = {
     test_momentum.test_a_run_by_hand,
   ),
   "start without its noise": Mutant(
-    states,
+    first_state,
     "noise",
     lambda key, observation, shape, level: jnp.zeros(shape),
     test_few_calls.test_a_start_adds_its_share_of_the_noise,

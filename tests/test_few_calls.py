@@ -24,9 +24,9 @@ from posterior_jax.nfc_sampler import (
   Ode,
   Schedule,
   Sigma,
+  first_state,
   levels_of,
   parts_of,
-  states,
 )
 from tests import oracles
 
@@ -158,7 +158,7 @@ def test_a_start_shows_what_was_measured(kind):
   measured = operator.measurement_shape
   y = jax.random.normal(jax.random.key(0), (1, *measured))
   observation = pj.Observation(y, operator, jnp.float32(NOISE))
-  found = states.shown(observation, POWER, (2, 1, *shape))
+  found = first_state.shown(observation, POWER, (2, 1, *shape))
   assert found.shape == (2, 1, *shape)
   if kind == "resize":
     expected = jax.image.resize(y, (1, *shape), "cubic")
@@ -188,7 +188,7 @@ def test_a_start_of_a_scene_continues_its_edge(factor):
   )
   y = jax.random.normal(jax.random.key(0), (1, *operator.measurement_shape))
   observation = pj.Observation(y, operator, jnp.float32(NOISE))
-  found = states.shown(observation, jnp.nan, (2, 1, *shape))
+  found = first_state.shown(observation, jnp.nan, (2, 1, *shape))
   inside = tuple(n - 2 * margin for n in shape[:2])
   picture = jax.image.resize(y, (1, *inside, 1), "cubic")
   border = ((0, 0), (margin, margin), (margin, margin), (0, 0))

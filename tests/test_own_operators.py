@@ -13,7 +13,7 @@ import pytest
 import posterior_jax as pj
 from posterior_jax import operators
 from posterior_jax.likelihood import gaussian
-from posterior_jax.nfc_sampler import states
+from posterior_jax.nfc_sampler import first_state
 from posterior_jax.operators import scene
 from tests import oracles
 from tests.oracles import refused
@@ -288,6 +288,6 @@ def test_the_interior_may_be_written_in_jax():
 
   def shown(y):
     observation = pj.Observation(y, operator, NOISE)
-    return states.shown(observation, _spectrum(operator), (1, 8, 8, 1))
+    return first_state.shown(observation, _spectrum(operator), (1, 8, 8, 1))
 
   np.testing.assert_array_equal(jax.jit(shown)(y)[:, 1:7, 1:7], y)

@@ -14,6 +14,7 @@ from posterior_jax.likelihood import bands, covariance, gaussian
 from posterior_jax.nfc_sampler import (
   checks,
   chosen_width,
+  first_state,
   fusion,
   records,
   states,
@@ -56,7 +57,7 @@ def parts_of(config: NFCConfig, spectrum: jax.Array | None = None) -> Parts:
   """
   spectrum = checks.spectrum_of(config, spectrum)
   return Parts(
-    start=states.starting(config.schedule, config.width, spectrum),
+    start=first_state.starting(config.schedule, config.width, spectrum),
     assume=_assume(config),
     predict=_predict(config),
     width=chosen_width.part_of(config.width, spectrum),

@@ -37,8 +37,8 @@ class Schedule:
       but hidden, so that passes are runs of their own; under less they go on
       from each other. 1 unless held.
     start: first state: "noise" at sigma_max alone, as published, or
-      "measurement": what it shows of the image (`states.shown`), moved to it
-      under the width, and under `renewal` of that noise, or all of it where
+      "measurement": what it shows of the image (`first_state.shown`), moved to
+      it under the width, and under `renewal` of that noise, or all of it where
       `noise` is "filled"; where it is "kept", not moved, and under all of it.
       Few levels need no high noise then.
     noise: of the next level: "added" to a level's image, as published; "kept",
