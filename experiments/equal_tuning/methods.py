@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from experiments.equal_tuning.nfc_levels import in_passes, nfc
 from experiments.few_calls.contenders import (
   BASELINES,
   DPIR,
@@ -25,8 +25,8 @@ from experiments.few_calls.contenders import (
 )
 from experiments.few_calls.search import Knob, Point
 from experiments.peers.dpir import FIRST
-from posterior_jax import NFCConfig, Observation, baselines, fields
-from posterior_jax.base import Denoiser, Info, Sampler, SamplerState
+from posterior_jax import NFCConfig, baselines, fields
+from posterior_jax.base import Sampler
 from posterior_jax.baselines import fastdips_sampler
 from posterior_jax.nfc_sampler import (
   Jacobian,
@@ -34,15 +34,11 @@ from posterior_jax.nfc_sampler import (
   Ode,
   Schedule,
   Sigma,
-  compose,
-  levels_of,
-  parts_of,
   tuned,
 )
 
 # DiffPIR's quadratic spacing has no more timesteps.
 _MOST = 500
-_SHORTEST = 5  # levels of a pass
 _FEW = 100  # evaluations; below, levels with several of them would be too few
 
 
@@ -95,62 +91,6 @@ def mmps(evaluations: int) -> baselines.MMPSConfig:
 def pigdm(evaluations: int) -> baselines.PiGDMConfig:
   """A call and a VJP for each level."""
   return baselines.PiGDMConfig.tuned(levels=evaluations // 2)
-
-
-def nfc(config: Callable[[int], NFCConfig], *knobs: Knob) -> Contender:
-  """Settings of `nfc`: knobs of `tuned.WIDTH` are the width's.
-
-  The others are the schedule's, whose numbers make the levels, which are
-  operands.
-  """
-
-  def operands(evaluations: int, point: Point) -> dict[str, Any]:
-    made = config(evaluations)
-    own = levels_of(tuned.with_point(made, point))
-    count = len(own.sigma)
-    room = (0, made.levels - count)
-    levels = jax.tree.map(lambda v: jnp.pad(v, room, mode="edge"), own)
-    beside = {n: point[n] for n in (*tuned.WIDTH, "renewal") if n in point}
-    return {"levels": levels, "count": count, **beside}
-
-  def build(made: NFCConfig, operands: Any, spectrum: jax.Array) -> Sampler:
-    beside = {n: v for n, v in operands.items() if n not in ("levels", "count")}
-    parts = parts_of(tuned.with_point(made, beside), spectrum)
-    return _stopping(compose(parts, operands["levels"]), operands["count"])
-
-  return sampled(build, config, operands, *knobs)
-
-
-def in_passes(config: Callable[[int], NFCConfig], *knobs: Knob) -> Contender:
-  """`nfc` that may go through fewer levels several times."""
-
-  def with_passes(evaluations: int) -> tuple[Knob, ...]:
-    levels = config(evaluations).levels
-    most = 2 ** int(np.log2(levels / _SHORTEST))
-    return *knobs, Knob("passes", 2, low=1, high=most, whole=True)
-
-  return nfc(config, *knobs)._replace(knobs=with_passes)
-
-
-def _stopping(sampler: Sampler, count: jax.Array) -> Sampler:
-  """A sampler that is done after `count` levels, whatever comes behind.
-
-  Passes that do not share all levels evenly leave a few: one program serves
-  every number of them.
-  """
-
-  def step(
-    state: SamplerState,
-    denoise: Denoiser,
-    observation: Observation,
-    key: jax.Array,
-  ) -> tuple[SamplerState, Info]:
-    after, info = sampler.step(state, denoise, observation, key)
-    # Operands of a program are float32.
-    done = state.level >= jnp.asarray(count, jnp.int32)
-    return jax.tree.map(functools.partial(jnp.where, done), state, after), info
-
-  return sampler._replace(step=step)
 
 
 def ball(*knobs: Knob) -> Contender:
