@@ -94,6 +94,13 @@ def test_a_count_has_whole_steps():
   assert rounds._middle(knob, 16.0, 64.0) == 32.0
 
 
+@pytest.mark.parametrize("evaluations", [10, 20, 1000])
+def test_every_search_begins_within_its_bounds(evaluations):
+  for method, contender in methods.METHODS.items():
+    for knob in contender.knobs(evaluations):
+      assert knob.low <= knob.start <= knob.high, (method, knob)
+
+
 @pytest.mark.parametrize("passes", [1, 2, 4])
 def test_passes_share_the_evaluations_of_a_budget(passes):
   """What they do not share evenly is left; then nothing more is done."""

@@ -50,7 +50,7 @@ def in_passes(config: Callable[[int], NFCConfig], *knobs: Knob) -> Contender:
   def with_passes(evaluations: int) -> tuple[Knob, ...]:
     levels = config(evaluations).levels
     most = 2 ** int(np.log2(levels / _SHORTEST))
-    return *knobs, Knob("passes", 2, low=1, high=most, whole=True)
+    return *knobs, Knob("passes", min(2, most), low=1, high=most, whole=True)
 
   return nfc(config, *knobs)._replace(knobs=with_passes)
 
