@@ -163,7 +163,9 @@ MUTANTS = {
   "tied by the root of the share": Mutant(
     levels,
     "_tied",
-    lambda nodes, renewal: _tied(nodes, renewal**0.5),
+    lambda nodes, how: _tied(
+      nodes, dataclasses.replace(how, renewal=how.renewal**0.5)
+    ),
     test_few_calls.test_a_width_is_of_what_the_next_level_leaves,
   ),
   "discrepancy ignored": Mutant(

@@ -18,6 +18,7 @@ from experiments.few_calls.settings import Settings
 from experiments.harness import command_line
 from experiments.peers.dpir import dpir
 from posterior_jax.denoising import predictor
+from posterior_jax.likelihood import gaussian
 from posterior_jax.nfc_sampler import (
   Denoise,
   Mean,
@@ -48,6 +49,14 @@ def measured():
   )
   y = jax.random.normal(jax.random.key(0), (1, *SIZE, 1))
   return prior, pj.Observation(y, operator, NOISE)
+
+
+def likely(observation):
+  """The posterior mean under `measured`'s prior."""
+  target = gaussian.Target(
+    observation, jnp.zeros((1, 1, *SIZE, 1)), POWER[..., None]
+  )
+  return gaussian.mean(target, tolerance=1e-6, max_iterations=500)[0]
 
 
 def gain_of(observation):
@@ -230,6 +239,23 @@ def test_a_width_is_of_what_the_next_level_leaves():
     following = np.where(level.following > 0, level.following, level.sigma)
     square = (renewal * level.sigma) ** 2 + (1 - renewal**2) * following**2
     np.testing.assert_allclose(level.tied, square**0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("renewal", [0.0, 0.5])
+def test_what_is_averaged_has_none_of_the_noise_of_the_next_pass(renewal):
+  """A refined image that the next pass begins with is in the average too."""
+  prior, observation = measured()
+  off = []
+  for passes in (1, 4):
+    config = pj.NFCConfig.fast(
+      levels=10,
+      schedule={"passes": passes, "averaged": "refined", "renewal": renewal},
+    )
+    sampler = pj.nfc(config, spectrum=POWER)
+    key = jax.random.key(1)
+    x, _ = pj.run(sampler, prior.denoise, observation, key, num_samples=8)
+    off.append(float(jnp.square(x - likely(observation)).mean()))
+  assert off[1] < 1.05 * off[0], off
 
 
 def test_an_ode_steps_by_the_schedules_exponent():

@@ -9,6 +9,7 @@ import numpy as np
 from posterior_jax import schedule
 from posterior_jax.nfc_sampler.config import NFCConfig
 from posterior_jax.nfc_sampler.records import Inner, Langevin
+from posterior_jax.nfc_sampler.schedule_settings import Schedule
 from posterior_jax.nfc_sampler.weights import Band, Exponential, Power, Radial
 
 # Neighbours differ in two or all of: mirrored rows, columns, transposed.
@@ -28,7 +29,8 @@ class Level(NamedTuple):
       where noise is added anew, `following` where none is, since the denoiser
       of the next level takes out what this one leaves, and where it is filled
       in, since that noise is moved to the measurement as well; sigma again
-      where it is kept.
+      where it is kept. At the end of a pass `following` is the noise that the
+      next one begins with; refined images that are averaged have sigma there.
     cutoff: of the band, fraction of the largest radius.
     blend: weight l of the banded misfit.
     details: weight of the refined image's wavelet details; [3] where LH, HL
@@ -81,7 +83,7 @@ def levels_of(config: NFCConfig) -> Level:
   parts = (
     nodes[:-1],
     nodes[1:],
-    _tied(nodes, {"filled": 0.0, "kept": 1.0}.get(how.noise, how.renewal)),
+    _tied(nodes, how),
     *(np.concatenate([part] * how.passes) for part in each_pass),
     share.ravel(),
     _paces(nodes[:-1], how.momentum),
@@ -92,13 +94,19 @@ def levels_of(config: NFCConfig) -> Level:
   return Level(*(jnp.asarray(part, jnp.float32) for part in parts))
 
 
-def _tied(nodes: np.ndarray, renewal: float) -> np.ndarray:
+def _tied(nodes: np.ndarray, how: Schedule) -> np.ndarray:
   """Of every level, [K]: tied^2 = r^2 sigma^2 + (1 - r^2) sigma'^2."""
   sigma, following = nodes[:-1], nodes[1:]
+  renewal = {"filled": 0.0, "kept": 1.0}.get(how.noise, how.renewal)
   if renewal == 1:
     return sigma
   # After the last level there is nothing that its image could be tied for.
-  following = np.where(following > 0, following, sigma)
+  last = following == 0
+  if how.averaged == "refined":
+    # What a pass ends with is averaged, and is not only what the next one
+    # begins with, at so much more noise.
+    last |= following > sigma
+  following = np.where(last, sigma, following)
   return np.sqrt(renewal**2 * sigma**2 + (1 - renewal**2) * following**2)
 
 
