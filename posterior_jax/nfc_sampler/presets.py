@@ -57,8 +57,7 @@ class Presets:
       >>> config.levels, config.inner.steps, config.band.blend_start
       (50, 200, 0.35)
     """
-    # What is not named here is the default, which is the paper's: 200 levels,
-    # rho 7, sigma 100 to 0.1, cutoff 0.4 to 1, blend and Haar weights.
+    # The defaults of what is not named here are the paper's.
     published = cls().replace(
       predictor=Ode("euler", steps=5),
       width=Sigma(),
@@ -79,16 +78,15 @@ class Presets:
     at noise 0.1, where the predicted images are averaged. The wider tie lets
     more of the measurement in, the denoiser takes out the noise that it brings.
     Both were chosen for PSNR on photographs, the numbers by
-    `experiments.tune_samplers`, tie and averaging by hand on the same
-    pictures. A Gaussian prior's width is right as it is: on those of
+    `experiments.tune_samplers`, tie and averaging by hand on the same pictures.
+    A Gaussian prior's width is right as it is: on those of
     `experiments.calibration` the result is off by up to 0.13 posterior standard
     deviations. A factor of 1 with averaged="refined" tends to the mean itself
     as passes and max_iterations grow.
 
-    Three iterations per level, so at most three VJPs per denoiser call, each of
-    about a call's time; 20 where fewer than 20 levels would not make up for
-    what is left out. width=Spectrum(2.0) does without VJPs and needs the
-    prior's spectrum; a width of Fourier space knows nothing of edges.
+    Three iterations per level, so at most three VJPs per denoiser call; 20 with
+    fewer than 20 levels, which make up for less of what is left out. No VJPs:
+    width=Spectrum(2.0), by the prior's spectrum, which knows nothing of edges.
 
     Args:
       **changes: as of `replace`.
@@ -117,29 +115,25 @@ class Presets:
     momentum of 0.5; a level takes out the less, the more of the measurement the
     last one lost; the predictions of the last fifth are averaged. Dropped
     pixels are filled by the prior's spectrum first, which the run needs for
-    this. A width by the spectrum, which takes images to be periodic, cost up to
-    0.5 dB. A single level is held, a denoising after the measurement; with two
-    to four an image may come out worse than it went in. The run knows no
-    spread: draw samples by `calibrated`.
+    this. A single level is held, a denoising after the measurement; with two to
+    four an image may come out worse than it went in. The run knows no spread:
+    draw samples by `calibrated`.
 
     The numbers are one search for all tasks at 5 and at 20 calls, made once
     (`experiments/few_calls/fast_points.csv`), with `predictor={"turned":
-    True}`: a network that has learned pictures any way up, as `photo_prior`
-    has, gains 0.02 to 0.1 dB by it. Turning is off here, because a prior of
-    pictures with one way up, such as faces or scans, loses several dB. The
-    discrepancy is not the search's 0.5, by which noise grows on motion kernels
-    shorter than it saw: at 5 calls 1.9 dB less than by 0 in the mean of 48
-    photographs, 8.2 on the worst. 0.25 costs single pictures up to 0.5 dB there
-    and gains 0.3 to 0.5 on random pixels. A blur of much less noise than 0.05
-    takes `predictor={"discrepancy": 0.0}`: 0.25 loses up to 1.1 dB at 0.01
+    True}`: `photo_prior`, which has learned pictures any way up, gains 0.02 to
+    0.1 dB by it; it is off here, since a prior of faces or scans loses several.
+    The search's discrepancy, 0.5, loses up to 8 dB on a single picture under
+    motion kernels shorter than it saw; 0.25 costs up to 0.5 there and gains 0.3
+    to 0.5 on random pixels. A blur of much less noise than 0.05 takes
+    `predictor={"discrepancy": 0.0}`: 0.25 loses up to 1.1 dB at 0.01
     (docs/benchmarks/restoration.md, "What each part of fast() is worth").
 
-    DPIR tuned for every task and number of calls, and not turned, is between
-    0.05 dB better and 0.13 worse on Gaussian blur and the medium motion kernel,
-    and elsewhere between 0.02 better and 5.7 worse. Turned too, with both tuned
-    for every task at 20 calls (`experiments.equal_tuning`), it is 0.08 and 0.02
-    dB better on the short and the long motion kernel, level on the medium one,
-    and 0.02 and 0.11 worse on Gaussian blur and super-resolution.
+    DPIR tuned for every task and number of calls, and not turned, is 0.05 dB
+    better to 0.13 worse on Gaussian blur and the medium motion kernel, and 0.02
+    better to 5.7 worse elsewhere. With both turned and tuned for every task at
+    20 calls (`experiments.equal_tuning`) it is 0.08 dB better on the short
+    motion kernel, 0.02 on the long one, and level to 2.5 worse elsewhere.
 
     Args:
       **changes: as of `replace`.
@@ -185,13 +179,12 @@ class Presets:
     super-resolution, at 0.7 to 1.7 dB less PSNR than `fast`: by numbers per
     task, which lie far apart (`tuned` gives them). Those here are one for all
     tasks, on the tuning pictures behind the task's own best by 0.01 of LPIPS on
-    motion blur, 0.08 on super-resolution and 0.12 on Gaussian blur. For pixels
-    dropped at random take renewal=1.0, sigma_max=0.5 and factor=2.0: these
-    numbers cost about 0.2 there.
+    motion blur, 0.08 on super-resolution and 0.12 on Gaussian blur. They cost
+    about 0.2 on random pixels: renewal=1.0, sigma_max=0.5, factor=2.0 there.
 
-    With schedule={"passes": 2} and half the levels the prediction is a mean of
-    two: nearer to the image, up to 0.2 dB at 20 evaluations and by more passes
-    0.7 at 1000, and in LPIPS better or worse by the task.
+    With schedule={"passes": 2} and half the levels the result is a mean of two
+    predictions: up to 0.2 dB nearer at 20 evaluations, by more passes 0.7 at
+    1000, and in LPIPS better or worse by the task.
 
     Args:
       **changes: as of `replace`.
@@ -208,8 +201,7 @@ class Presets:
         sigma_max=2.0,
         sigma_min=0.03,
         rho=3.0,
-        # One level, whatever their number.
-        held=0.001,
+        held=1e-4,  # one level, of up to 10,000
         averaged="predicted",
         start="measurement",
         noise="filled",
@@ -234,18 +226,16 @@ class Presets:
     grow. The result is the prediction of the last level.
 
     Tuned for every task like all others (`experiments.equal_tuning`), at 100
-    evaluations its LPIPS is the lowest of all methods' on random pixels, 0.087
+    evaluations its LPIPS is below that of all baselines on random pixels, 0.087
     against 0.098, and in the mean in a box, on super-resolution and on Gaussian
-    blur, where the intervals of the lead reach 0. At 1000 it is the lowest on
-    super-resolution, 0.244 against 0.260, and Gaussian blur, 0.229 against
-    0.254. The best numbers lie far apart, as renewal=0.75 on super-resolution,
-    relaxation=2.25 and factor=0.5 in a box and renewal from 2.25 on random
-    pixels and motion blur: `tuned` gives them. Those here are one for all tasks
-    and no search's.
+    blur, where the intervals of the lead reach 0; at 1000 on super-resolution
+    and Gaussian blur, by 0.016 and 0.025. The best numbers lie far apart, as
+    renewal=0.75 on super-resolution and from 2.25 on random pixels and motion
+    blur: `tuned` gives them. Those here are one for all tasks and no search's.
 
     Passes (schedule={"passes": 4}), each of fewer levels, gain 0.1 to 0.6 dB at
-    100 evaluations and 0.4 to 1.5 at 1000, and in LPIPS up to 0.06 on motion
-    blur at 100.
+    100 evaluations and 0.4 to 1.5 at 1000; in LPIPS at 100 they gain 0.03 to
+    0.06 on motion blur and lose 0.03 on Gaussian blur.
 
     Args:
       **changes: as of `replace`.
@@ -262,8 +252,7 @@ class Presets:
         sigma_max=4.0,
         sigma_min=0.02,
         rho=5.0,
-        # One level, whatever their number.
-        held=0.001,
+        held=1e-4,  # one level, of up to 10,000
         averaged="predicted",
         start="measurement",
         noise="kept",
@@ -291,7 +280,6 @@ class Presets:
     image's width by up to a half. On measurements of the prior itself that
     moves the variance by about 1 %; with 1 every level is exact. Noise ends at
     0.02 with these two widths and at 0.1 with others, unless sigma_min is set.
-
     width=Jacobian() takes the width from the denoiser and needs no spectrum: at
     most 26 VJPs per level.
 

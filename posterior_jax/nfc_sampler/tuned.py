@@ -96,9 +96,8 @@ class Tuned(Presets):
     for every task and budget on eight photographs (four at 1000), 128 x 128,
     noise 0.05 for pixels of [-1, 1], under `photo_prior()`
     (docs/benchmarks/tuned_alike.md). The choice between the presets is made on
-    the same photographs. Begin from it where
-    your problem is like one of the tasks; under another prior or noise the best
-    may lie elsewhere.
+    the same photographs. Begin from it where your problem is like one of the
+    tasks; under another prior or noise the best may lie elsewhere.
 
     More evaluations are not always better on other pictures, 23 of the Kodak
     set: in PSNR 100 are level with 20 but in a box (0.11 dB above) and on a
