@@ -73,7 +73,7 @@ def test_restoring_experiments_hash_pictures_and_prior(files):
   )
   settings.other = settings.photograph = "astronaut"
   settings.restoration = settings
-  task = SimpleNamespace(settings=settings)
+  task = SimpleNamespace(settings=settings, methods={})
   assert continuation.inputs((settings, object())) == own | {
     "photograph a.png": picture
   }

@@ -227,11 +227,12 @@ class Presets:
 
     Tuned for every task like all others (`experiments.equal_tuning`), at 100
     evaluations its LPIPS is below that of all baselines on random pixels, 0.087
-    against 0.098, and in the mean in a box, on super-resolution and on Gaussian
-    blur, where the intervals of the lead reach 0; at 1000 on super-resolution
-    and Gaussian blur, by 0.016 and 0.025. The best numbers lie far apart, as
-    renewal=0.75 on super-resolution and from 2.25 on random pixels and motion
-    blur: `tuned` gives them. Those here are one for all tasks and no search's.
+    against 0.098, and in a box, and in the mean on super-resolution and
+    Gaussian blur, where the intervals of the lead reach 0; at 1000 on
+    super-resolution and Gaussian blur, by 0.016 and 0.025. The best numbers lie
+    far apart, as renewal=0.75 on super-resolution and from 2.25 on random
+    pixels and motion blur: `tuned` gives them. Those here are one for all tasks
+    and no search's.
 
     Passes (schedule={"passes": 4}), each of fewer levels, gain 0.1 to 0.6 dB at
     100 evaluations and 0.4 to 1.5 at 1000; in LPIPS at 100 they gain 0.03 to

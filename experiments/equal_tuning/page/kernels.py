@@ -38,7 +38,8 @@ def block(rows: pd.DataFrame, more: pd.DataFrame, trials: pd.DataFrame) -> str:
   }
   parts = [
     "## Ten motion kernels",
-    "Everything was tuned on the medium kernel alone, and runs here as it is. "
+    "Everything was tuned on the medium kernel alone, but for the discrepancy "
+    "of `fast()`, which is the preset's, and runs here as it is. "
     "A kernel's name is the percentile of its path's length; short, medium and "
     "long are the 10th, 50th and 90th. Over all ten, leads are paired by "
     "picture, by the mean of its ten scores. On how many kernels the best of "
