@@ -11,11 +11,7 @@ from posterior_jax.base import Observation, Operator
 from posterior_jax.likelihood import gaussian
 from posterior_jax.nfc_sampler import states
 from posterior_jax.nfc_sampler.levels import Level
-from posterior_jax.nfc_sampler.records import (
-  Sigma,
-  Spectrum,
-  Width,
-)
+from posterior_jax.nfc_sampler.records import Sigma, Spectrum, Width
 from posterior_jax.nfc_sampler.schedule_settings import Schedule
 
 
@@ -120,9 +116,8 @@ def starting(
     if filled:
       assert isinstance(width, Sigma)  # `NFCConfig` refuses another width
       first = level._replace(following=level.sigma)
-      part = states.filling(
-        1.0, width, {}
-      )  # all anew, so that nothing is solved
+      # All anew, so that nothing is solved.
+      part = states.filling(1.0, width, {})
       observation, image = part(key, observation, image, image, image, first)
     target = gaussian.Target(observation, image, variance)
     # Few levels have no time to put right what a loose solve leaves.

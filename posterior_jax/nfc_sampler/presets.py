@@ -231,8 +231,7 @@ class Presets:
     Gaussian blur, where the intervals of the lead reach 0; at 1000 on
     super-resolution and Gaussian blur, by 0.016 and 0.025. The best numbers lie
     far apart, as renewal=0.75 on super-resolution and from 2.25 on random
-    pixels and motion blur: `tuned` gives them. Those here are one for all tasks
-    and no search's.
+    pixels and motion blur: `tuned` gives them; those here are no search's.
 
     Passes (schedule={"passes": 4}), each of fewer levels, gain 0.1 to 0.6 dB at
     100 evaluations and 0.4 to 1.5 at 1000; in LPIPS at 100 they gain 0.03 to

@@ -12,15 +12,17 @@ import pandas as pd
 
 from experiments.equal_tuning import tables
 from experiments.equal_tuning.known import parsed
+from experiments.equal_tuning.methods import METHODS
 from experiments.equal_tuning.tables import OWN, SCORES, SEARCH
 from posterior_jax.baselines import TASKS
 from posterior_jax.nfc_sampler import tuned
 
-# Presets as they are and in passes, whose number is one of the point's.
+# In passes too, whose number is one of the point's.
 _PRESETS = {
-  f"{OWN}, {name}(){form}": name
+  method: name
   for name in tuned.FORMS
-  for form in ("", " in passes")
+  for method in METHODS
+  if method.startswith(f"{OWN}, {name}()")
 }
 
 

@@ -13,7 +13,6 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from posterior_jax.foreign_files import folder, json_file, tensor_file
-from posterior_jax.foreign_files.folder import as_path
 from posterior_jax.foreign_files.messages import shown
 from posterior_jax.priors.checkpoints import named_tensors
 from posterior_jax.priors.checkpoints.diffusers_config import (
@@ -79,7 +78,7 @@ def load_diffusers(
       of another kind, names a class, or holds tensors that are missing,
       unknown, of another shape or not finite; all before anything is compiled.
   """
-  path = _model_folder(as_path(path, "path"))
+  path = _model_folder(folder.as_path(path, "path"))
   said = _read(path, [folder.own_file(path, "config.json")])
   if parametrisation is None:
     name = "scheduler_config.json"
