@@ -41,6 +41,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
     {
       "seed": 0,
       "photographs": "",
+      "start": "random",
       "minutes": 0.0 if debug else 9.0,
       "steps": 6 if debug else 0,
       "sizes": (16, 32) if debug else (64, 64, 64, 128),

@@ -243,6 +243,48 @@ def test_planned_steps_fill_the_minutes(monkeypatch):
   assert plan((100, 105.0), 150) == 150 + round((300 * 0.97 - 60) / 0.5)
 
 
+def _written(tmp_path, network=NETWORK):
+  """A manifest of random weights."""
+  params = _params(jax.random.key(5), network)
+  params = {name: value + 0.01 for name, value in params.items()}
+  priors.save_prior(tmp_path / "mine.json", params, network, {})
+  return tmp_path / "mine.json"
+
+
+@pytest.mark.slow
+def test_run_starts_from_a_prior(tmp_path, folder):
+  """A step of rate near 0 leaves the weights that it started from."""
+  manifest = _written(tmp_path)
+  settings = _settings(folder, start=str(manifest), steps=1)
+  still = dataclasses.replace(settings.optim, rate=1e-12)
+  run = _train(dataclasses.replace(settings, optim=still), tmp_path / "run")
+  first, last = (
+    priors.load_prior(path).params
+    for path in (manifest, run / "photo_prior.json")
+  )
+  for name, value in first.items():
+    np.testing.assert_allclose(last[name], value, atol=1e-6)
+  said = json.loads((run / "photo_prior.json").read_text())
+  assert said["start"] == {"start mine.json": writing.digest(manifest)}
+
+
+def test_a_prior_to_start_from_is_among_the_inputs(tmp_path, folder):
+  task = study.prepare(_settings(folder, start=str(_written(tmp_path))))
+  assert sorted(study.inputs(task)) == ["photograph a.png", "start mine.json"]
+  assert [*study.inputs(study.prepare(_settings(folder)))] == [
+    "photograph a.png"
+  ]
+
+
+def test_a_prior_to_start_from_has_the_network_of_the_settings(
+  tmp_path, folder
+):
+  with refused(ValueError, "network must be that of start"):
+    study.prepare(_settings(folder, start=str(_written(tmp_path, SMALL))))
+  with refused(ValueError, "start must name a file or directory"):
+    study.prepare(_settings(folder, start=str(tmp_path / "none.json")))
+
+
 @pytest.mark.parametrize("bits, dtype", [(16, np.float16), (8, np.int8)])
 def test_weights_are_stored_in_the_bits_asked_for(
   bits, dtype, tmp_path, folder

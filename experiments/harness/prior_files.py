@@ -41,7 +41,9 @@ class About(NamedTuple):
   devices: int = 1
 
 
-def load(prior: str, *, dtype: str = "float32") -> priors.UNetPrior[Any]:
+def load(
+  prior: str, *, dtype: str = "float32", name: str = "prior"
+) -> priors.UNetPrior[Any]:
   """A prior of colour photographs.
 
   Args:
@@ -50,6 +52,7 @@ def load(prior: str, *, dtype: str = "float32") -> priors.UNetPrior[Any]:
       NAME.json as `train_prior` writes it; a directory of diffusers; or a state
       dict of guided-diffusion, NAME.pt or NAME.safetensors.
     dtype: of the network's arithmetic, float32 or bfloat16.
+    name: of the setting, for refusals.
 
   Returns:
     The prior; sides of images are divisible by its `config.unit`.
@@ -63,13 +66,13 @@ def load(prior: str, *, dtype: str = "float32") -> priors.UNetPrior[Any]:
   path = _path(prior)
   if not path.exists():
     raise ValueError(
-      f"prior must name a file or directory, {prior!r} is none; of those that "
+      f"{name} must name a file or directory, {prior!r} is none; of those that "
       'are shipped "" is the small one and "large" the large one'
     )
-  found = _read(path, dtype)
+  found = _read(path, dtype, name)
   if found.config.channels != CHANNELS:
     raise ValueError(
-      f"prior must be of colour images, 3 channels; that of {prior!r} has "
+      f"{name} must be of colour images, 3 channels; that of {prior!r} has "
       f"{found.config.channels}"
     )
   return found
@@ -128,7 +131,7 @@ def any_way_up(prior: str) -> bool:
   return prior in _OURS
 
 
-def digests(prior: str) -> dict[str, str]:
+def digests(prior: str, *, name: str = "prior") -> dict[str, str]:
   """SHA-256 of the files of `load`; none for "gaussian".
 
   Those of a shipped prior too: another version of the package may have another
@@ -140,7 +143,7 @@ def digests(prior: str) -> dict[str, str]:
   if prior == GAUSSIAN:
     return {}
   # A manifest says the hash of its weights, which is verified on loading.
-  return writing.digests("prior", [_path(prior)])
+  return writing.digests(name, [_path(prior)])
 
 
 def _path(prior: str) -> pathlib.Path:
@@ -148,7 +151,7 @@ def _path(prior: str) -> pathlib.Path:
   return photo.SHIPPED[_OURS[prior]] if prior in _OURS else pathlib.Path(prior)
 
 
-def _read(path: pathlib.Path, dtype: str) -> priors.UNetPrior[Any]:
+def _read(path: pathlib.Path, dtype: str, name: str) -> priors.UNetPrior[Any]:
   if path.is_dir():
     return priors.load_diffusers(path, dtype=dtype)
   if path.suffix == ".json":
@@ -156,6 +159,6 @@ def _read(path: pathlib.Path, dtype: str) -> priors.UNetPrior[Any]:
   if path.suffix in (".pt", ".pth", ".safetensors"):
     return priors.load_adm(path, dtype=dtype)
   raise ValueError(
-    "prior must end in .json, .pt, .pth or .safetensors, or be a directory; "
+    f"{name} must end in .json, .pt, .pth or .safetensors, or be a directory; "
     f"got {str(path)!r}"
   )

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from experiments.data import dead_leaves, photo_tiles
 from experiments.data.dead_leaves import LeafSettings
 from experiments.data.photo_tiles import Photograph
-from experiments.harness import record, writing
+from experiments.harness import prior_files, record, writing
 from experiments.harness.settings import DTYPES, setting
 from experiments.harness.training import loop, optimiser
 from experiments.harness.training.loop import Loop, LoopSettings
@@ -34,6 +34,7 @@ from posterior_jax import priors
 from posterior_jax.priors import UNetConfig, UNetPrior
 
 NAME = "photo_prior"  # of the weights and their manifest
+RANDOM = "random"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,9 @@ class Settings(LoopSettings):
 
   seed: int  # of everything that is drawn
   photographs: str  # a folder of pictures, or "" for the few installed ones
+  # whose weights are the first, as of `prior_files.load`: "large", or a
+  # manifest NAME.json with the settings' network; "random" draws them
+  start: str
   sizes: tuple[int, ...]  # sides of the crops, one a step, in turn
   pixels: int  # of a batch
   # of the network's arithmetic
@@ -76,34 +80,54 @@ class Settings(LoopSettings):
 
 
 class Task(NamedTuple):
-  """The settings and the photographs they name."""
+  """The settings and what they name."""
 
   settings: Settings
   photographs: list[Photograph]
+  started: UNetPrior[Any] | None  # of `start`, None of random weights
 
 
 def prepare(settings: Settings) -> Task:
-  """Reads the photographs.
+  """Reads the photographs, and the prior to start from.
 
   Raises:
-    ValueError: if there is none, or one cannot be read.
+    ValueError: if there is no photograph, one cannot be read, or the prior
+      cannot or has another network.
   """
-  return Task(settings, photo_tiles.read(settings.photographs))
+  started = None
+  if settings.start != RANDOM:
+    started = prior_files.load(settings.start, name="start")
+    if started.config != settings.network:
+      raise ValueError(
+        f"network must be that of start, {started.config}; got "
+        f"{settings.network}"
+      )
+  return Task(settings, photo_tiles.read(settings.photographs), started)
 
 
 def inputs(task: Task) -> dict[str, str]:
-  """SHA-256 of the photographs."""
-  return {f"photograph {p.name}": p.sha256 for p in task.photographs}
+  """SHA-256 of the photographs, and of the files of the prior to start from."""
+  found = {f"photograph {p.name}": p.sha256 for p in task.photographs}
+  return _start_files(task.settings) | found
+
+
+def _start_files(settings: Settings) -> dict[str, str]:
+  start = settings.start
+  return {} if start == RANDOM else prior_files.digests(start, name="start")
 
 
 def train(task: Task, run: record.Run) -> None:
   """Trains, saves the weights, draws samples, writes the report."""
-  settings, photos = task
+  settings, photos, started = task
   mesh = Mesh(np.array(jax.devices()), ("data",))
   pool = jax.device_put(make_pool(photos, settings), NamedSharding(mesh, P()))
   # One key for the parameters, one for the dead leaves, one for the steps.
   keys = [jax.random.fold_in(jax.random.key(settings.seed), i) for i in (0, 2)]
-  params = priors.initial_params(settings.network, keys[0])
+  params = (
+    priors.initial_params(settings.network, keys[0])
+    if started is None
+    else jax.tree.map(jnp.copy, started.params)  # the steps donate them
+  )
 
   def step(
     state: TrainState, number: int, total: jax.Array
@@ -181,6 +205,7 @@ def save(
     "steps": int(state.step),
     "seconds": round(run.seconds()),
     "settings": dataclasses.asdict(settings),
+    "start": _start_files(settings),
     "photographs": {photo.name: photo.sha256 for photo in photos},
   }
   with writing.beside(run.folder, f"{NAME}.safetensors", f"{NAME}.json") as to:
