@@ -247,6 +247,24 @@ def test_lpips_is_told_where_its_weights_are_given():
   assert without["psnr"] == row["psnr"]
 
 
+def test_flip_is_of_a_sample_and_of_the_mean_in_colour():
+  truth = jax.random.uniform(jax.random.key(0), (1, 16, 16, 3), minval=-1)
+  observation = pj.Observation(
+    truth, pj.operators.random_inpainting((16, 16, 3)), 0.1
+  )
+  samples = jnp.stack([0.9 * truth, 0.5 * truth])
+  (row,) = scores.evaluate(samples, observation, truth)
+  each = [float(pj.metrics.flip(x, truth)[0]) for x in samples]
+  assert row["flip"] == pytest.approx(np.mean(each), rel=1e-4)
+  mean = float(pj.metrics.flip(samples.mean(0), truth)[0])
+  assert row["flip_mean"] == pytest.approx(mean, rel=1e-4)
+  grey = pj.Observation(
+    truth[..., :1], pj.operators.random_inpainting((16, 16, 1)), 0.1
+  )
+  (row,) = scores.evaluate(samples[..., :1], grey, truth[..., :1])
+  assert row["flip"] is None and row["flip_mean"] is None
+
+
 # --- settings -----------------------------------------------------------------
 
 

@@ -27,7 +27,9 @@ QUALITIES = {
   "psnr_limit": ("PSNR of the mean of ever more samples, estimated [dB]", 2),
   "certainty": ("Spread of samples over what their errors allow", 2),
   "ssim": ("SSIM of one sample", 3),
+  "flip": ("FLIP of one sample", 3),
   "lpips": ("LPIPS of one sample", 3),
+  "flip_mean": ("FLIP of the mean of samples", 3),
   "lpips_mean": ("LPIPS of the mean of samples", 3),
 }
 # Published PSNR on FFHQ at 256 x 256, noise 0.05: NFC's authors (arXiv

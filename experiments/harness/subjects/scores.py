@@ -9,8 +9,9 @@ from posterior_jax import Observation, metrics
 # Columns of a table; those that end in _mean are of the mean of the samples.
 NAMES = (
   *("psnr", "ssim", "residual", "psnr_mean", "ssim_mean"),
-  *("lpips", "lpips_mean", "spread"),
+  *("flip", "lpips", "flip_mean", "lpips_mean", "spread"),
 )
+COLOURS = 3  # channels that FLIP is of
 
 
 def evaluate(
@@ -30,9 +31,11 @@ def evaluate(
   Returns:
     N dicts of NAMES, None for what cannot be said:
       psnr: of one sample, dB, averaged over the m.
-      ssim, lpips: likewise; small LPIPS is good.
+      ssim, flip, lpips: likewise; small FLIP, which only images in colour
+        have, and small LPIPS are good.
       residual: |y - A x|^2 / (m noise_std^2) likewise; near 1 for the truth.
-      psnr_mean, ssim_mean, lpips_mean: of the mean of the samples; m > 1.
+      psnr_mean, ssim_mean, flip_mean, lpips_mean: of the mean of the samples;
+        m > 1.
       spread: standard deviation of a pixel over the samples, root mean square;
         m > 1.
   """
@@ -54,7 +57,13 @@ def _evaluate(
 ) -> dict[str, jax.Array]:
   """[N] each, of what can be said."""
   shown = observation.operator.interior  # a truth is no larger than its picture
-  distances = {"psnr": metrics.psnr, "ssim": metrics.ssim, "lpips": lpips}
+  coloured = samples.shape[-1] == COLOURS
+  distances = {
+    "psnr": metrics.psnr,
+    "ssim": metrics.ssim,
+    "flip": metrics.flip if coloured else None,
+    "lpips": lpips,
+  }
   mean = jnp.mean(samples, axis=0)  # [N, H, W, C]
   residual = metrics.measurement_residual(samples, observation)  # [m, N]
   found = {"residual": jnp.mean(residual, axis=0)}
