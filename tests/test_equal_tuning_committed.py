@@ -4,6 +4,7 @@ import functools
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from experiments.equal_tuning import methods, tables
@@ -235,6 +236,37 @@ def test_what_the_readme_and_the_changelog_claim_is_in_the_rows():
   assert (
     f"ahead in LPIPS on {few} at 20 evaluations and on {many} at 100" in log
   )
+
+
+def test_verdicts_that_hold_together_are_of_all_comparisons_of_a_column():
+  """One sample of NFC's best form at the same budget, both scores."""
+  whole = pd.concat(
+    tables.standing(tables.chosen(committed(), score, calls), score)
+    for score in tables.SCORES
+    for calls in (20, *BEGAN)
+  )
+  told = {
+    words: line.split(" | ")[1]
+    for words in ("all of these", "all, by Holm's method")
+    for line in written.PAGE.read_text().splitlines()
+    if line.startswith(f"| {words} | ")
+  }
+  held = paired.hold(whole["chance"].to_numpy())
+  for words, among in (
+    ("all of these", whole),
+    ("all, by Holm's method", whole[held]),
+  ):
+    ahead, _, behind = map(int, told[words].split(" / "))
+    assert ahead == (among["NFC is"] == tables.AHEAD).sum()
+    assert behind == (among["NFC is"] == tables.BEHIND).sum()
+  ahead = (whole["NFC is"] == tables.AHEAD).to_numpy()
+  words = f"{(ahead & held).sum()} of the {ahead.sum()} leads hold"
+  assert words in " ".join(written.PAGE.read_text().split())
+  words = f"{(ahead & held).sum()} of the {ahead.sum()} leads hold together"
+  assert words in (written.ROOT / "README.md").read_text()
+  # No more can hold than stand alone, and none that chance explains.
+  assert set(whole["NFC is"][held]) <= {tables.AHEAD, tables.BEHIND}
+  assert whole["chance"][held].max() < 0.05 / len(whole) * 3
 
 
 def test_what_ships_is_made_of_the_committed_points():

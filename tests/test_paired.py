@@ -55,6 +55,45 @@ def test_one_case_has_no_interval_and_none_no_mean():
       paired.interval(np.array(values))
 
 
+def test_the_chance_is_that_of_all_signs():
+  """Of 9 values all 512 patterns of signs are known."""
+  values = np.random.default_rng(0).normal(0.5, 1.0, 9)
+  signs = np.array([*itertools.product((-1, 1), repeat=9)])
+  means = np.abs(signs @ values)
+  exact = np.mean(means >= abs(values.sum()) - 1e-12)
+  assert 0.01 < exact < 0.5
+  near = 4 * (exact / paired.RESAMPLES) ** 0.5
+  assert abs(paired.chance(values) - exact) < near
+  assert paired.chance(-values) == paired.chance(values)
+  # All of one sign: only that pattern and its opposite are as far.
+  assert abs(paired.chance(np.full(9, 0.1)) - 2 / 512) < 3e-3
+  assert paired.chance(np.full(30, 0.1)) == 1 / (1 + paired.RESAMPLES)
+  assert paired.chance(np.zeros(5)) == 1
+  with refused(ValueError, "values must be at least one finite number"):
+    paired.chance(np.array([np.nan]))
+
+
+def test_of_many_comparisons_those_hold_that_holm_holds():
+  """Against bounds of 0.05 / 4, / 3, / 2, / 1, until one does not hold."""
+  found = paired.hold(np.array([0.03, 0.012, 0.04, 0.016]))
+  assert found.tolist() == [False, True, False, True]
+  assert paired.hold(np.array([0.02, 0.02])).tolist() == [True, True]
+  assert paired.hold(np.array([0.026, 0.026])).tolist() == [False, False]
+  assert paired.hold(np.array([])).tolist() == []
+
+
+def test_by_chance_alone_hardly_anything_holds():
+  """Of 200 families of 20 comparisons without a difference, one in 20."""
+  rng = np.random.default_rng(0)
+  wrong = sum(
+    paired.hold(
+      np.array([paired.chance(rng.normal(size=12)) for _ in range(20)])
+    ).any()
+    for _ in range(200)
+  )
+  assert wrong / 200 <= 0.05 + 3 * (0.05 * 0.95 / 200) ** 0.5
+
+
 def test_wins_and_ranks_of_a_table():
   scores = pd.DataFrame(
     {"a": [3.0, 1.0, 5.0, 2.0], "b": [2.0, 2.0, 5.0, 2.0], "c": [1, 0, 4, 2]}

@@ -164,8 +164,9 @@ def standing(
 
   Returns:
     By operator both names and means, the mean lead (positive where NFC is
-    better) with its 95 % interval over pictures, and whether that lies above
-    zero (ahead), below (behind) or about it (level). Empty where NFC or all
+    better) with its 95 % interval over pictures, whether that lies above zero
+    (ahead), below (behind) or about it (level), and how likely a lead as far
+    from zero is by chance (`paired.chance`). Empty where NFC or all
     others were not run.
   """
   operators = comparable(rows) if among is None else among
@@ -202,6 +203,7 @@ def _pair(rows: pd.DataFrame, criterion: str) -> dict[str, Any]:
     "from": low,
     "to": high_end,
     "NFC is": _verdict(low, high_end),
+    "chance": paired.chance(lead),
   }
 
 

@@ -1,4 +1,4 @@
-"""Methods compared case by case: paired intervals, wins and ranks.
+"""Methods compared case by case: paired intervals, tests, wins and ranks.
 
 Tables of scores have a row for each case (a picture, a signal, a task), which
 every method has seen, and a column for each method.
@@ -41,11 +41,7 @@ def interval(values: np.ndarray, *, level: float = 0.95) -> Interval:
   Raises:
     ValueError: if there are no values, or one is not finite.
   """
-  values = np.asarray(values, float)
-  if values.ndim != 1 or not values.size or not np.isfinite(values).all():
-    raise ValueError(
-      f"values must be at least one finite number, got {values.tolist()}"
-    )
+  values = _finite(values)
   if values.size == 1:
     return Interval(float(values[0]), np.nan, np.nan)
   tail = _tail(values.size, level)
@@ -67,6 +63,55 @@ def _tail(count: int, level: float) -> float:
   """Share of the resamples beyond either end of an interval."""
   student = scipy.stats.t.ppf((1 - level) / 2, count - 1)
   return float(scipy.stats.norm.cdf(student * (count / (count - 1)) ** 0.5))
+
+
+def chance(values: np.ndarray) -> float:
+  """How likely a mean is as far from 0 where either sign is as likely.
+
+  The two-sided test by random signs, which is exact for values distributed
+  symmetrically about 0.
+
+  Args:
+    values: [n], one per case; of two methods, their differences.
+
+  Returns:
+    The share of 100,000 draws of signs, the same ones whenever n is the same,
+    that take the mean at least as far, the values' own signs among them.
+
+  Raises:
+    ValueError: if there are no values, or one is not finite.
+  """
+  values = _finite(values)
+  means = np.abs(_signs(values.size) @ values)
+  # Those that differ by the order of summation are as far.
+  as_far = means >= abs(values.sum()) * (1 - 1e-9)
+  return float((1 + as_far.sum()) / (1 + RESAMPLES))
+
+
+@functools.lru_cache(maxsize=4)
+def _signs(count: int) -> np.ndarray:
+  """Random signs of the cases, [B, n]."""
+  drawn = np.random.default_rng(0).integers(0, 2, (RESAMPLES, count), np.int8)
+  return 2.0 * drawn - 1
+
+
+def hold(chances: np.ndarray, *, level: float = 0.05) -> np.ndarray:
+  """Which of many comparisons hold together, by Holm's method (1979).
+
+  Args:
+    chances: [k], each as of `chance`.
+    level: greatest probability that any of those that hold is one of chance.
+
+  Returns:
+    [k] bool: the k-th smallest holds if it and all before it are at most level
+    over the number of those not before them.
+  """
+  chances = np.asarray(chances, float)
+  order = np.argsort(chances, kind="stable")
+  bounds = level / np.arange(len(chances), 0, -1)
+  held = np.empty(len(chances), bool)
+  held[order] = np.logical_and.accumulate(chances[order] <= bounds)
+  return held
 
 
 def wins(scores: pd.DataFrame, *, high_is_good: bool = True) -> pd.Series:
@@ -104,3 +149,12 @@ def median_ranks(
 def _check_whole(scores: pd.DataFrame) -> None:
   if not len(scores) or scores.isna().to_numpy().any():
     raise ValueError("scores must have a number of every method in every case")
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+  values = np.asarray(values, float)
+  if values.ndim != 1 or not values.size or not np.isfinite(values).all():
+    raise ValueError(
+      f"values must be at least one finite number, got {values.tolist()}"
+    )
+  return values

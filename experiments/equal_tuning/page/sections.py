@@ -12,6 +12,7 @@ from experiments.equal_tuning.page import ranks, shipped, words
 from experiments.equal_tuning.page.plane import CAPTION
 from experiments.equal_tuning.page.standings import Beside, Standings, every
 from experiments.equal_tuning.tables import NAMES, OWN, SCORES
+from experiments.harness import paired
 from experiments.harness.reporting import markdown
 
 
@@ -31,7 +32,9 @@ def block(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
     "budget; beside the best that they have at it or at a smaller one; and the "
     "best sample or mean of chains of either, by as many evaluations in all. "
     "`tuned()` is one sample by the preset that was best on the pictures that "
-    "are tuned on, as `NFCConfig.tuned` gives it:",
+    "are tuned on, as `NFCConfig.tuned` gives it. By Holm's method all "
+    "verdicts of a column hold together with 95 %, by tests of random signs; "
+    "the others are level there:",
     words.wide(_verdicts(rows, trials, standings)),
     "PSNR / LPIPS of what `NFCConfig.tuned` gives for either score:",
     words.wide(_tuned(rows, trials)),
@@ -186,17 +189,34 @@ def _both(by_psnr: pd.DataFrame, by_lpips: pd.DataFrame) -> str:
 def _verdicts(
   rows: pd.DataFrame, trials: pd.DataFrame, standings: Standings
 ) -> str:
-  """The verdicts of `_leads`, counted, and those of `NFCConfig.tuned`."""
+  """The verdicts of `_leads`, counted, and those of `NFCConfig.tuned`.
+
+  Of each column also those that hold together.
+  """
   compared = get_args(Beside)
-  lines = []
+  lines, columns = [], []
   for criterion in SCORES:
     for calls in sorted(set(rows["evaluations"])):
       each = [standings[calls, criterion, beside] for beside in compared]
       one = shipped.beside_others(rows, trials, criterion, calls)
       each.append(tables.standing(one, criterion))
       lines.append([f"{criterion}, {calls}", *map(_counted, each)])
+      columns.append(each)
+  whole = [pd.concat(column) for column in zip(*columns)]
+  lines.append(["all of these", *map(_counted, whole)])
+  lines.append(["all, by Holm's method", *map(_counted, map(_held, whole))])
   head = ["score, evaluations", *compared, "`tuned()`, same budget"]
   return markdown.table(head, lines)
+
+
+def _held(standing: pd.DataFrame) -> pd.DataFrame:
+  """Level too is what may be chance in one of so many comparisons."""
+  if not len(standing):
+    return standing
+  chance = ~paired.hold(standing["chance"].to_numpy())
+  return standing.assign(
+    **{"NFC is": standing["NFC is"].mask(chance, tables.LEVEL)}
+  )
 
 
 def _tuned(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
