@@ -98,7 +98,7 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
     )
     # In 16 bits its file would be larger than the 16 MB the package may have.
     config.update({"sizes": (128,), "leaf_images": 1024, "bits": 8})
-    config.update({"minutes": 14.5, "save_every": 8000})
+    config.update({"minutes": 14.5, "save_every": 8000, "samples": 512})
     config.optim.update({"rate": 5e-4, "muon_rate": 1.5e-3})
     # For the list of 381 photographs, which need less to stand in for others.
     config.batch.update({"leaf_share": 0.1, "jitter": 0.7})

@@ -19,6 +19,7 @@ class Spectrum(NamedTuple):
 
   frequency: np.ndarray  # [K] cycles per pixel, ring by ring
   power: np.ndarray  # [K] per pixel, mean over images and channels
+  error: np.ndarray  # [K] its standard error over the images, NaN of one image
 
 
 @functools.partial(jax.jit, static_argnames=("count", "size", "steps"))
@@ -59,6 +60,20 @@ def radial_spectrum(images: np.ndarray) -> Spectrum:
   Returns:
     Rings from 1 / S to 1/2 cycle per pixel.
   """
+  size = images.shape[1]
+  # Some at a time: in float64 a transform is 4 times as large as its images.
+  parts = np.array_split(images, -(-len(images) // 256))
+  power = np.concatenate([*map(_ring_power, parts)])  # [N, K]
+  deviation = power.std(0, ddof=1) if len(power) > 1 else np.nan
+  return Spectrum(
+    np.arange(1, size // 2 + 1) / size,
+    power.mean(0),
+    np.broadcast_to(deviation / len(power) ** 0.5, power.shape[1:]),
+  )
+
+
+def _ring_power(images: np.ndarray) -> np.ndarray:
+  """Of every image, mean over channels: [N, S, S, C] -> [N, K]."""
   x = np.asarray(images, np.float64)
   size = x.shape[1]
   # Centred under the window: brightness must not leak into the first rings.
@@ -66,13 +81,12 @@ def radial_spectrum(images: np.ndarray) -> Spectrum:
   window = np.outer(window, window)[..., None]
   centred = x - (x * window).sum((1, 2), keepdims=True) / window.sum()
   f = np.fft.fft2(centred * window, axes=(1, 2))
-  power = (np.abs(f) ** 2).mean((0, 3)) / (window**2).sum()
+  power = (np.abs(f) ** 2).mean(3) / (window**2).sum()  # [N, S, S]
   side = np.fft.fftfreq(size)
   ring = np.rint(np.hypot(*np.meshgrid(side, side)) * size).astype(int)
-  total = np.bincount(ring.ravel(), power.ravel())
-  mean = total / np.bincount(ring.ravel())
-  rings = np.arange(1, size // 2 + 1)
-  return Spectrum(rings / size, mean[rings])
+  inside = ring == np.arange(1, size // 2 + 1)[:, None, None]  # [K, S, S]
+  total = np.tensordot(power, inside, ((1, 2), (1, 2)))
+  return total / inside.sum((1, 2))
 
 
 def grid(images: np.ndarray, columns: int) -> np.ndarray:
@@ -98,16 +112,21 @@ def pictures(images: np.ndarray, columns: int) -> Any:
 def compared(
   size: int, samples: jax.Array, photographs: jax.Array
 ) -> pd.DataFrame:
-  """Both spectra of images [N, S, S, C] and their ratio in dB, a ring a row."""
-  frequency, found = radial_spectrum(np.asarray(samples))
-  _, real = radial_spectrum(np.asarray(photographs))
+  """Both spectra of images [N, S, S, C] and their ratio in dB, a ring a row.
+
+  The error is the ratio's standard error, both sets taken as independent draws.
+  """
+  found = radial_spectrum(np.asarray(samples))
+  real = radial_spectrum(np.asarray(photographs))
+  relative = np.hypot(found.error / found.power, real.error / real.power)
   return pd.DataFrame(
     {
       "size": size,
-      "frequency": frequency,
-      "samples": found,
-      "photographs": real,
-      "decibels": 10 * np.log10(found / real),
+      "frequency": found.frequency,
+      "samples": found.power,
+      "photographs": real.power,
+      "decibels": 10 * np.log10(found.power / real.power),
+      "error": 10 / np.log(10) * relative,
     }
   )
 

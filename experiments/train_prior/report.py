@@ -67,11 +67,14 @@ def write(
   inside = spectrum[spectrum["frequency"].between(*COMPARED)]
   ratios = inside.groupby("size", sort=False)["decibels"]
   headings = {"min": "lowest", "max": "highest", "mean": "mean"}
-  extremes = ratios.agg(list(headings)).rename_axis("pixels")
+  extremes = ratios.agg(list(headings)).rename(columns=headings)
+  errors = inside.groupby("size", sort=False)["error"]
+  extremes["largest standard error"] = errors.max()
+  extremes = extremes.rename_axis("pixels").add_suffix(" [dB]")
   report.table(
     "Samples over photographs, from 1/64 to 1/4 cycles per pixel",
-    extremes.rename(columns=lambda x: f"{headings[x]} [dB]"),
-    digits={f"{words} [dB]": 2 for words in headings.values()},
+    extremes,
+    digits=dict.fromkeys(extremes.columns, 2),
     measured_on=f"{count} samples a size, seed {seed}",
     name="spectrum",
   )
