@@ -23,6 +23,9 @@ the small one is on record. `photo_prior("large")` is `:large`: 34,344 steps on
 all 381, two H200, 844 s with data and compilation; from 1/64 to 1/4 cycles per
 pixel the spectrum of its samples of 128 pixels lay -1.2 to 1.5 dB off. What it
 denoises: docs/benchmarks/restoration.md.
+Both shipped priors saw other dead leaves than these: ellipses, diamonds and
+rectangles in one plane, with textures cut from the photographs. None trained on
+these leaves is on record.
 By a script around this training step, runs of 80 to 110 s on half an H200 each,
 12 pictures, sigma 25 and 50: with normed blocks Muon was 0.27 and 0.33 dB ahead
 of AdamW, though it saw a third fewer pixels in that time; with Muon a network
@@ -84,11 +87,19 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
       "leaves": {
         "leaves": 50 if debug else 1000,
         "smallest": (1.5, 12.0),
-        "largest": 60.0,
+        "largest": 500.0,
         "palette": 4,
-        "plain": 0.3,
-        "shading": 0.3,
-        "blur": 1.0,
+        "textured": 10.0,
+        "gradient": 0.05,
+        "waves": 0.16,
+        "mixed": 0.15,
+        "slopes": (0.5, 2.5),
+        "periods": (2.5, 50.0),
+        "warp": 5.0,
+        "tilt": 2.0,
+        "middle": 0.46,
+        "near": 0.27,
+        "defocus": 5.0,
       },
     }
   )

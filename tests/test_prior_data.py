@@ -1,4 +1,4 @@
-"""What the photo prior is trained on: photographs, dead leaves, batches."""
+"""What the photo prior is trained on: photographs and batches."""
 
 import functools
 import pathlib
@@ -10,8 +10,7 @@ import PIL.Image
 import pytest
 
 from experiments import prior_sources
-from experiments.data import dead_leaves, photo_tiles, photographs
-from experiments.data.dead_leaves import LeafSettings
+from experiments.data import photo_tiles, photographs
 from experiments.train_prior import batches, figures
 from experiments.train_prior.batches import BatchSettings, Pool
 from tests.oracles import quick_jit, refused
@@ -94,79 +93,6 @@ def test_the_first_broken_picture_is_named_among_others_of_its_name(tmp_path):
     (tmp_path / folder / "1.png").write_bytes(whole[: len(whole) // 2])
   with refused(ValueError, "^b/1.png cannot be read as a picture"):
     photo_tiles.read(str(tmp_path))
-
-
-# --- dead leaves --------------------------------------------------------------
-
-
-PLAIN = LeafSettings(
-  leaves=250,
-  smallest=(3.0, 4.0),
-  largest=32.0,
-  plain=1.0,
-  shading=0.0,
-  blur=0.0,
-  palette=8,
-)
-_images = quick_jit(
-  functools.partial(dead_leaves.images, count=2, settings=PLAIN)
-)
-
-
-def _draw(key):
-  colours = _colours()[:, None, None]
-  tiles = jnp.asarray(np.broadcast_to(colours, (8, 64, 64, 3)))
-  return _images(jax.random.key(key), tiles)
-
-
-@pytest.mark.parametrize(
-  "numbers, words",
-  [
-    ({"smallest": (3.0, 1.0)}, "smallest must be two ascending radii"),
-    ({"largest": 1.0}, "smallest must be .* and at most largest"),
-    ({"largest": np.nan}, "smallest must be .* and at most largest"),
-    ({"leaves": 0}, "leaves and palette must be at least 1, got 0 and 4"),
-    ({"plain": 1.5}, r"plain must lie in \[0, 1\], got 1.5"),
-    ({"shading": np.nan}, r"shading must lie in \[0, 1\], got nan"),
-    ({"blur": -1.0}, "blur must be at least 0, got -1"),
-  ],
-)
-def test_numbers_of_leaves_that_make_no_image_are_refused(numbers, words):
-  """They were taken without a word."""
-  with refused(ValueError, words):
-    LeafSettings(**numbers)
-
-
-_leaves = functools.cache(_draw)
-
-
-def _colours():
-  return np.random.default_rng(0).integers(0, 256, (8, 3), dtype=np.uint8)
-
-
-def test_dead_leaves_have_the_spectrum_of_photographs():
-  """Power falls as a power law of exponent 2 to 3 (Lee et al. 2001)."""
-  images = np.asarray(_leaves(0)) / 127.5 - 1
-  found = figures.radial_spectrum(images)
-  inside = (found.frequency > 1 / 22) & (found.frequency < 1 / 4)
-  f, power = (np.log(a[inside]) for a in (found.frequency, found.power))
-  slope, at = np.polyfit(f, power, 1)
-  assert -3.2 < slope < -1.8
-  # A law: what is left over is small beside its fall, a factor of e^5.
-  assert np.std(power - slope * f - at) < 0.35
-
-
-def test_dead_leaves_follow_their_key():
-  first, again, other = _leaves(0), _draw(0), _leaves(1)
-  np.testing.assert_array_equal(first, again)
-  assert (first != other).mean() > 0.5
-
-
-def test_dead_leaves_take_their_colours_from_the_tiles():
-  """Without texture, shading and blur a pixel is a colour or an edge's mix."""
-  images = np.asarray(_leaves(1)).astype(int)
-  gap = np.abs(images[..., None, :] - _colours()).max(-1).min(-1)
-  assert (gap <= 1).mean() > 0.5
 
 
 # --- batches ------------------------------------------------------------------

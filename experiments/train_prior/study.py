@@ -19,8 +19,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.data import dead_leaves, photo_tiles
-from experiments.data.dead_leaves import LeafSettings
+from experiments.data import photo_tiles
+from experiments.data.dead_leaves import images
+from experiments.data.dead_leaves.settings import LeafSettings
 from experiments.data.photo_tiles import Photograph
 from experiments.harness import prior_files, record, writing
 from experiments.harness.settings import DTYPES, setting
@@ -182,7 +183,7 @@ def make_pool(photos: list[Photograph], settings: Settings) -> Pool:
   """Tiles of the photographs and dead leaves made of them."""
   tiles = jnp.asarray(photo_tiles.tiles(photos))
   key = jax.random.fold_in(jax.random.key(settings.seed), 1)
-  leaves = dead_leaves.bank(
+  leaves = images.bank(
     key, tiles, count=settings.leaf_images, settings=settings.leaves
   )
   return Pool(tiles, leaves)

@@ -1,0 +1,1 @@
+"""Dead leaves: shapes that occlude one another, after VibrantLeaves."""
