@@ -14,15 +14,15 @@ Time: 9 minutes on a GPU, whatever its speed: the number of steps follows, about
   28,000 on one H100; `:large` 14.5 minutes, 34,000 steps on two H200; `:debug`
   1 minute on 2 CPU cores.
 Expected: photo_prior.json and photo_prior.safetensors, and report.html with
-samples and their spectrum beside the photographs'. `photo_prior("small")` was
-measured on other data than `prior_sources` fetches now, the 69 photographs that
-its manifest names (--config.minutes=8.15 on one H100): 24,875 steps; from 1/64
-to 1/4 cycles per pixel the samples' spectrum lay -0.8 to 1.1 dB off at 128
-pixels, -0.1 to 0.5 dB at 64. No run on all 381 photographs with the settings of
-the small one is on record. `photo_prior("large")` is `:large`: 34,344 steps on
-all 381, two H200, 844 s with data and compilation; from 1/64 to 1/4 cycles per
-pixel the spectrum of its samples of 128 pixels lay -1.2 to 1.5 dB off. What it
-denoises: docs/benchmarks/restoration.md.
+samples and their spectrum beside the photographs'. Neither shipped prior was
+trained on all 676 photographs that `prior_sources` fetches now, and no run on
+them is on record. `photo_prior("small")` learned from the 69 that its manifest
+names (--config.minutes=8.15 on one H100): 24,875 steps; from 1/64 to 1/4 cycles
+per pixel the samples' spectrum lay -0.8 to 1.1 dB off at 128 pixels, -0.1 to
+0.5 dB at 64. `photo_prior("large")` is `:large` on the 381 that its manifest
+names: 34,344 steps, two H200, 844 s with data and compilation; from 1/64 to 1/4
+cycles per pixel the spectrum of its samples of 128 pixels lay -1.2 to 1.5 dB
+off. What it denoises: docs/benchmarks/restoration.md.
 Both shipped priors saw other dead leaves than these: ellipses, diamonds and
 rectangles in one plane, with textures cut from the photographs. None trained on
 these leaves is on record.
@@ -111,6 +111,6 @@ def get_config(form: str = "") -> ml_collections.ConfigDict:
     config.update({"sizes": (128,), "leaf_images": 1024, "bits": 8})
     config.update({"minutes": 14.5, "save_every": 8000, "samples": 512})
     config.optim.update({"rate": 5e-4, "muon_rate": 1.5e-3})
-    # For the list of 381 photographs, which need less to stand in for others.
+    # Chosen with 381 photographs, which need less to stand in for others.
     config.batch.update({"leaf_share": 0.1, "jitter": 0.7})
   return config
