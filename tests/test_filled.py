@@ -108,13 +108,14 @@ def test_what_is_kept_has_none_of_the_measurement(most):
 
 @pytest.mark.parametrize("most", [None, 0.7])
 def test_another_pass_begins_anew(most):
-  """With more noise than the level had nothing of it is kept."""
+  """Of the noise of the pass before nothing is kept."""
   keys = jax.random.split(jax.random.key(0), 2)
   x0 = jax.random.normal(keys[0], (1, 2, *SIZE))
   observation = pj.Observation(_blur().forward(x0[0]), _blur(), NOISE)
   config = _config(renewal=0.1, most=most)
+  level = _level(config)._replace(anew=jnp.float32(1))
   found = [
-    _moved(config, observation, x0 + noise, x0, _level(config, 2.0))
+    _moved(config, observation, x0 + noise, x0, level)
     for noise in (0.0, jax.random.normal(keys[1], x0.shape))
   ]
   np.testing.assert_array_equal(*found)

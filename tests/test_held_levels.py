@@ -114,6 +114,16 @@ def test_passes_average_every_held_level(prior):
     NFCConfig(schedule=Schedule(passes=2))
 
 
+@pytest.mark.parametrize("levels", [1, 3])
+def test_a_pass_ends_where_another_begins(levels):
+  """By its place: one of a single level goes on at the same noise."""
+  config = NFCConfig.guided(levels=levels, schedule={"passes": 3})
+  last = [0] * (levels - 1)
+  np.testing.assert_array_equal(
+    levels_of(config).anew, [*last, 1, *last, 1, *last, 0]
+  )
+
+
 @pytest.mark.parametrize(
   ("averaged", "factor"),
   [

@@ -235,11 +235,12 @@ def test_what_is_drawn_does_not_depend_on_the_levels_between(renewal):
 
 
 @pytest.mark.parametrize("renewal", [0.0, 1.5])
-def test_another_pass_begins_anew(renewal):
-  """The first level has more noise than there is to keep, all of it drawn."""
+@pytest.mark.parametrize("sigma", [0.1, 3.0])
+def test_another_pass_begins_anew(sigma, renewal):
+  """All of its noise is drawn, be it no more than a pass of one level had."""
   part = states.keeping(renewal)
   level = jax.tree.map(lambda entry: entry[0], levels_of(_config()))
-  level = level._replace(sigma=0.1, following=3.0)
+  level = level._replace(sigma=sigma, following=3.0, anew=1.0)
   image = normal((2000, 1, 1, 1), 5)
   found, other = (
     part(jax.random.key(0), x, image, level) for x in (image, image + 9.0)
@@ -274,6 +275,30 @@ def test_passes_are_runs_whose_predictions_are_averaged(prior):
   # Both to the same image, within three standard errors.
   off = np.sqrt(((means[0] - means[1]) ** 2).mean())
   assert off < 3 * spreads[0] / 16**0.5, off
+
+
+def test_passes_of_one_level_are_not_one_pass(prior):
+  """Each takes another noise; all of them made the image of the first."""
+  observation, *_ = _problem("random")
+  found = []
+  for passes in (1, 2):
+    config = NFCConfig.guided(levels=1, schedule={"passes": passes})
+    sampler = nfc(config, spectrum=prior.spectrum)
+    key = jax.random.key(1)
+    found.append(run(sampler, prior.denoise, observation, key)[0])
+  assert np.abs(found[1] - found[0]).max() > 1e-3
+
+
+def test_held_levels_that_tell_nothing_apart_are_refused():
+  """Their state is one, and so is its prediction, unless it is turned."""
+  with oracles.refused(
+    ValueError, "held must be one level of a pass .*, got 0.6, which holds 6"
+  ):
+    NFCConfig.guided(levels=10, schedule={"held": 0.6})
+  turned = NFCConfig.guided(
+    levels=10, schedule={"held": 0.6}, predictor={"turned": True}
+  )
+  assert turned.held_levels == 6
 
 
 @pytest.mark.slow

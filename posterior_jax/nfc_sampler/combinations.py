@@ -124,8 +124,16 @@ def check_filled(
     )
 
 
-def check_kept(schedule: Schedule, inner: Inner, predictor: Predictor) -> None:
-  """Refuses what has no rule for noise that is kept.
+def check_kept(
+  schedule: Schedule, inner: Inner, predictor: Predictor, held: int
+) -> None:
+  """Refuses what has no rule for noise that is kept, or does nothing then.
+
+  Args:
+    schedule: whose noise may be kept.
+    inner: method.
+    predictor: of the clean image.
+    held: how many levels are.
 
   Raises:
     ValueError: naming the part, what it is and what it must be.
@@ -137,6 +145,14 @@ def check_kept(schedule: Schedule, inner: Inner, predictor: Predictor) -> None:
   _need("inner", inner, (Mean,), beside)
   if isinstance(predictor, Denoise):
     _only("discrepancy", predictor.discrepancy, (0.0,), beside)
+  # State and noise of held levels are the same: so is what each of them makes.
+  turned = isinstance(predictor, Denoise) and predictor.turned
+  if held > 1 and not turned:
+    raise ValueError(
+      f"held must be one level of a pass with {beside} and a predictor that is "
+      f"not turned, since all of them make one image, got {schedule.held}, "
+      f"which holds {held}"
+    )
 
 
 def _check_filled_width(width: Width, beside: str) -> None:

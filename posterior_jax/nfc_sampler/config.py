@@ -80,7 +80,9 @@ class NFCConfig(Tuned):
     )
     combinations.check_end(self.predictor, self.first_sigma)
     combinations.check_linearisations(self.inner, self.linearisations)
-    combinations.check_kept(self.schedule, self.inner, self.predictor)
+    combinations.check_kept(
+      self.schedule, self.inner, self.predictor, self.held_levels
+    )
     combinations.check_filled(
       self.schedule,
       self.width,

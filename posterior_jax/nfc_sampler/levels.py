@@ -44,6 +44,8 @@ class Level(NamedTuple):
       or 1 at the last level.
     way: in which of eight the image is turned for the denoiser; 0, as it is, at
       the last level.
+    anew: 1 at the last level of a pass that another one follows, whose first
+      state shares no noise with this one; else 0.
   """
 
   sigma: jax.Array
@@ -57,6 +59,7 @@ class Level(NamedTuple):
   pace: jax.Array
   reach: jax.Array
   way: jax.Array
+  anew: jax.Array
 
 
 def levels_of(config: NFCConfig) -> Level:
@@ -70,6 +73,9 @@ def levels_of(config: NFCConfig) -> Level:
   sigma[-1] = 0.0
   # Only the last pass ends in 0: the others go on at the first level's noise.
   nodes = np.append(np.tile(sigma[:-1], how.passes), sigma[-1])
+  # A pass of one level goes on at the same noise: its place says that it ends.
+  count = np.arange(1, len(nodes))
+  anew = (count % config.levels == 0) & (nodes[1:] > 0)
   # Weights 1, 1/2, 1/3, ... make a running mean of all held levels so far.
   share = np.zeros((how.passes, config.levels))
   averaged = np.arange(1, how.passes * held + 1).reshape(how.passes, held)
@@ -83,18 +89,19 @@ def levels_of(config: NFCConfig) -> Level:
   parts = (
     nodes[:-1],
     nodes[1:],
-    _tied(nodes, how),
+    _tied(nodes, anew, how),
     *(np.concatenate([part] * how.passes) for part in each_pass),
     share.ravel(),
     _paces(nodes[:-1], how.momentum),
     1 + (how.relaxation - 1) * np.float32(nodes[1:] > 0),
-    np.array(_WAYS)[np.arange(1 - len(nodes[:-1]), 1) % len(_WAYS)],
+    np.array(_WAYS)[(count - len(count)) % len(_WAYS)],
+    anew,
   )
   # Ramps are made in float64 and rounded once.
   return Level(*(jnp.asarray(part, jnp.float32) for part in parts))
 
 
-def _tied(nodes: np.ndarray, how: Schedule) -> np.ndarray:
+def _tied(nodes: np.ndarray, anew: np.ndarray, how: Schedule) -> np.ndarray:
   """Of every level, [K]: tied^2 = r^2 sigma^2 + (1 - r^2) sigma'^2."""
   sigma, following = nodes[:-1], nodes[1:]
   renewal = {"filled": 0.0, "kept": 1.0}.get(how.noise, how.renewal)
@@ -105,7 +112,7 @@ def _tied(nodes: np.ndarray, how: Schedule) -> np.ndarray:
   if how.averaged == "refined":
     # What a pass ends with is averaged, and is not only what the next one
     # begins with, at so much more noise.
-    last |= following > sigma
+    last |= anew
   following = np.where(last, sigma, following)
   return np.sqrt(renewal**2 * sigma**2 + (1 - renewal**2) * following**2)
 

@@ -27,8 +27,8 @@ class Schedule:
       is held where it starts from the measurement, and not from noise.
       Held levels are a Gibbs sampler of p(x0, x_sigma | y) at one noise, so
       that the average of their refined images goes to the posterior mean;
-      where noise is kept none is drawn between them, and more than one of a
-      pass are idle.
+      where noise is kept none is drawn between them, so that more than one of
+      a pass is refused unless `Denoise.turned` tells them apart.
     averaged: which images of held levels: "predicted", the denoiser's answer
       before it is moved towards the measurement, or "refined", after that, as
       it must be where held is 0.

@@ -72,10 +72,9 @@ def keeping(renewal: jax.Array | float) -> Callable[..., jax.Array]:
   def part(
     key: chex.PRNGKey, x: jax.Array, image: jax.Array, level: Level
   ) -> jax.Array:
-    # The next pass begins anew, at more noise than there is to keep.
-    falls = level.following <= level.sigma
+    # Another pass has mostly more noise than there is to keep.
     ratio = level.following / level.sigma
-    kept = jnp.where(falls, ratio**renewal**2, 0.0)
+    kept = jnp.where(level.anew > 0, 0.0, ratio**renewal**2)
     noise = jax.random.normal(key, image.shape, image.dtype)
     mixed = kept * (x - image) / level.sigma + (1 - kept**2) ** 0.5 * noise
     return image + level.following * mixed
@@ -126,10 +125,10 @@ def filling(
     kept = (x - x0) / level.sigma
     if width.most is not None and not _whole(renewal):
       kept = _unseen(keys[0], observation, kept, width.most, stop)
-    # The next pass begins anew, as in `keeping`. Of two plain numbers x64 would
+    # Another pass keeps none, as in `keeping`. Of two plain numbers x64 would
     # make float64.
     anew = jnp.asarray(renewal, x.dtype)
-    anew = jnp.where(level.following > level.sigma, 1.0, anew)
+    anew = jnp.where(level.anew > 0, 1.0, anew)
     free = level.following * ((1 - anew**2) ** 0.5 * kept + anew * fresh)
     data = observation.y + operator.forward(level.following * within)
     share: jax.Array | float = 2 / width.factor
