@@ -33,7 +33,7 @@ def closed_form(
 
 
 def masked_convolution(
-  transfer: jax.Array,
+  transfer: jax.Array | None,
   mask: jax.Array,
   rhs: jax.Array,
   *,
@@ -55,7 +55,7 @@ def masked_convolution(
   as these lie together.
 
   Args:
-    transfer: of K, [] or [H, W], real or complex Hermitian.
+    transfer: of K, [H, W], real or complex Hermitian; None: K = 1.
     mask: M, [H, W, 1] of zeros and ones.
     rhs: b, [..., H, W, C].
     precision: Fourier diagonal of P, [], [H, W] or [..., H, W, C], > 0.
@@ -68,9 +68,10 @@ def masked_convolution(
   """
   weight = jnp.asarray(noise_std, rhs.dtype) ** 2
   scaled = fourier.on_grid(weight * jnp.asarray(precision, rhs.dtype))
-  wide = np.promote_types(transfer.dtype, rhs.dtype)
-  transfer = fourier.on_grid(transfer.astype(wide))
-  inverse = 1.0 / (jnp.abs(transfer) ** 2 + scaled)  # B^-1
+  own = jnp.ones((), rhs.dtype) if transfer is None else transfer
+  wide = np.promote_types(own.dtype, rhs.dtype)
+  gain = fourier.on_grid(own.astype(wide))
+  inverse = 1.0 / (jnp.abs(gain) ** 2 + scaled)  # B^-1
   # 1 - K B^-1 K^T as a quotient: the difference would cancel to nothing where
   # the prior leaves everything to the data.
   left = scaled * inverse
@@ -80,16 +81,22 @@ def masked_convolution(
     return lambda h: hidden * fourier.apply_transfer(hidden * h, transfer)
 
   known = weight * rhs
+  if transfer is None:
+    # B^-1 = 1 - left, and what the mask shows has no part in H: under little
+    # noise B^-1 itself would put its rounding there, and 1 / left is large.
+    start = hidden * (known - fourier.apply_transfer(known, left))
+  else:
+    start = hidden * fourier.apply_transfer(known, gain * inverse.astype(wide))
   h, iterations = krylov.conjugate_gradients(
     within(left),
-    hidden * fourier.apply_transfer(known, transfer * inverse.astype(wide)),
+    start,
     precondition=within(1.0 / left),
     tolerance=tolerance,
     max_iterations=max_iterations,
   )
-  back = jnp.conj(transfer)
+  back = jnp.conj(gain)
   x = fourier.apply_transfer(known + fourier.apply_transfer(h, back), inverse)
-  seen = (1.0 - hidden) * fourier.apply_transfer(x, transfer)
+  seen = (1.0 - hidden) * fourier.apply_transfer(x, gain)
   image = fourier.apply_transfer(seen, back) + fourier.apply_transfer(x, scaled)
   return x, krylov.report(known, image, iterations)
 

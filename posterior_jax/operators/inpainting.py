@@ -97,7 +97,7 @@ class Inpainting(Operator):
     stop: dict = {"tolerance": tolerance, "max_iterations": max_iterations}
     if self.contiguous:
       return solve.masked_convolution(
-        jnp.ones((), rhs.dtype),
+        None,
         self.mask,
         rhs,
         precision=precision,
