@@ -124,6 +124,20 @@ def test_a_pass_ends_where_another_begins(levels):
   )
 
 
+@pytest.mark.parametrize("levels", [1, 3])
+def test_what_a_pass_ends_with_is_not_moved_too_far(levels):
+  """Where it is averaged; else it is what the next pass begins with."""
+  for averaged, end in (("refined", 1.0), ("predicted", 1.5)):
+    config = NFCConfig.fast(
+      levels=levels,
+      schedule={"passes": 2, "averaged": averaged, "relaxation": 1.5},
+    )
+    before = [1.5] * (levels - 1)
+    np.testing.assert_array_equal(
+      levels_of(config).reach, [*before, end, *before, 1.0]
+    )
+
+
 @pytest.mark.parametrize(
   ("averaged", "factor"),
   [

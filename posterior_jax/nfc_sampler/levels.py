@@ -41,7 +41,8 @@ class Level(NamedTuple):
     pace: share of the way from the last level's prediction to this one's that
       is added to it, m log(sigma' / sigma); 0 at the first level of a pass.
     reach: how far an image is moved, in units of what the inner method says: w,
-      or 1 at the last level.
+      or 1 at the last level, and at that of every pass where refined images are
+      averaged.
     way: in which of eight the image is turned for the denoiser; 0, as it is, at
       the last level.
     anew: 1 at the last level of a pass that another one follows, whose first
@@ -76,6 +77,7 @@ def levels_of(config: NFCConfig) -> Level:
   # A pass of one level goes on at the same noise: its place says that it ends.
   count = np.arange(1, len(nodes))
   anew = (count % config.levels == 0) & (nodes[1:] > 0)
+  last = _last(nodes, anew, how)
   # Weights 1, 1/2, 1/3, ... make a running mean of all held levels so far.
   share = np.zeros((how.passes, config.levels))
   averaged = np.arange(1, how.passes * held + 1).reshape(how.passes, held)
@@ -89,11 +91,11 @@ def levels_of(config: NFCConfig) -> Level:
   parts = (
     nodes[:-1],
     nodes[1:],
-    _tied(nodes, anew, how),
+    _tied(nodes, last, how),
     *(np.concatenate([part] * how.passes) for part in each_pass),
     share.ravel(),
     _paces(nodes[:-1], how.momentum),
-    1 + (how.relaxation - 1) * np.float32(nodes[1:] > 0),
+    1 + (how.relaxation - 1) * np.float32(~last),
     np.array(_WAYS)[(count - len(count)) % len(_WAYS)],
     anew,
   )
@@ -101,18 +103,21 @@ def levels_of(config: NFCConfig) -> Level:
   return Level(*(jnp.asarray(part, jnp.float32) for part in parts))
 
 
-def _tied(nodes: np.ndarray, anew: np.ndarray, how: Schedule) -> np.ndarray:
+def _last(nodes: np.ndarray, anew: np.ndarray, how: Schedule) -> np.ndarray:
+  """Whether an image is a result, and no more than that, by level, [K]."""
+  last = nodes[1:] == 0
+  # What a pass ends with is averaged, and is not only what the next one begins
+  # with, at so much more noise.
+  return last | anew if how.averaged == "refined" else last
+
+
+def _tied(nodes: np.ndarray, last: np.ndarray, how: Schedule) -> np.ndarray:
   """Of every level, [K]: tied^2 = r^2 sigma^2 + (1 - r^2) sigma'^2."""
   sigma, following = nodes[:-1], nodes[1:]
   renewal = {"filled": 0.0, "kept": 1.0}.get(how.noise, how.renewal)
   if renewal == 1:
     return sigma
-  # After the last level there is nothing that its image could be tied for.
-  last = following == 0
-  if how.averaged == "refined":
-    # What a pass ends with is averaged, and is not only what the next one
-    # begins with, at so much more noise.
-    last |= anew
+  # There is nothing that the image of a last level could be tied for.
   following = np.where(last, sigma, following)
   return np.sqrt(renewal**2 * sigma**2 + (1 - renewal**2) * following**2)
 
