@@ -197,6 +197,18 @@ def test_samplers_come_nearer_than_the_prior(name):
   assert float(info.residual[-1].mean()) < 2
 
 
+def test_few_levels_of_a_guess_do_not_run_away():
+  """From noise, where steps along the tangent led four truths' sizes away."""
+  steep = operators.nonlinear(lambda x: jnp.tanh(2 * BLUR.forward(x)), SHAPE)
+  truth, given = _observed(steep)
+  sampler = pj.nfc(pj.NFCConfig.guided(levels=5, schedule={"start": "noise"}))
+  key = jax.random.key(1)
+  x, _ = pj.run(sampler, PRIOR.denoise, given, key, num_samples=4)
+  error = jnp.sqrt(jnp.mean((x - truth) ** 2))
+  # Of single draws, each as far from the mean as the truth is.
+  assert error < jnp.sqrt(jnp.mean(truth**2)), error
+
+
 @pytest.mark.parametrize(
   "sampler",
   [

@@ -112,6 +112,7 @@ def guessed_mean(
   max_iterations: int,
   guess_tolerance: float = 1e-3,
   guess_iterations: int = 100,
+  restrained: bool = False,
 ) -> tuple[jax.Array, SolveInfo, jax.Array]:
   """`mean` by few products, where C is about G: one for each iteration.
 
@@ -134,6 +135,9 @@ def guessed_mean(
     max_iterations: limit, of products too.
     guess_tolerance: relative residual of the solves with G.
     guess_iterations: their limit, in either space.
+    restrained: as of `mean`. Early iterations may pass what leaves the least
+      misfit and be nearer the mean for it; those of a tangent run away then,
+      which is no longer the measurement where they end.
 
   Returns:
     z, how the solve went, and how many products with C it took: the iterations.
@@ -152,7 +156,7 @@ def guessed_mean(
         observation, guess, guess_tolerance, guess_iterations
       ),
     ),
-    restrained=False,
+    restrained=restrained,
   )
 
 

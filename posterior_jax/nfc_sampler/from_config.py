@@ -33,6 +33,7 @@ from posterior_jax.nfc_sampler.records import (
   Sigma,
 )
 from posterior_jax.nfc_sampler.weights import Band, Fusion, Snr
+from posterior_jax.operators.tangent import Tangent
 
 # Of a nonlinear measurement at every level, where the settings leave it open.
 _LINEARISATIONS = 3
@@ -143,7 +144,12 @@ def _likelihood(config: NFCConfig) -> Callable[..., Refined]:
     if width.guess is not None:
       return Refined(
         *covariance.guessed_mean(
-          observation, x0, width.product, width.guess, **stop
+          observation,
+          x0,
+          width.product,
+          width.guess,
+          restrained=isinstance(observation.operator, Tangent),
+          **stop,
         )
       )
     if isinstance(inner, Mean):
