@@ -18,7 +18,7 @@ import functools
 import itertools
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,21 +57,20 @@ def psnr(method: denoisers.Method, truth: np.ndarray, level: int) -> float:
   return float(10 * np.log10(4 / np.mean((np.clip(found, -1, 1) - truth) ** 2)))
 
 
-def line(level: int, better: Answers, base: Answers) -> str:
-  """What is printed of one noise level and two methods."""
-  gain = paired.interval(better.psnr - base.psnr)
+def line(row: Mapping[str, Any], least: float) -> str:
+  """What is printed of a `row`, and of the least gain on a picture."""
   return (
-    f"sigma {level} of 255, {len(base.psnr)} pictures: {better.name} "
-    f"{better.psnr.mean():.2f} dB, {base.name} {base.psnr.mean():.2f}, gain "
-    f"{gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}], least "
-    f"{min(better.psnr - base.psnr):+.2f}"
+    f"sigma {row['sigma']} of 255, {row['pictures']} pictures: {row['prior']} "
+    f"{row['psnr']:.2f} dB, {row['base']} {row['base psnr']:.2f}, gain "
+    f"{row['gain']:+.2f} [{row['from']:+.2f}, {row['to']:+.2f}], least "
+    f"{least:+.2f}"
   )
 
 
 def row(
   side: int, level: int, better: Answers, base: Answers
 ) -> dict[str, Any]:
-  """Of the table: what `line` says."""
+  """Of the table: one noise level and two methods."""
   gain = paired.interval(better.psnr - base.psnr)
   return {
     "prior": better.name,
@@ -143,9 +142,9 @@ def main(argv: Sequence[str]) -> None:
       Answers(name, np.array([psnr(method, x, level) for x in pictures]))
       for name, method in methods
     ]
-    for pair in pairs(found):
-      print(line(level, *pair), flush=True)
-      rows.append(row(side, level, *pair))
+    for better, base in pairs(found):
+      rows.append(row(side, level, better, base))
+      print(line(rows[-1], min(better.psnr - base.psnr)), flush=True)
     every += scores(level, [file.name for file in files], found)
     _write(_TABLE.value, rows)
     _write(_SCORES.value, every)

@@ -59,10 +59,17 @@ def test_gain_of_a_prior_over_a_folder(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   pathlib.Path("mine.json").write_text("{}")  # it is named by its bytes
   flags.FLAGS.mark_as_parsed()
+  intervals, interval = [], prior_gain.paired.interval
+  monkeypatch.setattr(
+    prior_gain.paired,
+    "interval",
+    lambda gains: intervals.append(1) or interval(gains),
+  )
   with flagsaver.flagsaver(table="gain.csv", scores="scores.csv"):
     prior_gain.main(["", "pictures", "mine.json"])
   table = pd.read_csv("gain.csv")
   assert [*table["sigma"]] == [25] * 3 + [50] * 3 + [15] * 3
+  assert len(intervals) == len(table)  # printed and written is the same one
   mine = "mine.json 44136fa3"
   pairs = [(mine, "small"), (mine, "peer"), ("small", "peer")] * 3
   assert [*zip(table["prior"], table["base"])] == pairs
