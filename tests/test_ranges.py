@@ -92,6 +92,40 @@ def test_metrics_know_the_range(metric, data_range):
     metric(x, truth, data_range=(high, low))
 
 
+def _distances():
+  """Every metric of pictures, those of networks without their weights."""
+  none = (jnp.zeros(3),) * 2
+  return {
+    "psnr": pj.metrics.psnr,
+    "ssim": pj.metrics.ssim,
+    "flip": pj.metrics.flip,
+    "lpips": pj.metrics.LPIPS(*none, (), (), (), "vgg"),
+    "dists": pj.metrics.DISTS(*none, (), (), *none),
+  }
+
+
+@pytest.mark.parametrize("metric", _distances())
+def test_levels_beside_pixels_are_refused(metric):
+  """Clipped to white they had a value, whichever of the two they were."""
+  distance, ones = _distances()[metric], jnp.ones((32, 32, 3))
+  words = r"must hold pixels in data_range \(-1.0, 1.0\), they lie from"
+  for x, truth, name in (
+    (200 * ones, ones, "x"),
+    (ones, 200 * ones, "truth"),
+    (ones, -200 * ones, "truth"),
+  ):
+    with refused(ValueError, f"{name} {words}"):
+      distance(x, truth)
+
+
+@pytest.mark.parametrize(
+  "metric", [pj.metrics.psnr, pj.metrics.ssim, pj.metrics.flip]
+)
+def test_an_image_that_ran_away_has_a_score(metric):
+  away = 1e6 * RNG.standard_normal((32, 32, 3)).astype(np.float32)
+  assert np.isfinite(metric(jnp.asarray(away), jnp.zeros((32, 32, 3))))
+
+
 def test_a_denoiser_that_fails_is_an_error():
   """By the level at which it does; jina-ai/discoart#100: a black picture."""
   prior = pj.priors.gaussian_prior(pj.priors.power_law_spectrum(*SHAPE[:2]))

@@ -15,7 +15,11 @@ from jax import lax
 from posterior_jax.foreign_files.folder import as_path
 from posterior_jax.metrics import classifier
 from posterior_jax.metrics.classifier import CHANNELS, FORMS
-from posterior_jax.metrics.image import check_colours, matching_images
+from posterior_jax.metrics.image import (
+  check_colours,
+  check_unit,
+  matching_images,
+)
 from posterior_jax.priors.checkpoints import named_tensors
 from posterior_jax.priors.checkpoints.named_tensors import Source
 from posterior_jax.short_repr import short_repr
@@ -68,11 +72,13 @@ class DISTS:
       [...], one per image, float32.
 
     Raises:
-      ValueError: if the images do not match, are smaller or not of 3 channels.
+      ValueError: if the images do not match, are smaller or not of 3 channels,
+        or known to be in another unit, as levels.
       TypeError: if they are not floating point.
     """
     x, truth = matching_images(x, truth)
     check_colours(x, "dists", _VGG.least)
+    check_unit(x, truth, (-1.0, 1.0), "levels / 127.5 - 1 are")
     total = jnp.sum(self.alpha) + jnp.sum(self.beta)
     alike, place = jnp.zeros((), jnp.float32), 0
     for a, b in zip(self._features(x), self._features(truth), strict=True):

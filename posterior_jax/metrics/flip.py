@@ -18,10 +18,11 @@ from posterior_jax import fields
 from posterior_jax.metrics import colour_spaces
 from posterior_jax.metrics.colour_spaces import OPPONENT
 from posterior_jax.metrics.image import (
+  OF_LEVELS,
   Range,
   check_colours,
+  check_unit,
   ends,
-  in_range,
   matching_images,
   unit,
 )
@@ -109,8 +110,8 @@ def flip_map(
 
   Raises:
     ValueError: if the images do not match, are not of 3 channels or have no
-      pixel, if the truth lies far outside of data_range, or for another
-      pixels_per_degree or data_range than these.
+      pixel, if the truth lies far outside of data_range or x holds levels
+      above it, or for another pixels_per_degree or data_range than these.
     TypeError: if they are not floating point.
 
   Example:
@@ -124,7 +125,7 @@ def flip_map(
   x, truth = matching_images(x, truth)
   check_colours(x, "flip", least=1)
   data_range = ends(data_range)
-  truth = in_range(truth, data_range)
+  check_unit(x, truth, data_range, OF_LEVELS)
   degree = fields.real("pixels_per_degree", pixels_per_degree)
   if not _LEAST <= degree <= _MOST:
     raise ValueError(

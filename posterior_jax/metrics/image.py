@@ -23,6 +23,9 @@ from posterior_jax.base import (
 
 Range = tuple[float, float]
 
+# Of `check_unit`, where a metric has that argument.
+OF_LEVELS = "say data_range=(0, 255) for levels"
+_MOST_LEVEL = 65535  # of 16 bits
 _IMAGE = (-3, -2, -1)
 # Of Wang et al. 2004 and scikit-image's gaussian_weights: 11 taps, cut at 3.5
 # standard deviations; K1 = 0.01 and K2 = 0.03 on the range [0, 1].
@@ -108,7 +111,8 @@ def psnr(
     [...], one per image.
 
   Raises:
-    ValueError: if the images do not match, or the truth is far out of range.
+    ValueError: if the images do not match, if the truth lies far outside of
+      data_range, or x holds levels above it.
     TypeError: if they are not floating point.
 
   Example:
@@ -120,7 +124,7 @@ def psnr(
   """
   x, truth = matching_images(x, truth)
   data_range = ends(data_range)
-  truth = in_range(truth, data_range)
+  check_unit(x, truth, data_range, OF_LEVELS)
   error = unit(x, data_range) - unit(truth, data_range)
   return -10.0 * jnp.log10(jnp.mean(error**2, axis=_IMAGE))
 
@@ -143,8 +147,8 @@ def ssim(
     [...], one per image.
 
   Raises:
-    ValueError: if the images do not match or are smaller than the window, or
-      the truth is far out of range.
+    ValueError: if the images do not match or are smaller than the window,
+      if the truth lies far outside of data_range, or x holds levels above it.
     TypeError: if they are not floating point.
 
   Example:
@@ -162,7 +166,8 @@ def ssim(
       f"{x.shape[-3:-1]}"
     )
   data_range = ends(data_range)
-  return _similarity(x, in_range(truth, data_range), data_range)
+  check_unit(x, truth, data_range, OF_LEVELS)
+  return _similarity(x, truth, data_range)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -233,19 +238,35 @@ def _known(value: Any) -> Any:
   return value.item() if one and not traced else value
 
 
-def in_range(truth: jax.Array, data_range: Range) -> jax.Array:
-  """The truth, where its values are known to be of the unit that was said."""
+def check_unit(
+  x: jax.Array, truth: jax.Array, data_range: Range, remedy: str
+) -> None:
+  """Refuses pixels that are known to be of another unit than was said.
+
+  Args:
+    x: an image; a sampler's that ran away is clipped, as all are, and scored,
+      so that it is refused only where all of it are levels, 0 to 65535.
+    truth: which nothing drives away.
+    data_range: (low, high).
+    remedy: what to say of levels, for the message.
+
+  Raises:
+    ValueError: if the truth lies far outside of data_range, or x far above.
+  """
   low, high = data_range
-  if not isinstance(truth, jax.core.Tracer) and truth.size:
-    reach = float(jnp.abs(truth - (low + high) / 2).max()) / (high - low)
+  for name, image in (("x", x), ("truth", truth)):
+    if isinstance(image, jax.core.Tracer) or not image.size:
+      continue
+    least, most = float(image.min()), float(image.max())
+    middle = (low + high) / 2
+    reach = max(most - middle, middle - least) / (high - low)
     # Draws of a Gaussian prior go beyond white; another unit goes far beyond.
-    if reach > 4:
+    levels = 0 <= least and most <= _MOST_LEVEL
+    if reach > 4 and (name == "truth" or levels):
       raise ValueError(
-        f"truth must hold pixels in data_range {data_range}, they lie from "
-        f"{float(truth.min()):.4g} to {float(truth.max()):.4g}; say "
-        "data_range=(0, 255) for levels"
+        f"{name} must hold pixels in data_range {data_range}, they lie from "
+        f"{least:.4g} to {most:.4g}; {remedy}"
       )
-  return truth
 
 
 def _window(x: jax.Array) -> jax.Array:

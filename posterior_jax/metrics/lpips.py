@@ -16,7 +16,11 @@ from jax import lax
 from posterior_jax.foreign_files.folder import as_path
 from posterior_jax.metrics import classifier
 from posterior_jax.metrics.classifier import CHANNELS, FORMS, Network
-from posterior_jax.metrics.image import check_colours, matching_images
+from posterior_jax.metrics.image import (
+  check_colours,
+  check_unit,
+  matching_images,
+)
 from posterior_jax.priors.checkpoints import named_tensors
 from posterior_jax.priors.checkpoints.named_tensors import Source
 from posterior_jax.short_repr import short_repr
@@ -59,11 +63,13 @@ class LPIPS:
       [...], one per image, float32.
 
     Raises:
-      ValueError: if the images do not match, are smaller or not of 3 channels.
+      ValueError: if the images do not match, are smaller or not of 3 channels,
+        or known to be in another unit, as levels.
       TypeError: if they are not floating point.
     """
     x, truth = matching_images(x, truth)
     check_colours(x, "lpips", FORMS[self.network].least)
+    check_unit(x, truth, (-1.0, 1.0), "levels / 127.5 - 1 are")
     lead = jnp.broadcast_shapes(x.shape[:-3], truth.shape[:-3])
     total = jnp.zeros(lead, jnp.float32)
     features = [self._features(x), self._features(truth)]
