@@ -55,6 +55,13 @@ def test_legacy_and_defaulted_configs(tmp_path):
     ({"hidden_size": "64"}, 'hidden_size must be an integer, got "64"'),
     ({"hidden_size": 0}, "hidden_size must be at least 1, got 0"),
     ({"rms_norm_eps": True}, "rms_norm_eps must be a number, got true"),
+    ({"rms_norm_eps": None}, "rms_norm_eps must be a number, got null"),
+    ({"initializer_range": None}, "initializer_range must be a number, got nu"),
+    (
+      {"max_position_embeddings": None},
+      "max_position_embeddings must be an in",
+    ),
+    ({"rope_theta": None, "rope_parameters": ...}, "rope_theta must be a numb"),
     ({"tie_word_embeddings": 1}, "tie_word_embeddings must be true or false"),
     ({"layer_types": ["mamba"] * 8}, "layer_types must be of .* got 'mamba'"),
     (
@@ -69,6 +76,15 @@ def test_configs_refused(tmp_path, changes, sentence):
   edit_config(path, **changes)
   with oracles.refused(ValueError, sentence):
     checkpoint.load(path)
+
+
+@pytest.mark.parametrize("name", ["norm_topk_prob", "decoder_sparse_step"])
+def test_null_is_no_default_of_routing(name):
+  """A null that is false where it is read would have become true."""
+  text = to_json(CONFIGS["next"], jnp.float32)
+  assert from_json(text | {"mlp_only_layers": None}) == CONFIGS["next"]
+  with oracles.refused(ValueError, f"{name} must be .*, got null"):
+    from_json(text | {name: None})
 
 
 def test_config_files_refused(tmp_path):

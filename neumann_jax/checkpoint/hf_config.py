@@ -53,6 +53,9 @@ _NEXT_DEFAULTS: dict[str, Any] = {
   "decoder_sparse_step": 1,
   "mlp_only_layers": [],
 }
+# Where null stands for the default: without a bias in transformers 4, and no
+# layer. transformers 5 refuses null of the others.
+_NULL = "attention_bias", "mlp_only_layers"
 # Every fourth layer attends in all published models that name no types.
 _INTERVAL = 4
 # The only values that this package computes.
@@ -235,8 +238,9 @@ def _options(text: Mapping[str, Any], family: str) -> dict[str, Any]:
     defaults |= _NEXT_DEFAULTS
   options = {}
   for name, default in defaults.items():
-    value = text.get(name)
-    options[name] = default if value is None else value
+    value = text.get(name, default)
+    left_out = value is None and name in _NULL
+    options[name] = default if left_out else value
   types = text.get("layer_types")
   if types is None:
     interval = text.get("full_attention_interval", _INTERVAL)
