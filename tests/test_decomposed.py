@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.data.degradations import FROZEN, Degradation, frozen_operator
-from experiments.equal_tuning.decomposed import decomposed
+from experiments.equal_tuning.programs.decomposed import decomposed
 from posterior_jax import operators
 from posterior_jax.linalg import krylov
 

@@ -22,8 +22,13 @@ from experiments.equal_tuning import (
   tables,
   winners,
 )
+from experiments.equal_tuning.programs.slots import (
+  SAMPLERS,
+  Program,
+  Slot,
+  measured,
+)
 from experiments.equal_tuning.settings import Given, Settings
-from experiments.equal_tuning.slots import SAMPLERS, Program, Slot, measured
 from experiments.harness import command_line, prior_files
 
 

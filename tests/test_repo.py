@@ -287,6 +287,30 @@ def test_no_large_file_is_tracked():
     assert not path.is_file() or path.stat().st_size < limit, path
 
 
+@pytest.mark.parametrize(
+  "room", ["neumann_jax", "posterior_jax", "experiments"]
+)
+def test_a_folder_has_few_modules(room):
+  """A newcomer reads its listing; 20 are many."""
+  for folder in {file.parent for file in (ROOT / room).rglob("*.py")}:
+    assert len(list(folder.glob("*.py"))) <= 20, folder
+
+
+def test_a_type_of_equal_tuning_has_a_name_of_its_own():
+  """Classes and aliases; two that were called Standings were not one."""
+  found = []
+  for file in (ROOT / "experiments/equal_tuning").rglob("*.py"):
+    for node in ast.parse(file.read_text()).body:
+      if isinstance(node, ast.ClassDef):
+        found.append(node.name)
+      elif isinstance(node, ast.Assign) and isinstance(
+        node.value, ast.Subscript
+      ):
+        found += [x.id for x in node.targets if isinstance(x, ast.Name)]
+  assert "KernelStandings" in found and "Standings" in found
+  assert len(found) == len(set(found)), sorted(found)
+
+
 def test_changelog_knows_the_version():
   changelog = (ROOT / "CHANGELOG.md").read_text()
   assert f"## [{neumann_jax.__version__}]" in changelog

@@ -15,11 +15,16 @@ from experiments.equal_tuning.cells import Cell, before, cells
 from experiments.equal_tuning.known import shown
 from experiments.equal_tuning.methods import METHODS
 from experiments.equal_tuning.pictures import Pictures
+from experiments.equal_tuning.programs.slots import (
+  Measured,
+  Program,
+  Slot,
+  scores,
+)
 from experiments.equal_tuning.rounds import Rounds
 from experiments.equal_tuning.runs import Row, Runs
 from experiments.equal_tuning.searches import CRITERIA, Searches
 from experiments.equal_tuning.settings import Given
-from experiments.equal_tuning.slots import Measured, Program, Slot, scores
 from experiments.equal_tuning.tables import TABLE, TRIED
 from experiments.few_calls.contenders import has_form
 from experiments.few_calls.search import Point

@@ -6,9 +6,9 @@ import numpy as np
 
 from experiments.data.degradations import Degradation, frozen_operator
 from experiments.equal_tuning.cells import tuned_on
-from experiments.equal_tuning.decomposed import decomposed
+from experiments.equal_tuning.programs.decomposed import decomposed
+from experiments.equal_tuning.programs.slots import Measured, measured
 from experiments.equal_tuning.settings import Given
-from experiments.equal_tuning.slots import Measured, measured
 from posterior_jax.base import Operator
 from posterior_jax.baselines import TASKS, Task
 

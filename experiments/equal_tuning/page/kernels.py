@@ -11,7 +11,8 @@ from posterior_jax.operators import frozen
 
 _ORDER = [f"motion, {name}" for name in frozen.ALL_PATHS]
 _ALL = "all"
-Standings = dict[tuple[str, int], pd.DataFrame]  # by score and evaluations
+# By score and evaluations.
+KernelStandings = dict[tuple[str, int], pd.DataFrame]
 
 
 def block(rows: pd.DataFrame, more: pd.DataFrame, trials: pd.DataFrame) -> str:
@@ -66,7 +67,7 @@ def _standing(rows: pd.DataFrame, score: str) -> pd.DataFrame:
   return pd.concat([found.loc[order], tables.standing(over, score)])
 
 
-def _summary(standings: Standings, tuned: Standings) -> str:
+def _summary(standings: KernelStandings, tuned: KernelStandings) -> str:
   lines = []
   for score, calls in standings:
     for which, own in (("best", standings), ("`tuned()`", tuned)):
