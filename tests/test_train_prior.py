@@ -265,7 +265,8 @@ def test_run_starts_from_a_prior(tmp_path, folder):
   for name, value in first.items():
     np.testing.assert_allclose(last[name], value, atol=1e-6)
   said = json.loads((run / "photo_prior.json").read_text())
-  assert said["start"] == {"start mine.json": writing.digest(manifest)}
+  assert said["start"]["files"] == {"start mine.json": writing.digest(manifest)}
+  assert said["start"]["parameters"] == sum(v.size for v in first.values())
 
 
 def test_a_prior_to_start_from_is_among_the_inputs(tmp_path, folder):
@@ -291,9 +292,10 @@ def test_weights_are_stored_in_the_bits_asked_for(
 ):
   settings = _settings(folder, bits=bits)
   with record.Run(tmp_path / "run", command=["python"]) as run:
-    study.save(_start(NETWORK), [], settings, run)
+    study.save(_start(NETWORK), study.Task(settings, [], None), run)
   stored = safetensors.numpy.load_file(run.folder / "photo_prior.safetensors")
-  assert stored["enter.kernel"].dtype == dtype
+  assert stored["enter.kernel"].dtype == np.float16
+  assert stored["down.0.0.inner.kernel"].dtype == dtype
   assert priors.load_prior(run.folder / "photo_prior.json").config == NETWORK
   said = json.loads((run.folder / "photo_prior.json").read_text())
   assert said["settings"]["bits"] == bits

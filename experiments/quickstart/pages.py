@@ -26,7 +26,7 @@ BASELINE = "best baseline"
 # By what a config says: in words, and how many photographs it learned from.
 SHIPPED = {
   prior_files.SHIPPED: ("the photo prior", 69),
-  prior_files.LARGE: ("the large photo prior", 381),
+  prior_files.LARGE: ("the large photo prior", 476),
 }
 WHITE = 0.3  # standard deviation that the spread shows as white
 # What README shows.

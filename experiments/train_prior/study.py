@@ -112,6 +112,14 @@ def inputs(task: Task) -> dict[str, str]:
   return _start_files(task.settings) | found
 
 
+def _before(task: Task) -> dict[str, Any] | None:
+  """What is known of the prior that a run started from."""
+  if task.started is None:
+    return None
+  known = prior_files.about(task.settings.start, task.started)
+  return {"files": _start_files(task.settings)} | known._asdict()
+
+
 def _start_files(settings: Settings) -> dict[str, str]:
   start = settings.start
   return {} if start == RANDOM else prior_files.digests(start, name="start")
@@ -164,7 +172,7 @@ def train(task: Task, run: record.Run) -> None:
       "train_prior",
       settings,
       row,
-      save=lambda state: save(state, photos, settings, run),
+      save=lambda state: save(state, task, run),
     ),
     run,
   )
@@ -189,14 +197,9 @@ def make_pool(photos: list[Photograph], settings: Settings) -> Pool:
   return Pool(tiles, leaves)
 
 
-def save(
-  state: TrainState,
-  photos: list[Photograph],
-  settings: Settings,
-  run: record.Run,
-) -> None:
+def save(state: TrainState, task: Task, run: record.Run) -> None:
   """Writes the averaged weights and their manifest into the run's folder."""
-  found = run.environment
+  settings, found = task.settings, run.environment
   about: Mapping[str, Any] = {
     "command": found["command"],
     "revision": found["revision"],
@@ -206,8 +209,8 @@ def save(
     "steps": int(state.step),
     "seconds": round(run.seconds()),
     "settings": dataclasses.asdict(settings),
-    "start": _start_files(settings),
-    "photographs": {photo.name: photo.sha256 for photo in photos},
+    "start": _before(task),
+    "photographs": {photo.name: photo.sha256 for photo in task.photographs},
   }
   with writing.beside(run.folder, f"{NAME}.safetensors", f"{NAME}.json") as to:
     priors.save_prior(

@@ -48,13 +48,14 @@ def photo_prior(
   Args:
     size: "small" has 5.3 million parameters, learned from 69 photographs, and
       the presets were tuned under it. "large" has 14.5 million, learned from
-      381 and denoises 0.16 dB better (sigma 25 of 255, 23 Kodak pictures), at
+      476 and denoises 0.22 dB better (sigma 25 of 255, 23 Kodak pictures), at
       3.7 times the time on a CPU (`python -m experiments.prior_speed`,
       docs/benchmarks/speed.md). By settings tuned under the small one
       `NFCConfig.perceptual` changes by -0.03 to 0.14 dB under it, and
       `NFCConfig.fast`, whose images carry no noise, loses up to 0.2 dB on
-      blurs and 2.2 on super-resolution (docs/benchmarks/tuned_alike.md,
-      "Under another prior").
+      blurs and 2.2 on super-resolution; that was measured before the second of
+      its two training runs (docs/benchmarks/tuned_alike.md, "Under another
+      prior").
     dtype: of the arithmetic: float32, or bfloat16 on accelerators.
 
   Returns:
@@ -117,7 +118,8 @@ def save_prior(
     config: shape of the network.
     about: what else the manifest says: data, command, seconds.
     bits: of a stored weight: 16, a floating-point number, or 8, a whole one
-      times a scale per output channel; all else has 16 in any case.
+      times a scale for its tap and output channel; what is no kernel or has
+      4 channels and fewer on a side has 16 in any case.
 
   Raises:
     TypeError: if `manifest` is no path.
