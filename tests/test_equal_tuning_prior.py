@@ -18,7 +18,7 @@ from experiments.equal_tuning import (
   tables,
 )
 from experiments.equal_tuning.methods import METHODS
-from experiments.harness import prior_files, record
+from experiments.harness import prior_files, record, writing
 from posterior_jax.priors import photo
 from tests import oracles
 from tests.test_equal_tuning_cells import given as given  # a fixture
@@ -206,10 +206,34 @@ def test_winners_restored_again_under_the_first_prior_replace_its_rows(
 
 def test_searches_of_one_prior_are_not_gone_on_with_under_another(folder):
   found = known.Known([str(folder)])
-  found.check_prior("small")
+  gaussian = prior_files.about("gaussian", None)
+  small = SECOND._replace(prior="small", sha256=other_prior.FIRST_WEIGHTS)
+  found.check_prior(small)
   with oracles.refused(ValueError, "unless again is True; it is of 'small'"):
-    found.check_prior("gaussian")
-  known.Known().check_prior("gaussian")  # of nothing
+    found.check_prior(gaussian)
+  with oracles.refused(ValueError, "known must be of the weights that are"):
+    found.check_prior(small._replace(sha256="0123"))
+  known.Known().check_prior(gaussian)  # of nothing
+
+
+def test_rows_without_a_prior_are_of_the_small_one_that_ships():
+  """Retrained, every search and all rows of it would be to do again."""
+  assert prior_files.sha256("") == other_prior.FIRST_WEIGHTS
+
+
+def test_rows_of_other_weights_under_the_same_name_are_not_taken_for_known(
+  given, folder, programs, tmp_path
+):
+  """As of a shipped prior, which was trained further."""
+  take(restored(again(given, folder), tmp_path / "run"), folder)
+  further = again(given, folder, SECOND._replace(sha256="0123"))
+  bench = study.Bench(again(given, folder), tmp_path)
+  other = study.Bench(further, tmp_path)
+  for cell in cells.cells(given.settings):
+    assert bench.is_done(cell) and not other.is_done(cell)
+  run = restored(further, tmp_path / "further")
+  with oracles.refused(ValueError, "sha256 0123; they are of None: remove"):
+    take(run, folder)
 
 
 def test_a_prior_is_named_by_its_weights(tmp_path):
@@ -233,12 +257,18 @@ def test_what_the_manifest_says_is_known_of_a_prior():
   found = prior_files.about("", prior_files.load(""))
   assert found.prior == "small" and found.photographs == 69
   said = json.loads(photo.SHIPPED["small"].read_text())
-  assert found[3:] == (said["steps"], said["seconds"], said["device"], 1)
+  assert found[3:7] == (said["steps"], said["seconds"], said["device"], 1)
+  assert found.earlier is None
+  assert found.sha256 == writing.digest(photo.SHIPPED["small"])
+  large = prior_files.about("large", prior_files.load("large"))
+  assert (large.steps, large.earlier) == (24_806, 34_344)
   assert 5.2e6 < found.parameters < 5.4e6
   assert prior_files.about("gaussian", None) == (
     "gaussian",
     *[None] * 5,
     1,
+    None,
+    None,
   )
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from experiments.equal_tuning import other_prior, tables
 from experiments.equal_tuning.page import prior_section, written
+from experiments.harness import prior_files
 from posterior_jax.priors import photo
 from tests.test_equal_tuning_prior import SECOND
 from tests.test_equal_tuning_tables import rows_of
@@ -85,6 +86,23 @@ def test_the_section_says_which_prior_and_what_became_of_the_ranks():
     "| **ahead** |\n"
     "|  | second | NFC, a 26.50 | X 28.50 | -2.00 (-2.00, -2.00) | behind |"
   ) in text
+
+
+def test_a_shipped_prior_that_has_other_weights_now_is_said_to():
+  first = rows_of({"NFC, a": 27.0, "X": 25.0, "Y": 24.0})
+  second = second_of({"NFC, a": 26.0, "X": 28.0, "Y": 20.0})
+  about = {each.prior: each._asdict() for each in (FIRST, SECOND)}
+  about[SECOND.prior] |= {"ships": False, "earlier": 300}
+  text = prior_section.block(first, second, about, pd.DataFrame())
+  words = "has been trained further since; the rows are of the weights that"
+  assert words in text and words not in sectioned(first, second)
+  assert "201 s on 1 gpu, after 300 steps of a training before)" in text
+
+
+def test_the_committed_section_knows_its_priors_weights(page):
+  told = json.loads(other_prior.ABOUT.read_text())["sha256"]
+  words = "has been trained further since"
+  assert (told != prior_files.sha256(prior_files.LARGE)) == (words in page)
 
 
 def test_the_section_has_what_each_method_gains_and_loses():

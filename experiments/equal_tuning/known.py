@@ -1,5 +1,6 @@
 """What runs before have tried and restored, which a run goes on from."""
 
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import pandas as pd
 from experiments.equal_tuning import other_prior, tables
 from experiments.equal_tuning.rounds import Scores, Values
 from experiments.few_calls.search import Knob, Point
+from experiments.harness import prior_files
 
 _RUN = (*tables.SEARCH, "kernel", "tuned for", "chains")
 _ROWS = (*_RUN, "draws")  # rows of other draws are not a run's own
@@ -20,9 +22,12 @@ def files(folder: str) -> list[pathlib.Path]:
 
 
 def present(folder: str) -> list[pathlib.Path]:
-  """`files`, and the rows under another prior where there are any."""
-  second = pathlib.Path(folder) / other_prior.ROWS.name
-  return [*files(folder), *([second] if second.exists() else [])]
+  """`files`, and rows under another prior with what it is, if there are any."""
+  second = [
+    pathlib.Path(folder) / path.name
+    for path in (other_prior.ROWS, other_prior.ABOUT)
+  ]
+  return [*files(folder), *(second if second[0].exists() else [])]
 
 
 class Known:
@@ -33,8 +38,8 @@ class Known:
 
     Args:
       folders: of `rows.csv` and `trials.csv` as they are committed, and of
-        `second_rows.csv` where it is there; the cells of one take the place of
-        those of the folders before it.
+        `second_rows.csv` and `second_prior.json` where there are such rows; the
+        cells of one take the place of those of the folders before it.
 
     Raises:
       ValueError: for a folder that has no such files.
@@ -42,7 +47,8 @@ class Known:
     self._trials: dict[tuple, pd.DataFrame] = {}
     self._rows: dict[tuple, list[dict[str, Any]]] = {}
     self._points: dict[tuple, str] = {}
-    # Of winners that restored again: the prior is a part of the key.
+    # Of winners that restored again, by the prior and the hash of its weights:
+    # its name stays where the package ships another training.
     self._again: dict[tuple, list[dict[str, Any]]] = {}
     self._priors: set[str] = set()
     self._parsed: dict[tuple, dict[Values, Scores]] = {}  # asked for often
@@ -54,20 +60,29 @@ class Known:
         self._rows |= (mine := _by(_ROWS, rows))
         self._points |= {key[:-1]: own[0]["point"] for key, own in mine.items()}
         self._priors |= {*other_prior.names(rows)}
-        for path in second:
-          self._again |= _by(("prior", *_ROWS), tables.read(path))
+        if second:
+          path, about = second
+          weights = json.loads(about.read_text("utf-8")).get("sha256")
+          again = tables.read(path).assign(sha256=weights)
+          self._again |= _by(("prior", "sha256", *_ROWS), again)
       except (OSError, KeyError, ValueError) as error:
         raise ValueError(
           f"known must be folders of {log.name} and {pictures.name} as those "
           f"of equal tuning, {folder!r} is none ({error})"
         ) from error
 
-  def check_prior(self, prior: str) -> None:
+  def check_prior(self, prior: prior_files.About) -> None:
     """Refuses, with ValueError, to go on with searches under another prior."""
-    if others := self._priors - {prior}:
+    if others := self._priors - {prior.prior}:
       raise ValueError(
-        f"known must be of the prior that is tuned, {prior!r}, unless again is "
-        f"True; it is of {', '.join(sorted(others))!r}"
+        f"known must be of the prior that is tuned, {prior.prior!r}, unless "
+        f"again is True; it is of {', '.join(sorted(others))!r}"
+      )
+    first = other_prior.FIRST_WEIGHTS
+    if other_prior.FIRST in self._priors and prior.sha256 != first:
+      raise ValueError(
+        f"known must be of the weights that are tuned, sha256 {prior.sha256}, "
+        f"unless again is True; it is of {first}"
       )
 
   def tried(
@@ -109,7 +124,7 @@ class Known:
     point: str,
     names: Sequence[str],
     *,
-    again: str | None = None,
+    again: prior_files.About | None = None,
   ) -> list[dict[str, Any]]:
     """What a point restored, a row for each picture; none where that is new.
 
@@ -117,13 +132,13 @@ class Known:
       about: of the run.
       point: in words.
       names: of the pictures.
-      again: a prior: what winners restored again under it.
+      again: a prior: what winners restored again under its weights.
     """
     key = tuple(about[name] for name in _ROWS)
     own = (
       self._rows.get(key, [])
       if again is None
-      else self._again.get((again, *key), [])
+      else self._again.get((again.prior, again.sha256, *key), [])
     )
     same = all(row["point"] == point for row in own)
     return own if same and [r["picture"] for r in own] == [*names] else []

@@ -6,6 +6,7 @@ tuned under in `rows.csv`, and of further kernels of motion blur in
 `second_rows.csv`.
 """
 
+import json
 import pathlib
 
 import pandas as pd
@@ -61,6 +62,8 @@ def take(
   again = not len(log)  # nothing was tried: winners restored again
   same = other_prior.names(found) == other_prior.names(tables.read(rows))
   file = second if again and not same else rows
+  if file == second and len(found):
+    _check_weights(run, about)
   # All is checked before anything is written.
   parts = ((more, kernels), (found, file))
   texts = {to: _merged(run, own, to) for own, to in parts if len(own)}
@@ -76,6 +79,18 @@ def take(
   log = pd.concat([_without(tables.read_trials(trials), own[SEARCH]), own])
   points = tables.packed_trials(ordered(log))
   writing.write(trials, points.to_csv(index=False).encode())
+
+
+def _check_weights(run: pathlib.Path, about: pathlib.Path) -> None:
+  """ValueError where rows are there of other weights under the same name."""
+  (mine,) = Table(run / PRIOR).rows()
+  there = json.loads(about.read_text("utf-8")) if about.exists() else mine
+  if there.get("sha256") != mine.get("sha256"):
+    raise ValueError(
+      f"{about.name} and its rows must be of the weights that {run} restored "
+      f"by, sha256 {mine.get('sha256')}; they are of {there.get('sha256')}: "
+      "remove both"
+    )
 
 
 def _merged(

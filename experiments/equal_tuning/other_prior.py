@@ -22,6 +22,10 @@ ABOUT = pathlib.Path(__file__).with_name("second_prior.json")
 GAIN = pathlib.Path(__file__).with_name("second_gain.csv")
 BASE = pathlib.Path(__file__).with_name("second_base.csv")
 FIRST = "small"  # the prior of rows that name none, as of those committed
+# `prior_files.sha256` of the weights that those are of.
+FIRST_WEIGHTS = (
+  "9b6fe1ca50c4d6e351d88c752c0be7e24882171b970c967d22b2b1cac3adfe30"
+)
 # Of two methods ranks are equal or opposite, which says little.
 _FEWEST = 3
 _RUN = [*SEARCH, "kernel", "tuned for", "chains", "point", "picture"]

@@ -52,7 +52,7 @@ class Runs:
   def known(self, cell: Cell, about: Row, point: Values) -> list[Row]:
     """The rows of a run, where they are known."""
     words = shown(self._searches.named(cell, point))
-    again = self._given.prior.prior if self._given.settings.again else None
+    again = self._given.prior if self._given.settings.again else None
     rows = self._given.known.rows(about, words, self._given.names, again=again)
     return [about | {name: row[name] for name in _OWN} for row in rows]
 

@@ -186,7 +186,7 @@ def prepare(settings: Settings) -> Given:
   about = prior_files.about(settings.prior, network)
   known = Known(settings.known)
   if not settings.again:
-    known.check_prior(about.prior)
+    known.check_prior(about)
   lpips = metrics.load_lpips(settings.lpips) if settings.lpips else None
   return Given(
     settings,

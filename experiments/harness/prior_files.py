@@ -30,6 +30,9 @@ class About(NamedTuple):
     seconds: that those took.
     device: the kind that they took them on.
     devices: how many of them; 1 where the manifest does not say it.
+    earlier: steps of the training that it started from, None of random weights.
+    sha256: of its files: other weights have another one, a shipped prior's too
+      where the package ships a new training under the same name.
   """
 
   prior: str
@@ -39,6 +42,8 @@ class About(NamedTuple):
   seconds: int | None = None
   device: str | None = None
   devices: int = 1
+  earlier: int | None = None
+  sha256: str | None = None
 
 
 def load(
@@ -90,13 +95,19 @@ def named(prior: str) -> str:
   """
   if prior == GAUSSIAN:
     return GAUSSIAN
-  whole, *more = digests(prior).values()
+  whole = sha256(prior)
   for size, manifest in photo.SHIPPED.items():
-    if not more and whole == writing.digest(manifest):
+    if whole == writing.digest(manifest):
       return size
+  return f"{pathlib.Path(prior).name} {whole[:8]}"
+
+
+def sha256(prior: str) -> str:
+  """Of a prior's file, as of `load`, or of a directory's all together."""
+  whole, *more = digests(prior).values()
   if more:
     whole = hashlib.sha256("".join([whole, *more]).encode()).hexdigest()
-  return f"{pathlib.Path(prior).name} {whole[:8]}"
+  return whole
 
 
 def about(prior: str, network: priors.UNetPrior[Any] | None) -> About:
@@ -109,7 +120,7 @@ def about(prior: str, network: priors.UNetPrior[Any] | None) -> About:
   if network is None:
     return About(named(prior))
   size = sum(held.size for held in network.params.values())
-  found = About(named(prior), size)
+  found = About(named(prior), size, sha256=sha256(prior))
   path = _path(prior)
   if path.suffix != ".json":
     return found
@@ -118,6 +129,7 @@ def about(prior: str, network: priors.UNetPrior[Any] | None) -> About:
   return found._replace(
     photographs=None if seen is None else len(seen),
     devices=said.get("devices", 1),
+    earlier=(said.get("start") or {}).get("steps"),
     **{name: said.get(name) for name in ("steps", "seconds", "device")},
   )
 

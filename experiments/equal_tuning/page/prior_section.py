@@ -24,7 +24,8 @@ def block(
   Args:
     first: by `tables.read`.
     second: likewise, under the other prior.
-    about: `prior_files.About` of both as mappings, by their names.
+    about: `prior_files.About` of both as mappings, by their names; "ships" is
+      False of a shipped prior that has other weights now.
     gain: of `experiments.prior_gain --table`; lines of other priors are left
       out, so that it may be empty.
   """
@@ -36,6 +37,7 @@ def block(
     "## Under another prior",
     f"The winners under the first prior, {_said(about[one])}, are used as they "
     f"are under a second one, {_said(about[two])}: nothing was tuned again. "
+    f"{_before(about[two])}"
     f"{_replaced(first, others)}"
     f"{_denoised(gain, one, two)}{_not_run(first, others, budgets)}".rstrip(),
     f"On how many operators the best of {OWN} is ahead of / level with / "
@@ -75,8 +77,20 @@ def _said(about: Mapping[str, Any]) -> str:
       f"{about['steps']} steps in {about['seconds']} s on {about['devices']} "
       f"{device}"
     )
+  if about.get("earlier"):
+    found.append(f"after {about['earlier']} steps of a training before")
   first, *rest = found
   return f"{first} ({', '.join(rest)})" if rest else first
+
+
+def _before(about: Mapping[str, Any]) -> str:
+  """Where a shipped prior has other weights now."""
+  if about.get("ships", True):
+    return ""
+  return (
+    f'`photo_prior("{about["prior"]}")` has been trained further since; the '
+    "rows are of the weights that it had before. "
+  )
 
 
 def _denoised(gain: pd.DataFrame, one: str, two: str) -> str:
