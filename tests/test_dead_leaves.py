@@ -136,6 +136,7 @@ def test_colours_are_those_of_the_tiles():
     assert np.ptp(np.flatnonzero(near)) <= 3
 
 
+@pytest.mark.slow
 def test_textures_and_blur_are_seen_in_the_image():
   plain = _draw(2, _tiles())
   rough = _draw(2, _tiles(), ROUGH)

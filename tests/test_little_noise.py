@@ -68,7 +68,13 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=[pytest.mark.slow] if name == "DAPS" else [])
+    for name in SAMPLERS
+  ],
+)
 def test_an_image_comes_as_near_as_under_more_noise(name):
   """Of 1e-3, below which noise no longer says anything."""
   make = SAMPLERS[name]

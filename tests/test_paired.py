@@ -83,15 +83,15 @@ def test_of_many_comparisons_those_hold_that_holm_holds():
 
 
 def test_by_chance_alone_hardly_anything_holds():
-  """Of 200 families of 20 comparisons without a difference, one in 20."""
+  """Of 100 families of 20 comparisons without a difference, one in 20."""
   rng = np.random.default_rng(0)
   wrong = sum(
     paired.hold(
       np.array([paired.chance(rng.normal(size=12)) for _ in range(20)])
     ).any()
-    for _ in range(200)
+    for _ in range(100)
   )
-  assert wrong / 200 <= 0.05 + 3 * (0.05 * 0.95 / 200) ** 0.5
+  assert wrong / 100 <= 0.05 + 3 * (0.05 * 0.95 / 100) ** 0.5
 
 
 def test_wins_and_ranks_of_a_table():
