@@ -121,6 +121,21 @@ def test_levels_beside_pixels_are_refused(metric):
 @pytest.mark.parametrize(
   "metric", [pj.metrics.psnr, pj.metrics.ssim, pj.metrics.flip]
 )
+def test_a_truth_is_known_inside_a_compiled_function(metric):
+  """As the truth of a loss is; it ended in an error of tracing."""
+  x, truth = jnp.asarray(0.9 * PHOTOGRAPH), jnp.asarray(PHOTOGRAPH)
+  found = jax.jit(lambda x: metric(x, truth))(x)
+  np.testing.assert_allclose(found, metric(x, truth), rtol=1e-4)
+  jax.grad(lambda x: metric(x, truth).sum())(x)
+  jax.vmap(lambda x: metric(x, truth[0]))(x)
+  levels = 127.5 * (truth + 1)
+  with refused(ValueError, "truth must hold pixels in data_range"):
+    jax.jit(lambda x: metric(x, levels))(x)
+
+
+@pytest.mark.parametrize(
+  "metric", [pj.metrics.psnr, pj.metrics.ssim, pj.metrics.flip]
+)
 def test_an_image_that_ran_away_has_a_score(metric):
   away = 1e6 * RNG.standard_normal((32, 32, 3)).astype(np.float32)
   assert np.isfinite(metric(jnp.asarray(away), jnp.zeros((32, 32, 3))))

@@ -257,7 +257,9 @@ def check_unit(
   for name, image in (("x", x), ("truth", truth)):
     if isinstance(image, jax.core.Tracer) or not image.size:
       continue
-    least, most = float(image.min()), float(image.max())
+    # Within a trace, of what is known there.
+    with jax.ensure_compile_time_eval():
+      least, most = float(image.min()), float(image.max())
     middle = (low + high) / 2
     reach = max(most - middle, middle - least) / (high - low)
     # Draws of a Gaussian prior go beyond white; another unit goes far beyond.
