@@ -158,7 +158,9 @@ def warn_of_long_keys(k: jax.Array, beta: jax.Array) -> None:
     return
   # Few numbers are read in less time than it takes to compile.
   measure = _largest_step if k.size <= _FEW else jax.jit(_largest_step)
-  largest = float(measure(k, beta))
+  # Keys that are known within a trace are measured now, not staged.
+  with jax.ensure_compile_time_eval():
+    largest = float(measure(k, beta))
   # Unit keys that are rounded to bfloat16 reach 2.016.
   if largest > 2.05:
     warnings.warn(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import neumann_jax
-from neumann_jax import InverseSpec
+from neumann_jax import InverseSpec, checks
 from tests import float64_rule, oracles
 from tests.oracles import Problem, assert_close
 
@@ -101,6 +101,20 @@ def test_keys_that_make_the_state_grow_are_warned_of(rule):
   long = p._replace(k=11 * p.k)
   with pytest.warns(UserWarning, match=r"beta \|k\|\^2 reaches 1[0-2]\d"):
     long.under(rule)
+
+
+@pytest.mark.parametrize("few", [0, 2**22])
+def test_keys_that_are_known_in_a_compiled_function_are_measured(
+  few, monkeypatch
+):
+  """Many are by a compiled sum, which ended in an error of tracing."""
+  monkeypatch.setattr(checks, "_FEW", few)
+  p = oracles.problem(8)
+  rule = lambda k, v: p._replace(k=k, v=v).under(short_chunks)[0]  # noqa: E731
+  found = oracles.quick_jit(lambda v: rule(p.k, v))(p.v)
+  assert_close(found, rule(p.k, p.v), oracles.FLOAT32_RULE)
+  with pytest.warns(UserWarning, match=r"beta \|k\|\^2 reaches 1[0-2]\d"):
+    oracles.quick_jit(lambda v: rule(11 * p.k, v))(p.v)
 
 
 @pytest.mark.parametrize("bits", [8, pytest.param(16, marks=pytest.mark.slow)])
