@@ -12,8 +12,8 @@ Command: python -m experiments.train_prior --config.photographs=DIR
   manifest NAME.json, begins a run with the weights of another one.
   Denoising beside a shipped prior: `experiments.prior_gain`.
 Time: 9 minutes on a GPU, whatever its speed: the number of steps follows, about
-  28,000 on one H100; `:large` 14.5 minutes, 34,000 steps on two H200, 24,000 on
-  one; `:debug` 1 minute on 2 CPU cores.
+  28,000 on one H100; `:large` 14.5 minutes, 34,000 steps on two H200; `:debug`
+  1 minute on 2 CPU cores.
 Expected: photo_prior.json and photo_prior.safetensors, and report.html with
 samples and their spectrum beside the photographs'. Neither shipped prior was
 trained on all 676 photographs that `prior_sources` fetches now, and no run on
@@ -25,12 +25,13 @@ rectangles in one plane, with textures cut from the photographs.
 `photo_prior("large")` learned in two runs. The first, `:large` with those
 leaves and 381 photographs, took 34,344 steps, 844 s with data and compilation
 on two H200. The second went on from it with these leaves and the 476
-photographs that the manifest names: --config.start=large --config.seed=1
---config.minutes=15.25 --config.optim.muon_rate=1e-3
---config.optim.rate=3.3e-4, 24,806 steps in 889 s on one H200. From 1/64 to 1/4
-cycles per pixel the spectrum of 512 samples of 128 pixels lies -2.3 to -0.1 dB
-off, each known to 0.3; that of 128 samples after the first run lay -1.2 to 1.5
-dB off. What it denoises: docs/benchmarks/restoration.md.
+photographs that the manifest names: `:large` with --config.start=large
+--config.seed=1 --config.minutes=15.25 --config.optim.muon_rate=1e-3
+--config.optim.rate=3.3e-4, 24,806 steps in 889 s on one H200; "large" was the
+first run's weights then, which ship no more. From 1/64 to 1/4 cycles per pixel
+the spectrum of 512 samples of 128 pixels lies -2.3 to -0.1 dB off, each known
+to 0.3; that of 128 samples after the first run lay -1.2 to 1.5 dB off. What it
+denoises: docs/benchmarks/restoration.md.
 By a script around this training step, runs of 80 to 110 s on half an H200 each,
 12 pictures, sigma 25 and 50: with normed blocks Muon was 0.27 and 0.33 dB ahead
 of AdamW, though it saw a third fewer pixels in that time; with Muon a network

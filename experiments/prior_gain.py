@@ -57,12 +57,13 @@ def psnr(method: denoisers.Method, truth: np.ndarray, level: int) -> float:
   return float(10 * np.log10(4 / np.mean((np.clip(found, -1, 1) - truth) ** 2)))
 
 
-def line(row: Mapping[str, Any], least: float) -> str:
-  """What is printed of a `row`, and of the least gain on a picture."""
+def line(told: Mapping[str, Any], least: float) -> str:
+  """What is printed of a row, by `row`, and of the least gain on a picture."""
+  ends = f"[{told['from']:+.2f}, {told['to']:+.2f}]"
   return (
-    f"sigma {row['sigma']} of 255, {row['pictures']} pictures: {row['prior']} "
-    f"{row['psnr']:.2f} dB, {row['base']} {row['base psnr']:.2f}, gain "
-    f"{row['gain']:+.2f} [{row['from']:+.2f}, {row['to']:+.2f}], least "
+    f"sigma {told['sigma']} of 255, {told['pictures']} pictures: "
+    f"{told['prior']} {told['psnr']:.2f} dB, {told['base']} "
+    f"{told['base psnr']:.2f}, gain {told['gain']:+.2f} {ends}, least "
     f"{least:+.2f}"
   )
 

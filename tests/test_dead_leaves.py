@@ -73,6 +73,9 @@ def _slope(x):
   "numbers, words",
   [
     ({"smallest": (3.0, 1.0)}, "smallest must be two ascending radii"),
+    ({"smallest": 3.0}, "smallest must be two numbers, got 3.0"),
+    ({"slopes": (1.0,)}, "slopes must be two numbers"),
+    ({"leaves": 2.5}, "leaves must be whole, got 2.5"),
     ({"largest": 1.0}, "smallest must be .* and below largest"),
     ({"largest": np.nan}, "smallest must be .* and below largest"),
     ({"leaves": 0}, "leaves must be finite and at least 1, got 0"),

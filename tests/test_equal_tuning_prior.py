@@ -190,7 +190,9 @@ def test_rows_of_two_priors_are_not_mixed(given, folder, programs, tmp_path):
 def test_winners_restored_again_under_the_first_prior_replace_its_rows(
   given, folder, programs, tmp_path
 ):
-  shipped = SECOND._replace(prior=other_prior.FIRST)
+  shipped = SECOND._replace(
+    prior=other_prior.FIRST, sha256=other_prior.FIRST_WEIGHTS
+  )
   run = restored(again(given, folder, shipped), tmp_path / "run")
   trials, rows = known.files(str(folder))
   log, old = trials.read_bytes(), tables.read(rows)
@@ -199,6 +201,10 @@ def test_winners_restored_again_under_the_first_prior_replace_its_rows(
   new = tables.read(rows)
   assert len(new) == len(old) and (old["psnr"] == 20).all()
   assert (new["psnr"] > 26).all() and set(new["draws"]) == {1, 2}
+  retrained = again(given, folder, shipped._replace(sha256="0123"))
+  run = restored(retrained, tmp_path / "retrained")
+  with oracles.refused(ValueError, "small must be of sha256 9b6f"):
+    merged.take(run, rows=rows, trials=trials, second=folder / "none.csv")
   # All of it anew next time, whatever is known of it.
   bench = study.Bench(again(given, folder, shipped), tmp_path)
   assert not any(map(bench.is_done, cells.cells(given.settings)))
@@ -232,7 +238,7 @@ def test_rows_of_other_weights_under_the_same_name_are_not_taken_for_known(
   for cell in cells.cells(given.settings):
     assert bench.is_done(cell) and not other.is_done(cell)
   run = restored(further, tmp_path / "further")
-  with oracles.refused(ValueError, "sha256 0123; they are of None: remove"):
+  with oracles.refused(ValueError, "must be of sha256 None, as the rows"):
     take(run, folder)
 
 

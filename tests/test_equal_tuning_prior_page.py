@@ -94,7 +94,7 @@ def test_a_shipped_prior_that_has_other_weights_now_is_said_to():
   about = {each.prior: each._asdict() for each in (FIRST, SECOND)}
   about[SECOND.prior] |= {"ships": False, "earlier": 300}
   text = prior_section.block(first, second, about, pd.DataFrame())
-  words = "has been trained further since; the rows are of the weights that"
+  words = "has been trained further since: the rows, and how it denoises here"
   assert words in text and words not in sectioned(first, second)
   assert "201 s on 1 gpu, after 300 steps of a training before)" in text
 

@@ -247,7 +247,7 @@ def test_refusals():
     ((x[..., :1], x[..., :1]), ValueError, "must have 3 channels for flip, go"),
     ((x[:, :0], x[:, :0]), ValueError, "images must be at least 1 pixels wide"),
     ((x.astype(jnp.uint8), x), TypeError, "x must be floating point"),
-    ((x, x + 200), ValueError, r"truth must hold pixels in data_range \(-1.0"),
+    ((x, x + 200), ValueError, r"truth must hold pixels in \[-1, 1\]"),
   ):
     for distance in (metrics.flip, metrics.flip_map):
       with refused(kind, message):

@@ -292,7 +292,8 @@ def test_passes_of_one_level_are_not_one_pass(prior):
 def test_held_levels_that_tell_nothing_apart_are_refused():
   """Their state is one, and so is its prediction, unless it is turned."""
   with oracles.refused(
-    ValueError, "held must be one level of a pass .*, got 0.6, which holds 6"
+    ValueError,
+    "held must hold at most one level of a pass .*, got 0.6, which holds 6",
   ):
     NFCConfig.guided(levels=10, schedule={"held": 0.6})
   turned = NFCConfig.guided(

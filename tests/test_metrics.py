@@ -251,7 +251,7 @@ def test_bad_input_is_one_sentence(name, args, sentence):
 
 def test_integers_are_refused_and_narrow_images_widened():
   x, y = np.full((8, 8, 3), 100, np.uint8), np.full((8, 8, 3), 90, np.uint8)
-  with pytest.raises(TypeError, match="x must be floating point, pixels in"):
+  with pytest.raises(TypeError, match="x must be floating point, got dtype"):
     metrics.psnr(x, y)
   with pytest.raises(TypeError, match=r"samples must be floating .*got uint8"):
     metrics.crps(x, jnp.zeros((8, 3)))

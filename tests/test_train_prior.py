@@ -7,6 +7,7 @@ import math
 import os
 import signal
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -271,6 +272,9 @@ def test_run_starts_from_a_prior(tmp_path, folder):
 
 def test_a_prior_to_start_from_is_among_the_inputs(tmp_path, folder):
   task = study.prepare(_settings(folder, start=str(_written(tmp_path))))
+  chex.assert_trees_all_equal(
+    study.first_params(task, jax.random.key(0)), task.started.params
+  )
   assert sorted(study.inputs(task)) == ["photograph a.png", "start mine.json"]
   assert [*study.inputs(study.prepare(_settings(folder)))] == [
     "photograph a.png"

@@ -65,10 +65,11 @@ class Known:
           weights = json.loads(about.read_text("utf-8")).get("sha256")
           again = tables.read(path).assign(sha256=weights)
           self._again |= _by(("prior", "sha256", *_ROWS), again)
-      except (OSError, KeyError, ValueError) as error:
+      except (OSError, KeyError, ValueError, AttributeError) as error:
+        names = ", ".join(path.name for path in (log, pictures, *second))
         raise ValueError(
-          f"known must be folders of {log.name} and {pictures.name} as those "
-          f"of equal tuning, {folder!r} is none ({error})"
+          f"known must be folders of {names} as those of equal tuning, "
+          f"{folder!r} is none ({error})"
         ) from error
 
   def check_prior(self, prior: prior_files.About) -> None:

@@ -8,6 +8,7 @@ tuned under in `rows.csv`, and of further kernels of motion blur in
 
 import json
 import pathlib
+from typing import Any
 
 import pandas as pd
 
@@ -53,7 +54,8 @@ def take(
     about: that of what is known of it.
 
   Raises:
-    ValueError: a file's rows are of another prior than the run's.
+    ValueError: a file's rows are of another prior than the run's, or of other
+      weights under the same name.
   """
   every, log = _table(run, TABLE), _table(run, TRIED)
   found, more = _parts(every)
@@ -62,8 +64,8 @@ def take(
   again = not len(log)  # nothing was tried: winners restored again
   same = other_prior.names(found) == other_prior.names(tables.read(rows))
   file = second if again and not same else rows
-  if file == second and len(found):
-    _check_weights(run, about)
+  if len(found):
+    _check_weights(run, about if file == second else None)
   # All is checked before anything is written.
   parts = ((more, kernels), (found, file))
   texts = {to: _merged(run, own, to) for own, to in parts if len(own)}
@@ -81,16 +83,28 @@ def take(
   writing.write(trials, points.to_csv(index=False).encode())
 
 
-def _check_weights(run: pathlib.Path, about: pathlib.Path) -> None:
-  """ValueError where rows are there of other weights under the same name."""
-  (mine,) = Table(run / PRIOR).rows()
-  there = json.loads(about.read_text("utf-8")) if about.exists() else mine
-  if there.get("sha256") != mine.get("sha256"):
-    raise ValueError(
-      f"{about.name} and its rows must be of the weights that {run} restored "
-      f"by, sha256 {mine.get('sha256')}; they are of {there.get('sha256')}: "
-      "remove both"
-    )
+def _check_weights(run: pathlib.Path, about: pathlib.Path | None) -> None:
+  """ValueError where rows are there of other weights under the same name.
+
+  Args:
+    run: its folder.
+    about: of the rows that it is to be among; None: of those under FIRST.
+  """
+  there: dict[str, Any] = {
+    "prior": other_prior.FIRST,
+    "sha256": other_prior.FIRST_WEIGHTS,
+  }
+  if about is not None:
+    there = json.loads(about.read_text("utf-8")) if about.exists() else {}
+  for mine in Table(run / PRIOR).rows():
+    # Another name is refused with the rows, where it is wrong.
+    alike = mine["prior"] == there.get("prior")
+    if alike and mine.get("sha256") != there.get("sha256"):
+      raise ValueError(
+        f"{mine['prior']} must be of sha256 {there.get('sha256')}, as the rows "
+        f"that are there; {run} is of {mine.get('sha256')}: take it where "
+        "there are none"
+      )
 
 
 def _merged(

@@ -30,9 +30,11 @@ class About(NamedTuple):
     seconds: that those took.
     device: the kind that they took them on.
     devices: how many of them; 1 where the manifest does not say it.
-    earlier: steps of the training that it started from, None of random weights.
-    sha256: of its files: other weights have another one, a shipped prior's too
-      where the package ships a new training under the same name.
+    earlier: steps of the training that it started from, None of random
+      weights; of those before that one the manifest of its own says more.
+    sha256: as the function of that name; of a manifest, which holds the hash of
+      the weights. A shipped prior that is trained further keeps its name and
+      not its hash.
   """
 
   prior: str
@@ -103,7 +105,10 @@ def named(prior: str) -> str:
 
 
 def sha256(prior: str) -> str:
-  """Of a prior's file, as of `load`, or of a directory's all together."""
+  """Of a prior's file, as of `load`, or of a directory's all together.
+
+  Not of "gaussian", which has no file.
+  """
   whole, *more = digests(prior).values()
   if more:
     whole = hashlib.sha256("".join([whole, *more]).encode()).hexdigest()

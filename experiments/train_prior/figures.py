@@ -59,7 +59,12 @@ def radial_spectrum(images: np.ndarray) -> Spectrum:
 
   Returns:
     Rings from 1 / S to 1/2 cycle per pixel.
+
+  Raises:
+    ValueError: if there is no image.
   """
+  if not len(images):
+    raise ValueError("images must hold at least one, got none")
   size = images.shape[1]
   # Some at a time: in float64 a transform is 4 times as large as its images.
   parts = np.array_split(images, -(-len(images) // 256))

@@ -112,7 +112,7 @@ def inputs(task: Task) -> dict[str, str]:
   return _start_files(task.settings) | found
 
 
-def _before(task: Task) -> dict[str, Any] | None:
+def _start_record(task: Task) -> dict[str, Any] | None:
   """What is known of the prior that a run started from."""
   if task.started is None:
     return None
@@ -127,16 +127,12 @@ def _start_files(settings: Settings) -> dict[str, str]:
 
 def train(task: Task, run: record.Run) -> None:
   """Trains, saves the weights, draws samples, writes the report."""
-  settings, photos, started = task
+  settings, photos, _ = task
   mesh = Mesh(np.array(jax.devices()), ("data",))
   pool = jax.device_put(make_pool(photos, settings), NamedSharding(mesh, P()))
   # One key for the parameters, one for the dead leaves, one for the steps.
   keys = [jax.random.fold_in(jax.random.key(settings.seed), i) for i in (0, 2)]
-  params = (
-    priors.initial_params(settings.network, keys[0])
-    if started is None
-    else jax.tree.map(jnp.copy, started.params)  # the steps donate them
-  )
+  params = first_params(task, keys[0])
 
   def step(
     state: TrainState, number: int, total: jax.Array
@@ -187,6 +183,13 @@ def train(task: Task, run: record.Run) -> None:
   )
 
 
+def first_params(task: Task, key: jax.Array) -> dict[str, jax.Array]:
+  """Those of the prior to start from, else random ones."""
+  if task.started is None:
+    return priors.initial_params(task.settings.network, key)
+  return jax.tree.map(jnp.copy, task.started.params)  # the steps donate them
+
+
 def make_pool(photos: list[Photograph], settings: Settings) -> Pool:
   """Tiles of the photographs and dead leaves made of them."""
   tiles = jnp.asarray(photo_tiles.tiles(photos))
@@ -209,7 +212,7 @@ def save(state: TrainState, task: Task, run: record.Run) -> None:
     "steps": int(state.step),
     "seconds": round(run.seconds()),
     "settings": dataclasses.asdict(settings),
-    "start": _before(task),
+    "start": _start_record(task),
     "photographs": {photo.name: photo.sha256 for photo in task.photographs},
   }
   with writing.beside(run.folder, f"{NAME}.safetensors", f"{NAME}.json") as to:

@@ -135,9 +135,9 @@ def guessed_mean(
     max_iterations: limit, of products too.
     guess_tolerance: relative residual of the solves with G.
     guess_iterations: their limit, in either space.
-    restrained: as of `mean`. Early iterations may pass what leaves the least
-      misfit and be nearer the mean for it; those of a tangent run away then,
-      which is no longer the measurement where they end.
+    restrained: as of `mean`. False for a linear measurement, where iterations
+      that go beyond the least misfit are nearer the mean. A tangent does not
+      hold that far away, and the sampler would run away.
 
   Returns:
     z, how the solve went, and how many products with C it took: the iterations.

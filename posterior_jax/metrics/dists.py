@@ -78,7 +78,7 @@ class DISTS:
     """
     x, truth = matching_images(x, truth)
     check_colours(x, "dists", _VGG.least)
-    check_unit(x, truth, (-1.0, 1.0), "levels / 127.5 - 1 are")
+    check_unit(x, truth, (-1.0, 1.0), "give levels as levels / 127.5 - 1")
     total = jnp.sum(self.alpha) + jnp.sum(self.beta)
     alike, place = jnp.zeros((), jnp.float32), 0
     for a, b in zip(self._features(x), self._features(truth), strict=True):

@@ -24,7 +24,7 @@ from posterior_jax.base import (
 Range = tuple[float, float]
 
 # Of `check_unit`, where a metric has that argument.
-OF_LEVELS = "say data_range=(0, 255) for levels"
+OF_LEVELS = "say data_range=(0, 255), or (0, 65535), for levels"
 _MOST_LEVEL = 65535  # of 16 bits
 _IMAGE = (-3, -2, -1)
 # Of Wang et al. 2004 and scikit-image's gaussian_weights: 11 taps, cut at 3.5
@@ -62,10 +62,7 @@ def matching_images(
     )
   for name, image in (("x", x), ("truth", truth)):
     if not jnp.issubdtype(image.dtype, jnp.floating):
-      raise TypeError(
-        f"{name} must be floating point, pixels in [-1, 1], got dtype "
-        f"{image.dtype}"
-      )
+      raise TypeError(f"{name} must be floating point, got dtype {image.dtype}")
   wide = jnp.float64 in (x.dtype, truth.dtype)
   dtype = jnp.float64 if wide else jnp.float32
   return x.astype(dtype), truth.astype(dtype)
@@ -244,11 +241,11 @@ def check_unit(
   """Refuses pixels that are known to be of another unit than was said.
 
   Args:
-    x: an image; a sampler's that ran away is clipped, as all are, and scored,
-      so that it is refused only where all of it are levels, 0 to 65535.
+    x: an image. One that a sampler drove far away is clipped and scored: it is
+      refused only if all of it lies in 0 to 65535, as levels do.
     truth: which nothing drives away.
     data_range: (low, high).
-    remedy: what to say of levels, for the message.
+    remedy: what to do with levels, for the message.
 
   Raises:
     ValueError: if the truth lies far outside of data_range, or x far above.
@@ -266,7 +263,7 @@ def check_unit(
     levels = 0 <= least and most <= _MOST_LEVEL
     if reach > 4 and (name == "truth" or levels):
       raise ValueError(
-        f"{name} must hold pixels in data_range {data_range}, they lie from "
+        f"{name} must hold pixels in [{low:g}, {high:g}], they lie from "
         f"{least:.4g} to {most:.4g}; {remedy}"
       )
 

@@ -69,7 +69,7 @@ class LPIPS:
     """
     x, truth = matching_images(x, truth)
     check_colours(x, "lpips", FORMS[self.network].least)
-    check_unit(x, truth, (-1.0, 1.0), "levels / 127.5 - 1 are")
+    check_unit(x, truth, (-1.0, 1.0), "give levels as levels / 127.5 - 1")
     lead = jnp.broadcast_shapes(x.shape[:-3], truth.shape[:-3])
     total = jnp.zeros(lead, jnp.float32)
     features = [self._features(x), self._features(truth)]

@@ -149,9 +149,9 @@ def check_kept(
   turned = isinstance(predictor, Denoise) and predictor.turned
   if held > 1 and not turned:
     raise ValueError(
-      f"held must be one level of a pass with {beside} and a predictor that is "
-      f"not turned, since all of them make one image, got {schedule.held}, "
-      f"which holds {held}"
+      f"held must hold at most one level of a pass with {beside} unless the "
+      f"predictor is turned, got {schedule.held}, which holds {held}: all of "
+      "them would make the same image"
     )
 
 

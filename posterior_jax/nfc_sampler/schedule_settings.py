@@ -71,8 +71,8 @@ class Schedule:
     relaxation: w, 0.1 to 10, of c + w (z - c), where z is what a level's inner
       method made of c: few levels, of solves that stop early, come short, and
       go further by a w above 1, which is as published. The last level, after
-      which there is no noise, is as it is without, and that of every pass where
-      averaged is refined. Too large a w runs away on
+      which there is no noise, is made without it, and where averaged is refined
+      the last one of every pass. Too large a w runs away on
       single pictures: at 10 levels of `guided` 1.5 changes four photographs by
       -1.4 to 0.7 dB on blurs and dropped pixels and 2.25 by -0.3 to -17 (a
       script on a CPU that is not in the package), though it is the best in a

@@ -4,10 +4,10 @@
   s[t, d] = max |w[t, :, d]| / 127
 
 for every tap t and output channel d: the middle of a kernel is larger than its
-border, and one scale for both costs a denoiser of 14.5 million weights 0.04 dB,
-these 0.01 (docs/benchmarks/restoration.md). A file keeps s under the name of w
-with SCALE behind it. Kernels of FEW input or output channels, those that pixels
-enter and leave by, have 16 bits.
+border, and one scale for both costs a denoiser of 14.5 million weights 0.03 to
+0.04 dB, these 0.01 (docs/benchmarks/restoration.md). A file keeps s under the
+name of w with SCALE behind it. Kernels of at most FEW input or output channels,
+those that pixels enter and leave by, have 16 bits.
 """
 
 from collections.abc import Mapping
@@ -72,7 +72,8 @@ def widened(
       if value.ndim < 2 or scale is None or scale.shape != asked:
         raise ValueError(
           f"{where} must hold {shown(name + SCALE)}, a number for every tap "
-          f"and output channel of {shown(name)}"
+          f"and output channel of {shown(name)}, {asked}; got "
+          f"{'none' if scale is None else scale.shape}"
         )
       # A scale that is finite may reach infinity 127 times.
       with np.errstate(over="ignore"):

@@ -65,7 +65,11 @@ def draw(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def holes(key: jax.Array, count: int) -> jax.Array:
-  """[L, 3]; of half of them, near the middle of half the radius and less."""
+  """Holes of leaves of radius 1: [L, 3], their centres and radii.
+
+  Centres lie within 0.5 of the middle along either axis, radii are 0.1 to 0.3,
+  and 0, no hole, for half of the leaves.
+  """
   keys = jax.random.split(key, 3)
   middle = jax.random.uniform(keys[0], (count, 2), minval=-0.5, maxval=0.5)
   radius = jax.random.uniform(keys[1], (count, 1), minval=0.1, maxval=0.3)

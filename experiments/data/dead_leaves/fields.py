@@ -2,7 +2,8 @@
 
 Micro-textures as VibrantLeaves': random pixels of a patch of a photograph,
 whose spectrum is given the amplitude 1 / (|u|^a + |v|^a), and which then get
-back the mean and the deviation that each colour had. It draws one for every
+back the deviation that each colour had; their mean is the colour of the leaf.
+It draws one for every
 leaf; here an image has a few, and leaves show them from random places on,
 turned. A second field, Gaussian and smooth, bends stripes.
 """

@@ -79,6 +79,13 @@ class LeafSettings:
     self._check_pairs()
 
   def _check_pairs(self) -> None:
+    for name in ("leaves", "palette"):
+      if int(getattr(self, name)) != getattr(self, name):
+        raise ValueError(f"{name} must be whole, got {getattr(self, name)}")
+    for name in ("smallest", "slopes", "periods"):
+      pair = getattr(self, name)
+      if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise ValueError(f"{name} must be two numbers, got {pair}")
     least, most = self.smallest
     if not 0 < least <= most < self.largest < math.inf:
       raise ValueError(
@@ -94,7 +101,7 @@ class LeafSettings:
         "periods must be two ascending lengths of at least a pixel, got "
         f"{self.periods}"
       )
-    if self.gradient + self.waves + self.mixed > 1:
+    if self.gradient + self.waves + self.mixed > 1 + 1e-9:
       raise ValueError(
         "gradient, waves and mixed must add up to at most 1, got "
         f"{self.gradient}, {self.waves} and {self.mixed}"

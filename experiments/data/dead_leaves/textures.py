@@ -132,6 +132,7 @@ def _stripes(
     "drift": some(4) * uniform(5, 0, np.pi),
     "checks": some(6),
     "bend": some(7) * s.warp * uniform(8, 0.5, 1),
+    # The key of the periods once more: no leaf has a ramp and stripes.
     "steep": uniform(0, 2, 10, 2)[:, 0],
   }
 

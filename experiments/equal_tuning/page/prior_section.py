@@ -37,7 +37,7 @@ def block(
     "## Under another prior",
     f"The winners under the first prior, {_said(about[one])}, are used as they "
     f"are under a second one, {_said(about[two])}: nothing was tuned again. "
-    f"{_before(about[two])}"
+    f"{_retrained(about[two])}"
     f"{_replaced(first, others)}"
     f"{_denoised(gain, one, two)}{_not_run(first, others, budgets)}".rstrip(),
     f"On how many operators the best of {OWN} is ahead of / level with / "
@@ -83,13 +83,13 @@ def _said(about: Mapping[str, Any]) -> str:
   return f"{first} ({', '.join(rest)})" if rest else first
 
 
-def _before(about: Mapping[str, Any]) -> str:
+def _retrained(about: Mapping[str, Any]) -> str:
   """Where a shipped prior has other weights now."""
   if about.get("ships", True):
     return ""
   return (
-    f'`photo_prior("{about["prior"]}")` has been trained further since; the '
-    "rows are of the weights that it had before. "
+    f'`photo_prior("{about["prior"]}")` has been trained further since: the '
+    "rows, and how it denoises here, are of the weights that it had before. "
   )
 
 

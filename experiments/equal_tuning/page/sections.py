@@ -32,9 +32,10 @@ def block(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
     "budget; beside the best that they have at it or at a smaller one; and the "
     "best sample or mean of chains of either, by as many evaluations in all. "
     "`tuned()` is one sample by the preset that was best on the pictures that "
-    "are tuned on, as `NFCConfig.tuned` gives it. By Holm's method all "
-    "verdicts of a column hold together with 95 %, by tests of random signs; "
-    "the others are level there:",
+    "are tuned on, as `NFCConfig.tuned` gives it. By Holm's method, with "
+    "tests of random signs, the verdicts of a column would all hold with 95 % "
+    "if the methods compared had been named beforehand, which NFC's best form "
+    "was not; what does not hold is level there:",
     words.wide(_verdicts(rows, trials, standings)),
     "PSNR / LPIPS of what `NFCConfig.tuned` gives for either score:",
     words.wide(_tuned(rows, trials)),
@@ -210,7 +211,7 @@ def _verdicts(
 
 
 def _held(standing: pd.DataFrame) -> pd.DataFrame:
-  """Level too is what may be chance in one of so many comparisons."""
+  """Counts as level what does not hold by Holm's method."""
   if not len(standing):
     return standing
   chance = ~paired.hold(standing["chance"].to_numpy())

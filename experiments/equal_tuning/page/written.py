@@ -32,16 +32,16 @@ def made(rows: pd.DataFrame, trials: pd.DataFrame) -> str:
   if other_prior.ROWS.exists():
     second = json.loads(other_prior.ABOUT.read_text())
     large = prior_files.LARGE
-    today = second["prior"] != large or second.get(
-      "sha256"
-    ) == prior_files.sha256(large)
+    ships = second["prior"] != large or second["sha256"] == prior_files.sha256(
+      large
+    )
     first = prior_files.about("", prior_files.load(""))._asdict()
     gain = other_prior.GAIN
     parts.append(
       prior_section.block(
         other_prior.with_base(rows),
         tables.read(other_prior.ROWS),
-        {each["prior"]: each for each in (first, second | {"ships": today})},
+        {each["prior"]: each for each in (first, second | {"ships": ships})},
         pd.read_csv(gain) if gain.exists() else pd.DataFrame(),
       )
     )
