@@ -12,11 +12,34 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from posterior_jax.metrics import image
 from posterior_jax.priors.checkpoints import named_tensors
 from posterior_jax.priors.checkpoints.named_tensors import Source
 
 Network = Literal["alex", "vgg"]
 CHANNELS = 3
+
+
+def comparable(
+  x: jax.Array, truth: jax.Array, metric: str, least: int
+) -> tuple[jax.Array, jax.Array]:
+  """Two images [..., H, W, 3] as a metric of its features compares them.
+
+  Args:
+    x: an image.
+    truth: the same shape or one that broadcasts to it.
+    metric: its name, for messages.
+    least: pixels that a side needs.
+
+  Raises:
+    ValueError: if the images do not match, are smaller or not of 3 channels, or
+      known to be in another unit, as levels.
+    TypeError: if they are not floating point.
+  """
+  x, truth = image.matching_images(x, truth)
+  image.check_colours(x, metric, least)
+  image.check_unit(x, truth, (-1.0, 1.0), "give levels as levels / 127.5 - 1")
+  return x, truth
 
 
 class Conv(NamedTuple):

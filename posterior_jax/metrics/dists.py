@@ -15,11 +15,6 @@ from jax import lax
 from posterior_jax.foreign_files.folder import as_path
 from posterior_jax.metrics import classifier
 from posterior_jax.metrics.classifier import CHANNELS, FORMS
-from posterior_jax.metrics.image import (
-  check_colours,
-  check_unit,
-  matching_images,
-)
 from posterior_jax.priors.checkpoints import named_tensors
 from posterior_jax.priors.checkpoints.named_tensors import Source
 from posterior_jax.short_repr import short_repr
@@ -76,9 +71,7 @@ class DISTS:
         or known to be in another unit, as levels.
       TypeError: if they are not floating point.
     """
-    x, truth = matching_images(x, truth)
-    check_colours(x, "dists", _VGG.least)
-    check_unit(x, truth, (-1.0, 1.0), "give levels as levels / 127.5 - 1")
+    x, truth = classifier.comparable(x, truth, "dists", _VGG.least)
     total = jnp.sum(self.alpha) + jnp.sum(self.beta)
     alike, place = jnp.zeros((), jnp.float32), 0
     for a, b in zip(self._features(x), self._features(truth), strict=True):

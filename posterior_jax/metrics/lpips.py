@@ -16,11 +16,6 @@ from jax import lax
 from posterior_jax.foreign_files.folder import as_path
 from posterior_jax.metrics import classifier
 from posterior_jax.metrics.classifier import CHANNELS, FORMS, Network
-from posterior_jax.metrics.image import (
-  check_colours,
-  check_unit,
-  matching_images,
-)
 from posterior_jax.priors.checkpoints import named_tensors
 from posterior_jax.priors.checkpoints.named_tensors import Source
 from posterior_jax.short_repr import short_repr
@@ -67,9 +62,9 @@ class LPIPS:
         or known to be in another unit, as levels.
       TypeError: if they are not floating point.
     """
-    x, truth = matching_images(x, truth)
-    check_colours(x, "lpips", FORMS[self.network].least)
-    check_unit(x, truth, (-1.0, 1.0), "give levels as levels / 127.5 - 1")
+    x, truth = classifier.comparable(
+      x, truth, "lpips", FORMS[self.network].least
+    )
     lead = jnp.broadcast_shapes(x.shape[:-3], truth.shape[:-3])
     total = jnp.zeros(lead, jnp.float32)
     features = [self._features(x), self._features(truth)]
