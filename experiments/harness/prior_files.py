@@ -95,9 +95,11 @@ def named(prior: str) -> str:
     "small", "large", "gaussian", or the file's name and the first eight digits
     of its SHA-256, of a directory those of all its files together.
   """
-  if prior == GAUSSIAN:
-    return GAUSSIAN
-  whole = sha256(prior)
+  return GAUSSIAN if prior == GAUSSIAN else _named(prior, sha256(prior))
+
+
+def _named(prior: str, whole: str) -> str:
+  """As `named`, of its hash."""
   for size, manifest in photo.SHIPPED.items():
     if whole == writing.digest(manifest):
       return size
@@ -125,7 +127,8 @@ def about(prior: str, network: priors.UNetPrior[Any] | None) -> About:
   if network is None:
     return About(named(prior))
   size = sum(held.size for held in network.params.values())
-  found = About(named(prior), size, sha256=sha256(prior))
+  whole = sha256(prior)  # of gigabytes, maybe
+  found = About(_named(prior, whole), size, sha256=whole)
   path = _path(prior)
   if path.suffix != ".json":
     return found
