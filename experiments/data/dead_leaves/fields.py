@@ -49,7 +49,7 @@ def draw(
   u, v = _frequencies(side)
   gain = jnp.exp(-2 * (np.pi * std) ** 2 * (u**2 + v**2)).at[0, 0].set(0)
   white = jax.random.normal(keys[2], (side, side, 2))
-  warp = _filtered(white, gain[..., None])
+  warp = filtered(white, gain[..., None])
   return Fields(noise, warp / warp.std((0, 1)))
 
 
@@ -98,6 +98,7 @@ def _frequencies(side: int) -> np.ndarray:
   return np.stack(np.meshgrid(rows, columns, indexing="ij")).astype(np.float32)
 
 
-def _filtered(x: jax.Array, gain: jax.Array) -> jax.Array:
+def filtered(x: jax.Array, gain: jax.Array) -> jax.Array:
+  """x [h, w, c] on a torus, its `rfft2` times a gain [h, w / 2 + 1, 1]."""
   wave = jnp.fft.rfft2(x, axes=(0, 1)) * gain.astype(jnp.complex64)
   return jnp.fft.irfft2(wave, x.shape[:2], (0, 1))

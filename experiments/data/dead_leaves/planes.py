@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.data.dead_leaves import fields
+
 
 class Plane(NamedTuple):
   """What a plane shows; the colours are times the cover."""
@@ -46,6 +48,4 @@ def blurred(x: jax.Array, radius: jax.Array, most: float) -> jax.Array:
   disc = jnp.clip(radius + 0.5 - far, 0, 1)
   disc = jnp.where(radius < 0.5, jnp.where(far == 0, 1, disc), disc)
   gain = jnp.fft.rfft2(disc / disc.sum())[..., None]
-  wave = jnp.fft.rfft2(wide, axes=(0, 1)) * gain
-  wide = jnp.fft.irfft2(wave, wide.shape[:2], (0, 1))
-  return wide[pad:-pad, pad:-pad]
+  return fields.filtered(wide, gain)[pad:-pad, pad:-pad]
