@@ -55,7 +55,21 @@ def write(
       photographic=True,
     )
     spectra.append(figures.compared(size, **images))
-  spectrum = pd.concat(spectra, ignore_index=True)
+  _add_spectrum(
+    report,
+    run,
+    pd.concat(spectra, ignore_index=True),
+    f"{count} samples a size, seed {seed}",
+  )
+  report.leave(run.folder)
+
+
+def _add_spectrum(
+  report: reports.Report,
+  run: record.Run,
+  spectrum: pd.DataFrame,  # rows of `figures.compared`
+  about: str,  # what they were measured on
+) -> None:
   for row in spectrum.itertuples(index=False):
     run.write_once("spectrum", row, ("size", "frequency"))
   report.section("Their spectrum")
@@ -75,7 +89,6 @@ def write(
     "Samples over photographs, from 1/64 to 1/4 cycles per pixel",
     extremes,
     digits=dict.fromkeys(extremes.columns, 2),
-    measured_on=f"{count} samples a size, seed {seed}",
+    measured_on=about,
     name="spectrum",
   )
-  report.leave(run.folder)
